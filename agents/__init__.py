@@ -1,0 +1,1 @@
+"""Who plays: policies, chat rendering, tool-call dialects, the token ledger and the episode loop."""

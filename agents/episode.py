@@ -1,0 +1,64 @@
+"""The record of one episode: what the trajectory store keeps and the trainer reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from polyturn.agents.ledger import Segment
+from polyturn.envs.messages import Message
+
+
+class Outcome(StrEnum):
+    """Why an episode ended."""
+
+    COMPLETED = "completed"
+    """The task came to its end."""
+    TRUNCATED = "truncated"
+    """A limit of turns, tokens or time was reached."""
+    FAILED = "failed"
+    """Infrastructure failed. Never a reward."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpisodeTimings:
+    """Where the seconds of one episode went."""
+
+    generate_s: float = 0.0
+    tools_s: float = 0.0
+    queue_s: float = 0.0
+    total_s: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Episode:
+    """One play of one task by one policy, from reset to its end."""
+
+    episode_id: str
+    group_id: str
+    """Episodes with one group id share a baseline; membership is by this identity, never by position."""
+    env_id: str
+    task_id: str
+    seed: int
+    outcome: Outcome
+    stop_reason: str
+    """`terminated`, or the limit that was reached, or the fault."""
+    reward: float | None
+    """None when the episode failed."""
+    reward_parts: Mapping[str, float] = field(default_factory=dict)
+    num_turns: int = 0
+    num_tool_calls: int = 0
+    num_tool_errors: int = 0
+    messages: tuple[Message, ...] = ()
+    segments: tuple[Segment, ...] = ()
+    timings: EpisodeTimings = field(default_factory=EpisodeTimings)
+    error: str | None = None
+
+    def __post_init__(self) -> None:
+        failed = self.outcome is Outcome.FAILED
+        assert failed == (self.reward is None), "a failed episode has no reward, every other one has"
+
+    @property
+    def num_sampled_tokens(self) -> int:
+        return sum(segment.num_sampled for segment in self.segments)

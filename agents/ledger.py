@@ -1,0 +1,97 @@
+"""The ledger: the tokens of an episode as they truly were.
+
+A sampled token enters with the id, logprob and policy version that the engine returned; an observation is appended
+as unsampled tokens. Nothing is ever re-tokenised from text, so the columns only grow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from polyturn.agents.policy import Generation
+
+UNSAMPLED_VERSION = -1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Segment:
+    """One linear run of tokens. All columns have equal length T; `sampled` is the trainable mask."""
+
+    token_ids: tuple[int, ...]
+    sampled: tuple[bool, ...]
+    logprobs: tuple[float, ...]
+    """Behavior logprobs; 0.0 where the token was not sampled."""
+    policy_versions: tuple[int, ...]
+    """`UNSAMPLED_VERSION` where the token was not sampled."""
+    turns: tuple[int, ...]
+    """The turn of each token; the tokens before the first answer belong to turn 0."""
+
+    def __post_init__(self) -> None:
+        columns = (self.token_ids, self.sampled, self.logprobs, self.policy_versions, self.turns)
+        lengths = {len(column) for column in columns}
+        assert len(lengths) == 1, f"columns of unequal length: {[len(c) for c in columns]}"
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_sampled(self) -> int:
+        return sum(self.sampled)
+
+
+@dataclass(slots=True)
+class Ledger:
+    """Append-only token record of one episode."""
+
+    _token_ids: list[int] = field(default_factory=list)
+    _sampled: list[bool] = field(default_factory=list)
+    _logprobs: list[float] = field(default_factory=list)
+    _policy_versions: list[int] = field(default_factory=list)
+    _turns: list[int] = field(default_factory=list)
+    _turn: int = 0
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        return tuple(self._token_ids)
+
+    def __len__(self) -> int:
+        return len(self._token_ids)
+
+    def append_observation(self, token_ids: Sequence[int]) -> None:
+        """Append tokens that the policy did not sample."""
+        self._extend(token_ids, [False] * len(token_ids), [0.0] * len(token_ids), [UNSAMPLED_VERSION] * len(token_ids))
+
+    def append_generation(self, generation: Generation) -> None:
+        """Append the tokens of one turn as the engine sampled them, and begin the next turn."""
+        self._extend(
+            generation.token_ids,
+            [True] * len(generation.token_ids),
+            generation.logprobs,
+            generation.policy_versions,
+        )
+        self._turn += 1
+
+    def to_segment(self) -> Segment:
+        """The ledger as an immutable segment."""
+        return Segment(
+            token_ids=tuple(self._token_ids),
+            sampled=tuple(self._sampled),
+            logprobs=tuple(self._logprobs),
+            policy_versions=tuple(self._policy_versions),
+            turns=tuple(self._turns),
+        )
+
+    def _extend(
+        self,
+        token_ids: Sequence[int],
+        sampled: Sequence[bool],
+        logprobs: Sequence[float],
+        policy_versions: Sequence[int],
+    ) -> None:
+        assert len(token_ids) == len(sampled) == len(logprobs) == len(policy_versions), "columns of unequal length"
+        self._token_ids.extend(token_ids)
+        self._sampled.extend(sampled)
+        self._logprobs.extend(logprobs)
+        self._policy_versions.extend(policy_versions)
+        self._turns.extend([self._turn] * len(token_ids))

@@ -1,0 +1,57 @@
+"""Who answers: a policy that samples tokens, or one that speaks in messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from polyturn.envs.messages import AssistantMessage, Message
+from polyturn.tools.types import ToolSpec
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplingParams:
+    """The sampling contract of one request. Top-p and top-k are absent: the trainer could not replay them."""
+
+    temperature: float = 1.0
+    max_tokens: int = 256
+    seed: int | None = None
+    """Honoured where the engine supports seeded sampling."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Generation:
+    """The tokens of one request as the engine sampled them, stop token included. All columns have equal length."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    """Natural-log probability of each token under the sampler, at the sampling temperature."""
+    policy_versions: tuple[int, ...]
+    finish_reason: FinishReason
+
+    def __post_init__(self) -> None:
+        lengths = {len(self.token_ids), len(self.logprobs), len(self.policy_versions)}
+        assert len(lengths) == 1, f"columns of unequal length: {lengths}"
+
+
+class TokenPolicy(Protocol):
+    """A policy that continues token sequences."""
+
+    async def generate(self, *, prompt_ids: Sequence[int], sampling: SamplingParams) -> Generation:
+        """Sample a continuation. Raises `PolicyFault` when the engine fails."""
+        ...
+
+
+class MessagePolicy(Protocol):
+    """A policy that answers a conversation: a script, a human, or a remote endpoint."""
+
+    async def reply(self, *, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> AssistantMessage:
+        """Answer the conversation with one assistant message."""
+        ...
+
+
+class PolicyFault(RuntimeError):
+    """The engine behind a policy failed: infrastructure, never a reward."""

@@ -1,0 +1,44 @@
+"""Messages, in the shape of the OpenAI chat format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, NotRequired, TypedDict
+
+from polyturn.tools.types import ToolCall
+
+Role = Literal["system", "user", "assistant", "tool"]
+
+
+class Message(TypedDict):
+    """One message of a conversation, as chat templates take it."""
+
+    role: Role
+    content: str
+    tool_calls: NotRequired[list[dict[str, Any]]]
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
+
+
+Observation = tuple[Message, ...]
+"""What is new since the last action."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AssistantMessage:
+    """An action: one assistant message with its text, its parsed tool calls and the raw text behind both."""
+
+    content: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    raw_text: str | None = None
+    """The text as the policy wrote it; None when the policy speaks in messages."""
+
+    def to_message(self) -> Message:
+        """The message as it stands in a transcript."""
+        message: Message = {"role": "assistant", "content": self.content}
+        if self.tool_calls:
+            message["tool_calls"] = [
+                {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": dict(c.arguments)}}
+                for c in self.tool_calls
+            ]
+        return message

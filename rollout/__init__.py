@@ -1,0 +1,1 @@
+"""Many episodes at once: engines and router, scheduler, groups, trajectory store, evaluation."""

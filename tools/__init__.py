@@ -1,0 +1,1 @@
+"""What an agent can call: tool specs, calls and results; search."""

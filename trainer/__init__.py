@@ -1,0 +1,1 @@
+"""From trajectories to new weights: algorithms, batches, Megatron, weight sync and the training loop."""
