@@ -60,7 +60,9 @@ class Ledger:
 
     def append_observation(self, token_ids: Sequence[int]) -> None:
         """Append tokens that the policy did not sample."""
-        self._extend(token_ids, [False] * len(token_ids), [0.0] * len(token_ids), [UNSAMPLED_VERSION] * len(token_ids))
+        self._extend(
+            token_ids, [False] * len(token_ids), [0.0] * len(token_ids), [UNSAMPLED_VERSION] * len(token_ids)
+        )
 
     def append_generation(self, generation: Generation) -> None:
         """Append the tokens of one turn as the engine sampled them, and begin the next turn."""
@@ -89,7 +91,9 @@ class Ledger:
         logprobs: Sequence[float],
         policy_versions: Sequence[int],
     ) -> None:
-        assert len(token_ids) == len(sampled) == len(logprobs) == len(policy_versions), "columns of unequal length"
+        assert len(token_ids) == len(sampled) == len(logprobs) == len(policy_versions), (
+            "columns of unequal length"
+        )
         self._token_ids.extend(token_ids)
         self._sampled.extend(sampled)
         self._logprobs.extend(logprobs)

@@ -1,0 +1,268 @@
+"""Every option of a run, typed. Unknown keys are errors; the loader adds file, line and the nearest right key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+class Section(BaseModel):
+    """A part of the config: frozen, and strict about its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+
+
+class EnvironmentConfig(Section):
+    """Which environment the episodes play, and their limits."""
+
+    id: str
+    """A registered id, as `polyturn env list` shows them."""
+    options: dict[str, Any] = {}
+    """Keyword arguments of the environment's constructor."""
+    train_split: str = "train"
+    max_turns: PositiveInt = 8
+    max_tokens_per_turn: PositiveInt = 256
+    max_tokens_per_episode: PositiveInt = 4096
+    """Prompt, observations and answers together."""
+    episode_timeout_s: PositiveFloat = 600.0
+
+
+class ModelConfig(Section):
+    """The policy's weights and tokenizer."""
+
+    path: str
+    """A Hugging Face directory, or `builtin:NAME` for one that the package ships."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    dialect: Literal["hermes"] = "hermes"
+    """How the model writes tool calls."""
+
+
+class SamplingConfig(Section):
+    """The sampling contract. Top-p, top-k and penalties are refused: the trainer could not replay them."""
+
+    temperature: PositiveFloat = 1.0
+    seeded: bool = False
+    """Give every request a seed of its own, so that a synchronous run repeats."""
+
+
+class RouterConfig(Section):
+    """sglang-router in front of the engines."""
+
+    policy: Literal["cache_aware", "round_robin", "random", "power_of_two"] = "cache_aware"
+    host: str = "127.0.0.1"
+    port: Port = 0
+    """0 picks a free port."""
+
+
+class EnginesConfig(Section):
+    """The SGLang servers."""
+
+    num_engines: PositiveInt = 1
+    tensor_parallel: PositiveInt = 1
+    device: Literal["cpu", "cuda"] = "cuda"
+    host: str = "127.0.0.1"
+    port: Port = 0
+    """The first engine's port; the others follow. 0 picks free ports."""
+    start_timeout_s: PositiveFloat = 600.0
+    request_timeout_s: PositiveFloat = 600.0
+    router: RouterConfig = RouterConfig()
+
+
+class RolloutConfig(Section):
+    """How many episodes, and how many at once."""
+
+    prompts_per_step: PositiveInt
+    samples_per_prompt: PositiveInt
+    max_concurrent_requests: PositiveInt = 256
+    max_concurrent_episodes: PositiveInt = 256
+    max_concurrent_tools: PositiveInt = 32
+    max_retries: NonNegativeInt = 2
+    """How often a failed episode is played again before it is dropped and counted."""
+    sampling: SamplingConfig = SamplingConfig()
+
+
+class GroupAdvantage(Section):
+    """GRPO: (r - mean of the group) / (std of the group + epsilon) (arXiv 2402.03300)."""
+
+    kind: Literal["grpo"] = "grpo"
+    epsilon: PositiveFloat = 1e-6
+    min_spread: NonNegativeFloat = 1e-4
+    """A group whose rewards differ by less has advantage 0."""
+
+
+class CentredAdvantage(Section):
+    """Dr.GRPO: r - mean of the group (arXiv 2503.20783)."""
+
+    kind: Literal["dr_grpo"]
+
+
+Advantage = Annotated[GroupAdvantage | CentredAdvantage, Field(discriminator="kind")]
+
+
+class ClipLoss(Section):
+    """PPO's clipped surrogate with clip-higher (arXiv 1707.06347, 2503.14476)."""
+
+    kind: Literal["clip"] = "clip"
+    clip_low: PositiveFloat = 0.2
+    clip_high: PositiveFloat = 0.28
+
+
+class NoKL(Section):
+    """No KL term."""
+
+    kind: Literal["none"] = "none"
+
+
+class KLInLoss(Section):
+    """A KL penalty to the frozen reference policy in the loss; k2's gradient is the one of KL(policy || reference)."""
+
+    kind: Literal["in_loss"]
+    estimator: Literal["k2"] = "k2"
+    coefficient: PositiveFloat = 1e-3
+
+
+KL = Annotated[NoKL | KLInLoss, Field(discriminator="kind")]
+
+
+class AlgorithmConfig(Section):
+    """What turns rewards into gradients."""
+
+    advantage: Advantage = GroupAdvantage()
+    loss: ClipLoss = ClipLoss()
+    kl: KL = NoKL()
+    reduction: Literal["token_mean", "sequence_mean"] = "token_mean"
+    entropy_coefficient: NonNegativeFloat = 0.0
+
+
+class OptimizerConfig(Section):
+    """AdamW with linear warm-up, then constant."""
+
+    learning_rate: PositiveFloat = 1e-6
+    weight_decay: NonNegativeFloat = 0.0
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.98
+    epsilon: PositiveFloat = 1e-8
+    clip_grad: PositiveFloat = 1.0
+    warmup_updates: NonNegativeInt = 0
+
+
+class ParallelConfig(Section):
+    """The layout of the trainer's ranks: tensor x data."""
+
+    tensor: PositiveInt = 1
+    data: PositiveInt = 1
+
+    @property
+    def world_size(self) -> int:
+        return self.tensor * self.data
+
+
+class TrainerConfig(Section):
+    """The optimisation."""
+
+    num_steps: PositiveInt
+    global_batch_size: PositiveInt
+    """Episodes per optimizer update, over all ranks."""
+    updates_per_step: PositiveInt = 1
+    max_tokens_per_micro_batch: PositiveInt = 8192
+    device: Literal["cpu", "cuda"] = "cuda"
+    threads_per_rank: PositiveInt = 1
+    algorithm: AlgorithmConfig = AlgorithmConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    parallel: ParallelConfig = ParallelConfig()
+
+
+class BroadcastSync(Section):
+    """Weights go to the engines by process-group broadcast, in buckets."""
+
+    kind: Literal["broadcast"] = "broadcast"
+    bucket_bytes: PositiveInt = 512 * 1024 * 1024
+    timeout_s: PositiveFloat = 300.0
+
+
+class DiskSync(Section):
+    """Weights go to the engines through a Hugging Face directory that all hosts see."""
+
+    kind: Literal["disk"]
+    directory: Path | None = None
+    """None: a folder in the run directory."""
+
+
+WeightSync = Annotated[BroadcastSync | DiskSync, Field(discriminator="kind")]
+
+
+class EvaluationConfig(Section):
+    """The held-out evaluation."""
+
+    split: str = "heldout"
+    num_tasks: PositiveInt = 256
+    samples_per_task: PositiveInt = 1
+    temperature: PositiveFloat = 1.0
+    before: bool = True
+    after: bool = True
+    every_steps: NonNegativeInt = 0
+    """0: only before and after."""
+
+
+class CheckpointConfig(Section):
+    """When the run can be resumed from."""
+
+    every_steps: PositiveInt = 1
+    keep_last: PositiveInt = 2
+
+
+class ChecksConfig(Section):
+    """In-run checks. A failing check stops the run with one sentence; None turns one off."""
+
+    enabled: bool = False
+    max_initial_kl: PositiveFloat | None = 1e-6
+    """Largest |policy KL| of the first update of a step, before any weight changed."""
+    max_logprob_difference: PositiveFloat | None = None
+    """Largest |trainer - engine| logprob of a sampled token."""
+    weights_equal: bool = True
+    """Compare a checksum of every tensor on both sides after each weight sync."""
+
+
+class LoggingConfig(Section):
+    """Where metrics go, beside `metrics.jsonl`."""
+
+    tensorboard: bool = True
+    progress: Literal["auto", "bar", "plain"] = "auto"
+    """auto: a live display on a terminal, one line per step elsewhere."""
+
+
+class RunConfig(Section):
+    """A training run."""
+
+    name: str
+    seed: NonNegativeInt = 0
+    output_dir: Path = Path("runs")
+    run_dir: Path | None = None
+    """The run directory itself; None makes a new one in `output_dir`, or with `resume` takes the newest of this name."""
+    resume: bool = False
+    environment: EnvironmentConfig
+    model: ModelConfig
+    rollout: RolloutConfig
+    engines: EnginesConfig = EnginesConfig()
+    trainer: TrainerConfig
+    weight_sync: WeightSync = BroadcastSync()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    checks: ChecksConfig = ChecksConfig()
+    logging: LoggingConfig = LoggingConfig()
+    sglang: dict[str, Any] = {}
+    """Further arguments of the SGLang server, checked against the installed package's own."""
+    megatron: dict[str, Any] = {}
+    """Further fields of Megatron-core's TransformerConfig, checked against the installed package's own."""
