@@ -31,6 +31,8 @@ class EnvironmentConfig(Section):
     """A registered id, as `polyturn env list` shows them."""
     options: dict[str, Any] = {}
     """Keyword arguments of the environment's constructor."""
+    tasks: Path | None = None
+    """A JSONL file of tasks in place of the environment's own; relative to the working directory."""
     train_split: str = "train"
     max_turns: PositiveInt = 8
     max_tokens_per_turn: PositiveInt = 256

@@ -1,0 +1,166 @@
+"""A synthetic knowledge base: people, their employers, and the towns where those are based.
+
+Each entity has one passage in the wiki-18 format, `{"id": "17", "contents": "\\"Title\\"\\ntext"}`, whose title is
+the entity's name. Texts come in several phrasings and sentence orders, with facts beside the point (a person's
+town of birth, an employer's first shop), so that neither a position nor a single word gives the answer away.
+The whole world follows from its seed.
+"""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from polyturn.envs.two_hop.names import Pool, employer_names, people_names, town_names
+
+EMPLOYER_PHRASES = ("works for {e}", "is employed by {e}", "has a job at {e}", "earns a living with {e}")
+BIRTH_PHRASES = ("was born in {t}", "grew up in {t}", "comes from {t}", "went to school in {t}")
+HABIT_PHRASES = ("plays the {x}", "collects old {x}s", "once lost a {x}", "likes to paint a {x}")
+HABIT_WORDS = ("violin", "clock", "kite", "map", "drum", "boat", "lamp", "coin")
+
+BASE_PHRASES = ("is based in {t}", "has its head office in {t}", "is run from {t}", "keeps its seat in {t}")
+BRANCH_PHRASES = ("opened its first shop in {t}", "sells mostly to {t}", "has a warehouse in {t}", "buys wood from {t}")
+STORY_PHRASES = ("was founded by {p}", "was once led by {p}", "goes back to {y}", "makes {x}s")
+
+TOWN_PHRASES = ("lies on a river", "has a small harbour", "holds a market in spring", "is known for its bridge")
+TOWN_TIE_PHRASES = ("once gave a medal to {p}", "gets its bread from {e}", "was painted by {p}", "likes to praise {e}")
+
+QUESTION_PHRASES = (
+    "In which town is the employer of {p} based?",
+    "Where is the employer of {p} based?",
+    "Which town is home to the employer of {p}?",
+    "{p} works for a firm. In which town is it based?",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Passage:
+    """One entry of the knowledge base."""
+
+    id: str
+    title: str
+    text: str
+
+    @property
+    def contents(self) -> str:
+        """Title and text as wiki-18 dumps join them."""
+        return f'"{self.title}"\n{self.text}'
+
+    def as_dict(self) -> dict[str, str]:
+        """The row of a wiki-18 JSONL file."""
+        return {"id": self.id, "contents": self.contents}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A question that takes two searches, with the chain of facts that answers it."""
+
+    id: str
+    text: str
+    person: str
+    employer: str
+    town: str
+    birth_town: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorldSize:
+    """How many entities each pool of a world has."""
+
+    num_people: int = 1500
+    num_employers: int = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """Passages in index order, and the questions of each pool."""
+
+    seed: int
+    passages: tuple[Passage, ...]
+    questions: dict[Pool, tuple[Question, ...]]
+
+
+def make_world(seed: int, *, size: WorldSize | None = None, pools: Sequence[Pool] = ("train", "heldout")) -> World:
+    """Generate the world of `seed`, with people and employers of each of `pools`.
+
+    Raises:
+        ValueError: a pool has fewer names than `size` asks for.
+    """
+    size = size or WorldSize()
+    rng = random.Random(f"two-hop world {seed}")
+    towns = town_names()
+    texts: list[tuple[str, str]] = []
+    questions: dict[Pool, tuple[Question, ...]] = {}
+    everyone: list[str] = []
+    all_employers: list[str] = []
+    for pool in pools:
+        people = _draw(rng, people_names(pool), size.num_people, f"people of pool {pool!r}")
+        employers = _draw(rng, employer_names(pool), size.num_employers, f"employers of pool {pool!r}")
+        seats = {employer: rng.choice(towns) for employer in employers}
+        asked = []
+        for index, person in enumerate(people):
+            employer = rng.choice(employers)
+            birth_town = _other(rng, towns, seats[employer])
+            texts.append((person, _person_text(rng, person, employer, birth_town)))
+            asked.append(
+                Question(
+                    id=f"{pool}-{index}",
+                    text=rng.choice(QUESTION_PHRASES).format(p=person),
+                    person=person,
+                    employer=employer,
+                    town=seats[employer],
+                    birth_town=birth_town,
+                )
+            )
+        texts += [(name, _employer_text(rng, name, seat, towns, people)) for name, seat in seats.items()]
+        questions[pool] = tuple(asked)
+        everyone += people
+        all_employers += employers
+    texts += [(town, _town_text(rng, town, everyone, all_employers)) for town in towns]
+    rng.shuffle(texts)
+    passages = tuple(Passage(id=str(i), title=title, text=text) for i, (title, text) in enumerate(texts))
+    return World(seed=seed, passages=passages, questions=questions)
+
+
+def _draw(rng: random.Random, names: list[str], count: int, what: str) -> list[str]:
+    if not 0 < count <= len(names):
+        raise ValueError(f"a world can have 1 to {len(names)} {what}, not {count}")
+    return rng.sample(names, count)
+
+
+def _other(rng: random.Random, towns: Sequence[str], but: str) -> str:
+    while (town := rng.choice(towns)) == but:
+        pass
+    return town
+
+
+def _sentences(rng: random.Random, name: str, pronoun: str, predicates: list[str]) -> str:
+    """The predicates in random order; the first sentence names its subject, the others may use a pronoun."""
+    rng.shuffle(predicates)
+    subjects = [name] + [rng.choice((name, pronoun)) for _ in predicates[1:]]
+    return " ".join(f"{subject} {predicate}." for subject, predicate in zip(subjects, predicates, strict=True))
+
+
+def _person_text(rng: random.Random, person: str, employer: str, birth_town: str) -> str:
+    predicates = [
+        rng.choice(EMPLOYER_PHRASES).format(e=employer),
+        rng.choice(BIRTH_PHRASES).format(t=birth_town),
+    ]
+    if rng.random() < 0.3:
+        predicates.append(rng.choice(HABIT_PHRASES).format(x=rng.choice(HABIT_WORDS)))
+    return _sentences(rng, person, rng.choice(("He", "She")), predicates)
+
+
+def _employer_text(rng: random.Random, employer: str, seat: str, towns: Sequence[str], people: Sequence[str]) -> str:
+    predicates = [
+        rng.choice(BASE_PHRASES).format(t=seat),
+        rng.choice(BRANCH_PHRASES).format(t=_other(rng, towns, seat)),
+    ]
+    if rng.random() < 0.3:
+        story = rng.choice(STORY_PHRASES)
+        predicates.append(story.format(p=rng.choice(people), y=rng.randint(1800, 1999), x=rng.choice(HABIT_WORDS)))
+    return _sentences(rng, employer, "It", predicates)
+
+
+def _town_text(rng: random.Random, town: str, people: Sequence[str], employers: Sequence[str]) -> str:
+    tie = rng.choice(TOWN_TIE_PHRASES).format(p=rng.choice(people), e=rng.choice(employers))
+    return _sentences(rng, town, "It", [rng.choice(TOWN_PHRASES), tie])
