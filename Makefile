@@ -1,0 +1,39 @@
+# `make demo` and `make test` do all of their own set-up; a second call reuses it.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: help setup demo test lint bench clean
+help:
+	@echo "make demo   train the quickstart policy on this machine's CPU, end to end"
+	@echo "make test   run the tests"
+	@echo "make lint   format check, lint, import contract, type check"
+	@echo "make bench  the short form of every benchmark"
+	@echo "make setup  only the virtual environment (the others call it)"
+
+setup: $(STAMP)
+
+# The lock is complete, so --no-deps installs exactly it: nothing that a package asks for beside it, no CUDA build.
+$(STAMP): requirements/cpu.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/cpu.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $(STAMP)
+
+demo: setup
+	$(BIN)/polyturn train quickstart $(ARGS)
+
+test: setup lint
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: setup
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/python tests/static_checks.py
+
+bench: setup
+	@set -e; for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python $$program --short; done
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,67 @@
+"""Where a run's numbers go: `metrics.jsonl` always, TensorBoard beside it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import orjson
+
+
+class MetricSink(Protocol):
+    """Takes one row of scalars per step."""
+
+    def write(self, step: int, row: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class JsonLinesSink:
+    """One JSON object a line. On resume, rows of steps that no checkpoint kept are dropped."""
+
+    def __init__(self, path: Path, *, last_step: int) -> None:
+        self._path = path
+        if path.exists():
+            kept = [row for row in read_metrics(path) if row["step"] <= last_step]
+            temporary = path.with_name(path.name + ".tmp")
+            temporary.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in kept))
+            os.replace(temporary, path)
+        self._file = path.open("ab")
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        finite = {key: value if math.isfinite(value) else None for key, value in row.items()}
+        self._file.write(orjson.dumps({"step": step, **finite}) + b"\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class TensorBoardSink:
+    """TensorBoard events; a resumed run hides the steps that it plays again."""
+
+    def __init__(self, directory: Path, *, last_step: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(directory), purge_step=last_step + 1 if last_step else None)
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        for key, value in row.items():
+            if math.isfinite(value):
+                self._writer.add_scalar(key, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `metrics.jsonl`; a last line that a crash cut short is left out."""
+    rows: list[dict[str, Any]] = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        if line.endswith(b"\n"):
+            rows.append(orjson.loads(line))
+    return rows

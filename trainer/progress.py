@@ -1,0 +1,125 @@
+"""What a person sees while a run goes on: a live display on a terminal, one plain line per step elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Literal, Protocol, TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+NUM_ROWS_SHOWN = 12
+
+
+class ProgressDisplay(Protocol):
+    """Shows the phases and the finished steps of a run."""
+
+    def phase(self, name: str, *, total: int | None = None) -> None:
+        """A phase begins; `total` counts the units of it, where they are known."""
+        ...
+
+    def advance(self) -> None:
+        """One unit of the phase is done."""
+        ...
+
+    def step(self, step: int, row: Mapping[str, float]) -> None:
+        """A step is finished."""
+        ...
+
+    def message(self, text: str) -> None:
+        """A line that stays."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def make_progress(kind: Literal["auto", "bar", "plain"], *, num_steps: int) -> ProgressDisplay:
+    """The display that suits the terminal, or the one that was asked for."""
+    live = kind == "bar" or (kind == "auto" and sys.stdout.isatty())
+    return LiveProgress(num_steps=num_steps) if live else PlainProgress(num_steps=num_steps)
+
+
+def format_step(step: int, num_steps: int, row: Mapping[str, float]) -> str:
+    """One line about a step: reward, success, turns, speed, and where the seconds went."""
+    seconds = {part: row[f"seconds/{part}"] for part in ("generate", "tools", "train", "sync")}
+    split = " ".join(f"{part} {value:.1f}" for part, value in seconds.items())
+    return (
+        f"step {step:>3}/{num_steps}  reward {row['reward/mean']:.3f}  success {row['success/mean']:.3f}  "
+        f"turns {row['episode/turns']:.2f}  {row['rollout/tokens_per_second']:.0f} tok/s  "
+        f"{row['seconds/step']:.1f} s ({split})"
+    )
+
+
+class PlainProgress:
+    """One line per phase and per step."""
+
+    def __init__(self, *, num_steps: int, stream: TextIO | None = None) -> None:
+        self._num_steps = num_steps
+        self._stream = stream or sys.stdout
+        self._started = time.monotonic()
+
+    def phase(self, name: str, *, total: int | None = None) -> None:
+        if not name.startswith("step"):
+            self.message(f"{name} …" if total is None else f"{name} ({total}) …")
+
+    def advance(self) -> None:
+        """Units within a phase are not shown line by line."""
+
+    def step(self, step: int, row: Mapping[str, float]) -> None:
+        self.message(format_step(step, self._num_steps, row))
+
+    def message(self, text: str) -> None:
+        print(f"[{time.monotonic() - self._started:6.1f} s] {text}", file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class LiveProgress:
+    """A table of the last steps above two bars: the run's steps and the phase under way."""
+
+    def __init__(self, *, num_steps: int) -> None:
+        self._rows: list[tuple[int, Mapping[str, float]]] = []
+        self._bars = Progress(
+            TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+        )
+        self._steps: TaskID = self._bars.add_task("steps", total=num_steps)
+        self._phase: TaskID = self._bars.add_task("starting", total=None)
+        self._live = Live(self._render(), console=Console(), refresh_per_second=4, transient=False)
+        self._live.start()
+
+    def phase(self, name: str, *, total: int | None = None) -> None:
+        self._bars.reset(self._phase, description=name, total=total, completed=0)
+
+    def advance(self) -> None:
+        self._bars.advance(self._phase)
+
+    def step(self, step: int, row: Mapping[str, float]) -> None:
+        self._rows = [*self._rows, (step, row)][-NUM_ROWS_SHOWN:]
+        self._bars.update(self._steps, completed=step)
+        self._live.update(self._render())
+
+    def message(self, text: str) -> None:
+        self._live.console.print(text)
+
+    def close(self) -> None:
+        self._live.stop()
+
+    def _render(self) -> Group:
+        table = Table(
+            "step", "reward", "success", "turns", "tok/s", "generate", "tools", "train", "sync", box=None
+        )
+        for step, row in self._rows:
+            table.add_row(
+                str(step),
+                f"{row['reward/mean']:.3f}",
+                f"{row['success/mean']:.3f}",
+                f"{row['episode/turns']:.2f}",
+                f"{row['rollout/tokens_per_second']:.0f}",
+                *(f"{row[f'seconds/{part}']:.1f} s" for part in ("generate", "tools", "train", "sync")),
+            )
+        return Group(table, self._bars)
