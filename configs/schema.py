@@ -1,4 +1,4 @@
-"""Every option of a run, typed. Unknown keys are errors; the loader adds file, line and the nearest right key."""
+"""Every option of a run, typed. Unknown keys are errors; the loader adds file, line and the nearest key."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 class Section(BaseModel):
     """A part of the config: frozen, and strict about its keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class EnvironmentConfig(Section):
@@ -128,7 +128,10 @@ class NoKL(Section):
 
 
 class KLInLoss(Section):
-    """A KL penalty to the frozen reference policy in the loss; k2's gradient is the one of KL(policy || reference)."""
+    """A KL penalty to the frozen reference policy, in the loss.
+
+    k2's gradient is the one of KL(policy || reference).
+    """
 
     kind: Literal["in_loss"]
     estimator: Literal["k2"] = "k2"
@@ -248,12 +251,14 @@ class LoggingConfig(Section):
 class RunConfig(Section):
     """A training run."""
 
-    name: str
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Begins the run directory's name."""
     seed: NonNegativeInt = 0
     output_dir: Path = Path("runs")
     run_dir: Path | None = None
-    """The run directory itself; None makes a new one in `output_dir`, or with `resume` takes the newest of this name."""
+    """The run directory itself; None makes a new one in `output_dir`, or resumes the newest of this name."""
     resume: bool = False
+    """Go on with an interrupted run from its newest checkpoint."""
     environment: EnvironmentConfig
     model: ModelConfig
     rollout: RolloutConfig

@@ -1,0 +1,312 @@
+"""The loader: layers, overrides, kinds, and where an error points."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polyturn.configs import loader, yaml_tree
+from polyturn.configs.errors import ConfigError
+from polyturn.configs.loader import dump_config, json_schema, load_config
+from polyturn.configs.schema import DiskSync, KLInLoss, NoKL, RunConfig, Section
+from polyturn.configs.shapes import field_paths
+
+MINIMAL = """\
+name: small
+environment: {id: polyturn/TwoHopSearch-v0}
+model: {path: builtin:tiny-searcher}
+rollout: {prompts_per_step: 2, samples_per_prompt: 4}
+trainer:
+  num_steps: 1
+  global_batch_size: 8
+"""
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Writes files into an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+
+    def _write(text: str, name: str = "recipe.yaml") -> str:
+        (tmp_path / name).write_text(text, encoding="utf-8")
+        return name
+
+    return _write
+
+
+def complaint(recipe: str, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config(recipe, overrides)
+    return str(caught.value)
+
+
+def test_quickstart_is_found_by_name_and_by_path() -> None:
+    by_name = load_config("quickstart")
+    assert by_name == load_config(loader.CONFIGS_DIRECTORY / "recipes" / "quickstart.yaml")
+    assert by_name == load_config("quickstart.yaml")
+
+
+@pytest.mark.parametrize(
+    ("written", "value"),
+    [("1e-6", 1e-6), ("1.5E+3", 1500.0), (".5", 0.5), ("3", 3.0), ("1_000.5", 1000.5)],
+)
+def test_numbers_are_numbers_in_files_and_overrides(write: Any, written: str, value: float) -> None:
+    recipe = write(MINIMAL + f"  optimizer: {{learning_rate: {written}}}\n")
+    assert load_config(recipe).trainer.optimizer.learning_rate == value
+    recipe = write(MINIMAL)
+    override = f"trainer.optimizer.learning_rate={written}"
+    assert load_config(recipe, [override]).trainer.optimizer.learning_rate == value
+
+
+def test_text_fields_take_an_override_as_it_was_written(write: Any) -> None:
+    recipe = write(MINIMAL)
+    config = load_config(recipe, ["name=0010", "output_dir=2024", "run_dir=null"])
+    assert (config.name, config.output_dir, config.run_dir) == ("0010", Path("2024"), None)
+
+
+def test_free_sections_keep_the_types_of_their_values(write: Any) -> None:
+    recipe = write(MINIMAL + "sglang: {a: 1e-3, b: 7, c: yes, d: true, e: '1e-3', f: [1, x], g: null}\n")
+    expected = {"a": 1e-3, "b": 7, "c": "yes", "d": True, "e": "1e-3", "f": [1, "x"], "g": None}
+    got = load_config(recipe).sglang
+    assert got == expected
+    assert {key: type(value) for key, value in got.items()} == {k: type(v) for k, v in expected.items()}
+
+
+def test_unknown_key_points_to_its_line_and_to_the_nearest_key(write: Any) -> None:
+    recipe = write(MINIMAL + "  optimizer:\n    lerning_rate: 1e-6\n")
+    assert complaint(recipe) == (
+        "recipe.yaml:9: unknown key 'trainer.optimizer.lerning_rate', "
+        "did you mean 'trainer.optimizer.learning_rate'?"
+    )
+    recipe = write(MINIMAL)
+    assert complaint(recipe, "environment.max_turn=3") == (
+        "command line: unknown key 'environment.max_turn', did you mean 'environment.max_turns'?"
+    )
+
+
+def test_a_key_that_lives_elsewhere_is_found_there(write: Any) -> None:
+    message = complaint(write(MINIMAL), "learning_rate=1e-6")
+    assert message.endswith("did you mean 'trainer.optimizer.learning_rate'?")
+    assert complaint(write(MINIMAL), "env.id=x").endswith("did you mean 'environment'?")
+
+
+def test_a_key_of_another_kind_says_which_kind_has_it(write: Any) -> None:
+    message = complaint(write(MINIMAL), "trainer.algorithm.kl.coefficient=0.1")
+    assert "for kind 'none'; kind 'in_loss' has it" in message
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("seed: abc", "recipe.yaml:8: 'seed' must be an integer, got 'abc'"),
+        ("seed: 1.5", "recipe.yaml:8: 'seed' must be an integer, got 1.5"),
+        ("seed: true", "recipe.yaml:8: 'seed' must be an integer, got true"),
+        ("seed: -1", "recipe.yaml:8: 'seed' must be a value of at least 0, got -1"),
+        ("resume: yes", "recipe.yaml:8: 'resume' must be true or false, got 'yes'"),
+        ("resume: 1", "recipe.yaml:8: 'resume' must be true or false, got 1"),
+        ("checks: on", "recipe.yaml:8: 'checks' must be a section (`key: value` lines), got 'on'"),
+        ("sglang: [1]", "recipe.yaml:8: 'sglang' must be a section (`key: value` lines), got a list"),
+        ("output_dir: 5", "recipe.yaml:8: 'output_dir' must be text, got 5; write \"5\" in quotes"),
+        (
+            "engines: {device: gpu}",
+            "recipe.yaml:8: 'engines.device' must be one of 'cpu' or 'cuda', got 'gpu', did you mean 'cpu'?",
+        ),
+        (
+            "weight_sync: {kind: disc}",
+            "recipe.yaml:8: 'weight_sync.kind' must be one of 'broadcast', 'disk', got 'disc', "
+            "did you mean 'disk'?",
+        ),
+        (
+            "weight_sync: {kind: disk, directory: 3}",
+            "recipe.yaml:8: 'weight_sync.directory' must be text, got 3; write \"3\" in quotes",
+        ),
+        (
+            "evaluation: {temperature: .nan}",
+            "recipe.yaml:8: 'evaluation.temperature' must be a finite number, got nan",
+        ),
+    ],
+)
+def test_a_wrong_value_says_where_what_and_what_is_right(write: Any, line: str, message: str) -> None:
+    assert complaint(write(MINIMAL + line + "\n")) == message
+
+
+def test_every_fault_of_a_file_is_told_at_once(write: Any) -> None:
+    message = complaint(write(MINIMAL + "seed: x\nresume: 3\n"))
+    assert [line.split(":")[1] for line in message.splitlines()] == ["8", "9"]
+
+
+def test_a_missing_key_is_named_with_its_meaning(write: Any) -> None:
+    message = complaint(write(MINIMAL.replace("  global_batch_size: 8\n", "")))
+    assert message == (
+        "recipe.yaml:5: 'trainer.global_batch_size' is required: "
+        "Episodes per optimizer update, over all ranks."
+    )
+    assert "recipe.yaml: 'name' is required" in complaint(write(""))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: a\nname: b\n", "recipe.yaml:2: duplicate key 'name', first given at recipe.yaml:1"),
+        ("a:\n  b: 1\n  c: 2\n  b: 3\n", "recipe.yaml:4: duplicate key 'b', first given at recipe.yaml:2"),
+        ("name: [a\nseed: 1\n", "recipe.yaml:2: not readable YAML: "),
+        ("name: a\n\tseed: 1\n", "recipe.yaml:2: not readable YAML: "),
+        ("- a\n- b\n", "recipe.yaml:1: expected `key: value` lines, got a list"),
+        ("just text\n", "recipe.yaml:1: expected `key: value` lines, got 'just text'"),
+        ("a: 1\n---\nb: 2\n", "recipe.yaml:2: not readable YAML: "),
+        ("name: a\nsglang: &x {y: *x}\n", "recipe.yaml:2: an anchor contains itself"),
+        ("base: &x {y: 1}\nz:\n  <<: *x\n", "recipe.yaml:3: merge keys"),
+        ("name: !!python/name:os.system\n", "recipe.yaml:1: the YAML tag "),
+        ("? [a]\n: b\n", "recipe.yaml:1: a key must be text"),
+    ],
+)
+def test_unreadable_yaml_points_to_its_line(write: Any, text: str, message: str) -> None:
+    assert complaint(write(text)).startswith(message)
+
+
+def test_bytes_that_are_no_text_point_to_their_line(write: Any, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_bytes(b"name: a\nmodel: \xff\n")
+    assert complaint("recipe.yaml") == "recipe.yaml:2: not UTF-8 text"
+    (tmp_path / "recipe.yaml").write_bytes(b"name: a\nmodel: \x07\n")
+    assert complaint("recipe.yaml") == "recipe.yaml:2: character U+0007 is not allowed in YAML"
+
+
+def test_a_recipe_that_does_not_exist_names_the_nearest() -> None:
+    assert complaint("quikstart") == (
+        "there is no recipe 'quikstart', neither a file nor a shipped one; did you mean 'quickstart'?"
+    )
+    assert "shipped: " in complaint("zzzz")
+
+
+@pytest.mark.parametrize("override", ["trainer.num_steps", "=3", "a..b=3", ".a=3", ""])
+def test_an_override_must_be_key_equals_value(write: Any, override: str) -> None:
+    assert "is not of the form key=value" in complaint(write(MINIMAL), override)
+
+
+def test_an_unreadable_override_names_its_key(write: Any) -> None:
+    message = complaint(write(MINIMAL), "sglang.x=[1")
+    assert message.startswith("command line: the value of 'sglang.x' is not readable YAML: ")
+
+
+def test_layers_are_merged_key_by_key_and_the_later_wins(write: Any) -> None:
+    write(MINIMAL + "  device: cpu\nsglang: {a: 1, b: 1}\nseed: 1\n", "base.yaml")
+    write("seed: 2\nsglang: {b: 2}\n", "other.yaml")
+    recipe = write("extends: [base.yaml, other.yaml]\nname: top\n")
+    config = load_config(recipe, ["sglang.c=3"])
+    assert (config.name, config.seed, config.trainer.device) == ("top", 2, "cpu")
+    assert config.sglang == {"a": 1, "b": 2, "c": 3}
+
+
+def test_an_error_in_a_lower_layer_points_to_that_file(write: Any, tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
+    write(MINIMAL + "sede: 1\n", "shared/base.yaml")
+    assert complaint(write("extends: shared/base.yaml\n")).startswith(
+        "shared/base.yaml:8: unknown key 'sede'"
+    )
+
+
+def test_a_shipped_recipe_can_be_extended_by_name(write: Any) -> None:
+    config = load_config(write("extends: quickstart\nseed: 7\n"))
+    assert config == load_config("quickstart", ["seed=7"])
+
+
+def test_extends_that_cannot_be_followed(write: Any) -> None:
+    assert complaint(write("extends: nowhere.yaml\n")).startswith(
+        "recipe.yaml:1: 'extends': there is no recipe"
+    )
+    assert complaint(write("extends: 3\n")).startswith("recipe.yaml:1: 'extends' must name a YAML file")
+    write("extends: recipe.yaml\n", "loop.yaml")
+    circle = complaint(write("extends: loop.yaml\n"))
+    assert circle == "loop.yaml:1: 'extends' goes in a circle: recipe.yaml -> loop.yaml -> recipe.yaml"
+
+
+def test_choosing_another_kind_drops_the_keys_of_the_other(write: Any) -> None:
+    write(MINIMAL + "weight_sync: {bucket_bytes: 4096}\n", "base.yaml")
+    recipe = write("extends: base.yaml\nweight_sync: {kind: disk}\n")
+    assert load_config(recipe).weight_sync == DiskSync(kind="disk")
+    again = load_config(recipe, ["weight_sync.kind=broadcast"]).weight_sync
+    assert again.kind == "broadcast" and again.bucket_bytes == 512 * 1024 * 1024
+
+
+def test_the_same_kind_keeps_the_lower_keys(write: Any) -> None:
+    write(MINIMAL + "  algorithm:\n    kl: {kind: in_loss, coefficient: 0.5}\n", "base.yaml")
+    recipe = write("extends: base.yaml\ntrainer: {algorithm: {kl: {kind: in_loss}}}\n")
+    assert load_config(recipe).trainer.algorithm.kl == KLInLoss(kind="in_loss", coefficient=0.5)
+    assert load_config(recipe, ["trainer.algorithm.kl.kind=none"]).trainer.algorithm.kl == NoKL()
+
+
+def test_a_kind_may_be_left_out_where_there_is_a_default(write: Any) -> None:
+    config = load_config(write(MINIMAL), ["trainer.algorithm.advantage.epsilon=0.5"])
+    assert config.trainer.algorithm.advantage.kind == "grpo"
+
+
+def test_overrides_may_name_the_kind_before_or_with_its_keys(write: Any) -> None:
+    recipe = write(MINIMAL)
+    expected = KLInLoss(kind="in_loss", coefficient=0.5)
+    for overrides in (
+        ["trainer.algorithm.kl.kind=in_loss", "trainer.algorithm.kl.coefficient=0.5"],
+        ["trainer.algorithm.kl={kind: in_loss, coefficient: 0.5}"],
+    ):
+        assert load_config(recipe, overrides).trainer.algorithm.kl == expected
+
+
+def test_every_default_is_valid() -> None:
+    """Defaults are not validated when a section is made, so they are here."""
+    for _, field in field_paths(RunConfig):
+        if isinstance(field.default, Section):
+            assert type(field.default).model_validate(field.default.model_dump()) == field.default
+    config = load_config("quickstart")
+    assert RunConfig.model_validate_json(config.model_dump_json(), strict=True) == config
+
+
+def test_resolved_config_loads_back_to_an_equal_one(tmp_path: Path) -> None:
+    config = load_config(
+        "quickstart", ["trainer.algorithm.kl.kind=in_loss", "weight_sync.kind=disk", "name='1e-6'"]
+    )
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_config(config), encoding="utf-8")
+    assert load_config(path) == config
+
+
+_SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+_TREES = st.recursive(_SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(min_size=1), inner))
+
+
+def _writable(value: Any) -> bool:
+    """YAML cannot write surrogates, and we refuse `<<`."""
+    text = json.dumps(value, ensure_ascii=False)
+    return not any(0xD800 <= ord(character) <= 0xDFFF for character in text) and '"<<"' not in text
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.dictionaries(st.text(min_size=1), _TREES).filter(_writable))
+def test_any_free_section_round_trips(tmp_path_factory: pytest.TempPathFactory, free: dict[str, Any]) -> None:
+    path = tmp_path_factory.mktemp("round") / "recipe.yaml"
+    path.write_text(yaml_tree.write({"sglang": free}), encoding="utf-8", newline="")
+    assert yaml_tree.read_file(path).plain() == {"sglang": free}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text(max_size=60))
+def test_any_text_is_read_or_refused_in_words(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    path = tmp_path_factory.mktemp("any") / "recipe.yaml"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(ConfigError):
+        load_config(path)
+
+
+def test_json_schema_accepts_the_recipe_and_describes_its_keys() -> None:
+    schema = json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    recipe = yaml.safe_load(dump_config(load_config("quickstart")))
+    jsonschema.validate(recipe, schema)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({**recipe, "unknown": 1}, schema)
+    assert "registered id" in json.dumps(schema)
