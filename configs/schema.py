@@ -248,6 +248,13 @@ class LoggingConfig(Section):
     """auto: a live display on a terminal, one line per step elsewhere."""
 
 
+class ClusterConfig(Section):
+    """Where the Ray actors run."""
+
+    address: str | None = None
+    """A Ray cluster to join, as `ray.init` takes it (`auto`, or host:port); None starts a private one here."""
+
+
 class RunConfig(Section):
     """A training run."""
 
@@ -269,6 +276,7 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     checks: ChecksConfig = ChecksConfig()
     logging: LoggingConfig = LoggingConfig()
+    cluster: ClusterConfig = ClusterConfig()
     sglang: dict[str, Any] = {}
     """Further arguments of the SGLang server, checked against the installed package's own."""
     megatron: dict[str, Any] = {}

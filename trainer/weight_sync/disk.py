@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from polyturn.rollout.engines.checksum import tensor_checksum
+from polyturn.rollout.engines.checksum import engine_checksums
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.trainer.weight_sync.publisher import SyncReport
 
@@ -20,11 +20,14 @@ from polyturn.trainer.weight_sync.publisher import SyncReport
 class DiskPublisher:
     """Writes each version into a directory of its own and has the engines load it."""
 
-    def __init__(self, *, engines: Sequence[EngineControl], model_path: Path, directory: Path) -> None:
+    def __init__(
+        self, *, engines: Sequence[EngineControl], model_path: Path, directory: Path, tied_embeddings: bool
+    ) -> None:
         """`model_path` is the Hugging Face directory whose config and tokenizer go beside the weights."""
         self._engines = engines
         self._model_path = model_path
         self._directory = directory
+        self._tied_embeddings = tied_embeddings
         self._previous: Path | None = None
 
     def publish(self, named_tensors: Iterable[tuple[str, torch.Tensor]], *, version: int) -> SyncReport:
@@ -53,7 +56,7 @@ class DiskPublisher:
             num_tensors=len(tensors),
             num_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
             seconds=time.perf_counter() - started,
-            checksums={name: tensor_checksum(tensor) for name, tensor in tensors.items()},
+            checksums=engine_checksums(tensors, tied_embeddings=self._tied_embeddings),
         )
 
     def close(self) -> None:

@@ -23,7 +23,7 @@ class SyncReport:
     num_bytes: int
     seconds: float
     checksums: Mapping[str, str]
-    """Checksum of every Hugging Face tensor that was sent."""
+    """Of what was sent, by the name and in the form in which an engine reports it (`engine_checksums`)."""
 
 
 class WeightPublisher(Protocol):
