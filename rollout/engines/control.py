@@ -1,0 +1,172 @@
+"""Control calls to one SGLang server. The router does not forward them: they go to each engine itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import httpx
+
+from polyturn.rollout.engines.process import EngineError
+
+PauseMode = Literal["abort", "in_place", "retract"]
+
+
+class EngineControl:
+    """Synchronous client of one engine's control endpoints.
+
+    Each call raises `EngineError` when it is refused.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float = 600.0) -> None:
+        self.url = url
+        self._client = httpx.Client(
+            base_url=url, timeout=httpx.Timeout(timeout_s, connect=10.0), trust_env=False
+        )
+
+    def pause_generation(self, mode: PauseMode = "in_place") -> None:
+        """Stop generating.
+
+        `in_place` keeps requests and their KV cache, `retract` drops the cache, `abort` both.
+        """
+        self._post("/pause_generation", {"mode": mode})
+
+    def continue_generation(self) -> None:
+        """Go on after a pause."""
+        self._post("/continue_generation", {})
+
+    def begin_weight_update(self) -> None:
+        """Open a weight update: only inside it are weights received."""
+        self._post("/begin_weight_update", {})
+
+    def end_weight_update(self) -> None:
+        """Close a weight update."""
+        self._post("/end_weight_update", {})
+
+    def init_weights_update_group(
+        self,
+        *,
+        master_address: str,
+        master_port: int,
+        rank_offset: int,
+        world_size: int,
+        group_name: str,
+        backend: str,
+    ) -> None:
+        """Join a process group whose rank 0 is the trainer; blocks until every rank has joined."""
+        body = {
+            "master_address": master_address,
+            "master_port": master_port,
+            "rank_offset": rank_offset,
+            "world_size": world_size,
+            "group_name": group_name,
+            "backend": backend,
+        }
+        self._post("/init_weights_update_group", body)
+
+    def destroy_weights_update_group(self, group_name: str) -> None:
+        """Leave a process group. An engine remembers a group's name even when its trainer has died."""
+        self._post("/destroy_weights_update_group", {"group_name": group_name})
+
+    def update_weights_from_distributed(
+        self,
+        *,
+        names: Sequence[str],
+        dtypes: Sequence[str],
+        shapes: Sequence[Sequence[int]],
+        group_name: str,
+        load_format: str | None = None,
+        flush_cache: bool = True,
+        weight_version: str | None = None,
+    ) -> None:
+        """Receive tensors by broadcast from rank 0; blocks until they have been loaded.
+
+        `load_format="flattened_bucket"`: one flat tensor of bytes carries all of them in order.
+        """
+        body = {
+            "names": list(names),
+            "dtypes": list(dtypes),
+            "shapes": [list(shape) for shape in shapes],
+            "group_name": group_name,
+            "load_format": load_format,
+            "flush_cache": flush_cache,
+            "weight_version": weight_version,
+        }
+        self._post("/update_weights_from_distributed", body)
+
+    def update_weights_from_disk(
+        self, *, model_path: str, flush_cache: bool = True, weight_version: str | None = None
+    ) -> None:
+        """Load the weights of a Hugging Face directory of the same architecture."""
+        body = {"model_path": model_path, "flush_cache": flush_cache, "weight_version": weight_version}
+        self._post("/update_weights_from_disk", body)
+
+    def set_weight_version(self, version: int) -> None:
+        """Stamp the weights that are loaded, without changing them."""
+        self._post("/update_weight_version", {"new_version": str(version), "abort_all_requests": False})
+
+    def flush_cache(self) -> None:
+        """Drop the prefix cache. Refused while requests run."""
+        self._post("/flush_cache", {})
+
+    def abort_all(self) -> None:
+        """End every request now; each returns the tokens that it has."""
+        self._post("/abort_request", {"abort_all": True})
+
+    def weight_checksums(self) -> dict[str, str]:
+        """The checksum of every tensor that the engine serves from, by the engine's own name.
+
+        Engine names are fused ones (`qkv_proj`, `gate_up_proj`); see `checksum.engine_checksums` for the
+        other side. With tensor parallelism the names of rank r > 0 carry the prefix `rank{r}.`.
+        """
+        reply = self._post("/weights_checker", {"action": "checksum"})
+        return {
+            (name if rank == 0 else f"rank{rank}.{name}"): checksum
+            for rank, info in enumerate(reply["ranks"])
+            for name, checksum in info["checksums"].items()
+        }
+
+    def weight_version(self) -> str:
+        """The version that the engine stamps on its tokens."""
+        return str(self.model_info()["weight_version"])
+
+    def model_info(self) -> dict[str, Any]:
+        """Model path, weight version and the like."""
+        return self._get("/model_info")
+
+    def server_info(self) -> dict[str, Any]:
+        """The resolved server arguments and live scheduler state."""
+        return self._get("/server_info")
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return self._read(path, lambda: self._client.post(path, json=body))
+
+    def _get(self, path: str) -> dict[str, Any]:
+        return self._read(path, lambda: self._client.get(path))
+
+    def _read(self, path: str, send: Callable[[], httpx.Response]) -> dict[str, Any]:
+        try:
+            reply = send()
+        except httpx.TransportError as fault:
+            raise EngineError(f"{self.url}{path} did not answer: {type(fault).__name__} {fault}") from fault
+        is_json = reply.headers.get("content-type", "").startswith("application/json")
+        content = reply.json() if is_json else {}
+        if not isinstance(content, dict):
+            content = {}
+        if reply.status_code != 200 or content.get("success") is False:
+            reason = content.get("message") or reply.text[:500]
+            raise EngineError(f"{self.url}{path} answered {reply.status_code}: {reason}")
+        return content

@@ -1,0 +1,133 @@
+"""A local process that cannot outlive its owner, with its output in a file."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+
+GRACE_S = 1.0
+"""Seconds from SIGTERM to SIGKILL."""
+
+
+class EngineError(RuntimeError):
+    """An engine process or a request to one failed: infrastructure, never a reward."""
+
+
+class SupervisedProcess:
+    """A command under a supervisor of its own (see `supervisor.py`); one start, one stop."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        name: str,
+        log_path: Path,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        """`environment` is added to ours; output goes to `log_path`; `name` is for error messages."""
+        self.name = name
+        self.log_path = log_path
+        self._command = list(command)
+        self._environment = {**os.environ, **(environment or {})}
+        self._process: subprocess.Popen[bytes] | None = None
+        self._owner_fd: int | None = None
+
+    def start(self) -> None:
+        """Start the command; returns at once."""
+        assert self._process is None, f"{self.name} was started before"
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        read_end, write_end = os.pipe()
+        supervisor = [sys.executable, "-m", "polyturn.rollout.engines.supervisor"]
+        flags = ["--owner-fd", str(read_end), "--owner-pid", str(os.getpid()), "--grace-s", str(GRACE_S)]
+        try:
+            with self.log_path.open("ab") as log:
+                self._process = subprocess.Popen(
+                    [*supervisor, *flags, "--", *self._command],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env=self._environment,
+                    pass_fds=(read_end,),
+                    # Ctrl-C in the owner's terminal is the owner's to handle: it drains before it stops us.
+                    start_new_session=True,
+                )
+        finally:
+            os.close(read_end)
+        self._owner_fd = write_end
+
+    @property
+    def pid(self) -> int:
+        """The supervisor's process id."""
+        assert self._process is not None, f"{self.name} was not started"
+        return self._process.pid
+
+    def alive(self) -> bool:
+        """Whether the command is still running."""
+        return self._process is not None and self._process.poll() is None
+
+    def release(self) -> None:
+        """Tell the supervisor to end the command, without waiting for it."""
+        if self._owner_fd is not None:
+            os.close(self._owner_fd)
+            self._owner_fd = None
+
+    def stop(self) -> None:
+        """End the command and all of its descendants; returns when they are gone. Idempotent."""
+        self.release()
+        if self._process is None:
+            return
+        try:
+            self._process.wait(timeout=GRACE_S + 10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()  # the guard then ends the command
+            self._process.wait()
+
+    def log_tail(self, num_lines: int = 20) -> str:
+        """The last lines of the log."""
+        if not self.log_path.exists():
+            return ""
+        lines = self.log_path.read_text(errors="replace").splitlines()
+        return "\n".join(lines[-num_lines:])
+
+    def wait_until(self, url: str, *, timeout_s: float) -> None:
+        """Wait until GET `url` answers 200.
+
+        Raises `EngineError` with the log's tail when the command ends or the time is up before that.
+        """
+        deadline = time.monotonic() + timeout_s
+        with httpx.Client(trust_env=False, timeout=5.0) as client:
+            while time.monotonic() < deadline:
+                self.check()
+                try:
+                    if client.get(url).status_code == 200:
+                        return
+                except httpx.TransportError:
+                    pass  # not listening yet
+                time.sleep(0.1)
+        raise EngineError(f"{self.name} was not ready after {timeout_s:g} s; {self._where()}")
+
+    def check(self) -> None:
+        """Raise `EngineError` with the log's tail unless the command is running."""
+        if not self.alive():
+            assert self._process is not None, f"{self.name} was not started"
+            raise EngineError(f"{self.name} ended with status {self._process.returncode}; {self._where()}")
+
+    def _where(self) -> str:
+        return f"the end of its log {self.log_path}:\n{self.log_tail()}"
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()

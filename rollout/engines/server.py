@@ -1,0 +1,195 @@
+"""One SGLang server as a local process."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from polyturn.configs.schema import EnginesConfig
+from polyturn.rollout.engines.ports import claim_port
+from polyturn.rollout.engines.process import SupervisedProcess
+
+CPU_ARGUMENTS: Mapping[str, Any] = {
+    "attention_backend": "torch_native",
+    "cuda_graph_backend_decode": "disabled",
+    "cuda_graph_backend_prefill": "disabled",
+    # Without a limit the KV pool takes the machine's free memory.
+    "max_total_tokens": 65536,
+    "max_running_requests": 128,
+    # Without it an idle server burns a core.
+    "sleep_on_idle": True,
+}
+"""What a server needs on a CPU; the `sglang:` section overrides each."""
+
+CPU_ENVIRONMENT: Mapping[str, str] = {
+    "SGLANG_USE_CPU_ENGINE": "1",
+    # Decoding small batches with more threads was an order of magnitude slower.
+    "OMP_NUM_THREADS": "1",
+    "TORCHDYNAMO_DISABLE": "1",
+}
+
+ENVIRONMENT: Mapping[str, str] = {
+    "HF_HUB_OFFLINE": "1",
+    # /health answers whenever the server process does: while generation is paused for a weight update it must
+    # not count as sick, and an idle engine need not generate a token every few seconds.
+    "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0",
+}
+
+OWNED_ARGUMENTS: Mapping[str, str] = {
+    "model_path": "model.path",
+    "host": "engines.host",
+    "port": "engines.port",
+    "device": "engines.device",
+    "tp_size": "engines.tensor_parallel",
+    "tensor_parallel_size": "engines.tensor_parallel",
+    "dtype": "model.dtype",
+    "enable_deterministic_inference": "rollout.sampling.seeded",
+    "random_seed": "seed",
+    "weight_version": "the trainer's weight sync",
+    "base_gpu_id": "the engine's place among engines.num_engines",
+}
+"""Arguments that we set ourselves, and from what."""
+
+
+class SGLangServer:
+    """One server: `start`, `wait_ready`, use `url`, `stop`."""
+
+    def __init__(
+        self,
+        *,
+        config: EnginesConfig,
+        model_path: Path,
+        sglang: Mapping[str, Any],
+        dtype: str,
+        seeded: bool,
+        log_path: Path,
+        port: int = 0,
+        index: int = 0,
+        random_seed: int = 0,
+    ) -> None:
+        """`sglang` are further server arguments in snake case; port 0 takes a free one; `index` picks the GPUs.
+
+        Raises `ValueError` when the port is taken or `sglang` sets an argument that we own.
+        """
+        self.host = config.host
+        self.port = claim_port(config.host, port, key="engines.port")
+        self._timeout_s = config.start_timeout_s
+        self._rendezvous = Path(tempfile.gettempdir()) / f"polyturn-rendezvous-{uuid.uuid4().hex}"
+        arguments = server_arguments(
+            config=config,
+            model_path=model_path,
+            sglang=sglang,
+            dtype=dtype,
+            seeded=seeded,
+            port=self.port,
+            index=index,
+            random_seed=random_seed,
+        )
+        self.process = SupervisedProcess(
+            [sys.executable, "-m", "polyturn.rollout.engines.serve", *arguments],
+            name=f"SGLang server {index}",
+            log_path=log_path,
+            environment={
+                **ENVIRONMENT,
+                **(CPU_ENVIRONMENT if config.device == "cpu" else {}),
+                # Its ranks meet in a file: the store of a TCP rendezvous would listen on every interface.
+                "SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE": f"file://{self._rendezvous}",
+            },
+        )
+
+    @property
+    def url(self) -> str:
+        return f"http://{self.host}:{self.port}"
+
+    def start(self) -> None:
+        """Start the process; returns at once."""
+        self.process.start()
+
+    def wait_ready(self, timeout_s: float | None = None) -> None:
+        """Wait until the server has generated a token.
+
+        Raises `EngineError` with the log's tail if it does not.
+        """
+        self.process.wait_until(f"{self.url}/health_generate", timeout_s=timeout_s or self._timeout_s)
+
+    def alive(self) -> bool:
+        """Whether the process is running."""
+        return self.process.alive()
+
+    def stop(self) -> None:
+        """End the server and all of its processes."""
+        self.process.stop()
+        self._rendezvous.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def server_arguments(
+    *,
+    config: EnginesConfig,
+    model_path: Path,
+    sglang: Mapping[str, Any],
+    dtype: str,
+    seeded: bool,
+    port: int,
+    index: int = 0,
+    random_seed: int = 0,
+) -> list[str]:
+    """The command line of one server. Raises `ValueError` when `sglang` sets an argument that we own."""
+    for name in sglang:
+        if name in OWNED_ARGUMENTS:
+            raise ValueError(f"sglang.{name} is set from {OWNED_ARGUMENTS[name]}; set that instead")
+    ours: dict[str, Any] = {
+        "model_path": str(model_path),
+        "host": config.host,
+        "port": port,
+        "device": config.device,
+        "tp_size": config.tensor_parallel,
+        # Said explicitly: `auto` turns float32 into float16.
+        "dtype": dtype,
+        "enable_deterministic_inference": seeded,
+        # Every engine samples its own stream when requests carry no seed.
+        "random_seed": (random_seed + index) % 2**31,
+        "weight_version": "0",
+        "skip_server_warmup": True,
+        "log_level_http": "warning",
+    }
+    if config.device == "cpu":
+        ours |= CPU_ARGUMENTS
+    else:
+        ours["base_gpu_id"] = index * config.tensor_parallel
+    return command_line(ours | dict(sglang))
+
+
+def command_line(arguments: Mapping[str, Any]) -> list[str]:
+    """Snake-case arguments as flags.
+
+    True is a bare flag, False and None are left out, a list is several values, a dict is JSON.
+    """
+    words: list[str] = []
+    for name, value in arguments.items():
+        if value is None or value is False:
+            continue
+        words.append("--" + name.replace("_", "-"))
+        if value is True:
+            continue
+        if isinstance(value, Mapping):
+            words.append(json.dumps(value))
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            words.extend(str(item) for item in value)
+        else:
+            words.append(str(value))
+    return words
