@@ -1,0 +1,127 @@
+"""What the trainer trains on: samples, their split over data-parallel ranks, and their packs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from polyturn.agents.ledger import Segment
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class TrainSample:
+    """One segment of an episode, as the trainer sees it. All columns have equal length T.
+
+    The logprob columns mean something at sampled tokens only; whatever stands elsewhere changes nothing.
+    """
+
+    sample_id: str
+    group_id: str
+    token_ids: npt.NDArray[np.int64]
+    sampled: npt.NDArray[np.bool_]
+    """The trainable mask. The first token has nothing before it and is never sampled."""
+    behavior_logprobs: npt.NDArray[np.float32]
+    """Of the sampler that drew the tokens."""
+    advantage: float
+    proximal_logprobs: npt.NDArray[np.float32] | None = None
+    """Of the policy at the start of the step."""
+    reference_logprobs: npt.NDArray[np.float32] | None = None
+    """Of the frozen reference policy."""
+
+    def __post_init__(self) -> None:
+        columns = (
+            self.token_ids,
+            self.sampled,
+            self.behavior_logprobs,
+            self.proximal_logprobs,
+            self.reference_logprobs,
+        )
+        shapes = {column.shape for column in columns if column is not None}
+        assert len(shapes) == 1 and len(self.token_ids) > 0, f"{self.sample_id}: columns of shapes {shapes}"
+        assert not self.sampled[0], f"{self.sample_id}: the first token has no context to be sampled from"
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def num_trainable(self) -> int:
+        return int(self.sampled.sum())
+
+    @classmethod
+    def from_segment(
+        cls, segment: Segment, *, sample_id: str, group_id: str, advantage: float
+    ) -> TrainSample:
+        """The sample of a segment of an episode."""
+        return cls(
+            sample_id=sample_id,
+            group_id=group_id,
+            token_ids=np.array(segment.token_ids, dtype=np.int64),
+            sampled=np.array(segment.sampled, dtype=np.bool_),
+            behavior_logprobs=np.array(segment.logprobs, dtype=np.float32),
+            advantage=advantage,
+        )
+
+
+def split_over_ranks(samples: Sequence[TrainSample], num_ranks: int) -> list[list[TrainSample]]:
+    """Give every sample to one data-parallel rank, the longest first, each to the rank with the fewest tokens.
+
+    The most loaded rank gets at most 4/3 of what the best split would give it (Graham 1969). The result depends on the
+    lengths and the order of the samples only.
+
+    Raises:
+        ValueError: fewer samples than ranks.
+    """
+    if len(samples) < num_ranks:
+        raise ValueError(f"{len(samples)} samples cannot feed {num_ranks} data-parallel ranks")
+    shares: list[list[TrainSample]] = [[] for _ in range(num_ranks)]
+    loads = [0] * num_ranks
+    for sample in _longest_first(samples):
+        rank = loads.index(min(loads))
+        shares[rank].append(sample)
+        loads[rank] += len(sample)
+    return shares
+
+
+def pack(samples: Sequence[TrainSample], max_tokens: int) -> list[list[TrainSample]]:
+    """Gather samples into micro-batches of at most `max_tokens` tokens, by first fit, the longest first.
+
+    A sample that is longer than that makes a micro-batch of its own: nothing is truncated.
+    """
+    packs: list[list[TrainSample]] = []
+    free: list[int] = []
+    for sample in _longest_first(samples):
+        fit = next((i for i, room in enumerate(free) if room >= len(sample)), None)
+        if fit is None:
+            packs.append([sample])
+            free.append(max_tokens - len(sample))
+        else:
+            packs[fit].append(sample)
+            free[fit] -= len(sample)
+    return packs
+
+
+def split_packs(packs: Sequence[Sequence[TrainSample]], num_packs: int) -> list[list[TrainSample]]:
+    """The same samples in `num_packs` micro-batches: halves the fullest until there are enough, then adds empty ones.
+
+    Ranks whose packing came out shorter use it to make as many micro-batches as the others.
+    """
+    assert num_packs >= len(packs), f"{len(packs)} micro-batches cannot become {num_packs}"
+    result = [list(samples) for samples in packs]
+    while len(result) < num_packs:
+        fullest = max(
+            range(len(result)), key=lambda i: (len(result[i]) > 1, sum(map(len, result[i]))), default=-1
+        )
+        if fullest < 0 or len(result[fullest]) <= 1:
+            result.append([])
+        else:
+            whole = result[fullest]
+            result[fullest] = whole[::2]
+            result.append(whole[1::2])
+    return result
+
+
+def _longest_first(samples: Sequence[TrainSample]) -> list[TrainSample]:
+    return sorted(samples, key=len, reverse=True)

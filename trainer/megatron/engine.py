@@ -1,0 +1,297 @@
+"""Forward passes and updates of one rank's Megatron-core model.
+
+Import only after `install_cpu_compatibility`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer import get_megatron_optimizer, get_standard_config_overrides
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer.module import Float16Module
+
+from polyturn.configs.schema import OptimizerConfig
+from polyturn.trainer.algorithms.objective import Objective, ObjectiveSums, TokenBatch, evaluate_objective
+from polyturn.trainer.algorithms.reductions import GlobalCounts
+from polyturn.trainer.megatron.adam import use_fused_layout_adam
+from polyturn.trainer.megatron.logprobs import token_logprobs
+from polyturn.trainer.megatron.model import (
+    Architecture,
+    LogitRows,
+    build_model,
+    read_architecture,
+    transformer_config,
+)
+from polyturn.trainer.megatron.packed import PackedBatch, gather_rows
+
+
+class Engine:
+    """The model of this rank with its gradients' buffers and its share of the optimizer."""
+
+    def __init__(
+        self,
+        hf_config: Mapping[str, Any],
+        *,
+        dtype: str,
+        device: str,
+        optimizer: OptimizerConfig,
+        megatron: Mapping[str, Any],
+    ) -> None:
+        tensor_parallel = parallel_state.get_tensor_model_parallel_world_size()
+        self.architecture: Architecture = read_architecture(hf_config, tensor_parallel=tensor_parallel)
+        self.config = transformer_config(
+            hf_config, dtype=dtype, device=device, tensor_parallel=tensor_parallel, extra=megatron
+        )
+        self.device = (
+            torch.device("cpu") if device == "cpu" else torch.device("cuda", torch.cuda.current_device())
+        )
+        self.model = build_model(self.config, self.architecture, device=device)
+        self._logit_rows = LogitRows(self.model)
+        wrapped = Float16Module(self.config, self.model) if dtype == "bfloat16" else self.model
+        self._parallel_model = DistributedDataParallel(
+            self.config,
+            DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True),
+            wrapped,
+        )
+        self._optimizer_config = optimizer
+        self._bad_samples: list[str] = []
+        self.optimizer: Any = None
+
+    def build_optimizer(self) -> None:
+        """Make the optimizer; in bfloat16 its float32 weights are taken from the model's, so load those before."""
+        use_fused_layout_adam()
+        config = self._optimizer_config
+        settings = MegatronOptimizerConfig(
+            optimizer="adam",
+            lr=config.learning_rate,
+            weight_decay=config.weight_decay,
+            adam_beta1=config.beta1,
+            adam_beta2=config.beta2,
+            adam_eps=config.epsilon,
+            clip_grad=config.clip_grad,
+            params_dtype=self.config.params_dtype,
+            bf16=self.config.bf16,
+            use_distributed_optimizer=True,
+        )
+        self.optimizer = get_megatron_optimizer(
+            settings,
+            [self._parallel_model],
+            config_overrides=get_standard_config_overrides(settings),
+            use_gloo_process_groups=False,
+        )
+        for group in self.optimizer.param_groups:
+            # Norms and biases do not decay.
+            group["weight_decay"] = config.weight_decay * group.get("wd_mult", 1.0)
+        self.config.grad_scale_func = self.optimizer.scale_loss
+        self.config.finalize_model_grads_func = self._finalize
+
+    def forward(self, batch: PackedBatch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logprobs and entropies [N] of the pack's trainable tokens."""
+        return token_logprobs(
+            self._logits(batch),
+            batch.targets,
+            vocab_size=self.architecture.vocab_size,
+            temperature=temperature,
+        )
+
+    def update(
+        self,
+        batches: Sequence[PackedBatch],
+        *,
+        objective: Objective,
+        counts: GlobalCounts,
+        learning_rate: float,
+    ) -> dict[str, float]:
+        """One optimizer update over this rank's micro-batches and those of all data-parallel ranks.
+
+        Returns the metrics of the global batch, the same on every rank.
+
+        Raises:
+            FloatingPointError: a number that is not finite on a trainable token; names the sample.
+        """
+        self._bad_samples.clear()
+        self._parallel_model.zero_grad_buffer()
+        self.optimizer.zero_grad()
+        parts: list[ObjectiveSums] = get_forward_backward_func()(
+            forward_step_func=partial(self._forward_step, objective=objective, counts=counts),
+            data_iterator=iter(batches),
+            model=[self._parallel_model],
+            num_microbatches=len(batches),
+            seq_length=1,
+            micro_batch_size=1,
+            forward_only=False,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate * group.get("lr_mult", 1.0)
+        _, grad_norm, _ = self.optimizer.step()
+        if not math.isfinite(grad_norm):
+            raise FloatingPointError(
+                f"the gradient norm is {grad_norm}, though every trainable token is finite"
+            )
+        metrics = self._reduce(parts, counts)
+        return {**metrics, "grad_norm": float(grad_norm), "learning_rate": learning_rate}
+
+    def share_params(self) -> None:
+        """Make the optimizer's float32 weights, each rank's share of them, the weights of the model."""
+        for optimizer in self.optimizers:
+            optimizer._copy_main_params_to_model_params()
+        self._parallel_model.start_param_sync(force_sync=True)
+
+    @property
+    def optimizers(self) -> list[Any]:
+        """Megatron-core's distributed optimizers, whose inner torch optimizers hold the state."""
+        return list(getattr(self.optimizer, "chained_optimizers", [self.optimizer]))
+
+    def _logits(self, batch: PackedBatch) -> torch.Tensor:
+        """[N, vocabulary of this rank]"""
+        self._logit_rows.rows = batch.rows
+        logits = self._parallel_model(
+            batch.input_ids, batch.position_ids, None, packed_seq_params=batch.sequences
+        )
+        return logits.squeeze(0)
+
+    def _forward_step(
+        self,
+        batches: Iterator[PackedBatch],
+        _model: torch.nn.Module,
+        *,
+        objective: Objective,
+        counts: GlobalCounts,
+    ) -> tuple[torch.Tensor, Any]:
+        """What Megatron-core's schedule calls for each micro-batch."""
+        batch = next(batches)
+        return self._logits(batch), partial(self._loss, batch, objective, counts)
+
+    def _loss(
+        self, batch: PackedBatch, objective: Objective, counts: GlobalCounts, logits: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, ObjectiveSums]:
+        logprobs, entropies = token_logprobs(
+            logits,
+            batch.targets,
+            vocab_size=self.architecture.vocab_size,
+            temperature=objective.temperature,
+        )
+        tokens = token_batch(batch, objective, logprobs, entropies)
+        self._bad_samples.extend(find_bad_samples(batch, tokens))
+        result = evaluate_objective(tokens, objective, counts)
+        # The count would be a divisor of the gradient; ours is in the loss already, and `_finalize` ignores this one.
+        return result.loss, torch.zeros((), dtype=torch.int, device=self.device), result
+
+    def _finalize(
+        self, model: list[torch.nn.Module], _num_tokens: torch.Tensor | None, **kwargs: Any
+    ) -> None:
+        """Sum the gradients over the data-parallel ranks, unless one of them has a number that is not finite."""
+        self._raise_bad_samples()
+        finalize_model_grads(model, None, **kwargs)
+
+    def _raise_bad_samples(self) -> None:
+        """All ranks raise together: one that went on alone would wait for the others for ever."""
+        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        found = torch.tensor(float(len(self._bad_samples)), device=self.device)
+        dist.all_reduce(found, group=group)
+        if found.item() == 0:
+            return
+        names: list[list[str]] = [[] for _ in range(group.size())]
+        dist.all_gather_object(names, self._bad_samples, group=group)
+        raise FloatingPointError("; ".join(name for rank_names in names for name in rank_names))
+
+    def _reduce(self, parts: Sequence[ObjectiveSums], counts: GlobalCounts) -> dict[str, float]:
+        """Add the parts up over micro-batches and data-parallel ranks; means are over trainable tokens."""
+        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        names = list(parts[0].sums)
+        sums = torch.stack(
+            [torch.stack([part.sums[name].double() for part in parts]).sum() for name in names]
+        )
+        dist.all_reduce(sums, group=group)
+        max_names = list(parts[0].maxima)
+        maxima = torch.stack([torch.stack([part.maxima[name] for part in parts]).max() for name in max_names])
+        dist.all_reduce(maxima, dist.ReduceOp.MAX, group=group)
+        totals = dict(zip(names, sums.tolist(), strict=True))
+        num_tokens = totals.pop("num_tokens")
+        assert num_tokens == counts.num_tokens, (
+            f"the ranks trained on {num_tokens:.0f} tokens, the denominator of the update is {counts.num_tokens}"
+        )
+        loss = totals.pop("loss")
+        means = {name: total / max(num_tokens, 1) for name, total in totals.items()}
+        return {
+            "loss": loss,
+            **means,
+            **dict(zip(max_names, maxima.tolist(), strict=True)),
+            "num_tokens": num_tokens,
+            "num_sequences": float(counts.num_sequences),
+        }
+
+
+def token_batch(
+    batch: PackedBatch, objective: Objective, logprobs: torch.Tensor, entropies: torch.Tensor
+) -> TokenBatch:
+    """The pack's columns at its trainable tokens.
+
+    Raises:
+        ValueError: a sample lacks a column that the objective needs.
+    """
+    device = logprobs.device
+    behavior = gather_rows(batch, [sample.behavior_logprobs for sample in batch.samples])
+    proximal, reference = behavior, None
+    if objective.loss == "clip":
+        proximal = gather_rows(batch, [_column(sample, "proximal_logprobs") for sample in batch.samples])
+    if objective.kl_coefficient > 0:
+        reference = gather_rows(batch, [_column(sample, "reference_logprobs") for sample in batch.samples])
+    advantages = torch.tensor([sample.advantage for sample in batch.samples] or [0.0], device=device)
+    lengths = torch.tensor([sample.num_trainable for sample in batch.samples] or [0], device=device)
+    return TokenBatch(
+        logprobs=logprobs,
+        entropies=entropies,
+        mask=torch.ones_like(logprobs, dtype=torch.bool),
+        sequence_lengths=lengths[batch.sample_of_row],
+        advantages=advantages[batch.sample_of_row],
+        behavior_logprobs=behavior,
+        proximal_logprobs=proximal,
+        reference_logprobs=reference,
+    )
+
+
+def _column(sample: Any, name: str) -> Any:
+    column = getattr(sample, name)
+    if column is None:
+        raise ValueError(f"sample {sample.sample_id} has no {name}, which the objective needs")
+    return column
+
+
+def find_bad_samples(batch: PackedBatch, tokens: TokenBatch) -> list[str]:
+    """A sentence for each sample with a number on a trainable token that is not finite."""
+    columns = {
+        "logprob": tokens.logprobs.detach(),
+        "behavior logprob": tokens.behavior_logprobs,
+        "proximal logprob": tokens.proximal_logprobs,
+        "advantage": tokens.advantages,
+    }
+    if tokens.reference_logprobs is not None:
+        columns["reference logprob"] = tokens.reference_logprobs
+    table = torch.stack(list(columns.values()))
+    if bool(torch.isfinite(table).all()):
+        return []
+    found: dict[str, str] = {}
+    names = list(columns)
+    for column, row in (~torch.isfinite(table)).nonzero().tolist():
+        sample = batch.samples[int(batch.sample_of_row[row])]
+        first_row = int((batch.sample_of_row == batch.sample_of_row[row]).nonzero()[0])
+        token = int(sample.sampled.nonzero()[0][row - first_row])
+        found.setdefault(
+            sample.sample_id,
+            f"sample {sample.sample_id}: the {names[column]} of token {token} is {table[column, row].item()}",
+        )
+    return list(found.values())

@@ -1,0 +1,134 @@
+"""Hugging Face model directories: config and safetensors in, and out again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+MAX_SHARD_BYTES = 5 * 1024**3
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+INDEX_NAME = "model.safetensors.index.json"
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The directory's config.json.
+
+    Raises:
+        ValueError: there is none, or it is no JSON object.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        raise ValueError(f"{directory} is no Hugging Face model directory: it has no config.json")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} must hold a JSON object")
+    return config
+
+
+class HFWeights(Mapping[str, torch.Tensor]):
+    """The tensors of a directory by name, read one at a time."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open the directory's safetensors; close them with `close`.
+
+        Raises:
+            ValueError: the directory holds none.
+        """
+        self._stack = ExitStack()
+        self._files: dict[str, Any] = {}
+        paths = sorted(directory.glob("*.safetensors"))
+        if not paths:
+            raise ValueError(f"{directory} holds no *.safetensors")
+        for path in paths:
+            file = self._stack.enter_context(safe_open(path, framework="pt"))
+            self._files.update(dict.fromkeys(file.keys(), file))
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        return self._files[name].get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def close(self) -> None:
+        self._stack.close()
+
+
+def write_hf_directory(
+    directory: Path, *, source: Path, tensors: Iterable[tuple[str, torch.Tensor]], dtype: str
+) -> None:
+    """Write a model directory like `source` (its config, tokenizer and every other small file) with these weights.
+
+    The directory appears whole or not at all; one that is there already is replaced.
+    """
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    part = directory.with_name(f"{directory.name}.{uuid4().hex[:8]}.part")
+    part.mkdir()
+    for path in sorted(source.iterdir()):
+        if path.is_file() and not path.name.endswith((*WEIGHT_SUFFIXES, ".index.json")):
+            # Not its permissions: a read-only source must give a directory that can be replaced.
+            shutil.copyfile(path, part / path.name)
+    _set_dtype(part / "config.json", dtype)
+    _write_shards(part, tensors)
+    if directory.exists():
+        old = directory.with_name(f"{directory.name}.{uuid4().hex[:8]}.old")
+        directory.rename(old)
+        part.rename(directory)
+        shutil.rmtree(old)
+    else:
+        part.rename(directory)
+
+
+def _set_dtype(path: Path, dtype: str) -> None:
+    """Make config.json name the dtype of the weights, and leave it byte for byte where it does already."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    key = "torch_dtype" if "torch_dtype" in config else "dtype"
+    if config.get(key) != dtype:
+        config[key] = dtype
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_shards(directory: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    sizes = [0]
+    for name, tensor in tensors:
+        num_bytes = tensor.numel() * tensor.element_size()
+        if shards[-1] and sizes[-1] + num_bytes > MAX_SHARD_BYTES:
+            _write_shard(directory / f"shard-{len(shards)}.safetensors", shards[-1])
+            shards[-1] = dict.fromkeys(shards[-1], torch.empty(0))
+            shards.append({})
+            sizes.append(0)
+        shards[-1][name] = tensor.detach().cpu().contiguous()
+        sizes[-1] += num_bytes
+    if len(shards) == 1:
+        _write_shard(directory / "model.safetensors", shards[0])
+        return
+    _write_shard(directory / f"shard-{len(shards)}.safetensors", shards[-1])
+    weight_map = {}
+    for i, shard in enumerate(shards, start=1):
+        name = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
+        (directory / f"shard-{i}.safetensors").rename(directory / name)
+        weight_map.update(dict.fromkeys(shard, name))
+    index = {"metadata": {"total_size": sum(sizes)}, "weight_map": weight_map}
+    (directory / INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_shard(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    save_file(tensors, path, metadata={"format": "pt"})
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,211 @@
+"""The policy as the trainer sees it: one `MegatronPolicy` in each rank's process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.distributed as dist
+
+from polyturn.configs.schema import OptimizerConfig, ParallelConfig
+from polyturn.trainer.algorithms.objective import Objective
+from polyturn.trainer.algorithms.reductions import GlobalCounts
+from polyturn.trainer.batch import TrainSample, pack, split_packs
+from polyturn.trainer.megatron.cpu import install_cpu_compatibility
+from polyturn.trainer.megatron.hf_directory import HFWeights, read_config, write_hf_directory
+from polyturn.trainer.schedule import LearningRateSchedule
+
+if TYPE_CHECKING:
+    from polyturn.trainer.megatron.packed import PackedBatch
+
+
+class MegatronPolicy:
+    """One rank of the trained policy.
+
+    Every method is collective: all ranks call it, with the samples of their data-parallel rank. The tensor-parallel
+    ranks of one data-parallel rank are neighbours and get the same samples: `data_parallel_rank` says which.
+    """
+
+    def __init__(
+        self,
+        model_path: Path,
+        *,
+        dtype: str = "float32",
+        device: str = "cpu",
+        parallel: ParallelConfig | None = None,
+        optimizer: OptimizerConfig | None = None,
+        megatron: Mapping[str, Any] | None = None,
+        max_tokens_per_micro_batch: int = 8192,
+        seed: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+        master_address: str = "127.0.0.1",
+        master_port: int = 0,
+        keep_reference: bool = False,
+    ) -> None:
+        """Meet the other ranks and load the weights of a Hugging Face directory.
+
+        Args:
+            dtype: "float32" or "bfloat16" (with float32 weights in the optimizer).
+            device: "cpu" (gloo) or "cuda" (nccl). A process is one or the other for good.
+            megatron: further fields of Megatron-core's TransformerConfig.
+            master_port: where rank 0 listens; of no meaning for a single rank.
+            keep_reference: keep a frozen copy of the weights for `reference_logprobs`.
+
+        Raises:
+            ValueError: the directory, the config or the layout cannot be used; one sentence says why.
+        """
+        install_cpu_compatibility(device)
+        from polyturn.trainer.megatron.engine import Engine
+        from polyturn.trainer.megatron.ranks import join_ranks
+        from polyturn.trainer.megatron.weights import load_hf_weights
+
+        self.model_path = Path(model_path)
+        self.dtype = dtype
+        self.parallel = parallel or ParallelConfig()
+        self._max_tokens = max_tokens_per_micro_batch
+        hf_config = read_config(self.model_path)
+        optimizer = optimizer or OptimizerConfig()
+        self.schedule = LearningRateSchedule(
+            peak=optimizer.learning_rate, warmup_updates=optimizer.warmup_updates
+        )
+        self.num_updates = 0
+        join_ranks(
+            device=device,
+            parallel=self.parallel,
+            seed=seed,
+            rank=rank,
+            world_size=world_size,
+            master_address=master_address,
+            master_port=master_port,
+        )
+        self._engine = Engine(
+            hf_config, dtype=dtype, device=device, optimizer=optimizer, megatron=megatron or {}
+        )
+        weights = HFWeights(self.model_path)
+        load_hf_weights(self._engine.model, self._engine.architecture, weights)
+        weights.close()
+        self._engine.build_optimizer()
+        self._reference: list[torch.Tensor] | None = None
+        if keep_reference:
+            self._reference = [param.detach().cpu().clone() for param in self._engine.model.parameters()]
+
+    @property
+    def rank(self) -> int:
+        return dist.get_rank()
+
+    @property
+    def data_parallel_rank(self) -> int:
+        return dist.get_rank() // self.parallel.tensor
+
+    def logprobs(
+        self, samples: Sequence[TrainSample], *, temperature: float = 1.0
+    ) -> list[npt.NDArray[np.float32]]:
+        """The logprobs of this rank's samples, in their order.
+
+        Entry t of a sample's column [T] is the logprob of token t given the tokens before it, from the float32 softmax
+        of logits / temperature; 0 where the token was not sampled.
+
+        Raises:
+            FloatingPointError: one of them is not finite; names the sample.
+        """
+        from polyturn.trainer.megatron.packed import scatter_rows
+
+        columns: dict[int, npt.NDArray[np.float32]] = {}
+        with torch.no_grad():
+            for batch in self._pack(samples):
+                values, _ = self._engine.forward(batch, temperature)
+                for sample, column in zip(batch.samples, scatter_rows(batch, values), strict=True):
+                    columns[id(sample)] = column
+        for sample in samples:
+            if not np.isfinite(columns[id(sample)]).all():
+                raise FloatingPointError(f"sample {sample.sample_id}: a logprob is not finite")
+        return [columns[id(sample)] for sample in samples]
+
+    def reference_logprobs(
+        self, samples: Sequence[TrainSample], *, temperature: float = 1.0
+    ) -> list[npt.NDArray[np.float32]]:
+        """The same of the frozen reference: the weights that this policy began with."""
+        if self._reference is None:
+            raise ValueError("this policy keeps no reference: construct it with keep_reference=True")
+        params = list(self._engine.model.parameters())
+        current = [param.detach().clone() for param in params]
+        _copy_all(self._reference, params)
+        try:
+            return self.logprobs(samples, temperature=temperature)
+        finally:
+            _copy_all(current, params)
+
+    def train(
+        self,
+        samples: Sequence[TrainSample],
+        *,
+        objective: Objective,
+        global_counts: GlobalCounts,
+        learning_rate: float | None = None,
+    ) -> dict[str, float]:
+        """One optimizer update; returns the metrics of the global batch, the same on every rank.
+
+        Args:
+            samples: those of this data-parallel rank.
+            global_counts: the denominators, over the samples of all ranks.
+            learning_rate: None takes the schedule's.
+
+        Raises:
+            FloatingPointError: a number on a trainable token is not finite; names the sample. All ranks raise it.
+            ValueError: a sample lacks a column that the objective needs.
+        """
+        rate = self.schedule(self.num_updates) if learning_rate is None else learning_rate
+        metrics = self._engine.update(
+            self._pack(samples), objective=objective, counts=global_counts, learning_rate=rate
+        )
+        self.num_updates += 1
+        return metrics
+
+    def named_hf_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every weight under its Hugging Face name, whole on every rank, in the same order on all.
+
+        Collective over tensor parallelism: all ranks go through it to its end. A tensor may be a view of the weight
+        itself, to be read before the next update.
+        """
+        from polyturn.trainer.megatron.weights import named_hf_tensors
+
+        return named_hf_tensors(self._engine.model, self._engine.architecture)
+
+    def save_hf(self, directory: Path) -> None:
+        """Write a Hugging Face directory: rank 0 writes, the others wait for it."""
+        tensors = self.named_hf_tensors()
+        if self.rank == 0:
+            write_hf_directory(Path(directory), source=self.model_path, tensors=tensors, dtype=self.dtype)
+        else:
+            for _ in tensors:
+                pass
+        dist.barrier()
+
+    def close(self) -> None:
+        """Leave the ranks."""
+        from polyturn.trainer.megatron.ranks import leave_ranks
+
+        leave_ranks()
+
+    def _pack(self, samples: Sequence[TrainSample]) -> list[PackedBatch]:
+        """This rank's micro-batches, as many as every other rank's."""
+        from polyturn.trainer.megatron.packed import make_packed_batch
+
+        packs = pack(samples, self._max_tokens)
+        most = torch.tensor(len(packs), device=self._engine.device)
+        dist.all_reduce(most, dist.ReduceOp.MAX)
+        return [
+            make_packed_batch(group, device=self._engine.device, multiple=self.parallel.tensor)
+            for group in split_packs(packs, max(int(most), 1))
+        ]
+
+
+@torch.no_grad()
+def _copy_all(sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        target.copy_(source)

@@ -1,0 +1,64 @@
+"""The process group and Megatron-core's groups of one rank.
+
+Import only after `install_cpu_compatibility`.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+from polyturn.configs.schema import ParallelConfig
+
+TIMEOUT = timedelta(minutes=30)
+
+
+def join_ranks(
+    *,
+    device: str,
+    parallel: ParallelConfig,
+    seed: int,
+    rank: int,
+    world_size: int,
+    master_address: str,
+    master_port: int,
+) -> None:
+    """Meet the other ranks and form the groups; ranks of one tensor-parallel group are neighbours.
+
+    Raises:
+        ValueError: the layout does not give as many ranks as there are, or this process is a rank already.
+    """
+    if parallel.world_size != world_size:
+        raise ValueError(
+            f"parallel.tensor={parallel.tensor} times parallel.data={parallel.data} is {parallel.world_size} ranks, "
+            f"not {world_size}"
+        )
+    if dist.is_initialized():
+        raise ValueError("this process is a rank already: close its MegatronPolicy first")
+    if device == "cuda":
+        torch.cuda.set_device(rank % torch.cuda.device_count())
+    backend = "nccl" if device == "cuda" else "gloo"
+    if world_size == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
+    else:
+        dist.init_process_group(
+            backend,
+            init_method=f"tcp://{master_address}:{master_port}",
+            rank=rank,
+            world_size=world_size,
+            timeout=TIMEOUT,
+        )
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor, create_gloo_process_groups=False
+    )
+    model_parallel_cuda_manual_seed(seed)
+
+
+def leave_ranks() -> None:
+    """Take the groups down, so that this process can become a rank again."""
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()
