@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from polyturn.configs import yaml_tree
+from polyturn.configs import upstream, yaml_tree
 from polyturn.configs.errors import ConfigError, did_you_mean, nearest
 from polyturn.configs.schema import RunConfig
 from polyturn.configs.shapes import KIND, Shape, Variants, field_paths, select, shape_of, takes_text
@@ -44,11 +44,22 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     `recipe` is a YAML file or the name of a shipped one; an override is `a.b.c=value`, its value YAML.
     Raises ConfigError, one line for each thing that is wrong.
     """
-    return load_section(RunConfig, find_shipped("recipe", recipe), overrides)
+    config, tree = _load(RunConfig, find_shipped("recipe", recipe), overrides)
+    problems = []
+    for section, device in (("sglang", config.engines.device), ("megatron", config.trainer.device)):
+        for key, problem in upstream.find_problems(section, getattr(config, section), device=device):
+            problems.append(f"{tree.value[section].value[key].origin}: {problem}")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return config
 
 
 def load_section(section: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
     """Load a YAML file with its layers and overrides as any pydantic section."""
+    return _load(section, path, overrides)[0]
+
+
+def _load(section: type[S], path: Path, overrides: Sequence[str]) -> tuple[S, Tree]:
     tree = _read_layers(path, section, ())
     for override in overrides:
         tree = merge(tree, _read_override(override, section), section)
@@ -58,7 +69,7 @@ def load_section(section: type[S], path: Path, overrides: Sequence[str] = ()) ->
         raise ConfigError("\n".join(problems))
     try:
         # JSON mode is strict about numbers and text, yet takes text for a path.
-        return section.model_validate_json(json.dumps(tree.plain()), strict=True)
+        return section.model_validate_json(json.dumps(tree.plain()), strict=True), tree
     except ValidationError as error:
         raise ConfigError("\n".join(explain(error, tree, section))) from error
 

@@ -72,9 +72,10 @@ def test_text_fields_take_an_override_as_it_was_written(write: Any) -> None:
 
 
 def test_free_sections_keep_the_types_of_their_values(write: Any) -> None:
-    recipe = write(MINIMAL + "sglang: {a: 1e-3, b: 7, c: yes, d: true, e: '1e-3', f: [1, x], g: null}\n")
+    options = "{a: 1e-3, b: 7, c: yes, d: true, e: '1e-3', f: [1, x], g: null}"
+    recipe = write(MINIMAL.replace("Search-v0}", f"Search-v0, options: {options}}}"))
     expected = {"a": 1e-3, "b": 7, "c": "yes", "d": True, "e": "1e-3", "f": [1, "x"], "g": None}
-    got = load_config(recipe).sglang
+    got = load_config(recipe).environment.options
     assert got == expected
     assert {key: type(value) for key, value in got.items()} == {k: type(v) for k, v in expected.items()}
 
@@ -196,12 +197,12 @@ def test_an_unreadable_override_names_its_key(write: Any) -> None:
 
 
 def test_layers_are_merged_key_by_key_and_the_later_wins(write: Any) -> None:
-    write(MINIMAL + "  device: cpu\nsglang: {a: 1, b: 1}\nseed: 1\n", "base.yaml")
-    write("seed: 2\nsglang: {b: 2}\n", "other.yaml")
+    write(MINIMAL + "  device: cpu\nsglang: {schedule_policy: lpm, page_size: 1}\nseed: 1\n", "base.yaml")
+    write("seed: 2\nsglang: {page_size: 2}\n", "other.yaml")
     recipe = write("extends: [base.yaml, other.yaml]\nname: top\n")
-    config = load_config(recipe, ["sglang.c=3"])
+    config = load_config(recipe, ["sglang.chunked_prefill_size=3"])
     assert (config.name, config.seed, config.trainer.device) == ("top", 2, "cpu")
-    assert config.sglang == {"a": 1, "b": 2, "c": 3}
+    assert config.sglang == {"schedule_policy": "lpm", "page_size": 2, "chunked_prefill_size": 3}
 
 
 def test_an_error_in_a_lower_layer_points_to_that_file(write: Any, tmp_path: Path) -> None:

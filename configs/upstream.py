@@ -1,0 +1,248 @@
+"""The free sections `sglang:` and `megatron:`, checked against the installed packages' own arguments.
+
+The packages are read as source, never imported: importing SGLang or Megatron-core takes seconds and torch. A
+package that is not installed cannot be checked against; the run itself then says that it is missing.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import importlib.util
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polyturn.configs.annotations import accepts, describe_annotation
+from polyturn.configs.errors import did_you_mean
+from polyturn.configs.yaml_tree import describe
+
+_TRAINER_LAYOUT = "the trainer's layout is trainer.parallel"
+_FROM_MODEL = "it comes from the model's config.json"
+_ENGINE_LAYOUT = "the engines' layout is engines.num_engines and engines.tensor_parallel"
+
+OWNED_SGLANG: Mapping[str, str] = {
+    "model_path": "set model.path",
+    "tokenizer_path": "set model.path",
+    "served_model_name": "nothing of Polyturn asks for it by name",
+    "weight_version": "weight sync stamps the version",
+    "host": "set engines.host",
+    "port": "set engines.port",
+    "device": "set engines.device",
+    "base_gpu_id": "the engine's index decides it",
+    "gpu_id_step": "the engine's index decides it",
+    "dtype": "set model.dtype",
+    "random_seed": "set seed",
+    "enable_deterministic_inference": "set rollout.sampling.seeded",
+    "tp_size": "set engines.tensor_parallel",
+    "dp_size": _ENGINE_LAYOUT,
+    "pp_size": _ENGINE_LAYOUT,
+    "nnodes": _ENGINE_LAYOUT,
+    "node_rank": _ENGINE_LAYOUT,
+    "dist_init_addr": _ENGINE_LAYOUT,
+    "skip_tokenizer_init": "evaluation and health checks send text",
+    "skip_server_warmup": "the readiness check is the warm-up",
+    "log_level_http": "the engine's log would fill with one line a request",
+    "api_key": "engines listen on engines.host alone and are called without a key",
+}
+OWNED_SGLANG_ON_CPU: Mapping[str, str] = {
+    "attention_backend": "only torch_native runs on a CPU",
+    "cuda_graph_backend_decode": "there are no CUDA graphs on a CPU",
+    "cuda_graph_backend_prefill": "there are no CUDA graphs on a CPU",
+}
+OWNED_MEGATRON: Mapping[str, str] = {
+    "tensor_model_parallel_size": "set trainer.parallel.tensor",
+    "sequence_parallel": "it follows trainer.parallel.tensor",
+    **dict.fromkeys(
+        (
+            "pipeline_model_parallel_size",
+            "virtual_pipeline_model_parallel_size",
+            "context_parallel_size",
+            "expert_model_parallel_size",
+            "expert_tensor_parallel_size",
+        ),
+        _TRAINER_LAYOUT,
+    ),
+    **dict.fromkeys(("params_dtype", "pipeline_dtype", "autocast_dtype", "bf16", "fp16"), "set model.dtype"),
+    **dict.fromkeys(
+        (
+            "num_layers",
+            "hidden_size",
+            "ffn_hidden_size",
+            "num_attention_heads",
+            "num_query_groups",
+            "kv_channels",
+            "normalization",
+            "layernorm_epsilon",
+            "qk_layernorm",
+            "add_qkv_bias",
+            "add_bias_linear",
+            "gated_linear_unit",
+            "activation_func",
+        ),
+        _FROM_MODEL,
+    ),
+    **dict.fromkeys(
+        ("hidden_dropout", "attention_dropout"),
+        "dropout would make the trainer's logprobs differ from the engine's",
+    ),
+    "calculate_per_token_loss": "losses are sums that the trainer divides by global counts",
+    "use_cpu_initialization": "set trainer.device",
+    "perform_initialization": "every weight is loaded from model.path",
+    "variable_seq_lengths": "micro-batches are packed to differing lengths",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """An argument of an upstream package, as its source declares it."""
+
+    field: str
+    annotation: ast.expr
+    choices: tuple[Any, ...] = ()
+    parsed: bool = False
+    """It has a parser of its own, so that text may stand for any type."""
+
+
+def find_problems(section: str, values: Mapping[str, Any], *, device: str) -> Iterator[tuple[str, str]]:
+    """`(key, sentence)` for each key of the `sglang` or `megatron` section that the run could not use.
+
+    `device` is the one that the section's package runs on. Nothing is yielded about a package that is not
+    installed, except for keys that are ours.
+    """
+    known = (sglang_arguments() if section == "sglang" else megatron_arguments()) or {}
+    owned = OWNED_SGLANG if section == "sglang" else OWNED_MEGATRON
+    if section == "sglang" and device == "cpu":
+        owned = {**owned, **OWNED_SGLANG_ON_CPU}
+    for key, value in values.items():
+        argument = known.get(key)
+        reason = owned.get(argument.field if argument else key)
+        if reason is not None:
+            yield key, f"'{section}.{key}' is not yours to set: {reason}"
+        elif not known:
+            continue
+        elif argument is None:
+            package = (
+                "SGLang server's arguments"
+                if section == "sglang"
+                else "Megatron-core TransformerConfig's fields"
+            )
+            hint = did_you_mean(key, known, f"{section}.") or f"; see the installed {package}"
+            yield key, f"unknown key '{section}.{key}'{hint}"
+        elif argument.choices and value is not None and value not in argument.choices:
+            listed = ", ".join(repr(choice) for choice in argument.choices)
+            yield key, f"'{section}.{key}' must be one of {listed}, got {describe(value)}"
+        elif not accepts(argument.annotation, value) and not (argument.parsed and isinstance(value, str)):
+            expected = describe_annotation(argument.annotation)
+            yield key, f"'{section}.{key}' must be {expected}, got {describe(value)}"
+
+
+@functools.cache
+def sglang_arguments() -> Mapping[str, Argument] | None:
+    """The SGLang server's arguments by name, aliases included; None where SGLang is not installed."""
+    root = _package_directory("sglang")
+    if root is None:
+        return None
+    declared: dict[str, Argument] = {}
+    fields = root / "srt" / "arg_groups" / "fields"
+    for path in sorted(fields.glob("*.py")) if fields.is_dir() else []:
+        for node in _classes(path).values():
+            if any(_assigned_name(statement) == "_NS_PATH" for statement in node.body):
+                declared.update(_sglang_fields(node))
+    server_args = root / "srt" / "server_args.py"
+    if not declared and server_args.is_file():
+        declared.update(_sglang_fields(_classes(server_args)["ServerArgs"]))
+    return declared or None
+
+
+@functools.cache
+def megatron_arguments() -> Mapping[str, Argument] | None:
+    """The fields of Megatron-core's TransformerConfig and its bases; None where it is not installed."""
+    root = _package_directory("megatron")
+    core = root / "core" if root else None
+    if core is None or not (core / "transformer" / "transformer_config.py").is_file():
+        return None
+    classes = _classes(core / "model_parallel_config.py") | _classes(
+        core / "transformer" / "transformer_config.py"
+    )
+    declared: dict[str, Argument] = {}
+    pending = ["TransformerConfig"]
+    while pending:
+        node = classes.get(pending.pop())
+        if node is None:
+            continue
+        pending.extend(base.id for base in node.bases if isinstance(base, ast.Name))
+        for name, statement in _annotated_fields(node):
+            declared.setdefault(name, Argument(name, statement.annotation))
+    return declared
+
+
+def _package_directory(package: str) -> Path | None:
+    """Where a top-level package lies, without importing it."""
+    spec = importlib.util.find_spec(package)
+    locations = list(spec.submodule_search_locations or ()) if spec else []
+    for location in locations:
+        if Path(location).is_dir() and (package != "megatron" or (Path(location) / "core").is_dir()):
+            return Path(location)
+    return None
+
+
+def _classes(path: Path) -> dict[str, ast.ClassDef]:
+    tree = ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+
+
+def _assigned_name(statement: ast.stmt) -> str | None:
+    if isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+        return statement.targets[0].id
+    return None
+
+
+def _annotated_fields(node: ast.ClassDef) -> Iterator[tuple[str, ast.AnnAssign]]:
+    for statement in node.body:
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
+            name = statement.target.id
+            if not name.startswith("_") and "ClassVar" not in ast.dump(statement.annotation):
+                yield name, statement
+
+
+def _sglang_fields(node: ast.ClassDef) -> Iterator[tuple[str, Argument]]:
+    """Fields written `name: A[type, help or Arg(...)]`, by the names of the command line."""
+    for name, statement in _annotated_fields(node):
+        annotation, keywords = statement.annotation, dict[str, ast.expr]()
+        if isinstance(annotation, ast.Subscript) and _is_named(annotation.value, "A", "Annotated"):
+            assert isinstance(annotation.slice, ast.Tuple)
+            annotation, *metadata = annotation.slice.elts
+            for item in metadata:
+                if isinstance(item, ast.Call) and _is_named(item.func, "Arg"):
+                    keywords.update({k.arg: k.value for k in item.keywords if k.arg})
+        if _literal(keywords.get("no_cli")) is True:
+            continue
+        choices = _literal(keywords.get("choices"))
+        argument = Argument(
+            name,
+            annotation,
+            choices=tuple(choices) if isinstance(choices, list) else (),
+            parsed="type_parser" in keywords or "action" in keywords,
+        )
+        aliases = _literal(keywords.get("aliases"))
+        for flag in (
+            _literal(keywords.get("cli_name")) or name,
+            *(aliases if isinstance(aliases, list) else ()),
+        ):
+            yield flag.lstrip("-").replace("-", "_"), argument
+
+
+def _is_named(node: ast.expr, *names: str) -> bool:
+    return isinstance(node, ast.Name) and node.id in names
+
+
+def _literal(node: ast.expr | None) -> Any:
+    """The value of a literal expression; None for anything that only running the code could tell."""
+    if node is None:
+        return None
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return None

@@ -1,0 +1,144 @@
+"""The free sections are checked against the installed packages, without importing them."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polyturn.configs import upstream
+from polyturn.configs.annotations import accepts
+from polyturn.configs.errors import ConfigError
+from polyturn.configs.loader import load_config
+
+needs_sglang = pytest.mark.skipif(
+    importlib.util.find_spec("sglang") is None, reason="SGLang is not installed"
+)
+needs_megatron = pytest.mark.skipif(
+    importlib.util.find_spec("megatron") is None, reason="Megatron-core is not installed"
+)
+
+
+def problems(section: str, device: str = "cpu", **values: Any) -> list[str]:
+    return [problem for _, problem in upstream.find_problems(section, values, device=device)]
+
+
+@needs_sglang
+def test_unknown_and_ill_typed_server_arguments() -> None:
+    assert problems("sglang", max_total_token=1) == [
+        "unknown key 'sglang.max_total_token', did you mean 'sglang.max_total_tokens'?"
+    ]
+    assert problems("sglang", mem_fraction_static="half") == [
+        "'sglang.mem_fraction_static' must be a number, got 'half'"
+    ]
+    assert "must be one of 'lpm'" in problems("sglang", schedule_policy="fifo")[0]
+    good = {
+        "max_total_tokens": 4096,
+        "mem_fraction_static": 0.5,
+        "schedule_policy": "fcfs",
+        "quantization": None,
+    }
+    assert problems("sglang", **good) == []
+
+
+@needs_sglang
+def test_server_arguments_that_are_ours_are_refused_with_the_reason() -> None:
+    assert problems("sglang", model_path="x") == ["'sglang.model_path' is not yours to set: set model.path"]
+    alias = problems("sglang", tensor_parallel_size=2)
+    assert alias == ["'sglang.tensor_parallel_size' is not yours to set: set engines.tensor_parallel"]
+    assert problems("sglang", device="cuda", attention_backend="triton") == []
+    assert problems("sglang", attention_backend="triton") != []
+
+
+@needs_sglang
+def test_every_owned_server_argument_exists_upstream() -> None:
+    known = upstream.sglang_arguments()
+    assert known is not None
+    fields = {argument.field for argument in known.values()}
+    assert set(upstream.OWNED_SGLANG) | set(upstream.OWNED_SGLANG_ON_CPU) <= fields
+
+
+@needs_megatron
+def test_megatron_fields() -> None:
+    assert problems("megatron", recompute_num_layer=1) == [
+        "unknown key 'megatron.recompute_num_layer', did you mean 'megatron.recompute_num_layers'?"
+    ]
+    assert problems("megatron", recompute_granularity="all") == [
+        "'megatron.recompute_granularity' must be one of 'full', 'selective', got 'all'"
+    ]
+    assert problems("megatron", num_layers=3) == [
+        "'megatron.num_layers' is not yours to set: it comes from the model's config.json"
+    ]
+    assert problems("megatron", deterministic_mode=True, recompute_granularity="full") == []
+
+
+@needs_megatron
+def test_megatron_fields_read_from_source_are_those_of_the_class() -> None:
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    read = upstream.megatron_arguments()
+    assert read is not None
+    true = {field.name for field in dataclasses.fields(TransformerConfig) if not field.name.startswith("_")}
+    assert set(read) == true
+    assert set(upstream.OWNED_MEGATRON) <= true
+
+
+@needs_sglang
+@needs_megatron
+def test_reading_imports_neither_package() -> None:
+    program = (
+        "import sys; from polyturn.configs import upstream;"
+        "assert upstream.sglang_arguments() and upstream.megatron_arguments();"
+        "assert not {'torch', 'sglang', 'megatron'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@needs_sglang
+@needs_megatron
+def test_a_recipe_is_told_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("r.yaml").write_text(
+        "extends: quickstart\nsglang:\n  page_siz: 4\nmegatron: {bf16: true}\n", "utf-8"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_config("r.yaml")
+    assert str(caught.value).splitlines() == [
+        "r.yaml:3: unknown key 'sglang.page_siz', did you mean 'sglang.page_size'?",
+        "r.yaml:4: 'megatron.bf16' is not yours to set: set model.dtype",
+    ]
+
+
+def test_a_package_that_is_not_installed_is_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(upstream, "sglang_arguments", lambda: None)
+    assert problems("sglang", anything=1) == []
+    assert problems("sglang", port=1) == ["'sglang.port' is not yours to set: set engines.port"]
+
+
+@pytest.mark.parametrize(
+    ("annotation", "good", "bad"),
+    [
+        ("int", [1], [True, 1.0, "1", None, [1]]),
+        ("float", [1, 1.5], [True, "1"]),
+        ("bool", [True], [1, "true"]),
+        ("str", ["a", {"json": 1}], [1, True]),
+        ("Optional[int]", [None, 1], ["1"]),
+        ("int | None", [None, 1], ["1"]),
+        ("'int | None'", [None, 1], ["1"]),
+        ("Union[str, List[int]]", ["a", [1]], [1]),
+        ("Literal['a', 'b']", ["a"], ["c", None]),
+        ("Optional[Literal['a']]", ["a", None], ["c"]),
+        ("typing.Dict[str, int]", [{}], [[], "a"]),
+        ("SomethingElse", [1, "a", None], []),
+    ],
+)
+def test_simple_annotations(annotation: str, good: list[Any], bad: list[Any]) -> None:
+    node = ast.parse(annotation, mode="eval").body
+    assert [accepts(node, value) for value in good] == [True] * len(good)
+    assert [accepts(node, value) for value in bad] == [False] * len(bad)
