@@ -41,4 +41,12 @@ class ToolResult:
     name: str
     content: str
     ok: bool = True
-    seconds: float = 0.0
+    seconds: float = field(default=0.0, compare=False)
+    """How long the tool took; no part of the result's identity."""
+
+
+class ToolError(Exception):
+    """Raised by a tool to tell the model of a mistake it can mend: the text becomes the tool's result.
+
+    Any other exception that leaves a tool means that the infrastructure failed, and ends the episode.
+    """

@@ -1,0 +1,127 @@
+"""Registration: Gymnasium's registry, filled also by the entry points of installed packages.
+
+A package offers environments with an entry point of the group `polyturn.envs`, a function without arguments that calls
+`register`. `make` and `list_environments` load these first; `gymnasium.make` sees the built-in environments as soon as
+`polyturn.envs` is imported, and those of other packages after `load_plugins()`.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import Any
+
+import gymnasium
+
+from polyturn.envs.tool_env import ToolEnv
+
+ENTRY_POINT_GROUP = "polyturn.envs"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnvironmentInfo:
+    """A registered environment."""
+
+    env_id: str
+    entry_point: str
+    """`module:Class`."""
+    description: str
+
+
+# What Gymnasium's own registry has no room for.
+_registered: dict[str, EnvironmentInfo] = {}
+
+
+def register(
+    env_id: str,
+    entry_point: str | Callable[..., ToolEnv],
+    *,
+    description: str = "",
+    kwargs: dict[str, Any] | None = None,
+    nondeterministic: bool = False,
+) -> None:
+    """Register an environment, with Gymnasium too.
+
+    Args:
+        env_id: `namespace/Name-v0`.
+        entry_point: A `ToolEnv` class, or `module:Class`, which is imported at first use.
+        description: One line for `polyturn env list`.
+        kwargs: Arguments of the constructor that `make` may override.
+        nondeterministic: Whether the same seed and actions may give different observations.
+
+    Raises:
+        ValueError: the id is taken by another environment, or is not of that form.
+    """
+    name = (
+        entry_point
+        if isinstance(entry_point, str)
+        else f"{entry_point.__module__}:{entry_point.__qualname__}"
+    )
+    info = EnvironmentInfo(env_id=env_id, entry_point=name, description=description)
+    if _registered.get(env_id) == info:
+        return
+    if env_id in gymnasium.registry:
+        taken = gymnasium.registry[env_id].entry_point
+        raise ValueError(f"the environment id {env_id!r} is already registered for {taken}")
+    try:
+        gymnasium.register(
+            env_id,
+            entry_point,
+            kwargs=kwargs or {},
+            nondeterministic=nondeterministic,
+            order_enforce=False,
+        )
+    except gymnasium.error.Error as error:
+        raise ValueError(f"cannot register {env_id!r}: {error}") from error
+    _registered[env_id] = info
+
+
+def make(env_id: str, **kwargs: Any) -> ToolEnv:
+    """The environment of that id, without wrappers; `kwargs` go to its constructor.
+
+    Raises:
+        ValueError: there is none, or it is no `ToolEnv`, or it does not take these arguments.
+    """
+    load_plugins()
+    if env_id not in gymnasium.registry:
+        near = difflib.get_close_matches(env_id, _registered, n=1, cutoff=0.4)
+        hint = (
+            f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(_registered)) or 'none'}"
+        )
+        raise ValueError(f"there is no environment {env_id!r}; {hint}")
+    try:
+        env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
+    except TypeError as error:
+        raise ValueError(f"cannot make {env_id!r}: {error}") from error
+    if not isinstance(env, ToolEnv):
+        raise ValueError(
+            f"{env_id!r} is a {type(env.unwrapped).__name__}, not a polyturn.ToolEnv without wrappers"
+        )
+    return env
+
+
+def list_environments() -> tuple[EnvironmentInfo, ...]:
+    """All environments that were registered here, by id."""
+    load_plugins()
+    return tuple(_registered[env_id] for env_id in sorted(_registered))
+
+
+@functools.cache
+def load_plugins() -> None:
+    """Let every installed package register its environments; once per process.
+
+    A package whose registration fails is named in a warning, and does not keep the others from use.
+    """
+    for entry_point in entry_points(group=ENTRY_POINT_GROUP):
+        try:
+            entry_point.load()()
+        except Exception as error:  # noqa: BLE001  another package's code may fail in any way
+            package = entry_point.dist.name if entry_point.dist else entry_point.value
+            what = f"{type(error).__name__}: {error}"
+            warnings.warn(
+                f"the environments of package {package!r} could not be registered: {what}", stacklevel=2
+            )

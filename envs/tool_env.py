@@ -1,0 +1,312 @@
+"""The base class of tool environments: a `gymnasium.Env` whose actions are assistant messages.
+
+An author writes tools, `grade`, and where the tasks come from:
+
+    class Arithmetic(ToolEnv):
+        @tool
+        def add(self, a: int, b: int) -> int:
+            "Add two numbers."
+            return a + b
+
+        def grade(self, message):
+            return {"correct": exact_match(message.content, self.task.label)}
+
+        def tasks(self, split):
+            return ListTasks([Task.from_prompt("sum", "What is 17 + 25?", label="42")])
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import copy
+import functools
+import inspect
+import math
+import numbers
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import Executor
+from typing import Any, ClassVar, TypeVar
+
+import gymnasium
+
+from polyturn.envs.faults import EnvironmentFault
+from polyturn.envs.messages import AssistantMessage, Message, Observation
+from polyturn.envs.spaces import ChatSpace, ReplySpace
+from polyturn.envs.tasks import Task, TaskSource
+from polyturn.tools.decorator import Tool, tools_of
+from polyturn.tools.toolset import Toolset
+from polyturn.tools.types import ToolCall, ToolResult, ToolSpec
+
+Value = TypeVar("Value")
+Offload = Callable[[Callable[[], Any]], Awaitable[Any]]
+StepResult = tuple[Observation, float, bool, bool, dict[str, Any]]
+_RESET_OPTIONS = ("task", "split")
+
+
+class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
+    """A task, tools to work on it, and a grade for the answer.
+
+    An observation is what is new since the last action; the history belongs to the agent. An action without tool calls
+    is the answer and ends the episode, unless `follow_up` goes on. A call that cannot be made, and a `ToolError`, are
+    observations. Any other exception from tools, `begin`, `follow_up` or `grade` is an `EnvironmentFault`: it ends the
+    episode without a reward.
+
+    `begin`, `follow_up`, `grade` and tools may be `async`; `step_async` awaits them, and runs those that are not in
+    threads. Override these, not `step`.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 1}
+
+    def __init__(
+        self,
+        *,
+        tools: Sequence[Tool | Callable[..., Any]] = (),
+        tasks: TaskSource | None = None,
+        split: str = "train",
+        max_turns: int | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        """
+        Args:
+            tools: Further tools beside the methods marked with `@tool`.
+            tasks: Takes the place of `tasks(split)`.
+            split: Where `reset` takes a task from when it is given none.
+            max_turns: Truncate the episode after so many actions; None leaves limits to the caller.
+            render_mode: None or "ansi".
+        """
+        if max_turns is not None and max_turns < 1:
+            raise ValueError(f"max_turns must be at least 1, not {max_turns}")
+        if render_mode not in (None, *self.metadata["render_modes"]):
+            raise ValueError(
+                f"render_mode must be None or one of {self.metadata['render_modes']}, not {render_mode!r}"
+            )
+        self.toolset = Toolset([*tools_of(self), *tools])
+        self.render_mode = render_mode
+        self.observation_space = ChatSpace()
+        self.action_space = ReplySpace(self.toolset.specs)
+        self._given_tasks = tasks
+        self._split = split
+        self._max_turns = max_turns
+        self._task: Task | None = None
+        self._done = True
+        self._num_turns = 0
+        self._transcript: list[Message] = []
+
+    # What an author writes.
+
+    def tasks(self, split: str) -> TaskSource:
+        """The tasks of a split. Raises `ValueError` for a split that does not exist."""
+        if self._given_tasks is not None:
+            return self._given_tasks
+        raise ValueError(
+            f"{type(self).__name__} has no tasks of split {split!r}: define `tasks`, or pass it some"
+        )
+
+    def begin(self, task: Task) -> Sequence[Message] | Awaitable[Sequence[Message]]:
+        """Set up `task` and return its first messages. `self.np_random` is seeded by now."""
+        return task.messages
+
+    def follow_up(self, message: AssistantMessage) -> Sequence[Message] | Awaitable[Sequence[Message]]:
+        """What a user says to a message without tool calls; nothing ends the episode and has it graded."""
+        del message
+        return ()
+
+    def grade(self, message: AssistantMessage) -> Mapping[str, float] | Awaitable[Mapping[str, float]]:
+        """The parts of the final answer's reward by name; the reward is their sum."""
+        raise NotImplementedError(f"{type(self).__name__} must define grade(message)")
+
+    # What a player calls.
+
+    @property
+    def task(self) -> Task:
+        """The task that is being played."""
+        if self._task is None:
+            raise gymnasium.error.ResetNeeded("there is no task before reset()")
+        return self._task
+
+    @property
+    def tools(self) -> tuple[ToolSpec, ...]:
+        return self.toolset.specs
+
+    @property
+    def env_id(self) -> str:
+        """The registered id, or the class's name for an environment made by hand."""
+        return self.spec.id if self.spec is not None else type(self).__name__
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Begin an episode.
+
+        Args:
+            seed: Seeds `self.np_random`, and with it which task is drawn where `options` names none.
+            options: `task`: a `Task`, or the id of one; `split`: where to take it from.
+
+        Raises:
+            ValueError: an option or a task that does not exist.
+            EnvironmentFault: the environment could not set the task up.
+        """
+        return self._drive(self._reset(seed, options, _inline))
+
+    def step(self, action: AssistantMessage) -> StepResult:
+        """Answer one assistant message.
+
+        `info` holds `reward_parts`, `tool_results` (one for each call, in order) and, at the end, `stop_reason`.
+
+        Raises:
+            gymnasium.error.ResetNeeded: the episode is over, or has not begun.
+            EnvironmentFault: something behind the environment failed.
+        """
+        return self._drive(self._step(action, _inline))
+
+    async def reset_async(
+        self,
+        *,
+        seed: int | None = None,
+        options: dict[str, Any] | None = None,
+        executor: Executor | None = None,
+    ) -> tuple[Observation, dict[str, Any]]:
+        """As `reset`; what is not `async` runs in a thread of `executor` (None: of the event loop's own)."""
+        return await self._reset(seed, options, _in_threads(executor))
+
+    async def step_async(self, action: AssistantMessage, *, executor: Executor | None = None) -> StepResult:
+        """As `step`; what is not `async` runs in a thread of `executor` (None: of the event loop's own)."""
+        return await self._step(action, _in_threads(executor))
+
+    def render(self) -> str | None:  # type: ignore[override]
+        """The transcript so far as text, where `render_mode` is "ansi"."""
+        if self.render_mode is None:
+            return None
+        return "\n".join(_line(message) for message in self._transcript)
+
+    async def _reset(
+        self, seed: int | None, options: dict[str, Any] | None, offload: Offload
+    ) -> tuple[Observation, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._done = True
+        self._task = task = self._choose_task(options or {})
+        observation = await self._messages("begin", task, offload)
+        self._done, self._num_turns, self._transcript = False, 0, list(observation)
+        return observation, {"task_id": task.task_id, "tools": self.tools}
+
+    async def _step(self, action: AssistantMessage, offload: Offload) -> StepResult:
+        if self._done:
+            raise gymnasium.error.ResetNeeded("the episode is over: call reset() before step()")
+        if action not in self.action_space:
+            raise ValueError(f"an action is an AssistantMessage, not {type(action).__name__}")
+        self._done = True  # until this step has gone well
+        self._num_turns += 1
+        self._transcript.append(action.to_message())
+        results = [await self._call(call, offload) for call in action.tool_calls]
+        observation: Observation = tuple(
+            {"role": "tool", "tool_call_id": result.call_id, "name": result.name, "content": result.content}
+            for result in results
+        )
+        if not action.tool_calls:
+            observation = await self._messages("follow_up", action, offload)
+        info: dict[str, Any] = {"reward_parts": {}, "tool_results": tuple(results)}
+        terminated = not action.tool_calls and not observation
+        if terminated:
+            info["reward_parts"] = await self._reward_parts(action, offload)
+            info["stop_reason"] = "terminated"
+        truncated = not terminated and self._num_turns == self._max_turns
+        if truncated:
+            info["stop_reason"] = "max_turns"
+        self._done = terminated or truncated
+        self._transcript += observation
+        return observation, float(sum(info["reward_parts"].values())), terminated, truncated, info
+
+    async def _call(self, call: ToolCall, offload: Offload) -> ToolResult:
+        answer = self.toolset.call_async if self.toolset.is_async(call.name) else self.toolset.call
+        return await self._guard(f"tool {call.name!r}", answer, call, offload=offload)
+
+    async def _guard(self, what: str, function: Callable[..., Any], *args: Any, offload: Offload) -> Any:
+        """The function's value, awaited if it is one to await; an exception becomes a fault that says where."""
+        try:
+            if inspect.iscoroutinefunction(function):
+                return await function(*args)
+            value = await offload(functools.partial(function, *args))
+            return await value if inspect.isawaitable(value) else value
+        except EnvironmentFault:
+            raise
+        except Exception as error:
+            where = f"{self.env_id}: {what} failed on task {self.task.task_id!r}"
+            raise EnvironmentFault(f"{where}: {type(error).__name__}: {error}") from error
+
+    async def _messages(self, hook: str, argument: Any, offload: Offload) -> Observation:
+        """What `begin` or `follow_up` returns, copied: whoever keeps an observation must not share it with the task."""
+        messages = await self._guard(hook, getattr(self, hook), argument, offload=offload)
+        observation = tuple(copy.deepcopy(message) for message in messages)
+        if observation not in self.observation_space:
+            raise TypeError(
+                f"{self.env_id}: {hook}() must return messages with a role and a content, not {messages!r}"
+            )
+        return observation
+
+    async def _reward_parts(self, message: AssistantMessage, offload: Offload) -> dict[str, float]:
+        parts = await self._guard("grade", self.grade, message, offload=offload)
+        for name, value in parts.items():
+            if not (isinstance(value, numbers.Real) and math.isfinite(value)):
+                where = f"{self.env_id}: grade failed on task {self.task.task_id!r}"
+                raise EnvironmentFault(f"{where}: reward part {name!r} is {value!r}")
+        return {name: float(value) for name, value in parts.items()}
+
+    def _choose_task(self, options: Mapping[str, Any]) -> Task:
+        if unknown := sorted(set(options) - set(_RESET_OPTIONS)):
+            raise ValueError(
+                f"unknown option {unknown[0]!r} of reset; the options are {', '.join(_RESET_OPTIONS)}"
+            )
+        wanted = options.get("task")
+        if isinstance(wanted, Task):
+            return wanted
+        split = options.get("split", self._split)
+        source = self._given_tasks if self._given_tasks is not None else self.tasks(split)
+        if wanted is None:
+            if len(source) == 0:
+                raise ValueError(f"{self.env_id}: the task source is empty")
+            return source[int(self.np_random.integers(len(source)))]
+        find = getattr(source, "find", None)
+        if find is None:
+            raise ValueError(f"{type(source).__name__} cannot find tasks by id; pass a Task")
+        return find(wanted)
+
+    def _drive(self, steps: Coroutine[Any, Any, Value]) -> Value:
+        """Run `steps` to its end. With nothing `async` in the environment it never waits, and needs no event loop."""
+        hooks = (self.begin, self.follow_up, self.grade)
+        if self.toolset.has_async or any(inspect.iscoroutinefunction(hook) for hook in hooks):
+            try:
+                asyncio.get_running_loop()
+            except RuntimeError:
+                return asyncio.run(steps)
+            steps.close()
+            raise RuntimeError(
+                f"{self.env_id} is asynchronous: await reset_async and step_async in an event loop"
+            )
+        try:
+            steps.send(None)
+        except StopIteration as end:
+            return end.value
+        steps.close()
+        raise RuntimeError(f"{self.env_id} waits in a function that is not declared `async`: declare it so")
+
+
+async def _inline(function: Callable[[], Any]) -> Any:
+    return function()
+
+
+def _in_threads(executor: Executor | None) -> Offload:
+    async def offload(function: Callable[[], Any]) -> Any:
+        context = contextvars.copy_context()
+        return await asyncio.get_running_loop().run_in_executor(
+            executor, functools.partial(context.run, function)
+        )
+
+    return offload
+
+
+def _line(message: Message) -> str:
+    calls = "".join(
+        f" -> {c['function']['name']}({c['function']['arguments']})" for c in message.get("tool_calls", ())
+    )
+    return f"{message['role']}: {message['content']}{calls}"
