@@ -1,0 +1,154 @@
+"""An embedded BM25 index (tantivy), in memory or in a directory.
+
+The index holds positions of passages only; titles and texts stay in the passage file, which is mapped into memory.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import tantivy
+
+from polyturn.tools.search.corpus import PassageLike, Passages, write_passages
+
+_FIELD = "contents"
+_POSITION = "position"
+_TOKENIZER = "polyturn_english"
+_HEAP_BYTES = 128 * 1024 * 1024
+_BREAKS = re.compile(r"[\W_]+")
+"""What separates words; without it the query language has no syntax to be misread."""
+_PASSAGES_NAME, _INDEX_NAME = "passages.jsonl", "tantivy"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Hit:
+    """One result."""
+
+    passage_id: str
+    title: str
+    text: str
+    score: float
+
+
+class _Store(Protocol):
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> PassageLike: ...
+
+
+class BM25Index:
+    """BM25 over title and text of passages: words lower-cased, English stop words dropped, stemmed.
+
+    Made by `build` or `open`. Searches may run in several threads at once.
+    """
+
+    def __init__(self, index: Any, passages: _Store) -> None:
+        self._index = index
+        self._passages = passages
+        self._searcher = index.searcher()
+
+    @classmethod
+    def build(cls, passages: Iterable[PassageLike], directory: str | Path | None = None) -> BM25Index:
+        """Index passages.
+
+        Args:
+            passages: Anything with `id`, `title` and `text`.
+            directory: Where index and passages are written; None keeps both in memory.
+
+        Raises:
+            ValueError: there are no passages, or the directory holds an index already.
+        """
+        store: _Store
+        if directory is None:
+            store = tuple(passages)
+            index = tantivy.Index(_schema())
+        else:
+            folder = Path(directory)
+            if (folder / _INDEX_NAME).exists():
+                raise ValueError(f"{folder} holds an index already; open it, or build into another directory")
+            (folder / _INDEX_NAME).mkdir(parents=True)
+            write_passages(folder / _PASSAGES_NAME, passages)
+            store = Passages(folder / _PASSAGES_NAME)
+            index = tantivy.Index(_schema(), path=str(folder / _INDEX_NAME))
+        if len(store) == 0:
+            raise ValueError("there are no passages to index")
+        index.register_tokenizer(_TOKENIZER, _analyzer())
+        # One thread keeps the passages in order, so that equal builds rank equal scores equally.
+        writer = index.writer(heap_size=_HEAP_BYTES, num_threads=1)
+        for position in range(len(store)):
+            document = tantivy.Document()
+            document.add_unsigned(_POSITION, position)
+            document.add_text(_FIELD, f"{store[position].title}\n{store[position].text}")
+            writer.add_document(document)
+        writer.commit()
+        writer.wait_merging_threads()
+        index.reload()
+        return cls(index, store)
+
+    @classmethod
+    def open(cls, directory: str | Path) -> BM25Index:
+        """Open an index that `build` wrote.
+
+        Raises:
+            ValueError: there is none, or its passages are missing.
+        """
+        folder = Path(directory)
+        if not tantivy.Index.exists(str(folder / _INDEX_NAME)):
+            raise ValueError(f"{folder} holds no search index")
+        index = tantivy.Index.open(str(folder / _INDEX_NAME))
+        # The index file names its tokenizer but does not contain it.
+        index.register_tokenizer(_TOKENIZER, _analyzer())
+        return cls(index, Passages(folder / _PASSAGES_NAME))
+
+    def __len__(self) -> int:
+        return len(self._passages)
+
+    def search(self, query: str, top_k: int) -> list[Hit]:
+        """The `top_k` passages of the highest score, best first; of equal scores the earlier passage comes first.
+
+        Empty when no word of the query is in the index.
+        """
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1, not {top_k}")
+        words = _BREAKS.sub(" ", query).lower()
+        if not words.strip():
+            return []
+        parsed, _ = self._index.parse_query_lenient(words, [_FIELD])
+        limit = top_k + 8
+        ranked = self._ranked(parsed, limit)
+        # A tie across the limit would be cut in the engine's order, which depends on how segments were merged.
+        while len(ranked) == limit and limit < len(self) and ranked[top_k - 1][0] == ranked[-1][0]:
+            limit *= 4
+            ranked = self._ranked(parsed, limit)
+        return [self._hit(-negated, position) for negated, position in sorted(ranked)[:top_k]]
+
+    def _ranked(self, query: Any, limit: int) -> list[tuple[float, int]]:
+        """(negated score, position) of the best documents."""
+        hits = self._searcher.search(query, limit=limit, count=False).hits
+        return [(-score, self._searcher.doc(address)[_POSITION][0]) for score, address in hits]
+
+    def _hit(self, score: float, position: int) -> Hit:
+        passage = self._passages[position]
+        return Hit(passage_id=passage.id, title=passage.title, text=passage.text, score=score)
+
+
+def _schema() -> Any:
+    builder = tantivy.SchemaBuilder()
+    builder.add_unsigned_field(_POSITION, stored=True)
+    builder.add_text_field(_FIELD, stored=False, tokenizer_name=_TOKENIZER, index_option="freq")
+    return builder.build()
+
+
+def _analyzer() -> Any:
+    return (
+        tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple())
+        .filter(tantivy.Filter.remove_long(64))
+        .filter(tantivy.Filter.lowercase())
+        .filter(tantivy.Filter.stopword("english"))
+        .filter(tantivy.Filter.stemmer("english"))
+        .build()
+    )

@@ -1,0 +1,138 @@
+"""Passages on disk: a JSONL file that is mapped into memory, with the byte offset of every row beside it.
+
+Rows are those of the wiki-18 dump that Search-R1 uses: `{"id": "17", "contents": "\"Title\"\nText"}`.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+
+class PassageLike(Protocol):
+    """What can be indexed."""
+
+    @property
+    def id(self) -> str: ...
+
+    @property
+    def title(self) -> str: ...
+
+    @property
+    def text(self) -> str: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Passage:
+    """One passage of a knowledge base."""
+
+    id: str
+    title: str
+    text: str
+
+
+def offsets_path(path: str | Path) -> Path:
+    """Where the offsets of a passage file are kept."""
+    return Path(f"{path}.offsets")
+
+
+def write_passages(path: str | Path, passages: Iterable[PassageLike]) -> int:
+    """Write passages as JSONL together with their offsets. Returns how many there were.
+
+    Raises:
+        ValueError: a title holds a line break or a double quote, which the format cannot tell from its own.
+    """
+    offsets = [0]
+    with Path(path).open("wb") as file:
+        for passage in passages:
+            if "\n" in passage.title or '"' in passage.title:
+                raise ValueError(f"the title of passage {passage.id!r} holds a line break or a double quote")
+            row = {"id": passage.id, "contents": f'"{passage.title}"\n{passage.text}'}
+            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
+            offsets.append(file.tell())
+    np.array(offsets, dtype="<u8").tofile(offsets_path(path))
+    return len(offsets) - 1
+
+
+def write_offsets(path: str | Path) -> int:
+    """Write the offsets of a JSONL file from elsewhere. Returns its number of rows.
+
+    Raises:
+        ValueError: the file does not exist.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such passage file")
+    with path.open("rb") as file:
+        lengths = np.fromiter((len(line) for line in file), dtype="<u8")
+    np.concatenate([np.zeros(1, dtype="<u8"), np.cumsum(lengths, dtype="<u8")]).tofile(offsets_path(path))
+    return len(lengths)
+
+
+class Passages:
+    """The passages of a file by position, read through a memory map.
+
+    Raises:
+        ValueError: the file or its offsets are missing, or do not belong together.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise ValueError(f"{self.path}: no such passage file")
+        if not offsets_path(self.path).is_file():
+            raise ValueError(
+                f"{self.path}: {offsets_path(self.path).name} is missing; write_offsets makes it"
+            )
+        self._offsets = np.fromfile(offsets_path(self.path), dtype="<u8")
+        size = self.path.stat().st_size
+        if len(self._offsets) == 0 or int(self._offsets[-1]) != size:
+            raise ValueError(
+                f"{self.path}: the offsets are not those of this file; write_offsets makes them anew"
+            )
+        self._file = self.path.open("rb")
+        # An empty file cannot be mapped.
+        self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ) if size else None
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    def __getitem__(self, index: int, /) -> Passage:
+        if not 0 <= index < len(self):
+            raise IndexError(f"passage {index} of {len(self)}")
+        assert self._map is not None, "the passages are closed"
+        row = self._map[int(self._offsets[index]) : int(self._offsets[index + 1])]
+        return parse_row(row, where=f"{self.path}:{index + 1}")
+
+    def __iter__(self) -> Iterator[Passage]:
+        return (self[index] for index in range(len(self)))
+
+    def close(self) -> None:
+        """Unmap the file."""
+        if self._map is not None:
+            self._map.close()
+            self._map = None
+        self._file.close()
+
+
+def parse_row(row: bytes, *, where: str) -> Passage:
+    """The passage of one row.
+
+    Raises:
+        ValueError: `where: ...`, the row is not one of this format.
+    """
+    try:
+        fields = json.loads(row)
+        contents, passage_id = fields["contents"], str(fields["id"])
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{where}: not a row with 'id' and 'contents': {error}") from error
+    if not isinstance(contents, str):
+        raise ValueError(f"{where}: 'contents' must be a text, not {type(contents).__name__}")
+    title, _, text = contents.partition("\n")
+    return Passage(id=passage_id, title=title.strip('"'), text=text)
