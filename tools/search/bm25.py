@@ -5,7 +5,6 @@ The index holds positions of passages only; titles and texts stay in the passage
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,6 @@ _FIELD = "contents"
 _POSITION = "position"
 _TOKENIZER = "polyturn_english"
 _HEAP_BYTES = 128 * 1024 * 1024
-_BREAKS = re.compile(r"[\W_]+")
-"""What separates words; without it the query language has no syntax to be misread."""
 _PASSAGES_NAME, _INDEX_NAME = "passages.jsonl", "tantivy"
 
 
@@ -50,6 +47,7 @@ class BM25Index:
         self._index = index
         self._passages = passages
         self._searcher = index.searcher()
+        self._analyzer = _analyzer()
 
     @classmethod
     def build(cls, passages: Iterable[PassageLike], directory: str | Path | None = None) -> BM25Index:
@@ -114,17 +112,28 @@ class BM25Index:
         """
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, not {top_k}")
-        words = _BREAKS.sub(" ", query).lower()
-        if not words.strip():
+        query_of_words = self._parse(query)
+        if query_of_words is None:
             return []
-        parsed, _ = self._index.parse_query_lenient(words, [_FIELD])
         limit = top_k + 8
-        ranked = self._ranked(parsed, limit)
+        ranked = self._ranked(query_of_words, limit)
         # A tie across the limit would be cut in the engine's order, which depends on how segments were merged.
         while len(ranked) == limit and limit < len(self) and ranked[top_k - 1][0] == ranked[-1][0]:
             limit *= 4
-            ranked = self._ranked(parsed, limit)
+            ranked = self._ranked(query_of_words, limit)
         return [self._hit(-negated, position) for negated, position in sorted(ranked)[:top_k]]
+
+    def _parse(self, query: str) -> Any | None:
+        """Any of the query's words; None without any. Tantivy's query language would read `a:b` and `NOT` as syntax."""
+        words = self._analyzer.analyze(query)
+        clauses = [
+            (
+                tantivy.Occur.Should,
+                tantivy.Query.term_query(self._index.schema, _FIELD, word, index_option="freq"),
+            )
+            for word in words
+        ]
+        return tantivy.Query.boolean_query(clauses) if clauses else None
 
     def _ranked(self, query: Any, limit: int) -> list[tuple[float, int]]:
         """(negated score, position) of the best documents."""
