@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -50,7 +51,7 @@ def split_updates(
     """
     bounds = [len(samples) * index // num_updates for index in range(num_updates + 1)]
     shares: list[list[UpdateShare]] = [[] for _ in range(num_ranks)]
-    for low, high in zip(bounds, bounds[1:], strict=False):
+    for low, high in itertools.pairwise(bounds):
         update = samples[low:high]
         counts = GlobalCounts.of(sample.num_trainable for sample in update)
         for rank, part in enumerate(split_over_ranks(update, num_ranks)):

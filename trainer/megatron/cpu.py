@@ -9,6 +9,7 @@ at once instead of half working. On a CUDA rank nothing is touched.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.abc
 import importlib.machinery
 import re
@@ -184,6 +185,8 @@ def _maybe_as_numpy(tensor: Any, as_numpy: bool = False, record_stream: bool = F
 
 
 def _answer_cuda_calls() -> None:
+    # Optimizers import dynamo, whose tables name each of these functions and want them distinct: fill them first.
+    importlib.import_module("torch._dynamo")
     cuda: Any = torch.cuda
     cuda.current_device = _answer(torch.device("cpu"))
     cuda.set_device = cuda.synchronize = cuda.empty_cache = _answer(None)

@@ -1,0 +1,216 @@
+"""The training loop: episodes, updates, weight sync, checkpoint; step after step.
+
+A step is finished when its checkpoint is complete. What was generated in an unfinished step stands in the journal, and
+a resumed run plays only what is missing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+
+from polyturn.agents.episode import Episode, Outcome
+from polyturn.configs.schema import RunConfig
+from polyturn.rollout.collector import Group
+from polyturn.rollout.engines.control import EngineControl
+from polyturn.rollout.prompts import Prompt, PromptCursor
+from polyturn.rollout.store import TrajectoryStore
+from polyturn.trainer.checks import RunChecks
+from polyturn.trainer.interrupt import InterruptGuard
+from polyturn.trainer.metrics import MetricSink
+from polyturn.trainer.player import RolloutPlayer
+from polyturn.trainer.progress import ProgressDisplay
+from polyturn.trainer.run_directory import RunDirectory, RunState
+from polyturn.trainer.samples import StepSamples, make_samples
+from polyturn.trainer.step_metrics import step_metrics
+from polyturn.trainer.updates import UpdateReport, split_updates
+from polyturn.trainer.workers import TrainerGroup
+
+PARTS = ("generate", "tools", "train", "sync", "checkpoint", "evaluate", "start")
+
+
+@dataclass(slots=True)
+class Stopwatch:
+    """Seconds by part."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def measure(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(part, time.perf_counter() - started)
+
+    def add(self, part: str, seconds: float) -> None:
+        self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+
+
+class TrainingLoop:
+    """The steps of one run, from the state of its newest checkpoint to the end."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        directory: RunDirectory,
+        trainer: TrainerGroup,
+        engine_urls: Sequence[str],
+        player: RolloutPlayer,
+        sinks: Sequence[MetricSink],
+        progress: ProgressDisplay,
+        guard: InterruptGuard,
+        state: RunState,
+        stopwatch: Stopwatch,
+    ) -> None:
+        self._config = config
+        self._directory = directory
+        self._trainer = trainer
+        self._engines = [EngineControl(url) for url in engine_urls]
+        self._player = player
+        self._sinks = sinks
+        self._progress = progress
+        self._guard = guard
+        self._stopwatch = stopwatch
+        self._store = TrajectoryStore(directory.path)
+        self._checks = RunChecks(config.checks, maxima=state.maxima)
+        self._cursor = PromptCursor(player.num_tasks, seed=config.seed, position=state.prompt_position)
+        self.state = state
+
+    def run(self) -> None:
+        """Play and train until the last step, or until the guard asks to stop."""
+        while self.state.step < self._config.trainer.num_steps and not self._guard.requested:
+            step = self.state.step + 1
+            watch = Stopwatch()
+            started = time.perf_counter()
+            prompts = self._cursor.take(self._config.rollout.prompts_per_step)
+            groups = self._collect(step, prompts, watch)
+            if groups is None:
+                return
+            episodes = [episode for group in groups for episode in group.episodes]
+            samples = make_samples(episodes, self._config.trainer.algorithm)
+            self._store.write_step(step, episodes, advantages=samples.advantages)
+            reports = self._train(step, samples, watch)
+            self._check_step(step, groups, samples, reports)
+            version = self.state.policy_version + self._config.trainer.updates_per_step
+            num_bytes = self.sync(version, watch)
+            row = step_metrics(
+                groups=groups,
+                samples=samples,
+                reports=reports,
+                seconds=watch.seconds,
+                total_seconds=time.perf_counter() - started,
+                version=version,
+                sync_bytes=num_bytes,
+            )
+            self._finish(step, version, row, watch)
+
+    def sync(self, version: int, watch: Stopwatch) -> int:
+        """Send the weights to the engines and compare them on both sides; the bytes that were sent."""
+        with watch.measure("sync"):
+            report = self._trainer.publish(version)
+            if self._config.checks.enabled and self._config.checks.weights_equal:
+                for engine in self._engines:
+                    self._checks.weights_equal(
+                        report.checksums, engine.weight_checksums(), version=version, url=engine.url
+                    )
+        return report.num_bytes
+
+    def close(self) -> None:
+        for engine in self._engines:
+            engine.close()
+
+    def _collect(self, step: int, prompts: Sequence[Prompt], watch: Stopwatch) -> list[Group] | None:
+        """The step's groups, finished ones from the journal first; None when the guard asked to stop."""
+        total = len(prompts) * self._config.rollout.samples_per_prompt
+        self._progress.phase(f"step {step}: episodes", total=total)
+        started = time.perf_counter()
+        groups = self._player.collect(
+            prompts,
+            step=step,
+            journal=self._store,
+            on_episode=lambda _: self._progress.advance(),
+        )
+        seconds = time.perf_counter() - started
+        if self._guard.requested:
+            return None
+        # Episodes overlap, so the wall time is shared out as their own seconds are.
+        tools = sum(episode.timings.tools_s for group in groups for episode in group.episodes)
+        generate = sum(episode.timings.generate_s for group in groups for episode in group.episodes)
+        share = tools / (tools + generate) if tools + generate > 0 else 0.0
+        watch.add("tools", seconds * share)
+        watch.add("generate", seconds * (1 - share))
+        return groups
+
+    def _train(self, step: int, samples: StepSamples, watch: Stopwatch) -> list[UpdateReport]:
+        self._progress.phase(f"step {step}: training")
+        with watch.measure("train"):
+            shares = split_updates(
+                samples.samples,
+                num_updates=self._config.trainer.updates_per_step,
+                num_ranks=self._config.trainer.parallel.data,
+            )
+            return self._trainer.update(shares)
+
+    def _check_step(
+        self, step: int, groups: Sequence[Group], samples: StepSamples, reports: Sequence[UpdateReport]
+    ) -> None:
+        first = reports[0].metrics[0]
+        self._checks.initial_kl(first["policy_kl"], step=step)
+        worst = max(reports, key=lambda report: report.max_logprob_difference)
+        self._checks.logprob_difference(
+            worst.max_logprob_difference, step=step, where=f"sample {worst.max_logprob_sample}"
+        )
+        self._checks.groups(
+            {group.group_id: len(group.episodes) for group in groups},
+            expected=self._config.rollout.samples_per_prompt,
+            dropped={group.group_id: group.num_dropped for group in groups},
+            step=step,
+        )
+        self._checks.trained_once(
+            {sample.sample_id: sample.num_trainable for sample in samples.samples},
+            [report.trained_tokens for report in reports],
+            step=step,
+        )
+
+    def _finish(self, step: int, version: int, row: Mapping[str, float], watch: Stopwatch) -> None:
+        """Write the step's checkpoint, then its metrics: the checkpoint is what makes it finished."""
+        for part, seconds in watch.seconds.items():
+            self._stopwatch.add(part, seconds)
+        self.state = RunState(
+            step=step,
+            policy_version=version,
+            prompt_position=self._cursor.position,
+            seconds=dict(self._stopwatch.seconds),
+            maxima=dict(self._checks.maxima),
+            heldout_before=self.state.heldout_before,
+        )
+        last = step == self._config.trainer.num_steps or self._guard.requested
+        for sink in self._sinks:
+            sink.write(step, row)
+        self._progress.step(step, row)
+        if last or step % self._config.checkpoint.every_steps == 0:
+            with self._stopwatch.measure("checkpoint"):
+                self.save()
+
+    def save(self) -> None:
+        """Write a checkpoint of the state as it is."""
+        self._trainer.save_checkpoint(self._directory.partial_checkpoint(self.state.step))
+        self._directory.commit_checkpoint(self.state, keep_last=self._config.checkpoint.keep_last)
+
+    @property
+    def maxima(self) -> Mapping[str, float]:
+        return self._checks.maxima
+
+
+def state_as_dict(state: RunState) -> dict[str, object]:
+    """The state as JSON takes it."""
+    return asdict(state)
+
+
+def count_outcomes(episodes: Sequence[Episode]) -> Mapping[Outcome, int]:
+    """How many episodes ended in each way."""
+    return {outcome: sum(episode.outcome is outcome for episode in episodes) for outcome in Outcome}

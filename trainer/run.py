@@ -1,0 +1,241 @@
+"""A training run from start to end: start the parts, train, evaluate, leave everything in the run directory."""
+
+from __future__ import annotations
+
+import logging
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from polyturn.configs.loader import dump_config
+from polyturn.configs.models import resolve_model_path
+from polyturn.configs.schema import RunConfig
+from polyturn.rollout.engines.router import Router
+from polyturn.rollout.evaluation import EvaluationResult
+from polyturn.trainer.interrupt import InterruptGuard
+from polyturn.trainer.loop import Stopwatch, TrainingLoop
+from polyturn.trainer.metrics import JsonLinesSink, MetricSink, TensorBoardSink
+from polyturn.trainer.player import RolloutPlayer
+from polyturn.trainer.preflight import preflight
+from polyturn.trainer.progress import ProgressDisplay, make_progress
+from polyturn.trainer.run_directory import RunDirectory, RunState, write_json
+from polyturn.trainer.workers import EngineGroup, TrainerGroup, start_ray
+
+logger = logging.getLogger(__name__)
+
+RECORDED_PACKAGES = ("polyturn", "torch", "transformers", "sglang", "sglang-router", "megatron-core", "ray", "gymnasium")
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; what is finished is saved."""
+
+    def __init__(self, directory: Path, step: int) -> None:
+        super().__init__(f"stopped after step {step}; `resume=true run_dir={directory}` goes on from there")
+        self.directory = directory
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stack:
+    """The parts of a run that are processes."""
+
+    trainer: TrainerGroup
+    engine_urls: list[str]
+    router_url: str
+
+
+def train(config: RunConfig) -> Path:
+    """Train as the config says; the run directory.
+
+    Raises:
+        ValueError: the config cannot be run; nothing has been started.
+        CheckFailure: an in-run check failed.
+        Interrupted: Ctrl-C; the finished steps are saved.
+    """
+    preflight(config)
+    directory = RunDirectory.to_resume(config) if config.resume else RunDirectory.create(config)
+    found = directory.latest_checkpoint() if config.resume else None
+    state = found[1] if found else RunState(step=0, policy_version=0, prompt_position=0)
+    directory.config.write_text(dump_config(config.model_copy(update={"run_dir": directory.path})))
+    progress = make_progress(config.logging.progress, num_steps=config.trainer.num_steps)
+    stopwatch = Stopwatch(dict(state.seconds))
+    started = time.perf_counter()
+    progress.message(f"run directory: {directory.path}")
+    try:
+        with ExitStack() as stack:
+            guard = stack.enter_context(InterruptGuard(lambda: progress.message("stopping: episodes under way finish")))
+            parts = stack.enter_context(_running_stack(config, directory, progress, stopwatch))
+            player = stack.enter_context(RolloutPlayer(config, url=parts.router_url, guard=guard))
+            run = _Run(config, directory, parts, player, progress, guard, stopwatch, started)
+            run.execute(found[0] if found else None, state)
+    finally:
+        progress.close()
+    return directory.path
+
+
+class _Run:
+    """What happens once everything is up."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        directory: RunDirectory,
+        parts: Stack,
+        player: RolloutPlayer,
+        progress: ProgressDisplay,
+        guard: InterruptGuard,
+        stopwatch: Stopwatch,
+        started: float,
+    ) -> None:
+        self._config = config
+        self._directory = directory
+        self._parts = parts
+        self._player = player
+        self._progress = progress
+        self._guard = guard
+        self._stopwatch = stopwatch
+        self._started = started
+        self._earlier_seconds = stopwatch.seconds.get("total", 0.0)
+
+    def execute(self, checkpoint: Path | None, state: RunState) -> None:
+        """Evaluate, train, evaluate, save. Raises `Interrupted` when asked to stop."""
+        trainer = self._parts.trainer
+        if checkpoint is not None:
+            trainer.load_checkpoint(checkpoint)
+            self._progress.message(f"resumed after step {state.step}")
+        trainer.connect(self._parts.engine_urls, self._directory.weights)
+        sinks: list[MetricSink] = [JsonLinesSink(self._directory.metrics, last_step=state.step)]
+        if self._config.logging.tensorboard:
+            sinks.append(TensorBoardSink(self._directory.tensorboard, last_step=state.step))
+        loop = TrainingLoop(
+            self._config,
+            directory=self._directory,
+            trainer=trainer,
+            engine_urls=self._parts.engine_urls,
+            player=self._player,
+            sinks=sinks,
+            progress=self._progress,
+            guard=self._guard,
+            state=state,
+            stopwatch=self._stopwatch,
+        )
+        try:
+            # The engines began with the weights on disk, or with those of a run that died.
+            loop.sync(state.policy_version, self._stopwatch)
+            if self._config.evaluation.before and loop.state.heldout_before is None:
+                before = self._evaluate("before", loop.state.step)
+                if before is not None:
+                    loop.state = replace(loop.state, heldout_before=before)
+                    loop.save()
+            loop.run()
+            self._stop_if_asked(loop)
+            after = self._evaluate("after", loop.state.step) if self._config.evaluation.after else None
+            trainer.save_hf(self._directory.policy)
+            self._summarise("finished", loop, after)
+            self._stop_if_asked(loop)
+        finally:
+            loop.close()
+            for sink in sinks:
+                sink.close()
+
+    def _stop_if_asked(self, loop: TrainingLoop) -> None:
+        if self._guard.requested:
+            self._summarise("interrupted", loop, None)
+            raise Interrupted(self._directory.path, loop.state.step)
+
+    def _evaluate(self, when: str, step: int) -> Mapping[str, Any] | None:
+        """The held-out evaluation, as `summary.json` has it; None when it was interrupted."""
+        config = self._config.evaluation
+        self._progress.phase(f"held-out evaluation {when} training", total=config.num_tasks * config.samples_per_task)
+        with self._stopwatch.measure("evaluate"):
+            result = self._player.evaluate(
+                on_episode=lambda _: self._progress.advance(),
+                trajectories=self._directory.evaluation / f"{when}.parquet",
+            )
+        if result is None:
+            return None
+        self._progress.message(describe(result, when, step))
+        return asdict(result)
+
+    def _summarise(self, status: str, loop: TrainingLoop, after: Mapping[str, Any] | None) -> None:
+        total = self._earlier_seconds + time.perf_counter() - self._started
+        summary = {
+            "status": status,
+            "name": self._config.name,
+            "seed": self._config.seed,
+            "steps": loop.state.step,
+            "policy_version": loop.state.policy_version,
+            "heldout": {"before": loop.state.heldout_before, "after": after},
+            "seconds": {**self._stopwatch.seconds, "total": total},
+            "checks": dict(loop.maxima),
+            "versions": installed_versions(),
+        }
+        write_json(self._directory.summary, summary)
+
+
+@contextmanager
+def _running_stack(
+    config: RunConfig, directory: RunDirectory, progress: ProgressDisplay, stopwatch: Stopwatch
+) -> Iterator[Stack]:
+    """Start Ray, the trainer's ranks, the engines and the router; end them all on the way out."""
+    model_path = resolve_model_path(config.model.path)
+    directory.logs.mkdir(exist_ok=True)
+    with ExitStack() as stack, stopwatch.measure("start") as _:
+        progress.phase("starting Ray, the trainer's ranks and the engines")
+        start_ray(config)
+        stack.callback(ray.shutdown)
+        engines = EngineGroup(config, model_path=model_path, logs=directory.logs)
+        stack.callback(_ignoring_dead_actors(engines.close))
+        urls = engines.start()
+        trainer = TrainerGroup(config, model_path=model_path)
+        stack.callback(_ignoring_dead_actors(trainer.close))
+        ray.get(trainer.start_build())
+        engine_urls: list[str] = ray.get(urls)
+        router = Router(
+            config=config.engines.router,
+            worker_urls=engine_urls,
+            request_timeout_s=config.engines.request_timeout_s,
+            log_path=directory.logs / "router.log",
+        )
+        stack.enter_context(router)
+        router.wait_ready()
+        running = stack.pop_all()
+    with running:
+        yield Stack(trainer=trainer, engine_urls=engine_urls, router_url=router.url)
+
+
+def _ignoring_dead_actors(close: Callable[[], None]) -> Callable[[], None]:
+    """On the way out an actor may have died already: that must not hide why."""
+
+    def attempt() -> None:
+        try:
+            close()
+        except (ray.exceptions.RayError, RuntimeError) as fault:
+            logger.warning("closing: %s", fault)
+
+    return attempt
+
+
+def describe(result: EvaluationResult, when: str, step: int) -> str:
+    """One line about an evaluation."""
+    return (
+        f"held-out {when} training (step {step}): {result.mean:.3f} "
+        f"[{result.low:.3f}, {result.high:.3f}] on {result.num_tasks} tasks"
+    )
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of what a run depends on."""
+    found = {"python": platform.python_version()}
+    for package in RECORDED_PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,92 @@
+"""The row of scalars that a step leaves in `metrics.jsonl`."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+
+from polyturn.agents.episode import Episode, Outcome
+from polyturn.rollout.collector import Group
+from polyturn.trainer.samples import StepSamples
+from polyturn.trainer.updates import UpdateReport
+
+SUCCESS_REWARD = 1.0 - 1e-6
+"""An episode whose reward reaches this counts as a success."""
+
+
+def step_metrics(
+    *,
+    groups: Sequence[Group],
+    samples: StepSamples,
+    reports: Sequence[UpdateReport],
+    seconds: Mapping[str, float],
+    total_seconds: float,
+    version: int,
+    sync_bytes: int,
+) -> dict[str, float]:
+    """All figures of one step. `version` is the policy's after the step; its tokens are of earlier ones."""
+    episodes = [episode for group in groups for episode in group.episodes]
+    first, last = reports[0].metrics[0], reports[0].metrics[-1]
+    rollout_seconds = seconds["generate"] + seconds["tools"]
+    num_sampled = sum(episode.num_sampled_tokens for episode in episodes)
+    num_tokens = sum(len(segment) for episode in episodes for segment in episode.segments)
+    row = {
+        **episode_metrics(episodes),
+        "group/num": float(len(groups)),
+        "group/num_uniform": float(samples.groups.num_uniform_groups),
+        "group/num_singleton": float(samples.groups.num_singleton_groups),
+        "rollout/num_dropped": float(sum(group.num_dropped for group in groups)),
+        "rollout/sampled_tokens": float(num_sampled),
+        "rollout/tokens_per_second": num_sampled / rollout_seconds if rollout_seconds > 0 else 0.0,
+        "train/tokens": float(num_tokens),
+        "train/tokens_per_second": num_tokens / seconds["train"] if seconds["train"] > 0 else 0.0,
+        "train/initial_kl": first["policy_kl"],
+        "train/policy_kl": last["policy_kl"],
+        "train/logprob_difference_max": max(report.max_logprob_difference for report in reports),
+        "sync/bytes": float(sync_bytes),
+        "policy/version": float(version),
+        "policy/staleness_max": float(_largest_staleness(episodes, reports[0], version)),
+        "seconds/step": total_seconds,
+        **{f"seconds/{part}": value for part, value in seconds.items()},
+    }
+    for name in ("loss", "entropy", "clip_fraction", "grad_norm", "learning_rate", "behavior_kl", "reference_kl"):
+        if name in last:
+            row[f"train/{name}"] = statistics.fmean(metrics[name] for metrics in reports[0].metrics)
+    return row
+
+
+def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
+    """Rewards, turns, tools and outcomes of the episodes that have a reward."""
+    rewards = [episode.reward for episode in episodes if episode.reward is not None]
+    parts = sorted({name for episode in episodes for name in episode.reward_parts})
+    return {
+        "reward/mean": statistics.fmean(rewards),
+        "reward/std": statistics.pstdev(rewards),
+        **{
+            f"reward/{part}": statistics.fmean(episode.reward_parts.get(part, 0.0) for episode in episodes)
+            for part in parts
+        },
+        "success/mean": statistics.fmean(reward >= SUCCESS_REWARD for reward in rewards),
+        "episode/num": float(len(episodes)),
+        "episode/turns": statistics.fmean(episode.num_turns for episode in episodes),
+        "episode/sampled_tokens": statistics.fmean(episode.num_sampled_tokens for episode in episodes),
+        "episode/tool_calls": statistics.fmean(episode.num_tool_calls for episode in episodes),
+        "episode/tool_errors": statistics.fmean(episode.num_tool_errors for episode in episodes),
+        **{
+            f"outcome/{outcome}": statistics.fmean(episode.outcome is outcome for episode in episodes)
+            for outcome in (Outcome.COMPLETED, Outcome.TRUNCATED)
+        },
+    }
+
+
+def _largest_staleness(episodes: Sequence[Episode], report: UpdateReport, version: int) -> int:
+    """Trainer version at the step's first update minus the oldest version behind a sampled token."""
+    at_start = version - len(report.metrics)
+    versions = [
+        token_version
+        for episode in episodes
+        for segment in episode.segments
+        for token_version, sampled in zip(segment.policy_versions, segment.sampled, strict=True)
+        if sampled
+    ]
+    return at_start - min(versions, default=at_start)
