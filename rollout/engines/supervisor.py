@@ -33,7 +33,7 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 OWNER_CHECK_S = 1.0
 DONE = b"d"
-SHARED_MEMORY_PREFIX = "/dev/shm/sgl"
+SHARED_MEMORY_PREFIXES = ("/dev/shm/sgl", "/dev/shm/sem.mp-")
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -138,7 +138,7 @@ def _terminate(child: subprocess.Popen[bytes], *, guard_pid: int, grace_s: float
 
 
 def _shared_memory(pid: int) -> set[Path]:
-    """Shared memory of SGLang that the command's processes have mapped: SGLang leaves it behind however it ends."""
+    """Shared memory that the command's processes have mapped: SGLang leaves it behind however it ends."""
     segments: set[Path] = set()
     with contextlib.suppress(psutil.Error):
         command = psutil.Process(pid)
@@ -146,7 +146,7 @@ def _shared_memory(pid: int) -> set[Path]:
             with contextlib.suppress(OSError):
                 for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines():
                     path = line.split(maxsplit=5)[-1]
-                    if path.startswith(SHARED_MEMORY_PREFIX) and not path.endswith(" (deleted)"):
+                    if path.startswith(SHARED_MEMORY_PREFIXES) and not path.endswith(" (deleted)"):
                         segments.add(Path(path))
     return segments
 
