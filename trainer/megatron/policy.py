@@ -186,11 +186,32 @@ class MegatronPolicy:
                 pass
         dist.barrier()
 
+    def save_checkpoint(self, directory: Path) -> None:
+        """Write a checkpoint, from which the next update will be bitwise the same at the same layout."""
+        from polyturn.trainer.megatron.checkpoint import save_checkpoint
+
+        header = {**self._layout(), "num_updates": self.num_updates}
+        save_checkpoint(self._engine, Path(directory), header=header)
+
+    def load_checkpoint(self, directory: Path) -> None:
+        """Go on from a checkpoint. The reference stays what this policy was constructed with.
+
+        Raises:
+            ValueError: no finished checkpoint is there, or it is one of another layout or model.
+        """
+        from polyturn.trainer.megatron.checkpoint import load_checkpoint
+
+        header = load_checkpoint(self._engine, Path(directory), layout=self._layout())
+        self.num_updates = header["num_updates"]
+
     def close(self) -> None:
         """Leave the ranks."""
         from polyturn.trainer.megatron.ranks import leave_ranks
 
         leave_ranks()
+
+    def _layout(self) -> dict[str, Any]:
+        return {"tensor": self.parallel.tensor, "data": self.parallel.data, "dtype": self.dtype}
 
     def _pack(self, samples: Sequence[TrainSample]) -> list[PackedBatch]:
         """This rank's micro-batches, as many as every other rank's."""
