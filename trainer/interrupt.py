@@ -11,15 +11,18 @@ from types import FrameType, TracebackType
 class InterruptGuard:
     """Turns the first SIGINT or SIGTERM into a flag, and a second one into `KeyboardInterrupt`."""
 
-    def __init__(self, on_request: Callable[[], None] = lambda: None) -> None:
-        """`on_request` is called once, in the signal handler, when the first signal arrives."""
-        self._on_request = on_request
+    def __init__(self) -> None:
+        self._subscribers: list[Callable[[], object]] = []
         self._requested = threading.Event()
         self._previous: dict[int, object] = {}
 
     @property
     def requested(self) -> bool:
         return self._requested.is_set()
+
+    def subscribe(self, on_request: Callable[[], object]) -> None:
+        """Call `on_request` once, in the signal handler, when the first signal arrives."""
+        self._subscribers.append(on_request)
 
     def __enter__(self) -> InterruptGuard:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -36,4 +39,5 @@ class InterruptGuard:
         if self._requested.is_set():
             raise KeyboardInterrupt
         self._requested.set()
-        self._on_request()
+        for on_request in self._subscribers:
+            on_request()

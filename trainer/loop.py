@@ -9,9 +9,8 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
-from polyturn.agents.episode import Episode, Outcome
 from polyturn.configs.schema import RunConfig
 from polyturn.rollout.collector import Group
 from polyturn.rollout.engines.control import EngineControl
@@ -27,8 +26,6 @@ from polyturn.trainer.samples import StepSamples, make_samples
 from polyturn.trainer.step_metrics import step_metrics
 from polyturn.trainer.updates import UpdateReport, split_updates
 from polyturn.trainer.workers import TrainerGroup
-
-PARTS = ("generate", "tools", "train", "sync", "checkpoint", "evaluate", "start")
 
 
 @dataclass(slots=True)
@@ -131,7 +128,7 @@ class TrainingLoop:
         groups = self._player.collect(
             prompts,
             step=step,
-            journal=self._store,
+            store=self._store,
             on_episode=lambda _: self._progress.advance(),
         )
         seconds = time.perf_counter() - started
@@ -204,13 +201,3 @@ class TrainingLoop:
     @property
     def maxima(self) -> Mapping[str, float]:
         return self._checks.maxima
-
-
-def state_as_dict(state: RunState) -> dict[str, object]:
-    """The state as JSON takes it."""
-    return asdict(state)
-
-
-def count_outcomes(episodes: Sequence[Episode]) -> Mapping[Outcome, int]:
-    """How many episodes ended in each way."""
-    return {outcome: sum(episode.outcome is outcome for episode in episodes) for outcome in Outcome}

@@ -30,7 +30,16 @@ from polyturn.trainer.workers import EngineGroup, TrainerGroup, start_ray
 
 logger = logging.getLogger(__name__)
 
-RECORDED_PACKAGES = ("polyturn", "torch", "transformers", "sglang", "sglang-router", "megatron-core", "ray", "gymnasium")
+RECORDED_PACKAGES = (
+    "polyturn",
+    "torch",
+    "transformers",
+    "sglang",
+    "sglang-router",
+    "megatron-core",
+    "ray",
+    "gymnasium",
+)
 
 
 class Interrupted(Exception):
@@ -69,9 +78,18 @@ def train(config: RunConfig) -> Path:
     progress.message(f"run directory: {directory.path}")
     try:
         with ExitStack() as stack:
-            guard = stack.enter_context(InterruptGuard(lambda: progress.message("stopping: episodes under way finish")))
             parts = stack.enter_context(_running_stack(config, directory, progress, stopwatch))
-            player = stack.enter_context(RolloutPlayer(config, url=parts.router_url, guard=guard))
+            # From here on Ctrl-C drains; before, there is nothing to save.
+            guard = stack.enter_context(InterruptGuard())
+            guard.subscribe(lambda: progress.message("stopping: what is under way is finished and saved"))
+            player = stack.enter_context(
+                RolloutPlayer(
+                    config,
+                    model_path=resolve_model_path(config.model.path),
+                    url=parts.router_url,
+                    guard=guard,
+                )
+            )
             run = _Run(config, directory, parts, player, progress, guard, stopwatch, started)
             run.execute(found[0] if found else None, state)
     finally:
@@ -152,9 +170,12 @@ class _Run:
     def _evaluate(self, when: str, step: int) -> Mapping[str, Any] | None:
         """The held-out evaluation, as `summary.json` has it; None when it was interrupted."""
         config = self._config.evaluation
-        self._progress.phase(f"held-out evaluation {when} training", total=config.num_tasks * config.samples_per_task)
+        self._progress.phase(
+            f"held-out evaluation {when} training", total=config.num_tasks * config.samples_per_task
+        )
         with self._stopwatch.measure("evaluate"):
             result = self._player.evaluate(
+                step=step,
                 on_episode=lambda _: self._progress.advance(),
                 trajectories=self._directory.evaluation / f"{when}.parquet",
             )

@@ -49,7 +49,15 @@ def step_metrics(
         "seconds/step": total_seconds,
         **{f"seconds/{part}": value for part, value in seconds.items()},
     }
-    for name in ("loss", "entropy", "clip_fraction", "grad_norm", "learning_rate", "behavior_kl", "reference_kl"):
+    for name in (
+        "loss",
+        "entropy",
+        "clip_fraction",
+        "grad_norm",
+        "learning_rate",
+        "behavior_kl",
+        "reference_kl",
+    ):
         if name in last:
             row[f"train/{name}"] = statistics.fmean(metrics[name] for metrics in reports[0].metrics)
     return row

@@ -1,0 +1,123 @@
+"""The rollout side of a training run: an event loop, a policy behind the router, and the collectors."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from polyturn.agents.episode import Episode
+from polyturn.configs.schema import RunConfig
+from polyturn.rollout.collector import Group, RolloutError
+from polyturn.rollout.evaluation import EvaluationResult, evaluate
+from polyturn.rollout.limits import Policy
+from polyturn.rollout.prompts import Prompt
+from polyturn.rollout.setup import build_collector, open_policy
+from polyturn.rollout.store import TrajectoryStore, write_episodes
+from polyturn.trainer.interrupt import InterruptGuard
+
+Value = TypeVar("Value")
+OnEpisode = Callable[[Episode], None]
+
+
+class RolloutPlayer:
+    """Plays training prompts and held-out tasks through one router; a context manager."""
+
+    def __init__(self, config: RunConfig, *, model_path: Path, url: str, guard: InterruptGuard) -> None:
+        """`url` is the router's. When the guard is asked to stop, no further episode starts."""
+        self._config = config
+        self._model_path = model_path
+        self._url = url
+        self._guard = guard
+        self._runner = asyncio.Runner()
+        self._open = AsyncExitStack()
+        self._collector = build_collector(
+            config,
+            model_path=model_path,
+            split=config.environment.train_split,
+            temperature=config.rollout.sampling.temperature,
+        )
+
+    def __enter__(self) -> Self:
+        self._stop = asyncio.Event()
+        self._policy: Policy = self._run(
+            self._open.enter_async_context(
+                open_policy(self._config, model_path=self._model_path, url=self._url)
+            )
+        )
+        loop = self._runner.get_loop()
+        self._guard.subscribe(lambda: loop.call_soon_threadsafe(self._stop.set))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._run(self._open.aclose())
+        self._collector.close()
+        self._runner.close()
+
+    @property
+    def num_tasks(self) -> int:
+        """Tasks of the training split."""
+        return len(self._collector.tasks)
+
+    def collect(
+        self, prompts: Sequence[Prompt], *, step: int, store: TrajectoryStore, on_episode: OnEpisode
+    ) -> list[Group]:
+        """The groups of a step. What the store has in its journal is not played again; what is played goes there."""
+
+        def keep(episode: Episode) -> None:
+            store.journal(step, episode)
+            on_episode(episode)
+
+        return self._run(
+            self._collector.collect(
+                prompts,
+                samples_per_prompt=self._config.rollout.samples_per_prompt,
+                policy=self._policy,
+                finished=store.journaled(step),
+                on_episode=keep,
+                stop=self._stop,
+            )
+        )
+
+    def evaluate(self, *, step: int, trajectories: Path, on_episode: OnEpisode) -> EvaluationResult | None:
+        """The held-out evaluation after `step`; None when the guard asked to stop. Episodes go to `trajectories`."""
+        settings = self._config.evaluation
+        episodes: list[Episode] = []
+
+        def keep(episode: Episode) -> None:
+            episodes.append(episode)
+            on_episode(episode)
+
+        collector = build_collector(
+            self._config,
+            model_path=self._model_path,
+            split=settings.split,
+            temperature=settings.temperature,
+        )
+        try:
+            result = self._run(
+                evaluate(
+                    collector=collector,
+                    policy=self._policy,
+                    num_tasks=settings.num_tasks,
+                    samples_per_task=settings.samples_per_task,
+                    on_episode=keep,
+                    stop=self._stop,
+                )
+            )
+        except RolloutError:
+            if self._guard.requested:
+                return None
+            raise
+        finally:
+            collector.close()
+        write_episodes(trajectories, episodes, step=step)
+        return result
+
+    def _run(self, coroutine: Coroutine[Any, Any, Value]) -> Value:
+        return self._runner.run(coroutine)

@@ -1,0 +1,211 @@
+"""What can be known to be wrong before anything starts. Nothing here starts a process or loads a weight."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from polyturn.configs import upstream
+from polyturn.configs.arithmetic import check_batch, num_cores, num_gpus
+from polyturn.configs.errors import ConfigError, nearest
+from polyturn.configs.models import ModelShape, read_json, resolve_model_path
+from polyturn.configs.schema import RunConfig
+from polyturn.envs.registry import list_environments, make
+from polyturn.envs.tasks import JsonlTasks, TaskSource
+from polyturn.rollout.engines.ports import is_free
+from polyturn.trainer.run_directory import RunDirectory
+
+
+def preflight(config: RunConfig) -> None:
+    """Check all that a training run needs.
+
+    Raises ConfigError with one sentence for the first thing that is wrong.
+    """
+    check_batch(config)
+    _check_lengths(config)
+    _check_upstream(config)
+    _check_model(config, resolve_model_path(config.model.path))
+    _check_tasks(config, (config.environment.train_split, config.evaluation.split))
+    _check_machine(config)
+    _check_ports(config)
+    _check_run_directory(config)
+
+
+def preflight_evaluation(config: RunConfig, *, model_path: Path) -> None:
+    """Check all that an evaluation of the model needs. Raises ConfigError as `preflight` does."""
+    _check_lengths(config)
+    _check_upstream(config)
+    _check_model(config, model_path)
+    _check_tasks(config, (config.evaluation.split,))
+    _check_ports(config)
+
+
+def _check_lengths(config: RunConfig) -> None:
+    limits = config.environment
+    if limits.max_tokens_per_turn >= limits.max_tokens_per_episode:
+        raise ConfigError(
+            f"environment.max_tokens_per_turn is {limits.max_tokens_per_turn}, which leaves no room for a prompt in "
+            f"environment.max_tokens_per_episode={limits.max_tokens_per_episode}"
+        )
+
+
+def _check_upstream(config: RunConfig) -> None:
+    """Again what the loader did, for configs that were made in code."""
+    for section, device in (("sglang", config.engines.device), ("megatron", config.trainer.device)):
+        for _, problem in upstream.find_problems(section, getattr(config, section), device=device):
+            raise ConfigError(problem)
+
+
+def _check_model(config: RunConfig, directory: Path) -> None:
+    shape = ModelShape.read(directory)
+    _check_weights(directory)
+    num_tokens = count_tokens(directory)
+    if num_tokens > shape.vocab_size:
+        raise ConfigError(
+            f"model.path: the tokenizer in {directory} has {num_tokens} tokens, but the model's vocab_size is "
+            f"{shape.vocab_size}; they are not of one model"
+        )
+    if config.environment.max_tokens_per_episode > shape.max_positions:
+        raise ConfigError(
+            f"environment.max_tokens_per_episode is {config.environment.max_tokens_per_episode}, but the model in "
+            f"{directory} has {shape.max_positions} positions"
+        )
+    for key, tensor in (
+        ("trainer.parallel.tensor", config.trainer.parallel.tensor),
+        ("engines.tensor_parallel", config.engines.tensor_parallel),
+    ):
+        if shape.num_heads % tensor or shape.num_kv_heads % tensor:
+            raise ConfigError(
+                f"{key} is {tensor}, which must divide the model's {shape.num_heads} attention heads and "
+                f"{shape.num_kv_heads} key-value heads"
+            )
+
+
+def _check_weights(directory: Path) -> None:
+    index = directory / "model.safetensors.index.json"
+    if index.exists():
+        files = sorted(set(read_json(index).get("weight_map", {}).values()))
+        missing = [name for name in files if not (directory / name).is_file()]
+        if missing:
+            raise ConfigError(f"model.path: {directory} lacks {missing[0]}, which {index.name} names")
+    elif not any(directory.glob("*.safetensors")):
+        raise ConfigError(f"model.path: {directory} has no .safetensors weights")
+
+
+def count_tokens(directory: Path) -> int:
+    """One more than the largest token id of the tokenizer in a model directory. Raises ConfigError."""
+    path = directory / "tokenizer.json"
+    if not path.exists():
+        raise ConfigError(
+            f"model.path: {directory} has no tokenizer.json; save its tokenizer there as a fast one"
+        )
+    return 1 + max(_token_ids(path), default=-1)
+
+
+def _token_ids(path: Path) -> Iterator[int]:
+    tokenizer = read_json(path)
+    vocabulary = tokenizer.get("model", {}).get("vocab", {})
+    # Unigram tokenizers list their pieces, the others map a token to its id.
+    yield from vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+    yield from (token["id"] for token in tokenizer.get("added_tokens", ()))
+
+
+def open_tasks(config: RunConfig, split: str) -> TaskSource:
+    """The tasks that the config's environment has in a split.
+
+    Raises ConfigError, also where there are none.
+    """
+    environment = config.environment
+    known = [info.env_id for info in list_environments()]
+    if environment.id not in known:
+        near = nearest(environment.id, known)
+        hint = (
+            f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"there are {', '.join(known)}"
+        )
+        raise ConfigError(f"environment.id: there is no environment '{environment.id}'; {hint}")
+    try:
+        given = JsonlTasks(environment.tasks) if environment.tasks is not None else None
+        options = {**environment.options, **({"tasks": given} if given is not None else {})}
+        env = make(environment.id, **options)
+        try:
+            source = env.tasks(split)
+        finally:
+            env.close()
+    except ValueError as error:
+        raise ConfigError(f"environment: {error}") from error
+    if len(source) == 0:
+        raise ConfigError(f"environment: {environment.id} has no tasks in the split '{split}'")
+    return source
+
+
+def _check_tasks(config: RunConfig, splits: tuple[str, ...]) -> None:
+    for split in dict.fromkeys(splits):
+        open_tasks(config, split)
+
+
+def _check_machine(config: RunConfig) -> None:
+    """Ranks against this machine's cores and GPUs; a Ray cluster that is joined has its own."""
+    if config.cluster.address is not None:
+        return
+    parallel = config.trainer.parallel
+    if config.trainer.device == "cpu":
+        cores = num_cores()
+        if parallel.world_size > cores:
+            raise ConfigError(
+                f"trainer.parallel asks for {parallel.world_size} ranks (tensor {parallel.tensor} x data "
+                f"{parallel.data}), but this machine has {cores} core(s); lower one of them"
+            )
+    wanted = num_gpus(config)
+    # Without torch there is nothing to count GPUs with, and nothing that could train on them.
+    if wanted and importlib.util.find_spec("torch") is not None:
+        import torch
+
+        visible = torch.cuda.device_count()
+        if wanted > visible:
+            raise ConfigError(
+                f"the config asks for {wanted} GPU(s), for engines and trainer ranks together, but {visible} can be "
+                "seen; lower trainer.parallel or engines.num_engines, or set trainer.device and engines.device to cpu"
+            )
+
+
+def _check_ports(config: RunConfig) -> None:
+    engines, router = config.engines, config.engines.router
+    wanted = [
+        ("engines.port", engines.host, engines.port + i) for i in range(engines.num_engines) if engines.port
+    ]
+    if router.port:
+        wanted.append(("engines.router.port", router.host, router.port))
+    taken: dict[int, str] = {}
+    for key, host, port in wanted:
+        if port > 65535:
+            raise ConfigError(
+                f"{key}: {engines.num_engines} engines from port {engines.port} go beyond port 65535"
+            )
+        if port in taken:
+            raise ConfigError(
+                f"{key}: port {port} is also one of {taken[port]}; choose another, or 0 for a free one"
+            )
+        taken[port] = key
+        if config.cluster.address is None and not is_free(host, port):
+            raise ConfigError(f"{key}: port {port} on {host} is taken; choose another, or 0 for a free one")
+
+
+def _check_run_directory(config: RunConfig) -> None:
+    if config.resume:
+        try:
+            RunDirectory.to_resume(config)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
+        return
+    run_dir = config.run_dir
+    if run_dir is not None and (run_dir / "config.yaml").exists():
+        raise ConfigError(
+            f"run_dir: {run_dir} already holds a run; set resume=true to go on with it, or name another directory"
+        )
+    parent = (run_dir or config.output_dir).absolute()
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ConfigError(f"{'run_dir' if run_dir else 'output_dir'}: {parent} is no directory to write in")
