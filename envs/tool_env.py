@@ -26,7 +26,7 @@ import math
 import numbers
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import gymnasium
 
@@ -56,7 +56,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
     threads. Override these, not `step`.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["ansi"], "render_fps": 1}
+    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012  as Gymnasium types it
 
     def __init__(
         self,

@@ -1,0 +1,80 @@
+"""A policy behind an OpenAI-compatible chat endpoint. It speaks in messages, so its episodes cannot be trained on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+
+from polyturn.agents.http import Retries, post_json
+from polyturn.agents.policy import PolicyFault
+from polyturn.envs.messages import AssistantMessage, Message
+from polyturn.tools.types import ToolCall, ToolSpec
+
+
+class OpenAIPolicy:
+    """Answers over `POST {base_url}/chat/completions`."""
+
+    def __init__(
+        self,
+        *,
+        client: httpx.AsyncClient,
+        base_url: str,
+        model: str,
+        api_key: str | None = None,
+        temperature: float = 1.0,
+        max_tokens: int = 1024,
+        retries: Retries | None = None,
+    ) -> None:
+        self._client = client
+        self._url = f"{base_url.rstrip('/')}/chat/completions"
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._request = {"model": model, "temperature": temperature, "max_tokens": max_tokens}
+        self._retries = retries or Retries()
+
+    async def reply(self, *, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> AssistantMessage:
+        """Answer the conversation.
+
+        Raises:
+            PolicyFault: the endpoint failed, or its answer holds no message.
+        """
+        payload: dict[str, Any] = {**self._request, "messages": [_to_wire(message) for message in messages]}
+        if tools:
+            payload["tools"] = [tool.to_openai() for tool in tools]
+        answer = await post_json(
+            self._client, self._url, payload, retries=self._retries, headers=self._headers
+        )
+        try:
+            message = answer["choices"][0]["message"]
+            calls = [_read_call(call) for call in message.get("tool_calls") or []]
+            return AssistantMessage(content=message.get("content") or "", tool_calls=tuple(calls))
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
+            raise PolicyFault(f"{self._url}: the answer holds no message: {str(answer)[:300]}") from error
+
+
+def _to_wire(message: Message) -> dict[str, Any]:
+    """The message with the arguments of its calls as JSON text, which is how the endpoint wants them."""
+    wire: dict[str, Any] = dict(message)
+    if calls := message.get("tool_calls"):
+        wire["tool_calls"] = [
+            {**call, "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}}
+            for call in calls
+        ]
+    return wire
+
+
+def _read_call(call: Mapping[str, Any]) -> ToolCall:
+    function = call["function"]
+    call_id, name, text = call["id"], function["name"], function.get("arguments") or "{}"
+    try:
+        arguments = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        problem = f"The arguments could not be read: not valid JSON: {error}."
+        return ToolCall(id=call_id, name=name, error=problem)
+    if not isinstance(arguments, dict):
+        return ToolCall(
+            id=call_id, name=name, error="The arguments could not be read: they must be a JSON object."
+        )
+    return ToolCall(id=call_id, name=name, arguments=arguments)

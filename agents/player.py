@@ -1,0 +1,308 @@
+"""The episode loop: one policy plays one task of one environment, and all of it is recorded."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import math
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import gymnasium
+
+from polyturn.agents.chat import ChatRenderer
+from polyturn.agents.dialects import Dialect
+from polyturn.agents.episode import Episode, EpisodeTimings, Outcome
+from polyturn.agents.ledger import Ledger
+from polyturn.agents.policy import (
+    FinishReason,
+    Generation,
+    MessagePolicy,
+    PolicyFault,
+    SamplingParams,
+    TokenPolicy,
+)
+from polyturn.agents.seeds import derive_seed
+from polyturn.envs.faults import EnvironmentFault
+from polyturn.envs.messages import AssistantMessage, Message, Observation
+from polyturn.envs.tasks import Task
+from polyturn.envs.tool_env import ToolEnv
+
+MAX_INTERRUPTIONS = 8
+"""How often the generation of one turn may be aborted by the engine and taken up again."""
+
+Environment = gymnasium.Env[Observation, AssistantMessage]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpisodeLimits:
+    """Where an episode is truncated. Token limits do not apply to policies that speak in messages."""
+
+    max_turns: int = 8
+    max_tokens_per_turn: int = 256
+    max_tokens_per_episode: int = 4096
+    """Prompt, observations and answers together."""
+    timeout_s: float = 600.0
+
+
+async def play_tokens(
+    *,
+    env: Environment,
+    policy: TokenPolicy,
+    renderer: ChatRenderer,
+    dialect: Dialect,
+    task: Task | str | None,
+    seed: int,
+    limits: EpisodeLimits,
+    episode_id: str,
+    group_id: str,
+    sampling: SamplingParams | None = None,
+    executor: Executor | None = None,
+) -> Episode:
+    """Play one episode with a policy that samples tokens.
+
+    Every prompt is the ledger so far, so the recorded tokens are those that the policy saw and sampled. Sampled tokens
+    are never cut, and the ledger never grows beyond `limits.max_tokens_per_episode`. A turn that ran into a limit in
+    the middle of an answer ends the episode as truncated, ungraded.
+
+    Args:
+        env: Not shared with an episode that still runs. A `ToolEnv` is awaited; any other steps in a thread.
+        task: A task, the id of one, or None to let the environment draw one.
+        seed: Of the environment, and of the requests: that of a turn is `derive_seed(seed, turn, 0)`.
+        sampling: The temperature; its `max_tokens` and `seed` give way to `limits` and `seed`.
+        executor: Runs what is not `async` in the environment; None: the event loop's own threads.
+    """
+    record = _Record(
+        env=env, episode_id=episode_id, group_id=group_id, seed=seed, executor=executor, limits=limits
+    )
+    ledger = Ledger()
+    sampling = sampling or SamplingParams()
+
+    async def play() -> _Stop:
+        observation, tools = await record.reset(task)
+        new_ids = renderer.start(observation, tools)
+        for turn in range(limits.max_turns):
+            budget = limits.max_tokens_per_episode - len(ledger) - len(new_ids)
+            if budget <= 0:
+                return _Stop(Outcome.TRUNCATED, "max_tokens_per_episode")
+            ledger.append_observation(new_ids)
+            request = replace(sampling, max_tokens=min(limits.max_tokens_per_turn, budget))
+            seeds = functools.partial(derive_seed, seed, turn)
+            with record.clock("generate_s"):
+                generation = await _generate_turn(policy, ledger.token_ids, request, seeds)
+            ledger.append_generation(generation)
+            action = dialect.parse(renderer.decode(generation.token_ids))
+            record.add_action(action)
+            if generation.finish_reason == "length":
+                if budget <= limits.max_tokens_per_turn:
+                    return _Stop(Outcome.TRUNCATED, "max_tokens_per_episode")
+                if not action.tool_calls:
+                    return _Stop(Outcome.TRUNCATED, "max_tokens_per_turn")
+            observation, stop = await record.step(action)
+            if stop is not None:
+                return stop
+            if turn + 1 < limits.max_turns:
+                ledger.append_observation(
+                    renderer.extend(observation, last_token_id=generation.token_ids[-1])
+                )
+        return _Stop(Outcome.TRUNCATED, "max_turns")
+
+    stop = await record.run(play, task)
+    return record.episode(stop, ledger)
+
+
+async def play_messages(
+    *,
+    env: Environment,
+    policy: MessagePolicy,
+    task: Task | str | None,
+    seed: int,
+    limits: EpisodeLimits,
+    episode_id: str,
+    group_id: str,
+    executor: Executor | None = None,
+) -> Episode:
+    """Play one episode with a policy that speaks in messages: a script, a person, a remote endpoint. No tokens."""
+    record = _Record(
+        env=env, episode_id=episode_id, group_id=group_id, seed=seed, executor=executor, limits=limits
+    )
+
+    async def play() -> _Stop:
+        _, tools = await record.reset(task)
+        for _ in range(limits.max_turns):
+            with record.clock("generate_s"):
+                action = await policy.reply(messages=tuple(record.messages), tools=tools)
+            record.add_action(action)
+            _, stop = await record.step(action)
+            if stop is not None:
+                return stop
+        return _Stop(Outcome.TRUNCATED, "max_turns")
+
+    stop = await record.run(play, task)
+    return record.episode(stop, Ledger())
+
+
+async def _generate_turn(
+    policy: TokenPolicy, prompt_ids: Sequence[int], sampling: SamplingParams, seeds: Callable[[int], int]
+) -> Generation:
+    """One turn. A generation that the engine aborted goes on from its tokens, which stay as they are."""
+    token_ids: list[int] = []
+    logprobs: list[float] = []
+    versions: list[int] = []
+    finish_reason: FinishReason = "abort"
+    for attempt in range(MAX_INTERRUPTIONS + 1):
+        request = replace(sampling, max_tokens=sampling.max_tokens - len(token_ids), seed=seeds(attempt))
+        part = await policy.generate(prompt_ids=[*prompt_ids, *token_ids], sampling=request)
+        token_ids += part.token_ids
+        logprobs += part.logprobs
+        versions += part.policy_versions
+        finish_reason = part.finish_reason
+        if finish_reason == "abort" and len(token_ids) >= sampling.max_tokens:
+            finish_reason = "length"
+        if finish_reason != "abort":
+            break
+    if finish_reason == "abort":
+        raise PolicyFault(f"the engine aborted the generation of one turn {MAX_INTERRUPTIONS + 1} times")
+    if not token_ids:
+        raise PolicyFault("the engine sampled no token")
+    return Generation(
+        token_ids=tuple(token_ids),
+        logprobs=tuple(logprobs),
+        policy_versions=tuple(versions),
+        finish_reason=finish_reason,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Stop:
+    """How an episode ended."""
+
+    outcome: Outcome
+    reason: str
+    error: str | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class _Record:
+    """Plays the environment's side of one episode and keeps what happened."""
+
+    env: Environment
+    episode_id: str
+    group_id: str
+    seed: int
+    executor: Executor | None
+    limits: EpisodeLimits
+    task_id: str = ""
+    messages: list[Message] = field(default_factory=list)
+    reward: float = 0.0
+    reward_parts: dict[str, float] = field(default_factory=dict)
+    num_turns: int = 0
+    num_tool_calls: int = 0
+    num_tool_errors: int = 0
+    seconds: dict[str, float] = field(default_factory=lambda: {"generate_s": 0.0, "tools_s": 0.0})
+    started: float = field(default_factory=time.perf_counter)
+
+    async def run(self, play: Callable[[], Awaitable[_Stop]], task: Task | str | None) -> _Stop:
+        """Play to the end, to the time limit, or to a fault."""
+        self.task_id = task.task_id if isinstance(task, Task) else task or ""
+        limit = asyncio.timeout(self.limits.timeout_s)
+        try:
+            async with limit:
+                return await play()
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            return _Stop(Outcome.TRUNCATED, "timeout_s")
+        except (EnvironmentFault, PolicyFault) as fault:
+            kind = "environment_fault" if isinstance(fault, EnvironmentFault) else "policy_fault"
+            return _Stop(Outcome.FAILED, kind, str(fault))
+
+    async def reset(self, task: Task | str | None) -> tuple[Observation, Any]:
+        """The first messages, and the specs of the tools."""
+        options = {} if task is None else {"task": task}
+        with self.clock("tools_s"):
+            if isinstance(self.env, ToolEnv):
+                observation, info = await self.env.reset_async(
+                    seed=self.seed, options=options, executor=self.executor
+                )
+            else:
+                observation, info = await self._in_thread(self.env.reset, seed=self.seed, options=options)
+        self.task_id = str(info.get("task_id", self.task_id))
+        self.messages += observation
+        return observation, info.get("tools", ())
+
+    async def step(self, action: AssistantMessage) -> tuple[Observation, _Stop | None]:
+        """What the environment answers, and how the episode ended if it did."""
+        with self.clock("tools_s"):
+            if isinstance(self.env, ToolEnv):
+                result = await self.env.step_async(action, executor=self.executor)
+            else:
+                result = await self._in_thread(self.env.step, action)
+        observation, reward, terminated, truncated, info = result
+        if not math.isfinite(reward):
+            raise EnvironmentFault(f"the environment gave the reward {reward}")
+        self.messages += observation
+        self.reward += float(reward)
+        for name, part in info.get("reward_parts", {}).items():
+            self.reward_parts[name] = self.reward_parts.get(name, 0.0) + part
+        self.num_tool_errors += sum(not tool_result.ok for tool_result in info.get("tool_results", ()))
+        if terminated:
+            return observation, _Stop(Outcome.COMPLETED, "terminated")
+        if truncated:
+            return observation, _Stop(Outcome.TRUNCATED, str(info.get("stop_reason", "environment")))
+        return observation, None
+
+    def add_action(self, action: AssistantMessage) -> None:
+        self.messages.append(action.to_message())
+        self.num_turns += 1
+        self.num_tool_calls += len(action.tool_calls)
+
+    def clock(self, name: str) -> _Clock:
+        return _Clock(self.seconds, name)
+
+    def episode(self, stop: _Stop, ledger: Ledger) -> Episode:
+        failed = stop.outcome is Outcome.FAILED
+        inner = self.env.unwrapped
+        env_id = (
+            inner.env_id if isinstance(inner, ToolEnv) else getattr(self.env.spec, "id", type(inner).__name__)
+        )
+        return Episode(
+            episode_id=self.episode_id,
+            group_id=self.group_id,
+            env_id=env_id,
+            task_id=self.task_id,
+            seed=self.seed,
+            outcome=stop.outcome,
+            stop_reason=stop.reason,
+            reward=None if failed else self.reward,
+            reward_parts={} if failed else self.reward_parts,
+            num_turns=self.num_turns,
+            num_tool_calls=self.num_tool_calls,
+            num_tool_errors=self.num_tool_errors,
+            messages=tuple(self.messages),
+            segments=(ledger.to_segment(),) if len(ledger) else (),
+            timings=EpisodeTimings(**self.seconds, total_s=time.perf_counter() - self.started),
+            error=stop.error,
+        )
+
+    async def _in_thread(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        call = functools.partial(function, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self.executor, call)
+
+
+@dataclass(slots=True)
+class _Clock:
+    """Adds the seconds of a `with` block to a sum, also when the block is left by an exception."""
+
+    sums: dict[str, float]
+    name: str
+    started: float = 0.0
+
+    def __enter__(self) -> None:
+        self.started = time.perf_counter()
+
+    def __exit__(self, *error: object) -> None:
+        self.sums[self.name] += time.perf_counter() - self.started

@@ -1,0 +1,113 @@
+"""A policy behind an SGLang server or router: token ids in, token ids with logprobs and policy versions out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import httpx
+
+from polyturn.agents.http import Retries, post_json
+from polyturn.agents.policy import FinishReason, Generation, PolicyFault, SamplingParams
+
+UNVERSIONED = "default"
+"""What a server calls the weights that it started with."""
+
+
+class SGLangPolicy:
+    """Samples over `POST {url}/generate`.
+
+    The client is the caller's: it sets timeouts and the number of connections, and is shared by all episodes.
+    """
+
+    def __init__(
+        self,
+        *,
+        client: httpx.AsyncClient,
+        url: str,
+        stop_token_ids: Sequence[int],
+        retries: Retries | None = None,
+    ) -> None:
+        self._client = client
+        self._url = f"{url.rstrip('/')}/generate"
+        self._stop_token_ids = tuple(stop_token_ids)
+        self._retries = retries or Retries()
+
+    async def generate(self, *, prompt_ids: Sequence[int], sampling: SamplingParams) -> Generation:
+        """Sample a continuation.
+
+        Raises:
+            PolicyFault: the server failed, or its answer does not hold together.
+        """
+        params: dict[str, Any] = {
+            "temperature": sampling.temperature,
+            "max_new_tokens": sampling.max_tokens,
+            "stop_token_ids": list(self._stop_token_ids),
+            "no_stop_trim": True,
+            "skip_special_tokens": False,
+        }
+        if sampling.seed is not None:
+            params["sampling_seed"] = sampling.seed
+        payload = {"input_ids": list(prompt_ids), "sampling_params": params, "return_logprob": True}
+        return read_generation(await post_json(self._client, self._url, payload, retries=self._retries))
+
+
+def read_generation(answer: Mapping[str, Any]) -> Generation:
+    """The generation in an answer of `/generate`.
+
+    Raises:
+        PolicyFault: tokens and logprobs do not belong together, a logprob is not finite, a version is no number.
+    """
+    try:
+        meta = answer["meta_info"]
+        entries = meta["output_token_logprobs"]
+        output_ids = tuple(answer["output_ids"])
+        reason = meta["finish_reason"]["type"]
+        logprobs = tuple(float(entry[0]) for entry in entries)
+        token_ids = tuple(int(entry[1]) for entry in entries)
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise PolicyFault(f"the engine's answer lacks {error}: {str(dict(answer))[:300]}") from error
+    if token_ids != output_ids:
+        raise PolicyFault(
+            f"the engine's logprobs are of {len(token_ids)} other tokens than its {len(output_ids)} ids"
+        )
+    if not all(math.isfinite(logprob) for logprob in logprobs):
+        at = next(i for i, logprob in enumerate(logprobs) if not math.isfinite(logprob))
+        raise PolicyFault(
+            f"the engine gave logprob {logprobs[at]} for token {token_ids[at]} at position {at}"
+        )
+    return Generation(
+        token_ids=token_ids,
+        logprobs=logprobs,
+        policy_versions=_versions(meta, len(token_ids)),
+        finish_reason=_finish_reason(reason),
+    )
+
+
+def _versions(meta: Mapping[str, Any], length: int) -> tuple[int, ...]:
+    """One version per token: from the spans if weights changed on the way, else the one of the whole answer."""
+    spans = meta.get("weight_versions") or [
+        {"version": meta.get("weight_version"), "start": 0, "end": length}
+    ]
+    versions: list[int] = []
+    for span in spans:
+        versions += [_version(span["version"])] * (span["end"] - len(versions))
+    if len(versions) != length:
+        raise PolicyFault(f"the engine's weight versions cover {len(versions)} of {length} tokens: {spans}")
+    return tuple(versions)
+
+
+def _version(text: Any) -> int:
+    if text is None or text == UNVERSIONED:
+        return 0
+    if not (isinstance(text, str) and text.isdecimal()):
+        raise PolicyFault(f"the engine's weight version is {text!r}, not a number that was set by us")
+    return int(text)
+
+
+def _finish_reason(kind: str) -> FinishReason:
+    match kind:
+        case "stop" | "length" | "abort":
+            return kind
+    raise PolicyFault(f"the engine stopped for an unknown reason {kind!r}")
