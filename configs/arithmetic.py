@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 from polyturn.configs.errors import ConfigError
@@ -139,6 +140,12 @@ def estimate_memory(config: RunConfig, shape: ModelShape) -> MemoryEstimate:
         heads = max(1, shape.num_kv_heads // engine_tensor)
         engine["kv cache"] = 2 * size * shape.num_layers * shape.head_dim * heads * pool
     return MemoryEstimate(rank=rank, engine=engine)
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    # Not every system can say which; macOS cannot.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def human_bytes(count: int) -> str:

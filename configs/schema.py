@@ -34,11 +34,15 @@ class EnvironmentConfig(Section):
     tasks: Path | None = None
     """A JSONL file of tasks in place of the environment's own; relative to the working directory."""
     train_split: str = "train"
+    """The split whose tasks are trained on."""
     max_turns: PositiveInt = 8
+    """An episode is truncated after so many assistant messages."""
     max_tokens_per_turn: PositiveInt = 256
+    """The longest assistant message."""
     max_tokens_per_episode: PositiveInt = 4096
     """Prompt, observations and answers together."""
     episode_timeout_s: PositiveFloat = 600.0
+    """An episode is truncated after so many seconds."""
 
 
 class ModelConfig(Section):
@@ -47,6 +51,7 @@ class ModelConfig(Section):
     path: str
     """A Hugging Face directory, or `builtin:NAME` for one that the package ships."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the weights, in trainer and engines."""
     dialect: Literal["hermes"] = "hermes"
     """How the model writes tool calls."""
 
@@ -55,6 +60,7 @@ class SamplingConfig(Section):
     """The sampling contract. Top-p, top-k and penalties are refused: the trainer could not replay them."""
 
     temperature: PositiveFloat = 1.0
+    """Of the training episodes; the trainer's logprobs are taken at it too."""
     seeded: bool = False
     """Give every request a seed of its own, so that a synchronous run repeats."""
 
@@ -63,7 +69,9 @@ class RouterConfig(Section):
     """sglang-router in front of the engines."""
 
     policy: Literal["cache_aware", "round_robin", "random", "power_of_two"] = "cache_aware"
+    """How requests are spread over the engines; cache_aware sends an episode's turns to one engine."""
     host: str = "127.0.0.1"
+    """The address to listen on."""
     port: Port = 0
     """0 picks a free port."""
 
@@ -72,13 +80,19 @@ class EnginesConfig(Section):
     """The SGLang servers."""
 
     num_engines: PositiveInt = 1
+    """SGLang servers, each with a full copy of the weights."""
     tensor_parallel: PositiveInt = 1
+    """Ranks that share one engine's weights."""
     device: Literal["cpu", "cuda"] = "cuda"
+    """What the engines run on."""
     host: str = "127.0.0.1"
+    """The address that the engines listen on."""
     port: Port = 0
     """The first engine's port; the others follow. 0 picks free ports."""
     start_timeout_s: PositiveFloat = 600.0
+    """The run fails when an engine is not ready by then."""
     request_timeout_s: PositiveFloat = 600.0
+    """A generation request fails after so many seconds, and its episode is tried again."""
     router: RouterConfig = RouterConfig()
 
 
@@ -86,10 +100,15 @@ class RolloutConfig(Section):
     """How many episodes, and how many at once."""
 
     prompts_per_step: PositiveInt
+    """Tasks in a step: one group of episodes each."""
     samples_per_prompt: PositiveInt
+    """Episodes of one task, which share a baseline."""
     max_concurrent_requests: PositiveInt = 256
+    """Generation requests at once."""
     max_concurrent_episodes: PositiveInt = 256
+    """Episodes under way at once."""
     max_concurrent_tools: PositiveInt = 32
+    """Tool calls at once."""
     max_retries: NonNegativeInt = 2
     """How often a failed episode is played again before it is dropped and counted."""
     sampling: SamplingConfig = SamplingConfig()
@@ -100,6 +119,7 @@ class GroupAdvantage(Section):
 
     kind: Literal["grpo"] = "grpo"
     epsilon: PositiveFloat = 1e-6
+    """Added to the group's standard deviation."""
     min_spread: NonNegativeFloat = 1e-4
     """A group whose rewards differ by less has advantage 0."""
 
@@ -118,7 +138,9 @@ class ClipLoss(Section):
 
     kind: Literal["clip"] = "clip"
     clip_low: PositiveFloat = 0.2
+    """The probability ratio is clipped below at 1 - clip_low."""
     clip_high: PositiveFloat = 0.28
+    """The probability ratio is clipped above at 1 + clip_high."""
 
 
 class NoKL(Section):
@@ -135,7 +157,9 @@ class KLInLoss(Section):
 
     kind: Literal["in_loss"]
     estimator: Literal["k2"] = "k2"
+    """How the divergence is estimated from the sampled tokens."""
     coefficient: PositiveFloat = 1e-3
+    """Weight of the penalty in the loss."""
 
 
 KL = Annotated[NoKL | KLInLoss, Field(discriminator="kind")]
@@ -148,26 +172,37 @@ class AlgorithmConfig(Section):
     loss: ClipLoss = ClipLoss()
     kl: KL = NoKL()
     reduction: Literal["token_mean", "sequence_mean"] = "token_mean"
+    """What the loss is a mean of: all trainable tokens, or the means of the sequences."""
     entropy_coefficient: NonNegativeFloat = 0.0
+    """Weight of an entropy bonus in the loss."""
 
 
 class OptimizerConfig(Section):
     """AdamW with linear warm-up, then constant."""
 
     learning_rate: PositiveFloat = 1e-6
+    """After the warm-up."""
     weight_decay: NonNegativeFloat = 0.0
+    """Decoupled from the gradient (AdamW)."""
     beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """Decay of the gradient's running mean."""
     beta2: Annotated[float, Field(ge=0, lt=1)] = 0.98
+    """Decay of the squared gradient's running mean."""
     epsilon: PositiveFloat = 1e-8
+    """Added to the root of the squared gradient's mean."""
     clip_grad: PositiveFloat = 1.0
+    """Largest global norm of the gradient."""
     warmup_updates: NonNegativeInt = 0
+    """Updates over which the learning rate rises from 0."""
 
 
 class ParallelConfig(Section):
     """The layout of the trainer's ranks: tensor x data."""
 
     tensor: PositiveInt = 1
+    """Ranks that share one copy of the weights."""
     data: PositiveInt = 1
+    """Copies of the weights, each trained on a part of the batch."""
 
     @property
     def world_size(self) -> int:
@@ -178,12 +213,17 @@ class TrainerConfig(Section):
     """The optimisation."""
 
     num_steps: PositiveInt
+    """Steps of the run: episodes, updates, weight sync."""
     global_batch_size: PositiveInt
     """Episodes per optimizer update, over all ranks."""
     updates_per_step: PositiveInt = 1
+    """Optimizer updates of one step."""
     max_tokens_per_micro_batch: PositiveInt = 8192
+    """Tokens packed into one forward pass of a rank."""
     device: Literal["cpu", "cuda"] = "cuda"
+    """What the trainer's ranks run on."""
     threads_per_rank: PositiveInt = 1
+    """CPU threads of a rank."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     parallel: ParallelConfig = ParallelConfig()
@@ -194,7 +234,9 @@ class BroadcastSync(Section):
 
     kind: Literal["broadcast"] = "broadcast"
     bucket_bytes: PositiveInt = 512 * 1024 * 1024
+    """Tensors are sent together up to this size."""
     timeout_s: PositiveFloat = 300.0
+    """The run fails when a push takes longer."""
 
 
 class DiskSync(Section):
@@ -212,11 +254,17 @@ class EvaluationConfig(Section):
     """The held-out evaluation."""
 
     split: str = "heldout"
+    """The split whose tasks are played; never trained on."""
     num_tasks: PositiveInt = 256
+    """The first so many tasks of the split."""
     samples_per_task: PositiveInt = 1
+    """Episodes of each task."""
     temperature: PositiveFloat = 1.0
+    """Of the evaluation's episodes."""
     before: bool = True
+    """Evaluate before the first step."""
     after: bool = True
+    """Evaluate after the last step."""
     every_steps: NonNegativeInt = 0
     """0: only before and after."""
 
@@ -225,13 +273,16 @@ class CheckpointConfig(Section):
     """When the run can be resumed from."""
 
     every_steps: PositiveInt = 1
+    """Steps between checkpoints; the last step always has one."""
     keep_last: PositiveInt = 2
+    """Older checkpoints are deleted."""
 
 
 class ChecksConfig(Section):
     """In-run checks. A failing check stops the run with one sentence; None turns one off."""
 
     enabled: bool = False
+    """Whether any check runs."""
     max_initial_kl: PositiveFloat | None = 1e-6
     """Largest |policy KL| of the first update of a step, before any weight changed."""
     max_logprob_difference: PositiveFloat | None = None
@@ -244,6 +295,7 @@ class LoggingConfig(Section):
     """Where metrics go, beside `metrics.jsonl`."""
 
     tensorboard: bool = True
+    """Write TensorBoard events into the run directory."""
     progress: Literal["auto", "bar", "plain"] = "auto"
     """auto: a live display on a terminal, one line per step elsewhere."""
 
@@ -261,7 +313,9 @@ class RunConfig(Section):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Begins the run directory's name."""
     seed: NonNegativeInt = 0
+    """Seeds the order of prompts, the sampling and the initialisation."""
     output_dir: Path = Path("runs")
+    """Where new run directories are made."""
     run_dir: Path | None = None
     """The run directory itself; None makes a new one in `output_dir`, or resumes the newest of this name."""
     resume: bool = False

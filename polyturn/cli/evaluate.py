@@ -1,0 +1,85 @@
+"""`polyturn eval`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from polyturn.cli.outcome import RUN_FAILED, print_error, reported
+from polyturn.cli.packages import SERVING, require
+from polyturn.cli.train import Overrides, Recipe
+from polyturn.configs.errors import ConfigError
+from polyturn.configs.loader import load_config
+from polyturn.configs.models import resolve_model_path
+from polyturn.configs.schema import RunConfig
+
+
+def evaluate(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="PATH",
+            help="A Hugging Face directory or builtin:NAME; without it the newest finished run's policy.",
+        ),
+    ] = None,
+) -> None:
+    """Score a policy on held-out tasks.
+
+    Prints the mean with its 95 % interval; the last line is one JSON object.
+
+    \b
+    Example: polyturn eval quickstart --model runs/quickstart-20260101-120000/policy evaluation.num_tasks=64
+    """
+    from polyturn.trainer.preflight import preflight_evaluation
+
+    with reported():
+        config = load_config(recipe, overrides or ())
+        model_path = resolve_model_path(model) if model is not None else newest_policy(config)
+        preflight_evaluation(config, model_path=model_path)
+        require(SERVING)
+        from polyturn.rollout.engines.process import EngineError
+        from polyturn.rollout.evaluation import evaluate_model
+
+        typer.echo(f"model: {model_path}")
+        try:
+            result = evaluate_model(config, model_path=model_path)
+        except EngineError as failure:
+            print_error(failure)
+            raise typer.Exit(RUN_FAILED) from failure
+    typer.echo(
+        f"{config.environment.id} [{config.evaluation.split}]: mean reward {result.mean:.3f}, 95 % interval "
+        f"{result.low:.3f} to {result.high:.3f}, {result.num_tasks} tasks, {result.num_failed} failed episodes"
+    )
+    summary = {
+        "environment": config.environment.id,
+        "split": config.evaluation.split,
+        "model": str(model_path),
+        "mean": result.mean,
+        "low": result.low,
+        "high": result.high,
+        "num_tasks": result.num_tasks,
+        "num_episodes": result.num_episodes,
+        "num_failed": result.num_failed,
+    }
+    typer.echo(json.dumps(summary))
+
+
+def newest_policy(config: RunConfig) -> Path:
+    """The final policy of `run_dir`, or of the newest finished run of this name. Raises ConfigError."""
+    if config.run_dir is not None:
+        runs = [config.run_dir]
+    else:
+        runs = sorted(config.output_dir.glob(f"{config.name}-[0-9]*"), reverse=True)
+    for run in runs:
+        if (run / "policy" / "config.json").is_file():
+            return run / "policy"
+    where = config.run_dir or config.output_dir
+    raise ConfigError(
+        f"there is no finished run of '{config.name}' in {where}; name a model with --model PATH"
+    )

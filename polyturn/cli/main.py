@@ -1,0 +1,45 @@
+"""`polyturn`: the command line. Each command imports what it needs only when it runs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from polyturn import __version__
+from polyturn.cli import config, doctor, env, evaluate, train
+
+app = typer.Typer(
+    name="polyturn",
+    help="Train, evaluate and play multi-turn tool use.\n\nExample: polyturn train quickstart trainer.num_steps=5",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train")(train.train)
+app.command("eval")(evaluate.evaluate)
+app.add_typer(env.app, name="env")
+app.add_typer(config.app, name="config")
+app.command("doctor")(doctor.doctor)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"polyturn {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options before the command."""
+
+
+def main() -> None:
+    """The console script."""
+    app()

@@ -1,0 +1,33 @@
+"""How a command ends: 0 it did it, 1 the run failed, 2 bad input, 130 interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import typer
+
+from polyturn.configs.errors import ConfigError
+
+RUN_FAILED = 1
+BAD_INPUT = 2
+INTERRUPTED = 130
+
+
+@contextmanager
+def reported() -> Iterator[None]:
+    """Print bad input as `error: ...` lines, without a traceback, and exit with its code."""
+    try:
+        yield
+    except ConfigError as error:
+        print_error(error)
+        raise typer.Exit(BAD_INPUT) from error
+    except KeyboardInterrupt as error:
+        typer.echo("interrupted", err=True)
+        raise typer.Exit(INTERRUPTED) from error
+
+
+def print_error(error: Exception) -> None:
+    """Each line of the message as an error of its own."""
+    for line in str(error).splitlines() or [type(error).__name__]:
+        typer.echo(f"error: {line}", err=True)
