@@ -1,0 +1,87 @@
+"""The run directory: what is complete, what is newest, what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from polyturn.configs.schema import RunConfig
+from polyturn.trainer.metrics import JsonLinesSink, read_metrics
+from polyturn.trainer.run_directory import RunDirectory, RunState
+
+
+def make_config(tmp_path: Path, **changes: object) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "name": "trial",
+            "output_dir": tmp_path,
+            "environment": {"id": "polyturn/TwoHopSearch-v0"},
+            "model": {"path": "somewhere"},
+            "rollout": {"prompts_per_step": 2, "samples_per_prompt": 2},
+            "trainer": {"num_steps": 1, "global_batch_size": 4},
+            **changes,
+        }
+    )
+
+
+def save(directory: RunDirectory, step: int, keep_last: int = 2) -> None:
+    directory.partial_checkpoint(step).mkdir(parents=True)
+    state = RunState(step=step, policy_version=step, prompt_position=16 * step, maxima={"initial_kl": 0.0})
+    directory.commit_checkpoint(state, keep_last=keep_last)
+
+
+def test_newest_complete_checkpoint_is_found_and_old_ones_go(tmp_path: Path) -> None:
+    directory = RunDirectory.create(make_config(tmp_path))
+    for step in (1, 2, 3):
+        save(directory, step)
+    directory.partial_checkpoint(4).mkdir()  # what a crash in the middle of saving leaves
+    found = directory.latest_checkpoint()
+    assert found is not None
+    assert found[1] == RunState(step=3, policy_version=3, prompt_position=48, maxima={"initial_kl": 0.0})
+    assert sorted(p.name for p in directory.checkpoints.iterdir()) == [
+        "step_000002",
+        "step_000003",
+        "step_000004.partial",
+    ]
+
+
+def test_a_checkpoint_without_state_does_not_count(tmp_path: Path) -> None:
+    directory = RunDirectory.create(make_config(tmp_path))
+    (directory.checkpoints / "step_000001").mkdir(parents=True)
+    assert directory.latest_checkpoint() is None
+
+
+def test_resume_takes_the_newest_run_of_the_name(tmp_path: Path) -> None:
+    for name in ("trial-20260101-000000", "trial-20260102-000000", "trial-20260102-000000-2", "other-20270101-000000"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.yaml").touch()
+    (tmp_path / "trial-20280101-000000").mkdir()  # nothing was started there
+    assert RunDirectory.to_resume(make_config(tmp_path)).path.name == "trial-20260102-000000-2"
+
+
+def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="there is no run of 'trial'"):
+        RunDirectory.to_resume(make_config(tmp_path))
+
+
+def test_a_run_is_not_overwritten(tmp_path: Path) -> None:
+    config = make_config(tmp_path, run_dir=tmp_path / "mine")
+    RunDirectory.create(config).config.touch()
+    with pytest.raises(ValueError, match="already holds a run"):
+        RunDirectory.create(config)
+
+
+def test_resumed_metrics_drop_unfinished_steps_and_torn_lines(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    sink = JsonLinesSink(path, last_step=0)
+    for step in (1, 2, 3):
+        sink.write(step, {"reward/mean": step / 4, "train/loss": float("nan")})
+    sink.close()
+    with path.open("ab") as file:
+        file.write(b'{"step": 4, "rew')
+    resumed = JsonLinesSink(path, last_step=2)
+    resumed.write(3, {"reward/mean": 0.5})
+    resumed.close()
+    assert [(row["step"], row["reward/mean"]) for row in read_metrics(path)] == [(1, 0.25), (2, 0.5), (3, 0.5)]
+    assert read_metrics(path)[0]["train/loss"] is None

@@ -1,0 +1,96 @@
+"""From episodes to samples and to each rank's updates."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+import pytest
+
+from polyturn.agents.episode import Episode, Outcome
+from polyturn.agents.ledger import Ledger
+from polyturn.agents.policy import Generation
+from polyturn.configs.schema import AlgorithmConfig
+from polyturn.trainer.samples import make_samples
+from polyturn.trainer.updates import split_updates
+
+
+def make_episode(group_id: str, sample: int, reward: float, *, num_sampled: int = 3, num_segments: int = 1) -> Episode:
+    ledger = Ledger()
+    ledger.append_observation([1, 2])
+    if num_sampled:
+        ledger.append_generation(
+            Generation(
+                token_ids=tuple(range(num_sampled)),
+                logprobs=(-1.0,) * num_sampled,
+                policy_versions=(0,) * num_sampled,
+                finish_reason="stop",
+            )
+        )
+    return Episode(
+        episode_id=f"{group_id}.{sample}.0",
+        group_id=group_id,
+        env_id="env",
+        task_id="task",
+        seed=0,
+        outcome=Outcome.COMPLETED,
+        stop_reason="terminated",
+        reward=reward,
+        segments=(ledger.to_segment(),) * num_segments,
+    )
+
+
+def test_each_segment_is_a_sample_with_its_episodes_advantage() -> None:
+    episodes = [make_episode("g", 0, 1.0, num_segments=3), make_episode("g", 1, 0.0)]
+    result = make_samples(episodes, AlgorithmConfig())
+    assert [sample.sample_id for sample in result.samples] == ["g.0.0/0", "g.0.0/1", "g.0.0/2", "g.1.0/0"]
+    assert len({sample.advantage for sample in result.samples[:3]}) == 1
+    # One episode each way: an episode counts once in its group, however many segments it has.
+    assert result.samples[0].advantage == pytest.approx(-result.samples[3].advantage)
+
+
+@pytest.mark.catalogue("B4")
+def test_a_lonely_episode_and_a_silent_one_are_not_trained_on() -> None:
+    episodes = [
+        make_episode("alone", 0, 1.0),
+        make_episode("g", 0, 1.0),
+        make_episode("g", 1, 0.0, num_sampled=0),
+    ]
+    result = make_samples(episodes, AlgorithmConfig())
+    assert [sample.sample_id for sample in result.samples] == ["g.0.0/0"]
+    assert result.groups.num_singleton_groups == 1
+
+
+@pytest.mark.catalogue("B43")
+def test_a_failed_episode_never_reaches_the_trainer() -> None:
+    failed = Episode(
+        episode_id="g.0.0",
+        group_id="g",
+        env_id="env",
+        task_id="task",
+        seed=0,
+        outcome=Outcome.FAILED,
+        stop_reason="fault",
+        reward=None,
+    )
+    with pytest.raises(AssertionError, match="never trained on"):
+        make_samples([failed, make_episode("g", 1, 1.0)], AlgorithmConfig())
+
+
+@pytest.mark.parametrize(("num_updates", "num_ranks"), [(1, 1), (1, 2), (3, 2), (2, 4)])
+def test_updates_cover_every_sample_once_with_denominators_of_the_whole(num_updates: int, num_ranks: int) -> None:
+    rng = random.Random(0)
+    episodes = [
+        make_episode(f"g{index // 4}", index % 4, float(rng.random() < 0.5), num_sampled=rng.randint(1, 9))
+        for index in range(24)
+    ]
+    samples = make_samples(episodes, AlgorithmConfig()).samples
+    ranks = split_updates(samples, num_updates=num_updates, num_ranks=num_ranks)
+    assert [len(shares) for shares in ranks] == [num_updates] * num_ranks
+    seen = Counter(sample.sample_id for shares in ranks for share in shares for sample in share.samples)
+    assert seen == Counter(sample.sample_id for sample in samples)
+    for update in range(num_updates):
+        parts = [shares[update] for shares in ranks]
+        total = sum(sample.num_trainable for part in parts for sample in part.samples)
+        assert {part.counts.num_tokens for part in parts} == {total}
+        assert {part.counts.num_sequences for part in parts} == {sum(len(part.samples) for part in parts)}
