@@ -26,11 +26,12 @@ def preflight(config: RunConfig) -> None:
     check_batch(config)
     _check_lengths(config)
     _check_upstream(config)
-    _check_model(config, resolve_model_path(config.model.path))
-    _check_tasks(config, (config.environment.train_split, config.evaluation.split))
     _check_machine(config)
     _check_ports(config)
     _check_run_directory(config)
+    _check_model(config, resolve_model_path(config.model.path))
+    # Last: opening an environment may take seconds.
+    _check_tasks(config, (config.environment.train_split, config.evaluation.split))
 
 
 def preflight_evaluation(config: RunConfig, *, model_path: Path) -> None:
