@@ -1,0 +1,72 @@
+"""A model directory that is whole but tiny, and a way to run the command line."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+SHAPE: dict[str, Any] = {
+    "model_type": "qwen3",
+    "vocab_size": 20,
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 4,
+    "max_position_embeddings": 1024,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": True,
+}
+RECIPE = """\
+extends: quickstart
+name: test
+model: {path: model}
+output_dir: runs
+"""
+
+
+def write_model(directory: Path, *, num_tokens: int = 20, **changes: Any) -> Path:
+    """The files that preflight reads: shape, tokenizer and a safetensors file of one tensor."""
+    directory.mkdir()
+    (directory / "config.json").write_text(json.dumps(SHAPE | changes))
+    vocabulary = {f"t{index}": index for index in range(num_tokens - 1)}
+    added = [{"id": num_tokens - 1, "content": "<|im_end|>", "special": True}]
+    tokenizer = {"model": {"type": "BPE", "vocab": vocabulary, "merges": []}, "added_tokens": added}
+    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    (directory / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 4)
+    return directory
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The working directory: a recipe that passes preflight, with its model."""
+    monkeypatch.chdir(tmp_path)
+    write_model(tmp_path / "model")
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    return tmp_path
+
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def polyturn(workspace: Path) -> Run:
+    """Runs `polyturn ARGUMENTS...` as a process of its own in the workspace."""
+
+    def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        program = "from polyturn.cli.main import main; main()"
+        command = [sys.executable, "-c", program, *arguments]
+        return subprocess.run(
+            command, cwd=workspace, input=stdin, capture_output=True, text=True, timeout=120
+        )
+
+    return run

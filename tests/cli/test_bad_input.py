@@ -1,0 +1,181 @@
+"""Bad input: one clear sentence, exit code 2, no traceback, and nothing started or left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from .conftest import Run, write_model
+
+
+def refused(run: Run, *arguments: str) -> str:
+    """The one sentence that the command ends with."""
+    before = sorted(Path.cwd().rglob("*"))
+    done = run(*arguments)
+    assert done.returncode == 2, done
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    assert sorted(Path.cwd().rglob("*")) == before, "something was started"
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    return line.removeprefix("error: ")
+
+
+def test_a_recipe_that_is_right_passes(polyturn: Run, workspace: Path) -> None:
+    """Otherwise every test below could pass for the wrong reason."""
+    done = polyturn("train", "recipe.yaml", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert not (workspace / "runs").exists()
+
+
+def test_unknown_key(polyturn: Run, workspace: Path) -> None:
+    with (workspace / "recipe.yaml").open("a") as file:
+        file.write("environment:\n  max_turn: 3\n")
+    assert refused(polyturn, "train", "recipe.yaml") == (
+        "recipe.yaml:6: unknown key 'environment.max_turn', did you mean 'environment.max_turns'?"
+    )
+
+
+def test_unknown_key_on_the_command_line(polyturn: Run) -> None:
+    assert refused(polyturn, "train", "recipe.yaml", "trainer.num_step=3") == (
+        "command line: unknown key 'trainer.num_step', did you mean 'trainer.num_steps'?"
+    )
+
+
+def test_wrong_type(polyturn: Run) -> None:
+    assert refused(polyturn, "train", "recipe.yaml", "trainer.num_steps=many") == (
+        "command line: 'trainer.num_steps' must be an integer, got 'many'"
+    )
+
+
+def test_missing_model_directory(polyturn: Run) -> None:
+    assert refused(polyturn, "train", "recipe.yaml", "model.path=nowhere") == (
+        "model.path: there is no directory 'nowhere'; download the model there first, or name another directory"
+    )
+    message = refused(polyturn, "train", "recipe.yaml", "model.path=builtin:tiny-sercher")
+    assert message.startswith("model.path: there is no shipped model 'tiny-sercher'")
+
+
+def test_tokenizer_larger_than_the_vocabulary(polyturn: Run, workspace: Path) -> None:
+    write_model(workspace / "mismatch", num_tokens=21)
+    assert refused(polyturn, "train", "recipe.yaml", "model.path=mismatch") == (
+        "model.path: the tokenizer in mismatch has 21 tokens, but the model's vocab_size is 20; "
+        "they are not of one model"
+    )
+
+
+def test_a_model_directory_that_lacks_something(polyturn: Run, workspace: Path) -> None:
+    for name, expected in (
+        ("config.json", "model.path: broken has no config.json; is it a Hugging Face model?"),
+        ("model.safetensors", "model.path: broken has no .safetensors weights"),
+        (
+            "tokenizer.json",
+            "model.path: broken has no tokenizer.json; save its tokenizer there as a fast one",
+        ),
+    ):
+        broken = write_model(workspace / "broken")
+        (broken / name).unlink()
+        assert refused(polyturn, "train", "recipe.yaml", "model.path=broken") == expected
+        broken.rename(workspace / f"without-{name}")
+
+
+def test_a_model_that_cannot_be_used(polyturn: Run, workspace: Path) -> None:
+    write_model(workspace / "short", max_position_embeddings=64)
+    assert "the model in short has 64 positions" in refused(
+        polyturn, "train", "recipe.yaml", "model.path=short"
+    )
+    write_model(workspace / "other", model_type="gpt2")
+    assert "model_type 'gpt2' is not supported" in refused(
+        polyturn, "train", "recipe.yaml", "model.path=other"
+    )
+    (workspace / "other" / "config.json").write_text("{\n  oops\n}")
+    assert refused(polyturn, "train", "recipe.yaml", "model.path=other").startswith(
+        "other/config.json:2: not valid JSON"
+    )
+
+
+def test_batch_arithmetic(polyturn: Run) -> None:
+    message = refused(polyturn, "train", "recipe.yaml", "rollout.prompts_per_step=3")
+    assert "3 x 8 = 24 and 128 x 1 = 128; for example set trainer.global_batch_size=24" in message
+
+
+def test_more_ranks_than_cores(polyturn: Run, workspace: Path) -> None:
+    ranks = len(os.sched_getaffinity(0)) + 1
+    message = refused(polyturn, "train", "recipe.yaml", f"trainer.parallel.data={ranks}")
+    assert message.startswith(f"trainer.parallel asks for {ranks} ranks")
+    assert f"this machine has {ranks - 1} core(s)" in message
+
+
+@pytest.mark.parametrize("key", ["engines.port", "engines.router.port"])
+def test_port_taken(polyturn: Run, key: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert refused(polyturn, "train", "recipe.yaml", f"{key}={port}") == (
+            f"{key}: port {port} on 127.0.0.1 is taken; choose another, or 0 for a free one"
+        )
+
+
+def test_ports_that_meet(polyturn: Run) -> None:
+    overrides = ["engines.num_engines=2", "engines.port=31000", "engines.router.port=31001"]
+    message = refused(polyturn, "train", "recipe.yaml", *overrides)
+    assert message.startswith("engines.router.port: port 31001 is also one of engines.port")
+
+
+def test_empty_task_source(polyturn: Run, workspace: Path) -> None:
+    (workspace / "tasks.jsonl").write_text("\n")
+    message = refused(polyturn, "train", "recipe.yaml", "environment.tasks=tasks.jsonl")
+    assert "tasks.jsonl: the file holds no task" in message
+
+
+def test_malformed_jsonl_line(polyturn: Run, workspace: Path) -> None:
+    rows = [json.dumps({"prompt": "Who?", "answer": "Mara"}), '{"prompt": "Who?", "answer"', ""]
+    (workspace / "tasks.jsonl").write_text("\n".join(rows))
+    message = refused(polyturn, "train", "recipe.yaml", "environment.tasks=tasks.jsonl")
+    assert "tasks.jsonl:2: not valid JSON" in message
+
+
+def test_a_recipe_that_does_not_exist(polyturn: Run) -> None:
+    assert refused(polyturn, "train", "quickstrat") == (
+        "there is no recipe 'quickstrat', neither a file nor a shipped one; did you mean 'quickstart'?"
+    )
+
+
+def test_unknown_environment(polyturn: Run) -> None:
+    message = refused(polyturn, "train", "recipe.yaml", "environment.id=polyturn/TwoHopSerch-v0")
+    assert message == (
+        "environment.id: there is no environment 'polyturn/TwoHopSerch-v0'; "
+        "did you mean 'polyturn/TwoHopSearch-v0'?"
+    )
+
+
+def test_upstream_sections(polyturn: Run) -> None:
+    message = refused(polyturn, "train", "recipe.yaml", "sglang.model_path=x")
+    assert message == "command line: 'sglang.model_path' is not yours to set: set model.path"
+
+
+def test_nothing_to_resume_from(polyturn: Run) -> None:
+    assert "there is no run of 'test' in runs" in refused(polyturn, "train", "recipe.yaml", "resume=true")
+
+
+def test_a_run_directory_that_is_taken(polyturn: Run, workspace: Path) -> None:
+    (workspace / "old").mkdir()
+    (workspace / "old" / "config.yaml").write_text("")
+    message = refused(polyturn, "train", "recipe.yaml", "run_dir=old")
+    assert message.startswith("run_dir: old already holds a run; set resume=true")
+
+
+def test_no_finished_run_to_evaluate(polyturn: Run) -> None:
+    message = refused(polyturn, "eval", "recipe.yaml")
+    assert message == "there is no finished run of 'test' in runs; name a model with --model PATH"
+
+
+def test_an_environment_to_show_that_does_not_exist(polyturn: Run) -> None:
+    message = refused(polyturn, "env", "show", "polyturn/TwoHopSerch-v0")
+    assert message.startswith("there is no environment 'polyturn/TwoHopSerch-v0'")
