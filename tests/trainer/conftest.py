@@ -1,0 +1,105 @@
+"""Small random models, samples and one Ray session for the trainer's tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from polyturn.trainer.batch import TrainSample
+
+VOCAB_SIZE = 301
+"""Odd, so that two tensor-parallel ranks need a padded vocabulary."""
+
+
+@pytest.fixture(scope="session")
+def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Makes a Hugging Face directory of a small random model: `make_model("qwen3", tied=True)`."""
+    import torch
+    import transformers
+
+    made: dict[tuple[str, bool], Path] = {}
+
+    def make(family: str = "qwen3", *, tied: bool = True) -> Path:
+        if (family, tied) in made:
+            return made[family, tied]
+        config_class = {
+            "qwen3": transformers.Qwen3Config,
+            "qwen2": transformers.Qwen2Config,
+            "llama": transformers.LlamaConfig,
+        }[family]
+        settings = {} if family == "qwen2" else {"head_dim": 12}
+        config = config_class(
+            vocab_size=VOCAB_SIZE,
+            hidden_size=32,
+            intermediate_size=64,  # SGLang pads other widths on a CPU
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            tie_word_embeddings=tied,
+            max_position_embeddings=512,
+            initializer_range=0.2,
+            # transformers starts a padding token's embedding at 0 and never trains it.
+            pad_token_id=None,
+            bos_token_id=1,
+            eos_token_id=2,
+            **settings,
+        )
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        with torch.no_grad():
+            for name, param in model.named_parameters():
+                if "norm" in name or "bias" in name:
+                    # Ones and zeros would hide a swapped or forgotten one.
+                    param.copy_(1 + 0.3 * torch.randn_like(param))
+        directory = tmp_path_factory.mktemp(f"{family}-{'tied' if tied else 'untied'}")
+        model.save_pretrained(directory)
+        (directory / "tokenizer_config.json").write_text('{"model_max_length": 512}\n', encoding="utf-8")
+        made[family, tied] = directory
+        return directory
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_samples() -> Callable[..., list[TrainSample]]:
+    """Makes random samples with about half of their tokens trainable."""
+
+    def make(lengths: list[int], *, seed: int = 0) -> list[TrainSample]:
+        rng = np.random.default_rng(seed)
+        samples = []
+        for i, length in enumerate(lengths):
+            sampled = rng.random(length) < 0.5
+            sampled[0] = False
+            sampled[-1] = True
+            samples.append(
+                TrainSample(
+                    sample_id=f"sample-{i}",
+                    group_id=f"group-{i // 2}",
+                    token_ids=rng.integers(0, VOCAB_SIZE, length),
+                    sampled=sampled,
+                    behavior_logprobs=rng.normal(-5, 0.3, length).astype(np.float32),
+                    advantage=float(rng.normal()),
+                )
+            )
+        return samples
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A private Ray on this machine with room for four ranks."""
+    import ray
+
+    ray.init(
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        _node_ip_address="127.0.0.1",
+        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
+    )
+    yield
+    ray.shutdown()

@@ -1,0 +1,144 @@
+"""New weights on a running SGLang server: by broadcast and through disk, stamped, and equal on both sides."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from polyturn.configs.schema import EnginesConfig
+from polyturn.rollout.engines.control import EngineControl
+from polyturn.rollout.engines.process import EngineError
+from polyturn.rollout.engines.server import SGLangServer
+from polyturn.trainer.weight_sync.broadcast import BroadcastPublisher, make_buckets
+from polyturn.trainer.weight_sync.disk import DiskPublisher
+from polyturn.trainer.weight_sync.publisher import WeightPublisher
+
+PROMPT = list(range(20, 60))
+
+
+@pytest.fixture(scope="module")
+def model(make_model: Callable[..., Path]) -> Path:
+    return make_model("qwen3", tied=False)
+
+
+@pytest.fixture(scope="module")
+def engine(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineControl]:
+    server = SGLangServer(
+        config=EnginesConfig(device="cpu"),
+        model_path=model,
+        sglang={"max_total_tokens": 4096, "skip_tokenizer_init": True},
+        dtype="float32",
+        seeded=False,
+        log_path=tmp_path_factory.mktemp("logs") / "engine.log",
+    )
+    with server:
+        server.wait_ready()
+        with EngineControl(server.url) as control:
+            yield control
+
+
+@pytest.fixture
+def other_weights(model: Path) -> dict[str, torch.Tensor]:
+    """Other values under the model's names."""
+    weights = load_file(model / "model.safetensors")
+    torch.manual_seed(7)
+    return {name: tensor + 0.1 * torch.randn_like(tensor) for name, tensor in weights.items()}
+
+
+def greedy(engine: EngineControl) -> list[int]:
+    body = {
+        "input_ids": PROMPT,
+        "sampling_params": {"temperature": 0, "max_new_tokens": 12, "ignore_eos": True},
+    }
+    return httpx.post(f"{engine.url}/generate", json=body, timeout=60).json()["output_ids"]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(params=["broadcast", "broadcast in small buckets", "disk"])
+def publisher(
+    request: pytest.FixtureRequest, engine: EngineControl, model: Path, tmp_path: Path
+) -> Iterator[WeightPublisher]:
+    made: WeightPublisher
+    if request.param == "disk":
+        made = DiskPublisher(engines=[engine], model_path=model, directory=tmp_path, tied_embeddings=False)
+    else:
+        made = BroadcastPublisher(
+            engines=[engine],
+            tensor_parallel=1,
+            address="127.0.0.1",
+            port=free_port(),
+            backend="gloo",
+            bucket_bytes=1 << 26 if request.param == "broadcast" else 4096,
+            timeout_s=60,
+            tied_embeddings=False,
+        )
+    yield made
+    made.close()
+
+
+@pytest.mark.stack
+@pytest.mark.catalogue("B46")
+@pytest.mark.catalogue("B49")
+def test_published_weights_are_served_stamped_and_equal(
+    publisher: WeightPublisher, engine: EngineControl, model: Path, other_weights: dict[str, torch.Tensor]
+) -> None:
+    original = load_file(model / "model.safetensors")
+    publisher.publish(original.items(), version=1)
+    before = greedy(engine)
+    report = publisher.publish(other_weights.items(), version=17)
+    # The prompt's prefix is in the cache from before: its keys and values must not be used with the new weights.
+    after = greedy(engine)
+    assert report.num_tensors == len(other_weights)
+    assert report.num_bytes == sum(tensor.numel() * 4 for tensor in other_weights.values())
+    assert engine.weight_version() == "17"
+    assert engine.weight_checksums() == dict(report.checksums)
+    assert after != before
+    back = publisher.publish(original.items(), version=18)
+    assert back.checksums != report.checksums
+    assert greedy(engine) == before
+
+
+@pytest.mark.stack
+def test_a_second_publisher_can_take_over_from_one_that_died(
+    engine: EngineControl, other_weights: dict[str, torch.Tensor]
+) -> None:
+    for version in (30, 31):
+        publisher = BroadcastPublisher(
+            engines=[engine],
+            tensor_parallel=1,
+            address="127.0.0.1",
+            port=free_port(),
+            backend="gloo",
+            bucket_bytes=1 << 26,
+            timeout_s=60,
+            tied_embeddings=False,
+        )
+        publisher.publish(other_weights.items(), version=version)
+        # Not closed: its process might have been killed.
+        assert engine.weight_version() == str(version)
+
+
+@pytest.mark.stack
+def test_an_engine_that_refuses_is_an_error_and_not_a_hang(engine: EngineControl) -> None:
+    with pytest.raises(EngineError, match="destroyed does not exist"):
+        engine.destroy_weights_update_group("never-joined")
+    with pytest.raises(EngineError, match="begin_weight_update"):
+        engine.end_weight_update()
+
+
+def test_buckets_keep_order_size_and_dtype() -> None:
+    tensors = [("a", torch.zeros(4)), ("b", torch.zeros(4)), ("big", torch.zeros(64)), ("c", torch.zeros(2))]
+    tensors.append(("half", torch.zeros(2, dtype=torch.bfloat16)))
+    buckets = list(make_buckets(tensors, bucket_bytes=32))
+    assert [[name for name, _ in bucket] for bucket in buckets] == [["a", "b"], ["big"], ["c"], ["half"]]
