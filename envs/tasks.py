@@ -72,7 +72,7 @@ class ListTasks:
             ValueError: there is none.
         """
         if task_id not in self._index:
-            near = difflib.get_close_matches(task_id, self._index, n=1)
+            near = difflib.get_close_matches(task_id, self._index, n=1, cutoff=0.5)
             raise ValueError(f"no task {task_id!r}" + (f", did you mean {near[0]!r}?" if near else ""))
         return self._tasks[self._index[task_id]]
 

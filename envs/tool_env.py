@@ -246,10 +246,12 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
 
     async def _reward_parts(self, message: AssistantMessage, offload: Offload) -> dict[str, float]:
         parts = await self._guard("grade", self.grade, message, offload=offload)
-        for name, value in parts.items():
-            if not (isinstance(value, numbers.Real) and math.isfinite(value)):
-                where = f"{self.env_id}: grade failed on task {self.task.task_id!r}"
-                raise EnvironmentFault(f"{where}: reward part {name!r} is {value!r}")
+        valid = isinstance(parts, Mapping) and all(
+            isinstance(value, numbers.Real) and math.isfinite(value) for value in parts.values()
+        )
+        if not valid:
+            where = f"{self.env_id}: grade failed on task {self.task.task_id!r}"
+            raise EnvironmentFault(f"{where}: it must return finite numbers by name, not {parts!r}")
         return {name: float(value) for name, value in parts.items()}
 
     def _choose_task(self, options: Mapping[str, Any]) -> Task:

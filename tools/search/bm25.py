@@ -95,7 +95,7 @@ class BM25Index:
             ValueError: there is none, or its passages are missing.
         """
         folder = Path(directory)
-        if not tantivy.Index.exists(str(folder / _INDEX_NAME)):
+        if not (folder / _INDEX_NAME).is_dir() or not tantivy.Index.exists(str(folder / _INDEX_NAME)):
             raise ValueError(f"{folder} holds no search index")
         index = tantivy.Index.open(str(folder / _INDEX_NAME))
         # The index file names its tokenizer but does not contain it.
