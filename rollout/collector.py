@@ -7,7 +7,7 @@ import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -29,8 +29,18 @@ class Play(Protocol):
     """Plays one episode. A fault of policy or environment is an episode with the outcome FAILED."""
 
     async def __call__(
-        self, *, env: Any, policy: Any, task: Task, seed: int, episode_id: str, group_id: str
-    ) -> Episode: ...
+        self,
+        *,
+        env: ToolEnv,
+        policy: Any,
+        task: Task,
+        seed: int,
+        episode_id: str,
+        group_id: str,
+        executor: Executor,
+    ) -> Episode:
+        """`executor` is for what is not asynchronous in the environment."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,7 +157,7 @@ class Collector:
         survived = False
         try:
             episode = await self._play(
-                env=LimitedEnv(env, tools, self._threads),
+                env=LimitedEnv(env, tools),
                 policy=policy,
                 task=task,
                 seed=episode_seed(
@@ -155,6 +165,7 @@ class Collector:
                 ),
                 episode_id=episode_id(prompt.group_id, sample, attempt),
                 group_id=prompt.group_id,
+                executor=self._threads,
             )
             survived = episode.outcome is not Outcome.FAILED
         finally:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any
 
 from polyturn.agents.policy import Generation, MessagePolicy, SamplingParams, TokenPolicy
 from polyturn.configs.schema import RolloutConfig
 from polyturn.envs.messages import AssistantMessage, Message, Observation
+from polyturn.envs.tasks import Task
 from polyturn.envs.tool_env import StepResult, ToolEnv
 from polyturn.tools.types import ToolSpec
 
@@ -71,25 +72,42 @@ class LimitedPolicy:
             return await self._policy.reply(messages=messages, tools=tools)
 
 
-class LimitedEnv:
-    """An environment whose resets and steps wait for a slot and use our threads; else the environment itself."""
+class LimitedEnv(ToolEnv):
+    """What a player sees of an environment: resets and steps that wait for a slot. All else is the environment's."""
 
-    def __init__(self, env: ToolEnv, slots: asyncio.Semaphore, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, env: ToolEnv, slots: asyncio.Semaphore) -> None:
+        # Not ToolEnv's own set-up: this one only forwards.
         self._env = env
         self._slots = slots
-        self._threads = threads
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._env, name)
+    @property
+    def unwrapped(self) -> ToolEnv:
+        return self._env
+
+    @property
+    def env_id(self) -> str:
+        return self._env.env_id
+
+    @property
+    def task(self) -> Task:
+        return self._env.task
+
+    @property
+    def tools(self) -> tuple[ToolSpec, ...]:
+        return self._env.tools
 
     async def reset_async(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        self,
+        *,
+        seed: int | None = None,
+        options: dict[str, Any] | None = None,
+        executor: Executor | None = None,
     ) -> tuple[Observation, dict[str, Any]]:
         """As the environment's own."""
         async with self._slots:
-            return await self._env.reset_async(seed=seed, options=options, executor=self._threads)
+            return await self._env.reset_async(seed=seed, options=options, executor=executor)
 
-    async def step_async(self, action: AssistantMessage) -> StepResult:
+    async def step_async(self, action: AssistantMessage, *, executor: Executor | None = None) -> StepResult:
         """As the environment's own."""
         async with self._slots:
-            return await self._env.step_async(action, executor=self._threads)
+            return await self._env.step_async(action, executor=executor)

@@ -25,7 +25,7 @@ class PromptCursor:
     A cursor made with the `position` of another goes on exactly where that one stood.
     """
 
-    def __init__(self, *, num_tasks: int, seed: int, position: int = 0) -> None:
+    def __init__(self, num_tasks: int, *, seed: int, position: int = 0) -> None:
         """Raises `ValueError` for an empty task source."""
         if num_tasks < 1:
             raise ValueError("the task source is empty: there is nothing to train on")

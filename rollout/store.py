@@ -94,9 +94,7 @@ class TrajectoryStore:
         `advantages` are by episode id; an episode without one has null.
         """
         path = self.path(step)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rows = [row for episode in episodes for row in _rows(step, episode, advantages or {})]
-        write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
+        write_episodes(path, episodes, step=step, advantages=advantages)
         self._close_journal()
         self._journal_path(step).unlink(missing_ok=True)
         return path
@@ -125,8 +123,13 @@ class TrajectoryStore:
             self._open = None
 
 
-def write_table(table: pa.Table, path: Path) -> None:
-    """Write a Parquet file that is either complete or not there."""
+def write_episodes(
+    path: Path, episodes: Sequence[Episode], *, step: int, advantages: Mapping[str, float] | None = None
+) -> None:
+    """Write a columnar file of episodes that is either complete or not there."""
+    rows = [row for episode in episodes for row in _rows(step, episode, advantages or {})]
+    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".tmp")
     with partial.open("wb") as file:
         pq.write_table(table, file, compression="zstd")

@@ -1,19 +1,21 @@
 """Checksums of weights as SGLang computes and names them, so that trainer and engines can be compared.
 
-`/weights_checker` of SGLang hashes each parameter of its own model: the first 8 bytes of the SHA-256 of the
-tensor's bytes (`sglang.srt.managers.mm_utils.tensor_hash`, for a tensor on the CPU). Its model fuses q, k, v
-and gate, up along dimension 0, pads the vocabulary with rows of zeros, and has no tensor for a tied
-`lm_head`.
+`/weights_checker` of SGLang hashes each parameter of its own model: on a CPU the first 8 bytes of the SHA-256 of the
+tensor's bytes (`sglang.srt.managers.mm_utils.tensor_hash`), on CUDA a word hash (`cuda_hash.py`). Its model fuses q,
+k, v and gate, up along dimension 0, pads the vocabulary with rows of zeros, splits tensors over its tensor-parallel
+ranks, and has no tensor for a tied `lm_head`. Dense models in the manner of Llama, Qwen2 and Qwen3 are covered.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+EngineDevice = Literal["cpu", "cuda"]
 
 VOCABULARY_PADDING = 64
 """SGLang pads the rows of embedding and output layer to a multiple of this."""
@@ -23,25 +25,20 @@ FUSED = {
     "gate_up_proj": ("gate_proj", "up_proj"),
 }
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
+SPLIT_BY_COLUMN = (".o_proj.weight", ".down_proj.weight")
+SPLIT_BY_KV_HEAD = (".k_proj.", ".v_proj.")
 
 
-def tensor_checksum(tensor: Tensor) -> str:
-    """16 hex digits over the bytes of `tensor` (any shape and dtype), equal to those of an engine on a CPU."""
-    return checksum_of_parts([tensor])
+def tensor_checksum(tensor: Tensor, *, device: EngineDevice = "cpu") -> str:
+    """16 hex digits over the bytes of `tensor`, equal to those of an engine on `device` that holds the same bytes."""
+    if device == "cuda":
+        from polyturn.rollout.engines.cuda_hash import cuda_tensor_hash
 
-
-def checksum_of_parts(parts: Sequence[Tensor], *, num_zero_rows: int = 0) -> str:
-    """The checksum of `parts` concatenated along dimension 0, with rows of zeros after them."""
+        return f"{cuda_tensor_hash(tensor):016x}"
     import torch
 
-    hasher = hashlib.sha256()
-    for part in parts:
-        data = part.detach().cpu().contiguous()
-        hasher.update(memoryview(data.reshape(-1).view(torch.uint8).numpy()))
-    if num_zero_rows:
-        last = parts[-1]
-        hasher.update(bytes(num_zero_rows * last[0].numel() * last.element_size()))
-    return hasher.digest()[:8].hex()
+    data = tensor.detach().cpu().contiguous()
+    return hashlib.sha256(memoryview(data.reshape(-1).view(torch.uint8).numpy())).digest()[:8].hex()
 
 
 def engine_name(name: str) -> str:
@@ -61,31 +58,84 @@ def fused_names(name: str) -> tuple[str, ...]:
     return (name,)
 
 
+class EngineChecksums:
+    """What `EngineControl.weight_checksums` returns for an engine that holds the tensors that are added here.
+
+    Tensors come one by one under their Hugging Face names, whole, in any order; only the parts of a fused tensor that
+    is not complete yet are held.
+    """
+
+    def __init__(
+        self,
+        *,
+        tied_embeddings: bool,
+        device: EngineDevice = "cpu",
+        tensor_parallel: int = 1,
+        num_kv_heads: int | None = None,
+    ) -> None:
+        """`num_kv_heads` is needed when it is smaller than `tensor_parallel`: engines then share heads."""
+        self._tied = tied_embeddings
+        self._device = device
+        self._size = tensor_parallel
+        self._num_kv_heads = num_kv_heads if num_kv_heads is not None else tensor_parallel
+        self._waiting: dict[str, dict[str, Tensor]] = {}
+        self._checksums: dict[str, str] = {}
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Take one tensor."""
+        if self._tied and name == "lm_head.weight":
+            return
+        target = engine_name(name)
+        wanted = fused_names(target)
+        parts = self._waiting.setdefault(target, {})
+        parts[name] = tensor
+        if len(parts) == len(wanted):
+            del self._waiting[target]
+            for rank in range(self._size):
+                prefix = f"rank{rank}." if rank else ""
+                shards = [self._shard(part, parts[part], rank) for part in wanted]
+                self._checksums[prefix + target] = tensor_checksum(_concatenate(shards), device=self._device)
+
+    def finish(self) -> dict[str, str]:
+        """Checksum by the engine's tensor name. Raises `ValueError` when a part of a fused tensor is missing."""
+        if self._waiting:
+            name, parts = next(iter(self._waiting.items()))
+            missing = ", ".join(sorted(set(fused_names(name)) - set(parts)))
+            raise ValueError(f"the engine's {name} needs {missing}, which the trainer did not give")
+        return self._checksums
+
+    def _shard(self, name: str, tensor: Tensor, rank: int) -> Tensor:
+        """The part of a whole tensor that one tensor-parallel rank of the engine holds."""
+        if name in VOCABULARY:
+            tensor = _pad_rows(tensor, -len(tensor) % VOCABULARY_PADDING)
+        elif name.endswith(SPLIT_BY_COLUMN):
+            return tensor.chunk(self._size, dim=1)[rank]
+        elif any(part in name for part in SPLIT_BY_KV_HEAD):
+            num_shards = min(self._size, self._num_kv_heads)
+            return tensor.chunk(num_shards, dim=0)[rank * num_shards // self._size]
+        elif engine_name(name) == name:
+            return tensor
+        return tensor.chunk(self._size, dim=0)[rank]
+
+
 def engine_checksums(
     named_tensors: Iterable[tuple[str, Tensor]] | Mapping[str, Tensor], *, tied_embeddings: bool
 ) -> dict[str, str]:
-    """What `EngineControl.weight_checksums` returns for a one-rank engine that holds these tensors.
-
-    Only the parts of one fused tensor are held at a time, so a stream of tensors in layer order needs little
-    memory. Raises `ValueError` when a part of a fused tensor is missing.
-    """
+    """`EngineChecksums` of all tensors at once, for an engine of one rank on a CPU."""
+    checksums = EngineChecksums(tied_embeddings=tied_embeddings)
     items = named_tensors.items() if isinstance(named_tensors, Mapping) else named_tensors
-    checksums: dict[str, str] = {}
-    waiting: dict[str, dict[str, Tensor]] = {}
     for name, tensor in items:
-        if tied_embeddings and name == "lm_head.weight":
-            continue
-        target = engine_name(name)
-        parts = waiting.setdefault(target, {})
-        parts[name] = tensor
-        wanted = fused_names(target)
-        if len(parts) < len(wanted):
-            continue
-        padding = -len(tensor) % VOCABULARY_PADDING if name in VOCABULARY else 0
-        checksums[target] = checksum_of_parts([parts[part] for part in wanted], num_zero_rows=padding)
-        del waiting[target]
-    if waiting:
-        name, parts = next(iter(waiting.items()))
-        missing = sorted(set(fused_names(name)) - set(parts))
-        raise ValueError(f"the engine's {name} needs {', '.join(missing)}, which the trainer did not give")
-    return checksums
+        checksums.add(name, tensor)
+    return checksums.finish()
+
+
+def _concatenate(parts: Sequence[Tensor]) -> Tensor:
+    import torch
+
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _pad_rows(tensor: Tensor, num_rows: int) -> Tensor:
+    import torch
+
+    return torch.cat([tensor, tensor.new_zeros(num_rows, *tensor.shape[1:])]) if num_rows else tensor

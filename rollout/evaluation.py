@@ -1,0 +1,170 @@
+"""Evaluation on held-out tasks: the mean score with a 95 % interval; what failed is counted, never scored."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Literal
+
+from polyturn.agents.episode import Episode
+from polyturn.configs.schema import RunConfig
+from polyturn.rollout.collector import Collector, Group, RolloutError
+from polyturn.rollout.engines.fleet import Fleet
+from polyturn.rollout.intervals import clustered_interval, wilson_interval
+from polyturn.rollout.limits import Policy
+from polyturn.rollout.prompts import Prompt
+from polyturn.rollout.setup import build_collector, open_policy
+from polyturn.rollout.store import TrajectoryStore
+
+EVALUATION_STEP = 0
+"""The step under which a stand-alone evaluation files its trajectories."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationResult:
+    """How a policy did on held-out tasks. The score of an episode is its reward."""
+
+    mean: float
+    low: float
+    high: float
+    """The 95 % interval, by `method`."""
+    method: Literal["wilson", "clustered", "none"]
+    """`none`: a single task with scores that are not 0 or 1 has no interval; low and high are the mean."""
+    num_tasks: int
+    """Tasks with at least one episode that did not fail."""
+    num_episodes: int
+    num_failed: int
+    """Episodes that failed for good: excluded from everything above."""
+    num_truncated: int
+    """Episodes that a limit ended."""
+    mean_turns: float
+
+
+async def evaluate(
+    *,
+    collector: Collector,
+    policy: Policy,
+    num_tasks: int,
+    samples_per_task: int = 1,
+    on_episode: Callable[[Episode], None] | None = None,
+    stop: asyncio.Event | None = None,
+) -> EvaluationResult:
+    """Play the first `num_tasks` tasks of the collector's source, all of them if there are fewer.
+
+    The tasks and seeds are the same in every call, so results before and after training are paired.
+
+    Raises:
+        RolloutError: every episode failed, or the evaluation was stopped before it was complete.
+    """
+    groups = await collector.collect(
+        evaluation_prompts(min(num_tasks, len(collector.tasks))),
+        samples_per_prompt=samples_per_task,
+        policy=policy,
+        on_episode=on_episode,
+        stop=stop,
+    )
+    if num_missing := sum(group.num_missing for group in groups):
+        raise RolloutError(f"the evaluation was stopped with {num_missing} episodes to go")
+    return summarise(groups)
+
+
+def evaluation_prompts(num_tasks: int) -> list[Prompt]:
+    """The tasks in order, each once."""
+    return [
+        Prompt(task_index=index, epoch=0, position=index, group_id=f"eval{index:06d}")
+        for index in range(num_tasks)
+    ]
+
+
+def summarise(groups: Sequence[Group]) -> EvaluationResult:
+    """Score the groups, one per task. Raises `ValueError` when no episode survived."""
+    scores = [
+        [episode.reward for episode in group.episodes if episode.reward is not None] for group in groups
+    ]
+    scores = [task for task in scores if task]
+    episodes = [episode for group in groups for episode in group.episodes]
+    if not scores:
+        raise ValueError("no episode of the evaluation survived, so there is nothing to score")
+    low, high, method = interval(scores)
+    return EvaluationResult(
+        mean=fmean(score for task in scores for score in task),
+        low=low,
+        high=high,
+        method=method,
+        num_tasks=len(scores),
+        num_episodes=len(episodes),
+        num_failed=sum(group.num_dropped for group in groups),
+        num_truncated=sum(episode.outcome == "truncated" for episode in episodes),
+        mean_turns=fmean(episode.num_turns for episode in episodes),
+    )
+
+
+def interval(
+    scores: Sequence[Sequence[float]],
+) -> tuple[float, float, Literal["wilson", "clustered", "none"]]:
+    """Wilson's interval for one binary score per task, else one clustered by task.
+
+    Scores of 0 and 1 that are all the same have no spread to estimate an error from: there too Wilson's
+    interval over the tasks, which are independent, holds.
+    """
+    flat = [score for task in scores for score in task]
+    is_binary = all(score in (0.0, 1.0) for score in flat)
+    if is_binary and (len(flat) == len(scores) or len(set(flat)) == 1 or len(scores) == 1):
+        return *wilson_interval(fmean(flat) * len(scores), len(scores)), "wilson"
+    if len(scores) == 1:
+        mean = fmean(flat)
+        return mean, mean, "none"
+    low, high = clustered_interval(scores)
+    if all(0.0 <= score <= 1.0 for score in flat):
+        low, high = max(0.0, low), min(1.0, high)
+    return low, high, "clustered"
+
+
+def evaluate_model(
+    config: RunConfig,
+    *,
+    model_path: Path,
+    directory: Path | None = None,
+    on_episode: Callable[[Episode], None] | None = None,
+) -> EvaluationResult:
+    """Serve a Hugging Face directory, evaluate it on the config's held-out tasks, and stop the engines.
+
+    With `directory`, trajectories and the engines' logs are kept there.
+    """
+    settings = config.evaluation
+    with tempfile.TemporaryDirectory(prefix="polyturn-evaluation-") as scratch:
+        kept = directory or Path(scratch)
+        collector = build_collector(
+            config, model_path=model_path, split=settings.split, temperature=settings.temperature
+        )
+        store = TrajectoryStore(kept)
+        episodes: list[Episode] = []
+
+        def keep(episode: Episode) -> None:
+            episodes.append(episode)
+            store.journal(EVALUATION_STEP, episode)
+            if on_episode is not None:
+                on_episode(episode)
+
+        async def play(url: str) -> EvaluationResult:
+            async with open_policy(config, model_path=model_path, url=url) as policy:
+                return await evaluate(
+                    collector=collector,
+                    policy=policy,
+                    num_tasks=settings.num_tasks,
+                    samples_per_task=settings.samples_per_task,
+                    on_episode=keep,
+                )
+
+        try:
+            with Fleet.from_config(config, model_path=model_path, log_directory=kept / "logs") as fleet:
+                result = asyncio.run(play(fleet.url))
+            store.write_step(EVALUATION_STEP, episodes)
+        finally:
+            store.close()
+            collector.close()
+    return result

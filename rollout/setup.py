@@ -1,0 +1,143 @@
+"""What a run config means for rollout: environments, tasks, player and policy."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from polyturn.agents.chat import ChatRenderer, load_tokenizer
+from polyturn.agents.dialects import Dialect, make_dialect
+from polyturn.agents.episode import Episode
+from polyturn.agents.player import EpisodeLimits, play_messages, play_tokens
+from polyturn.agents.policy import SamplingParams
+from polyturn.agents.sglang_policy import SGLangPolicy
+from polyturn.configs.schema import RunConfig
+from polyturn.envs.registry import make
+from polyturn.envs.tasks import JsonlTasks, Task
+from polyturn.envs.tool_env import ToolEnv
+from polyturn.rollout.collector import Collector, Play
+from polyturn.rollout.limits import RolloutLimits
+
+
+def build_collector(config: RunConfig, *, model_path: Path, split: str, temperature: float) -> Collector:
+    """The collector of a split's tasks, for a policy that samples tokens.
+
+    Raises `ValueError` when environment, tasks or tokenizer cannot be had.
+    """
+    environment = config.environment
+    options: dict[str, Any] = dict(environment.options)
+    if environment.tasks is not None:
+        options["tasks"] = JsonlTasks(environment.tasks)
+
+    def make_env() -> ToolEnv:
+        return make(environment.id, **options)
+
+    probe = make_env()
+    tasks = probe.tasks(split)
+    probe.close()
+    return Collector(
+        make_env=make_env,
+        tasks=tasks,
+        play=token_play(
+            renderer=ChatRenderer(load_tokenizer(model_path)),
+            dialect=make_dialect(config.model.dialect),
+            limits=episode_limits(config),
+            temperature=temperature,
+        ),
+        limits=RolloutLimits.from_config(config.rollout, episode_timeout_s=environment.episode_timeout_s),
+        seed=config.seed,
+    )
+
+
+def episode_limits(config: RunConfig) -> EpisodeLimits:
+    """Where the config truncates episodes."""
+    return EpisodeLimits(
+        max_turns=config.environment.max_turns,
+        max_tokens_per_turn=config.environment.max_tokens_per_turn,
+        max_tokens_per_episode=config.environment.max_tokens_per_episode,
+        timeout_s=config.environment.episode_timeout_s,
+    )
+
+
+def token_play(
+    *, renderer: ChatRenderer, dialect: Dialect, limits: EpisodeLimits, temperature: float
+) -> Play:
+    """Episodes of a policy that samples tokens."""
+    sampling = SamplingParams(temperature=temperature, max_tokens=limits.max_tokens_per_turn)
+
+    async def play(
+        *,
+        env: ToolEnv,
+        policy: Any,
+        task: Task,
+        seed: int,
+        episode_id: str,
+        group_id: str,
+        executor: Executor,
+    ) -> Episode:
+        return await play_tokens(
+            env=env,
+            policy=policy,
+            renderer=renderer,
+            dialect=dialect,
+            task=task,
+            seed=seed,
+            limits=limits,
+            episode_id=episode_id,
+            group_id=group_id,
+            sampling=sampling,
+            executor=executor,
+        )
+
+    return play
+
+
+def message_play(*, limits: EpisodeLimits) -> Play:
+    """Episodes of a policy that speaks in messages."""
+
+    async def play(
+        *,
+        env: ToolEnv,
+        policy: Any,
+        task: Task,
+        seed: int,
+        episode_id: str,
+        group_id: str,
+        executor: Executor,
+    ) -> Episode:
+        return await play_messages(
+            env=env,
+            policy=policy,
+            task=task,
+            seed=seed,
+            limits=limits,
+            episode_id=episode_id,
+            group_id=group_id,
+            executor=executor,
+        )
+
+    return play
+
+
+@asynccontextmanager
+async def open_policy(config: RunConfig, *, model_path: Path, url: str) -> AsyncIterator[SGLangPolicy]:
+    """The policy behind `url`, an engine or a router, with connections of its own."""
+    renderer = ChatRenderer(load_tokenizer(model_path))
+    async with open_client(
+        max_connections=config.rollout.max_concurrent_requests, timeout_s=config.engines.request_timeout_s
+    ) as client:
+        yield SGLangPolicy(client=client, url=url, stop_token_ids=renderer.stop_token_ids)
+
+
+def open_client(*, max_connections: int, timeout_s: float) -> httpx.AsyncClient:
+    """A client that keeps as many connections as there may be requests: none waits for another's connection."""
+    return httpx.AsyncClient(
+        limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
+        timeout=httpx.Timeout(timeout_s, connect=30.0),
+        trust_env=False,
+    )

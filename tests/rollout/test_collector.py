@@ -1,0 +1,298 @@
+"""The scheduler: limits that are never exceeded, failures that are never scored, and no wedge."""
+
+import asyncio
+import threading
+import time
+
+import pytest
+
+from polyturn.agents.episode import Outcome
+from polyturn.agents.player import EpisodeLimits
+from polyturn.agents.policy import PolicyFault
+from polyturn.envs.messages import AssistantMessage
+from polyturn.envs.tasks import ListTasks, Task
+from polyturn.envs.tool_env import ToolEnv
+from polyturn.rollout.collector import Collector, RolloutError, episode_seed, parse_episode_id
+from polyturn.rollout.limits import RolloutLimits
+from polyturn.rollout.prompts import PromptCursor
+from polyturn.rollout.setup import message_play
+from polyturn.tools.decorator import tool
+from polyturn.tools.types import ToolCall
+
+TASKS = ListTasks([Task.from_prompt(f"task-{i}", f"question {i}", label=str(i)) for i in range(6)])
+FAST = RolloutLimits(max_concurrent_tools=4, max_retries=2, retry_delay_s=0)
+
+
+class Gauge:
+    """How many are inside at once, and the most there ever were."""
+
+    def __init__(self):
+        self.now = self.most = 0
+        self._lock = threading.Lock()
+
+    def __enter__(self):
+        with self._lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+
+    def __exit__(self, *_):
+        with self._lock:
+            self.now -= 1
+
+
+class SlowEnv(ToolEnv):
+    """One tool that takes a while; the answer is graded 1."""
+
+    def __init__(self, gauge=None, seconds=0.0, during_tool=lambda: None):
+        super().__init__()
+        self.gauge, self.seconds, self.during_tool = gauge or Gauge(), seconds, during_tool
+        self.closed = False
+
+    @tool
+    def work(self) -> str:
+        """Take a while."""
+        with self.gauge:
+            time.sleep(self.seconds)
+            self.during_tool()
+        return "done"
+
+    def grade(self, message):
+        return {"answered": 1.0}
+
+    def close(self):
+        self.closed = True
+
+
+class CallThenAnswer:
+    """Calls the tool `num_calls` times, then answers; may fail."""
+
+    def __init__(self, *, gauge=None, seconds=0.0, num_calls=1, fail=lambda messages: False):
+        self.gauge, self.seconds, self.num_calls, self.fail = gauge or Gauge(), seconds, num_calls, fail
+
+    async def reply(self, *, messages, tools):
+        with self.gauge:
+            await asyncio.sleep(self.seconds)
+        if self.fail(messages):
+            raise PolicyFault("the engine is gone")
+        num_made = sum(message["role"] == "tool" for message in messages)
+        if num_made < self.num_calls:
+            return AssistantMessage(tool_calls=(ToolCall(id=str(num_made), name="work"),))
+        return AssistantMessage(content="answer")
+
+
+play = message_play(limits=EpisodeLimits(max_turns=8))
+
+
+def make_collector(make_env=SlowEnv, limits=FAST, seed=0, player=play):
+    return Collector(make_env=make_env, tasks=TASKS, play=player, limits=limits, seed=seed)
+
+
+async def collect(collector, policy, *, num_prompts=6, samples=3, **options):
+    prompts = PromptCursor(len(TASKS), seed=0).take(num_prompts)
+    try:
+        return await collector.collect(prompts, samples_per_prompt=samples, policy=policy, **options)
+    finally:
+        collector.close()
+
+
+async def test_no_limit_is_ever_exceeded_and_each_is_reached():
+    requests, tools, live = Gauge(), Gauge(), Gauge()
+
+    async def counting_play(**arguments):
+        with live:
+            return await play(**arguments)
+
+    limits = RolloutLimits(max_concurrent_requests=3, max_concurrent_episodes=7, max_concurrent_tools=2)
+    collector = make_collector(lambda: SlowEnv(tools, 0.01), limits, player=counting_play)
+    groups = await collect(collector, CallThenAnswer(gauge=requests, seconds=0.01, num_calls=2))
+    assert (requests.most, tools.most, live.most) == (3, 2, 7)
+    assert [len(group.episodes) for group in groups] == [3] * 6
+
+
+async def test_a_request_slot_is_free_during_tool_time():
+    """With one request slot, the tool of one episode only ends once the other episode has had its request."""
+    both_asked = threading.Event()
+    seen = set()
+
+    class Watching(CallThenAnswer):
+        async def reply(self, *, messages, tools):
+            seen.add(messages[0]["content"])
+            if len(seen) == 2:
+                both_asked.set()
+            return await super().reply(messages=messages, tools=tools)
+
+    def wait():
+        if not both_asked.wait(timeout=10):
+            raise RuntimeError("the other episode never got the request slot")
+
+    limits = RolloutLimits(max_concurrent_requests=1, max_concurrent_episodes=2, max_retries=0)
+    collector = make_collector(lambda: SlowEnv(during_tool=wait), limits)
+    groups = await collect(collector, Watching(), num_prompts=2, samples=1)
+    assert [group.num_dropped for group in groups] == [0, 0]
+
+
+async def test_waiting_for_a_slot_is_queue_time_and_not_generation_time():
+    limits = RolloutLimits(max_concurrent_requests=1, max_retries=0)
+    collector = make_collector(limits=limits)
+    groups = await collect(collector, CallThenAnswer(seconds=0.02, num_calls=0), num_prompts=6, samples=1)
+    timings = [group.episodes[0].timings for group in groups]
+    assert sum(timing.queue_s for timing in timings) > sum(timing.generate_s for timing in timings) > 0
+
+
+async def test_environments_are_made_once_per_concurrent_episode_and_closed():
+    made = []
+
+    def make_env():
+        made.append(SlowEnv())
+        return made[-1]
+
+    limits = RolloutLimits(max_concurrent_episodes=3)
+    await collect(make_collector(make_env, limits), CallThenAnswer(), samples=4)
+    assert len(made) == 3
+    assert all(env.closed for env in made)
+
+
+@pytest.mark.catalogue(43)
+async def test_a_failure_is_retried_with_a_fresh_attempt_then_dropped_and_never_scored():
+    """Task 2 always fails, task 4 fails once per sample."""
+    failures = {}
+
+    def fail(messages):
+        question = messages[0]["content"]
+        if question == "question 2":
+            return True
+        if question == "question 4" and failures.setdefault(question, 0) < 3:
+            failures[question] += 1
+            return True
+        return False
+
+    attempts = []
+    groups = await collect(make_collector(), CallThenAnswer(fail=fail), on_episode=attempts.append)
+    by_task = {TASKS[group.prompt.task_index].task_id: group for group in groups}
+    broken, flaky = by_task["task-2"], by_task["task-4"]
+    assert (broken.episodes, broken.num_dropped, broken.num_retries) == ((), 3, 6)
+    assert not broken.is_usable
+    assert (len(flaky.episodes), flaky.num_dropped, flaky.num_retries) == (3, 0, 3)
+    for group in groups:
+        assert all(episode.reward == 1.0 for episode in group.episodes), "a failure was scored"
+        assert group.num_missing == 0
+    failed = [episode for episode in attempts if episode.outcome is Outcome.FAILED]
+    assert len(failed) == 12
+    assert all(episode.reward is None for episode in failed)
+    assert len({episode.episode_id for episode in attempts}) == len(attempts) == 6 * 3 + 3 * 2 + 3
+    assert len({episode.seed for episode in attempts}) == len(attempts)
+
+
+async def test_a_group_with_one_survivor_is_not_usable():
+    def fail(messages):
+        return messages[0]["content"] == "question 1" and fail.lucky.pop() if fail.lucky else True
+
+    fail.lucky = [True, True, False]
+    collector = make_collector(limits=RolloutLimits(max_retries=0, max_concurrent_episodes=1))
+    prompts = [prompt for prompt in PromptCursor(6, seed=0).take(6) if prompt.task_index == 1]
+    groups = await collector.collect(
+        prompts, samples_per_prompt=3, policy=CallThenAnswer(num_calls=0, fail=fail)
+    )
+    collector.close()
+    assert (len(groups[0].episodes), groups[0].num_dropped, groups[0].is_usable) == (1, 2, False)
+
+
+@pytest.mark.catalogue(44)
+async def test_when_everything_fails_the_step_ends_with_the_reason():
+    with pytest.raises(RolloutError, match=r"54 attempts failed, 54 of them with: the engine is gone"):
+        await collect(make_collector(), CallThenAnswer(fail=lambda _: True))
+
+
+@pytest.mark.catalogue(44)
+async def test_a_long_row_of_failures_ends_the_step_early():
+    attempts = []
+    limits = RolloutLimits(max_concurrent_episodes=4, retry_delay_s=0)
+    with pytest.raises(RolloutError, match="no episode survived"):
+        await collect(
+            make_collector(limits=limits),
+            CallThenAnswer(fail=lambda _: True),
+            samples=100,
+            on_episode=attempts.append,
+        )
+    assert len(attempts) < 60
+
+
+@pytest.mark.catalogue(44)
+async def test_a_wedge_ends_with_the_number_of_episodes_under_way():
+    limits = RolloutLimits(stall_timeout_s=0.1)
+    with pytest.raises(RolloutError, match=r"no episode ended for 0\.1 s, 18 are under way"):
+        await collect(make_collector(limits=limits), CallThenAnswer(seconds=60))
+
+
+async def test_a_bug_is_not_taken_for_a_failure():
+    async def broken(**_):
+        raise TypeError("a bug")
+
+    with pytest.raises(TypeError, match="a bug"):
+        await collect(make_collector(player=broken), CallThenAnswer())
+
+
+async def test_stop_lets_running_episodes_end_and_starts_none():
+    stop, started = asyncio.Event(), []
+
+    async def counting_play(**arguments):
+        started.append(arguments["episode_id"])
+        if len(started) == 4:
+            stop.set()
+        return await play(**arguments)
+
+    limits = RolloutLimits(max_concurrent_episodes=4)
+    collector = make_collector(limits=limits, player=counting_play)
+    groups = await collect(collector, CallThenAnswer(seconds=0.02), stop=stop)
+    assert len(started) == sum(len(group.episodes) for group in groups) == 4
+    assert sum(group.num_missing for group in groups) == 14
+
+
+async def test_episodes_that_outlast_the_drain_are_cancelled():
+    stop = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.05, stop.set)
+    groups = await collect(make_collector(), CallThenAnswer(seconds=60), stop=stop, drain_s=0.05)
+    assert sum(group.num_missing for group in groups) == 18
+
+
+@pytest.mark.catalogue(45)
+async def test_finished_episodes_of_a_stopped_collection_are_not_played_again():
+    """Failed attempts count too: the resumed collection goes on with the attempt that comes next."""
+    stop, kept = asyncio.Event(), []
+
+    def keep(episode):
+        kept.append(episode)
+        if len(kept) == 7:
+            stop.set()
+
+    failing = {"question 3"}
+    policy = CallThenAnswer(fail=lambda messages: messages[0]["content"] in failing)
+    limits = RolloutLimits(max_concurrent_episodes=2, retry_delay_s=0)
+    await collect(make_collector(limits=limits), policy, on_episode=keep, stop=stop)
+    before = list(kept)
+    again = []
+    groups = await collect(make_collector(limits=limits), policy, finished=before, on_episode=again.append)
+    assert not {e.episode_id for e in before} & {e.episode_id for e in again}
+    whole = []
+    uninterrupted = await collect(make_collector(limits=limits), policy, on_episode=whole.append)
+    assert {(e.episode_id, e.seed) for e in before + again} == {(e.episode_id, e.seed) for e in whole}
+    assert [(g.group_id, g.num_dropped, len(g.episodes)) for g in groups] == [
+        (g.group_id, g.num_dropped, len(g.episodes)) for g in uninterrupted
+    ]
+
+
+def test_seeds_depend_on_identity_alone():
+    seeds = {
+        episode_seed(run_seed=run, group_id=group, sample=sample, attempt=attempt)
+        for run in range(3)
+        for group in ("g00000000", "g00000001")
+        for sample in range(4)
+        for attempt in range(3)
+    }
+    assert len(seeds) == 3 * 2 * 4 * 3
+    assert all(0 <= seed < 2**48 for seed in seeds)
+    assert episode_seed(run_seed=0, group_id="g00000000", sample=0, attempt=0) == 0x930E32D5DAF1
+
+
+def test_episode_ids_can_be_read_back():
+    assert parse_episode_id("g00000012.3.1") == ("g00000012", 3, 1)
