@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import json
+import random
+import signal
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
-from polyturn.cli.outcome import reported
+from polyturn.agents.episode import Outcome
+from polyturn.agents.human import HumanPolicy
+from polyturn.agents.player import EpisodeLimits, play_messages
+from polyturn.agents.policy import MessagePolicy
+from polyturn.agents.scripted import ScriptedPolicy
+from polyturn.cli.outcome import INTERRUPTED, RUN_FAILED, reported
 from polyturn.cli.plan import table
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.yaml_tree import read_value
+from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.envs.registry import list_environments, make
+from polyturn.envs.tasks import Task
 from polyturn.envs.tool_env import ToolEnv
+from polyturn.tools.types import ToolSpec
 
 app = typer.Typer(help="List, show and play environments.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -57,6 +69,98 @@ def show(env_id: EnvId, options: Options = None) -> None:
         for message in observation:
             typer.echo(f"[{message['role']}] {message['content']}")
         env.close()
+
+
+@app.command()
+def play(
+    env_id: EnvId,
+    options: Options = None,
+    seed: Annotated[int, typer.Option(help="Draws the task, and seeds the environment.")] = 0,
+    split: Annotated[str, typer.Option(help="Where the task is drawn from.")] = "train",
+    task: Annotated[str | None, typer.Option(metavar="ID", help="Play this task.")] = None,
+    max_turns: Annotated[int, typer.Option(min=1, help="The episode is truncated after so many.")] = 32,
+    oracle: Annotated[
+        bool, typer.Option("--oracle", help="Watch the environment's scripted oracle.")
+    ] = False,
+) -> None:
+    """Play an episode in the terminal.
+
+    Answer in one line, or call a tool by its name and a JSON object.
+
+    \b
+    Example: polyturn env play polyturn/TwoHopSearch-v0 --seed 3
+    """
+    with reported():
+        env = make_environment(env_id, options)
+        policy: MessagePolicy = _narrated_oracle(env) if oracle else HumanPolicy(write=typer.echo)
+        chosen = _choose_task(env, split=split, task=task, seed=seed)
+    # A pending read of the terminal would hold up any tidier end on Ctrl-C, and there is nothing to save.
+    previous = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    limits = EpisodeLimits(max_turns=max_turns, timeout_s=24 * 3600.0)
+    episode_of = play_messages(
+        env=env,
+        policy=policy,
+        task=chosen,
+        seed=seed,
+        limits=limits,
+        episode_id="play-0",
+        group_id="play-0",
+    )
+    try:
+        episode = asyncio.run(episode_of)
+    except EOFError as error:
+        typer.echo("\nthe input ended before the episode did", err=True)
+        raise typer.Exit(INTERRUPTED) from error
+    finally:
+        signal.signal(signal.SIGINT, previous)
+        env.close()
+    if episode.outcome is Outcome.FAILED:
+        typer.echo(f"error: {episode.error}", err=True)
+        raise typer.Exit(RUN_FAILED)
+    parts = ", ".join(f"{name} {value:g}" for name, value in episode.reward_parts.items())
+    typer.echo(
+        f"\n{episode.outcome.value} ({episode.stop_reason}) after {episode.num_turns} turns: "
+        f"reward {episode.reward:g}" + (f" ({parts})" if parts else "")
+    )
+
+
+def _choose_task(env: ToolEnv, *, split: str, task: str | None, seed: int) -> Task:
+    """The task of that id, or one that the seed draws from the split. Raises ConfigError."""
+    try:
+        source = env.tasks(split)
+        find = getattr(source, "find", None)
+        if task is not None and find is None:
+            raise ValueError(f"{type(source).__name__} cannot find tasks by id; leave --task out")
+        if task is not None:
+            return find(task)
+        if len(source) == 0:
+            raise ValueError(f"there are no tasks in the split '{split}'")
+        return source[random.Random(seed).randrange(len(source))]
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _narrated_oracle(env: ToolEnv) -> ScriptedPolicy:
+    """The environment's `oracle(messages, tools)`, with all that it sees and says printed."""
+    script = getattr(env, "oracle", None)
+    if script is None:
+        raise ConfigError(f"{env.env_id} has no scripted oracle; play it yourself, without --oracle")
+    shown = 0
+
+    def narrated(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> AssistantMessage:
+        nonlocal shown
+        for message in messages[shown:]:
+            if message["role"] != "assistant":
+                typer.echo(f"[{message['role']}] {message['content']}")
+        shown = len(messages)
+        reply: AssistantMessage = script(messages, tools)
+        for call in reply.tool_calls:
+            typer.echo(f"[assistant] {call.name} {json.dumps(dict(call.arguments), ensure_ascii=False)}")
+        if reply.content:
+            typer.echo(f"[assistant] {reply.content}")
+        return reply
+
+    return ScriptedPolicy(narrated)
 
 
 def make_environment(env_id: str, options: list[str] | None) -> ToolEnv:

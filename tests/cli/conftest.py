@@ -63,8 +63,7 @@ def polyturn(workspace: Path) -> Run:
     """Runs `polyturn ARGUMENTS...` as a process of its own in the workspace."""
 
     def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        program = "from polyturn.cli.main import main; main()"
-        command = [sys.executable, "-c", program, *arguments]
+        command = [sys.executable, "-m", "polyturn", *arguments]
         return subprocess.run(
             command, cwd=workspace, input=stdin, capture_output=True, text=True, timeout=120
         )

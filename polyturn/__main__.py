@@ -1,0 +1,5 @@
+"""`python -m polyturn` is `polyturn`."""
+
+from polyturn.cli.main import main
+
+main()

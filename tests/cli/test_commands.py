@@ -1,0 +1,147 @@
+"""What the commands print when all is well."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from polyturn.cli import packages
+from polyturn.cli.evaluate import newest_policy
+from polyturn.cli.main import app
+from polyturn.configs.errors import ConfigError
+from polyturn.configs.loader import load_config
+from polyturn.configs.reference import options_markdown
+
+from .conftest import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def invoke(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["train"],
+        ["eval"],
+        ["doctor"],
+        ["env", "list"],
+        ["env", "show"],
+        ["env", "play"],
+        ["config", "show"],
+        ["config", "schema"],
+        ["config", "options"],
+    ],
+)
+def test_help_is_short_and_has_an_example(command: list[str]) -> None:
+    code, text = invoke(*command, "--help")
+    assert code == 0
+    assert f"Example: polyturn {' '.join(command)}" in text
+    assert len(text.splitlines()) < 30
+
+
+def test_dry_run_prints_config_batch_placement_and_memory(polyturn: Run, workspace: Path) -> None:
+    done = polyturn("train", "recipe.yaml", "trainer.parallel.data=2", "seed=5", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    config, batch, placed, memory = re.split(
+        r"^# (?:batch|placement|memory.*)$", done.stdout, flags=re.MULTILINE
+    )
+    (workspace / "again.yaml").write_text(config)
+    assert load_config("again.yaml") == load_config("recipe.yaml", ["trainer.parallel.data=2", "seed=5"])
+    assert batch.strip() == "16 prompts x 8 samples = 128 episodes a step = 128 global batch x 1 update(s)"
+    assert [line.split("  ")[0] for line in placed.strip().splitlines()] == [
+        "router",
+        "engine 0",
+        "trainer rank 0",
+        "trainer rank 1",
+    ]
+    assert "trainer rank (x 2)" in memory and "kv cache" in memory
+    assert not (workspace / "runs").exists()
+
+
+def test_config_show_and_schema_agree() -> None:
+    _, shown = invoke("config", "show", "quickstart", "seed=3")
+    _, schema = invoke("config", "schema")
+    resolved = yaml.safe_load(shown)
+    assert resolved["seed"] == 3
+    jsonschema.validate(resolved, json.loads(schema))
+
+
+def test_the_documented_options_are_those_of_the_schema() -> None:
+    """Regenerate the second half of docs/configuration.md with `polyturn config options`."""
+    documented = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    assert documented.endswith(options_markdown())
+
+
+def test_links_of_the_option_tables_have_targets() -> None:
+    text = options_markdown()
+    headings = {
+        "".join(c for c in line[3:].lower().replace(" ", "-") if c.isalnum() or c in "-_")
+        for line in text.splitlines()
+        if line.startswith("## ")
+    }
+    links = re.findall(r"\]\(#([^)]+)\)", text)
+    assert links and set(links) <= headings
+
+
+def test_doctor_says_what_is_missing_and_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = packages.Package(
+        distribution="no-such-package",
+        module="no_such",
+        used_for="nothing",
+        install="pip install no-such-package",
+    )
+    present = packages.Package(distribution="pydantic", module="pydantic", used_for="configs", install="-")
+    for known, code in (((present,), 0), ((present, absent), 1)):
+        monkeypatch.setattr("polyturn.cli.doctor.PACKAGES", known)
+        result, text = invoke("doctor")
+        assert result == code
+        assert ("ready to train" in text) == (code == 0)
+        assert ("missing: no-such-package\n  pip install no-such-package" in text) == (code == 1)
+        assert "cores" in text and "memory" in text
+
+
+def test_a_missing_package_is_an_error_that_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    absent = packages.Package(
+        distribution="no-such-package",
+        module="no_such",
+        used_for="nothing",
+        install="pip install no-such-package",
+    )
+    monkeypatch.setattr(packages, "PACKAGES", (absent,))
+    with pytest.raises(
+        ConfigError, match=r"^not installed: no-such-package; install with: pip install no-such-package$"
+    ):
+        packages.require()
+
+
+def test_the_newest_finished_run_is_evaluated(workspace: Path) -> None:
+    config = load_config("recipe.yaml")
+    for name, finished in (
+        ("test-20260101-000000", True),
+        ("test-20260102-000000", True),
+        ("test-20260103-000000", False),
+        ("test-other-20260104-000000", True),
+    ):
+        policy = workspace / "runs" / name / "policy"
+        policy.mkdir(parents=True)
+        if finished:
+            (policy / "config.json").write_text("{}")
+    assert newest_policy(config) == Path("runs/test-20260102-000000/policy")
+    named = config.model_copy(update={"run_dir": Path("runs/test-20260101-000000")})
+    assert newest_policy(named) == Path("runs/test-20260101-000000/policy")
+    with pytest.raises(ConfigError, match="no finished run"):
+        newest_policy(config.model_copy(update={"name": "nothing"}))
+
+
+def test_version(polyturn: Run) -> None:
+    assert polyturn("--version").stdout.startswith("polyturn ")
