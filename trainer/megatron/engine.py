@@ -36,6 +36,7 @@ from polyturn.trainer.megatron.model import (
     transformer_config,
 )
 from polyturn.trainer.megatron.packed import PackedBatch, gather_rows
+from polyturn.trainer.megatron.weights import mark_split_params
 
 
 class Engine:
@@ -59,6 +60,7 @@ class Engine:
             torch.device("cpu") if device == "cpu" else torch.device("cuda", torch.cuda.current_device())
         )
         self.model = build_model(self.config, self.architecture, device=device)
+        mark_split_params(self.model)
         self._logit_rows = LogitRows(self.model)
         wrapped = Float16Module(self.config, self.model) if dtype == "bfloat16" else self.model
         self._parallel_model = DistributedDataParallel(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,13 +84,16 @@ class MegatronPolicy:
             master_address=master_address,
             master_port=master_port,
         )
-        self._engine = Engine(
-            hf_config, dtype=dtype, device=device, optimizer=optimizer, megatron=megatron or {}
-        )
-        weights = HFWeights(self.model_path)
-        load_hf_weights(self._engine.model, self._engine.architecture, weights)
-        weights.close()
-        self._engine.build_optimizer()
+        with ExitStack() as on_failure:
+            on_failure.callback(self.close)
+            self._engine = Engine(
+                hf_config, dtype=dtype, device=device, optimizer=optimizer, megatron=megatron or {}
+            )
+            weights = on_failure.enter_context(closing(HFWeights(self.model_path)))
+            load_hf_weights(self._engine.model, self._engine.architecture, weights)
+            weights.close()
+            self._engine.build_optimizer()
+            on_failure.pop_all()
         self._reference: list[torch.Tensor] | None = None
         if keep_reference:
             self._reference = [param.detach().cpu().clone() for param in self._engine.model.parameters()]

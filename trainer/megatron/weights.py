@@ -140,6 +140,19 @@ def gather_slices(mapped: Mapped, tensor: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts, mapped.split_dim)
 
 
+def mark_split_params(model: GPTModel) -> None:
+    """Tell Megatron-core which parameters tensor parallelism splits.
+
+    Its layers say so only where they also draw random weights. Unmarked ones pass for copies, and the gradient norm
+    would count one rank's part alone. Must run before the optimizer is built.
+    """
+    for name, param in model.named_parameters():
+        split_dim = find_mapping(name).split_dim
+        param.tensor_model_parallel = split_dim is not None  # type: ignore[attr-defined]
+        param.partition_dim = -1 if split_dim is None else split_dim  # type: ignore[attr-defined]
+        param.partition_stride = 1  # type: ignore[attr-defined]
+
+
 @torch.no_grad()
 def load_hf_weights(model: GPTModel, architecture: Architecture, weights: Mapping[str, torch.Tensor]) -> None:
     """Fill the model of this rank.

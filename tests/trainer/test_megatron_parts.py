@@ -1,0 +1,145 @@
+"""The parts under the policy: source rewrites, pack layout, logprobs, optimizer, schedule."""
+
+import itertools
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polyturn.trainer.megatron.cpu import NUM_REWRITES, install_cpu_compatibility, rewrite_source
+from polyturn.trainer.schedule import LearningRateSchedule
+
+install_cpu_compatibility("cpu")
+
+from megatron.core import parallel_state  # noqa: E402
+from megatron.core.optimizer import clip_grads  # noqa: E402
+
+from polyturn.trainer.megatron.adam import FusedLayoutAdam  # noqa: E402
+from polyturn.trainer.megatron.attention import MAX_PADDING, lay_out  # noqa: E402
+from polyturn.trainer.megatron.logprobs import _TokenLogprobs, token_logprobs  # noqa: E402
+
+
+def test_another_release_of_megatron_fails_at_once():
+    name = "megatron.core.optimizer.grad_scaler"
+    source = 'scale = torch.tensor([1.0], device="cuda")\n'
+    with pytest.raises(ValueError, match=r"names CUDA 1 times where megatron-core 0\.16\.1 does 5"):
+        rewrite_source(name, source)
+    whole = source * NUM_REWRITES[name]
+    assert rewrite_source(name, whole) == whole.replace('"cuda"', '"cpu"')
+
+
+def test_imported_megatron_was_rewritten():
+    constants = clip_grads.get_grad_norm_fp32.__code__.co_consts
+    assert "cpu" in constants and "cuda" not in constants
+
+
+def test_megatron_imported_too_early_is_refused():
+    code = (
+        "import sys, types; sys.modules['megatron.core'] = types.ModuleType('megatron.core')\n"
+        "from polyturn.trainer.megatron.cpu import install_cpu_compatibility as install\n"
+        "install('cuda')\n"
+        "try: install('cpu')\n"
+        "except ValueError as error: print(error)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "imported before" in result.stdout
+
+
+def test_the_policy_can_be_imported_without_megatron():
+    """The compatibility must come first, so nothing may import Megatron-core before a policy is made."""
+    code = "import sys, polyturn.trainer.supervised; print('megatron.core' in sys.modules, 'sglang' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False", "False"]
+
+
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=25))
+def test_a_layout_holds_every_token_once_and_little_padding(lengths):
+    layout = lay_out(lengths)
+    num_tokens = sum(lengths)
+    assert torch.equal(layout.gather[layout.scatter], torch.arange(num_tokens))
+    assert sum(rows * length for rows, length in layout.shapes) == len(layout.gather)
+    assert len(layout.gather) * (1 - MAX_PADDING) <= num_tokens
+    starts = [0, *itertools.accumulate(lengths)]
+    places = set()
+    for start, length in zip(starts, lengths, strict=False):
+        rows = layout.scatter[start : start + length].tolist()
+        assert rows == list(range(rows[0], rows[0] + length)), "a sequence lies in one piece"
+        places.add(rows[0])
+    borders = itertools.accumulate([0, *(length for rows, length in layout.shapes for _ in range(rows))])
+    assert places <= set(borders), "and begins where a row of its batch begins"
+
+
+def test_sequences_of_one_length_are_not_moved():
+    layout = lay_out([7] * 5)
+    assert layout.is_identity and layout.shapes == ((5, 7),)
+
+
+def test_logprobs_and_entropies_have_exact_gradients():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(6, 11, generator=generator, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(0, 11, (6,), generator=generator)
+    weights = torch.randn(2, 6, generator=generator, dtype=torch.float64)
+    for first, second in ((1, 1), (1, 0), (0, 1)):
+        logprobs, entropies = _TokenLogprobs.apply(logits * 1.0, targets, 0, None)
+        parts = [(weights[0] * logprobs).sum()] * first + [(weights[1] * entropies).sum()] * second
+        (found,) = torch.autograd.grad(sum(parts), logits)
+        plain = logits.log_softmax(-1)
+        expected_logprobs = plain.gather(1, targets[:, None]).squeeze(1)
+        expected_entropies = -(plain.exp() * plain).sum(-1)
+        torch.testing.assert_close(logprobs, expected_logprobs)
+        torch.testing.assert_close(entropies, expected_entropies)
+        expected = (
+            first * (weights[0] * expected_logprobs).sum() + second * (weights[1] * expected_entropies).sum()
+        )
+        torch.testing.assert_close(found, torch.autograd.grad(expected, logits)[0])
+
+
+@pytest.fixture
+def one_rank():
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    parallel_state.initialize_model_parallel(create_gloo_process_groups=False)
+    yield
+    parallel_state.destroy_model_parallel()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.catalogue("B23")
+def test_temperature_extremes_and_padding_of_the_vocabulary(one_rank):
+    logits = torch.tensor([[1000.0, 0.0, -1000.0, 5000.0], [0.0, 0.0, 0.0, 5000.0]], requires_grad=True)
+    targets = torch.tensor([1, 2])
+    logprobs, entropies = token_logprobs(logits, targets, vocab_size=3, temperature=2.0)
+    assert logprobs.tolist() == pytest.approx([-500.0, -math.log(3)])
+    assert entropies.tolist() == pytest.approx([0.0, math.log(3)])
+    (logprobs.sum() + entropies.sum()).backward()
+    assert torch.isfinite(logits.grad).all()
+    assert (logits.grad[:, 3] == 0).all(), "a padded column takes no part"
+    assert logits.grad[1].tolist() == pytest.approx([-1 / 6, -1 / 6, 1 / 3, 0.0])
+
+
+def test_adam_is_torchs_adamw_with_the_fused_layout():
+    generator = torch.Generator().manual_seed(0)
+    ours = torch.nn.Parameter(torch.randn(5, 3, generator=generator))
+    theirs = torch.nn.Parameter(ours.detach().clone())
+    settings = {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-6, "weight_decay": 0.2}
+    our_optimizer = FusedLayoutAdam([ours], **settings)
+    their_optimizer = torch.optim.AdamW([theirs], **settings)
+    for _ in range(4):
+        ours.grad = torch.randn(5, 3, generator=generator)
+        theirs.grad = ours.grad.clone()
+        our_optimizer.step()
+        their_optimizer.step()
+        torch.testing.assert_close(ours, theirs)
+    assert our_optimizer.param_groups[0]["step"] == 4
+    assert set(our_optimizer.state[ours]) == {"exp_avg", "exp_avg_sq"}
+
+
+def test_learning_rates_warm_up_and_decay():
+    constant = LearningRateSchedule(peak=1.0, warmup_updates=4)
+    assert [constant(update) for update in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
+    cosine = LearningRateSchedule(peak=2.0, warmup_updates=2, num_updates=12, final_fraction=0.1)
+    assert cosine(1) == 2.0 and cosine(7) == pytest.approx(1.1)
+    assert cosine(12) == cosine(100) == pytest.approx(0.2)
