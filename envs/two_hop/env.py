@@ -11,6 +11,7 @@ from polyturn.envs.rewards import exact_match
 from polyturn.envs.tasks import ListTasks, Task, TaskSource
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.envs.two_hop.names import Pool
+from polyturn.envs.two_hop.oracle import oracle
 from polyturn.envs.two_hop.world import World, WorldSize, make_world
 from polyturn.tools.search.bm25 import BM25Index
 from polyturn.tools.search.tool import search_tool
@@ -25,6 +26,8 @@ class TwoHopSearchEnv(ToolEnv):
     The reward is 1.0 for an answer that matches the town exactly after normalisation, else 0.0. Train and held-out
     questions are about disjoint people and employers, all in one index.
     """
+
+    oracle = staticmethod(oracle)
 
     def __init__(
         self,
@@ -67,7 +70,9 @@ class TwoHopSearchEnv(ToolEnv):
         )
 
     def tasks(self, split: str) -> TaskSource:
-        """The questions of `train` or `heldout`."""
+        """The questions of `train` or `heldout`, or the tasks given to the constructor."""
+        if self._given_tasks is not None:
+            return self._given_tasks
         return world_tasks(self.world_seed, self.size, _check_split(split))
 
     def grade(self, message: AssistantMessage) -> Mapping[str, float]:
