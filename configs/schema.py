@@ -256,7 +256,7 @@ class EvaluationConfig(Section):
     split: str = "heldout"
     """The split whose tasks are played; never trained on."""
     num_tasks: PositiveInt = 256
-    """The first so many tasks of the split."""
+    """The first so many tasks of the split; all of them if there are fewer."""
     samples_per_task: PositiveInt = 1
     """Episodes of each task."""
     temperature: PositiveFloat = 1.0

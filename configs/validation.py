@@ -89,8 +89,9 @@ def _locate(location: tuple[int | str, ...], tree: Tree) -> tuple[list[str], Tre
     path: list[str] = []
     for part in location:
         value = tree.value
-        if (isinstance(value, dict) and part in value) or (isinstance(value, list) and isinstance(part, int)):
-            tree = value[part]
+        inner = dict(enumerate(value)) if isinstance(value, list) else value
+        if isinstance(inner, dict) and part in inner:
+            tree = inner[part]
         elif isinstance(value, dict) and KIND in value and value[KIND].value == part:
             continue
         path.append(str(part))

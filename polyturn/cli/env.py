@@ -7,7 +7,7 @@ import inspect
 import json
 import random
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -128,10 +128,10 @@ def _choose_task(env: ToolEnv, *, split: str, task: str | None, seed: int) -> Ta
     """The task of that id, or one that the seed draws from the split. Raises ConfigError."""
     try:
         source = env.tasks(split)
-        find = getattr(source, "find", None)
-        if task is not None and find is None:
-            raise ValueError(f"{type(source).__name__} cannot find tasks by id; leave --task out")
         if task is not None:
+            find: Callable[[str], Task] | None = getattr(source, "find", None)
+            if find is None:
+                raise ValueError(f"{type(source).__name__} cannot find tasks by id; leave --task out")
             return find(task)
         if len(source) == 0:
             raise ValueError(f"there are no tasks in the split '{split}'")

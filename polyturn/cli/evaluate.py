@@ -43,15 +43,22 @@ def evaluate(
         model_path = resolve_model_path(model) if model is not None else newest_policy(config)
         preflight_evaluation(config, model_path=model_path)
         require(SERVING)
+        from polyturn.rollout.collector import RolloutError
         from polyturn.rollout.engines.process import EngineError
         from polyturn.rollout.evaluation import evaluate_model
+        from polyturn.trainer.progress import make_progress
 
         typer.echo(f"model: {model_path}")
+        settings = config.evaluation
+        progress = make_progress(config.logging.progress, num_steps=1)
+        progress.phase("held-out evaluation", total=settings.num_tasks * settings.samples_per_task)
         try:
-            result = evaluate_model(config, model_path=model_path)
-        except EngineError as failure:
+            result = evaluate_model(config, model_path=model_path, on_episode=lambda _: progress.advance())
+        except (EngineError, RolloutError) as failure:
             print_error(failure)
             raise typer.Exit(RUN_FAILED) from failure
+        finally:
+            progress.close()
     typer.echo(
         f"{config.environment.id} [{config.evaluation.split}]: mean reward {result.mean:.3f}, 95 % interval "
         f"{result.low:.3f} to {result.high:.3f}, {result.num_tasks} tasks, {result.num_failed} failed episodes"

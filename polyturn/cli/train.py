@@ -42,6 +42,7 @@ def train(
             print_plan(config)
             return
         require()
+        from polyturn.rollout.collector import RolloutError
         from polyturn.rollout.engines.process import EngineError
         from polyturn.trainer import run
         from polyturn.trainer.checks import CheckFailure
@@ -53,7 +54,7 @@ def train(
             typer.echo(str(interrupted))
             typer.echo(f"run: {interrupted.directory}")
             raise typer.Exit(INTERRUPTED) from interrupted
-        except (CheckFailure, EngineError, WeightSyncError) as failure:
+        except (CheckFailure, EngineError, RolloutError, WeightSyncError) as failure:
             print_error(failure)
             raise typer.Exit(RUN_FAILED) from failure
     typer.echo(f"run: {path}")
