@@ -1,0 +1,225 @@
+"""The real SGLang server and router: what they answer, and what they leave behind."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from safetensors.torch import load_file
+
+from polyturn.agents.policy import SamplingParams
+from polyturn.agents.sglang_policy import SGLangPolicy
+from polyturn.configs.schema import EnginesConfig
+from polyturn.rollout.engines.checksum import engine_checksums
+from polyturn.rollout.engines.control import EngineControl
+from polyturn.rollout.engines.process import EngineError
+from polyturn.rollout.engines.server import SGLangServer
+from polyturn.rollout.setup import open_client
+
+pytestmark = pytest.mark.stack
+
+PROMPT = list(range(20, 60))
+
+
+async def generate(url, prompts, sampling):
+    """One request per prompt, all at once."""
+    async with open_client(max_connections=64, timeout_s=60) as client:
+        policy = SGLangPolicy(client=client, url=url, stop_token_ids=(2,))
+        return await asyncio.gather(
+            *(
+                policy.generate(prompt_ids=prompt, sampling=params)
+                for prompt, params in zip(prompts, sampling, strict=True)
+            )
+        )
+
+
+async def test_logprobs_agree_with_transformers(fleet, tiny_model):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    prompts = [PROMPT[: 3 + 7 * n] for n in range(5)]
+    generations = await generate(
+        fleet.url, prompts, [SamplingParams(max_tokens=24, seed=n) for n in range(5)]
+    )
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    for prompt, generation in zip(prompts, generations, strict=True):
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt, *generation.token_ids]])).logits[0, len(prompt) - 1 : -1]
+        reference = torch.log_softmax(logits, -1).gather(1, torch.tensor(generation.token_ids)[:, None])[:, 0]
+        difference = (reference - torch.tensor(generation.logprobs)).abs().max().item()
+        assert difference <= 1e-4
+        assert set(generation.policy_versions) == {0}
+
+
+async def test_logprobs_are_those_at_the_sampling_temperature(fleet, tiny_model):
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    sampling = SamplingParams(max_tokens=24, seed=1, temperature=0.7)
+    [generation] = await generate(fleet.url, [PROMPT], [sampling])
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    with torch.no_grad():
+        logits = model(torch.tensor([[*PROMPT, *generation.token_ids]])).logits[0, len(PROMPT) - 1 : -1]
+    reference = torch.log_softmax(logits / 0.7, -1).gather(1, torch.tensor(generation.token_ids)[:, None])[
+        :, 0
+    ]
+    assert (reference - torch.tensor(generation.logprobs)).abs().max().item() <= 1e-4
+
+
+@pytest.mark.catalogue(50)
+async def test_a_seed_repeats_alone_and_in_a_batch(fleet):
+    sampling = SamplingParams(max_tokens=24, seed=123)
+    [alone] = await generate(fleet.url, [PROMPT], [sampling])
+    crowd = [SamplingParams(max_tokens=24, seed=seed) for seed in range(12)]
+    batch = await generate(
+        fleet.url, [PROMPT, *(PROMPT[: 5 + n] for n in range(11)), PROMPT], [sampling, *crowd[1:], crowd[0]]
+    )
+    assert batch[0].token_ids == alone.token_ids
+    assert batch[-1].token_ids != alone.token_ids
+
+
+@pytest.mark.catalogue(49)
+def test_checksums_of_the_engine_are_those_of_its_files(fleet, tiny_model):
+    """Fused projections and a vocabulary that the engine pads included."""
+    tensors = load_file(tiny_model / "model.safetensors")
+    [control] = fleet.controls
+    assert control.weight_checksums() == engine_checksums(tensors, tied_embeddings=False)
+    changed = dict(tensors)
+    changed["model.layers.1.self_attn.k_proj.weight"] = (
+        tensors["model.layers.1.self_attn.k_proj.weight"] + 1e-7
+    )
+    ours, theirs = engine_checksums(changed, tied_embeddings=False), control.weight_checksums()
+    assert [name for name in ours if ours[name] != theirs[name]] == [
+        "model.layers.1.self_attn.qkv_proj.weight"
+    ]
+
+
+@pytest.mark.catalogue(46)
+async def test_an_update_changes_version_weights_and_cached_prefixes(fleet, tiny_model, other_model):
+    """The same prompt before and after an update: nothing of the old weights' KV cache is used."""
+    [control] = fleet.controls
+    sampling = SamplingParams(max_tokens=8, seed=5)
+    try:
+        [before] = await generate(fleet.url, [PROMPT], [sampling])
+        control.update_weights_from_disk(model_path=str(other_model), weight_version="7")
+        [after] = await generate(fleet.url, [PROMPT], [sampling])
+        control.flush_cache()
+        [without_cache] = await generate(fleet.url, [PROMPT], [sampling])
+        assert control.weight_version() == "7"
+        tensors = load_file(other_model / "model.safetensors")
+        assert control.weight_checksums() == engine_checksums(tensors, tied_embeddings=False)
+    finally:
+        control.update_weights_from_disk(model_path=str(tiny_model), weight_version="0")
+    assert (set(before.policy_versions), set(after.policy_versions)) == ({0}, {7})
+    assert before.token_ids != after.token_ids
+    assert after.token_ids == without_cache.token_ids
+    assert after.logprobs == pytest.approx(without_cache.logprobs, abs=1e-5)
+
+
+async def test_pause_holds_requests_and_continue_lets_them_end(fleet):
+    [control] = fleet.controls
+    pending = asyncio.create_task(generate(fleet.url, [PROMPT], [SamplingParams(max_tokens=400, seed=1)]))
+    await asyncio.sleep(0.05)
+    await asyncio.to_thread(control.pause_generation, "in_place")
+    await asyncio.sleep(0.3)
+    assert not pending.done()
+    assert fleet.url
+    async with open_client(max_connections=1, timeout_s=5) as client:
+        assert (await client.get(f"{fleet.engine_urls[0]}/health")).status_code == 200, (
+            "a pause is no illness"
+        )
+    await asyncio.to_thread(control.continue_generation)
+    [generation] = await pending
+    assert generation.finish_reason in ("stop", "length")
+
+
+def test_a_refused_control_call_says_why(fleet):
+    [control] = fleet.controls
+    with pytest.raises(EngineError, match=r"answered 400: .*begin_weight_update"):
+        control.update_weights_from_distributed(names=[], dtypes=[], shapes=[], group_name="none")
+    with EngineControl("http://127.0.0.1:9") as nobody, pytest.raises(EngineError, match="did not answer"):
+        nobody.flush_cache()
+
+
+def test_everything_listens_on_loopback_only(fleet):
+    pids = [server.process.pid for server in fleet.servers]
+    listening = set()
+    for pid in pids:
+        for process in psutil.Process(pid).children(recursive=True):
+            for connection in process.net_connections("inet"):
+                if connection.status == psutil.CONN_LISTEN:
+                    listening.add(connection.laddr.ip)
+    assert listening == {"127.0.0.1"}
+    router = psutil.Process(fleet._router.process.pid)
+    addresses = {
+        connection.laddr.ip
+        for process in router.children(recursive=True)
+        for connection in process.net_connections("inet")
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert addresses == {"127.0.0.1"}
+
+
+def test_a_server_that_dies_at_start_says_why(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    server = SGLangServer(
+        config=EnginesConfig(device="cpu", start_timeout_s=120),
+        model_path=tmp_path,
+        sglang={},
+        dtype="float32",
+        seeded=False,
+        log_path=tmp_path / "engine.log",
+    )
+    with server, pytest.raises(EngineError, match=r"(?s)SGLang server 0 ended with status .*model"):
+        server.wait_ready()
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from polyturn.configs.schema import EnginesConfig
+from polyturn.rollout.engines.server import SGLangServer
+with SGLangServer(config=EnginesConfig(device="cpu"), model_path=Path(sys.argv[1]), sglang={}, dtype="float32",
+                  seeded=False, log_path=Path(sys.argv[2])) as server:
+    server.wait_ready()
+    print(server.process.pid, server.url, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_kill_9_of_the_driver_leaves_no_server(tiny_model, tmp_path):
+    driver = subprocess.Popen(
+        [sys.executable, "-c", DRIVER, str(tiny_model), str(tmp_path / "engine.log")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert driver.stdout is not None
+    pid, url = driver.stdout.readline().split()
+    supervisor = psutil.Process(int(pid))
+    processes = [supervisor, *supervisor.children(recursive=True)]
+    assert {"sglang::scheduler", "sglang::detokenizer"} <= {process.name() for process in processes}
+    segments = {path for process in processes for path in shared_memory(process)}
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    _, alive = psutil.wait_procs(processes, timeout=20)
+    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+    with pytest.raises(httpx.TransportError):
+        httpx.get(f"{url}/health", trust_env=False)
+    assert segments
+    assert not [path for path in segments if path.exists()]
+
+
+def shared_memory(process: psutil.Process) -> list[Path]:
+    try:
+        maps = Path(f"/proc/{process.pid}/maps").read_text().splitlines()
+    except OSError:
+        return []
+    return [Path(line.split()[-1]) for line in maps if "/dev/shm/sgl" in line]
