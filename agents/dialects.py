@@ -61,8 +61,8 @@ def _read_call(call_id: str, text: str, *, closed: bool) -> ToolCall:
         return _unreadable(call_id, f"{_OPEN} was not closed by {_CLOSE}")
     try:
         call = json.loads(text, parse_constant=_refuse_constant)
-        # Half of a surrogate pair is valid JSON, but no text.
-        json.dumps(call, ensure_ascii=False).encode()
+        # Half of a surrogate pair and 1e999 can be parsed, but not written down again.
+        json.dumps(call, ensure_ascii=False, allow_nan=False).encode()
     except json.JSONDecodeError as error:
         return _unreadable(
             call_id, f"not valid JSON: {error.msg} at line {error.lineno} column {error.colno}"

@@ -104,10 +104,7 @@ async def play_tokens(
             observation, stop = await record.step(action)
             if stop is not None:
                 return stop
-            if turn + 1 < limits.max_turns:
-                ledger.append_observation(
-                    renderer.extend(observation, last_token_id=generation.token_ids[-1])
-                )
+            new_ids = renderer.extend(observation, last_token_id=generation.token_ids[-1])
         return _Stop(Outcome.TRUNCATED, "max_turns")
 
     stop = await record.run(play, task)

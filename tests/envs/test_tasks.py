@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from polyturn.envs.rewards import exact_match, normalise_answer
 from polyturn.envs.tasks import JsonlTasks, ListTasks, Task
 

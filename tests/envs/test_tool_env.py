@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import gymnasium
 import numpy as np
-import polyturn.envs  # noqa: F401  registers the built-in environments
 import pytest
 from gymnasium.utils.env_checker import check_env
+
+import polyturn.envs  # noqa: F401  registers the built-in environments
 from polyturn.agents.dialects import HermesDialect
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.messages import AssistantMessage
@@ -325,7 +326,7 @@ def test_registration_is_listed_and_names_are_helped():
     assert env.env_id == "tests/Guess-v0"
     with pytest.raises(ValueError, match="no environment 'tests/Gess-v0'; did you mean 'tests/Guess-v0'"):
         make("tests/Gess-v0")
-    with pytest.raises(ValueError, match="cannot make 'tests/Guess-v0'.*max_turn"):
+    with pytest.raises(ValueError, match=r"cannot make 'tests/Guess-v0'.*max_turn"):
         make("tests/Guess-v0", max_turn=3)
     register("tests/Guess-v0", Guess, description="A game.")
     with pytest.raises(ValueError, match="already registered"):

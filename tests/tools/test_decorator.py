@@ -3,6 +3,7 @@
 from typing import Literal
 
 import pytest
+
 from polyturn.tools.decorator import as_tool, tool, tools_of
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from polyturn.tools.search.bm25 import BM25Index
 from polyturn.tools.search.corpus import Passage, Passages, offsets_path, write_offsets, write_passages
 from polyturn.tools.search.render import NOTHING_FOUND, render_hits

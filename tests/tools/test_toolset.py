@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from polyturn.tools.decorator import tool
 from polyturn.tools.toolset import Toolset
 from polyturn.tools.types import ToolCall, ToolError

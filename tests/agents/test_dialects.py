@@ -1,0 +1,104 @@
+"""The Hermes dialect: every text has a message, and a call that cannot be read says why."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polyturn.agents.dialects import HermesDialect, make_dialect
+
+CALL = '<tool_call>\n{"name": "search", "arguments": {"query": "x"}}\n</tool_call>'
+
+
+def parse(text):
+    return HermesDialect().parse(text)
+
+
+def test_calls_and_the_text_around_them():
+    message = parse(f"First.\n{CALL}\nthen {CALL} last")
+    assert message.content == "First.\n\nthen  last"
+    assert [(call.id, call.name, call.arguments, call.error) for call in message.tool_calls] == [
+        ("call_0", "search", {"query": "x"}, None),
+        ("call_1", "search", {"query": "x"}, None),
+    ]
+    assert message.raw_text == f"First.\n{CALL}\nthen {CALL} last"
+
+
+def test_text_without_a_call_is_content():
+    message = parse("Ashford </tool_call> is it.\n")
+    assert (message.content, message.tool_calls) == ("Ashford </tool_call> is it.", ())
+
+
+def test_thoughts_call_nothing():
+    message = parse(f"<think>perhaps {CALL}</think>{CALL}")
+    assert len(message.tool_calls) == 1
+    assert message.content == f"<think>perhaps {CALL}</think>"
+
+
+@pytest.mark.parametrize(
+    ("inside", "words"),
+    [
+        ('{"name": "search", "arguments": {}', "not valid JSON: .* line 1 column"),
+        ('{"name": "search"}', "'arguments' is missing"),
+        ('{"name": "search", "argments": {}}', "'arguments' is missing; you wrote 'argments'"),
+        ('{"name": "search", "arguments": "x"}', "'arguments' must be an object, not a string"),
+        ('{"name": "search", "arguments": null}', "'arguments' must be an object, not a null"),
+        ('{"arguments": {}}', "'name' is missing"),
+        ('{"name": 3, "arguments": {}}', "'name' must be a string, not a number"),
+        ("[1]", "a list in place of an object"),
+        ("", "not valid JSON"),
+        ('{"name": "s", "arguments": {"x": NaN}}', "NaN is no JSON value"),
+        ('{"name": "s", "arguments": {"x": 1e999}}', "not valid JSON"),
+        ('{"name": "s", "arguments": {"x": "\\ud800"}}', "not valid JSON"),
+        ('{"name": "s", "arguments": {"x": ' + "[" * 100_000 + "}}", "not valid JSON"),
+        ('{"name": "s", "arguments": {"x": ' + "1" * 10_000 + "}}", "not valid JSON"),
+    ],
+)
+def test_a_call_that_cannot_be_read_says_why_and_how_to_write_it(inside, words):
+    (call,) = parse(f"<tool_call>{inside}</tool_call>").tool_calls
+    assert call.arguments == {}
+    with pytest.raises(AssertionError, match=words):
+        raise AssertionError(call.error)
+    assert call.error.endswith('Write <tool_call>{"name": ..., "arguments": {...}}</tool_call>.')
+
+
+def test_an_unclosed_call_is_one_that_cannot_be_read():
+    message = parse('<tool_call>{"name": "search", "arguments": {}}')
+    assert "was not closed" in message.tool_calls[0].error
+    first, second = parse(f"<tool_call>{{ {CALL}").tool_calls + (None,)
+    assert "not valid JSON" in first.error
+    assert second is None
+
+
+fragments = st.sampled_from(
+    [
+        "<tool_call>",
+        "</tool_call>",
+        "<think>",
+        "</think>",
+        '{"name": "a", "arguments": ',
+        "{}",
+        "}",
+        '"',
+        "\\u",
+        "[",
+        "1e999",
+    ]
+)
+
+
+@given(st.lists(fragments | st.text(max_size=5)).map("".join))
+def test_any_text_has_a_message_that_can_be_written_down(text):
+    message = parse(text)
+    assert message.raw_text == text
+    for call in message.tool_calls:
+        assert (call.error is None) or call.arguments == {}
+        assert isinstance(call.name, str)
+    json.dumps(message.to_message(), ensure_ascii=False, allow_nan=False)
+
+
+def test_dialects_by_name():
+    assert isinstance(make_dialect("hermes"), HermesDialect)
+    with pytest.raises(ValueError, match="unknown dialect 'xml'; the dialects are hermes"):
+        make_dialect("xml")
