@@ -1,4 +1,4 @@
-"""The episode loop: what the policy sampled is what is recorded, whatever it sampled; limits and faults are told apart."""
+"""The episode loop: what the policy sampled is what is recorded; limits and faults are told apart."""
 
 import asyncio
 import json
@@ -287,7 +287,7 @@ def test_an_engine_that_only_aborts_is_a_fault(chatml):
     policy = Recorded(
         [turn(chatml, "done")],
         _renderer(chatml).stop_token_ids,
-        aborts={i: 0 for i in range(MAX_INTERRUPTIONS + 1)},
+        aborts=dict.fromkeys(range(MAX_INTERRUPTIONS + 1), 0),
     )
     episode = play(policy, chatml)
     assert (episode.outcome, episode.reward) == (Outcome.FAILED, None)

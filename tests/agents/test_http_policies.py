@@ -1,0 +1,200 @@
+"""Policies behind HTTP, against a real server that answers as SGLang and OpenAI-compatible endpoints do."""
+
+import asyncio
+import json
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import httpx
+import pytest
+
+from polyturn.agents.http import Retries
+from polyturn.agents.openai_policy import OpenAIPolicy
+from polyturn.agents.policy import PolicyFault, SamplingParams
+from polyturn.agents.sglang_policy import SGLangPolicy, read_generation
+from polyturn.tools.search.tool import SEARCH_SPEC
+
+NO_WAIT = Retries(max_retries=2, first_wait_s=0.0)
+
+
+@contextmanager
+def serving(*answers):
+    """A server that gives `answers`, (status, body) each, the last one for ever; yields its URL and the requests."""
+    requests, remaining = [], list(answers)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            requests.append((self.path, json.loads(body), dict(self.headers)))
+            status, answer = remaining.pop(0) if len(remaining) > 1 else remaining[0]
+            if status == 0:
+                self.close_connection = True
+                return
+            data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", requests
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def answer(ids=(5, 6, 2), logprobs=(-0.5, -0.25, -1.0), reason="stop", **meta):
+    entries = [[logprob, token, None] for logprob, token in zip(logprobs, ids, strict=True)]
+    info = {"output_token_logprobs": entries, "finish_reason": {"type": reason}, "weight_version": "default"}
+    return {"text": "x", "output_ids": list(ids), "meta_info": info | meta}
+
+
+def generate(url, **sampling):
+    async def run():
+        async with httpx.AsyncClient(timeout=5) as client:
+            policy = SGLangPolicy(client=client, url=url, stop_token_ids=[2], retries=NO_WAIT)
+            return await policy.generate(prompt_ids=(1, 2, 3), sampling=SamplingParams(**sampling))
+
+    return asyncio.run(run())
+
+
+def test_the_request_is_tokens_and_the_answer_is_taken_as_it_is():
+    with serving((200, answer())) as (url, requests):
+        generation = generate(url + "/", temperature=0.5, max_tokens=7, seed=11)
+    assert generation.token_ids == (5, 6, 2)
+    assert generation.logprobs == (-0.5, -0.25, -1.0)
+    assert generation.policy_versions == (0, 0, 0)
+    assert generation.finish_reason == "stop"
+    path, payload, _ = requests[0]
+    assert path == "/generate"
+    assert payload == {
+        "input_ids": [1, 2, 3],
+        "return_logprob": True,
+        "sampling_params": {
+            "temperature": 0.5,
+            "max_new_tokens": 7,
+            "stop_token_ids": [2],
+            "no_stop_trim": True,
+            "skip_special_tokens": False,
+            "sampling_seed": 11,
+        },
+    }
+
+
+def test_versions_come_from_the_spans_where_weights_changed_on_the_way():
+    assert read_generation(answer(weight_version="7")).policy_versions == (7, 7, 7)
+    spans = [{"version": "default", "start": 0, "end": 1}, {"version": "3", "start": 1, "end": 3}]
+    assert read_generation(answer(weight_version="3", weight_versions=spans)).policy_versions == (0, 3, 3)
+    with pytest.raises(PolicyFault, match="cover 2 of 3"):
+        read_generation(answer(weight_versions=[{"version": "1", "start": 0, "end": 2}]))
+    with pytest.raises(PolicyFault, match="'v2', not a number"):
+        read_generation(answer(weight_version="v2"))
+
+
+@pytest.mark.catalogue("B31")
+@pytest.mark.parametrize("logprob", [float("nan"), float("-inf"), float("inf")])
+def test_a_logprob_that_is_not_finite_is_a_fault(logprob):
+    with pytest.raises(PolicyFault, match="for token 6 at position 1"):
+        read_generation(answer(logprobs=(-0.5, logprob, -1.0)))
+
+
+def test_an_answer_that_does_not_hold_together_is_a_fault():
+    with pytest.raises(PolicyFault, match="logprobs are of 3 other tokens"):
+        read_generation(answer() | {"output_ids": [5, 6]})
+    with pytest.raises(PolicyFault, match="lacks 'meta_info'"):
+        read_generation({"output_ids": [5]})
+    with pytest.raises(PolicyFault, match="unknown reason 'whim'"):
+        read_generation(answer(reason="whim"))
+    assert read_generation(answer((), (), reason="abort")).finish_reason == "abort"
+
+
+@pytest.mark.catalogue("B43")
+def test_what_may_pass_is_tried_again_and_what_is_refused_is_not():
+    with serving((503, {"e": "busy"}), (0, None), (200, answer())) as (url, requests):
+        assert generate(url).token_ids == (5, 6, 2)
+    assert len(requests) == 3
+    with serving((500, {"error": "boom"})) as (url, requests):
+        with pytest.raises(PolicyFault, match=r"HTTP 500.*boom.*tried 3 times"):
+            generate(url)
+    assert len(requests) == 3
+    with serving((400, {"error": "too long"}), (200, answer())) as (url, requests):
+        with pytest.raises(PolicyFault, match=r"HTTP 400.*too long"):
+            generate(url)
+    assert len(requests) == 1
+    with pytest.raises(PolicyFault, match="tried 3 times"):
+        generate(url)
+    with serving((200, b"<html>")) as (url, requests):
+        with pytest.raises(PolicyFault, match="not JSON"):
+            generate(url)
+
+
+def test_waits_between_tries_double_and_vary():
+    retries = Retries(first_wait_s=1.0)
+    for attempt in range(4):
+        waits = [retries.wait_s(attempt) for _ in range(50)]
+        assert all(0.5 * 2**attempt <= wait < 1.5 * 2**attempt for wait in waits)
+        assert len(set(waits)) > 1
+
+
+def reply(url, messages):
+    async def run():
+        async with httpx.AsyncClient(timeout=5) as client:
+            policy = OpenAIPolicy(client=client, base_url=url, model="m", api_key="k", retries=NO_WAIT)
+            return await policy.reply(messages=messages, tools=[SEARCH_SPEC])
+
+    return asyncio.run(run())
+
+
+def choice(**message):
+    return (200, {"choices": [{"message": {"role": "assistant", **message}}]})
+
+
+def test_an_endpoint_is_asked_in_its_own_format():
+    function = {"name": "search", "arguments": {"query": "x"}}
+    messages = [
+        {"role": "user", "content": "Where?"},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"id": "1", "type": "function", "function": function}],
+        },
+        {"role": "tool", "content": "Here.", "tool_call_id": "1", "name": "search"},
+    ]
+    wire = {"id": "9", "type": "function", "function": {"name": "search", "arguments": '{"query": "y"}'}}
+    with serving(choice(content=None, tool_calls=[wire])) as (url, requests):
+        message = reply(url, messages)
+    assert (message.content, message.tool_calls[0].id, message.tool_calls[0].arguments) == (
+        "",
+        "9",
+        {"query": "y"},
+    )
+    path, payload, headers = requests[0]
+    assert (path, headers["Authorization"], payload["model"]) == ("/chat/completions", "Bearer k", "m")
+    assert payload["messages"][1]["tool_calls"][0]["function"]["arguments"] == '{"query": "x"}'
+    assert payload["tools"] == [SEARCH_SPEC.to_openai()]
+    assert messages[1]["tool_calls"][0]["function"]["arguments"] == {"query": "x"}, (
+        "the transcript is not touched"
+    )
+
+
+def test_calls_that_an_endpoint_garbles_are_told_to_the_model():
+    calls = [
+        {"id": str(i), "function": {"name": "search", "arguments": text}}
+        for i, text in enumerate(["{", "[]"])
+    ]
+    with serving(choice(content="x", tool_calls=calls)) as (url, _):
+        message = reply(url, [{"role": "user", "content": "Where?"}])
+    assert [call.arguments for call in message.tool_calls] == [{}, {}]
+    assert "not valid JSON" in message.tool_calls[0].error
+    assert "must be a JSON object" in message.tool_calls[1].error
+    with serving((200, {"choices": []})) as (url, _):
+        with pytest.raises(PolicyFault, match="holds no message"):
+            reply(url, [{"role": "user", "content": "Where?"}])
