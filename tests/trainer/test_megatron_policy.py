@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from polyturn.configs.schema import OptimizerConfig, ParallelConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.batch import TrainSample
+from polyturn.trainer.megatron import hf_directory
 from polyturn.trainer.megatron.policy import MegatronPolicy
 
 LENGTHS = [5, 40, 17, 2, 33, 17, 60, 9]
@@ -101,6 +102,21 @@ def test_weights_come_back_bit_for_bit(make_model, tmp_path, family, tied):
     assert (out / "config.json").read_bytes() == (path / "config.json").read_bytes()
     assert [p.name for p in tmp_path.iterdir()] == ["out"], "nothing half-written is left"
     transformers.AutoModelForCausalLM.from_pretrained(out)
+
+
+def test_a_large_model_is_written_in_shards(make_model, tmp_path, monkeypatch):
+    monkeypatch.setattr(hf_directory, "MAX_SHARD_BYTES", 30_000)
+    path = make_model()
+    with open_policy(path) as policy:
+        policy.save_hf(tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > 2
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert_bitwise(dict(model.named_parameters()), load_file(path / "model.safetensors"))
+    with open_policy(tmp_path / "out") as policy:
+        assert_bitwise(weights_of(policy), load_file(path / "model.safetensors"))
+    next((tmp_path / "out").glob("model-00001-*")).unlink()
+    with pytest.raises(ValueError, match="holds no model-00001"):
+        MegatronPolicy(tmp_path / "out")
 
 
 @pytest.mark.catalogue("B21")
@@ -245,6 +261,22 @@ def test_a_number_that_is_not_finite_names_its_sample(make_model, make_samples, 
         values[0] = np.nan
         harmless = [*samples[:3], replace(samples[3], **{column: values}), *samples[4:]]
         train(policy, harmless)
+
+
+def test_a_logprob_that_is_not_finite_names_its_sample(make_model, make_samples, tmp_path):
+    broken = shutil.copytree(make_model("qwen3", tied=False), tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.embed_tokens.weight"][7] = np.nan
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    harmless, harmful = make_samples([5, 5])
+    harmless, harmful = (
+        replace(sample, token_ids=np.array(token_ids))
+        for sample, token_ids in ((harmless, [1, 2, 3, 4, 5]), (harmful, [1, 2, 7, 4, 5]))
+    )
+    # The output layer is untied, so that only reading token 7 does harm.
+    with open_policy(broken) as policy, pytest.raises(FloatingPointError, match="sample sample-1") as caught:
+        policy.logprobs([harmless, harmful])
+    assert "sample-0" not in str(caught.value)
 
 
 def test_a_sample_without_trainable_tokens_only_takes_part_in_nothing(make_model, make_samples):

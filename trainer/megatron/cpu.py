@@ -14,6 +14,7 @@ import importlib.abc
 import importlib.machinery
 import re
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from types import CodeType, ModuleType
 from typing import Any
@@ -74,7 +75,9 @@ class _RewritingLoader(importlib.machinery.SourceFileLoader):
         # No cached bytecode: the rewritten code must not lie where the original's is looked for.
         raise OSError(f"no bytecode cache for {path}")
 
-    def source_to_code(self, data: Any, path: Any, *, _optimize: int = -1) -> CodeType:
+    def source_to_code(  # type: ignore[override]
+        self, data: Any, path: Any, *, _optimize: int = -1
+    ) -> CodeType:
         source = rewrite_source(self.name, bytes(data).decode("utf-8"))
         return super().source_to_code(source.encode("utf-8"), path, _optimize=_optimize)
 
@@ -156,6 +159,10 @@ def install_cpu_compatibility(device: str) -> None:
         return
     if "megatron.core" in sys.modules:
         raise ValueError("megatron.core was imported before polyturn could make it run on a CPU")
+    # It warns that Transformer Engine and Apex are missing, which is what a CPU rank is about.
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"megatron\.core")
+    # It calls collectives by names that torch is about to drop.
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
     _answer_cuda_calls()
     sys.meta_path.insert(0, _RewritingFinder())
     _adapt_imported_modules()

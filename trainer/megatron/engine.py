@@ -152,6 +152,21 @@ class Engine:
             optimizer._copy_main_params_to_model_params()
         self._parallel_model.start_param_sync(force_sync=True)
 
+    def raise_together(self, faults: Sequence[str]) -> None:
+        """Raise what any data-parallel rank found, on all of them: one that went on alone would wait for ever.
+
+        Raises:
+            FloatingPointError: one or more ranks have a fault.
+        """
+        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        num_faults = torch.tensor(float(len(faults)), device=self.device)
+        dist.all_reduce(num_faults, group=group)
+        if num_faults.item() == 0:
+            return
+        by_rank: list[list[str]] = [[] for _ in range(group.size())]
+        dist.all_gather_object(by_rank, list(faults), group=group)
+        raise FloatingPointError("; ".join(fault for rank_faults in by_rank for fault in rank_faults))
+
     @property
     def optimizers(self) -> list[Any]:
         """Megatron-core's distributed optimizers, whose inner torch optimizers hold the state."""
@@ -196,19 +211,8 @@ class Engine:
         self, model: list[torch.nn.Module], _num_tokens: torch.Tensor | None, **kwargs: Any
     ) -> None:
         """Sum the gradients over the data-parallel ranks, unless one of them has a number that is not finite."""
-        self._raise_bad_samples()
+        self.raise_together(self._bad_samples)
         finalize_model_grads(model, None, **kwargs)
-
-    def _raise_bad_samples(self) -> None:
-        """All ranks raise together: one that went on alone would wait for the others for ever."""
-        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-        found = torch.tensor(float(len(self._bad_samples)), device=self.device)
-        dist.all_reduce(found, group=group)
-        if found.item() == 0:
-            return
-        names: list[list[str]] = [[] for _ in range(group.size())]
-        dist.all_gather_object(names, self._bad_samples, group=group)
-        raise FloatingPointError("; ".join(name for rank_names in names for name in rank_names))
 
     def _reduce(self, parts: Sequence[ObjectiveSums], counts: GlobalCounts) -> dict[str, float]:
         """Add the parts up over micro-batches and data-parallel ranks; means are over trainable tokens."""

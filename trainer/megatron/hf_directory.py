@@ -45,14 +45,11 @@ class HFWeights(Mapping[str, torch.Tensor]):
         """Open the directory's safetensors; close them with `close`.
 
         Raises:
-            ValueError: the directory holds none.
+            ValueError: a file is missing.
         """
         self._stack = ExitStack()
         self._files: dict[str, Any] = {}
-        paths = sorted(directory.glob("*.safetensors"))
-        if not paths:
-            raise ValueError(f"{directory} holds no *.safetensors")
-        for path in paths:
+        for path in _weight_files(directory):
             file = self._stack.enter_context(safe_open(path, framework="pt"))
             self._files.update(dict.fromkeys(file.keys(), file))
 
@@ -67,6 +64,20 @@ class HFWeights(Mapping[str, torch.Tensor]):
 
     def close(self) -> None:
         self._stack.close()
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    """The files that the directory's index names, or its only one."""
+    index, single = directory / INDEX_NAME, directory / "model.safetensors"
+    if index.is_file():
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        paths = [directory / name for name in sorted(names)]
+    else:
+        paths = [single]
+    for path in paths:
+        if not path.is_file():
+            raise ValueError(f"{directory} holds no {path.name}")
+    return paths
 
 
 def write_hf_directory(

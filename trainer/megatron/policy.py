@@ -115,7 +115,7 @@ class MegatronPolicy:
         of logits / temperature; 0 where the token was not sampled.
 
         Raises:
-            FloatingPointError: one of them is not finite; names the sample.
+            FloatingPointError: one of them is not finite; names the sample. All ranks raise it.
         """
         from polyturn.trainer.megatron.packed import scatter_rows
 
@@ -125,9 +125,13 @@ class MegatronPolicy:
                 values, _ = self._engine.forward(batch, temperature)
                 for sample, column in zip(batch.samples, scatter_rows(batch, values), strict=True):
                     columns[id(sample)] = column
-        for sample in samples:
-            if not np.isfinite(columns[id(sample)]).all():
-                raise FloatingPointError(f"sample {sample.sample_id}: a logprob is not finite")
+        self._engine.raise_together(
+            [
+                f"sample {sample.sample_id}: a logprob is not finite"
+                for sample in samples
+                if not np.isfinite(columns[id(sample)]).all()
+            ]
+        )
         return [columns[id(sample)] for sample in samples]
 
     def reference_logprobs(
