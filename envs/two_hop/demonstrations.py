@@ -96,7 +96,7 @@ class Demonstrator:
 
     def _break(self, call: str) -> str:
         """A call that is not valid JSON."""
-        good, bad = self._rng.choice((('"}}', '"}'), ('{"query', '["query'), ('{"name', '{name')))
+        good, bad = self._rng.choice((('"}}', '"}'), ('{"query', '["query'), ('{"name', "{name")))
         return call.replace(good, bad)
 
 

@@ -23,7 +23,20 @@ FIRST_NAMES = (
     "Walter Wilma Xenia Yara Yvonne Zelda"
 ).split()
 
-LAST_NAME_STEMS = ("Lind", "Hall", "Sand", "Nord", "Wester", "Ek", "Dahl", "Stern", "Falk", "Gran", "Rosen", "Sol")
+LAST_NAME_STEMS = (
+    "Lind",
+    "Hall",
+    "Sand",
+    "Nord",
+    "Wester",
+    "Ek",
+    "Dahl",
+    "Stern",
+    "Falk",
+    "Gran",
+    "Rosen",
+    "Sol",
+)
 LAST_NAME_ENDINGS = ("qvist", "man", "gren", "strom", "feld", "berg", "mark", "lund")
 
 EMPLOYER_STEMS = ("Hollo", "Brad", "Pem", "Win", "Har", "Ald", "Cres", "Fen", "Gar", "Kirk", "Mel", "Thorn")

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.envs.two_hop.world import BASE_PHRASES, EMPLOYER_PHRASES
 from polyturn.tools.types import ToolCall, ToolSpec
+
+Script = Callable[[Sequence[Message], Sequence[ToolSpec]], AssistantMessage]
+"""What a scripted policy is made of."""
 
 _NAME = r"([A-Z][a-z]+(?: [A-Z][a-z]+)*)"
 _RESULT = re.compile(r"^Doc \d+\(Title: (.*?)\) (.*)$", re.MULTILINE)
@@ -37,13 +40,18 @@ def oracle(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> AssistantM
     return AssistantMessage(content=town or "I do not know.")
 
 
-def make_random_policy(seed: int):  # type: ignore[no-untyped-def]
+def make_random_policy(seed: int) -> Script:
     """A script that searches for or answers with names that it has read, at random."""
     rng = random.Random(seed)
 
     def script(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> AssistantMessage:
         del tools
-        seen = [name for m in messages if m["role"] in ("user", "tool") for name in re.findall(_NAME, m["content"])]
+        seen = [
+            name
+            for m in messages
+            if m["role"] in ("user", "tool")
+            for name in re.findall(_NAME, m["content"])
+        ]
         name = rng.choice(seen)
         return search_for(name) if rng.random() < 0.5 else AssistantMessage(content=name)
 

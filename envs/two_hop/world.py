@@ -14,15 +14,30 @@ from polyturn.envs.two_hop.names import Pool, employer_names, people_names, town
 
 EMPLOYER_PHRASES = ("works for {e}", "is employed by {e}", "has a job at {e}", "earns a living with {e}")
 BIRTH_PHRASES = ("was born in {t}", "grew up in {t}", "comes from {t}", "went to school in {t}")
-HABIT_PHRASES = ("plays the {x}", "collects old {x}s", "once lost a {x}", "likes to paint a {x}")
+HABIT_PHRASES = ("plays the {x}", "owns an old {x}", "once lost a {x}", "likes to paint a {x}")
 HABIT_WORDS = ("violin", "clock", "kite", "map", "drum", "boat", "lamp", "coin")
 
 BASE_PHRASES = ("is based in {t}", "has its head office in {t}", "is run from {t}", "keeps its seat in {t}")
-BRANCH_PHRASES = ("opened its first shop in {t}", "sells mostly to {t}", "has a warehouse in {t}", "buys wood from {t}")
-STORY_PHRASES = ("was founded by {p}", "was once led by {p}", "goes back to {y}", "makes {x}s")
+BRANCH_PHRASES = (
+    "opened its first shop in {t}",
+    "sells mostly to {t}",
+    "has a warehouse in {t}",
+    "buys wood from {t}",
+)
+STORY_PHRASES = ("was founded by {p}", "was once owned by {p}", "is known for its {x}", "lost a {x} to {p}")
 
-TOWN_PHRASES = ("lies on a river", "has a small harbour", "holds a market in spring", "is known for its bridge")
-TOWN_TIE_PHRASES = ("once gave a medal to {p}", "gets its bread from {e}", "was painted by {p}", "likes to praise {e}")
+TOWN_PHRASES = (
+    "lies on a river",
+    "has a small harbour",
+    "holds a market in spring",
+    "is known for its bridge",
+)
+TOWN_TIE_PHRASES = (
+    "once gave a medal to {p}",
+    "gets its bread from {e}",
+    "was painted by {p}",
+    "likes to praise {e}",
+)
 
 QUESTION_PHRASES = (
     "In which town is the employer of {p} based?",
@@ -79,7 +94,9 @@ class World:
     questions: dict[Pool, tuple[Question, ...]]
 
 
-def make_world(seed: int, *, size: WorldSize | None = None, pools: Sequence[Pool] = ("train", "heldout")) -> World:
+def make_world(
+    seed: int, *, size: WorldSize | None = None, pools: Sequence[Pool] = ("train", "heldout")
+) -> World:
     """Generate the world of `seed`, with people and employers of each of `pools`.
 
     Raises:
@@ -137,7 +154,9 @@ def _sentences(rng: random.Random, name: str, pronoun: str, predicates: list[str
     """The predicates in random order; the first sentence names its subject, the others may use a pronoun."""
     rng.shuffle(predicates)
     subjects = [name] + [rng.choice((name, pronoun)) for _ in predicates[1:]]
-    return " ".join(f"{subject} {predicate}." for subject, predicate in zip(subjects, predicates, strict=True))
+    return " ".join(
+        f"{subject} {predicate}." for subject, predicate in zip(subjects, predicates, strict=True)
+    )
 
 
 def _person_text(rng: random.Random, person: str, employer: str, birth_town: str) -> str:
@@ -150,14 +169,16 @@ def _person_text(rng: random.Random, person: str, employer: str, birth_town: str
     return _sentences(rng, person, rng.choice(("He", "She")), predicates)
 
 
-def _employer_text(rng: random.Random, employer: str, seat: str, towns: Sequence[str], people: Sequence[str]) -> str:
+def _employer_text(
+    rng: random.Random, employer: str, seat: str, towns: Sequence[str], people: Sequence[str]
+) -> str:
     predicates = [
         rng.choice(BASE_PHRASES).format(t=seat),
         rng.choice(BRANCH_PHRASES).format(t=_other(rng, towns, seat)),
     ]
     if rng.random() < 0.3:
         story = rng.choice(STORY_PHRASES)
-        predicates.append(story.format(p=rng.choice(people), y=rng.randint(1800, 1999), x=rng.choice(HABIT_WORDS)))
+        predicates.append(story.format(p=rng.choice(people), x=rng.choice(HABIT_WORDS)))
     return _sentences(rng, employer, "It", predicates)
 
 

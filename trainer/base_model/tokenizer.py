@@ -8,6 +8,10 @@ leading space. So copying a name from a passage into a query is copying token by
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any, get_args
+
+from polyturn.envs.two_hop.names import Pool
+from polyturn.tools.search.render import NOTHING_FOUND
 
 PRE_TOKEN_PATTERN = (
     r" ?[a-z]+(?: (?=[A-Z]))?"
@@ -25,7 +29,7 @@ MARKERS = ("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>",
 CHAT_TEMPLATE_PATH = Path(__file__).with_name("chat_template.jinja")
 
 
-def train_tokenizer(texts: Iterable[str], *, vocab_size: int):
+def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Any:
     """A `transformers` fast tokenizer with exactly `vocab_size` tokens, lossless on any text.
 
     Raises:
@@ -66,7 +70,7 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int):
     )
 
 
-def split_words(tokenizer, texts: Iterable[str]) -> Iterator[str]:
+def split_words(tokenizer: Any, texts: Iterable[str]) -> Iterator[str]:
     """The pre-tokens of `texts` that `tokenizer` spells with more than one token."""
     for text in texts:
         for word, _ in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text):
@@ -74,6 +78,34 @@ def split_words(tokenizer, texts: Iterable[str]) -> Iterator[str]:
                 yield word
 
 
-def dump_specs(specs: list[dict]) -> str:
-    """Tool specs as the chat template prints them, one a line."""
-    return "\n".join(json.dumps(spec) for spec in specs)
+def training_texts() -> Iterator[str]:
+    """What the vocabulary is made from: every name, passages, questions and whole conversations."""
+    from polyturn.envs.two_hop.demonstrations import GIVE_UP, write_call
+    from polyturn.envs.two_hop.env import SYSTEM_PROMPT
+    from polyturn.envs.two_hop.names import employer_names, people_names, town_names
+    from polyturn.envs.two_hop.world import make_world
+    from polyturn.tools.search.tool import SEARCH_SPEC
+
+    for pool in get_args(Pool):
+        yield from people_names(pool)
+        yield from employer_names(pool)
+    world = make_world(0, pools=("demonstration",))
+    for passage in world.passages:
+        yield passage.contents
+    for question in world.questions["demonstration"]:
+        yield question.text
+    chat = (
+        SYSTEM_PROMPT,
+        "\n\n# Tools\n<tools>\n",
+        json.dumps(SEARCH_SPEC.to_openai()),
+        "system\nuser\nassistant\n",
+        write_call("Name"),
+        "Doc 1(Title: Name) Name.\nDoc 2(Title: Name) Name.\n",
+        GIVE_UP,
+        NOTHING_FOUND,
+        "The tool call: not valid JSON: Expecting",
+    )
+    # Whole words before parts of names: each of these must become one token.
+    for _ in range(1000):
+        yield from chat
+        yield from (f"in {town}." for town in town_names())
