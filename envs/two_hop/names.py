@@ -15,13 +15,14 @@ Pool = Literal["demonstration", "train", "heldout"]
 POOL_OF_RESIDUE: tuple[Pool, ...] = ("demonstration", "train", "demonstration", "heldout")
 """Pool of the combination (i, j), by (i + j) modulo 4: every part occurs in every pool."""
 
-FIRST_NAMES = (
+_FIRST_NAMES = (
     "Ada Alma Anton Aron Bella Boris Carla Clara Cora Dora Edda Elin Elma Emil Erik Esther Eva Felix Fiona Frida "
     "Gerda Greta Gustav Hanna Hector Heidi Helga Hugo Ida Ines Inga Irma Ivan Jonas Julia Karin Karla Klara Lars "
     "Lea Lena Linda Linus Lotta Lucas Magda Mara Marco Maria Marta Mira Nadia Nils Nina Nora Olga Oskar Otto Paula "
     "Petra Rita Robin Rosa Ruben Selma Silas Simon Sofia Stella Sven Tara Tessa Thea Tilda Tomas Vera Viktor Viola "
     "Walter Wilma Xenia Yara Yvonne Zelda"
-).split()
+)
+FIRST_NAMES = tuple(_FIRST_NAMES.split())
 
 LAST_NAME_STEMS = (
     "Lind",
@@ -41,10 +42,11 @@ LAST_NAME_ENDINGS = ("qvist", "man", "gren", "strom", "feld", "berg", "mark", "l
 
 EMPLOYER_STEMS = ("Hollo", "Brad", "Pem", "Win", "Har", "Ald", "Cres", "Fen", "Gar", "Kirk", "Mel", "Thorn")
 EMPLOYER_ENDINGS = ("way", "more", "ton", "ley", "combe", "stock")
-EMPLOYER_TRADES = (
+_TRADES = (
     "Mills Foundry Press Bank Brewery Shipyard Glassworks Pottery Dairy Bakery Printers Motors Textiles Chemicals "
     "Timber Papers Optics Instruments Publishing Railways"
-).split()
+)
+EMPLOYER_TRADES = tuple(_TRADES.split())
 
 TOWN_STEMS = ("Lud", "Ash", "Carn", "Dun", "Elm", "Grim", "Hex", "Keld", "Lang", "Mor", "Pen", "Rad")
 TOWN_ENDINGS = ("ford", "wick", "bury", "mouth", "ham", "dale", "port", "haven")

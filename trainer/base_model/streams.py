@@ -53,7 +53,8 @@ class EpisodeStream:
     top_k: int = 2
     num_turns: int = 4
     episodes_per_world: int = 400
-    size: WorldSize = WorldSize(num_people=1500, num_employers=500)
+    num_people: int = 1500
+    num_employers: int = 500
     first_world_seed: int = 1_000_000
     names_only: bool = False
     """Teach only the names in queries and answers, not the calls around them."""
@@ -64,8 +65,9 @@ def played_episodes(tokenizer: Any, stream: EpisodeStream, *, seed: int = 0) -> 
     renderer = ChatRenderer(tokenizer)
     rng = np.random.default_rng(seed)
     world_seed = stream.first_world_seed + 100_000 * seed
+    size = WorldSize(num_people=stream.num_people, num_employers=stream.num_employers)
     while True:
-        world = make_world(world_seed, size=stream.size, pools=("demonstration",))
+        world = make_world(world_seed, size=size, pools=("demonstration",))
         world_seed += 1
         toolset = Toolset([search_tool(BM25Index.build(world.passages), top_k=stream.top_k)])
         demonstrator = Demonstrator(skill=stream.skill, seed=world_seed, num_turns=stream.num_turns)
