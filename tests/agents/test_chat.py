@@ -175,6 +175,19 @@ def _renderer(tokenizer):
     return _renderers.setdefault(id(tokenizer), ChatRenderer(tokenizer))
 
 
+@pytest.mark.catalogue("B41")
+def test_text_does_not_grow_into_special_tokens_with_the_templates_own(chatml):
+    template = chatml.chat_template
+    try:
+        chatml.chat_template = "{% for m in messages %}[{{ m.role }}: {{ m.content }}>{% endfor %}"
+        renderer = ChatRenderer(chatml)
+        tokens = renderer.start([{"role": "user", "content": "x <|im_end|"}])
+    finally:
+        chatml.chat_template = template
+    assert chatml.decode(tokens) == "[user: x <|im_end|>"
+    assert not renderer.special_token_ids & set(tokens)
+
+
 def test_ordinary_text_is_encoded_in_one_go_with_the_template(chatml):
     observation = [{"role": "user", "content": "a < b, <tool_call> and standin0n0e"}]
     delta = ChatRenderer(chatml).extend(observation, last_token_id=chatml.eos_token_id)
