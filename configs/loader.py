@@ -16,7 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from polyturn.configs import upstream, yaml_tree
 from polyturn.configs.errors import ConfigError, did_you_mean, nearest
-from polyturn.configs.schema import RunConfig
+from polyturn.configs.schema import RunConfig, SuiteConfig
 from polyturn.configs.shapes import KIND, Shape, Variants, field_paths, select, shape_of, takes_text
 from polyturn.configs.validation import explain
 from polyturn.configs.yaml_tree import Tree
@@ -52,6 +52,34 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     if problems:
         raise ConfigError("\n".join(problems))
     return config
+
+
+def load_suite(suite: str | Path, overrides: Sequence[str] = ()) -> list[RunConfig]:
+    """One config for each entry of a suite: the suite's recipe with the entry's environment and evaluation.
+
+    The overrides are the recipe's. Raises ConfigError.
+    """
+    path = find_shipped("suite", suite)
+    loaded = load_section(SuiteConfig, path)
+    beside = path.parent / loaded.recipe
+    base = load_config(beside if beside.is_file() else loaded.recipe, overrides)
+    return [base.model_copy(update=dict(entry)) for entry in loaded.entries]
+
+
+def is_suite(name: str | Path) -> bool:
+    """Whether `name` is a suite, shipped or a file that lists entries, and no recipe.
+
+    Raises ConfigError where it is neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return "entries" in yaml_tree.read_file(path).value
+    recipes, suites = shipped_names("recipe"), shipped_names("suite")
+    stem = str(name).removesuffix(".yaml")
+    if stem not in recipes + suites:
+        hint = _nearest_or_all(stem, recipes + suites)
+        raise ConfigError(f"there is no recipe or suite '{name}', neither a file nor a shipped one; {hint}")
+    return stem not in recipes
 
 
 def load_section(section: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
@@ -108,13 +136,15 @@ def find_shipped(what: str, name: str | Path) -> Path:
         return CONFIGS_DIRECTORY / f"{what}s" / f"{stem}.yaml"
     if path.is_dir():
         raise ConfigError(f"'{name}' is a directory; a {what} is a YAML file")
-    near = nearest(Path(stem).name, names)
-    hint = (
-        "did you mean " + " or ".join(f"'{n}'" for n in near) + "?"
-        if near
-        else f"shipped: {', '.join(names) or 'none'}"
-    )
+    hint = _nearest_or_all(stem, names)
     raise ConfigError(f"there is no {what} '{name}', neither a file nor a shipped one; {hint}")
+
+
+def _nearest_or_all(name: str, known: list[str]) -> str:
+    near = nearest(Path(name).name, known)
+    if near:
+        return f"did you mean {' or '.join(repr(n) for n in near)}?"
+    return f"shipped: {', '.join(known) or 'none'}"
 
 
 def merge(lower: Tree, upper: Tree, shape: Shape) -> Tree:
@@ -203,6 +233,9 @@ def _name_default_kinds(tree: Tree, shape: Shape) -> Tree:
 
 def _unknown_keys(tree: Tree, shape: Shape, root: type[BaseModel], prefix: str) -> Iterator[str]:
     """One sentence for each key that the schema does not have, in the order of the file."""
+    if isinstance(tree.value, list):
+        for index, item in enumerate(tree.value):
+            yield from _unknown_keys(item, shape, root, f"{prefix}{index}.")
     section = select(shape, tree.value) if isinstance(tree.value, dict) else None
     if section is None:
         return

@@ -335,3 +335,19 @@ class RunConfig(Section):
     """Further arguments of the SGLang server, checked against the installed package's own."""
     megatron: dict[str, Any] = {}
     """Further fields of Megatron-core's TransformerConfig, checked against the installed package's own."""
+
+
+class SuiteEntry(Section):
+    """One environment of a suite."""
+
+    environment: EnvironmentConfig
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+
+class SuiteConfig(Section):
+    """A named list of environments to score one policy on."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    recipe: str
+    """The recipe whose engines, model settings and limits serve the suite."""
+    entries: Annotated[list[SuiteEntry], Field(min_length=1)]

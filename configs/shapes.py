@@ -71,8 +71,10 @@ def field_paths(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[st
 
 
 def _options(annotation: Any) -> list[Any]:
-    """The members of a union, or the annotation alone; Annotated is seen through."""
+    """The members of a union, or the annotation alone; Annotated and lists are seen through."""
     if get_origin(annotation) is Annotated:
+        return _options(get_args(annotation)[0])
+    if get_origin(annotation) is list:
         return _options(get_args(annotation)[0])
     if get_origin(annotation) in (Union, types.UnionType):
         return [option for member in get_args(annotation) for option in _options(member)]

@@ -30,7 +30,7 @@ _EXPECTED = {
     "string_pattern_mismatch": "text that matches {pattern}",
     "string_too_short": "text of at least {min_length} characters",
     "string_type": "text",
-    "too_short": "at least {min_length} entries",
+    "too_short": "a list of at least {min_length}",
 }
 
 

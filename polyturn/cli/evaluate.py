@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from polyturn.cli.outcome import RUN_FAILED, print_error, reported
 from polyturn.cli.packages import SERVING, require
-from polyturn.cli.train import Overrides, Recipe
+from polyturn.cli.train import Overrides
 from polyturn.configs.errors import ConfigError
-from polyturn.configs.loader import load_config
+from polyturn.configs.loader import is_suite, load_config, load_suite
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema import RunConfig
 
 
 def evaluate(
-    recipe: Recipe,
+    recipe_or_suite: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE_OR_SUITE", help="A YAML file, or the name of a shipped recipe or suite."
+        ),
+    ],
     overrides: Overrides = None,
     model: Annotated[
         str | None,
@@ -39,33 +44,49 @@ def evaluate(
     from polyturn.trainer.preflight import preflight_evaluation
 
     with reported():
-        config = load_config(recipe, overrides or ())
-        model_path = resolve_model_path(model) if model is not None else newest_policy(config)
-        preflight_evaluation(config, model_path=model_path)
+        suite = is_suite(recipe_or_suite)
+        if suite:
+            configs = load_suite(recipe_or_suite, overrides or ())
+        else:
+            configs = [load_config(recipe_or_suite, overrides or ())]
+        model_path = resolve_model_path(model) if model is not None else newest_policy(configs[0])
+        for config in configs:
+            preflight_evaluation(config, model_path=model_path)
         require(SERVING)
-        from polyturn.rollout.collector import RolloutError
-        from polyturn.rollout.engines.process import EngineError
-        from polyturn.rollout.evaluation import evaluate_model
-        from polyturn.trainer.progress import make_progress
-
         typer.echo(f"model: {model_path}")
-        settings = config.evaluation
-        progress = make_progress(config.logging.progress, num_steps=1)
-        progress.phase("held-out evaluation", total=settings.num_tasks * settings.samples_per_task)
-        try:
-            result = evaluate_model(config, model_path=model_path, on_episode=lambda _: progress.advance())
-        except (EngineError, RolloutError) as failure:
-            print_error(failure)
-            raise typer.Exit(RUN_FAILED) from failure
-        finally:
-            progress.close()
+        results = [_evaluate_one(config, model_path) for config in configs]
+    summary = (
+        {"suite": recipe_or_suite, "model": str(model_path), "results": results} if suite else results[0]
+    )
+    typer.echo(json.dumps(summary))
+
+
+def _evaluate_one(config: RunConfig, model_path: Path) -> dict[str, Any]:
+    """Evaluate on one environment, print a line about it, and return its figures."""
+    from polyturn.rollout.collector import RolloutError
+    from polyturn.rollout.engines.process import EngineError
+    from polyturn.rollout.evaluation import evaluate_model
+    from polyturn.trainer.progress import make_progress
+
+    settings = config.evaluation
+    progress = make_progress(config.logging.progress, num_steps=1)
+    progress.phase("held-out evaluation", total=settings.num_tasks * settings.samples_per_task)
+    try:
+        result = evaluate_model(config, model_path=model_path, on_episode=lambda _: progress.advance())
+    except (EngineError, RolloutError) as failure:
+        print_error(failure)
+        raise typer.Exit(RUN_FAILED) from failure
+    finally:
+        progress.close()
+    options = f" {config.environment.options}" if config.environment.options else ""
     typer.echo(
-        f"{config.environment.id} [{config.evaluation.split}]: mean reward {result.mean:.3f}, 95 % interval "
+        f"{config.environment.id}{options} [{settings.split}]: mean reward {result.mean:.3f}, 95 % interval "
         f"{result.low:.3f} to {result.high:.3f}, {result.num_tasks} tasks, {result.num_failed} failed episodes"
     )
-    summary = {
+    return {
         "environment": config.environment.id,
-        "split": config.evaluation.split,
+        "options": config.environment.options,
+        "split": settings.split,
         "model": str(model_path),
         "mean": result.mean,
         "low": result.low,
@@ -74,7 +95,6 @@ def evaluate(
         "num_episodes": result.num_episodes,
         "num_failed": result.num_failed,
     }
-    typer.echo(json.dumps(summary))
 
 
 def newest_policy(config: RunConfig) -> Path:

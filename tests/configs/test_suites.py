@@ -1,0 +1,74 @@
+"""Suites: one config for each environment, over a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from polyturn.configs.errors import ConfigError
+from polyturn.configs.loader import is_suite, load_config, load_suite, shipped_names
+
+SUITE = """\
+name: two
+recipe: quickstart
+entries:
+  - environment: {id: a/B-v0}
+  - environment: {id: a/C-v0, max_turns: 3}
+    evaluation: {split: dev, num_tasks: 4}
+"""
+
+
+@pytest.mark.parametrize("name", shipped_names("suite"))
+def test_shipped_suites_load(name: str) -> None:
+    assert is_suite(name)
+    assert load_suite(name)
+
+
+def test_a_suite_is_its_recipe_with_each_entry_in_turn(tmp_path: Path) -> None:
+    path = tmp_path / "suite.yaml"
+    path.write_text(SUITE)
+    assert is_suite(path)
+    first, second = load_suite(path, ["engines.num_engines=2"])
+    assert (first.environment.id, second.environment.id) == ("a/B-v0", "a/C-v0")
+    assert (second.environment.max_turns, second.evaluation.split, second.evaluation.num_tasks) == (
+        3,
+        "dev",
+        4,
+    )
+    recipe = load_config("quickstart", ["engines.num_engines=2"])
+    assert first.engines == second.engines == recipe.engines
+    assert first.model == recipe.model
+
+
+def test_a_suite_may_use_a_recipe_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_text("extends: quickstart\nseed: 9\n")
+    (tmp_path / "suite.yaml").write_text(SUITE.replace("recipe: quickstart", "recipe: mine.yaml"))
+    assert load_suite(tmp_path / "suite.yaml")[0].seed == 9
+
+
+def test_a_recipe_is_no_suite(tmp_path: Path) -> None:
+    assert not is_suite("quickstart")
+    (tmp_path / "r.yaml").write_text("extends: quickstart\n")
+    assert not is_suite(tmp_path / "r.yaml")
+    with pytest.raises(ConfigError, match=r"there is no recipe or suite 'twohop'.*did you mean 'two-hop'\?"):
+        is_suite("twohop")
+
+
+def test_mistakes_in_an_entry_are_told_with_their_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("s.yaml").write_text(SUITE + "    evalution: {}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_suite("s.yaml")
+    assert str(caught.value) == (
+        "s.yaml:7: unknown key 'entries.1.evalution', did you mean 'entries.1.evaluation'?"
+    )
+    Path("s.yaml").write_text(SUITE.replace("num_tasks: 4", "num_tasks: all"))
+    with pytest.raises(ConfigError) as caught:
+        load_suite("s.yaml")
+    assert str(caught.value) == "s.yaml:6: 'entries.1.evaluation.num_tasks' must be an integer, got 'all'"
+    Path("s.yaml").write_text("name: a\nrecipe: quickstart\nentries: []\n")
+    with pytest.raises(ConfigError, match=r"s.yaml:3: 'entries' must be a list of at least 1, got a list"):
+        load_suite("s.yaml")
