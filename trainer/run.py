@@ -25,6 +25,7 @@ from polyturn.trainer.metrics import JsonLinesSink, MetricSink, TensorBoardSink
 from polyturn.trainer.player import RolloutPlayer
 from polyturn.trainer.preflight import preflight
 from polyturn.trainer.progress import ProgressDisplay, make_progress
+from polyturn.trainer.ray_reaper import start_reaper
 from polyturn.trainer.run_directory import RunDirectory, RunState, write_json
 from polyturn.trainer.workers import EngineGroup, TrainerGroup, start_ray
 
@@ -210,6 +211,8 @@ def _running_stack(
     with ExitStack() as stack, stopwatch.measure("start") as _:
         progress.phase("starting Ray, the trainer's ranks and the engines")
         start_ray(config)
+        if config.cluster.address is None:
+            stack.callback(start_reaper(directory.logs / "reaper.log").stop)
         stack.callback(ray.shutdown)
         engines = EngineGroup(config, model_path=model_path, logs=directory.logs)
         stack.callback(_ignoring_dead_actors(engines.close))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from polyturn.agents.episode import Episode
-from polyturn.configs.schema import AlgorithmConfig, GroupAdvantage
+from polyturn.configs.schema import Advantage, AlgorithmConfig, GroupAdvantage
 from polyturn.trainer.algorithms.advantages import GroupAdvantages, group_advantages
 from polyturn.trainer.batch import TrainSample
 
@@ -29,15 +29,7 @@ def make_samples(episodes: Sequence[Episode], algorithm: AlgorithmConfig) -> Ste
     """
     rewards = [episode.reward for episode in episodes if episode.reward is not None]
     assert len(rewards) == len(episodes), "a failed episode is never trained on"
-    config = algorithm.advantage
-    normalised = isinstance(config, GroupAdvantage)
-    groups = group_advantages(
-        rewards,
-        [episode.group_id for episode in episodes],
-        kind=config.kind,
-        epsilon=config.epsilon if normalised else 1.0,
-        min_spread=config.min_spread if normalised else 0.0,
-    )
+    groups = _advantages(rewards, [episode.group_id for episode in episodes], algorithm.advantage)
     samples = tuple(
         TrainSample.from_segment(
             segment,
@@ -53,3 +45,11 @@ def make_samples(episodes: Sequence[Episode], algorithm: AlgorithmConfig) -> Ste
         episode.episode_id: value for episode, value in zip(episodes, groups.advantages, strict=True)
     }
     return StepSamples(samples=samples, advantages=advantages, groups=groups)
+
+
+def _advantages(rewards: Sequence[float], group_ids: Sequence[str], config: Advantage) -> GroupAdvantages:
+    if isinstance(config, GroupAdvantage):
+        return group_advantages(
+            rewards, group_ids, kind="grpo", epsilon=config.epsilon, min_spread=config.min_spread
+        )
+    return group_advantages(rewards, group_ids, kind="dr_grpo")

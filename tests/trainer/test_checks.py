@@ -32,7 +32,7 @@ def test_logprob_difference_fails_and_names_the_sample(value: float) -> None:
 @pytest.mark.catalogue("B49")
 def test_an_unequal_weight_fails_and_is_named() -> None:
     trainer, engine = {"a": "1", "b": "2"}, {"a": "1", "b": "3"}
-    with pytest.raises(CheckFailure, match="1 tensors of the engine at http://engine differ .* first is b"):
+    with pytest.raises(CheckFailure, match=r"1 tensors of the engine at http://engine differ .* first is b"):
         RunChecks(ON).weights_equal(trainer, engine, version=4, url="http://engine")
 
 
