@@ -98,8 +98,7 @@ class BM25Index:
         if not (folder / _INDEX_NAME).is_dir() or not tantivy.Index.exists(str(folder / _INDEX_NAME)):
             raise ValueError(f"{folder} holds no search index")
         index = tantivy.Index.open(str(folder / _INDEX_NAME))
-        # The index file names its tokenizer but does not contain it.
-        index.register_tokenizer(_TOKENIZER, _analyzer())
+        # The index names its tokenizer without containing it. Only writing needs it: a query is split by `_parse`.
         return cls(index, Passages(folder / _PASSAGES_NAME))
 
     def __len__(self) -> int:
