@@ -43,3 +43,7 @@ def _options(
 def main() -> None:
     """The console script."""
     app()
+
+
+if __name__ == "__main__":
+    main()

@@ -42,6 +42,8 @@ def train(
             print_plan(config)
             return
         require()
+        from ray.exceptions import RayError
+
         from polyturn.rollout.collector import RolloutError
         from polyturn.rollout.engines.process import EngineError
         from polyturn.trainer import run
@@ -54,7 +56,7 @@ def train(
             typer.echo(str(interrupted))
             typer.echo(f"run: {interrupted.directory}")
             raise typer.Exit(INTERRUPTED) from interrupted
-        except (CheckFailure, EngineError, RolloutError, WeightSyncError) as failure:
+        except (CheckFailure, EngineError, RolloutError, WeightSyncError, FloatingPointError, RayError) as failure:
             print_error(failure)
             raise typer.Exit(RUN_FAILED) from failure
     typer.echo(f"run: {path}")

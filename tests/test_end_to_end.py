@@ -1,0 +1,237 @@
+"""The whole loop on real parts, as a user runs it: train, stop, kill, resume, evaluate."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import psutil
+import pytest
+
+from polyturn.agents.episode import Episode
+from polyturn.agents.ledger import UNSAMPLED_VERSION
+from polyturn.configs.loader import load_config
+from polyturn.configs.models import resolve_model_path
+from polyturn.rollout.journal import read_journal
+from polyturn.rollout.store import TrajectoryStore
+from polyturn.trainer.metrics import read_metrics
+
+pytestmark = pytest.mark.stack
+
+NUM_STEPS = 4
+SMALL = (
+    f"trainer.num_steps={NUM_STEPS}",
+    "trainer.global_batch_size=16",
+    "rollout.prompts_per_step=4",
+    "rollout.samples_per_prompt=4",
+    "evaluation.num_tasks=16",
+)
+COMMAND = (sys.executable, "-m", "polyturn.cli.main")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=400, check=False)
+
+
+def train(*overrides: str) -> subprocess.CompletedProcess[str]:
+    return run("train", "quickstart", *overrides)
+
+
+def run_path(process: subprocess.CompletedProcess[str]) -> Path:
+    return Path(process.stdout.strip().splitlines()[-1].removeprefix("run: "))
+
+
+def episodes_by_step(path: Path) -> dict[int, list[Episode]]:
+    store = TrajectoryStore(path)
+    return {step: store.read_step(step) for step in store.steps()}
+
+
+def prompts_by_step(path: Path) -> dict[int, list[tuple[str, str]]]:
+    return {
+        step: sorted((episode.group_id, episode.task_id) for episode in episodes)
+        for step, episodes in episodes_by_step(path).items()
+    }
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    process = train(*SMALL, f"output_dir={tmp_path_factory.mktemp('runs')}")
+    assert process.returncode == 0, process.stdout + process.stderr
+    return run_path(process)
+
+
+def test_the_run_directory_says_everything_that_happened(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["status"] == "finished" and summary["steps"] == NUM_STEPS
+    for point in (summary["heldout"]["before"], summary["heldout"]["after"]):
+        assert 0 <= point["low"] <= point["mean"] <= point["high"] <= 1
+        assert point["num_tasks"] == 16
+    # The checks ran, and what they saw is within the limits of the recipe.
+    assert summary["checks"]["initial_kl"] <= 1e-6
+    assert 0 < summary["checks"]["logprob_difference"] <= 1e-4
+    assert summary["checks"]["unequal_tensors"] == 0
+    assert {"generate", "tools", "train", "sync", "total"} <= summary["seconds"].keys()
+    assert [row["step"] for row in read_metrics(finished / "metrics.jsonl")] == list(range(1, NUM_STEPS + 1))
+    assert list((finished / "tensorboard").iterdir())
+    assert load_config(finished / "config.yaml").trainer.num_steps == NUM_STEPS
+    assert len(list((finished / "checkpoints").iterdir())) == 2
+
+
+def test_trajectories_hold_what_was_sampled_by_which_version(finished: Path) -> None:
+    for step, episodes in episodes_by_step(finished).items():
+        assert len(episodes) == 16
+        for episode in episodes:
+            assert episode.reward in (0.0, 1.0)
+            (segment,) = episode.segments
+            for sampled, version, logprob in zip(
+                segment.sampled, segment.policy_versions, segment.logprobs, strict=True
+            ):
+                # On-policy: a step's tokens are those of the version that the step before published.
+                assert version == (step - 1 if sampled else UNSAMPLED_VERSION)
+                assert (logprob < 0) or not sampled
+
+
+def test_the_final_policy_is_a_hugging_face_directory_with_new_weights(finished: Path) -> None:
+    from safetensors.torch import load_file
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(finished / "policy")
+    tokenizer = AutoTokenizer.from_pretrained(finished / "policy")
+    text = "In which town is the employer of Mara Lindqvist based?"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    before = load_file(resolve_model_path("builtin:tiny-searcher") / "model.safetensors")
+    after = dict(model.named_parameters())
+    assert any(not before[name].equal(after[name].detach()) for name in before)
+
+
+def test_evaluation_serves_the_final_policy_on_the_same_tasks(finished: Path, tmp_path: Path) -> None:
+    process = run("eval", "quickstart", "--model", str(finished / "policy"), *SMALL, f"output_dir={tmp_path}")
+    assert process.returncode == 0, process.stdout + process.stderr
+    result = json.loads(process.stdout.strip().splitlines()[-1])
+    assert result["num_tasks"] == 16
+    assert 0 <= result["low"] <= result["mean"] <= result["high"] <= 1
+
+
+def start(*overrides: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*COMMAND, "train", "quickstart", *overrides], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def output_until(process: subprocess.Popen[str], text: str) -> str:
+    """What the process printed up to the first line with `text`."""
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            return "".join(lines)
+    raise AssertionError(f"{text!r} never came:\n{''.join(lines)}")
+
+
+def wait_for_journal(path: Path, step: int) -> None:
+    """Until an episode of `step` has ended: the step is under way then."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        journals = list(path.glob(f"**/step_{step:06d}.jsonl"))
+        if journals and read_journal(journals[0]).episodes:
+            return
+        time.sleep(0.005)
+    raise AssertionError(f"step {step} never began")
+
+
+@pytest.fixture
+def family() -> Iterator[dict[psutil.Process, str]]:
+    """Processes that must be gone at the end of the test, whatever happens."""
+    processes: dict[psutil.Process, str] = {}
+    yield processes
+    for process in processes:
+        if process.is_running():
+            process.kill()
+
+
+def remember(process: subprocess.Popen[str], family: dict[psutil.Process, str]) -> None:
+    for child in psutil.Process(process.pid).children(recursive=True):
+        family[child] = child.name()
+
+
+def assert_gone(family: dict[psutil.Process, str], *, within_s: float) -> None:
+    deadline = time.monotonic() + within_s
+    alive: list[str] = []
+    while time.monotonic() < deadline:
+        alive = [
+            name
+            for process, name in family.items()
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+        ]
+        if not alive:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"still running: {alive}")
+
+
+@pytest.mark.catalogue("B45")
+def test_a_run_that_is_stopped_and_killed_trains_what_an_uninterrupted_one_does(
+    finished: Path, tmp_path: Path, family: dict[psutil.Process, str]
+) -> None:
+    path = tmp_path / "run"
+    overrides = [*SMALL, f"run_dir={path}"]
+
+    stopped = start(*overrides)
+    output_until(stopped, "step   1/")
+    remember(stopped, family)
+    stopped.send_signal(signal.SIGINT)
+    assert stopped.wait(timeout=120) == 130
+    assert_gone(family, within_s=20)
+    assert json.loads((path / "summary.json").read_text())["status"] == "interrupted"
+    steps_before = len(read_metrics(path / "metrics.jsonl"))
+    assert 1 <= steps_before < NUM_STEPS
+
+    killed = start(*overrides, "resume=true")
+    output_until(killed, "resumed after step")
+    wait_for_journal(path, steps_before + 1)
+    remember(killed, family)
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert_gone(family, within_s=20)
+
+    process = train(*overrides, "resume=true")
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert run_path(process) == path
+    assert [row["step"] for row in read_metrics(path / "metrics.jsonl")] == list(range(1, NUM_STEPS + 1))
+    assert prompts_by_step(path) == prompts_by_step(finished)
+    # The first step began from the same weights: the same tokens, but for the odd one where rounding decides.
+    ours, theirs = (
+        {e.episode_id: e.segments[0].token_ids for e in episodes_by_step(p)[1]} for p in (path, finished)
+    )
+    assert sum(ours[key] == theirs[key] for key in theirs) >= 0.9 * len(theirs)
+
+
+def test_tensor_parallel_ranks_several_updates_a_kl_and_sync_through_disk(tmp_path: Path) -> None:
+    process = train(
+        *SMALL,
+        "trainer.num_steps=2",
+        "trainer.global_batch_size=8",
+        "trainer.updates_per_step=2",
+        "trainer.parallel={tensor: 2, data: 1}",
+        "trainer.algorithm.kl={kind: in_loss, coefficient: 0.01}",
+        "weight_sync={kind: disk}",
+        "evaluation.before=false",
+        "evaluation.after=false",
+        f"output_dir={tmp_path}",
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    path = run_path(process)
+    summary = orjson.loads((path / "summary.json").read_bytes())
+    assert summary["policy_version"] == 4
+    assert summary["checks"]["unequal_tensors"] == 0 and summary["checks"]["initial_kl"] <= 1e-6
+    rows = read_metrics(path / "metrics.jsonl")
+    assert rows[0]["train/reference_kl"] >= 0 and rows[1]["train/reference_kl"] > 0
