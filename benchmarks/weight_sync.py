@@ -28,7 +28,9 @@ from polyturn.trainer.weight_sync.process_group import join_process_group
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, epilog="example: weight_sync.py --repeats 20")
-    parser.add_argument("--model", default="builtin:tiny-searcher", help="Hugging Face directory or builtin:NAME")
+    parser.add_argument(
+        "--model", default="builtin:tiny-searcher", help="Hugging Face directory or builtin:NAME"
+    )
     parser.add_argument("--repeats", type=int, default=20, help="pairs of measurements")
     parser.add_argument("--short", action="store_true", help="5 repeats")
     return parser.parse_args()

@@ -1,0 +1,267 @@
+"""Rollout tokens per second through Polyturn, divided by those of a plain client with the same prompts.
+
+Polyturn plays episodes of the two-hop environment: chat template, token ledger, real searches, router. Every turn has a
+forced length, so each episode has a known number of tokens. A plain asyncio httpx client then sends the prompts of the
+same turns straight to the same server, at the same concurrency, one turn of an episode after the other. Both
+alternate; the prefix cache is emptied before each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from polyturn.agents.chat import ChatRenderer, load_tokenizer
+from polyturn.agents.episode import Episode
+from polyturn.agents.player import EpisodeLimits
+from polyturn.agents.seeds import derive_seed
+from polyturn.agents.sglang_policy import SGLangPolicy
+from polyturn.configs.models import resolve_model_path
+from polyturn.configs.schema import EnginesConfig
+from polyturn.envs.messages import AssistantMessage
+from polyturn.envs.registry import make
+from polyturn.rollout.collector import Collector
+from polyturn.rollout.engines.fleet import Fleet
+from polyturn.rollout.limits import RolloutLimits
+from polyturn.rollout.prompts import PromptCursor
+from polyturn.rollout.setup import open_client, token_play
+from polyturn.tools.types import ToolCall
+
+ENVIRONMENT = "polyturn/TwoHopSearch-v0"
+SAMPLES_PER_PROMPT = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Shape:
+    """How much is played in one measurement."""
+
+    num_episodes: int
+    concurrency: int
+    num_turns: int
+    tokens_per_turn: int
+
+    @property
+    def num_tokens(self) -> int:
+        return self.num_episodes * self.num_turns * self.tokens_per_turn
+
+
+class AlwaysSearches:
+    """A dialect that takes every answer for a search, so that no episode ends before its last turn."""
+
+    def parse(self, text: str) -> AssistantMessage:
+        call = ToolCall(id="call", name="search", arguments={"query": text[:40] or "town"})
+        return AssistantMessage(content="", tool_calls=(call,), raw_text=text)
+
+
+class Polyturn:
+    """Episodes through collector, player and router."""
+
+    def __init__(self, model: Path, url: str, shape: Shape) -> None:
+        renderer = ChatRenderer(load_tokenizer(model))
+        limits = EpisodeLimits(
+            max_turns=shape.num_turns,
+            # One more than is asked for: an answer of full length would count as cut off and end the episode.
+            max_tokens_per_turn=shape.tokens_per_turn,
+            max_tokens_per_episode=1000,
+        )
+        self._client = open_client(timeout_s=600)
+        self._policy = SGLangPolicy(client=self._client, url=url, stop_token_ids=())
+        self._shape = shape
+        self._collector = Collector(
+            make_env=lambda: make(ENVIRONMENT, max_turns=None),
+            tasks=make(ENVIRONMENT).tasks("train"),
+            play=token_play(renderer=renderer, dialect=AlwaysSearches(), limits=limits, temperature=1.0),
+            limits=RolloutLimits(
+                max_concurrent_requests=shape.concurrency, max_concurrent_episodes=shape.concurrency
+            ),
+            seed=0,
+        )
+
+    async def run(self, round_number: int) -> list[Episode]:
+        """Play one round; every round has prompts of its own."""
+        num_prompts = self._shape.num_episodes // SAMPLES_PER_PROMPT
+        cursor = PromptCursor(len(self._collector.tasks), seed=1, position=round_number * num_prompts)
+        groups = await self._collector.collect(
+            cursor.take(num_prompts), samples_per_prompt=SAMPLES_PER_PROMPT, policy=self._policy
+        )
+        return [episode for group in groups for episode in group.episodes]
+
+    async def close(self) -> None:
+        self._collector.close()
+        await self._client.aclose()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Turn:
+    """One request of an episode."""
+
+    prompt_ids: list[int]
+    num_tokens: int
+    seed: int
+
+
+def turns_of(episode: Episode) -> list[Turn]:
+    """The requests that made an episode."""
+    [segment] = episode.segments
+    turns, start = [], 0
+    for sampled, run in itertools.groupby(segment.sampled):
+        length = len(list(run))
+        if sampled:
+            turns.append(
+                Turn(
+                    prompt_ids=list(segment.token_ids[:start]),
+                    num_tokens=length,
+                    seed=derive_seed(episode.seed, len(turns), 0),
+                )
+            )
+        start += length
+    return turns
+
+
+async def send_straight(url: str, work: Sequence[Sequence[Turn]], *, concurrency: int) -> int:
+    """The plain client: `concurrency` workers over the episodes; the number of tokens that came back."""
+    waiting = iter(work)
+    limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
+    async with httpx.AsyncClient(timeout=600, limits=limits, trust_env=False) as client:
+
+        async def worker() -> int:
+            received = 0
+            for turns in waiting:
+                for turn in turns:
+                    answer = await client.post(f"{url}/generate", json=request_body(turn))
+                    received += len(answer.json()["output_ids"])
+            return received
+
+        return sum(await asyncio.gather(*(worker() for _ in range(concurrency))))
+
+
+def request_body(turn: Turn) -> dict[str, Any]:
+    """What Polyturn asks for the same turn."""
+    params = {
+        "temperature": 1.0,
+        "max_new_tokens": turn.num_tokens,
+        "stop_token_ids": [],
+        "no_stop_trim": True,
+        "skip_special_tokens": False,
+        "sampling_seed": turn.seed,
+    }
+    return {"input_ids": turn.prompt_ids, "sampling_params": params, "return_logprob": True}
+
+
+async def measure(fleet: Fleet, model: Path, shape: Shape, pairs: int) -> tuple[list[float], list[float]]:
+    """Seconds of each round through Polyturn, and straight to the server."""
+    [engine], [engine_url] = fleet.controls, fleet.engine_urls
+    ours, straight = [], []
+    polyturn = Polyturn(model, fleet.url, shape)
+    for number in range(pairs + 1):
+        engine.flush_cache()
+        gc.collect()
+        started = time.perf_counter()
+        episodes = await polyturn.run(number)
+        our_seconds = time.perf_counter() - started
+        num_sampled = sum(episode.num_sampled_tokens for episode in episodes)
+        assert num_sampled == shape.num_tokens, f"{num_sampled} tokens were sampled, not {shape.num_tokens}"
+        work = [turns_of(episode) for episode in episodes]
+        engine.flush_cache()
+        gc.collect()
+        started = time.perf_counter()
+        received = await send_straight(engine_url, work, concurrency=shape.concurrency)
+        straight_seconds = time.perf_counter() - started
+        assert received == num_sampled, f"{received} tokens came back, not {num_sampled}"
+        if number == 0:
+            continue  # warms up both
+        ours.append(our_seconds)
+        straight.append(straight_seconds)
+        print(
+            f"{number:>5} {shape.num_tokens / our_seconds:>16.0f} {shape.num_tokens / straight_seconds:>16.0f} "
+            f"{straight_seconds / our_seconds:>7.3f}",
+            flush=True,
+        )
+    await polyturn.close()
+    return ours, straight
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example: rollout_overhead.py --concurrency 64 --pairs 7",
+    )
+    parser.add_argument(
+        "--model", help="Hugging Face directory or builtin:NAME; left out: the demo's model, untrained"
+    )
+    parser.add_argument("--concurrency", type=int, default=64, help="episodes, and so requests, at once")
+    parser.add_argument("--episodes", type=int, default=128, help="episodes per round, a multiple of 8")
+    parser.add_argument("--turns", type=int, default=3, help="turns per episode")
+    parser.add_argument("--tokens", type=int, default=24, help="sampled tokens per turn")
+    parser.add_argument("--pairs", type=int, default=7, help="rounds of each kind, alternating")
+    parser.add_argument("--short", action="store_true", help="3 pairs of 64 episodes")
+    return parser.parse_args()
+
+
+def untrained_model(directory: Path) -> Path:
+    """The demo's model and tokenizer before any training: tokens cost the same."""
+    from polyturn.trainer.base_model.initial import write_initial_model
+    from polyturn.trainer.base_model.recipe import load_recipe, recipe_path
+    from polyturn.trainer.base_model.tokenizer import train_tokenizer, training_texts
+
+    recipe = load_recipe(recipe_path())
+    write_initial_model(train_tokenizer(training_texts(), vocab_size=recipe.vocab_size), directory)
+    return directory
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    shape = Shape(
+        num_episodes=64 if arguments.short else arguments.episodes,
+        concurrency=arguments.concurrency,
+        num_turns=arguments.turns,
+        tokens_per_turn=arguments.tokens,
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        model = (
+            resolve_model_path(arguments.model) if arguments.model else untrained_model(Path(scratch) / "m")
+        )
+        with Fleet(
+            config=EnginesConfig(device="cpu"),
+            model_path=model,
+            dtype="float32",
+            seeded=True,
+            log_directory=Path(scratch),
+            # What forces the length of every turn.
+            sglang={"preferred_sampling_params": {"ignore_eos": True}},
+        ) as fleet:
+            print(f"{'pair':>5} {'Polyturn tok/s':>16} {'straight tok/s':>16} {'ratio':>7}")
+            pairs = 3 if arguments.short else arguments.pairs
+            ours, straight = asyncio.run(measure(fleet, model, shape, pairs))
+    ratios = [b / a for a, b in zip(ours, straight, strict=True)]
+    figures = {
+        "benchmark": "rollout_overhead",
+        "polyturn_tokens_per_second": shape.num_tokens / statistics.median(ours),
+        "straight_tokens_per_second": shape.num_tokens / statistics.median(straight),
+        "ratio": statistics.median(ratios),
+        "ratio_low": min(ratios),
+        "ratio_high": max(ratios),
+        "pairs": len(ratios),
+        "concurrency": shape.concurrency,
+        "num_episodes": shape.num_episodes,
+        "num_turns": shape.num_turns,
+        "tokens_per_turn": shape.tokens_per_turn,
+    }
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
