@@ -2,8 +2,9 @@
 
 Polyturn plays episodes of the two-hop environment: chat template, token ledger, real searches, router. Every turn has a
 forced length, so each episode has a known number of tokens. A plain asyncio httpx client then sends the prompts of the
-same turns straight to the same server, at the same concurrency, one turn of an episode after the other. Both
-alternate; the prefix cache is emptied before each.
+same turns straight to the same server, at the same concurrency, one turn of an episode after the other: once with httpx
+as it comes, which is `ratio`, and once over Polyturn's own connections, which cost less, as `ratio_same_connections`.
+All three alternate; the prefix cache is emptied before each.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
@@ -41,6 +42,7 @@ from polyturn.tools.types import ToolCall
 
 ENVIRONMENT = "polyturn/TwoHopSearch-v0"
 SAMPLES_PER_PROMPT = 8
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,7 +74,6 @@ class Polyturn:
         renderer = ChatRenderer(load_tokenizer(model))
         limits = EpisodeLimits(
             max_turns=shape.num_turns,
-            # One more than is asked for: an answer of full length would count as cut off and end the episode.
             max_tokens_per_turn=shape.tokens_per_turn,
             max_tokens_per_episode=1000,
         )
@@ -130,21 +131,28 @@ def turns_of(episode: Episode) -> list[Turn]:
     return turns
 
 
-async def send_straight(url: str, work: Sequence[Sequence[Turn]], *, concurrency: int) -> int:
-    """The plain client: `concurrency` workers over the episodes; the number of tokens that came back."""
+async def send_straight(
+    client: httpx.AsyncClient, url: str, work: Sequence[Sequence[Turn]], workers: int
+) -> int:
+    """The plain client: so many workers over the episodes; the number of tokens that came back."""
     waiting = iter(work)
-    limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
-    async with httpx.AsyncClient(timeout=600, limits=limits, trust_env=False) as client:
 
-        async def worker() -> int:
-            received = 0
-            for turns in waiting:
-                for turn in turns:
-                    answer = await client.post(f"{url}/generate", json=request_body(turn))
-                    received += len(answer.json()["output_ids"])
-            return received
+    async def worker() -> int:
+        received = 0
+        for turns in waiting:
+            for turn in turns:
+                answer = await client.post(f"{url}/generate", json=request_body(turn))
+                received += len(answer.json()["output_ids"])
+        return received
 
-        return sum(await asyncio.gather(*(worker() for _ in range(concurrency))))
+    async with client:
+        return sum(await asyncio.gather(*(worker() for _ in range(workers))))
+
+
+def plain_client(num_connections: int) -> httpx.AsyncClient:
+    """httpx as it comes."""
+    limits = httpx.Limits(max_connections=num_connections, max_keepalive_connections=num_connections)
+    return httpx.AsyncClient(timeout=600, limits=limits, trust_env=False)
 
 
 def request_body(turn: Turn) -> dict[str, Any]:
@@ -160,44 +168,81 @@ def request_body(turn: Turn) -> dict[str, Any]:
     return {"input_ids": turn.prompt_ids, "sampling_params": params, "return_logprob": True}
 
 
-async def measure(fleet: Fleet, model: Path, shape: Shape, pairs: int) -> tuple[list[float], list[float]]:
-    """Seconds of each round through Polyturn, and straight to the server."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Speed:
+    """One measurement."""
+
+    tokens_per_second: float
+    client_cpu_s: float
+    """CPU seconds of this process: hardly changed by what else the machine does."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Round:
+    """One measurement of each kind."""
+
+    ours: Speed
+    plain: Speed
+    same_connections: Speed
+
+
+async def measure(fleet: Fleet, model: Path, shape: Shape, rounds: int) -> list[Round]:
+    """Rounds of measurements, each through Polyturn, plain, and plain over Polyturn's connections."""
     [engine], [engine_url] = fleet.controls, fleet.engine_urls
-    ours, straight = [], []
     polyturn = Polyturn(model, fleet.url, shape)
-    for number in range(pairs + 1):
+    measured = []
+
+    async def timed(play: Awaitable[Value]) -> tuple[Speed, Value]:
         engine.flush_cache()
         gc.collect()
-        started = time.perf_counter()
-        episodes = await polyturn.run(number)
-        our_seconds = time.perf_counter() - started
+        started, cpu_started = time.perf_counter(), time.process_time()
+        value = await play
+        speed = Speed(
+            tokens_per_second=shape.num_tokens / (time.perf_counter() - started),
+            client_cpu_s=time.process_time() - cpu_started,
+        )
+        return speed, value
+
+    for number in range(rounds + 1):
+        ours, episodes = await timed(polyturn.run(number))
+        work = [turns_of(episode) for episode in episodes]
+        makers = {
+            "plain": lambda: plain_client(shape.concurrency),
+            "same": lambda: open_client(timeout_s=600),
+        }
+        straight: dict[str, Speed] = {}
+        # In turns, so that neither is always the last.
+        for name in sorted(makers, reverse=bool(number % 2)):
+            play = send_straight(makers[name](), engine_url, work, shape.concurrency)
+            straight[name], received = await timed(play)
+            assert received == shape.num_tokens, f"{received} tokens came back, not {shape.num_tokens}"
         num_sampled = sum(episode.num_sampled_tokens for episode in episodes)
         assert num_sampled == shape.num_tokens, f"{num_sampled} tokens were sampled, not {shape.num_tokens}"
-        work = [turns_of(episode) for episode in episodes]
-        engine.flush_cache()
-        gc.collect()
-        started = time.perf_counter()
-        received = await send_straight(engine_url, work, concurrency=shape.concurrency)
-        straight_seconds = time.perf_counter() - started
-        assert received == num_sampled, f"{received} tokens came back, not {num_sampled}"
         if number == 0:
-            continue  # warms up both
-        ours.append(our_seconds)
-        straight.append(straight_seconds)
-        print(
-            f"{number:>5} {shape.num_tokens / our_seconds:>16.0f} {shape.num_tokens / straight_seconds:>16.0f} "
-            f"{straight_seconds / our_seconds:>7.3f}",
-            flush=True,
-        )
+            continue  # warms up
+        measured.append(Round(ours=ours, plain=straight["plain"], same_connections=straight["same"]))
+        print_round(number, measured[-1])
     await polyturn.close()
-    return ours, straight
+    return measured
+
+
+def print_round(number: int, measured: Round) -> None:
+    """One row of the table."""
+    ours, plain, same = (
+        speed.tokens_per_second for speed in (measured.ours, measured.plain, measured.same_connections)
+    )
+    print(
+        f"{number:>5} {ours:>14.0f} {plain:>14.0f} {same:>17.0f} {ours / plain:>7.3f} {ours / same:>10.3f}"
+        f" {measured.ours.client_cpu_s:>10.2f} {measured.plain.client_cpu_s:>10.2f}",
+        flush=True,
+    )
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: rollout_overhead.py --concurrency 64 --pairs 7",
+        epilog="example: rollout_overhead.py --concurrency 64 --rounds 7",
     )
     parser.add_argument(
         "--model", help="Hugging Face directory or builtin:NAME; left out: the demo's model, untrained"
@@ -206,8 +251,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--episodes", type=int, default=128, help="episodes per round, a multiple of 8")
     parser.add_argument("--turns", type=int, default=3, help="turns per episode")
     parser.add_argument("--tokens", type=int, default=24, help="sampled tokens per turn")
-    parser.add_argument("--pairs", type=int, default=7, help="rounds of each kind, alternating")
-    parser.add_argument("--short", action="store_true", help="3 pairs of 64 episodes")
+    parser.add_argument("--rounds", type=int, default=7, help="measurements of each kind")
+    parser.add_argument("--short", action="store_true", help="3 rounds of 64 episodes")
     return parser.parse_args()
 
 
@@ -243,24 +288,36 @@ def main() -> None:
             # What forces the length of every turn.
             sglang={"preferred_sampling_params": {"ignore_eos": True}},
         ) as fleet:
-            print(f"{'pair':>5} {'Polyturn tok/s':>16} {'straight tok/s':>16} {'ratio':>7}")
-            pairs = 3 if arguments.short else arguments.pairs
-            ours, straight = asyncio.run(measure(fleet, model, shape, pairs))
-    ratios = [b / a for a, b in zip(ours, straight, strict=True)]
-    figures = {
+            print(
+                f"{'round':>5} {'Polyturn tok/s':>14} {'plain tok/s':>14} {'same connections':>17} {'ratio':>7} "
+                f"{'ratio same':>10} {'our CPU s':>10} {'plain CPU s':>10}"
+            )
+            rounds = 3 if arguments.short else arguments.rounds
+            measured = asyncio.run(measure(fleet, model, shape, rounds))
+    print(json.dumps(figures_of(measured, shape)))
+
+
+def figures_of(measured: Sequence[Round], shape: Shape) -> dict[str, Any]:
+    """Medians over the rounds."""
+    ratios = [r.ours.tokens_per_second / r.plain.tokens_per_second for r in measured]
+    same = [r.ours.tokens_per_second / r.same_connections.tokens_per_second for r in measured]
+    return {
         "benchmark": "rollout_overhead",
-        "polyturn_tokens_per_second": shape.num_tokens / statistics.median(ours),
-        "straight_tokens_per_second": shape.num_tokens / statistics.median(straight),
+        "polyturn_tokens_per_second": statistics.median(r.ours.tokens_per_second for r in measured),
+        "plain_tokens_per_second": statistics.median(r.plain.tokens_per_second for r in measured),
         "ratio": statistics.median(ratios),
         "ratio_low": min(ratios),
         "ratio_high": max(ratios),
-        "pairs": len(ratios),
+        "ratio_same_connections": statistics.median(same),
+        "polyturn_client_cpu_s": statistics.median(r.ours.client_cpu_s for r in measured),
+        "plain_client_cpu_s": statistics.median(r.plain.client_cpu_s for r in measured),
+        "same_connections_client_cpu_s": statistics.median(r.same_connections.client_cpu_s for r in measured),
+        "rounds": len(measured),
         "concurrency": shape.concurrency,
         "num_episodes": shape.num_episodes,
         "num_turns": shape.num_turns,
         "tokens_per_turn": shape.tokens_per_turn,
     }
-    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from polyturn.envs.registry import make
 from polyturn.envs.tasks import JsonlTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collector import Collector, Play
+from polyturn.rollout.connections import StackedConnections
 from polyturn.rollout.limits import RolloutLimits
 
 
@@ -128,16 +129,12 @@ def message_play(*, limits: EpisodeLimits) -> Play:
 async def open_policy(config: RunConfig, *, model_path: Path, url: str) -> AsyncIterator[SGLangPolicy]:
     """The policy behind `url`, an engine or a router, with connections of its own."""
     renderer = ChatRenderer(load_tokenizer(model_path))
-    async with open_client(
-        max_connections=config.rollout.max_concurrent_requests, timeout_s=config.engines.request_timeout_s
-    ) as client:
+    async with open_client(timeout_s=config.engines.request_timeout_s) as client:
         yield SGLangPolicy(client=client, url=url, stop_token_ids=renderer.stop_token_ids)
 
 
-def open_client(*, max_connections: int, timeout_s: float) -> httpx.AsyncClient:
-    """A client that keeps as many connections as there may be requests: none waits for another's connection."""
+def open_client(*, timeout_s: float) -> httpx.AsyncClient:
+    """A client for many requests at once; `timeout_s` bounds each."""
     return httpx.AsyncClient(
-        limits=httpx.Limits(max_connections=max_connections, max_keepalive_connections=max_connections),
-        timeout=httpx.Timeout(timeout_s, connect=30.0),
-        trust_env=False,
+        transport=StackedConnections(), timeout=httpx.Timeout(timeout_s, connect=30.0), trust_env=False
     )

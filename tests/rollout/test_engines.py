@@ -30,7 +30,7 @@ PROMPT = list(range(20, 60))
 
 async def generate(url, prompts, sampling):
     """One request per prompt, all at once."""
-    async with open_client(max_connections=64, timeout_s=60) as client:
+    async with open_client(timeout_s=60) as client:
         policy = SGLangPolicy(client=client, url=url, stop_token_ids=(2,))
         return await asyncio.gather(
             *(
@@ -131,7 +131,7 @@ async def test_pause_holds_requests_and_continue_lets_them_end(fleet):
     await asyncio.sleep(0.3)
     assert not pending.done()
     assert fleet.url
-    async with open_client(max_connections=1, timeout_s=5) as client:
+    async with open_client(timeout_s=5) as client:
         assert (await client.get(f"{fleet.engine_urls[0]}/health")).status_code == 200, (
             "a pause is no illness"
         )
