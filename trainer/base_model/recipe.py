@@ -21,7 +21,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from polyturn.trainer.base_model.initial import write_initial_model
-from polyturn.trainer.base_model.streams import EpisodeStream, Example, played_episodes, repeated_sequences
+from polyturn.trainer.base_model.streams import (
+    EpisodeStream,
+    Example,
+    played_episodes,
+    readings,
+    repeated_sequences,
+)
 from polyturn.trainer.base_model.tokenizer import train_tokenizer, training_texts
 
 Report = Callable[[str], None]
@@ -33,9 +39,11 @@ class Stage(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    kind: Literal["repeated_sequences", "episodes"]
+    kind: Literal["repeated_sequences", "readings", "episodes"]
     skill: float = Field(default=1.0, ge=0.0, le=1.0)
     """Of the demonstrator, for episodes."""
+    observation_share: float = Field(default=0.0, ge=0.0, le=1.0)
+    """How many of the tokens of observations are taught too, for episodes."""
     num_updates: PositiveInt
     tokens_per_update: PositiveInt
     learning_rate: PositiveFloat
@@ -119,7 +127,9 @@ def make_stream(stage: Stage, tokenizer: Any, *, seed: int) -> Iterator[Example]
     """The endless examples of a stage."""
     if stage.kind == "repeated_sequences":
         return repeated_sequences(vocab_size=len(tokenizer), seed=seed)
-    return played_episodes(tokenizer, EpisodeStream(skill=stage.skill), seed=seed)
+    stream = EpisodeStream(skill=stage.skill, observation_share=stage.observation_share)
+    make = readings if stage.kind == "readings" else played_episodes
+    return make(tokenizer, stream, seed=seed)
 
 
 def checksum(directory: Path) -> str:

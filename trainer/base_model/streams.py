@@ -18,7 +18,7 @@ from polyturn.agents.chat import ChatRenderer
 from polyturn.agents.dialects import HermesDialect
 from polyturn.envs.messages import Message
 from polyturn.envs.tasks import Task
-from polyturn.envs.two_hop.demonstrations import Demonstrator
+from polyturn.envs.two_hop.demonstrations import Demonstrator, write_call
 from polyturn.envs.two_hop.env import task_of
 from polyturn.envs.two_hop.world import WorldSize, make_world
 from polyturn.tools.search.bm25 import BM25Index
@@ -56,12 +56,13 @@ class EpisodeStream:
     num_people: int = 1500
     num_employers: int = 500
     first_world_seed: int = 1_000_000
-    names_only: bool = False
-    """Teach only the names in queries and answers, not the calls around them."""
+    observation_share: float = 0.0
+    """How many of the tokens of observations are taught too, drawn at random. Learning what comes next in a passage
+    teaches a model to tell its phrases apart; without it, each phrase is found separately, and late."""
 
 
 def played_episodes(tokenizer: Any, stream: EpisodeStream, *, seed: int = 0) -> Iterator[Example]:
-    """Episodes of a demonstrator in ever new worlds; the demonstrator's own tokens are taught."""
+    """Episodes of a demonstrator in ever new worlds; the demonstrator's tokens are taught, and a share of the rest."""
     renderer = ChatRenderer(tokenizer)
     rng = np.random.default_rng(seed)
     world_seed = stream.first_world_seed + 100_000 * seed
@@ -75,7 +76,7 @@ def played_episodes(tokenizer: Any, stream: EpisodeStream, *, seed: int = 0) -> 
         for index in rng.permutation(len(questions))[: stream.episodes_per_world]:
             question = questions[index]
             task = task_of(question.id, question.text, question.town)
-            yield _play(tokenizer, renderer, toolset, demonstrator, task, stream)
+            yield _play(tokenizer, renderer, toolset, demonstrator, task, stream, rng)
 
 
 def _play(
@@ -85,6 +86,7 @@ def _play(
     demonstrator: Demonstrator,
     task: Task,
     stream: EpisodeStream,
+    rng: np.random.Generator,
 ) -> Example:
     dialect, end_of_turn = HermesDialect(), tokenizer.eos_token_id
     messages: list[Message] = list(task.messages)
@@ -94,7 +96,7 @@ def _play(
         text = demonstrator.reply(messages)
         turn = [*tokenizer.encode(text, add_special_tokens=False), end_of_turn]
         token_ids += turn
-        taught += _names_in(tokenizer, turn) if stream.names_only else [True] * len(turn)
+        taught += [True] * len(turn)
         action = dialect.parse(text)
         if not action.tool_calls:
             break
@@ -105,11 +107,37 @@ def _play(
         messages += [action.to_message(), *observation]
         delta = renderer.extend(observation, last_token_id=end_of_turn)
         token_ids += delta
-        taught += [False] * len(delta)
+        taught += (rng.random(len(delta)) < stream.observation_share).tolist()
     return token_ids, taught
 
 
-def _names_in(tokenizer: Any, turn: list[int]) -> list[bool]:
-    """Marks the tokens that begin with a capital letter, and whatever follows one."""
-    capital = [tokenizer.decode([token_id])[:1].isupper() for token_id in turn]
-    return [here or (index > 0 and capital[index - 1]) for index, here in enumerate(capital)]
+def readings(
+    tokenizer: Any, stream: EpisodeStream, *, seed: int = 0, num_tokens: int = 400
+) -> Iterator[Example]:
+    """Search results, one after the other, each with what is to be read from it: the dense form of an episode.
+
+    The results for an employer are followed by the town, those for a person by the search for the employer.
+    """
+    renderer = ChatRenderer(tokenizer)
+    rng = np.random.default_rng(seed)
+    world_seed = stream.first_world_seed + 100_000 * seed
+    size = WorldSize(num_people=stream.num_people, num_employers=stream.num_employers)
+    while True:
+        world = make_world(world_seed, size=size, pools=("demonstration",))
+        world_seed += 1
+        search = search_tool(BM25Index.build(world.passages), top_k=stream.top_k).function
+        questions = world.questions["demonstration"]
+        for _ in range(stream.episodes_per_world // 4):
+            token_ids: list[int] = []
+            taught: list[bool] = []
+            while len(token_ids) < num_tokens:
+                question = questions[rng.integers(len(questions))]
+                about_employer = rng.random() < 0.7
+                query = question.employer if about_employer else question.person
+                text = question.town if about_employer else write_call(question.employer)
+                result: Message = {"role": "tool", "content": search(query=query)}
+                delta = renderer.extend([result], last_token_id=tokenizer.eos_token_id)
+                turn = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+                token_ids += [*delta, *turn]
+                taught += (rng.random(len(delta)) < stream.observation_share).tolist() + [True] * len(turn)
+            yield token_ids, taught
