@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib import resources
 from pathlib import Path
 
 import pytest
 
 from polyturn.configs.schema import EnginesConfig
 from polyturn.rollout.engines.fleet import Fleet
+
+TEMPLATE = "chat_template.jinja"
 
 
 def make_model(directory: Path, *, seed: int, tied: bool) -> Path:
@@ -40,9 +43,11 @@ def make_model(directory: Path, *, seed: int, tied: bool) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens(special)
-    PreTrainedTokenizerFast(
+    wrapped = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>"
-    ).save_pretrained(directory)
+    )
+    wrapped.chat_template = resources.files("polyturn.trainer.base_model").joinpath(TEMPLATE).read_text()
+    wrapped.save_pretrained(directory)
     return directory
 
 
