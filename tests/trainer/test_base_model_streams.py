@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from polyturn.agents.chat import ChatRenderer
 from polyturn.envs.two_hop.names import employer_names, people_names, town_names
 from polyturn.envs.two_hop.world import make_world
-from polyturn.trainer.base_model.streams import EpisodeStream, played_episodes, repeated_sequences
+from polyturn.trainer.base_model.streams import EpisodeStream, played_episodes, readings, repeated_sequences
 from polyturn.trainer.base_model.tokenizer import split_words, train_tokenizer, training_texts
 
 VOCAB_SIZE = 1280
@@ -88,6 +88,29 @@ def test_episodes_teach_only_the_players_own_tokens_and_end_with_the_answer(toke
         assert answer in town_names()
         assert "Doc 1(Title: " in tokenizer.decode(ids)
         assert "Doc" not in turns
+
+
+def test_a_share_of_the_observations_is_taught_where_asked_for(tokenizer):
+    plain, shared = (
+        list(itertools.islice(played_episodes(tokenizer, EpisodeStream(observation_share=share)), 40))
+        for share in (0.0, 0.5)
+    )
+    own = sum(sum(taught) for _, taught in plain)
+    rest = sum(len(ids) for ids, _ in plain) - own
+    assert 0.2 * rest < sum(sum(taught) for _, taught in shared) - own < 0.5 * rest
+
+
+def test_readings_teach_what_the_results_above_say(tokenizer):
+    num_towns = num_calls = 0
+    for ids, taught in itertools.islice(readings(tokenizer, EpisodeStream()), 20):
+        text = tokenizer.decode(ids)
+        turns = "".join(tokenizer.decode([i]) for i, own in zip(ids, taught, strict=True) if own)
+        for turn in turns.split("<|im_end|>")[:-1]:
+            name = re.sub(r".*: .([A-Z][a-z]+ [A-Z][a-z]+).}}.*", r"\1", turn, flags=re.DOTALL)
+            assert re.search(rf"(in|from|for|at|by|with) {name}\.", text)
+            num_towns += name in town_names()
+            num_calls += name not in town_names()
+    assert num_towns > num_calls > 10
 
 
 def test_demonstrations_tell_nothing_about_any_world_that_is_played(tokenizer):
