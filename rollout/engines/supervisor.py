@@ -33,7 +33,9 @@ PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 OWNER_CHECK_S = 1.0
 DONE = b"d"
-SHARED_MEMORY_PREFIXES = ("/dev/shm/sgl", "/dev/shm/sem.mp-")
+SHARED_MEMORY_PREFIX = "/dev/shm/sgl"
+TRACKER = "multiprocessing.resource_tracker"
+TRACKER_S = 1.0
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -121,11 +123,14 @@ def _start_guard(*, close: Sequence[int]) -> tuple[int, int]:
 
 def _terminate(child: subprocess.Popen[bytes], *, guard_pid: int, grace_s: float) -> int:
     """End the command's process group and every descendant that left it."""
-    deadline = time.monotonic() + grace_s
     _signal_group(child.pid, signal.SIGTERM)
-    while time.monotonic() < deadline and (child.poll() is None or _group_exists(child.pid)):
-        _reap(_adopted(child.pid, guard_pid))
-        time.sleep(0.02)
+    _wait_for_group(child, guard_pid=guard_pid, seconds=grace_s)
+    # Python's resource trackers are spared: they remove semaphores and the like once all others have ended.
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if process.pid != guard_pid and TRACKER not in " ".join(process.cmdline()):
+                process.kill()
+    _wait_for_group(child, guard_pid=guard_pid, seconds=TRACKER_S)
     _signal_group(child.pid, signal.SIGKILL)
     status = child.wait()
     while adopted := _adopted(child.pid, guard_pid):
@@ -137,6 +142,14 @@ def _terminate(child: subprocess.Popen[bytes], *, guard_pid: int, grace_s: float
     return 128 - status if status < 0 else status
 
 
+def _wait_for_group(child: subprocess.Popen[bytes], *, guard_pid: int, seconds: float) -> None:
+    """Wait until the whole process group has ended, but not for longer."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and (child.poll() is None or _group_exists(child.pid)):
+        _reap(_adopted(child.pid, guard_pid))
+        time.sleep(0.02)
+
+
 def _shared_memory(pid: int) -> set[Path]:
     """Shared memory that the command's processes have mapped: SGLang leaves it behind however it ends."""
     segments: set[Path] = set()
@@ -146,7 +159,7 @@ def _shared_memory(pid: int) -> set[Path]:
             with contextlib.suppress(OSError):
                 for line in Path(f"/proc/{process.pid}/maps").read_text().splitlines():
                     path = line.split(maxsplit=5)[-1]
-                    if path.startswith(SHARED_MEMORY_PREFIXES) and not path.endswith(" (deleted)"):
+                    if path.startswith(SHARED_MEMORY_PREFIX) and not path.endswith(" (deleted)"):
                         segments.add(Path(path))
     return segments
 
