@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema import EnginesConfig
+from polyturn.rollout.engines.checksum import EngineChecksums
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.ports import free_port
 from polyturn.rollout.engines.server import SGLangServer
@@ -94,7 +95,7 @@ def main() -> None:
                 backend="gloo",
                 bucket_bytes=1 << 29,
                 timeout_s=60,
-                tied_embeddings=tied,
+                new_checksums=lambda: EngineChecksums(tied_embeddings=tied),
             )
             for version in range(repeats + 1):
                 seconds = publisher.publish(weights.items(), version=version).seconds

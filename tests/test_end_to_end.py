@@ -122,7 +122,10 @@ def test_evaluation_serves_the_final_policy_on_the_same_tasks(finished: Path, tm
 
 def start(*overrides: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [*COMMAND, "train", "quickstart", *overrides], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        [*COMMAND, "train", "quickstart", *overrides],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import socket
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from polyturn.configs.schema import BroadcastSync, RunConfig
+from polyturn.rollout.engines.checksum import EngineChecksums
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.server import SGLangServer
 from polyturn.trainer.updates import UpdateReport, UpdateShare, run_updates
@@ -82,7 +84,14 @@ class TrainerRank:
             return
         sync = self._config.weight_sync
         engines = [EngineControl(url) for url in engine_urls]
-        tied = bool(orjson.loads((self._model_path / "config.json").read_bytes()).get("tie_word_embeddings"))
+        hf_config = orjson.loads((self._model_path / "config.json").read_bytes())
+        new_checksums = partial(
+            EngineChecksums,
+            tied_embeddings=bool(hf_config.get("tie_word_embeddings")),
+            device=self._config.engines.device,
+            tensor_parallel=self._config.engines.tensor_parallel,
+            num_kv_heads=hf_config.get("num_key_value_heads"),
+        )
         if isinstance(sync, BroadcastSync):
             from polyturn.trainer.weight_sync.broadcast import BroadcastPublisher
 
@@ -95,14 +104,14 @@ class TrainerRank:
                 backend="gloo" if self._config.trainer.device == "cpu" else "nccl",
                 bucket_bytes=sync.bucket_bytes,
                 timeout_s=sync.timeout_s,
-                tied_embeddings=tied,
+                new_checksums=new_checksums,
             )
         else:
             from polyturn.trainer.weight_sync.disk import DiskPublisher
 
             directory = sync.directory or Path(weights_directory)
             self._publisher = DiskPublisher(
-                engines=engines, model_path=self._model_path, directory=directory, tied_embeddings=tied
+                engines=engines, model_path=self._model_path, directory=directory, new_checksums=new_checksums
             )
 
     def publish(self, version: int) -> SyncReport | None:

@@ -56,7 +56,14 @@ def train(
             typer.echo(str(interrupted))
             typer.echo(f"run: {interrupted.directory}")
             raise typer.Exit(INTERRUPTED) from interrupted
-        except (CheckFailure, EngineError, RolloutError, WeightSyncError, FloatingPointError, RayError) as failure:
+        except (
+            CheckFailure,
+            EngineError,
+            RolloutError,
+            WeightSyncError,
+            FloatingPointError,
+            RayError,
+        ) as failure:
             print_error(failure)
             raise typer.Exit(RUN_FAILED) from failure
     typer.echo(f"run: {path}")

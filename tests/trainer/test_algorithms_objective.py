@@ -75,8 +75,8 @@ def evaluate(batch: TokenBatch, objective: Objective, counts: GlobalCounts):
 def test_what_stands_in_masked_slots_changes_nothing(objective, poison):
     batch = make_batch()
     loss, gradients, result = evaluate(batch, objective, count(batch))
-    floats = [name for name in ("logprobs", "entropies", "advantages", "behavior_logprobs")]
-    floats += ["proximal_logprobs", "reference_logprobs"]
+    floats = ["logprobs", "entropies", "advantages"]
+    floats += ["behavior_logprobs", "proximal_logprobs", "reference_logprobs"]
     poisoned = replace(
         batch, **{name: torch.where(batch.mask, getattr(batch, name), poison) for name in floats}
     )

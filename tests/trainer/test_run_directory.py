@@ -53,7 +53,12 @@ def test_a_checkpoint_without_state_does_not_count(tmp_path: Path) -> None:
 
 
 def test_resume_takes_the_newest_run_of_the_name(tmp_path: Path) -> None:
-    for name in ("trial-20260101-000000", "trial-20260102-000000", "trial-20260102-000000-2", "other-20270101-000000"):
+    for name in (
+        "trial-20260101-000000",
+        "trial-20260102-000000",
+        "trial-20260102-000000-2",
+        "other-20270101-000000",
+    ):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.yaml").touch()
     (tmp_path / "trial-20280101-000000").mkdir()  # nothing was started there
@@ -83,5 +88,9 @@ def test_resumed_metrics_drop_unfinished_steps_and_torn_lines(tmp_path: Path) ->
     resumed = JsonLinesSink(path, last_step=2)
     resumed.write(3, {"reward/mean": 0.5})
     resumed.close()
-    assert [(row["step"], row["reward/mean"]) for row in read_metrics(path)] == [(1, 0.25), (2, 0.5), (3, 0.5)]
+    assert [(row["step"], row["reward/mean"]) for row in read_metrics(path)] == [
+        (1, 0.25),
+        (2, 0.5),
+        (3, 0.5),
+    ]
     assert read_metrics(path)[0]["train/loss"] is None

@@ -15,7 +15,9 @@ from polyturn.trainer.samples import make_samples
 from polyturn.trainer.updates import split_updates
 
 
-def make_episode(group_id: str, sample: int, reward: float, *, num_sampled: int = 3, num_segments: int = 1) -> Episode:
+def make_episode(
+    group_id: str, sample: int, reward: float, *, num_sampled: int = 3, num_segments: int = 1
+) -> Episode:
     ledger = Ledger()
     ledger.append_observation([1, 2])
     if num_sampled:
@@ -78,7 +80,9 @@ def test_a_failed_episode_never_reaches_the_trainer() -> None:
 
 
 @pytest.mark.parametrize(("num_updates", "num_ranks"), [(1, 1), (1, 2), (3, 2), (2, 4)])
-def test_updates_cover_every_sample_once_with_denominators_of_the_whole(num_updates: int, num_ranks: int) -> None:
+def test_updates_cover_every_sample_once_with_denominators_of_the_whole(
+    num_updates: int, num_ranks: int
+) -> None:
     rng = random.Random(0)
     episodes = [
         make_episode(f"g{index // 4}", index % 4, float(rng.random() < 0.5), num_sampled=rng.randint(1, 9))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,7 +11,9 @@ import torch
 from safetensors.torch import load_file
 
 from polyturn.configs.schema import EnginesConfig
+from polyturn.rollout.engines.checksum import EngineChecksums
 from polyturn.rollout.engines.control import EngineControl
+from polyturn.rollout.engines.ports import free_port
 from polyturn.rollout.engines.process import EngineError
 from polyturn.rollout.engines.server import SGLangServer
 from polyturn.trainer.weight_sync.broadcast import BroadcastPublisher, make_buckets
@@ -59,10 +60,8 @@ def greedy(engine: EngineControl) -> list[int]:
     return httpx.post(f"{engine.url}/generate", json=body, timeout=60).json()["output_ids"]
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def new_checksums() -> EngineChecksums:
+    return EngineChecksums(tied_embeddings=False)
 
 
 @pytest.fixture(params=["broadcast", "broadcast in small buckets", "disk"])
@@ -71,17 +70,19 @@ def publisher(
 ) -> Iterator[WeightPublisher]:
     made: WeightPublisher
     if request.param == "disk":
-        made = DiskPublisher(engines=[engine], model_path=model, directory=tmp_path, tied_embeddings=False)
+        made = DiskPublisher(
+            engines=[engine], model_path=model, directory=tmp_path, new_checksums=new_checksums
+        )
     else:
         made = BroadcastPublisher(
             engines=[engine],
             tensor_parallel=1,
             address="127.0.0.1",
-            port=free_port(),
+            port=free_port("127.0.0.1"),
             backend="gloo",
             bucket_bytes=1 << 26 if request.param == "broadcast" else 4096,
             timeout_s=60,
-            tied_embeddings=False,
+            new_checksums=new_checksums,
         )
     yield made
     made.close()
@@ -118,11 +119,11 @@ def test_a_second_publisher_can_take_over_from_one_that_died(
             engines=[engine],
             tensor_parallel=1,
             address="127.0.0.1",
-            port=free_port(),
+            port=free_port("127.0.0.1"),
             backend="gloo",
             bucket_bytes=1 << 26,
             timeout_s=60,
-            tied_embeddings=False,
+            new_checksums=new_checksums,
         )
         publisher.publish(other_weights.items(), version=version)
         # Not closed: its process might have been killed.

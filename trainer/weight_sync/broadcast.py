@@ -10,25 +10,18 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from polyturn.rollout.engines.checksum import engine_checksums
+from polyturn.rollout.engines.checksum import EngineChecksums
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.trainer.weight_sync.process_group import join_process_group
 from polyturn.trainer.weight_sync.publisher import SyncReport, WeightSyncError
 
 Bucket = list[tuple[str, torch.Tensor]]
-
-
-@dataclass(slots=True)
-class _Sent:
-    num_tensors: int = 0
-    num_bytes: int = 0
 
 
 def make_buckets(named_tensors: Iterable[tuple[str, torch.Tensor]], *, bucket_bytes: int) -> Iterator[Bucket]:
@@ -62,13 +55,22 @@ class BroadcastPublisher:
         backend: str,
         bucket_bytes: int,
         timeout_s: float,
-        tied_embeddings: bool,
+        new_checksums: Callable[[], EngineChecksums],
     ) -> None:
-        """Join the group with all engines. `address:port` is where rank 0 hosts the group's store."""
+        """Join the group with all engines.
+
+        Args:
+            tensor_parallel: Ranks of each engine.
+            address: With `port`, where rank 0 hosts the group's store.
+            backend: "gloo" or "nccl".
+            bucket_bytes: The most that is sent at once, unless one tensor is larger.
+            timeout_s: Of each broadcast and each reply.
+            new_checksums: Makes what computes the checksums of one update.
+        """
         self._engines = engines
         self._bucket_bytes = bucket_bytes
         self._timeout_s = timeout_s
-        self._tied_embeddings = tied_embeddings
+        self._new_checksums = new_checksums
         # A name of its own per trainer process: an engine remembers the names of groups whose trainer has died.
         self._name = f"polyturn-{uuid.uuid4().hex[:12]}"
         self._threads = ThreadPoolExecutor(max_workers=len(engines), thread_name_prefix="weight-sync")
@@ -100,19 +102,23 @@ class BroadcastPublisher:
     def publish(self, named_tensors: Iterable[tuple[str, torch.Tensor]], *, version: int) -> SyncReport:
         """Send every tensor inside one begin/end update; see `WeightPublisher.publish`."""
         started = time.perf_counter()
-        sent = _Sent()
+        checksums = self._new_checksums()
+        num_tensors = num_bytes = 0
         # The reply to `begin` is read before anything is broadcast: an engine that refuses would never receive.
         self._on_all(lambda engine: engine.begin_weight_update())
-        checksums = engine_checksums(
-            self._send_all(named_tensors, version=version, sent=sent), tied_embeddings=self._tied_embeddings
-        )
+        for bucket in make_buckets(named_tensors, bucket_bytes=self._bucket_bytes):
+            self._send(bucket, version=version)
+            for name, tensor in bucket:
+                checksums.add(name, tensor)
+                num_tensors += 1
+                num_bytes += tensor.numel() * tensor.element_size()
         self._on_all(lambda engine: engine.end_weight_update())
         return SyncReport(
             version=version,
-            num_tensors=sent.num_tensors,
-            num_bytes=sent.num_bytes,
+            num_tensors=num_tensors,
+            num_bytes=num_bytes,
             seconds=time.perf_counter() - started,
-            checksums=checksums,
+            checksums=checksums.finish(),
         )
 
     def close(self) -> None:
@@ -120,17 +126,6 @@ class BroadcastPublisher:
         self._on_all(lambda engine: engine.destroy_weights_update_group(self._name))
         dist.destroy_process_group(self._group)
         self._threads.shutdown()
-
-    def _send_all(
-        self, named_tensors: Iterable[tuple[str, torch.Tensor]], *, version: int, sent: _Sent
-    ) -> Iterator[tuple[str, torch.Tensor]]:
-        """Send in buckets, and give each tensor on once it has been sent."""
-        for bucket in make_buckets(named_tensors, bucket_bytes=self._bucket_bytes):
-            self._send(bucket, version=version)
-            for name, tensor in bucket:
-                sent.num_tensors += 1
-                sent.num_bytes += tensor.numel() * tensor.element_size()
-                yield name, tensor
 
     def _send(self, bucket: Bucket, *, version: int) -> None:
         body: dict[str, Any] = {

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
-from polyturn.rollout.engines.checksum import engine_checksums
+from polyturn.rollout.engines.checksum import EngineChecksums
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.trainer.weight_sync.publisher import SyncReport
 
@@ -21,13 +21,18 @@ class DiskPublisher:
     """Writes each version into a directory of its own and has the engines load it."""
 
     def __init__(
-        self, *, engines: Sequence[EngineControl], model_path: Path, directory: Path, tied_embeddings: bool
+        self,
+        *,
+        engines: Sequence[EngineControl],
+        model_path: Path,
+        directory: Path,
+        new_checksums: Callable[[], EngineChecksums],
     ) -> None:
         """`model_path` is the Hugging Face directory whose config and tokenizer go beside the weights."""
         self._engines = engines
         self._model_path = model_path
         self._directory = directory
-        self._tied_embeddings = tied_embeddings
+        self._new_checksums = new_checksums
         self._previous: Path | None = None
 
     def publish(self, named_tensors: Iterable[tuple[str, torch.Tensor]], *, version: int) -> SyncReport:
@@ -51,12 +56,15 @@ class DiskPublisher:
         if self._previous is not None and self._previous != target:
             shutil.rmtree(self._previous, ignore_errors=True)
         self._previous = target
+        checksums = self._new_checksums()
+        for name, tensor in tensors.items():
+            checksums.add(name, tensor)
         return SyncReport(
             version=version,
             num_tensors=len(tensors),
             num_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
             seconds=time.perf_counter() - started,
-            checksums=engine_checksums(tensors, tied_embeddings=self._tied_embeddings),
+            checksums=checksums.finish(),
         )
 
     def close(self) -> None:
