@@ -26,6 +26,7 @@ from polyturn.trainer.updates import UpdateReport, UpdateShare, run_updates
 from polyturn.trainer.weight_sync import SyncReport, WeightPublisher
 
 START_TIMEOUT_S = 600.0
+CLOSE_TIMEOUT_S = 20.0
 
 
 def start_ray(config: RunConfig) -> None:
@@ -234,10 +235,12 @@ class TrainerGroup:
 
     def close(self) -> None:
         """Leave the engines and end the actors."""
-        self._on_all("close")
-        for rank in self._ranks:
-            ray.kill(rank)
-        remove_placement_group(self._placement)
+        try:
+            ray.get([rank.close.remote() for rank in self._ranks], timeout=CLOSE_TIMEOUT_S)
+        finally:
+            for rank in self._ranks:
+                ray.kill(rank)
+            remove_placement_group(self._placement)
 
     def _on_all(self, method: str, *arguments: Any) -> list[Any]:
         return ray.get([getattr(rank, method).remote(*arguments) for rank in self._ranks])
@@ -267,9 +270,12 @@ class EngineGroup:
         return [host.start.remote(self._config.engines.start_timeout_s) for host in self._hosts]
 
     def close(self) -> None:
-        ray.get([host.stop.remote() for host in self._hosts])
-        for host in self._hosts:
-            ray.kill(host)
+        """End the servers and the actors. A server whose actor does not answer ends with the actor."""
+        try:
+            ray.get([host.stop.remote() for host in self._hosts], timeout=CLOSE_TIMEOUT_S)
+        finally:
+            for host in self._hosts:
+                ray.kill(host)
 
 
 def _free_port() -> int:
