@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from concurrent.futures import Executor
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +12,12 @@ import httpx
 
 from polyturn.agents.chat import ChatRenderer, load_tokenizer
 from polyturn.agents.dialects import Dialect, make_dialect
-from polyturn.agents.episode import Episode
 from polyturn.agents.player import EpisodeLimits, play_messages, play_tokens
 from polyturn.agents.policy import SamplingParams
 from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.schema import RunConfig
 from polyturn.envs.registry import make
-from polyturn.envs.tasks import JsonlTasks, Task
+from polyturn.envs.tasks import JsonlTasks
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collector import Collector, Play
 from polyturn.rollout.connections import StackedConnections
@@ -70,59 +69,12 @@ def token_play(
 ) -> Play:
     """Episodes of a policy that samples tokens."""
     sampling = SamplingParams(temperature=temperature, max_tokens=limits.max_tokens_per_turn)
-
-    async def play(
-        *,
-        env: ToolEnv,
-        policy: Any,
-        task: Task,
-        seed: int,
-        episode_id: str,
-        group_id: str,
-        executor: Executor,
-    ) -> Episode:
-        return await play_tokens(
-            env=env,
-            policy=policy,
-            renderer=renderer,
-            dialect=dialect,
-            task=task,
-            seed=seed,
-            limits=limits,
-            episode_id=episode_id,
-            group_id=group_id,
-            sampling=sampling,
-            executor=executor,
-        )
-
-    return play
+    return partial(play_tokens, renderer=renderer, dialect=dialect, limits=limits, sampling=sampling)
 
 
 def message_play(*, limits: EpisodeLimits) -> Play:
     """Episodes of a policy that speaks in messages."""
-
-    async def play(
-        *,
-        env: ToolEnv,
-        policy: Any,
-        task: Task,
-        seed: int,
-        episode_id: str,
-        group_id: str,
-        executor: Executor,
-    ) -> Episode:
-        return await play_messages(
-            env=env,
-            policy=policy,
-            task=task,
-            seed=seed,
-            limits=limits,
-            episode_id=episode_id,
-            group_id=group_id,
-            executor=executor,
-        )
-
-    return play
+    return partial(play_messages, limits=limits)
 
 
 @asynccontextmanager
