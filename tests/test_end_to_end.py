@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -181,6 +182,18 @@ def assert_gone(family: dict[psutil.Process, str], *, within_s: float) -> None:
     raise AssertionError(f"still running: {alive}")
 
 
+def beyond_loopback(family: dict[psutil.Process, str]) -> list[str]:
+    """What the processes listen on that other machines could reach."""
+    found = []
+    for process, name in family.items():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for connection in process.net_connections(kind="inet"):
+                is_local = connection.laddr.ip in ("127.0.0.1", "::1", "::ffff:127.0.0.1")
+                if connection.status == psutil.CONN_LISTEN and not is_local:
+                    found.append(f"{name}: {connection.laddr}")
+    return found
+
+
 @pytest.mark.catalogue("B45")
 def test_a_run_that_is_stopped_and_killed_trains_what_an_uninterrupted_one_does(
     finished: Path, tmp_path: Path, family: dict[psutil.Process, str]
@@ -191,6 +204,8 @@ def test_a_run_that_is_stopped_and_killed_trains_what_an_uninterrupted_one_does(
     stopped = start(*overrides)
     output_until(stopped, "step   1/")
     remember(stopped, family)
+    assert len(family) > 5
+    assert beyond_loopback(family) == []
     stopped.send_signal(signal.SIGINT)
     assert stopped.wait(timeout=120) == 130
     assert_gone(family, within_s=20)

@@ -7,7 +7,7 @@ actor that started it.
 from __future__ import annotations
 
 import logging
-import socket
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,12 +15,14 @@ from typing import Any
 
 import orjson
 import ray
+from ray._private import ray_constants
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from polyturn.configs.schema import BroadcastSync, RunConfig
 from polyturn.rollout.engines.checksum import EngineChecksums
 from polyturn.rollout.engines.control import EngineControl
+from polyturn.rollout.engines.ports import free_port
 from polyturn.rollout.engines.server import SGLangServer
 from polyturn.trainer.updates import UpdateReport, UpdateShare, run_updates
 from polyturn.trainer.weight_sync import SyncReport, WeightPublisher
@@ -34,6 +36,10 @@ def start_ray(config: RunConfig) -> None:
     if config.cluster.address is not None:
         ray.init(address=config.cluster.address, log_to_driver=False, logging_level=logging.ERROR)
         return
+    # Ray takes its loopback mode, in which nothing listens beyond this machine, for Windows and macOS alone. The
+    # constant is for this process, which has read the variable already; the variable is for the processes of Ray.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
     # The ranks are counted as CPUs; engines take turns with them, so they ask for none.
     num_cpus = max(config.trainer.parallel.world_size, 1)
     ray.init(
@@ -56,7 +62,8 @@ class TrainerRank:
 
     def rendezvous(self) -> tuple[str, int]:
         """An address and a free port of this rank's host."""
-        return ray.util.get_node_ip_address(), _free_port()
+        address = ray.util.get_node_ip_address()
+        return address, free_port(address)
 
     def build(self, address: str, port: int) -> None:
         """Join the other ranks and load the model."""
@@ -276,9 +283,3 @@ class EngineGroup:
         finally:
             for host in self._hosts:
                 ray.kill(host)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return int(probe.getsockname()[1])

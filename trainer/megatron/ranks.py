@@ -13,6 +13,7 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from polyturn.configs.schema import ParallelConfig
+from polyturn.trainer.rendezvous import open_store
 
 TIMEOUT = timedelta(minutes=30)
 
@@ -45,13 +46,10 @@ def join_ranks(
     if world_size == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
     else:
-        dist.init_process_group(
-            backend,
-            init_method=f"tcp://{master_address}:{master_port}",
-            rank=rank,
-            world_size=world_size,
-            timeout=TIMEOUT,
+        store = open_store(
+            address=master_address, port=master_port, world_size=world_size, rank=rank, timeout=TIMEOUT
         )
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor, create_gloo_process_groups=False
     )

@@ -11,14 +11,14 @@ from datetime import timedelta
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
+from polyturn.trainer.rendezvous import open_store
+
 
 def join_process_group(
     *, address: str, port: int, world_size: int, rank: int, name: str, backend: str, timeout: timedelta
 ) -> dist.ProcessGroup:
     """Join the group `name` at tcp://address:port; rank 0 hosts the store. Blocks until all have joined."""
-    rendezvous = dist.rendezvous(f"tcp://{address}:{port}", rank, world_size, timeout=timeout)
-    store, rank, world_size = next(rendezvous)
-    store.set_timeout(timeout)
+    store = open_store(address=address, port=port, world_size=world_size, rank=rank, timeout=timeout)
     group, _ = c10d._new_process_group_helper(
         world_size,
         rank,
