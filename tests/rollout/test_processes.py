@@ -31,9 +31,11 @@ time.sleep(1000)
 """
 
 OWNER = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from polyturn.rollout.engines.process import SupervisedProcess
+# A shell starts what it puts in the background with SIGINT ignored, and so may these tests have been.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 pids, how = Path(sys.argv[1]), sys.argv[2]
 process = SupervisedProcess([sys.executable, "-S", "-c", sys.argv[3], str(pids), "detached"], name="tree",
                             log_path=pids.with_suffix(".log"))
