@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 from polyturn.agents.policy import PolicyFault
 from polyturn.envs.messages import AssistantMessage, Message
+from polyturn.envs.scripts import Script
 from polyturn.tools.types import ToolSpec
-
-Script = Callable[[Sequence[Message], Sequence[ToolSpec]], AssistantMessage]
 
 
 class ScriptedPolicy:

@@ -32,6 +32,7 @@ import gymnasium
 
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.messages import AssistantMessage, Message, Observation
+from polyturn.envs.scripts import Script, random_script
 from polyturn.envs.spaces import ChatSpace, ReplySpace
 from polyturn.envs.tasks import Task, TaskSource
 from polyturn.tools.decorator import Tool, tools_of
@@ -115,6 +116,13 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
     def grade(self, message: AssistantMessage) -> Mapping[str, float] | Awaitable[Mapping[str, float]]:
         """The parts of the final answer's reward by name; the reward is their sum."""
         raise NotImplementedError(f"{type(self).__name__} must define grade(message)")
+
+    oracle: Script | None = None
+    """A script that scores 1.0 on every task; a method may read `self.task`. The conformance kit plays it."""
+
+    def random_policy(self, seed: int) -> Script:
+        """A script that acts at random and scores less than the oracle: by default any messages of the action space."""
+        return random_script(self.action_space, seed)
 
     # What a player calls.
 

@@ -8,10 +8,11 @@ from typing import Any
 
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.rewards import exact_match
+from polyturn.envs.scripts import Script
 from polyturn.envs.tasks import ListTasks, Task, TaskSource
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.envs.two_hop.names import Pool
-from polyturn.envs.two_hop.oracle import oracle
+from polyturn.envs.two_hop.oracle import make_random_policy, oracle
 from polyturn.envs.two_hop.world import World, WorldSize, make_world
 from polyturn.tools.search.bm25 import BM25Index
 from polyturn.tools.search.tool import search_tool
@@ -74,6 +75,10 @@ class TwoHopSearchEnv(ToolEnv):
         if self._given_tasks is not None:
             return self._given_tasks
         return world_tasks(self.world_seed, self.size, _check_split(split))
+
+    def random_policy(self, seed: int) -> Script:
+        """Searches for and answers with names that it has read."""
+        return make_random_policy(seed)
 
     def grade(self, message: AssistantMessage) -> Mapping[str, float]:
         """Exact match with the town, after normalisation."""

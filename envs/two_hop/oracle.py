@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from polyturn.envs.messages import AssistantMessage, Message
+from polyturn.envs.scripts import Script
 from polyturn.envs.two_hop.world import BASE_PHRASES, EMPLOYER_PHRASES
 from polyturn.tools.types import ToolCall, ToolSpec
-
-Script = Callable[[Sequence[Message], Sequence[ToolSpec]], AssistantMessage]
-"""What a scripted policy is made of."""
 
 _NAME = r"([A-Z][a-z]+(?: [A-Z][a-z]+)*)"
 _RESULT = re.compile(r"^Doc \d+\(Title: (.*?)\) (.*)$", re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Rewards that several environments share."""
+"""Rewards that compare texts."""
 
 from __future__ import annotations
 
