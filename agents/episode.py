@@ -47,6 +47,8 @@ class Episode:
     reward: float | None
     """None when the episode failed."""
     reward_parts: Mapping[str, float] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What the environment counted without rewarding it."""
     num_turns: int = 0
     num_tool_calls: int = 0
     num_tool_errors: int = 0

@@ -196,6 +196,7 @@ class _Record:
     messages: list[Message] = field(default_factory=list)
     reward: float = 0.0
     reward_parts: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
     num_turns: int = 0
     num_tool_calls: int = 0
     num_tool_errors: int = 0
@@ -245,6 +246,7 @@ class _Record:
         self.reward += float(reward)
         for name, part in info.get("reward_parts", {}).items():
             self.reward_parts[name] = self.reward_parts.get(name, 0.0) + part
+        self.metrics.update(info.get("metrics", {}))
         self.num_tool_errors += sum(not tool_result.ok for tool_result in info.get("tool_results", ()))
         if terminated:
             return observation, _Stop(Outcome.COMPLETED, "terminated")
@@ -276,6 +278,7 @@ class _Record:
             stop_reason=stop.reason,
             reward=None if failed else self.reward,
             reward_parts={} if failed else self.reward_parts,
+            metrics=self.metrics,
             num_turns=self.num_turns,
             num_tool_calls=self.num_tool_calls,
             num_tool_errors=self.num_tool_errors,

@@ -93,6 +93,8 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         self._done = True
         self._num_turns = 0
         self._transcript: list[Message] = []
+        self.metrics: dict[str, float] = {}
+        """Counted and recorded, not rewarded: tools and hooks write to it, `reset` empties it, `info` has it."""
 
     # What an author writes.
 
@@ -160,7 +162,8 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
     def step(self, action: AssistantMessage) -> StepResult:
         """Answer one assistant message.
 
-        `info` holds `reward_parts`, `tool_results` (one for each call, in order) and, at the end, `stop_reason`.
+        `info` holds `reward_parts`, `tool_results` (one for each call, in order), `metrics` where there are any, and,
+        at the end, `stop_reason`.
 
         Raises:
             gymnasium.error.ResetNeeded: the episode is over, or has not begun.
@@ -193,6 +196,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
     ) -> tuple[Observation, dict[str, Any]]:
         super().reset(seed=seed)
         self._done = True
+        self.metrics = {}
         self._task = task = self._choose_task(options or {})
         observation = await self._messages("begin", task, offload)
         self._done, self._num_turns, self._transcript = False, 0, list(observation)
@@ -221,6 +225,8 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         truncated = not terminated and self._num_turns == self._max_turns
         if truncated:
             info["stop_reason"] = "max_turns"
+        if self.metrics:
+            info["metrics"] = dict(self.metrics)
         self._done = terminated or truncated
         self._transcript += observation
         return observation, float(sum(info["reward_parts"].values())), terminated, truncated, info

@@ -30,6 +30,7 @@ SCHEMA = pa.schema(
         pa.field("error", pa.string()),
         pa.field("reward", pa.float64()),
         pa.field("reward_parts", pa.map_(pa.string(), pa.float64()), nullable=False),
+        pa.field("metrics", pa.map_(pa.string(), pa.float64()), nullable=False),
         pa.field("advantage", pa.float64()),
         pa.field("num_turns", pa.int32(), nullable=False),
         pa.field("num_tool_calls", pa.int32(), nullable=False),
@@ -155,6 +156,7 @@ def _rows(step: int, episode: Episode, advantages: Mapping[str, float]) -> list[
         "advantage": advantages.get(episode.episode_id),
         "outcome": str(episode.outcome),
         "reward_parts": list(episode.reward_parts.items()),
+        "metrics": list(episode.metrics.items()),
         "generate_s": episode.timings.generate_s,
         "tools_s": episode.timings.tools_s,
         "queue_s": episode.timings.queue_s,
@@ -190,6 +192,7 @@ def _episode(rows: Sequence[Mapping[str, Any]]) -> Episode:
     return Episode(
         outcome=Outcome(first["outcome"]),
         reward_parts=dict(first["reward_parts"]),
+        metrics=dict(first["metrics"]),
         messages=tuple(orjson.loads(first["messages"])),
         segments=tuple(
             Segment(**{name: tuple(row[name]) for name in TOKEN_COLUMNS})

@@ -67,12 +67,19 @@ def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
     """Rewards, turns, tools and outcomes of the episodes that have a reward."""
     rewards = [episode.reward for episode in episodes if episode.reward is not None]
     parts = sorted({name for episode in episodes for name in episode.reward_parts})
+    counted = sorted({name for episode in episodes for name in episode.metrics})
     return {
         "reward/mean": statistics.fmean(rewards),
         "reward/std": statistics.pstdev(rewards),
         **{
             f"reward/{part}": statistics.fmean(episode.reward_parts.get(part, 0.0) for episode in episodes)
             for part in parts
+        },
+        **{
+            f"env/{name}": statistics.fmean(
+                episode.metrics[name] for episode in episodes if name in episode.metrics
+            )
+            for name in counted
         },
         "success/mean": statistics.fmean(reward >= SUCCESS_REWARD for reward in rewards),
         "episode/num": float(len(episodes)),

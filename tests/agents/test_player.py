@@ -32,6 +32,7 @@ class Echo(ToolEnv):
     @tool
     def echo(self, text: str) -> str:
         """Say it again."""
+        self.metrics["echoes"] = 1.0
         return text
 
     @tool
@@ -225,7 +226,7 @@ def test_a_whole_episode(chatml):
     episode = play(policy, chatml)
     segment = check_record(episode, policy, chatml)
     assert (episode.outcome, episode.stop_reason, episode.reward) == (Outcome.COMPLETED, "terminated", 1.0)
-    assert episode.reward_parts == {"correct": 1.0}
+    assert (episode.reward_parts, episode.metrics) == ({"correct": 1.0}, {"echoes": 1.0})
     assert (episode.num_turns, episode.num_tool_calls, episode.num_tool_errors) == (3, 2, 1)
     assert (episode.episode_id, episode.group_id, episode.task_id, episode.env_id) == (
         "e1",

@@ -37,6 +37,7 @@ class Guess(ToolEnv):
         """Compare a number with the hidden one."""
         if not 1 <= x < 100:
             raise ToolError("x must lie between 1 and 99")
+        self.metrics["comparisons"] = self.metrics.get("comparisons", 0.0) + 1.0
         return "low" if x < self.number else "high" if x > self.number else "equal"
 
     def grade(self, message):
@@ -126,6 +127,9 @@ def test_an_episode_as_a_player_sees_it():
     assert (observation, reward, terminated, truncated) == ((), 1.5, True, False)
     assert info["reward_parts"] == {"correct": 1.0, "brief": 0.5}
     assert info["stop_reason"] == "terminated"
+    assert info["metrics"] == {"comparisons": 1.0}
+    env.reset(seed=3)
+    assert "metrics" not in env.step(AssistantMessage(content="0"))[4]
 
 
 def test_mistakes_of_the_model_are_observations_one_for_each_call():

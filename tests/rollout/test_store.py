@@ -56,6 +56,7 @@ def episodes(draw, identity=None):
         stop_reason=draw(TEXT),
         reward=None if failed else draw(FLOATS),
         reward_parts=draw(st.dictionaries(TEXT, FLOATS, max_size=3)),
+        metrics=draw(st.dictionaries(TEXT, FLOATS, max_size=3)),
         num_turns=draw(st.integers(0, 99)),
         num_tool_calls=draw(st.integers(0, 99)),
         num_tool_errors=draw(st.integers(0, 99)),
