@@ -1,0 +1,52 @@
+"""Sandboxes for code that a model wrote: one API, an embedded backend and a Docker backend."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from polyturn.tools.sandbox.types import (
+    ExecResult,
+    Limits,
+    Sandbox,
+    SandboxBackend,
+    SandboxUnavailable,
+    Status,
+)
+
+__all__ = [
+    "ExecResult",
+    "Limits",
+    "Sandbox",
+    "SandboxBackend",
+    "SandboxUnavailable",
+    "Status",
+    "make_backend",
+]
+
+BackendName = Literal["auto", "embedded", "docker"]
+
+
+def make_backend(name: BackendName = "auto", **options: Any) -> SandboxBackend:
+    """The backend of that name; `options` go to its constructor.
+
+    `auto` takes the embedded backend where its probes pass, otherwise Docker; `options` then go to the one that is
+    taken. Raises SandboxUnavailable, naming every probe that failed, where no isolation can be had: code never runs
+    without it.
+    """
+    if name == "embedded":
+        from polyturn.tools.sandbox.embedded import EmbeddedBackend
+
+        return EmbeddedBackend(**options)
+    if name == "docker":
+        from polyturn.tools.sandbox.docker import DockerBackend
+
+        return DockerBackend(**options)
+    if name == "auto":
+        failures = []
+        for candidate in ("embedded", "docker"):
+            try:
+                return make_backend(candidate, **options)
+            except SandboxUnavailable as unavailable:
+                failures.append(f"{candidate}: {unavailable}")
+        raise SandboxUnavailable("no sandbox backend works here; " + "; ".join(failures))
+    raise ValueError(f"unknown sandbox backend {name!r}; there are 'auto', 'embedded' and 'docker'")
