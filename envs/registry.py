@@ -86,13 +86,7 @@ def make(env_id: str, **kwargs: Any) -> ToolEnv:
     Raises:
         ValueError: there is none, or it is no `ToolEnv`, or it does not take these arguments.
     """
-    load_plugins()
-    if env_id not in gymnasium.registry:
-        near = difflib.get_close_matches(env_id, _registered, n=1, cutoff=0.4)
-        hint = (
-            f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(_registered)) or 'none'}"
-        )
-        raise ValueError(f"there is no environment {env_id!r}; {hint}")
+    find(env_id)
     try:
         env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
     except TypeError as error:
@@ -102,6 +96,23 @@ def make(env_id: str, **kwargs: Any) -> ToolEnv:
             f"{env_id!r} is a {type(env.unwrapped).__name__}, not a polyturn.ToolEnv without wrappers"
         )
     return env
+
+
+def find(env_id: str) -> EnvironmentInfo:
+    """What is registered under that id, with Polyturn or with Gymnasium alone.
+
+    Raises:
+        ValueError: nothing; the text names the nearest id.
+    """
+    load_plugins()
+    if env_id in _registered:
+        return _registered[env_id]
+    if env_id in gymnasium.registry:
+        entry_point = str(gymnasium.registry[env_id].entry_point)
+        return EnvironmentInfo(env_id=env_id, entry_point=entry_point, description="")
+    near = difflib.get_close_matches(env_id, _registered, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(_registered)) or 'none'}"
+    raise ValueError(f"there is no environment {env_id!r}; {hint}")
 
 
 def list_environments() -> tuple[EnvironmentInfo, ...]:

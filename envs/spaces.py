@@ -79,9 +79,7 @@ class ReplySpace(Space[AssistantMessage]):
         _refuse_masks(mask, probability)
         if self.tools and self.np_random.random() < 0.5:
             spec = self.tools[int(self.np_random.integers(len(self.tools)))]
-            arguments = {
-                name: _sample(schema) for name, schema in spec.parameters.get("properties", {}).items()
-            }
+            arguments = sample_arguments(spec.parameters)
             return AssistantMessage(tool_calls=(ToolCall(id="call_0", name=spec.name, arguments=arguments),))
         return AssistantMessage(content=str(int(self.np_random.integers(1000))))
 
@@ -93,6 +91,11 @@ class ReplySpace(Space[AssistantMessage]):
 
     def __repr__(self) -> str:
         return f"ReplySpace(tools={[tool.name for tool in self.tools]})"
+
+
+def sample_arguments(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments that an object schema allows."""
+    return {name: _sample(schema) for name, schema in parameters.get("properties", {}).items()}
 
 
 def _sample(schema: Mapping[str, Any]) -> Any:

@@ -1,4 +1,4 @@
-"""`polyturn env`: see the environments, and play one."""
+"""`polyturn env`: see the environments, play and check one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import json
 import random
 import signal
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -17,23 +17,21 @@ from polyturn.agents.human import HumanPolicy
 from polyturn.agents.player import EpisodeLimits, play_messages
 from polyturn.agents.policy import MessagePolicy
 from polyturn.agents.scripted import ScriptedPolicy
+from polyturn.cli.env_check import check
+from polyturn.cli.env_options import EnvId, Options, read_options
 from polyturn.cli.outcome import INTERRUPTED, RUN_FAILED, reported
 from polyturn.cli.plan import table
 from polyturn.configs.errors import ConfigError
-from polyturn.configs.yaml_tree import read_value
 from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.envs.registry import list_environments, make
 from polyturn.envs.tasks import Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.types import ToolSpec
 
-app = typer.Typer(help="List, show and play environments.", no_args_is_help=True, rich_markup_mode=None)
-
-EnvId = Annotated[str, typer.Argument(metavar="ID", help="As `polyturn env list` shows it.")]
-Options = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Arguments of the environment's constructor."),
-]
+app = typer.Typer(
+    help="List, show, play and check environments.", no_args_is_help=True, rich_markup_mode=None
+)
+app.command("check")(check)
 
 
 @app.command("list")
@@ -165,14 +163,8 @@ def _narrated_oracle(env: ToolEnv) -> ScriptedPolicy:
 
 def make_environment(env_id: str, options: list[str] | None) -> ToolEnv:
     """The environment with `key=value` arguments. Raises ConfigError."""
-    arguments: dict[str, Any] = {}
-    for option in options or ():
-        key, equals, text = option.partition("=")
-        if not equals or not key.isidentifier():
-            raise ConfigError(f"command line: '{option}' is not of the form key=value")
-        arguments[key] = read_value(text, "command line", key).plain()
     try:
-        return make(env_id, **arguments)
+        return make(env_id, **read_options(options))
     except ValueError as error:
         raise ConfigError(str(error)) from error
 
