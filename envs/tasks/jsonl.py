@@ -1,80 +1,16 @@
-"""Tasks: the problems of an environment, and where they come from."""
+"""Tasks of JSONL files."""
 
 from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import Any, get_args
 
 from polyturn.envs.messages import Message, Role
+from polyturn.envs.tasks.types import ListTasks, Task
 
 _ROW_KEYS = ("id", "prompt", "answer", "label", "metadata")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Task:
-    """One problem: the messages that pose it, and what the grader needs."""
-
-    task_id: str
-    messages: tuple[Message, ...]
-    label: Any = None
-    """The right answer, or whatever the environment grades against. Never shown to the policy."""
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def from_prompt(
-        cls, task_id: str, prompt: str, *, label: Any = None, metadata: Mapping[str, Any] | None = None
-    ) -> Task:
-        """A task that one user message poses."""
-        message: Message = {"role": "user", "content": prompt}
-        return cls(task_id=task_id, messages=(message,), label=label, metadata=metadata or {})
-
-
-class TaskSource(Protocol):
-    """Tasks by position. Position i is the same task in every process."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Task:
-        """The task at `index`. Raises `IndexError` outside 0 <= index < len."""
-        ...
-
-
-class ListTasks:
-    """Tasks held in memory.
-
-    Raises:
-        ValueError: there are none, or two share an id.
-    """
-
-    def __init__(self, tasks: Sequence[Task]) -> None:
-        if not tasks:
-            raise ValueError("a task source needs at least one task")
-        self._tasks = tuple(tasks)
-        self._index = {task.task_id: index for index, task in enumerate(self._tasks)}
-        if len(self._index) != len(self._tasks):
-            twice = next(t.task_id for i, t in enumerate(self._tasks) if self._index[t.task_id] != i)
-            raise ValueError(f"two tasks have the id {twice!r}")
-
-    def __len__(self) -> int:
-        return len(self._tasks)
-
-    def __getitem__(self, index: int, /) -> Task:
-        return self._tasks[index]
-
-    def find(self, task_id: str) -> Task:
-        """The task with that id.
-
-        Raises:
-            ValueError: there is none.
-        """
-        if task_id not in self._index:
-            near = difflib.get_close_matches(task_id, self._index, n=1, cutoff=0.5)
-            raise ValueError(f"no task {task_id!r}" + (f", did you mean {near[0]!r}?" if near else ""))
-        return self._tasks[self._index[task_id]]
 
 
 class JsonlTasks(ListTasks):

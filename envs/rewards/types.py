@@ -1,0 +1,105 @@
+"""What a reward is: one signature for rules, functions, classes, services and rubrics."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import numbers
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from polyturn.envs.messages import AssistantMessage, Message
+
+if TYPE_CHECKING:
+    from polyturn.envs.tasks.types import Task
+
+SIGNATURE = "def reward(episode: EpisodeView) -> float | Mapping[str, float]"
+GROUP_SIGNATURE = "def reward(episodes: Sequence[EpisodeView]) -> Sequence[float | Mapping[str, float]]"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpisodeView:
+    """What a reward sees of an episode that has come to its end."""
+
+    task: Task
+    message: AssistantMessage
+    """The last assistant message: the answer."""
+    messages: tuple[Message, ...]
+    """The whole conversation, the answer included."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What the environment counted."""
+    reward: float | None = None
+    """The reward so far: None for the reward of an episode, its value for a group reward."""
+    reward_parts: Mapping[str, float] = field(default_factory=dict)
+    """The parts of the environment's own grade where the reward asks for it, or all parts for a group reward."""
+
+    @property
+    def answer(self) -> str:
+        """The text of the last assistant message."""
+        return self.message.content
+
+    @property
+    def label(self) -> Any:
+        """What the task is graded against."""
+        return self.task.label
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """A reward with the raw values that it was made of."""
+
+    value: float
+    parts: Mapping[str, float]
+    """Recorded as they are: a weight changes `value` and not the part."""
+
+
+RewardValue = float | Mapping[str, float] | Score
+"""A number; numbers by name, whose sum is the reward; or both apart."""
+
+
+class Reward(Protocol):
+    """Scores one episode. May be `async`. An exception is an `EnvironmentFault`, never a reward of 0.
+
+    With an attribute `uses_environment_grade` that is true, `episode.reward_parts` holds the environment's own grade.
+    """
+
+    def __call__(self, episode: EpisodeView, /) -> RewardValue | Awaitable[RewardValue]: ...
+
+
+class GroupReward(Protocol):
+    """Scores all episodes of one task together, one value for each, in their order. May be `async`."""
+
+    def __call__(
+        self, episodes: Sequence[EpisodeView], /
+    ) -> Sequence[RewardValue] | Awaitable[Sequence[RewardValue]]: ...
+
+
+def as_score(value: Any, *, name: str = "reward") -> Score:
+    """A reward's value with its parts; a bare number is a part called `name`.
+
+    Raises:
+        ValueError: it is no finite number, or mapping of such.
+    """
+    if isinstance(value, Score):
+        parts, total = dict(value.parts), value.value
+    elif isinstance(value, Mapping):
+        parts, total = dict(value), None
+    else:
+        parts, total = {name: value}, None
+    if not all(_is_finite(part) for part in parts.values()) or not (total is None or _is_finite(total)):
+        raise ValueError(f"it must return a finite number, or finite numbers by name, not {value!r:.200}")
+    parts = {str(key): float(part) for key, part in parts.items()}
+    return Score(value=float(sum(parts.values())) if total is None else float(total), parts=parts)
+
+
+def is_async(function: Any) -> bool:
+    """Whether calling it gives something to await: an `async` function, or an object with an `async __call__`."""
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004  the method itself is wanted
+    )
+
+
+def _is_finite(value: Any) -> bool:
+    # Bare floats are by far the most; the abstract class is slow to ask.
+    return isinstance(value, float | int | numbers.Real) and math.isfinite(value)

@@ -1,0 +1,95 @@
+"""What a task is, and what a source of tasks must be able to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+from polyturn.envs.messages import Message
+
+if TYPE_CHECKING:
+    from polyturn.envs.rewards.types import Reward
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnvironmentChoice:
+    """The environment that a task wants to be played in, where it is not the run's own."""
+
+    env_id: str
+    """A registered id."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of its constructor."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One problem: the messages that pose it, and what the grader needs."""
+
+    task_id: str
+    messages: tuple[Message, ...]
+    label: Any = None
+    """The right answer, or whatever the environment grades against. Never shown to the policy."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    environment: EnvironmentChoice | None = None
+    """Where to play it; None: in the environment of the run."""
+    reward: Reward | None = None
+    """Grades this task; None: the run's reward, or the environment's own grade."""
+
+    @classmethod
+    def from_prompt(
+        cls, task_id: str, prompt: str, *, label: Any = None, metadata: Mapping[str, Any] | None = None
+    ) -> Task:
+        """A task that one user message poses."""
+        message: Message = {"role": "user", "content": prompt}
+        return cls(task_id=task_id, messages=(message,), label=label, metadata=metadata or {})
+
+
+class TaskSource(Protocol):
+    """Tasks by position. Position i is the same task in every process. Safe to read from several threads."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Task:
+        """The task at `index`. Raises `IndexError` outside 0 <= index < len."""
+        ...
+
+
+class ListTasks:
+    """Tasks held in memory.
+
+    Raises:
+        ValueError: there are none, or two share an id.
+    """
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        if not tasks:
+            raise ValueError("a task source needs at least one task")
+        self._tasks = tuple(tasks)
+        self._index = {task.task_id: index for index, task in enumerate(self._tasks)}
+        if len(self._index) != len(self._tasks):
+            twice = next(t.task_id for i, t in enumerate(self._tasks) if self._index[t.task_id] != i)
+            raise ValueError(f"two tasks have the id {twice!r}")
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __getitem__(self, index: int, /) -> Task:
+        return self._tasks[index]
+
+    def find(self, task_id: str) -> Task:
+        """The task with that id.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if task_id not in self._index:
+            raise no_such_task(task_id, self._index)
+        return self._tasks[self._index[task_id]]
+
+
+def no_such_task(task_id: str, known: Iterable[str] = ()) -> ValueError:
+    """The error for an id that no task has, with the nearest of those that are known."""
+    near = difflib.get_close_matches(task_id, list(known), n=1, cutoff=0.5)
+    return ValueError(f"no task {task_id!r}" + (f", did you mean {near[0]!r}?" if near else ""))
