@@ -12,3 +12,8 @@ def register_builtin() -> None:
         "polyturn.envs.two_hop.env:TwoHopSearchEnv",
         description="Questions over a synthetic knowledge base that take two searches in sequence.",
     )
+    register(
+        "polyturn/CustomerService-v0",
+        "polyturn.envs.customer_service.env:CustomerServiceEnv",
+        description="A shop's agent with a policy and tools talks to a customer; records and words are checked.",
+    )

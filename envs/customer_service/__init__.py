@@ -1,0 +1,1 @@
+"""Customer service: an agent with tools and a policy, a customer who wants something, and a shop."""
