@@ -35,11 +35,13 @@ from polyturn.envs.messages import AssistantMessage, Message, Observation
 from polyturn.envs.scripts import Script, random_script
 from polyturn.envs.spaces import ChatSpace, ReplySpace
 from polyturn.envs.tasks import Task, TaskSource
-from polyturn.tools.decorator import Tool, tools_of
-from polyturn.tools.toolset import Toolset
+from polyturn.tools.decorator import tools_of
+from polyturn.tools.stateful import StatefulTool
+from polyturn.tools.toolset import ToolLike, Toolset
 from polyturn.tools.types import ToolCall, ToolResult, ToolSpec
 
 Value = TypeVar("Value")
+State = TypeVar("State", bound=StatefulTool)
 Offload = Callable[[Callable[[], Any]], Awaitable[Any]]
 StepResult = tuple[Observation, float, bool, bool, dict[str, Any]]
 _RESET_OPTIONS = ("task", "split")
@@ -62,7 +64,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
     def __init__(
         self,
         *,
-        tools: Sequence[Tool | Callable[..., Any]] = (),
+        tools: Sequence[ToolLike] = (),
         tasks: TaskSource | None = None,
         split: str = "train",
         max_turns: int | None = None,
@@ -70,7 +72,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
     ) -> None:
         """
         Args:
-            tools: Further tools beside the methods marked with `@tool`.
+            tools: Further tools beside the methods marked with `@tool`: functions, `Tool`s, `StatefulTool` classes.
             tasks: Takes the place of `tasks(split)`.
             split: Where `reset` takes a task from when it is given none.
             max_turns: Truncate the episode after so many actions; None leaves limits to the caller.
@@ -125,6 +127,10 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
     def random_policy(self, seed: int) -> Script:
         """A script that acts at random and scores less than the oracle: by default any messages of the action space."""
         return random_script(self.action_space, seed)
+
+    def state_of(self, kind: type[State]) -> State:
+        """The episode's instance of a `StatefulTool` class among the tools. Raises `LookupError` if there is none."""
+        return self.toolset.state_of(kind)
 
     # What a player calls.
 
@@ -185,6 +191,16 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         """As `step`; what is not `async` runs in a thread of `executor` (None: of the event loop's own)."""
         return await self._step(action, _in_threads(executor))
 
+    @property
+    def is_reusable(self) -> bool:
+        """Whether another episode may be played: not while a call that was given up may still touch this one."""
+        return self.toolset.num_still_running == 0
+
+    def close(self) -> None:
+        """Free what the environment holds; one that overrides this calls it too."""
+        self._done = True
+        self.toolset.close_state()
+
     def render(self) -> str | None:  # type: ignore[override]
         """The transcript so far as text, where `render_mode` is "ansi"."""
         if self.render_mode is None:
@@ -198,6 +214,9 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         self._done = True
         self.metrics = {}
         self._task = task = self._choose_task(options or {})
+        if self.toolset.is_stateful:
+            open_state = functools.partial(self.toolset.open_state, task, self.np_random)
+            await self._guard("setting up the tools", open_state, offload=offload)
         observation = await self._messages("begin", task, offload)
         self._done, self._num_turns, self._transcript = False, 0, list(observation)
         return observation, {"task_id": task.task_id, "tools": self.tools}
@@ -232,7 +251,11 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         return observation, float(sum(info["reward_parts"].values())), terminated, truncated, info
 
     async def _call(self, call: ToolCall, offload: Offload) -> ToolResult:
-        answer = self.toolset.call_async if self.toolset.is_async(call.name) else self.toolset.call
+        answer: Callable[..., Any] = self.toolset.call
+        if offload is not _inline:
+            answer = functools.partial(self.toolset.call_async, offload=offload)
+        elif self.toolset.is_async(call.name):
+            answer = self.toolset.call_async
         return await self._guard(f"tool {call.name!r}", answer, call, offload=offload)
 
     async def _guard(self, what: str, function: Callable[..., Any], *args: Any, offload: Offload) -> Any:

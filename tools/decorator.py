@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import inspect
-import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints, overload
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar, get_type_hints, overload
 
 from polyturn.tools.docstrings import read_docstring
+from polyturn.tools.limits import NO_LIMITS, ConcurrencyGate, ToolLimits
+from polyturn.tools.schemas import Convert, plain, schema_of_type
 from polyturn.tools.types import ToolSpec
 
-_SPEC_ATTRIBUTE = "__polyturn_tool__"
-_SCALARS: Mapping[Any, str] = {
-    str: "string",
-    int: "integer",
-    float: "number",
-    bool: "boolean",
-    type(None): "null",
-}
+_MARK = "__polyturn_tool__"
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -29,10 +23,22 @@ class Tool:
 
     spec: ToolSpec
     function: Callable[..., Any]
+    limits: ToolLimits = NO_LIMITS
+    converters: Mapping[str, Convert] = field(default_factory=dict)
+    """By parameter: what makes the function's type of a JSON value. May raise `ValueError` for the model to read."""
 
     @property
     def is_async(self) -> bool:
         return inspect.iscoroutinefunction(self.function)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Mark:
+    """What the decorator leaves on a function. Bound methods share it, so the gate too."""
+
+    spec: ToolSpec
+    converters: Mapping[str, Convert]
+    limits: ToolLimits = NO_LIMITS
 
 
 @overload
@@ -40,23 +46,57 @@ def tool(function: Function, /) -> Function: ...
 
 
 @overload
-def tool(*, name: str | None = None, description: str | None = None) -> Callable[[Function], Function]: ...
+def tool(
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    timeout_s: float | None = None,
+    max_output_chars: int | None = None,
+    truncate: Literal["middle", "end"] = "middle",
+    max_concurrency: int | ConcurrencyGate | None = None,
+    cost: float | Callable[[Mapping[str, Any]], float] = 0.0,
+) -> Callable[[Function], Function]: ...
 
 
 def tool(
-    function: Callable[..., Any] | None = None, /, *, name: str | None = None, description: str | None = None
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    description: str | None = None,
+    timeout_s: float | None = None,
+    max_output_chars: int | None = None,
+    truncate: Literal["middle", "end"] = "middle",
+    max_concurrency: int | ConcurrencyGate | None = None,
+    cost: float | Callable[[Mapping[str, Any]], float] = 0.0,
 ) -> Any:
     """Mark a function or a method as a tool. It stays callable as before.
 
-    Every parameter needs a type: `str`, `int`, `float`, `bool`, `list[T]`, `dict[str, T]`, `Literal`,
-    `T | None`, or a union of these. The docstring gives the description; its `Args:` section describes the parameters.
+    Every parameter needs a type: `str`, `int`, `float`, `bool`, `list[T]`, `dict[str, T]`, `Literal`, `Enum`,
+    `Annotated[T, ...]`, `T | None`, a dataclass, `TypedDict` or pydantic model, or a union of these. The docstring
+    gives the description; its `Args:` section describes the parameters.
+
+    Args:
+        name: Takes the place of the function's name.
+        description: Takes the place of the docstring's.
+        timeout_s: Seconds for one call; then the model is told. An `async` tool is cancelled. A thread cannot be
+            killed: the call of any other tool is given up, and its thread goes on until the function returns.
+        max_output_chars: A longer result is cut, and says so.
+        truncate: Where: in the `middle`, or at the `end`.
+        max_concurrency: Calls at once in the whole process, over all episodes; a gate to share slots among tools.
+        cost: Of one call, for the metrics: a number, or a function of the arguments.
 
     Raises:
-        ValueError: the signature cannot be told to a model.
+        ValueError: the signature cannot be told to a model, or a limit that cannot be.
     """
+    gate = ConcurrencyGate(max_concurrency) if isinstance(max_concurrency, int) else max_concurrency
+    limits = ToolLimits(
+        timeout_s=timeout_s, max_output_chars=max_output_chars, truncate=truncate, gate=gate, cost=cost
+    )
 
     def mark(function: Callable[..., Any]) -> Callable[..., Any]:
-        setattr(function, _SPEC_ATTRIBUTE, spec_of_function(function, name=name, description=description))
+        spec, converters = _read_signature(function, name=name, description=description)
+        setattr(function, _MARK, _Mark(spec=spec, converters=converters, limits=limits))
         return function
 
     return mark if function is None else mark(function)
@@ -64,22 +104,26 @@ def tool(
 
 def as_tool(function: Callable[..., Any]) -> Tool:
     """The tool behind a function or bound method, decorated or not."""
-    spec = getattr(function, _SPEC_ATTRIBUTE, None)
-    return Tool(spec=spec or spec_of_function(function), function=function)
+    mark: _Mark | None = getattr(function, _MARK, None)
+    if mark is None:
+        spec, converters = _read_signature(function)
+        mark = _Mark(spec=spec, converters=converters)
+    return Tool(spec=mark.spec, function=function, limits=mark.limits, converters=mark.converters)
 
 
 def tools_of(owner: object) -> Iterator[Tool]:
-    """The decorated methods of an object, base classes first and in the order of their definition."""
+    """The decorated methods of an object, base classes first and in the order of their definition.
+
+    Of a class they are unbound: good for their specs.
+    """
     names: dict[str, None] = {}
-    for base in reversed(type(owner).__mro__):
+    for base in reversed((owner if isinstance(owner, type) else type(owner)).__mro__):
         names.update(
-            (name, None)
-            for name, member in vars(base).items()
-            if hasattr(_unwrapped(member), _SPEC_ATTRIBUTE)
+            (name, None) for name, member in vars(base).items() if hasattr(_unwrapped(member), _MARK)
         )
     for name in names:
         method = getattr(owner, name)
-        if hasattr(method, _SPEC_ATTRIBUTE):
+        if hasattr(method, _MARK):
             yield as_tool(method)
 
 
@@ -91,11 +135,18 @@ def spec_of_function(
     Raises:
         ValueError: the signature cannot be told to a model.
     """
+    return _read_signature(function, name=name, description=description)[0]
+
+
+def _read_signature(
+    function: Callable[..., Any], *, name: str | None = None, description: str | None = None
+) -> tuple[ToolSpec, dict[str, Convert]]:
     title = name or function.__name__
     documented, argument_texts = read_docstring(function.__doc__)
-    hints = get_type_hints(function)
+    hints = get_type_hints(function, include_extras=True)
     properties: dict[str, Any] = {}
     required: list[str] = []
+    converters: dict[str, Convert] = {}
     for parameter in _parameters(function):
         where = f"tool {title!r}, parameter {parameter.name!r}"
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
@@ -104,66 +155,34 @@ def spec_of_function(
             )
         if parameter.name not in hints:
             raise ValueError(f"{where} has no type; write for example `{parameter.name}: str`")
-        schema = schema_of_type(hints[parameter.name], where=where)
+        read = schema_of_type(hints[parameter.name], where=where)
+        schema = dict(read.schema)
         if text := argument_texts.get(parameter.name):
             schema["description"] = text
         if parameter.default is parameter.empty:
             required.append(parameter.name)
         else:
-            schema["default"] = parameter.default
+            schema["default"] = _default(parameter.default)
         properties[parameter.name] = schema
+        if read.convert is not None:
+            converters[parameter.name] = read.convert
     if strays := sorted(set(argument_texts) - set(properties)):
         raise ValueError(f"tool {title!r}: the docstring describes {strays[0]!r}, which is not a parameter")
     parameters = {"type": "object", "properties": properties, "required": required}
-    return ToolSpec(
+    spec = ToolSpec(
         name=title, description=documented if description is None else description, parameters=parameters
     )
+    return spec, converters
 
 
-def schema_of_type(annotation: Any, *, where: str) -> dict[str, Any]:
-    """The JSON schema of one annotation.
-
-    Raises:
-        ValueError: JSON has no such type.
-    """
-    if annotation in _SCALARS:
-        return {"type": _SCALARS[annotation]}
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Literal:
-        return _enumeration(list(arguments), where)
-    if origin in (Union, types.UnionType):
-        return _union([schema_of_type(argument, where=where) for argument in arguments])
-    if annotation is list or origin in (list, Sequence):
-        return {"type": "array"} | ({"items": schema_of_type(arguments[0], where=where)} if arguments else {})
-    if annotation is dict or origin in (dict, Mapping):
-        if arguments and arguments[0] is not str:
-            raise ValueError(f"{where}: the keys of a JSON object are strings, so write dict[str, ...]")
-        additional = {"additionalProperties": schema_of_type(arguments[1], where=where)} if arguments else {}
-        return {"type": "object"} | additional
-    raise ValueError(
-        f"{where}: a model cannot be told of type {annotation!r}; "
-        "use str, int, float, bool, list, dict, Literal, None or unions of them"
-    )
+def _default(value: Any) -> Any:
+    return value if value is None or isinstance(value, (str, int, float, list, dict)) else plain(value)
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
     """The parameters that the model fills: all but a method's `self`."""
     parameters = list(inspect.signature(function).parameters.values())
     return parameters[1:] if parameters and parameters[0].name == "self" else parameters
-
-
-def _union(schemas: list[dict[str, Any]]) -> dict[str, Any]:
-    """`{"type": [...]}` where the members are bare types, else `anyOf`."""
-    if all(schema.keys() == {"type"} for schema in schemas):
-        return {"type": [schema["type"] for schema in schemas]}
-    return {"anyOf": schemas}
-
-
-def _enumeration(values: list[Any], where: str) -> dict[str, Any]:
-    kinds = {type(value) for value in values}
-    if len(kinds) != 1 or not kinds <= {str, int, bool}:
-        raise ValueError(f"{where}: the choices must be all strings or all integers, not {values!r}")
-    return {"type": _SCALARS[kinds.pop()], "enum": values}
 
 
 def _unwrapped(member: object) -> object:

@@ -2,46 +2,59 @@
 
 from __future__ import annotations
 
-import difflib
+import asyncio
+import functools
 import inspect
 import json
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
-from jsonschema import Draft202012Validator, ValidationError
-from jsonschema.validators import extend
-
-from polyturn.tools.decorator import Tool, as_tool
+from polyturn.tools.decorator import Tool, as_tool, tools_of
+from polyturn.tools.limits import GivenUp, call_with_deadline
+from polyturn.tools.metrics import UNKNOWN_TOOL, ToolUsage
+from polyturn.tools.schemas import plain
+from polyturn.tools.stateful import StateFactory, StatefulTool, as_state_factory
 from polyturn.tools.types import ToolCall, ToolError, ToolResult, ToolSpec
+from polyturn.tools.validation import ArgumentChecker, nearest, not_made
 
-# JSON Schema takes 3.0 for an integer; a Python function that wants an int does not.
-_Validator = extend(
-    Draft202012Validator,
-    type_checker=Draft202012Validator.TYPE_CHECKER.redefine(
-        "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
-    ),
-)
+State = TypeVar("State", bound=StatefulTool)
+ToolLike = Tool | Callable[..., Any] | type[StatefulTool] | StateFactory
+Offload = Callable[[Callable[[], Any]], Awaitable[Any]]
+"""Runs a function elsewhere, such as in a thread, and gives its value."""
 
 
 class Toolset:
-    """Tools by name.
+    """Tools by name, for one episode at a time.
 
     Raises:
-        ValueError: two tools share a name.
+        ValueError: two tools share a name, or the parameters of one are no JSON schema.
     """
 
-    def __init__(self, tools: Iterable[Tool | Callable[..., Any]] = ()) -> None:
+    def __init__(self, tools: Iterable[ToolLike] = ()) -> None:
         self._tools: dict[str, Tool] = {}
+        self._factories: list[StateFactory] = []
+        self._states: list[StatefulTool] = []
+        self._stateful_names: set[str] = set()
         for item in tools:
-            tool = item if isinstance(item, Tool) else as_tool(item)
-            if tool.spec.name in self._tools:
-                raise ValueError(f"two tools are called {tool.spec.name!r}")
-            _Validator.check_schema(dict(tool.spec.parameters))
-            self._tools[tool.spec.name] = tool
-        self._validators = {
-            name: _Validator(dict(tool.spec.parameters)) for name, tool in self._tools.items()
+            factory = as_state_factory(item)
+            if factory is not None:
+                self._factories.append(factory)
+                unbound = list(tools_of(factory.state_class))
+                self._stateful_names.update(tool.spec.name for tool in unbound)
+            for tool in [_as_tool(item)] if factory is None else unbound:
+                if tool.spec.name in self._tools:
+                    raise ValueError(f"two tools are called {tool.spec.name!r}")
+                self._tools[tool.spec.name] = tool
+        self._checkers = {
+            name: ArgumentChecker(name, tool.spec.parameters) for name, tool in self._tools.items()
         }
+        self._async_names = frozenset(name for name, tool in self._tools.items() if tool.is_async)
+        self._usage: dict[str, ToolUsage] = {}
+        self._lock = threading.Lock()
+        self._num_given_up = 0
+        self._num_still_running = 0
 
     @property
     def specs(self) -> tuple[ToolSpec, ...]:
@@ -49,114 +62,261 @@ class Toolset:
 
     def is_async(self, name: str) -> bool:
         """Whether the tool of that name must be awaited; False for a name that no tool has."""
-        return name in self._tools and self._tools[name].is_async
+        return name in self._async_names
 
     @property
     def has_async(self) -> bool:
-        return any(tool.is_async for tool in self._tools.values())
+        return bool(self._async_names)
+
+    @property
+    def metrics(self) -> Mapping[str, ToolUsage]:
+        """Calls since the set was made, by tool; calls of tools that do not exist under `(unknown)`."""
+        return dict(self._usage)
+
+    @property
+    def num_given_up(self) -> int:
+        """Calls that were given up at their deadline, because a thread cannot be killed."""
+        return self._num_given_up
+
+    @property
+    def num_still_running(self) -> int:
+        """Those of `num_given_up` whose thread has not ended yet. It may still touch what the tool touches."""
+        return self._num_still_running
 
     def call(self, call: ToolCall) -> ToolResult:
-        """Answer one call.
+        """Answer one call, in this thread (or, where the tool has a deadline, in one of its own).
 
         Raises:
             Exception: whatever a tool raises beside `ToolError`: the infrastructure behind it failed.
             RuntimeError: the tool is asynchronous; use `call_async`.
         """
-        if complaint := self.complaint(call):
-            return ToolResult(call_id=call.id, name=call.name, content=complaint, ok=False)
-        if self.is_async(call.name):
+        prepared = self._prepare(call)
+        if isinstance(prepared, ToolResult):
+            return self._counted(prepared)
+        if call.name in self._async_names:
             raise RuntimeError(f"tool {call.name!r} is asynchronous: await call_async")
-        started = time.perf_counter()
-        try:
-            content, ok = self._tools[call.name].function(**call.arguments), True
-        except ToolError as error:
-            content, ok = str(error), False
-        return _result(call, content, ok, started)
+        run, tool = prepared
+        asked = started = time.perf_counter()
+        if tool.limits.gate is not None:
+            tool.limits.gate.acquire()
+            started = time.perf_counter()
+        answer = self._run(run, tool)
+        return self._counted(_result(call, tool, answer, started - asked, time.perf_counter() - started))
 
-    async def call_async(self, call: ToolCall) -> ToolResult:
-        """Answer one call, awaiting an asynchronous tool; a synchronous one runs where it stands. Raises as `call`."""
-        if complaint := self.complaint(call):
-            return ToolResult(call_id=call.id, name=call.name, content=complaint, ok=False)
-        started = time.perf_counter()
-        try:
-            content, ok = self._tools[call.name].function(**call.arguments), True
-            if inspect.isawaitable(content):
-                content = await content
-        except ToolError as error:
-            content, ok = str(error), False
-        return _result(call, content, ok, started)
+    async def call_async(self, call: ToolCall, *, offload: Offload | None = None) -> ToolResult:
+        """Answer one call, awaiting an asynchronous tool. Raises as `call`.
+
+        Args:
+            call: The call.
+            offload: Where a synchronous tool runs; None: where it stands.
+        """
+        prepared = self._prepare(call)
+        if isinstance(prepared, ToolResult):
+            return self._counted(prepared)
+        run, tool = prepared
+        asked = started = time.perf_counter()
+        if tool.limits.gate is not None:
+            await tool.limits.gate.acquire_async()
+            started = time.perf_counter()
+        if call.name in self._async_names or offload is None:
+            answer = await self._run_async(run, tool)
+        else:
+            answer = await self._run_elsewhere(run, tool, offload)
+        return self._counted(_result(call, tool, answer, started - asked, time.perf_counter() - started))
 
     def complaint(self, call: ToolCall) -> str | None:
         """What is wrong with a call, for the model to read; None if it can be made."""
         if call.error is not None:
             return call.error
         if call.name not in self._tools:
-            return f"There is no tool {call.name!r}{_nearest(call.name, self._tools)}. {self._listing()}"
-        arguments, schema = dict(call.arguments), self._tools[call.name].spec.parameters
-        properties: Mapping[str, Any] = schema.get("properties", {})
-        problems = [] if schema.get("additionalProperties") else _unknown_arguments(arguments, properties)
-        known = {name: value for name, value in arguments.items() if name in properties or not problems}
-        errors = sorted(
-            self._validators[call.name].iter_errors(known), key=lambda error: [str(p) for p in error.path]
-        )
-        problems += [_describe(error, properties) for error in errors]
-        return (
-            f"The call of {call.name!r} was not made: {'; '.join(dict.fromkeys(problems))}."
-            if problems
-            else None
-        )
+            return f"There is no tool {call.name!r}{nearest(call.name, self._tools)}. {self._listing()}"
+        return self._checkers[call.name].complaint(call.arguments)
+
+    # Tools with a state for each episode.
+
+    @property
+    def is_stateful(self) -> bool:
+        """Whether there is anything to open."""
+        return bool(self._factories)
+
+    def open_state(self, task: Any, rng: Any) -> None:
+        """Make and set up the tools that live for one episode; what an earlier episode left is closed first."""
+        self.close_state()
+        for factory in self._factories:
+            state = factory()
+            self._states.append(state)
+            state.setup(task, rng)
+            for tool in tools_of(state):
+                self._tools[tool.spec.name] = tool
+        self._stateful_names.clear()
+
+    def close_state(self) -> None:
+        """Close what `open_state` made, all of it even if one fails. Calling it again does nothing."""
+        states, self._states = self._states, []
+        failures: list[Exception] = []
+        for state in reversed(states):
+            try:
+                state.close()
+            except Exception as error:  # noqa: BLE001  the others must be closed all the same
+                failures.append(error)
+        if failures:
+            raise failures[0]
+
+    def state_of(self, kind: type[State]) -> State:
+        """The episode's instance of a `StatefulTool` class.
+
+        Raises:
+            LookupError: there is none, or it has not been opened.
+        """
+        for state in self._states:
+            if isinstance(state, kind):
+                return state
+        raise LookupError(f"no {kind.__name__} is open: is it among the tools, and was there a reset?")
+
+    # How a call runs.
+
+    def _prepare(self, call: ToolCall) -> tuple[Callable[[], Any], Tool] | ToolResult:
+        """What to run, its arguments converted; or the complaint."""
+        complaint = self.complaint(call)
+        arguments = call.arguments
+        if complaint is None:
+            tool = self._tools[call.name]
+            if call.name in self._stateful_names:
+                raise RuntimeError(f"tool {call.name!r} lives for one episode: open_state() comes first")
+            if tool.converters:
+                arguments, complaint = _converted(tool, arguments)
+        if complaint is not None:
+            return ToolResult(call_id=call.id, name=call.name, content=complaint, ok=False)
+        return functools.partial(tool.function, **arguments), tool
+
+    def _run(self, run: Callable[[], Any], tool: Tool) -> _Answer:
+        """Run a synchronous tool whose slot is taken; gives the slot back."""
+        gate, timeout_s = tool.limits.gate, tool.limits.timeout_s
+        if timeout_s is None:
+            try:
+                return run(), True, False
+            except ToolError as error:
+                return str(error), False, False
+            finally:
+                if gate is not None:
+                    gate.release()
+
+        def on_give_up() -> None:
+            with self._lock:
+                self._num_given_up += 1
+                self._num_still_running += 1
+            if gate is not None:
+                gate.give_up()
+
+        def on_end(late: bool) -> None:
+            with self._lock:
+                self._num_still_running -= late
+            if gate is not None:
+                gate.release(given_up=late)
+
+        try:
+            value = call_with_deadline(run, timeout_s, on_give_up=on_give_up, on_end=on_end)
+        except ToolError as error:
+            return str(error), False, False
+        except GivenUp:
+            return _too_slow(tool), False, True
+        return value, True, False
+
+    async def _run_async(self, run: Callable[[], Any], tool: Tool) -> _Answer:
+        """Run a tool whose slot is taken, awaiting what it gives; gives the slot back."""
+        deadline = asyncio.timeout(tool.limits.timeout_s)
+        try:
+            async with deadline:
+                value = run()
+                return (await value if inspect.isawaitable(value) else value), True, False
+        except ToolError as error:
+            return str(error), False, False
+        except TimeoutError:
+            if not deadline.expired():
+                raise
+            return _too_slow(tool), False, True
+        finally:
+            if tool.limits.gate is not None:
+                tool.limits.gate.release()
+
+    async def _run_elsewhere(self, run: Callable[[], Any], tool: Tool, offload: Offload) -> _Answer:
+        """As `_run`, by `offload`. A call that is cancelled before a thread took it up gives its slot back here."""
+        claim = threading.Lock()  # whoever gets it sees to the slot
+
+        def work() -> _Answer | None:
+            return self._run(run, tool) if claim.acquire(blocking=False) else None
+
+        try:
+            return await offload(work)
+        finally:
+            if claim.acquire(blocking=False) and tool.limits.gate is not None:
+                tool.limits.gate.release()
+
+    def _counted(self, result: ToolResult) -> ToolResult:
+        name = result.name if result.name in self._tools else UNKNOWN_TOOL
+        usage = ToolUsage.of(result)
+        self._usage[name] = self._usage[name] + usage if name in self._usage else usage
+        return result
 
     def _listing(self) -> str:
         return f"The tools are: {', '.join(self._tools)}." if self._tools else "No tools can be called here."
 
+    def __iter__(self) -> Iterator[Tool]:
+        return iter(self._tools.values())
 
-def _result(call: ToolCall, content: Any, ok: bool, started: float) -> ToolResult:
-    text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
-    return ToolResult(
-        call_id=call.id, name=call.name, content=text, ok=ok, seconds=time.perf_counter() - started
+
+_Answer = tuple[Any, bool, bool]
+"""The value, whether it is what the tool gave, and whether the tool was too slow."""
+
+
+def _as_tool(item: Any) -> Tool:
+    return item if isinstance(item, Tool) else as_tool(item)
+
+
+def _too_slow(tool: Tool) -> str:
+    limit = f"{tool.limits.timeout_s:g} s"
+    return (
+        f"The call of {tool.spec.name!r} was stopped: it took longer than {limit}. It may have had effects."
     )
 
 
-def _unknown_arguments(arguments: Mapping[str, Any], properties: Mapping[str, Any]) -> list[str]:
-    strays = [name for name in arguments if name not in properties]
-    return [f"unknown argument {name!r}{_nearest(name, properties)}" for name in strays]
+def _result(call: ToolCall, tool: Tool, answer: _Answer, queue_s: float, seconds: float) -> ToolResult:
+    value, ok, timed_out = answer
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=plain)
+    text, truncated = tool.limits.shorten(text)
+    return ToolResult(
+        call_id=call.id,
+        name=call.name,
+        content=text,
+        ok=ok,
+        seconds=seconds,
+        queue_s=queue_s,
+        cost=tool.limits.cost_of(call.arguments) if tool.limits.cost else 0.0,
+        truncated=truncated,
+        timed_out=timed_out,
+    )
 
 
-def _describe(error: ValidationError, properties: Mapping[str, Any]) -> str:
-    """One problem that validation found, in the words of the call."""
-    if error.validator == "required" and not error.path:
-        missing = [name for name in error.validator_value if name not in error.instance]
-        named = ", ".join(f"{name!r} ({_type_name(properties.get(name, {}))})" for name in missing)
-        return f"missing argument{'s' if len(missing) > 1 else ''} {named}"
-    where = "".join(
-        f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path
-    ).lstrip(".")
-    value = json.dumps(error.instance, ensure_ascii=False, default=str)
-    shown = value if len(value) <= 80 else f"{value[:77]}..."
-    if error.validator == "type":
-        return f"argument {where!r} must be {_type_name(error.schema)}, not {shown}"
-    if error.validator == "enum":
-        choices = ", ".join(json.dumps(choice) for choice in error.validator_value)
-        return f"argument {where!r} must be one of {choices}, not {shown}"
-    if error.validator == "anyOf":
-        return f"argument {where!r} must be {_type_name(error.schema)}, not {shown}"
-    return f"argument {where!r}: {error.message}"
+def _converted(tool: Tool, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """The arguments as the function wants them, or what a type's own checks say of them."""
+    converted = dict(arguments)
+    problems: list[str] = []
+    for name, convert in tool.converters.items():
+        if name not in arguments:
+            continue
+        try:
+            converted[name] = convert(arguments[name])
+        except ValueError as error:
+            problems += [f"argument {name!r}: {text}" for text in _texts(error)]
+    return converted, not_made(tool.spec.name, "; ".join(problems)) if problems else None
 
 
-def _type_name(schema: Any) -> str:
-    """A schema in a few words: `integer`, `array of string`, `string or null`."""
-    if not isinstance(schema, Mapping):
-        return "something else"
-    if "anyOf" in schema:
-        return " or ".join(_type_name(option) for option in schema["anyOf"])
-    if "enum" in schema:
-        return "one of " + ", ".join(json.dumps(choice) for choice in schema["enum"])
-    kind = schema.get("type", "any type")
-    if kind == "array" and "items" in schema:
-        return f"array of {_type_name(schema['items'])}"
-    return kind if isinstance(kind, str) else " or ".join(kind)
-
-
-def _nearest(name: str, names: Iterable[str]) -> str:
-    matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
-    return f" (did you mean {matches[0]!r}?)" if matches else ""
+def _texts(error: ValueError) -> list[str]:
+    """One line for each problem; pydantic's errors have a list of them."""
+    details = getattr(error, "errors", None)
+    if not callable(details):
+        return [str(error)]
+    return [
+        f"{'.'.join(str(part) for part in detail['loc'])}: {detail['msg']}".removeprefix(": ")
+        for detail in details()
+    ]

@@ -42,7 +42,15 @@ class ToolResult:
     content: str
     ok: bool = True
     seconds: float = field(default=0.0, compare=False)
-    """How long the tool took; no part of the result's identity."""
+    """How long the tool took; no part of the result's identity, no more than `queue_s`."""
+    queue_s: float = field(default=0.0, compare=False)
+    """How long the call waited for one of the tool's slots."""
+    cost: float = 0.0
+    """What the call cost, in the unit of the tool's author."""
+    truncated: bool = False
+    """Whether the model is shown a part only."""
+    timed_out: bool = False
+    """Whether the tool took longer than its `timeout_s`; `ok` is then False."""
 
 
 class ToolError(Exception):

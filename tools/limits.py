@@ -1,0 +1,199 @@
+"""What a tool may cost: a deadline, a length, and how many calls run at once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+Value = TypeVar("Value")
+
+
+class SlotsExhausted(RuntimeError):
+    """Every slot of a tool is held by a call that was given up and never returned. Infrastructure, not the model."""
+
+
+class ConcurrencyGate:
+    """At most `num_slots` calls at once, over all threads and event loops of the process; first come, first served.
+
+    A thread cannot be killed, so a call that was given up keeps its slot until it really ends. When all slots are
+    kept that way, those who wait and those who come get `SlotsExhausted` instead of waiting for ever.
+    """
+
+    def __init__(self, num_slots: int) -> None:
+        """
+        Raises:
+            ValueError: `num_slots` below 1.
+        """
+        if num_slots < 1:
+            raise ValueError(f"a tool needs at least one slot, not {num_slots}")
+        self.num_slots = num_slots
+        self._lock = threading.Lock()
+        self._num_free = num_slots
+        self._num_given_up = 0
+        self._waiting: deque[Future[None]] = deque()
+
+    @property
+    def num_running(self) -> int:
+        """Slots that are taken."""
+        return self.num_slots - self._num_free
+
+    def acquire(self) -> None:
+        """Take a slot; blocks the thread until there is one."""
+        ticket = self._ticket()
+        if ticket is not None:
+            ticket.result()
+
+    async def acquire_async(self) -> None:
+        """Take a slot; waits on the event loop that runs."""
+        ticket = self._ticket()
+        if ticket is None:
+            return
+        try:
+            await asyncio.wrap_future(ticket)
+        except asyncio.CancelledError:
+            # Granted in the very moment of the cancellation: nobody will use it.
+            if not ticket.cancel() and ticket.exception() is None:
+                self.release()
+            raise
+
+    def release(self, *, given_up: bool = False) -> None:
+        """Give a slot back; `given_up` says that the call had been marked so."""
+        with self._lock:
+            self._num_given_up -= given_up
+            while self._waiting:
+                ticket = self._waiting.popleft()
+                if ticket.set_running_or_notify_cancel():
+                    ticket.set_result(None)
+                    return
+            self._num_free += 1
+
+    def give_up(self) -> None:
+        """Mark one running call as given up: it keeps its slot until `release(given_up=True)`."""
+        with self._lock:
+            self._num_given_up += 1
+            if self._num_given_up < self.num_slots:
+                return
+            waiting, self._waiting = self._waiting, deque()
+            for ticket in waiting:
+                if ticket.set_running_or_notify_cancel():
+                    ticket.set_exception(self._exhausted())
+
+    def _ticket(self) -> Future[None] | None:
+        """None where a slot was free, else what to wait for."""
+        with self._lock:
+            if self._num_given_up >= self.num_slots:
+                raise self._exhausted()
+            if self._num_free > 0:
+                self._num_free -= 1
+                return None
+            ticket: Future[None] = Future()
+            self._waiting.append(ticket)
+            return ticket
+
+    def _exhausted(self) -> SlotsExhausted:
+        return SlotsExhausted(f"all {self.num_slots} slots are held by calls that never returned")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ToolLimits:
+    """The limits and the price of one tool, as given to `@tool`."""
+
+    timeout_s: float | None = None
+    """Seconds for one call, without the wait for a slot. None: as long as it takes."""
+    max_output_chars: int | None = None
+    """Characters of a result that the model is shown. None: all."""
+    truncate: Literal["middle", "end"] = "middle"
+    """Where a longer result is cut."""
+    gate: ConcurrencyGate | None = None
+    """How many calls run at once. Tools that share a gate share its slots."""
+    cost: float | Callable[[Mapping[str, Any]], float] = 0.0
+    """What a call costs, in a unit of the author's: a number, or a function of the arguments."""
+
+    def __post_init__(self) -> None:
+        if self.timeout_s is not None and not self.timeout_s > 0:
+            raise ValueError(f"timeout_s must be above 0, not {self.timeout_s}")
+        if self.max_output_chars is not None and self.max_output_chars < 1:
+            raise ValueError(f"max_output_chars must be at least 1, not {self.max_output_chars}")
+        if self.truncate not in ("middle", "end"):
+            raise ValueError(f"truncate must be 'middle' or 'end', not {self.truncate!r}")
+
+    def cost_of(self, arguments: Mapping[str, Any]) -> float:
+        """The price of one call."""
+        return float(self.cost(arguments) if callable(self.cost) else self.cost)
+
+    def shorten(self, text: str) -> tuple[str, bool]:
+        """The text as the model is shown it, and whether it was cut.
+
+        shorten("abcdefghij") at 4 characters, middle: "ab\\n... [truncated: 4 of 10 characters shown] ...\\nij"
+        """
+        limit = self.max_output_chars
+        if limit is None or len(text) <= limit:
+            return text, False
+        notice = f"... [truncated: {limit:,} of {len(text):,} characters shown]"
+        if self.truncate == "end":
+            return f"{text[:limit]}\n{notice}", True
+        tail = limit // 2
+        return f"{text[: limit - tail]}\n{notice} ...\n{text[len(text) - tail :] if tail else ''}", True
+
+
+NO_LIMITS = ToolLimits()
+
+
+class GivenUp(Exception):
+    """A function did not return in time; its thread goes on, because a thread cannot be killed."""
+
+
+def call_with_deadline(
+    function: Callable[[], Value],
+    timeout_s: float,
+    *,
+    on_give_up: Callable[[], None],
+    on_end: Callable[[bool], None],
+) -> Value:
+    """The function's value, from a thread of its own, in the caller's context.
+
+    Args:
+        function: Runs in a daemon thread: it does not keep the process from ending.
+        timeout_s: How long the caller waits.
+        on_give_up: Called before `GivenUp` is raised, if the function still runs.
+        on_end: Called once when the function has ended, however late, with whether it had been given up.
+
+    Raises:
+        GivenUp: the function did not return in time.
+    """
+    outcome: Future[Value] = Future()
+    lock = threading.Lock()
+    given_up = False
+
+    def work() -> None:
+        try:
+            value = function()
+        except BaseException as raised:  # noqa: BLE001  carried over to the caller, whatever it is
+            end(outcome.set_exception, raised)
+        else:
+            end(outcome.set_result, value)
+
+    def end(settle: Callable[[Any], None], result: Any) -> None:
+        with lock:
+            late = given_up
+            settle(result)
+        on_end(late)
+
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(work,), name="tool with a deadline", daemon=True).start()
+    try:
+        return outcome.result(timeout_s)
+    except TimeoutError:
+        with lock:
+            if not outcome.done():
+                given_up = True
+                on_give_up()
+        if not given_up:
+            return outcome.result()  # ended in the last moment, or the function's own TimeoutError
+        raise GivenUp from None

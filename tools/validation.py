@@ -1,0 +1,152 @@
+"""Checks arguments against a schema, and says what is wrong in words that help a model mend its call."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from jsonschema import Draft202012Validator, SchemaError, ValidationError
+from jsonschema.validators import extend
+
+# JSON Schema takes 3.0 for an integer; a Python function that wants an int does not.
+_Validator = extend(
+    Draft202012Validator,
+    type_checker=Draft202012Validator.TYPE_CHECKER.redefine(
+        "integer", lambda _, value: isinstance(value, int) and not isinstance(value, bool)
+    ),
+)
+_EXACT_TYPES: Mapping[str, frozenset[type]] = {
+    "string": frozenset({str}),
+    "integer": frozenset({int}),
+    "number": frozenset({int, float}),
+    "boolean": frozenset({bool}),
+    "null": frozenset({type(None)}),
+}
+_PLAIN_KEYWORDS = frozenset(("type", "description", "default", "title"))
+
+
+class SchemaValidator:
+    """A compiled schema; shared by all that have the same one.
+
+    Raises:
+        ValueError: it is no JSON schema.
+    """
+
+    def __init__(self, schema: Mapping[str, Any]) -> None:
+        self._validator = _compile(json.dumps(schema, sort_keys=True))
+
+    def is_valid(self, value: Any) -> bool:
+        """Whether the schema allows `value`."""
+        return self._validator.is_valid(value)
+
+    def errors(self, value: Any) -> list[ValidationError]:
+        """All that is wrong with `value`, in a fixed order."""
+        return sorted(self._validator.iter_errors(value), key=lambda error: [str(p) for p in error.path])
+
+
+class ArgumentChecker:
+    """Checks the arguments of one tool."""
+
+    def __init__(self, name: str, parameters: Mapping[str, Any]) -> None:
+        self._name = name
+        self._schema = parameters
+        self._validator = SchemaValidator(parameters)
+        self._quick = _exact_types(parameters)
+        self._required = frozenset(parameters.get("required", ()))
+
+    def complaint(self, arguments: Mapping[str, Any]) -> str | None:
+        """What is wrong with the arguments, for the model to read; None if the call can be made."""
+        if self._quick is not None and self._plainly_right(arguments, self._quick):
+            return None
+        properties: Mapping[str, Any] = self._schema.get("properties", {})
+        takes_others = self._schema.get("additionalProperties")
+        problems = [] if takes_others else _unknown_arguments(arguments, properties)
+        known = {name: value for name, value in arguments.items() if name in properties or not problems}
+        problems += [_describe(error, properties) for error in self._validator.errors(known)]
+        return not_made(self._name, "; ".join(dict.fromkeys(problems))) if problems else None
+
+    def _plainly_right(self, arguments: Mapping[str, Any], types: Mapping[str, frozenset[type]]) -> bool:
+        """Whether every argument is known and of the very type, without asking the validator."""
+        for name, value in arguments.items():
+            if name not in types or type(value) not in types[name]:
+                return False
+        return self._required <= arguments.keys()
+
+
+def not_made(name: str, problem: str) -> str:
+    """The answer to a call whose arguments are wrong."""
+    return f"The call of {name!r} was not made: {problem}."
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """` (did you mean 'x'?)`, or nothing."""
+    matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+@functools.lru_cache(maxsize=4096)
+def _compile(document: str) -> Any:
+    schema = json.loads(document)
+    try:
+        _Validator.check_schema(schema)
+    except SchemaError as error:
+        raise ValueError(f"the parameters of a tool are no JSON schema: {error.message}") from error
+    return _Validator(schema)
+
+
+def _exact_types(parameters: Mapping[str, Any]) -> dict[str, frozenset[type]] | None:
+    """The Python types of each argument where the schema says no more than types; else None."""
+    if not parameters.keys() <= {"type", "properties", "required", "additionalProperties", "title"}:
+        return None
+    types: dict[str, frozenset[type]] = {}
+    for name, schema in parameters.get("properties", {}).items():
+        if not isinstance(schema, Mapping) or not schema.keys() <= _PLAIN_KEYWORDS or "type" not in schema:
+            return None
+        kinds = schema["type"] if isinstance(schema["type"], list) else [schema["type"]]
+        if not set(kinds) <= _EXACT_TYPES.keys():
+            return None
+        types[name] = frozenset().union(*(_EXACT_TYPES[kind] for kind in kinds))
+    return types
+
+
+def _unknown_arguments(arguments: Mapping[str, Any], properties: Mapping[str, Any]) -> list[str]:
+    strays = [name for name in arguments if name not in properties]
+    return [f"unknown argument {name!r}{nearest(name, properties)}" for name in strays]
+
+
+def _describe(error: ValidationError, properties: Mapping[str, Any]) -> str:
+    """One problem that validation found, in the words of the call."""
+    if error.validator == "required" and not error.path:
+        missing = [name for name in error.validator_value if name not in error.instance]
+        named = ", ".join(f"{name!r} ({_type_name(properties.get(name, {}))})" for name in missing)
+        return f"missing argument{'s' if len(missing) > 1 else ''} {named}"
+    where = "".join(
+        f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path
+    ).lstrip(".")
+    value = json.dumps(error.instance, ensure_ascii=False, default=str)
+    shown = value if len(value) <= 80 else f"{value[:77]}..."
+    if error.validator == "type":
+        return f"argument {where!r} must be {_type_name(error.schema)}, not {shown}"
+    if error.validator == "enum":
+        choices = ", ".join(json.dumps(choice) for choice in error.validator_value)
+        return f"argument {where!r} must be one of {choices}, not {shown}"
+    if error.validator == "anyOf":
+        return f"argument {where!r} must be {_type_name(error.schema)}, not {shown}"
+    return f"argument {where!r}: {error.message}"
+
+
+def _type_name(schema: Any) -> str:
+    """A schema in a few words: `integer`, `array of string`, `string or null`."""
+    if not isinstance(schema, Mapping):
+        return "something else"
+    if "anyOf" in schema:
+        return " or ".join(_type_name(option) for option in schema["anyOf"])
+    if "enum" in schema:
+        return "one of " + ", ".join(json.dumps(choice) for choice in schema["enum"])
+    kind = schema.get("type", "any type")
+    if kind == "array" and "items" in schema:
+        return f"array of {_type_name(schema['items'])}"
+    return kind if isinstance(kind, str) else " or ".join(kind)
