@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from polyturn.agents.ledger import Segment
 from polyturn.envs.messages import Message
+from polyturn.tools.metrics import ToolUsage
 
 
 class Outcome(StrEnum):
@@ -52,6 +53,8 @@ class Episode:
     num_turns: int = 0
     num_tool_calls: int = 0
     num_tool_errors: int = 0
+    tools: Mapping[str, ToolUsage] = field(default_factory=dict)
+    """By tool: its calls, how they went and what they took; calls of no tool under `(unknown)`."""
     messages: tuple[Message, ...] = ()
     segments: tuple[Segment, ...] = ()
     timings: EpisodeTimings = field(default_factory=EpisodeTimings)

@@ -30,6 +30,8 @@ from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.messages import AssistantMessage, Message, Observation
 from polyturn.envs.tasks import Task
 from polyturn.envs.tool_env import ToolEnv
+from polyturn.tools.metrics import UNKNOWN_TOOL, ToolUsage
+from polyturn.tools.types import ToolResult
 
 MAX_INTERRUPTIONS = 8
 """How often the generation of one turn may be aborted by the engine and taken up again."""
@@ -200,6 +202,8 @@ class _Record:
     num_turns: int = 0
     num_tool_calls: int = 0
     num_tool_errors: int = 0
+    tool_names: frozenset[str] = frozenset()
+    tools: dict[str, ToolUsage] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=lambda: {"generate_s": 0.0, "tools_s": 0.0})
     started: float = field(default_factory=time.perf_counter)
 
@@ -230,6 +234,7 @@ class _Record:
                 observation, info = await self._in_thread(self.env.reset, seed=self.seed, options=options)
         self.task_id = str(info.get("task_id", self.task_id))
         self.messages += observation
+        self.tool_names = frozenset(spec.name for spec in info.get("tools", ()))
         return observation, info.get("tools", ())
 
     async def step(self, action: AssistantMessage) -> tuple[Observation, _Stop | None]:
@@ -247,12 +252,19 @@ class _Record:
         for name, part in info.get("reward_parts", {}).items():
             self.reward_parts[name] = self.reward_parts.get(name, 0.0) + part
         self.metrics.update(info.get("metrics", {}))
-        self.num_tool_errors += sum(not tool_result.ok for tool_result in info.get("tool_results", ()))
+        for tool_result in info.get("tool_results", ()):
+            self._count(tool_result)
         if terminated:
             return observation, _Stop(Outcome.COMPLETED, "terminated")
         if truncated:
             return observation, _Stop(Outcome.TRUNCATED, str(info.get("stop_reason", "environment")))
         return observation, None
+
+    def _count(self, result: ToolResult) -> None:
+        self.num_tool_errors += not result.ok
+        name = result.name if result.name in self.tool_names else UNKNOWN_TOOL
+        usage = ToolUsage.of(result)
+        self.tools[name] = self.tools[name] + usage if name in self.tools else usage
 
     def add_action(self, action: AssistantMessage) -> None:
         self.messages.append(action.to_message())
@@ -282,6 +294,7 @@ class _Record:
             num_turns=self.num_turns,
             num_tool_calls=self.num_tool_calls,
             num_tool_errors=self.num_tool_errors,
+            tools=self.tools,
             messages=tuple(self.messages),
             segments=(ledger.to_segment(),) if len(ledger) else (),
             timings=EpisodeTimings(**self.seconds, total_s=time.perf_counter() - self.started),

@@ -167,9 +167,10 @@ class Collector:
                 group_id=prompt.group_id,
                 executor=self._threads,
             )
-            survived = episode.outcome is not Outcome.FAILED
+            survived = episode.outcome is not Outcome.FAILED and env.is_reusable
         finally:
-            # After a fault or a cancellation, what the environment holds may be broken or still in use by a thread.
+            # After a fault or a cancellation, what the environment holds may be broken or still in use by a thread;
+            # after a tool's timeout too.
             if survived:
                 self._idle.append(env)
             else:

@@ -10,6 +10,7 @@ import orjson
 
 from polyturn.agents.episode import Episode, EpisodeTimings, Outcome
 from polyturn.agents.ledger import Segment
+from polyturn.tools.metrics import ToolUsage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +80,7 @@ def decode_episode(line: bytes) -> Episode:
         Segment(**{name: tuple(column) for name, column in segment.items()}) for segment in fields["segments"]
     )
     fields["timings"] = EpisodeTimings(**fields["timings"])
+    fields["tools"] = {name: ToolUsage(**usage) for name, usage in fields["tools"].items()}
     return Episode(**fields)
 
 

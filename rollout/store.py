@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,14 @@ import pyarrow.parquet as pq
 from polyturn.agents.episode import Episode, EpisodeTimings, Outcome
 from polyturn.agents.ledger import Segment
 from polyturn.rollout.journal import Journal, read_journal
+from polyturn.tools.metrics import ToolUsage
+
+TOOL_USAGE = pa.struct(
+    [
+        pa.field(field.name, pa.int64() if field.name.startswith("num_") else pa.float64(), nullable=False)
+        for field in fields(ToolUsage)
+    ]
+)
 
 # One row per segment. An episode without tokens has one row whose `segment` and token columns are null; what belongs
 # to the episode as a whole is in each of its rows, but the messages only in its first.
@@ -35,6 +44,7 @@ SCHEMA = pa.schema(
         pa.field("num_turns", pa.int32(), nullable=False),
         pa.field("num_tool_calls", pa.int32(), nullable=False),
         pa.field("num_tool_errors", pa.int32(), nullable=False),
+        pa.field("tools", pa.map_(pa.string(), TOOL_USAGE), nullable=False),
         pa.field("generate_s", pa.float64(), nullable=False),
         pa.field("tools_s", pa.float64(), nullable=False),
         pa.field("queue_s", pa.float64(), nullable=False),
@@ -157,6 +167,7 @@ def _rows(step: int, episode: Episode, advantages: Mapping[str, float]) -> list[
         "outcome": str(episode.outcome),
         "reward_parts": list(episode.reward_parts.items()),
         "metrics": list(episode.metrics.items()),
+        "tools": [(name, asdict(usage)) for name, usage in episode.tools.items()],
         "generate_s": episode.timings.generate_s,
         "tools_s": episode.timings.tools_s,
         "queue_s": episode.timings.queue_s,
@@ -193,6 +204,7 @@ def _episode(rows: Sequence[Mapping[str, Any]]) -> Episode:
         outcome=Outcome(first["outcome"]),
         reward_parts=dict(first["reward_parts"]),
         metrics=dict(first["metrics"]),
+        tools={name: ToolUsage(**usage) for name, usage in first["tools"]},
         messages=tuple(orjson.loads(first["messages"])),
         segments=tuple(
             Segment(**{name: tuple(row[name]) for name in TOKEN_COLUMNS})

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from polyturn.agents.episode import Episode, Outcome
 from polyturn.rollout.collector import Group
+from polyturn.tools.metrics import ToolUsage
 from polyturn.trainer.samples import StepSamples
 from polyturn.trainer.updates import UpdateReport
 
@@ -91,6 +92,28 @@ def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
             f"outcome/{outcome}": statistics.fmean(episode.outcome is outcome for episode in episodes)
             for outcome in (Outcome.COMPLETED, Outcome.TRUNCATED)
         },
+        **tool_metrics(episodes),
+    }
+
+
+def tool_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
+    """By tool, over all episodes: calls, failures, timeouts and cost in sum, seconds of a call and of the wait."""
+    sums: dict[str, ToolUsage] = {}
+    for episode in episodes:
+        for name, usage in episode.tools.items():
+            sums[name] = sums.get(name, ToolUsage()) + usage
+    return {
+        f"tool/{name}/{figure}": float(value)
+        for name, usage in sorted(sums.items())
+        for figure, value in (
+            ("calls", usage.num_calls),
+            ("failures", usage.num_failures),
+            ("timeouts", usage.num_timeouts),
+            ("cost", usage.cost),
+            ("seconds_mean", usage.mean_seconds),
+            ("seconds_max", usage.max_seconds),
+            ("queue_seconds", usage.queue_s),
+        )
     }
 
 

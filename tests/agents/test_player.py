@@ -228,6 +228,9 @@ def test_a_whole_episode(chatml):
     assert (episode.outcome, episode.stop_reason, episode.reward) == (Outcome.COMPLETED, "terminated", 1.0)
     assert (episode.reward_parts, episode.metrics) == ({"correct": 1.0}, {"echoes": 1.0})
     assert (episode.num_turns, episode.num_tool_calls, episode.num_tool_errors) == (3, 2, 1)
+    usage = {name: (tool.num_calls, tool.num_failures) for name, tool in episode.tools.items()}
+    assert usage == {"echo": (1, 0), "(unknown)": (1, 1)}
+    assert episode.tools["echo"].max_seconds == episode.tools["echo"].seconds > 0
     assert (episode.episode_id, episode.group_id, episode.task_id, episode.env_id) == (
         "e1",
         "g1",

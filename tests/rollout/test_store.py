@@ -15,6 +15,7 @@ from polyturn.agents.episode import Episode, EpisodeTimings, Outcome
 from polyturn.agents.ledger import Segment
 from polyturn.rollout.journal import Journal, decode_episode, encode_episode, read_journal
 from polyturn.rollout.store import SCHEMA, TrajectoryStore
+from polyturn.tools.metrics import ToolUsage
 
 FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**60), max_value=0.0)
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)
@@ -41,6 +42,11 @@ def segments(draw):
     return Segment(**{name: tuple(column) for name, column in zip(names, columns, strict=True)})
 
 
+def usages():
+    counts = dict.fromkeys(("num_calls", "num_failures", "num_timeouts", "num_truncated"), st.integers(0, 99))
+    return st.builds(ToolUsage, **counts, seconds=SECONDS, max_seconds=SECONDS, queue_s=SECONDS, cost=FLOATS)
+
+
 @st.composite
 def episodes(draw, identity=None):
     outcome = draw(st.sampled_from(list(Outcome)))
@@ -60,6 +66,7 @@ def episodes(draw, identity=None):
         num_turns=draw(st.integers(0, 99)),
         num_tool_calls=draw(st.integers(0, 99)),
         num_tool_errors=draw(st.integers(0, 99)),
+        tools=draw(st.dictionaries(TEXT, usages(), max_size=2)),
         messages=tuple(draw(st.lists(message, max_size=3))),
         segments=tuple(draw(st.lists(segments(), max_size=3))),
         timings=EpisodeTimings(
