@@ -17,3 +17,45 @@ def register_builtin() -> None:
         "polyturn.envs.customer_service.env:CustomerServiceEnv",
         description="A shop's agent with a policy and tools talks to a customer; records and words are checked.",
     )
+    register(
+        "polyturn/SearchR1-v0",
+        "polyturn.envs.search.env:SearchEnv",
+        description="Search-R1: a question, a search engine, tags; exact match (arXiv 2503.09516).",
+        kwargs={"style": "search_r1"},
+    )
+    register(
+        "polyturn/Search-v0",
+        "polyturn.envs.search.env:SearchEnv",
+        description="Search-R1's task with native tool calls.",
+        kwargs={"style": "native"},
+    )
+    register(
+        "polyturn/ASearcher-v0",
+        "polyturn.envs.search.env:SearchEnv",
+        description="ASearcher's way to search and read pages, in tags (arXiv 2508.07976).",
+        kwargs={"style": "asearcher"},
+    )
+    register(
+        "polyturn/R1Searcher-v0",
+        "polyturn.envs.search.env:SearchEnv",
+        description="R1-Searcher's way to search, in tags (arXiv 2503.05592).",
+        kwargs={"style": "r1_searcher"},
+    )
+    register(
+        "polyturn/ReSearch-v0",
+        "polyturn.envs.search.env:SearchEnv",
+        description="ReSearch's way to search, in tags with a boxed answer (arXiv 2503.19470).",
+        kwargs={"style": "research"},
+    )
+    register(
+        "polyturn/ReCall-v0",
+        "polyturn.envs.search.env:SearchEnv",
+        description="ReCall's way to search, with JSON tool calls and a boxed answer.",
+        kwargs={"style": "recall"},
+    )
+    register(
+        "polyturn/DeepResearcher-v0",
+        "polyturn.envs.search.env:SearchEnv",
+        description="DeepResearcher's way to search, with JSON calls of several queries (arXiv 2504.03160).",
+        kwargs={"style": "deep_researcher"},
+    )

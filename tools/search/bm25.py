@@ -6,29 +6,19 @@ The index holds positions of passages only; titles and texts stay in the passage
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import tantivy
 
 from polyturn.tools.search.corpus import PassageLike, Passages, write_passages
+from polyturn.tools.search.types import Hit
 
 _FIELD = "contents"
 _POSITION = "position"
 _TOKENIZER = "polyturn_english"
 _HEAP_BYTES = 128 * 1024 * 1024
 _PASSAGES_NAME, _INDEX_NAME = "passages.jsonl", "tantivy"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Hit:
-    """One result."""
-
-    passage_id: str
-    title: str
-    text: str
-    score: float
 
 
 class _Store(Protocol):

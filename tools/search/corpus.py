@@ -75,6 +75,21 @@ def write_offsets(path: str | Path) -> int:
     return len(lengths)
 
 
+def read_passages(path: str | Path) -> Iterator[Passage]:
+    """The passages of a JSONL file in order, without its offsets.
+
+    Raises:
+        ValueError: the file does not exist, or `path:line: ...` a row that is not of this format.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such passage file")
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield parse_row(line, where=f"{path}:{number}")
+
+
 class Passages:
     """The passages of a file by position, read through a memory map.
 
