@@ -58,7 +58,7 @@ def check_global_random_state(subject: Subject) -> str:
 
 def _generators() -> dict[str, Callable[[], object]]:
     def numpy_state() -> object:
-        name, keys, *rest = np.random.get_state()  # noqa: NPY002  it is the old generator that is shared
+        name, keys, *rest = np.random.get_state()
         return name, np.asarray(keys).tobytes(), tuple(rest)
 
     readers: dict[str, Callable[[], object]] = {"random": random.getstate, "numpy": numpy_state}

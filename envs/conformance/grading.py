@@ -91,7 +91,7 @@ def check_faults(subject: Subject) -> str:
     return ", ".join(seen) if seen else "nothing could be broken from outside"
 
 
-def _raise(*args: Any, **kwargs: Any) -> NoReturn:
+def _raise(*_: Any, **__: Any) -> NoReturn:
     raise _Planted("planted by the conformance kit")
 
 
@@ -128,6 +128,7 @@ def _check_tools(env: ToolEnv) -> int:
     toolset = env.toolset
     broken = [Tool(spec=spec, function=_failing(toolset.is_async(spec.name))) for spec in toolset.specs]
     calls = _oracle_calls(env)
+    toolset.close_state()
     env.toolset = Toolset(broken)
     for spec in env.tools:
         call = calls.get(spec.name) or ToolCall(
@@ -155,7 +156,7 @@ def _failing(is_async: bool) -> Any:
     if not is_async:
         return _raise
 
-    async def fail(**arguments: Any) -> NoReturn:
+    async def fail(**_: Any) -> NoReturn:
         _raise()
 
     return fail

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 
 from polyturn.envs.conformance.concurrency import check_concurrency
 from polyturn.envs.conformance.deadline import within
@@ -102,7 +103,7 @@ def _where(error: BaseException) -> str:
     place = ""
     while trace is not None:
         code = trace.tb_frame.f_code
-        if "/conformance/" not in code.co_filename:
+        if Path(code.co_filename).parent != Path(__file__).parent:
             place = f" (in {code.co_name}, {code.co_filename}:{trace.tb_lineno})"
         trace = trace.tb_next
     return place
