@@ -48,6 +48,8 @@ class Episode:
     reward: float | None
     """None when the episode failed."""
     reward_parts: Mapping[str, float] = field(default_factory=dict)
+    role_rewards: Mapping[str, float] = field(default_factory=dict)
+    """In an episode of several agents the reward of each, by `Segment.role`; one without an entry has `reward`."""
     metrics: Mapping[str, float] = field(default_factory=dict)
     """What the environment counted without rewarding it."""
     num_turns: int = 0
@@ -63,6 +65,14 @@ class Episode:
     def __post_init__(self) -> None:
         failed = self.outcome is Outcome.FAILED
         assert failed == (self.reward is None), "a failed episode has no reward, every other one has"
+
+    def part_id(self, role: str) -> str:
+        """The id of what one role wrote; without roles that of the episode."""
+        return f"{self.episode_id}/{role}" if role else self.episode_id
+
+    def reward_of(self, role: str) -> float | None:
+        """The reward of one role; the episode's own where the role has none of its own. None for a failed episode."""
+        return self.role_rewards.get(role, self.reward)
 
     @property
     def num_sampled_tokens(self) -> int:

@@ -26,6 +26,8 @@ class Segment:
     """`UNSAMPLED_VERSION` where the token was not sampled."""
     turns: tuple[int, ...]
     """The turn of each token; the tokens before the first answer belong to turn 0."""
+    role: str = ""
+    """Who wrote it in an episode of several agents, such as `solver/0`; else empty."""
 
     def __post_init__(self) -> None:
         columns = (self.token_ids, self.sampled, self.logprobs, self.policy_versions, self.turns)
@@ -74,7 +76,7 @@ class Ledger:
         )
         self._turn += 1
 
-    def to_segment(self) -> Segment:
+    def to_segment(self, *, role: str = "") -> Segment:
         """The ledger as an immutable segment."""
         return Segment(
             token_ids=tuple(self._token_ids),
@@ -82,6 +84,7 @@ class Ledger:
             logprobs=tuple(self._logprobs),
             policy_versions=tuple(self._policy_versions),
             turns=tuple(self._turns),
+            role=role,
         )
 
     def _extend(

@@ -31,7 +31,7 @@ from polyturn.envs.messages import AssistantMessage, Message, Observation
 from polyturn.envs.tasks import Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.metrics import UNKNOWN_TOOL, ToolUsage
-from polyturn.tools.types import ToolResult
+from polyturn.tools.types import ToolResult, ToolSpec
 
 MAX_INTERRUPTIONS = 8
 """How often the generation of one turn may be aborted by the engine and taken up again."""
@@ -80,13 +80,14 @@ async def play_tokens(
     record = _Record(
         env=env, episode_id=episode_id, group_id=group_id, seed=seed, executor=executor, limits=limits
     )
-    ledger = Ledger()
+    ledgers: dict[str, Ledger] = {}
     sampling = sampling or SamplingParams()
 
     async def play() -> _Stop:
         observation, tools = await record.reset(task)
-        new_ids = renderer.start(observation, tools)
         for turn in range(limits.max_turns):
+            ledger = ledgers.setdefault(record.role, Ledger())
+            new_ids = _render(renderer, ledger, observation, tools)
             budget = limits.max_tokens_per_episode - len(ledger) - len(new_ids)
             if budget <= 0:
                 return _Stop(Outcome.TRUNCATED, "max_tokens_per_episode")
@@ -106,11 +107,10 @@ async def play_tokens(
             observation, stop = await record.step(action)
             if stop is not None:
                 return stop
-            new_ids = renderer.extend(observation, last_token_id=generation.token_ids[-1])
         return _Stop(Outcome.TRUNCATED, "max_turns")
 
     stop = await record.run(play, task)
-    return record.episode(stop, ledger)
+    return record.episode(stop, ledgers)
 
 
 async def play_messages(
@@ -133,7 +133,7 @@ async def play_messages(
         _, tools = await record.reset(task)
         for _ in range(limits.max_turns):
             with record.clock("generate_s"):
-                action = await policy.reply(messages=tuple(record.messages), tools=tools)
+                action = await policy.reply(messages=record.conversation, tools=tools)
             record.add_action(action)
             _, stop = await record.step(action)
             if stop is not None:
@@ -141,7 +141,16 @@ async def play_messages(
         return _Stop(Outcome.TRUNCATED, "max_turns")
 
     stop = await record.run(play, task)
-    return record.episode(stop, Ledger())
+    return record.episode(stop, {})
+
+
+def _render(
+    renderer: ChatRenderer, ledger: Ledger, observation: Observation, tools: Sequence[ToolSpec]
+) -> list[int]:
+    """The tokens of an observation: of a whole conversation so far where the ledger is empty, else what it adds."""
+    if not len(ledger):
+        return renderer.start(observation, tools)
+    return renderer.extend(observation, last_token_id=ledger.token_ids[-1])
 
 
 async def _generate_turn(
@@ -196,8 +205,13 @@ class _Record:
     limits: EpisodeLimits
     task_id: str = ""
     messages: list[Message] = field(default_factory=list)
+    conversations: dict[str, list[Message]] = field(default_factory=dict)
+    """What each role has seen and said."""
+    role: str = ""
+    """Whose turn it is."""
     reward: float = 0.0
     reward_parts: dict[str, float] = field(default_factory=dict)
+    role_rewards: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     num_turns: int = 0
     num_tool_calls: int = 0
@@ -233,7 +247,7 @@ class _Record:
             else:
                 observation, info = await self._in_thread(self.env.reset, seed=self.seed, options=options)
         self.task_id = str(info.get("task_id", self.task_id))
-        self.messages += observation
+        self._hear(observation, info)
         self.tool_names = frozenset(spec.name for spec in info.get("tools", ()))
         return observation, info.get("tools", ())
 
@@ -247,11 +261,12 @@ class _Record:
         observation, reward, terminated, truncated, info = result
         if not math.isfinite(reward):
             raise EnvironmentFault(f"the environment gave the reward {reward}")
-        self.messages += observation
+        self._hear(observation, info)
         self.reward += float(reward)
         for name, part in info.get("reward_parts", {}).items():
             self.reward_parts[name] = self.reward_parts.get(name, 0.0) + part
         self.metrics.update(info.get("metrics", {}))
+        self.role_rewards.update(info.get("role_rewards", {}))
         for tool_result in info.get("tool_results", ()):
             self._count(tool_result)
         if terminated:
@@ -266,15 +281,28 @@ class _Record:
         usage = ToolUsage.of(result)
         self.tools[name] = self.tools[name] + usage if name in self.tools else usage
 
+    @property
+    def conversation(self) -> tuple[Message, ...]:
+        """What the role whose turn it is has seen and said."""
+        return tuple(self.conversations[self.role])
+
+    def _hear(self, observation: Observation, info: dict[str, Any]) -> None:
+        """Whoever is next hears the observation."""
+        self.role = info.get("role", self.role)
+        self.conversations.setdefault(self.role, []).extend(observation)
+        self.messages += (_addressed(message, self.role) for message in observation)
+
     def add_action(self, action: AssistantMessage) -> None:
-        self.messages.append(action.to_message())
+        message = action.to_message()
+        self.conversations[self.role].append(message)
+        self.messages.append(_addressed(message, self.role))
         self.num_turns += 1
         self.num_tool_calls += len(action.tool_calls)
 
     def clock(self, name: str) -> _Clock:
         return _Clock(self.seconds, name)
 
-    def episode(self, stop: _Stop, ledger: Ledger) -> Episode:
+    def episode(self, stop: _Stop, ledgers: dict[str, Ledger]) -> Episode:
         failed = stop.outcome is Outcome.FAILED
         inner = self.env.unwrapped
         env_id = (
@@ -290,13 +318,14 @@ class _Record:
             stop_reason=stop.reason,
             reward=None if failed else self.reward,
             reward_parts={} if failed else self.reward_parts,
+            role_rewards={} if failed else self.role_rewards,
             metrics=self.metrics,
             num_turns=self.num_turns,
             num_tool_calls=self.num_tool_calls,
             num_tool_errors=self.num_tool_errors,
             tools=self.tools,
             messages=tuple(self.messages),
-            segments=(ledger.to_segment(),) if len(ledger) else (),
+            segments=tuple(ledger.to_segment(role=role) for role, ledger in ledgers.items() if len(ledger)),
             timings=EpisodeTimings(**self.seconds, total_s=time.perf_counter() - self.started),
             error=stop.error,
         )
@@ -304,6 +333,11 @@ class _Record:
     async def _in_thread(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         call = functools.partial(function, *args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self.executor, call)
+
+
+def _addressed(message: Message, role: str) -> Message:
+    """The message, with the name of the role that hears or says it where there are several."""
+    return {**message, "name": role} if role and message["role"] != "tool" else message
 
 
 @dataclass(slots=True)

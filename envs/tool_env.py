@@ -97,6 +97,10 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         self._transcript: list[Message] = []
         self.metrics: dict[str, float] = {}
         """Counted and recorded, not rewarded: tools and hooks write to it, `reset` empties it, `info` has it."""
+        self.role = ""
+        """Whose turn it is in an episode of several agents, such as `solver/0`: `begin` and `follow_up` set it."""
+        self.role_rewards: dict[str, float] = {}
+        """Rewards of single roles: `grade` sets them beside what it returns."""
 
     # What an author writes.
 
@@ -169,7 +173,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         """Answer one assistant message.
 
         `info` holds `reward_parts`, `tool_results` (one for each call, in order), `metrics` where there are any, and,
-        at the end, `stop_reason`.
+        at the end, `stop_reason`; in an episode of several agents also `role`, whose turn it is, and `role_rewards`.
 
         Raises:
             gymnasium.error.ResetNeeded: the episode is over, or has not begun.
@@ -212,14 +216,17 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
     ) -> tuple[Observation, dict[str, Any]]:
         super().reset(seed=seed)
         self._done = True
-        self.metrics = {}
+        self.metrics, self.role, self.role_rewards = {}, "", {}
         self._task = task = self._choose_task(options or {})
         if self.toolset.is_stateful:
             open_state = functools.partial(self.toolset.open_state, task, self.np_random)
             await self._guard("setting up the tools", open_state, offload=offload)
         observation = await self._messages("begin", task, offload)
         self._done, self._num_turns, self._transcript = False, 0, list(observation)
-        return observation, {"task_id": task.task_id, "tools": self.tools}
+        info: dict[str, Any] = {"task_id": task.task_id, "tools": self.tools}
+        if self.role:
+            info["role"] = self.role
+        return observation, info
 
     async def _step(self, action: AssistantMessage, offload: Offload) -> StepResult:
         if self._done:
@@ -246,6 +253,8 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
             info["stop_reason"] = "max_turns"
         if self.metrics:
             info["metrics"] = dict(self.metrics)
+        if self.role:
+            info |= {"role": self.role, "role_rewards": dict(self.role_rewards)}
         self._done = terminated or truncated
         self._transcript += observation
         return observation, float(sum(info["reward_parts"].values())), terminated, truncated, info

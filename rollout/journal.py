@@ -77,11 +77,15 @@ def decode_episode(line: bytes) -> Episode:
     fields["outcome"] = Outcome(fields["outcome"])
     fields["messages"] = tuple(fields["messages"])
     fields["segments"] = tuple(
-        Segment(**{name: tuple(column) for name, column in segment.items()}) for segment in fields["segments"]
+        Segment(**{name: _column(value) for name, value in segment.items()}) for segment in fields["segments"]
     )
     fields["timings"] = EpisodeTimings(**fields["timings"])
     fields["tools"] = {name: ToolUsage(**usage) for name, usage in fields["tools"].items()}
     return Episode(**fields)
+
+
+def _column(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _plain(value: Any) -> Any:

@@ -39,6 +39,7 @@ SCHEMA = pa.schema(
         pa.field("error", pa.string()),
         pa.field("reward", pa.float64()),
         pa.field("reward_parts", pa.map_(pa.string(), pa.float64()), nullable=False),
+        pa.field("role_rewards", pa.map_(pa.string(), pa.float64()), nullable=False),
         pa.field("metrics", pa.map_(pa.string(), pa.float64()), nullable=False),
         pa.field("advantage", pa.float64()),
         pa.field("num_turns", pa.int32(), nullable=False),
@@ -51,6 +52,7 @@ SCHEMA = pa.schema(
         pa.field("total_s", pa.float64(), nullable=False),
         pa.field("messages", pa.string()),
         pa.field("segment", pa.int32()),
+        pa.field("role", pa.string()),
         pa.field("token_ids", pa.list_(pa.int32())),
         pa.field("sampled", pa.list_(pa.bool_())),
         pa.field("logprobs", pa.list_(pa.float32())),
@@ -102,7 +104,7 @@ class TrajectoryStore:
     ) -> Path:
         """Write the step's columnar file, all of it or nothing, and drop its journal.
 
-        `advantages` are by episode id; an episode without one has null.
+        `advantages` are by `Episode.part_id`, of the whole or of one role; what has none has null.
         """
         path = self.path(step)
         write_episodes(path, episodes, step=step, advantages=advantages)
@@ -163,9 +165,9 @@ def read_episodes(path: Path) -> list[Episode]:
 def _rows(step: int, episode: Episode, advantages: Mapping[str, float]) -> list[dict[str, Any]]:
     common = {
         "step": step,
-        "advantage": advantages.get(episode.episode_id),
         "outcome": str(episode.outcome),
         "reward_parts": list(episode.reward_parts.items()),
+        "role_rewards": list(episode.role_rewards.items()),
         "metrics": list(episode.metrics.items()),
         "tools": [(name, asdict(usage)) for name, usage in episode.tools.items()],
         "generate_s": episode.timings.generate_s,
@@ -175,9 +177,15 @@ def _rows(step: int, episode: Episode, advantages: Mapping[str, float]) -> list[
         **{name: getattr(episode, name) for name in PLAIN_COLUMNS},
     }
     rows: list[dict[str, Any]] = [
-        {**common, "segment": index, **{name: getattr(segment, name) for name in TOKEN_COLUMNS}}
+        {
+            **common,
+            "segment": index,
+            "role": segment.role,
+            "advantage": advantages.get(episode.part_id(segment.role)),
+            **{name: getattr(segment, name) for name in TOKEN_COLUMNS},
+        }
         for index, segment in enumerate(episode.segments)
-    ] or [{**common, "segment": None}]
+    ] or [{**common, "segment": None, "advantage": advantages.get(episode.episode_id)}]
     rows[0]["messages"] = orjson.dumps(episode.messages).decode()
     return rows
 
@@ -203,11 +211,12 @@ def _episode(rows: Sequence[Mapping[str, Any]]) -> Episode:
     return Episode(
         outcome=Outcome(first["outcome"]),
         reward_parts=dict(first["reward_parts"]),
+        role_rewards=dict(first["role_rewards"]),
         metrics=dict(first["metrics"]),
         tools={name: ToolUsage(**usage) for name, usage in first["tools"]},
         messages=tuple(orjson.loads(first["messages"])),
         segments=tuple(
-            Segment(**{name: tuple(row[name]) for name in TOKEN_COLUMNS})
+            Segment(**{name: tuple(row[name]) for name in TOKEN_COLUMNS}, role=row["role"])
             for row in rows
             if row["segment"] is not None
         ),

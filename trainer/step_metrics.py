@@ -69,12 +69,19 @@ def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
     rewards = [episode.reward for episode in episodes if episode.reward is not None]
     parts = sorted({name for episode in episodes for name in episode.reward_parts})
     counted = sorted({name for episode in episodes for name in episode.metrics})
+    roles = sorted({role for episode in episodes for role in episode.role_rewards})
     return {
         "reward/mean": statistics.fmean(rewards),
         "reward/std": statistics.pstdev(rewards),
         **{
             f"reward/{part}": statistics.fmean(episode.reward_parts.get(part, 0.0) for episode in episodes)
             for part in parts
+        },
+        **{
+            f"role/{role}": statistics.fmean(
+                episode.role_rewards[role] for episode in episodes if role in episode.role_rewards
+            )
+            for role in roles
         },
         **{
             f"env/{name}": statistics.fmean(
