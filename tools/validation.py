@@ -134,8 +134,23 @@ def _describe(error: ValidationError, properties: Mapping[str, Any]) -> str:
         choices = ", ".join(json.dumps(choice) for choice in error.validator_value)
         return f"argument {where!r} must be one of {choices}, not {shown}"
     if error.validator == "anyOf":
+        if meant := _meant(error):
+            return "; ".join(_describe(part, properties) for part in meant)
         return f"argument {where!r} must be {_type_name(error.schema)}, not {shown}"
     return f"argument {where!r}: {error.message}"
+
+
+def _meant(error: ValidationError) -> list[ValidationError]:
+    """What is wrong under the one choice of an `anyOf` whose type is right; empty if that is not one choice."""
+    by_choice: dict[Any, list[ValidationError]] = {}
+    for part in error.context or ():
+        by_choice.setdefault(part.schema_path[0], []).append(part)
+    fitting = [
+        parts
+        for parts in by_choice.values()
+        if not any(part.validator == "type" and not part.path for part in parts)
+    ]
+    return fitting[0] if len(fitting) == 1 else []
 
 
 def _type_name(schema: Any) -> str:
