@@ -270,7 +270,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
     async def _guard(self, what: str, function: Callable[..., Any], *args: Any, offload: Offload) -> Any:
         """The function's value, awaited if it is one to await; an exception becomes a fault that says where."""
         try:
-            if inspect.iscoroutinefunction(function):
+            if _is_async(function):
                 return await function(*args)
             value = await offload(functools.partial(function, *args))
             return await value if inspect.isawaitable(value) else value
@@ -283,7 +283,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
     async def _messages(self, hook: str, argument: Any, offload: Offload) -> Observation:
         """What `begin` or `follow_up` returns, copied: whoever keeps an observation must not share it with the task."""
         messages = await self._guard(hook, getattr(self, hook), argument, offload=offload)
-        observation = tuple(copy.deepcopy(message) for message in messages)
+        observation = tuple(map(_copy, messages))
         if observation not in self.observation_space:
             raise TypeError(
                 f"{self.env_id}: {hook}() must return messages with a role and a content, not {messages!r}"
@@ -322,7 +322,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
     def _drive(self, steps: Coroutine[Any, Any, Value]) -> Value:
         """Run `steps` to its end. With nothing `async` in the environment it never waits, and needs no event loop."""
         hooks = (self.begin, self.follow_up, self.grade)
-        if self.toolset.has_async or any(inspect.iscoroutinefunction(hook) for hook in hooks):
+        if self.toolset.has_async or any(map(_is_async, hooks)):
             try:
                 asyncio.get_running_loop()
             except RuntimeError:
@@ -351,6 +351,21 @@ def _in_threads(executor: Executor | None) -> Offload:
         )
 
     return offload
+
+
+def _is_async(function: Callable[..., Any]) -> bool:
+    """As `inspect.iscoroutinefunction`, at a tenth of its price for functions and methods."""
+    code = getattr(function, "__code__", None)
+    return (
+        inspect.iscoroutinefunction(function) if code is None else bool(code.co_flags & inspect.CO_COROUTINE)
+    )
+
+
+def _copy(message: Message) -> Message:
+    """A message that shares nothing with the other; most are flat, and texts need no copy."""
+    if type(message) is dict and all(type(value) is str for value in message.values()):
+        return message.copy()
+    return copy.deepcopy(message)
 
 
 def _line(message: Message) -> str:
