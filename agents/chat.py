@@ -64,6 +64,11 @@ class ChatRenderer:
         return self._stop_token_ids
 
     @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """Texts that end a turn too; they belong to it."""
+        return ()
+
+    @property
     def special_token_ids(self) -> frozenset[int]:
         """The tokens that no message text can turn into."""
         return self._special_ids
@@ -113,6 +118,11 @@ class ChatRenderer:
         return self._tokenizer.apply_chat_template(
             list(messages), tools=tools or None, tokenize=False, add_generation_prompt=True, **self._options
         )
+
+    def _encode_text(self, text: str) -> list[int]:
+        """A text by itself, none of it as special tokens."""
+        shield = _Shield(self._special_text, text)
+        return self._encode(shield.value, shield)
 
     def _encode(self, text: str, shield: _Shield) -> list[int]:
         token_ids: list[int] = []

@@ -1,12 +1,16 @@
-"""Dialects: how a model writes tool calls in its text."""
+"""Dialects: how a model writes its actions in its text."""
 
 from __future__ import annotations
 
 import difflib
+import functools
 import json
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from polyturn.envs.messages import AssistantMessage
+from polyturn.envs.search.styles import TAGS, Tags
+from polyturn.envs.search.tags import parse_turn
 from polyturn.tools.types import ToolCall
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
@@ -42,7 +46,23 @@ class HermesDialect:
         return AssistantMessage(content="".join(contents).strip(), tool_calls=tuple(calls), raw_text=text)
 
 
-_DIALECTS = {"hermes": HermesDialect}
+class TagDialect:
+    """Actions in tags, such as Search-R1's `<search>query</search>`: the first of a turn counts.
+
+    What an environment answers belongs to the same assistant turn: such a dialect needs a `ContinuationRenderer`.
+    """
+
+    def __init__(self, tags: Tags) -> None:
+        self.tags = tags
+
+    def parse(self, text: str) -> AssistantMessage:
+        return parse_turn(text, self.tags)
+
+
+_DIALECTS: dict[str, Callable[[], Dialect]] = {
+    "hermes": HermesDialect,
+    **{name: functools.partial(TagDialect, tags) for name, tags in TAGS.items()},
+}
 
 
 def make_dialect(name: str) -> Dialect:

@@ -27,11 +27,13 @@ class SGLangPolicy:
         client: httpx.AsyncClient,
         url: str,
         stop_token_ids: Sequence[int],
+        stop_strings: Sequence[str] = (),
         retries: Retries | None = None,
     ) -> None:
         self._client = client
         self._url = f"{url.rstrip('/')}/generate"
         self._stop_token_ids = tuple(stop_token_ids)
+        self._stop_strings = tuple(stop_strings)
         self._retries = retries or Retries()
 
     async def generate(self, *, prompt_ids: Sequence[int], sampling: SamplingParams) -> Generation:
@@ -47,6 +49,8 @@ class SGLangPolicy:
             "no_stop_trim": True,
             "skip_special_tokens": False,
         }
+        if self._stop_strings:
+            params["stop"] = list(self._stop_strings)
         if sampling.seed is not None:
             params["sampling_seed"] = sampling.seed
         payload = {"input_ids": list(prompt_ids), "sampling_params": params, "return_logprob": True}

@@ -121,8 +121,8 @@ R1_SEARCHER = SearchStyle(
     source="arXiv 2503.05592",
     prompt=(
         "Question: {question}\nThink between <think> and </think>. Where you are unsure, search: write keywords "
-        "between <|begin_of_query|> and <|end_of_query|>, and you are shown what was found between <|begin_of_documents|> and "
-        "<|end_of_documents|>. Put the final answer between <answer> and </answer>."
+        "between <|begin_of_query|> and <|end_of_query|>, and you are shown what was found between "
+        "<|begin_of_documents|> and <|end_of_documents|>. Put the final answer between <answer> and </answer>."
     ),
     tags=Tags(
         search=("<|begin_of_query|>", "<|end_of_query|>"),
