@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from polyturn.configs.schema import RunConfig
-from polyturn.configs.shapes import KIND, Variants, shape_of
+from polyturn.configs.shapes import KIND, Shape, Variants, shape_of
 
 _NAMES: dict[Any, str] = {
     bool: "bool",
@@ -25,34 +25,68 @@ _NAMES: dict[Any, str] = {
 
 
 def options_markdown() -> str:
-    """One table for each section: key, type, default and meaning."""
-    return "\n".join(_section(RunConfig, "", "")).rstrip() + "\n"
+    """One table for each section: key, type, default and meaning. A section that is used twice is shown once."""
+    return "\n".join(_section(RunConfig, "", "", {})).rstrip() + "\n"
 
 
-def _section(section: type[BaseModel], path: str, kind: str) -> Iterator[str]:
+_Shown = dict[type[BaseModel], str]
+"""Links to the tables of sections."""
+
+
+def _section(section: type[BaseModel], path: str, kind: str, shown: _Shown) -> Iterator[str]:
     title = f"`{path}`" if path else "The run"
     yield f"## {title}{kind}\n"
     if path:
         yield f"{(section.__doc__ or '').strip()}\n"
+    if section.model_fields.keys() == {KIND}:
+        return
     yield "| key | type | default | meaning |\n| --- | --- | --- | --- |"
     below: list[tuple[type[BaseModel], str, str]] = []
     for name, field in section.model_fields.items():
         shape = shape_of(field)
         inner = f"{path}.{name}" if path else name
+        if shape is None:
+            if name != KIND:
+                yield f"| `{name}` | {_type(field)} | {_default(field)} | {_one_line(field.description)} |"
+            continue
         if isinstance(shape, Variants):
-            below += [(variant, inner, f" with `kind: {k}`") for k, variant in shape.sections.items()]
-            default = f"`kind: {shape.default_kind}`" if shape.default_kind else "required"
-            meaning = f"see [`{inner}`](#{_anchor(inner, below[-len(shape.sections)][2])})"
-            yield f"| `{name}` | section | {default} | {meaning} |"
-        elif shape is not None:
-            below.append((shape, inner, ""))
-            default = "required" if field.is_required() else ""
-            yield f"| `{name}` | section | {default} | see [`{inner}`](#{_anchor(inner, '')}) |"
-        elif name != KIND:
-            yield f"| `{name}` | {_type(field)} | {_default(field)} | {_one_line(field.description)} |"
+            tables = [(variant, f" with `kind: {k}`") for k, variant in shape.sections.items()]
+        else:
+            tables = [(shape, "")]
+        for variant, k in tables:
+            if variant not in shown:
+                shown[variant] = f"[`{inner}`](#{_anchor(inner, k)})"
+                below.append((variant, inner, k))
+        link, described = shown[tables[0][0]], _one_line(field.description)
+        meaning = f"{described} See {link}." if described else f"see {link}"
+        yield f"| `{name}` | {_section_type(field)} | {_section_default(field, shape)} | {meaning} |"
     yield ""
     for inner_section, inner_path, inner_kind in below:
-        yield from _section(inner_section, inner_path, inner_kind)
+        yield from _section(inner_section, inner_path, inner_kind, shown)
+
+
+def _section_type(field: FieldInfo) -> str:
+    options = [option for option in _options(field.annotation) if option is not type(None)]
+    return "list of sections" if any(get_origin(option) is list for option in options) else "section"
+
+
+def _section_default(field: FieldInfo, shape: Shape) -> str:
+    if isinstance(shape, Variants) and shape.default_kind is not None:
+        return f"`kind: {shape.default_kind}`"
+    if field.is_required():
+        return "required"
+    return "" if isinstance(field.default, BaseModel) else _default(field)
+
+
+def _options(annotation: Any) -> Iterator[Any]:
+    """The members of a union, or the annotation alone."""
+    if get_origin(annotation) is Annotated:
+        yield from _options(get_args(annotation)[0])
+    elif get_origin(annotation) in (Union, types.UnionType):
+        for option in get_args(annotation):
+            yield from _options(option)
+    else:
+        yield annotation
 
 
 def _anchor(path: str, kind: str) -> str:

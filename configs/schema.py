@@ -5,23 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    NonNegativeFloat,
-    NonNegativeInt,
-    PositiveFloat,
-    PositiveInt,
-)
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from polyturn.configs.rewards import EnvironmentReward, GroupRewardConfig, RewardChoice
+from polyturn.configs.section import Section
+from polyturn.configs.tasks import TaskSources
 
 Port = Annotated[int, Field(ge=0, le=65535)]
-
-
-class Section(BaseModel):
-    """A part of the config: frozen, and strict about its keys."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class EnvironmentConfig(Section):
@@ -31,8 +21,8 @@ class EnvironmentConfig(Section):
     """A registered id, as `polyturn env list` shows them."""
     options: dict[str, Any] = {}
     """Keyword arguments of the environment's constructor."""
-    tasks: Path | None = None
-    """A JSONL file of tasks in place of the environment's own; relative to the working directory."""
+    tasks: TaskSources | None = None
+    """In place of the environment's own tasks: a file's path, a source, or a list of such as a mixture."""
     train_split: str = "train"
     """The split whose tasks are trained on."""
     max_turns: PositiveInt = 8
@@ -52,8 +42,8 @@ class ModelConfig(Section):
     """A Hugging Face directory, or `builtin:NAME` for one that the package ships."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of the weights, in trainer and engines."""
-    dialect: Literal["hermes"] = "hermes"
-    """How the model writes tool calls."""
+    dialect: Literal["hermes", "search_r1", "asearcher", "r1_searcher", "research"] = "hermes"
+    """How the model writes its actions: JSON tool calls (hermes), or the tags of a style of search."""
 
 
 class SamplingConfig(Section):
@@ -255,6 +245,8 @@ class EvaluationConfig(Section):
 
     split: str = "heldout"
     """The split whose tasks are played; never trained on."""
+    tasks: TaskSources | None = None
+    """The held-out tasks, written as `environment.tasks`; null: the split of that, or of the environment."""
     num_tasks: PositiveInt = 256
     """The first so many tasks of the split; all of them if there are fewer."""
     samples_per_task: PositiveInt = 1
@@ -321,6 +313,8 @@ class RunConfig(Section):
     resume: bool = False
     """Go on with an interrupted run from its newest checkpoint."""
     environment: EnvironmentConfig
+    reward: RewardChoice = EnvironmentReward()
+    group_rewards: list[GroupRewardConfig] = []
     model: ModelConfig
     rollout: RolloutConfig
     engines: EnginesConfig = EnginesConfig()
@@ -341,6 +335,7 @@ class SuiteEntry(Section):
     """One environment of a suite."""
 
     environment: EnvironmentConfig
+    reward: RewardChoice = EnvironmentReward()
     evaluation: EvaluationConfig = EvaluationConfig()
 
 

@@ -94,5 +94,7 @@ def _locate(location: tuple[int | str, ...], tree: Tree) -> tuple[list[str], Tre
             tree = inner[part]
         elif isinstance(value, dict) and KIND in value and value[KIND].value == part:
             continue
+        elif isinstance(part, int) and isinstance(value, dict | str):
+            continue  # one item that stands for a list of one
         path.append(str(part))
     return path, tree, tree.origin

@@ -52,7 +52,7 @@ class Tree:
 class _Loader(yaml.SafeLoader):
     """Composes nodes without resolving plain scalars: `read_scalar` does that."""
 
-    yaml_implicit_resolvers: dict[str, list[tuple[str, Any]]] = {}  # noqa: RUF012 (PyYAML's own attribute)
+    yaml_implicit_resolvers: dict[str, list[tuple[str, Any]]] = {}
 
 
 class _Dumper(yaml.SafeDumper):

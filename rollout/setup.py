@@ -11,17 +11,18 @@ from typing import Any
 import httpx
 
 from polyturn.agents.chat import ChatRenderer, load_tokenizer
+from polyturn.agents.continuation import make_renderer
 from polyturn.agents.dialects import Dialect, make_dialect
 from polyturn.agents.player import EpisodeLimits, play_messages, play_tokens
 from polyturn.agents.policy import SamplingParams
 from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.schema import RunConfig
 from polyturn.envs.registry import make
-from polyturn.envs.tasks import JsonlTasks
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collector import Collector, Play
 from polyturn.rollout.connections import StackedConnections
 from polyturn.rollout.limits import RolloutLimits
+from polyturn.rollout.task_sources import tasks_of
 
 
 def build_collector(config: RunConfig, *, model_path: Path, split: str, temperature: float) -> Collector:
@@ -31,21 +32,17 @@ def build_collector(config: RunConfig, *, model_path: Path, split: str, temperat
     """
     environment = config.environment
     options: dict[str, Any] = dict(environment.options)
-    if environment.tasks is not None:
-        options["tasks"] = JsonlTasks(environment.tasks)
 
     def make_env() -> ToolEnv:
         return make(environment.id, **options)
 
-    probe = make_env()
-    tasks = probe.tasks(split)
-    probe.close()
+    dialect = make_dialect(config.model.dialect)
     return Collector(
         make_env=make_env,
-        tasks=tasks,
+        tasks=tasks_of(config, split),
         play=token_play(
-            renderer=ChatRenderer(load_tokenizer(model_path)),
-            dialect=make_dialect(config.model.dialect),
+            renderer=make_renderer(load_tokenizer(model_path), dialect),
+            dialect=dialect,
             limits=episode_limits(config),
             temperature=temperature,
         ),
@@ -80,9 +77,14 @@ def message_play(*, limits: EpisodeLimits) -> Play:
 @asynccontextmanager
 async def open_policy(config: RunConfig, *, model_path: Path, url: str) -> AsyncIterator[SGLangPolicy]:
     """The policy behind `url`, an engine or a router, with connections of its own."""
-    renderer = ChatRenderer(load_tokenizer(model_path))
+    renderer = make_renderer(load_tokenizer(model_path), make_dialect(config.model.dialect))
     async with open_client(timeout_s=config.engines.request_timeout_s) as client:
-        yield SGLangPolicy(client=client, url=url, stop_token_ids=renderer.stop_token_ids)
+        yield SGLangPolicy(
+            client=client,
+            url=url,
+            stop_token_ids=renderer.stop_token_ids,
+            stop_strings=renderer.stop_strings,
+        )
 
 
 def open_client(*, timeout_s: float) -> httpx.AsyncClient:

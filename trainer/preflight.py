@@ -13,8 +13,9 @@ from polyturn.configs.errors import ConfigError, nearest
 from polyturn.configs.models import ModelShape, read_json, resolve_model_path
 from polyturn.configs.schema import RunConfig
 from polyturn.envs.registry import list_environments, make
-from polyturn.envs.tasks import JsonlTasks, TaskSource
+from polyturn.envs.tasks import TaskSource
 from polyturn.rollout.engines.ports import is_free
+from polyturn.rollout.task_sources import tasks_of
 from polyturn.trainer.run_directory import RunDirectory
 
 
@@ -121,24 +122,14 @@ def open_tasks(config: RunConfig, split: str) -> TaskSource:
     environment = config.environment
     known = [info.env_id for info in list_environments()]
     if environment.id not in known:
-        near = nearest(environment.id, known)
-        hint = (
-            f"did you mean {' or '.join(repr(n) for n in near)}?" if near else f"there are {', '.join(known)}"
-        )
+        near = nearest(environment.id, known, count=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
         raise ConfigError(f"environment.id: there is no environment '{environment.id}'; {hint}")
     try:
-        given = JsonlTasks(environment.tasks) if environment.tasks is not None else None
-        options = {**environment.options, **({"tasks": given} if given is not None else {})}
-        env = make(environment.id, **options)
-        try:
-            source = env.tasks(split)
-        finally:
-            env.close()
+        make(environment.id, **environment.options).close()
+        return tasks_of(config, split)
     except ValueError as error:
         raise ConfigError(f"environment: {error}") from error
-    if len(source) == 0:
-        raise ConfigError(f"environment: {environment.id} has no tasks in the split '{split}'")
-    return source
 
 
 def _check_tasks(config: RunConfig, splits: tuple[str, ...]) -> None:

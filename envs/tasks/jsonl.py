@@ -2,90 +2,104 @@
 
 from __future__ import annotations
 
-import difflib
 import json
+import os
+import re
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from polyturn.envs.messages import Message, Role
-from polyturn.envs.tasks.types import ListTasks, Task
+import numpy as np
+import orjson
 
-_ROW_KEYS = ("id", "prompt", "answer", "label", "metadata")
+from polyturn.envs.tasks.files import FileTasks
+from polyturn.envs.tasks.rows import RowReader
+from polyturn.envs.tasks.types import Task
+
+_CHUNK = 8 << 20
+_LONG_NUMBER = re.compile(rb"[0-9]{19}")
+"""Integers that orjson would read as floats."""
 
 
-class JsonlTasks(ListTasks):
+class JsonlTasks(FileTasks):
     """Tasks of a JSONL file: rows `{"prompt": str or messages, "answer" or "label": ..., "id"?, "metadata"?}`.
 
-    A row without an id is named after the file and its line.
+    A row without an id is named after the file and its line. `RowKeys` names the keys otherwise.
 
     Raises:
         ValueError: `path:line: ...` for a row that cannot be read; a file that is missing or empty.
     """
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        if not self.path.is_file():
-            raise ValueError(f"{self.path}: no such task file")
-        tasks: list[Task] = []
-        lines: dict[str, int] = {}
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                where = f"{self.path}:{number}"
-                task = _parse_row(line, where, default_id=f"{self.path.stem}-{number}")
-                if task.task_id in lines:
-                    raise ValueError(
-                        f"{where}: line {lines[task.task_id]} already has the id {task.task_id!r}"
-                    )
-                lines[task.task_id] = number
-                tasks.append(task)
-        if not tasks:
-            raise ValueError(f"{self.path}: the file holds no task")
-        super().__init__(tasks)
+    def __init__(
+        self, path: str | Path, *, reader: RowReader | None = None, check_rows: int | None = None
+    ) -> None:
+        """
+        Args:
+            path: The file.
+            reader: Makes tasks of rows.
+            check_rows: Read so many rows at once; None reads all, which finds every mistake before anything starts.
+        """
+        super().__init__(path, reader=reader, check_rows=check_rows)
+
+    def _open(self) -> None:
+        # Read by offset, not mapped: a mapping of a file that is cut short ends the process.
+        self._file = os.open(self.path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._file)
+        self._starts, self._lines = _find_rows(self._file)
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def _read(self, index: int) -> Task:
+        start, end = int(self._starts[index]), int(self._starts[index + 1])
+        return self._parse(os.pread(self._file, end - start, start), index)
+
+    def _read_all(self) -> Iterator[Task]:
+        offset, data = 0, b""
+        for index in range(len(self)):
+            start, end = int(self._starts[index]), int(self._starts[index + 1])
+            if end > offset + len(data):
+                offset, data = start, os.pread(self._file, max(_CHUNK, end - start), start)
+            yield self._parse(data[start - offset : end - offset], index)
+
+    def _parse(self, line: bytes, index: int) -> Task:
+        number = self._line(index)
+        where = f"{self.path}:{number}"
+        return self._reader.read(_load(line, where), where, default_id=f"{self.path.stem}-{number}")
+
+    def _line(self, index: int) -> int:
+        return index + 1 if self._lines is None else int(self._lines[index])
 
 
-def _parse_row(line: bytes, where: str, *, default_id: str) -> Task:
+def _find_rows(file: int) -> tuple[np.ndarray, np.ndarray | None]:
+    """Where each line that is not blank starts, and where the last ends; their line numbers where some are blank."""
+    size = os.fstat(file).st_size
+    breaks = [np.zeros(1, dtype=np.int64)]
+    first_bytes = [np.frombuffer(os.pread(file, 1, 0), dtype=np.uint8)]
+    for offset in range(0, size, _CHUNK):
+        # One byte more, so that the byte after a newline is always there.
+        data = np.frombuffer(os.pread(file, _CHUNK + 1, offset), dtype=np.uint8)
+        after = np.flatnonzero(data[:_CHUNK] == 10) + 1
+        after = after[after < len(data)]
+        breaks.append(after + offset)
+        first_bytes.append(data[after])
+    starts = np.concatenate(breaks)
+    if size == 0:
+        return starts, None
+    blank = np.isin(np.concatenate(first_bytes), np.frombuffer(b" \t\r\n\x0b\x0c", dtype=np.uint8))
+    ends = np.append(starts[1:], size)
+    for index in np.flatnonzero(blank):
+        start, end = int(starts[index]), int(ends[index])
+        blank[index] = not os.pread(file, end - start, start).strip()
+    lines = np.flatnonzero(~blank) + 1 if blank.any() else None
+    return np.append(starts[~blank], size), lines
+
+
+def _load(line: bytes, where: str) -> Any:
     try:
-        row = json.loads(line)
+        return json.loads(line) if _LONG_NUMBER.search(line) else orjson.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from error
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (UnicodeDecodeError, RecursionError, ValueError) as error:
         raise ValueError(f"{where}: not valid JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: a task is a JSON object, not {type(row).__name__}")
-    for key in row:
-        if key not in _ROW_KEYS:
-            near = difflib.get_close_matches(key, _ROW_KEYS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "further fields go under 'metadata'"
-            raise ValueError(f"{where}: unknown key {key!r}, {hint}")
-    if "prompt" not in row:
-        raise ValueError(f"{where}: missing key 'prompt'; the keys are {', '.join(row) or 'none'}")
-    if ("answer" in row) == ("label" in row):
-        raise ValueError(f"{where}: a task has one of 'answer' and 'label'; the keys are {', '.join(row)}")
-    metadata = row.get("metadata", {})
-    if not isinstance(metadata, dict):
-        raise ValueError(f"{where}: 'metadata' must be an object, not {type(metadata).__name__}")
-    return Task(
-        task_id=str(row.get("id", default_id)),
-        messages=_parse_prompt(row["prompt"], where),
-        label=row["answer"] if "answer" in row else row["label"],
-        metadata=metadata,
-    )
-
-
-def _parse_prompt(prompt: Any, where: str) -> tuple[Message, ...]:
-    if isinstance(prompt, str):
-        return ({"role": "user", "content": prompt},)
-    if not isinstance(prompt, list) or not prompt:
-        raise ValueError(
-            f"{where}: 'prompt' must be a text or a list of messages, not {json.dumps(prompt)[:60]}"
-        )
-    messages: list[Message] = []
-    for index, message in enumerate(prompt):
-        if not isinstance(message, dict) or message.get("role") not in get_args(Role):
-            raise ValueError(f"{where}: prompt[{index}] must have a 'role' of {', '.join(get_args(Role))}")
-        if not isinstance(message.get("content"), str):
-            raise ValueError(f"{where}: prompt[{index}] must have a text as 'content'")
-        messages.append(message)  # type: ignore[arg-type]
-    return tuple(messages)

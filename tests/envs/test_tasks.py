@@ -27,7 +27,7 @@ def test_rows_become_tasks(tmp_path):
     assert tasks[0] == Task.from_prompt("q1", "What is 2 + 2?", label="4", metadata={"level": 1})
     assert tasks[1].task_id == "tasks-3"
     assert tasks[1].messages == tuple(messages)
-    assert tasks.find("q1") is tasks[0]
+    assert tasks.find("q1") == tasks[0]
     with pytest.raises(ValueError, match="no task 'q2', did you mean 'q1'"):
         tasks.find("q2")
 

@@ -1,0 +1,105 @@
+"""What grades an episode, typed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+
+from polyturn.configs.section import Section
+
+PartName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+class EnvironmentReward(Section):
+    """The environment's own grade."""
+
+    kind: Literal["environment"] = "environment"
+
+
+class RuleReward(Section):
+    """A rule that compares the answer with the task's label."""
+
+    kind: Literal["rule"]
+    name: str
+    """exact_match, f1, contains, multiple_choice, numeric, regex, format, math or unit_tests (docs/rewards.md)."""
+    options: dict[str, Any] = {}
+    """The rule's own options."""
+
+
+class FunctionReward(Section):
+    """A function or class of one's own."""
+
+    kind: Literal["function"]
+    target: str
+    """`module:name` or `path/to/file.py:name`, a function of an EpisodeView or a class of such."""
+    options: dict[str, Any] = {}
+    """Keyword arguments of the function, or of the class's constructor."""
+
+
+class RemoteReward(Section):
+    """A service that grades over HTTP. What it cannot grade is a fault, never a reward of 0."""
+
+    kind: Literal["remote"]
+    url: str
+    """Where batches of episodes are posted."""
+    batch_size: PositiveInt = 32
+    """Most episodes in a request."""
+    linger_s: NonNegativeFloat = 0.01
+    """How long an episode waits for others to share its request."""
+    deadline_s: PositiveFloat = 60.0
+    """From the end of an episode to its reward, retries included; then it is a fault."""
+    max_retries: NonNegativeInt = 3
+    """After a connection that failed or a 5xx; other failures are not tried again."""
+    max_concurrent_requests: PositiveInt = 8
+    """Requests under way at once."""
+    breaker_failures: PositiveInt = 5
+    """So many failed requests in a row, and none is sent for breaker_reset_s."""
+    breaker_reset_s: PositiveFloat = 10.0
+    """Then one request tries whether the service is back."""
+
+
+PartReward = Annotated[
+    EnvironmentReward | RuleReward | FunctionReward | RemoteReward, Field(discriminator="kind")
+]
+
+
+class RubricPart(Section):
+    """One criterion."""
+
+    name: PartName
+    """What its raw value is recorded as."""
+    weight: FiniteFloat = 1.0
+    """Its share in the reward; 0 records it only."""
+    reward: PartReward
+
+
+class RubricReward(Section):
+    """Weighted criteria. Every raw value is recorded; the reward is their weighted sum."""
+
+    kind: Literal["rubric"]
+    parts: Annotated[list[RubricPart], Field(min_length=1)]
+    """The criteria; their names must differ."""
+
+
+RewardChoice = Annotated[
+    EnvironmentReward | RuleReward | FunctionReward | RemoteReward | RubricReward,
+    Field(discriminator="kind"),
+]
+OptionalReward = Annotated[
+    EnvironmentReward | RuleReward | FunctionReward | RemoteReward | RubricReward | None,
+    Field(discriminator="kind"),
+]
+
+
+class GroupRewardConfig(Section):
+    """A reward that sees all episodes of a task; added to theirs, in training only."""
+
+    name: PartName
+    """What its raw value is recorded as."""
+    weight: FiniteFloat = 1.0
+    """Its share in the reward; 0 records it only."""
+    target: str
+    """rank, diversity, or `module:name` or `path/to/file.py:name` of one's own."""
+    options: dict[str, Any] = {}
+    """Keyword arguments of the function, or of the class's constructor."""

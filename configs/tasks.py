@@ -1,0 +1,73 @@
+"""Where tasks come from, typed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, NonNegativeInt, PositiveFloat, PositiveInt
+
+from polyturn.configs.rewards import OptionalReward
+from polyturn.configs.section import Section
+
+
+class TaskEnvironment(Section):
+    """The environment of a source's tasks."""
+
+    id: str
+    """A registered id."""
+    options: dict[str, Any] = {}
+    """Keyword arguments of the environment's constructor."""
+
+
+class TaskSourceConfig(Section):
+    """A source of tasks: a file, or a function that makes them. Several sources are a mixture."""
+
+    path: str | None = None
+    """A JSONL or Parquet (.parquet) file, relative to the working directory; `path@[a:b]` is a part of it."""
+    generator: str | None = None
+    """In place of a path: `module:name` or `path/to/file.py:name`, called with an index and a seed."""
+    size: PositiveInt | None = None
+    """Of a generator: how many tasks it makes; null for no end."""
+    seed: NonNegativeInt = 0
+    """Of a generator."""
+    weight: PositiveFloat | None = None
+    """Share of the prompts drawn from this source, against the other weights; null in all: in proportion to sizes."""
+    prompt_key: str = "prompt"
+    """The key of a text or a list of messages."""
+    label_key: str | None = None
+    """The key of what is graded against; null: `answer` or `label`."""
+    needs_label: bool = True
+    """Whether a row without a label is an error."""
+    id_key: str = "id"
+    """The key of the task's id; a row without one is named after file and line."""
+    metadata_key: str = "metadata"
+    """The key of a mapping that rewards and environments may read."""
+    environment_key: str = "environment"
+    """The key of the row's own environment: an id, or `{id, options}`."""
+    reward_key: str = "reward"
+    """The key of the row's own reward: a rule's name, or a mapping as the section `reward`."""
+    other_keys: Literal["refuse", "keep", "drop"] = "refuse"
+    """Further keys of a row are errors, or go into the metadata, or are left out."""
+    check_rows: NonNegativeInt | None = None
+    """Rows that are checked before anything starts; null: all."""
+    environment: TaskEnvironment | None = None
+    """For rows that name none; null: the run's."""
+    reward: OptionalReward = None
+    """For rows that name none; null: the run's."""
+
+
+def _as_sources(given: Any) -> Any:
+    """A path, a source, or a list of either, as a list of sources."""
+    if given is None:
+        return None
+    items = given if isinstance(given, list | tuple) else [given]
+    return [{"path": item} if isinstance(item, str) else item for item in items]
+
+
+TaskSources = Annotated[
+    list[TaskSourceConfig],
+    BeforeValidator(
+        _as_sources, json_schema_input_type=str | TaskSourceConfig | list[str | TaskSourceConfig]
+    ),
+]
+"""Written as a path, a source, or a list of paths and sources."""

@@ -1,0 +1,36 @@
+"""Which tasks a run's config means for a split."""
+
+from __future__ import annotations
+
+from polyturn.configs.schema import RunConfig
+from polyturn.envs.registry import make
+from polyturn.envs.tasks import TaskSource
+from polyturn.envs.tasks.open import open_tasks
+
+
+def tasks_of(config: RunConfig, split: str) -> TaskSource:
+    """The tasks of a split: those that the config names, or else the environment's own.
+
+    Raises:
+        ValueError: they cannot be had, or there are none.
+    """
+    environment, evaluation = config.environment, config.evaluation
+    given = environment.tasks
+    if evaluation.tasks is not None:
+        if evaluation.split == environment.train_split:
+            raise ValueError(
+                f"evaluation.tasks: evaluation.split and environment.train_split are both '{split}'; give the held-out "
+                "tasks a split of another name"
+            )
+        if split == evaluation.split:
+            given = evaluation.tasks
+    if given is not None:
+        return open_tasks(given)
+    env = make(environment.id, **environment.options)
+    try:
+        source = env.tasks(split)
+    finally:
+        env.close()
+    if len(source) == 0:
+        raise ValueError(f"{environment.id} has no tasks in the split '{split}'")
+    return source
