@@ -59,3 +59,8 @@ def register_builtin() -> None:
         description="DeepResearcher's way to search, with JSON calls of several queries (arXiv 2504.03160).",
         kwargs={"style": "deep_researcher"},
     )
+    register(
+        "polyturn/SolveCritiqueSelect-v0",
+        "polyturn.envs.multi_agent.env:SolveCritiqueSelectEnv",
+        description="Solvers, critics and a selector over one policy, each with a ledger and a reward of its own.",
+    )

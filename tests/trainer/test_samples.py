@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
 from polyturn.agents.episode import Episode, Outcome
 from polyturn.agents.ledger import Ledger
 from polyturn.agents.policy import Generation
-from polyturn.configs.schema import AlgorithmConfig
+from polyturn.configs.schema import AlgorithmConfig, CentredAdvantage
 from polyturn.trainer.samples import make_samples
 from polyturn.trainer.updates import split_updates
 
@@ -77,6 +78,33 @@ def test_a_failed_episode_never_reaches_the_trainer() -> None:
     )
     with pytest.raises(AssertionError, match="never trained on"):
         make_samples([failed, make_episode("g", 1, 1.0)], AlgorithmConfig())
+
+
+def test_roles_are_compared_with_their_like() -> None:
+    def with_roles(sample: int, rewards: dict[str, float]) -> Episode:
+        episode = make_episode("g", sample, 0.25)
+        segments = tuple(replace(episode.segments[0], role=role) for role in rewards)
+        return replace(episode, segments=segments, role_rewards=rewards)
+
+    episodes = [
+        with_roles(0, {"solver/0": 1.0, "solver/1": 0.0, "critic/0": 1.0}),
+        with_roles(1, {"solver/0": 0.0, "solver/1": 0.0, "critic/0": 1.0}),
+    ]
+    result = make_samples(episodes, AlgorithmConfig(advantage=CentredAdvantage(kind="dr_grpo")))
+    assert result.advantages == {
+        "g.0.0/solver/0": 0.75,
+        "g.0.0/solver/1": -0.25,
+        "g.0.0/critic/0": 0.0,
+        "g.1.0/solver/0": -0.25,
+        "g.1.0/solver/1": -0.25,
+        "g.1.0/critic/0": 0.0,
+    }
+    assert [(sample.sample_id, sample.group_id) for sample in result.samples] == [
+        (f"g.{number}.0/{index}", f"g/{kind}")
+        for number in range(2)
+        for index, kind in enumerate(("solver", "solver", "critic"))
+    ]
+    assert result.groups.num_groups == 2
 
 
 @pytest.mark.parametrize(("num_updates", "num_ranks"), [(1, 1), (1, 2), (3, 2), (2, 4)])

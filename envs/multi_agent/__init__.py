@@ -1,0 +1,1 @@
+"""Several agents in one episode, all played by one policy."""
