@@ -1,0 +1,101 @@
+"""What every process that runs code puts on itself, after the fork and before the code."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+from dataclasses import dataclass
+
+from .config import MIB, Config
+from .landlock import abi, make_ruleset, restrict
+from .libc import PR_SET_DUMPABLE, prctl
+from .seccomp import Filter
+
+STACK_BYTES = 8 * MIB
+PROCESSES_OF_THE_RUNNER = 2
+"""The runner and a persistent interpreter count against the limit of processes, too."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Confinement:
+    """The layers, worked out once, so that a fork only has to put them on."""
+
+    config: Config
+    address_space: int
+    ruleset: int | None
+    filter: Filter | None
+    landlock_abi: int
+
+    @classmethod
+    def prepare(cls, config: Config) -> Confinement:
+        """To be called in the runner. Raises OSError or ValueError where a layer that was asked for cannot be had.
+
+        A kernel without landlock is no error: `landlock_abi` is 0 then.
+        """
+        with open("/proc/self/statm") as statm:
+            own_bytes = int(statm.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        imports = (*config.readable, *config.import_folders)
+        return cls(
+            config=config,
+            address_space=own_bytes + config.memory_bytes,
+            ruleset=make_ruleset(imports, config.writable) if config.landlock else None,
+            filter=Filter(deny_memfd=config.deny_memfd) if config.seccomp else None,
+            landlock_abi=abi() if config.landlock else 0,
+        )
+
+    def apply(self, *, keep: tuple[int, ...], one_execution: bool = True) -> None:
+        """Puts the layers on this process for good and closes all descriptors above 2 but `keep`.
+
+        A process that lives for one execution gets a hard limit of CPU seconds; the runner sets the soft limit of one
+        that lives for several.
+        """
+        prctl(PR_SET_DUMPABLE, 1)  # or /proc/self would belong to root
+        if self.config.oom_score:
+            with open("/proc/self/oom_score_adj", "w") as score:
+                score.write("1000")
+        os.chdir(self.config.work)
+        if self.config.rlimits:
+            self._set_rlimits(one_execution=one_execution)
+        if self.ruleset is not None:
+            restrict(self.ruleset)
+        close_all_but(keep)
+        if self.filter is not None:
+            self.filter.apply()
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+    def _set_rlimits(self, *, one_execution: bool) -> None:
+        config = self.config
+        limits = {
+            resource.RLIMIT_CORE: 0,
+            resource.RLIMIT_AS: self.address_space,
+            resource.RLIMIT_FSIZE: config.file_bytes,
+            resource.RLIMIT_NOFILE: config.num_open_files,
+            resource.RLIMIT_NPROC: config.num_processes + PROCESSES_OF_THE_RUNNER,
+            resource.RLIMIT_STACK: STACK_BYTES,
+            resource.RLIMIT_MEMLOCK: 0,
+            resource.RLIMIT_MSGQUEUE: 0,
+            resource.RLIMIT_SIGPENDING: 256,
+        }
+        for which, value in limits.items():
+            set_rlimit(which, value)
+        if one_execution:
+            set_rlimit(resource.RLIMIT_CPU, config.cpu_s, hard=config.cpu_s + 1)
+
+
+def set_rlimit(which: int, value: int, *, hard: int | None = None) -> None:
+    """Sets the soft and the hard limit; never above a hard limit that is there, which would need a privilege."""
+    present = resource.getrlimit(which)[1]
+    hard = value if hard is None else hard
+    if present != resource.RLIM_INFINITY:
+        hard = min(hard, present)
+    resource.setrlimit(which, (min(value, hard), hard))
+
+
+def close_all_but(keep: tuple[int, ...]) -> None:
+    """Closes every descriptor above 2 that is not in `keep`."""
+    start = 3
+    for fd in sorted(keep):
+        os.closerange(start, fd)
+        start = fd + 1
+    os.closerange(start, 1 << 20)

@@ -1,0 +1,300 @@
+"""One execution, as the runner sees it: start, streams, deadline, end, clean-up."""
+
+from __future__ import annotations
+
+import os
+import resource
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from .confine import Confinement
+from .framing import Decoder, FramingError, encode, write_all
+from .job import in_child, run_many, run_once
+from .processes import Children
+from .streams import Streams
+
+NAMES_LOST = "the persistent interpreter was killed and its names are lost"
+
+
+class HostGone(Exception):
+    """The host closed the connection while code ran."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Question:
+    """The code to run."""
+
+    code: str
+    arguments: list[str]
+    timeout_s: float
+    stdin: bytes
+
+
+class Interpreter:
+    """The persistent interpreter, stopped while it has nothing to do."""
+
+    def __init__(self, pid: int, link: socket.socket) -> None:
+        self.pid = pid
+        self.link = link
+
+    def ask(self, question: Question, theirs: tuple[int, ...], cpu_s: int | None) -> None:
+        """Wakes it and hands it the code. Raises OSError where it is gone."""
+        if cpu_s is not None:
+            hard = resource.prlimit(self.pid, resource.RLIMIT_CPU)[1]
+            used = _cpu_seconds(self.pid)
+            resource.prlimit(self.pid, resource.RLIMIT_CPU, (int(used) + 1 + cpu_s, hard))
+        os.kill(self.pid, signal.SIGCONT)
+        self.link.setblocking(True)
+        socket.send_fds(self.link, [b"x"], theirs)
+        write_all(self.link.fileno(), encode({"code": question.code, "arguments": question.arguments}))
+        self.link.setblocking(False)
+
+    def answer(self, decoder: Decoder) -> int | None:
+        """The exit status, when it has come. Raises EOFError or FramingError where the link is broken."""
+        try:
+            data = self.link.recv(4096)
+        except BlockingIOError:
+            return None
+        except ConnectionError:
+            raise EOFError from None
+        if not data:
+            raise EOFError
+        decoder.feed(data)
+        frame = decoder.next_frame()
+        if frame is None:
+            return None
+        status = frame[0].get("exit_code")
+        if not isinstance(status, int):
+            raise FramingError("no exit code")
+        return status
+
+
+class Executor:
+    """Runs code, one piece at a time."""
+
+    def __init__(self, confinement: Confinement, host: int) -> None:
+        """`host` is the descriptor whose end means that nobody waits for the results."""
+        self._confinement = confinement
+        self.config = confinement.config
+        self._host = host
+        self._children = Children()
+        self._interpreter: Interpreter | None = None
+
+    def run(self, question: Question, *, fresh: bool) -> tuple[dict[str, Any], bytes]:
+        """The answer to an `exec` question. Raises HostGone."""
+        start = time.monotonic()
+        streams = Streams(question.stdin, self.config.output_bytes)
+        try:
+            execution = self._run_fresh if fresh else self._run_persistent
+            outcome = execution(question, streams, start)
+            stdout, stderr = streams.stdout, streams.stderr
+        finally:
+            streams.close()
+        if outcome["status"] == "ok" and outcome["exit_code"] == 1 and _ended_by_memory_error(stderr):
+            outcome |= {"status": "oom", "detail": "MemoryError: the code needed more memory than it may use"}
+        header = {
+            **outcome,
+            "seconds": time.monotonic() - start,
+            "stdout": len(stdout),
+            "stderr": len(stderr),
+        }
+        return header, stdout + stderr
+
+    def _fork(self, streams: Streams | None, work: Callable[[int], int]) -> tuple[int, int]:
+        """A child's pid, and the descriptor where it tells of a failed set-up."""
+        told, tells = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            in_child(tells, lambda: work(tells))
+        os.close(tells)
+        self._children.watch(pid)
+        if streams is not None:
+            streams.after_fork()
+        return pid, told
+
+    def _run_fresh(self, question: Question, streams: Streams, start: float) -> dict[str, Any]:
+        def work(setup: int) -> int:
+            return run_once(self._confinement, streams.theirs, setup, question.code, question.arguments)
+
+        try:
+            pid, told = self._fork(streams, work)
+        except OSError as error:
+            return _outcome("setup_error", detail=f"fork: {error}")
+        try:
+            streams.watch(self._children.wakeup, select.POLLIN)
+            streams.watch(self._host, 0)
+            reason = self._wait(
+                streams, start + question.timeout_s, lambda: self._children.status(pid) is not None
+            )
+            lost = self._clean_up(kill_interpreter=False, main=pid)
+            streams.drain()
+            status = self._children.status(pid)
+            problem = os.read(told, 4096).decode(errors="replace")
+        finally:
+            os.close(told)
+            self._children.forget(pid)
+        if problem:
+            return _outcome("setup_error", detail=problem)
+        outcome = self._judge(reason, streams, status, question)
+        if lost:
+            outcome["detail"] = _join(outcome["detail"], NAMES_LOST)
+        return outcome
+
+    def _run_persistent(self, question: Question, streams: Streams, start: float) -> dict[str, Any]:
+        self._children.collect()
+        was_lost = ""
+        if self._interpreter is not None and self._children.status(self._interpreter.pid) is not None:
+            self._drop_interpreter()
+            was_lost = "the persistent interpreter had ended, so its names are lost and a new one was started"
+        if self._interpreter is None:
+            problem = self._start_interpreter()
+            if problem:
+                return _outcome("setup_error", detail=problem)
+        assert self._interpreter is not None
+        interpreter = self._interpreter
+        decoder = Decoder(max_header_bytes=1024, max_body_bytes=0)
+        statuses: list[int] = []
+        broken = False
+
+        def is_done() -> bool:
+            nonlocal broken
+            if self._children.status(interpreter.pid) is not None:
+                return True
+            try:
+                status = interpreter.answer(decoder)
+            except (EOFError, FramingError):
+                broken = True
+                return True
+            if status is not None:
+                statuses.append(status)
+            return status is not None
+
+        try:
+            interpreter.ask(question, streams.theirs, self.config.cpu_s if self.config.rlimits else None)
+        except OSError as error:
+            self._clean_up(kill_interpreter=True)
+            return _outcome(
+                "setup_error", detail=f"the persistent interpreter did not answer ({error}); {NAMES_LOST}"
+            )
+        finally:
+            streams.after_fork()
+        streams.watch(self._children.wakeup, select.POLLIN)
+        streams.watch(interpreter.link.fileno(), select.POLLIN)
+        streams.watch(self._host, 0)
+        reason = self._wait(streams, start + question.timeout_s, is_done)
+        if broken and not statuses:
+            # It closed its link: by ending, whose status is on its way, or on purpose, which makes it useless.
+            self._wait_for_end(interpreter.pid)
+        ended = self._children.status(interpreter.pid)
+        alive = reason == "done" and bool(statuses) and ended is None
+        lost = self._clean_up(kill_interpreter=not alive) or not alive
+        streams.drain()
+        status = statuses[0] if statuses else ended
+        outcome = self._judge(reason, streams, status, question)
+        if lost:
+            outcome["detail"] = _join(
+                outcome["detail"],
+                NAMES_LOST
+                if ended is None
+                else "the code ended the persistent interpreter, so its names are lost",
+            )
+        outcome["detail"] = _join(was_lost, outcome["detail"])
+        return outcome
+
+    def _start_interpreter(self) -> str:
+        """Starts a persistent interpreter; what went wrong, or nothing."""
+        ours, its = socket.socketpair()
+        try:
+            pid, told = self._fork(None, lambda setup: run_many(self._confinement, its, setup))
+        except OSError as error:
+            ours.close()
+            return f"fork: {error}"
+        finally:
+            its.close()
+        with os.fdopen(told, "rb") as stream:
+            problem = stream.read(4096).decode(errors="replace")  # ends when the interpreter is ready
+        self._interpreter = Interpreter(pid, ours)
+        if problem:
+            self._clean_up(kill_interpreter=True)
+        return problem
+
+    def _wait(self, streams: Streams, deadline: float, is_done: Callable[[], bool]) -> str:
+        """Moves bytes until the code is done, wrote too much, or ran out of time: done, output or timeout."""
+        while True:
+            events = streams.step(deadline - time.monotonic())
+            if self._host in events:
+                raise HostGone
+            if self._children.wakeup in events:
+                self._children.collect()
+            if streams.overflowed:
+                return "output"
+            if is_done():
+                return "done"
+            if time.monotonic() >= deadline:
+                return "timeout"
+
+    def _wait_for_end(self, pid: int) -> None:
+        deadline = time.monotonic() + 0.1
+        while self._children.status(pid) is None and time.monotonic() < deadline:
+            select.select([self._children.wakeup], [], [], 0.01)
+            self._children.collect()
+
+    def _clean_up(self, *, kill_interpreter: bool, main: int | None = None) -> bool:
+        """Kills what the code left behind; whether the interpreter's names were lost although it should have lived."""
+        interpreter = self._interpreter
+        if not self.config.kill_all and not kill_interpreter:
+            if main is not None and self._children.status(main) is None:
+                os.kill(main, signal.SIGKILL)
+                self._wait_for_end(main)
+            return False
+        if interpreter is None or kill_interpreter:
+            self._children.kill_all()
+            self._drop_interpreter()
+            return False
+        if self._children.kill_all_but(interpreter.pid):
+            os.kill(interpreter.pid, signal.SIGSTOP)
+            return False
+        self._drop_interpreter()
+        return True
+
+    def _drop_interpreter(self) -> None:
+        if self._interpreter is not None:
+            self._children.forget(self._interpreter.pid)
+            self._interpreter.link.close()
+            self._interpreter = None
+
+    def _judge(self, reason: str, streams: Streams, status: int | None, question: Question) -> dict[str, Any]:
+        """The status of an execution that was set up."""
+        if streams.overflowed:
+            limit = self.config.output_bytes
+            return _outcome("output_limit", detail=f"it wrote more than the {limit} bytes that it may write")
+        if reason == "timeout":
+            return _outcome("timeout", detail=f"it ran longer than {question.timeout_s:g} s")
+        if status == -signal.SIGXCPU:
+            return _outcome("timeout", detail=f"it used more than {self.config.cpu_s} s of CPU time")
+        return _outcome("ok", exit_code=status)
+
+
+def _outcome(status: str, *, exit_code: int | None = None, detail: str = "") -> dict[str, Any]:
+    return {"status": status, "exit_code": exit_code, "detail": detail}
+
+
+def _join(*sentences: str) -> str:
+    return "; ".join(sentence for sentence in sentences if sentence)
+
+
+def _cpu_seconds(pid: int) -> float:
+    """User and system time that a process has used."""
+    with open(f"/proc/{pid}/stat") as stat:
+        fields = stat.read().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _ended_by_memory_error(stderr: bytes) -> bool:
+    last_line = stderr.rstrip(b"\n").rpartition(b"\n")[2]
+    return last_line.startswith(b"MemoryError")

@@ -1,0 +1,175 @@
+"""A seccomp filter that refuses the system calls with which code could reach around the sandbox, or the kernel.
+
+It denies by list rather than allows by list, since any Python package may run inside: what a program needs in order to
+compute, to handle files and to start processes stays, while namespaces, mounts, tracing, kernel modules, clocks, keys,
+BPF, io_uring and shared memory that no limit counts go. A refused call fails with EPERM, as if the privilege were
+missing. Sockets other than AF_UNIX fail with EACCES.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import struct
+
+from .libc import LIBC, PR_SET_SECCOMP, check
+
+# Name: (x86-64, aarch64); None where the architecture does not have it.
+DENIED: dict[str, tuple[int | None, int | None]] = {
+    # Other processes' memory and descriptors.
+    "ptrace": (101, 117),
+    "process_vm_readv": (310, 270),
+    "process_vm_writev": (311, 271),
+    "process_madvise": (440, 440),
+    "kcmp": (312, 272),
+    "pidfd_getfd": (438, 438),
+    # Namespaces and mounts.
+    "unshare": (272, 97),
+    "setns": (308, 268),
+    "chroot": (161, 51),
+    "pivot_root": (155, 41),
+    "mount": (165, 40),
+    "umount2": (166, 39),
+    "open_tree": (428, 428),
+    "move_mount": (429, 429),
+    "fsopen": (430, 430),
+    "fsconfig": (431, 431),
+    "fsmount": (432, 432),
+    "fspick": (433, 433),
+    "mount_setattr": (442, 442),
+    "statmount": (457, 457),
+    "listmount": (458, 458),
+    "open_tree_attr": (467, 467),
+    "open_by_handle_at": (304, 265),
+    "name_to_handle_at": (303, 264),
+    "fanotify_init": (300, 262),
+    "fanotify_mark": (301, 263),
+    "quotactl": (179, 60),
+    "quotactl_fd": (443, 443),
+    # The kernel itself.
+    "bpf": (321, 280),
+    "perf_event_open": (298, 241),
+    "userfaultfd": (323, 282),
+    "io_uring_setup": (425, 425),
+    "io_uring_enter": (426, 426),
+    "io_uring_register": (427, 427),
+    "keyctl": (250, 219),
+    "add_key": (248, 217),
+    "request_key": (249, 218),
+    "init_module": (175, 105),
+    "finit_module": (313, 273),
+    "delete_module": (176, 106),
+    "kexec_load": (246, 104),
+    "kexec_file_load": (320, 294),
+    "reboot": (169, 142),
+    "syslog": (103, 116),
+    "acct": (163, 89),
+    "swapon": (167, 224),
+    "swapoff": (168, 225),
+    "personality": (135, 92),
+    "lookup_dcookie": (212, 18),
+    "vhangup": (153, 58),
+    "nfsservctl": (180, 42),
+    "iopl": (172, None),
+    "ioperm": (173, None),
+    "modify_ldt": (154, None),
+    "uselib": (134, None),
+    "ustat": (136, None),
+    "sysfs": (139, None),
+    "_sysctl": (156, None),
+    # Clocks and names of the machine.
+    "settimeofday": (164, 170),
+    "clock_settime": (227, 112),
+    "adjtimex": (159, 171),
+    "clock_adjtime": (305, 266),
+    "sethostname": (170, 161),
+    "setdomainname": (171, 162),
+    # Memory that outlives a process, or that no limit counts.
+    "shmget": (29, 194),
+    "semget": (64, 190),
+    "msgget": (68, 186),
+    "mq_open": (240, 180),
+    "memfd_secret": (447, 447),
+    "mbind": (237, 235),
+    "set_mempolicy": (238, 237),
+    "set_mempolicy_home_node": (450, 450),
+    "migrate_pages": (256, 238),
+    "move_pages": (279, 239),
+}
+MEMFD_CREATE = (319, 279)
+CLONE, CLONE3 = (56, 220), (435, 435)
+SOCKET, SOCKETPAIR = (41, 198), (53, 199)
+IOCTL = (16, 29)
+
+AUDIT_ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+NEW_NAMESPACES = 0x7E020000 | 0x00000080  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET,TIME}
+X32_BIT = 0x40000000
+FORGING_IOCTLS = (0x5412, 0x541C)  # TIOCSTI, TIOCLINUX: keystrokes for whoever holds the terminal
+
+LOAD, JUMP_EQUAL, JUMP_GREATER_EQUAL, JUMP_ANY_BIT, RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+ALLOW, KILL_PROCESS, FAIL_WITH = 0x7FFF0000, 0x80000000, 0x00050000
+OFFSET_NUMBER, OFFSET_ARCHITECTURE, OFFSET_ARGUMENTS = 0, 4, 16
+SECCOMP_MODE_FILTER = 2
+
+
+def build_filter(machine: str, *, deny_memfd: bool = False) -> bytes:
+    """The BPF program for a machine as `os.uname` names it. Raises ValueError for one that has no table here."""
+    if machine not in AUDIT_ARCHITECTURES:
+        raise ValueError(f"no seccomp filter for {machine}; there are {', '.join(AUDIT_ARCHITECTURES)}")
+    column, audit = AUDIT_ARCHITECTURES[machine]
+    program: list[tuple[int, int, int, int]] = []
+
+    def emit(code: int, value: int, *, if_true: int = 0, if_false: int = 0) -> None:
+        program.append((code, if_true, if_false, value))
+
+    emit(LOAD, OFFSET_ARCHITECTURE)
+    emit(JUMP_EQUAL, audit, if_true=1)
+    emit(RETURN, KILL_PROCESS)
+    emit(LOAD, OFFSET_NUMBER)
+    if machine == "x86_64":
+        emit(JUMP_GREATER_EQUAL, X32_BIT, if_false=1)
+        emit(RETURN, KILL_PROCESS)
+    denied = [numbers[column] for numbers in DENIED.values()] + ([MEMFD_CREATE[column]] if deny_memfd else [])
+    for number in denied:
+        if number is not None:
+            emit(JUMP_EQUAL, number, if_false=1)
+            emit(RETURN, FAIL_WITH | errno.EPERM)
+    # Its flags are behind a pointer, where a filter cannot look; the C library falls back to clone.
+    emit(JUMP_EQUAL, CLONE3[column], if_false=1)
+    emit(RETURN, FAIL_WITH | errno.ENOSYS)
+    emit(JUMP_EQUAL, CLONE[column], if_false=4)
+    emit(LOAD, OFFSET_ARGUMENTS)
+    emit(JUMP_ANY_BIT, NEW_NAMESPACES & ~0xFF, if_false=1)  # the low byte is the signal of the child's end
+    emit(RETURN, FAIL_WITH | errno.EPERM)
+    emit(RETURN, ALLOW)
+    for call in (SOCKET, SOCKETPAIR):
+        emit(JUMP_EQUAL, call[column], if_false=4)
+        emit(LOAD, OFFSET_ARGUMENTS)
+        emit(JUMP_EQUAL, 1, if_true=1)  # AF_UNIX
+        emit(RETURN, FAIL_WITH | errno.EACCES)
+        emit(RETURN, ALLOW)
+    emit(JUMP_EQUAL, IOCTL[column], if_false=1 + 2 * len(FORGING_IOCTLS))
+    emit(LOAD, OFFSET_ARGUMENTS + 8)
+    for request in FORGING_IOCTLS:
+        emit(JUMP_EQUAL, request, if_false=1)
+        emit(RETURN, FAIL_WITH | errno.EPERM)
+    emit(RETURN, ALLOW)
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_void_p))
+
+
+class Filter:
+    """A filter in memory, ready to be put on a process."""
+
+    def __init__(self, *, deny_memfd: bool = False) -> None:
+        code = build_filter(os.uname().machine, deny_memfd=deny_memfd)
+        self._code = ctypes.create_string_buffer(code, len(code))
+        self._program = _Program(len(code) // 8, ctypes.addressof(self._code))
+
+    def apply(self) -> None:
+        """Puts the filter on this process and its children for good; it must have no_new_privs."""
+        check(LIBC.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(self._program), 0, 0), "seccomp")

@@ -1,0 +1,77 @@
+"""Running source text as `__main__`, the way `python main.py` would."""
+
+from __future__ import annotations
+
+import builtins
+import linecache
+import sys
+import types
+from typing import Any
+
+
+def new_main() -> types.ModuleType:
+    """A `__main__` with nothing in it, in the place of the runner's own."""
+    main = types.ModuleType("__main__")
+    main.__dict__["__builtins__"] = builtins
+    sys.modules["__main__"] = main
+    return main
+
+
+def forget_runner(work: str, import_folders: tuple[str, ...]) -> None:
+    """Takes the runner's own modules out of the code's sight, and gives it the import path of a script in `work`."""
+    package = __name__.rpartition(".")[0]
+    for name in [name for name in sys.modules if name == package or name.startswith(package + ".")]:
+        del sys.modules[name]
+    sys.path[:] = [work, *sys.path, *import_folders]
+
+
+def open_streams() -> None:
+    """New text streams on descriptors 0, 1 and 2, with the errors modes of an interpreter in a UTF-8 locale."""
+    sys.stdin = sys.__stdin__ = open_stdin()  # type: ignore[misc]
+    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)  # type: ignore[misc] # noqa: SIM115
+    sys.stderr = sys.__stderr__ = open(  # type: ignore[misc] # noqa: SIM115
+        2, "w", encoding="utf-8", errors="backslashreplace", closefd=False, buffering=1
+    )
+
+
+def open_stdin() -> Any:
+    """A text stream on descriptor 0 whose buffer is empty."""
+    return open(0, encoding="utf-8", errors="surrogateescape", closefd=False)
+
+
+def run_source(source: str, file_name: str, namespace: dict[str, Any]) -> int:
+    """Runs the source; the exit status that a script would have had. Tracebacks go to stderr."""
+    lines = source.splitlines(keepends=True)
+    linecache.cache[file_name] = (len(source), None, lines, file_name)
+    try:
+        exec(compile(source, file_name, "exec", dont_inherit=True), namespace)
+    except SystemExit as stop:
+        return exit_status(stop.code)
+    except BaseException as error:  # noqa: BLE001 - whatever the code raises is its own
+        # Without this function's own line; a SyntaxError has none of the code's.
+        trace = error.__traceback__
+        error = error.with_traceback(trace.tb_next if trace is not None else None)
+        sys.excepthook(type(error), error, error.__traceback__)
+        return 1
+    return 0
+
+
+def exit_status(code: object) -> int:
+    """What `sys.exit(code)` makes of its argument."""
+    if code is None:
+        return 0
+    if isinstance(code, int):
+        return code & 0xFF
+    print(code, file=sys.stderr)
+    return 1
+
+
+def flush_streams() -> bool:
+    """Writes out what is buffered; False where that fails or the code closed the streams."""
+    fine = True
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (AttributeError, OSError, ValueError):
+            fine = False
+    return fine
