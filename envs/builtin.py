@@ -64,3 +64,13 @@ def register_builtin() -> None:
         "polyturn.envs.multi_agent.env:SolveCritiqueSelectEnv",
         description="Solvers, critics and a selector over one policy, each with a ledger and a reward of its own.",
     )
+    register(
+        "polyturn/CodeBreaker-v0",
+        "polyturn.envs.games.code_breaker:CodeBreakerEnv",
+        description="Find a hidden code from what each guess tells.",
+    )
+    register(
+        "polyturn/TreasureHunt-v0",
+        "polyturn.envs.games.treasure_hunt:TreasureHuntEnv",
+        description="Walk through a house, find the key that fits, and take the treasure out of a chest.",
+    )

@@ -22,8 +22,6 @@ import contextvars
 import copy
 import functools
 import inspect
-import math
-import numbers
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any, TypeVar
@@ -32,6 +30,7 @@ import gymnasium
 
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.messages import AssistantMessage, Message, Observation
+from polyturn.envs.rewards.types import EpisodeView, Reward, Score, as_score, is_async
 from polyturn.envs.scripts import Script, random_script
 from polyturn.envs.spaces import ChatSpace, ReplySpace
 from polyturn.envs.tasks import Task, TaskSource
@@ -94,6 +93,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         self._task: Task | None = None
         self._done = True
         self._num_turns = 0
+        self._finished = False
         self._transcript: list[Message] = []
         self.metrics: dict[str, float] = {}
         """Counted and recorded, not rewarded: tools and hooks write to it, `reset` empties it, `info` has it."""
@@ -125,12 +125,19 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         """The parts of the final answer's reward by name; the reward is their sum."""
         raise NotImplementedError(f"{type(self).__name__} must define grade(message)")
 
+    graded_by: Reward | None = None
+    """Grades in place of `grade` where it is set. A task's own reward goes before both."""
+
     oracle: Script | None = None
     """A script that scores 1.0 on every task; a method may read `self.task`. The conformance kit plays it."""
 
     def random_policy(self, seed: int) -> Script:
         """A script that acts at random and scores less than the oracle: by default any messages of the action space."""
         return random_script(self.action_space, seed)
+
+    def finish(self) -> None:
+        """End the episode with the step under way, as a tool does when a game is won or lost; it is graded then."""
+        self._finished = True
 
     def state_of(self, kind: type[State]) -> State:
         """The episode's instance of a `StatefulTool` class among the tools. Raises `LookupError` if there is none."""
@@ -217,6 +224,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         super().reset(seed=seed)
         self._done = True
         self.metrics, self.role, self.role_rewards = {}, "", {}
+        self._finished = False
         self._task = task = self._choose_task(options or {})
         if self.toolset.is_stateful:
             open_state = functools.partial(self.toolset.open_state, task, self.np_random)
@@ -244,9 +252,11 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         if not action.tool_calls:
             observation = await self._messages("follow_up", action, offload)
         info: dict[str, Any] = {"reward_parts": {}, "tool_results": tuple(results)}
-        terminated = not action.tool_calls and not observation
+        reward = 0.0
+        terminated = self._finished or (not action.tool_calls and not observation)
         if terminated:
-            info["reward_parts"] = await self._reward_parts(action, offload)
+            score = await self._score(action, offload)
+            reward, info["reward_parts"] = score.value, score.parts
             info["stop_reason"] = "terminated"
         truncated = not terminated and self._num_turns == self._max_turns
         if truncated:
@@ -257,7 +267,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
             info |= {"role": self.role, "role_rewards": dict(self.role_rewards)}
         self._done = terminated or truncated
         self._transcript += observation
-        return observation, float(sum(info["reward_parts"].values())), terminated, truncated, info
+        return observation, reward, terminated, truncated, info
 
     async def _call(self, call: ToolCall, offload: Offload) -> ToolResult:
         answer: Callable[..., Any] = self.toolset.call
@@ -290,15 +300,33 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
             )
         return observation
 
-    async def _reward_parts(self, message: AssistantMessage, offload: Offload) -> dict[str, float]:
-        parts = await self._guard("grade", self.grade, message, offload=offload)
-        valid = isinstance(parts, Mapping) and all(
-            isinstance(value, numbers.Real) and math.isfinite(value) for value in parts.values()
+    async def _score(self, message: AssistantMessage, offload: Offload) -> Score:
+        """The grade of the final answer: by what grades in its place where there is such, else by `grade`."""
+        reward = self._reward()
+        if reward is None:
+            return await self._graded("grade", self.grade, message, None, offload)
+        own: Mapping[str, float] = {}
+        if getattr(reward, "uses_environment_grade", False):
+            own = (await self._graded("grade", self.grade, message, None, offload)).parts
+        transcript, metrics = tuple(self._transcript), dict(self.metrics)
+        episode = EpisodeView(
+            task=self.task, message=message, messages=transcript, metrics=metrics, reward_parts=own
         )
-        if not valid:
-            where = f"{self.env_id}: grade failed on task {self.task.task_id!r}"
-            raise EnvironmentFault(f"{where}: it must return finite numbers by name, not {parts!r}")
-        return {name: float(value) for name, value in parts.items()}
+        return await self._graded("reward", reward, episode, getattr(reward, "name", "reward"), offload)
+
+    async def _graded(
+        self, what: str, function: Callable[..., Any], argument: Any, name: str | None, offload: Offload
+    ) -> Score:
+        value = await self._guard(what, function, argument, offload=offload)
+        try:
+            return as_score(value, name=name)
+        except ValueError as error:
+            where = f"{self.env_id}: {what} failed on task {self.task.task_id!r}"
+            raise EnvironmentFault(f"{where}: {error}") from error
+
+    def _reward(self) -> Reward | None:
+        """What grades in place of `grade`."""
+        return self.graded_by if self._task is None or self._task.reward is None else self._task.reward
 
     def _choose_task(self, options: Mapping[str, Any]) -> Task:
         if unknown := sorted(set(options) - set(_RESET_OPTIONS)):
@@ -322,7 +350,9 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
     def _drive(self, steps: Coroutine[Any, Any, Value]) -> Value:
         """Run `steps` to its end. With nothing `async` in the environment it never waits, and needs no event loop."""
         hooks = (self.begin, self.follow_up, self.grade)
-        if self.toolset.has_async or any(map(_is_async, hooks)):
+        reward = self._reward()
+        waits = reward is not None and is_async(reward)
+        if waits or self.toolset.has_async or any(map(_is_async, hooks)):
             try:
                 asyncio.get_running_loop()
             except RuntimeError:

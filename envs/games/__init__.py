@@ -1,0 +1,1 @@
+"""Text games, made from a seed."""
