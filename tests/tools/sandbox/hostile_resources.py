@@ -1,0 +1,649 @@
+"""Hostile snippets that eat: memory, disk, processes, descriptors, CPU and output. Limits are `SMALL` (see the tests)."""
+
+from hostile import FLOODS, MEMORY_ENDS, SYSTEM_CALLS, TIMES_OUT, Hostile
+
+WAIT_S = 1.0
+"""The timeout of a snippet that runs into it."""
+
+PROCESSES = [
+    Hostile(
+        name="fork bomb",
+        code="""
+import os
+while True:
+    try:
+        os.fork()
+    except OSError:
+        pass
+""",
+        ends=TIMES_OUT,
+        timeout_s=WAIT_S,
+    ),
+    Hostile(
+        name="fork bomb whose processes leave session, group and parent",
+        code="""
+import os
+print("forking", flush=True)
+while True:
+    try:
+        if os.fork() == 0:
+            os.setsid()
+            if os.fork():
+                os._exit(0)
+    except OSError:
+        pass
+""",
+        ends=TIMES_OUT,
+        says="forking",
+        timeout_s=WAIT_S,
+    ),
+    Hostile(
+        name="thread bomb",
+        code="""
+import threading, time
+count = 0
+try:
+    while count < 200:
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+        count += 1
+except (RuntimeError, MemoryError):
+    pass
+print("BREACH" if count >= 64 else "stopped at", count, flush=True)
+import os; os._exit(0)
+""",
+        says="stopped at",
+    ),
+    Hostile(
+        name="process that hops from parent to child",
+        code="""
+import os
+if os.fork() == 0:
+    while True:
+        try:
+            if os.fork():
+                os._exit(0)
+        except OSError:
+            pass
+print("left one hopping")
+""",
+        says="left one hopping",
+    ),
+    Hostile(
+        name="eight processes that burn CPU",
+        code="""
+import os, time
+for _ in range(8):
+    if os.fork() == 0:
+        while True:
+            pass
+time.sleep(60)
+""",
+        ends=TIMES_OUT,
+        timeout_s=WAIT_S,
+    ),
+]
+
+MEMORY = [
+    Hostile(
+        name="memory bomb",
+        code="""
+blocks = []
+while len(blocks) < 200:
+    blocks.append(bytearray(10 << 20))
+print("BREACH got 2 GB")
+""",
+        ends=MEMORY_ENDS,
+    ),
+    Hostile(
+        name="memory of many children",
+        code="""
+import os, time
+ready, told = os.pipe()
+for _ in range(12):
+    if os.fork() == 0:
+        try:
+            block = bytearray(80 << 20)
+            block[::4096] = b"1" * len(block[::4096])
+            os.write(told, b"1")
+            time.sleep(30)
+        finally:
+            os._exit(0)
+os.close(told)
+os.set_blocking(ready, False)
+time.sleep(1.5)
+try:
+    held = len(os.read(ready, 100))
+except BlockingIOError:
+    held = 0
+alive = 0
+while True:
+    try:
+        if os.waitpid(-1, os.WNOHANG)[0] == 0:
+            break
+        alive -= 1
+    except ChildProcessError:
+        alive = -12
+        break
+print("BREACH" if 12 + alive >= 6 and held >= 6 else "bounded:", 12 + alive, "of 12 children hold 80 MB each")
+""",
+        ends=frozenset({"ok", "oom"}),
+    ),
+    Hostile(
+        name="shared anonymous memory",
+        code="""
+import mmap
+blocks = []
+try:
+    while len(blocks) < 40:
+        block = mmap.mmap(-1, 50 << 20)
+        block.write(b"1" * (50 << 20))
+        blocks.append(block)
+except (MemoryError, OSError):
+    pass
+print("BREACH" if len(blocks) > 6 else "stopped at", len(blocks), "blocks of 50 MB")
+""",
+        ends=frozenset({"ok", "oom"}),
+    ),
+    Hostile(
+        name="memfd bomb",
+        code="""
+import os
+written = 0
+try:
+    for _ in range(12):
+        file = os.memfd_create("bomb")
+        for _ in range(64):
+            written += os.write(file, b"1" * (1 << 20)) >> 20
+except OSError:
+    pass
+print("BREACH" if written > 400 else "stopped at", written, "MB")
+""",
+        ends=frozenset({"ok", "oom"}),
+    ),
+    Hostile(
+        name="memfd bomb behind limits of its own: many files under the file size limit",
+        code="""
+import os
+written = 0
+try:
+    while written < 1000:
+        file = os.memfd_create("bomb")
+        written += os.write(file, b"1" * (4 << 20)) >> 20
+except (OSError, MemoryError):
+    pass
+print("BREACH" if written > 400 else "stopped at", written, "MB")
+""",
+        ends=frozenset({"ok", "oom"}),
+    ),
+    Hostile(
+        name="a terabyte of address space",
+        code="""
+import ctypes, mmap
+libc = ctypes.CDLL(None, use_errno=True)
+libc.mmap.restype = ctypes.c_void_p
+libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+address = libc.mmap(None, 1 << 40, 0, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000, -1, 0)
+print("refused" if address == ctypes.c_void_p(-1).value else "BREACH")
+""",
+        says="refused",
+    ),
+    Hostile(
+        name="decompression bomb",
+        code="""
+import zlib
+squeezer = zlib.compressobj(9)
+small = b"".join(squeezer.compress(bytes(1 << 20)) for _ in range(500)) + squeezer.flush()
+print("BREACH", len(zlib.decompress(small)))
+""",
+        ends=frozenset({"oom", "timeout"}),
+        timeout_s=4.0,
+    ),
+    Hostile(
+        name="locked memory",
+        code=SYSTEM_CALLS
+        + """
+import resource
+print("limit", resource.getrlimit(resource.RLIMIT_MEMLOCK)[0])
+block = ctypes.create_string_buffer(16 << 20)
+must_fail(mlock=(149, ctypes.byref(block), len(block)))
+""",
+        says="mlock",
+        x86_64_only=True,
+    ),
+    Hostile(
+        name="pipes with large buffers",
+        code="""
+import fcntl, os
+pairs = []
+try:
+    while len(pairs) < 2000:
+        pairs.append(os.pipe())
+        fcntl.fcntl(pairs[-1][1], 1031, 1 << 20)
+except OSError:
+    pass
+print("BREACH" if len(pairs) > 256 else "stopped at", len(pairs))
+""",
+        says="stopped at",
+    ),
+    Hostile(
+        name="descriptors in flight between sockets",
+        code="""
+import os, socket
+file = os.open("/dev/null", os.O_RDONLY)
+sent, pairs = 0, []
+try:
+    while sent < 100_000:
+        pairs.append(socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM))
+        pairs[-1][0].setblocking(False)
+        while True:
+            try:
+                socket.send_fds(pairs[-1][0], [b"x"], [file] * 200)
+            except BlockingIOError:
+                break
+            sent += 200
+except OSError:
+    pass
+print("BREACH" if sent >= 100_000 else "stopped at", sent)
+""",
+        says="stopped at",
+    ),
+]
+
+FILES = [
+    Hostile(
+        name="fill the disk",
+        code="""
+written = 0
+try:
+    for number in range(200):
+        with open(f"f{number}", "wb") as file:
+            written += file.write(b"x" * (4 << 20)) >> 20
+except OSError:
+    pass
+print("BREACH" if written > 64 else "stopped at", written, "MB")
+""",
+        says="stopped at",
+    ),
+    Hostile(
+        name="fill every folder that can be written",
+        code="""
+import os
+total = 0
+for top in ("/", "/dev/shm", "/tmp", "/var/tmp", "/run", "/dev/mqueue", os.environ.get("HOME", "/"), os.getcwd()):
+    for folder, folders, _ in os.walk(top):
+        folders[:] = [name for name in folders if name not in ("proc", "sys") and folder.count("/") < 3]
+        try:
+            for number in range(100):
+                with open(f"{folder}/fill{number}", "wb") as file:
+                    total += file.write(b"x" * (4 << 20)) >> 20
+        except OSError:
+            pass
+print("BREACH" if total > 128 else "stopped at", total, "MB")
+""",
+        ends=frozenset({"ok", "oom"}),
+        timeout_s=10.0,
+    ),
+    Hostile(
+        name="fill /dev/shm",
+        code="""
+written = 0
+try:
+    for number in range(200):
+        with open(f"/dev/shm/f{number}", "wb") as file:
+            written += file.write(b"x" * (4 << 20)) >> 20
+except OSError as error:
+    print(error.errno)
+print("BREACH" if written > 64 else "stopped at", written, "MB")
+""",
+        says="stopped at",
+    ),
+    Hostile(
+        name="a hundred thousand files",
+        code="""
+count = 0
+try:
+    for count in range(100_000):
+        open(str(count), "w").close()
+    print("BREACH", count)
+except OSError as error:
+    print("stopped at", count, error.errno)
+""",
+        says="stopped at",
+    ),
+    Hostile(
+        name="a sparse file of a terabyte",
+        code="""
+import signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+try:
+    with open("sparse", "wb") as file:
+        file.truncate(1 << 40)
+    print("BREACH")
+except OSError as error:
+    print("refused", error.errno)
+""",
+        says="refused",
+    ),
+    Hostile(
+        name="a folder deeper than a path is long, closed to its owner",
+        code="""
+import os
+for depth in range(1500):
+    try:
+        os.mkdir("d" * 200)
+        os.chdir("d" * 200)
+    except OSError:
+        break
+os.chmod(".", 0)
+print("made", depth)
+""",
+        says="made",
+    ),
+    Hostile(
+        name="names as long as names can be",
+        code="""
+import os
+made = 0
+try:
+    for number in range(3000):
+        os.mkdir(f"{number:04}" + "n" * 251)
+        made += 1
+except OSError as error:
+    print("stopped at", made, error.errno)
+try:
+    os.mkdir("n" * 256)
+    print("BREACH")
+except OSError as error:
+    print("too long", error.errno)
+""",
+        says="stopped at",
+    ),
+    Hostile(
+        name="names that are no text",
+        code="""
+import os
+for name in (b"\\xff\\xfe", b"a\\nb", b"-rf", b"\\x1b[2J"):
+    os.mkdir(name)
+print(len(os.listdir(b".")))
+""",
+        says="4",
+    ),
+    Hostile(
+        name="extended attributes",
+        code="""
+import os
+open("file", "w").close()
+stored = 0
+try:
+    for number in range(20_000):
+        os.setxattr("file", f"user.a{number}", b"x" * 32_000)
+        stored += 32_000
+except OSError as error:
+    print(error.errno)
+print("BREACH" if stored > 200 << 20 else "stopped at", stored)
+""",
+        ends=frozenset({"ok", "oom"}),
+    ),
+    Hostile(
+        name="the work folder is closed to its owner",
+        code="""
+import os
+os.chmod(os.getcwd(), 0)
+try:
+    os.rmdir(os.getcwd())
+    print("BREACH removed it")
+except OSError as error:
+    print("still there", error.errno)
+""",
+        says="still there",
+    ),
+]
+
+DESCRIPTORS = [
+    Hostile(
+        name="open files without end",
+        code="""
+import os
+count = 0
+try:
+    while count < 100_000:
+        os.open("/dev/null", os.O_RDONLY)
+        count += 1
+    print("BREACH")
+except OSError as error:
+    print("stopped at", count, error.errno)
+""",
+        says="stopped at",
+    ),
+    Hostile(
+        name="inotify instances and watches without end",
+        code="""
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+instances = []
+while len(instances) < 5000 and (new := libc.inotify_init1(0)) >= 0:
+    instances.append(new)
+watches = 0
+for number in range(2000):
+    try:
+        os.mkdir(f"w{number}")
+    except OSError:
+        break
+    watches += sum(libc.inotify_add_watch(i, f"w{number}".encode(), 2) >= 0 for i in instances[:8])
+print("BREACH" if len(instances) > 256 else "stopped at", len(instances), watches)
+""",
+        says="stopped at",
+    ),
+    Hostile(
+        name="epoll, eventfd and timerfd without end",
+        code=SYSTEM_CALLS
+        + """
+import select
+polls = []
+try:
+    while len(polls) < 5000:
+        polls.append(select.epoll())
+except OSError:
+    pass
+count = len(polls)
+del polls
+files = 0
+while files < 5000 and call(290, 0, 0)[0] >= 0 and call(283, 1, 0)[0] >= 0:
+    files += 2
+print("BREACH" if count > 256 or files > 256 else "stopped at", count, files)
+""",
+        says="stopped at",
+        x86_64_only=True,
+    ),
+    Hostile(
+        name="POSIX message queues",
+        code=SYSTEM_CALLS
+        + """
+made = 0
+for number in range(1000):
+    if call(240, ctypes.c_char_p(f"q{number}".encode()), 0o102, 0o600, 0)[0] < 0:
+        break
+    made += 1
+print("BREACH" if made > 256 else "stopped at", made)
+""",
+        says="stopped at",
+        x86_64_only=True,
+    ),
+    Hostile(
+        name="System V shared memory",
+        code=SYSTEM_CALLS
+        + """
+libc = ctypes.CDLL(None, use_errno=True)
+libc.shmat.restype = ctypes.c_void_p
+kept = 0
+for number in range(40):
+    identifier = libc.shmget(0, 50 << 20, 0o1600)
+    if identifier < 0:
+        break
+    address = libc.shmat(identifier, None, 0)
+    if address in (None, ctypes.c_void_p(-1).value):
+        break
+    ctypes.memset(address, 1, 50 << 20)
+    libc.shmdt(ctypes.c_void_p(address))
+    kept += 1
+print("BREACH" if kept > 6 else "stopped at", kept)
+""",
+        ends=frozenset({"ok", "oom"}),
+    ),
+]
+
+TIME = [
+    Hostile(name="endless loop", code="while True: pass", ends=TIMES_OUT, timeout_s=WAIT_S),
+    Hostile(
+        name="ignores every signal, swallows every exception",
+        code="""
+import signal, time
+for number in range(1, 65):
+    try:
+        signal.signal(number, signal.SIG_IGN)
+    except (OSError, ValueError):
+        pass
+while True:
+    try:
+        time.sleep(100)
+    except BaseException:
+        pass
+""",
+        ends=TIMES_OUT,
+        timeout_s=WAIT_S,
+    ),
+    Hostile(
+        name="blocks every signal and waits for a child that does the same",
+        code="""
+import os, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))
+if os.fork() == 0:
+    while True:
+        signal.sigtimedwait([], 100)
+os.wait()
+""",
+        ends=TIMES_OUT,
+        timeout_s=WAIT_S,
+    ),
+    Hostile(name="a number too large to compute", code="print(9**9**9)", ends=TIMES_OUT, timeout_s=WAIT_S),
+    Hostile(
+        name="a regular expression that backtracks for ever",
+        code="import re\nre.match('(a+)+$', 'a' * 64 + 'b')",
+        ends=TIMES_OUT,
+        timeout_s=WAIT_S,
+    ),
+    Hostile(
+        name="never ends in its exit handler",
+        code="import atexit\natexit.register(lambda: [None for _ in iter(int, 1)])\nprint('exits')",
+        ends=frozenset({"ok", "timeout", "oom"}),
+        says="exits",
+        timeout_s=WAIT_S,
+    ),
+    Hostile(
+        name="a storm of timer signals",
+        code="""
+import signal
+signal.signal(signal.SIGALRM, lambda *_: None)
+signal.setitimer(signal.ITIMER_REAL, 1e-5, 1e-5)
+while True:
+    pass
+""",
+        ends=TIMES_OUT,
+        timeout_s=WAIT_S,
+    ),
+    Hostile(
+        name="timers without end",
+        code=SYSTEM_CALLS
+        + """
+made, identifier = 0, ctypes.c_int()
+while made < 5000 and call(222, 1, ctypes.c_long(0), ctypes.byref(identifier))[0] >= 0:
+    made += 1
+print("BREACH" if made >= 5000 else "stopped at", made)
+""",
+        says="stopped at",
+        x86_64_only=True,
+    ),
+    Hostile(
+        name="real-time priority",
+        code="""
+import os
+try:
+    os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(50))
+    print("BREACH")
+except OSError as error:
+    print("refused", error.errno)
+""",
+        says="refused",
+    ),
+    Hostile(
+        name="stops itself",
+        code="import os, signal\nos.kill(os.getpid(), signal.SIGSTOP)",
+        ends=TIMES_OUT,
+        timeout_s=WAIT_S,
+    ),
+    Hostile(name="waits for input", code="import sys\nprint(repr(sys.stdin.read(10)))", says="''"),
+]
+
+OUTPUT = [
+    Hostile(
+        name="a gigabyte on stdout",
+        code="import os\nfor _ in range(1024):\n    os.write(1, b'x' * (1 << 20))\nprint('BREACH')",
+        ends=FLOODS,
+    ),
+    Hostile(
+        name="a flood on stderr",
+        code="import os\nwhile True:\n    os.write(2, b'x' * (1 << 20))",
+        ends=FLOODS,
+    ),
+    Hostile(
+        name="a flood on both by many threads, in single bytes",
+        code="""
+import os, threading
+def flood(file):
+    while True:
+        os.write(file, b"x")
+for file in (1, 2, 1, 2):
+    threading.Thread(target=flood, args=(file,)).start()
+""",
+        ends=frozenset({"output_limit", "timeout"}),
+        timeout_s=WAIT_S,
+    ),
+    Hostile(
+        name="bytes that are no text",
+        code="import os\nos.write(1, bytes(range(256)) * 40 + b'\\xff\\xfe\\x00\\x1b[2J')",
+        says="\x00\x01",
+    ),
+    Hostile(
+        name="NUL, half a character, lone surrogates",
+        code="""
+import os, sys
+os.write(1, b"\\0" * 100 + "\\u20ac".encode()[:2])
+sys.stdout.buffer.write("\\ud800".encode("utf-8", "surrogatepass"))
+print("end")
+""",
+        says="end",
+    ),
+    Hostile(
+        name="an exception of ten megabytes",
+        code="raise ValueError('x' * (10 << 20))",
+        ends=frozenset({"output_limit"}),
+    ),
+    Hostile(
+        name="an exception that fails while it is printed",
+        code="""
+class Hostile(Exception):
+    def __str__(self):
+        raise SystemExit(0)
+    __repr__ = __str__
+raise Hostile
+""",
+    ),
+    Hostile(
+        name="closes its output and goes on",
+        code="import os, time\nprint('before', flush=True)\nos.closerange(0, 3)\ntime.sleep(0.2)\nos._exit(3)",
+        says="before",
+        exit_code=3,
+    ),
+]
+
+RESOURCES = [*PROCESSES, *MEMORY, *FILES, *DESCRIPTORS, *TIME, *OUTPUT]

@@ -1,0 +1,97 @@
+"""Who owns a container, written on its labels, so that what a dead process left behind can be told and removed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+LABEL = "polyturn.sandbox"
+"""On every container of ours; its value is the backend's own id."""
+_OWNER, _BOOT, _NAMESPACE = "polyturn.owner", "polyturn.boot", "polyturn.pid_namespace"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Owner:
+    """A process, told apart from any other that had or will have its number."""
+
+    process: str
+    """`PID:START`, the start in clock ticks since boot."""
+    boot: str
+    pid_namespace: str
+
+    @classmethod
+    def this_process(cls) -> Self:
+        return cls(
+            process=f"{os.getpid()}:{_start_time(os.getpid())}",
+            boot=Path("/proc/sys/kernel/random/boot_id").read_text().strip(),
+            pid_namespace=os.readlink("/proc/self/ns/pid"),
+        )
+
+    def labels(self, backend: str) -> dict[str, str]:
+        """The labels of a container of that backend."""
+        return {LABEL: backend, _OWNER: self.process, _BOOT: self.boot, _NAMESPACE: self.pid_namespace}
+
+    def knows_dead(self, labels: Mapping[str, str], *, running: bool) -> bool:
+        """Whether the container with these labels is left over.
+
+        A running one is left over when its owner is of this boot and this pid namespace, and has ended: about owners
+        elsewhere (another machine that uses the same daemon, another container that has its socket) nothing is
+        known. One that ended by itself is left over when its owner is dead or of another boot of the machine.
+        """
+        if labels.get(_BOOT) != self.boot:
+            return not running
+        if labels.get(_NAMESPACE) != self.pid_namespace:
+            return False
+        pid, _, start = labels.get(_OWNER, "").partition(":")
+        return not pid.isdigit() or _start_time(int(pid)) != start
+
+
+def _start_time(pid: int) -> str:
+    """When the process started; empty where there is none of that number."""
+    try:
+        # The second field is the program's name, which may hold spaces and parentheses.
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def sweep(client: Any, owner: Owner, *, backend: str | None = None) -> int:
+    """Removes the containers of dead owners, and all those of `backend`; the number removed.
+
+    `client` is a `docker.DockerClient`. Raises `docker.errors.APIError` where the daemon cannot list them.
+    """
+    count = 0
+    for container in client.containers.list(all=True, filters={"label": LABEL}, sparse=True):
+        labels = container.attrs["Labels"]
+        # One that is "created" may be about to be started by an owner that lives elsewhere.
+        running = container.attrs["State"] not in ("exited", "dead")
+        if labels.get(LABEL) == backend or owner.knows_dead(labels, running=running):
+            remove(container)
+            count += 1
+    return count
+
+
+def remove(container: Any) -> None:
+    """Kills and removes a container; one that is gone or going is no error."""
+    from docker.errors import APIError, NotFound
+
+    try:
+        container.remove(force=True, v=True)
+    except NotFound:
+        pass
+    except APIError as error:
+        if error.status_code != 409:  # its removal is in progress already
+            raise
+
+
+def remove_all(containers: Iterable[Any]) -> None:
+    """Removes each as `remove` does, and goes on where the daemon refuses one: the next sweep tries again."""
+    from docker.errors import DockerException
+
+    for container in containers:
+        with contextlib.suppress(DockerException):
+            remove(container)
