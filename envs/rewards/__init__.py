@@ -1,5 +1,15 @@
-"""Rewards that environments share."""
+"""Rewards: rules by name, functions of one's own, services, rubrics, and what environments share."""
 
-from polyturn.envs.rewards.text import exact_match, normalise_answer
+from polyturn.envs.rewards.text import contains, exact_match, f1, normalise_answer
+from polyturn.envs.rewards.types import EpisodeView, GroupReward, Reward, Score
 
-__all__ = ["exact_match", "normalise_answer"]
+__all__ = [
+    "EpisodeView",
+    "GroupReward",
+    "Reward",
+    "Score",
+    "contains",
+    "exact_match",
+    "f1",
+    "normalise_answer",
+]

@@ -75,8 +75,8 @@ class GroupReward(Protocol):
     ) -> Sequence[RewardValue] | Awaitable[Sequence[RewardValue]]: ...
 
 
-def as_score(value: Any, *, name: str = "reward") -> Score:
-    """A reward's value with its parts; a bare number is a part called `name`.
+def as_score(value: Any, *, name: str | None = "reward") -> Score:
+    """A reward's value with its parts; a bare number is a part called `name`, and refused where that is None.
 
     Raises:
         ValueError: it is no finite number, or mapping of such.
@@ -85,8 +85,10 @@ def as_score(value: Any, *, name: str = "reward") -> Score:
         parts, total = dict(value.parts), value.value
     elif isinstance(value, Mapping):
         parts, total = dict(value), None
-    else:
+    elif name is not None:
         parts, total = {name: value}, None
+    else:
+        raise ValueError(f"it must return finite numbers by name, not {value!r:.200}")
     if not all(_is_finite(part) for part in parts.values()) or not (total is None or _is_finite(total)):
         raise ValueError(f"it must return a finite number, or finite numbers by name, not {value!r:.200}")
     parts = {str(key): float(part) for key, part in parts.items()}
@@ -94,7 +96,11 @@ def as_score(value: Any, *, name: str = "reward") -> Score:
 
 
 def is_async(function: Any) -> bool:
-    """Whether calling it gives something to await: an `async` function, or an object with an `async __call__`."""
+    """Whether calling it gives something to await: an `async` function, an object with an `async __call__`, or one that
+    says so by an attribute `is_async`.
+    """
+    if getattr(function, "is_async", False):
+        return True
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
         getattr(function, "__call__", None)  # noqa: B004  the method itself is wanted
     )

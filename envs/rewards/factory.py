@@ -1,0 +1,98 @@
+"""From what a config or a row says of a reward to the reward."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from polyturn.configs.errors import did_you_mean
+from polyturn.configs.rewards import (
+    EnvironmentReward,
+    FunctionReward,
+    GroupRewardConfig,
+    RemoteReward,
+    RewardChoice,
+    RubricReward,
+    RuleReward,
+)
+from polyturn.envs.rewards.group import BUILTIN, GroupPart
+from polyturn.envs.rewards.rubric import EnvironmentGrade, Part, Rubric
+from polyturn.envs.rewards.rules import make_rule
+from polyturn.envs.rewards.signature import check_signature, load_reward
+from polyturn.envs.rewards.types import Reward
+
+_CHOICE: TypeAdapter[Any] = TypeAdapter(RewardChoice)
+
+
+def make_reward(config: RewardChoice) -> Reward:
+    """The reward that a config describes; equal remote ones share their connections.
+
+    Raises:
+        ValueError: it cannot be had: a name, an option, a file or a signature is wrong.
+    """
+    if isinstance(config, EnvironmentReward):
+        return EnvironmentGrade()
+    if isinstance(config, RuleReward):
+        return make_rule(config.name, config.options)
+    if isinstance(config, FunctionReward):
+        return load_reward(config.target, config.options)
+    if isinstance(config, RemoteReward):
+        return _remote(config)
+    assert isinstance(config, RubricReward)
+    parts = []
+    for part in config.parts:
+        try:
+            parts.append(Part(name=part.name, weight=part.weight, reward=make_reward(part.reward)))
+        except ValueError as error:
+            raise ValueError(f"part {part.name!r}: {error}") from error
+    return Rubric(parts)
+
+
+def make_group_rewards(configs: Sequence[GroupRewardConfig]) -> tuple[GroupPart, ...]:
+    """The group rewards of a run. Raises `ValueError` as `make_reward` does."""
+    names = [config.name for config in configs]
+    if len(set(names)) != len(names):
+        raise ValueError(f"two group rewards have the name {next(n for n in names if names.count(n) > 1)!r}")
+    return tuple(
+        GroupPart(name=config.name, weight=config.weight, reward=_group_function(config))
+        for config in configs
+    )
+
+
+def reward_from_row(given: Any) -> Reward:
+    """The reward of a row: the name of a rule, or a mapping as the section `reward`, whose `kind` may be left out of a
+    rule. Raises `ValueError`.
+    """
+    if isinstance(given, str):
+        given = {"kind": "rule", "name": given}
+    if isinstance(given, dict) and "kind" not in given and "name" in given:
+        given = {"kind": "rule", **given}
+    try:
+        config = _CHOICE.validate_python(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from error
+    return make_reward(config)
+
+
+def _group_function(config: GroupRewardConfig) -> Any:
+    if ":" in config.target:
+        return load_reward(config.target, config.options, of_groups=True)
+    if config.target not in BUILTIN:
+        near = did_you_mean(config.target, BUILTIN) or f"; there are {', '.join(BUILTIN)}, or module:name"
+        raise ValueError(f"there is no group reward {config.target!r}{near}")
+    function = BUILTIN[config.target]
+    bound = functools.partial(function, **config.options)
+    check_signature(function, config.options, name=config.target, of_groups=True)
+    return bound
+
+
+@functools.lru_cache(maxsize=32)
+def _remote(config: RemoteReward) -> Reward:
+    from polyturn.envs.rewards.remote import RemoteGrader
+
+    return RemoteGrader(config)
