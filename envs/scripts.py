@@ -5,15 +5,16 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 
+from gymnasium import Space
+
 from polyturn.envs.messages import AssistantMessage, Message
-from polyturn.envs.spaces import ReplySpace
 from polyturn.tools.types import ToolSpec
 
 Script = Callable[[Sequence[Message], Sequence[ToolSpec]], AssistantMessage]
 """The next assistant message, from the conversation so far and the tools."""
 
 
-def random_script(space: ReplySpace, seed: int) -> Script:
+def random_script(space: Space[AssistantMessage], seed: int) -> Script:
     """A script that samples from a space; the space itself is left alone."""
     own_space = copy.deepcopy(space)
     own_space.seed(seed)

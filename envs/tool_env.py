@@ -352,7 +352,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         hooks = (self.begin, self.follow_up, self.grade)
         reward = self._reward()
         waits = reward is not None and is_async(reward)
-        if waits or self.toolset.has_async or any(map(_is_async, hooks)):
+        if waits or self.toolset.has_async or any(_is_async(hook) for hook in hooks):
             try:
                 asyncio.get_running_loop()
             except RuntimeError:

@@ -8,7 +8,8 @@ import random
 from polyturn.envs.customer_service.records import TODAY, Customer, Item, Order, OrderStatus, Shop, Variant
 
 NUM_CUSTOMERS = 120
-ORDERS_PER_CUSTOMER = 3
+_STATUSES: tuple[OrderStatus, ...] = ("processing", "shipped", "delivered")
+"""Every customer has an order in each."""
 
 _PRODUCTS = {
     "rain jacket": ("small", "medium", "large"),
@@ -75,7 +76,7 @@ def make_shop(seed: int) -> Shop:
     for number, name in enumerate(rng.sample(names, NUM_CUSTOMERS)):
         customer = _make_customer(rng, number, name)
         customers[customer.customer_id] = customer
-        for status in ("processing", "shipped", "delivered")[:ORDERS_PER_CUSTOMER]:
+        for status in _STATUSES:
             order = _make_order(rng, f"A{1001 + len(orders)}", customer, status, variants)
             orders[order.order_id] = order
     return Shop(variants=variants, customers=customers, orders=orders)

@@ -153,7 +153,8 @@ def last_line(text: str) -> str:
 @functools.lru_cache(maxsize=4)
 def problems(split: str) -> ListTasks:
     """The generated problems of one split: sums, differences and products of small numbers."""
-    tasks, seen = [], set[str]()
+    tasks: list[Task] = []
+    seen: set[str] = set()
     rng = random.Random(f"solve-critique-select/{split}")
     first = {"train": 0, "heldout": 1}[split]
     while len(tasks) < NUM_TASKS:

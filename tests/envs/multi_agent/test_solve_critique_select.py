@@ -1,6 +1,8 @@
 """Solvers, critics and a selector: who sees what, and who earns what."""
 
+import re
 import warnings
+from pathlib import Path
 
 import pytest
 from gymnasium.utils.env_checker import check_env
@@ -124,6 +126,20 @@ def test_a_flood_is_cut_before_others_must_read_it(env, task):
         scripted(solver_0="x" * 10**6, solver_1="1", critic_0="right", critic_1="right", selector="1"),
     )
     assert len(shown["critic/0"][1]["content"]) < MAX_SHOWN + 200
+
+
+def test_the_debate_of_the_docs_works_as_it_stands_there():
+    document = Path(__file__).parents[3] / "docs" / "multi_agent.md"
+    source = re.search(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)[1]
+    names: dict = {"__name__": "documented_debate"}
+    exec(compile(source, str(document), "exec"), names)
+    env = names["Debate"]()
+    observation, info = env.reset(seed=0)
+    assert (observation[0]["content"], info["role"]) == ("Argue for: Cats are better than dogs.", "pro")
+    observation, _, _, _, info = env.step(AssistantMessage(content="They purr."))
+    assert (observation[0]["content"], info["role"]) == ("Argue against: They purr.", "con")
+    _, reward, terminated, _, info = env.step(AssistantMessage(content="Bark."))
+    assert (reward, terminated, info["role_rewards"]) == (1.0, True, {"pro": 1.0, "con": 0.5})
 
 
 def test_the_last_line_is_what_counts():
