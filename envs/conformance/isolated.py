@@ -20,7 +20,7 @@ import psutil
 from polyturn.envs.conformance.findings import Finding, Unavailable
 from polyturn.envs.conformance.runner import CHECKS, DEADLINE_S
 
-GRACE_S = 10.0
+GRACE_S = 5.0
 """What the process gets beyond a check's own deadline; then something holds the interpreter, and it is killed."""
 
 MEMORY_BYTES = 8 << 30

@@ -1,4 +1,4 @@
-"""`polyturn env`: see the environments, play and check one."""
+"""`polyturn env`: see the environments, play, check and write one."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from polyturn.agents.player import EpisodeLimits, play_messages
 from polyturn.agents.policy import MessagePolicy
 from polyturn.agents.scripted import ScriptedPolicy
 from polyturn.cli.env_check import check
+from polyturn.cli.env_new import new
 from polyturn.cli.env_options import EnvId, Options, read_options
 from polyturn.cli.outcome import INTERRUPTED, RUN_FAILED, reported
 from polyturn.cli.plan import table
@@ -29,9 +30,10 @@ from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.types import ToolSpec
 
 app = typer.Typer(
-    help="List, show, play and check environments.", no_args_is_help=True, rich_markup_mode=None
+    help="List, show, play, check and write environments.", no_args_is_help=True, rich_markup_mode=None
 )
 app.command("check")(check)
+app.command("new")(new)
 
 
 @app.command("list")

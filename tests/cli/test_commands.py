@@ -37,6 +37,8 @@ def invoke(*arguments: str) -> tuple[int, str]:
         ["env", "list"],
         ["env", "show"],
         ["env", "play"],
+        ["env", "check"],
+        ["env", "new"],
         ["config", "show"],
         ["config", "schema"],
         ["config", "options"],

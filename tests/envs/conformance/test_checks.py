@@ -1,4 +1,5 @@
 """Every check passes on a good environment, and fails on one that is broken in just its way."""
+# ruff: noqa: BLE001, RUF012, SIM115  broken on purpose
 
 from __future__ import annotations
 

@@ -1,0 +1,1 @@
+"""A ticket desk between islands."""
