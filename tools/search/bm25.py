@@ -5,26 +5,22 @@ The index holds positions of passages only; titles and texts stay in the passage
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import tantivy
 
-from polyturn.tools.search.corpus import PassageLike, Passages, write_passages
+from polyturn.tools.search.corpus import PASSAGES_NAME, PassageLike, Passages, place_passages
+from polyturn.tools.search.pages import PassageFinder, Store
 from polyturn.tools.search.types import Hit
 
 _FIELD = "contents"
 _POSITION = "position"
 _TOKENIZER = "polyturn_english"
-_HEAP_BYTES = 128 * 1024 * 1024
-_PASSAGES_NAME, _INDEX_NAME = "passages.jsonl", "tantivy"
-
-
-class _Store(Protocol):
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> PassageLike: ...
+# A bound, not an allocation. What fits becomes one segment, and one segment is searched faster than many.
+_HEAP_BYTES = 1024 * 1024 * 1024
+_INDEX_NAME = "tantivy"
 
 
 class BM25Index:
@@ -33,34 +29,46 @@ class BM25Index:
     Made by `build` or `open`. Searches may run in several threads at once.
     """
 
-    def __init__(self, index: Any, passages: _Store) -> None:
+    def __init__(self, index: Any, passages: Store) -> None:
         self._index = index
         self._passages = passages
         self._searcher = index.searcher()
         self._analyzer = _analyzer()
+        self._finder = PassageFinder(passages)
 
     @classmethod
-    def build(cls, passages: Iterable[PassageLike], directory: str | Path | None = None) -> BM25Index:
+    def build(
+        cls,
+        passages: Iterable[PassageLike] | Path | None,
+        directory: str | Path | None = None,
+        *,
+        on_passage: Callable[[int], None] | None = None,
+    ) -> BM25Index:
         """Index passages.
 
         Args:
-            passages: Anything with `id`, `title` and `text`.
+            passages: Anything with `id`, `title` and `text`; or, with a directory, a file in wiki-18's format, which is
+                linked and not copied; or None, for those that are in the directory.
             directory: Where index and passages are written; None keeps both in memory.
+            on_passage: Told the number of passages so far after each.
 
         Raises:
             ValueError: there are no passages, or the directory holds an index already.
         """
-        store: _Store
+        store: Store
         if directory is None:
+            if passages is None or isinstance(passages, Path):
+                raise ValueError(
+                    "an index in memory is built from passages; give a directory for a file of them"
+                )
             store = tuple(passages)
             index = tantivy.Index(_schema())
         else:
             folder = Path(directory)
             if (folder / _INDEX_NAME).exists():
                 raise ValueError(f"{folder} holds an index already; open it, or build into another directory")
-            (folder / _INDEX_NAME).mkdir(parents=True)
-            write_passages(folder / _PASSAGES_NAME, passages)
-            store = Passages(folder / _PASSAGES_NAME)
+            store = place_passages(folder, passages)
+            (folder / _INDEX_NAME).mkdir()
             index = tantivy.Index(_schema(), path=str(folder / _INDEX_NAME))
         if len(store) == 0:
             raise ValueError("there are no passages to index")
@@ -70,8 +78,11 @@ class BM25Index:
         for position in range(len(store)):
             document = tantivy.Document()
             document.add_unsigned(_POSITION, position)
-            document.add_text(_FIELD, f"{store[position].title}\n{store[position].text}")
+            passage = store[position]
+            document.add_text(_FIELD, f"{passage.title}\n{passage.text}")
             writer.add_document(document)
+            if on_passage is not None:
+                on_passage(position + 1)
         writer.commit()
         writer.wait_merging_threads()
         index.reload()
@@ -89,7 +100,7 @@ class BM25Index:
             raise ValueError(f"{folder} holds no search index")
         index = tantivy.Index.open(str(folder / _INDEX_NAME))
         # The index names its tokenizer without containing it. Only writing needs it: a query is split by `_parse`.
-        return cls(index, Passages(folder / _PASSAGES_NAME))
+        return cls(index, Passages(folder / PASSAGES_NAME))
 
     def __len__(self) -> int:
         return len(self._passages)
@@ -112,6 +123,10 @@ class BM25Index:
             ranked = self._ranked(query_of_words, limit)
         return [self._hit(-negated, position) for negated, position in sorted(ranked)[:top_k]]
 
+    def page(self, url: str) -> str | None:
+        """The contents of the passage that a search named as `passage:ID`; None for another url."""
+        return self._finder.page(url)
+
     def _parse(self, query: str) -> Any | None:
         """Any of the query's words; None without any. Tantivy's query language would read `a:b` and `NOT` as syntax."""
         words = self._analyzer.analyze(query)
@@ -127,7 +142,8 @@ class BM25Index:
     def _ranked(self, query: Any, limit: int) -> list[tuple[float, int]]:
         """(negated score, position) of the best documents."""
         hits = self._searcher.search(query, limit=limit, count=False).hits
-        return [(-score, self._searcher.doc(address)[_POSITION][0]) for score, address in hits]
+        positions = self._searcher.fast_field_values(_POSITION, [address for _, address in hits])
+        return [(-score, position) for (score, _), position in zip(hits, positions, strict=True)]
 
     def _hit(self, score: float, position: int) -> Hit:
         passage = self._passages[position]
@@ -136,7 +152,7 @@ class BM25Index:
 
 def _schema() -> Any:
     builder = tantivy.SchemaBuilder()
-    builder.add_unsigned_field(_POSITION, stored=True)
+    builder.add_unsigned_field(_POSITION, stored=False, fast=True)
     builder.add_text_field(_FIELD, stored=False, tokenizer_name=_TOKENIZER, index_option="freq")
     return builder.build()
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import orjson
 
 
 class PassageLike(Protocol):
@@ -35,6 +36,10 @@ class Passage:
     id: str
     title: str
     text: str
+
+
+PASSAGES_NAME = "passages.jsonl"
+"""Of the passage file in an index's directory."""
 
 
 def offsets_path(path: str | Path) -> Path:
@@ -136,6 +141,32 @@ class Passages:
         self._file.close()
 
 
+def place_passages(directory: Path, passages: Iterable[PassageLike] | Path | None) -> Passages:
+    """The passages of an index's directory, put there first.
+
+    Args:
+        directory: It is made if need be.
+        passages: A file in wiki-18's format is linked, with its offsets here; others are written; None takes those that
+            are there.
+
+    Raises:
+        ValueError: there are none, or the directory has passages already.
+    """
+    path = directory / PASSAGES_NAME
+    if passages is not None:
+        if path.exists():
+            raise ValueError(f"{directory} holds passages already; use them, or build into another directory")
+        if isinstance(passages, Path) and not passages.is_file():
+            raise ValueError(f"{passages}: no such passage file")
+        directory.mkdir(parents=True, exist_ok=True)
+        if isinstance(passages, Path):
+            path.symlink_to(passages.resolve())
+            write_offsets(path)
+        else:
+            write_passages(path, passages)
+    return Passages(path)
+
+
 def parse_row(row: bytes, *, where: str) -> Passage:
     """The passage of one row.
 
@@ -143,7 +174,7 @@ def parse_row(row: bytes, *, where: str) -> Passage:
         ValueError: `where: ...`, the row is not one of this format.
     """
     try:
-        fields = json.loads(row)
+        fields = orjson.loads(row)
         contents, passage_id = fields["contents"], str(fields["id"])
     except (ValueError, TypeError, KeyError) as error:
         raise ValueError(f"{where}: not a row with 'id' and 'contents': {error}") from error

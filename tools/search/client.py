@@ -1,0 +1,348 @@
+"""One client for all searches of a process: batched, cached, with deadlines, retries and a breaker."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import random
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from polyturn.tools.search.breaker import CircuitBreaker
+from polyturn.tools.search.recording import Recorder
+from polyturn.tools.search.types import Hit, SearchFailed, SearchUnavailable
+from polyturn.tools.search.wire import read_answer, write_request
+
+Hits = tuple[Hit, ...]
+Key = tuple[str, int]
+"""A query and its top_k."""
+_SHOWN = 200
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClientOptions:
+    """How a client asks."""
+
+    deadline_s: float = 30.0
+    """Of one search, all waiting and retries included."""
+    max_batch: int = 64
+    """Queries in one request."""
+    max_wait_s: float = 0.002
+    """How long a query waits for others."""
+    max_requests: int = 8
+    """Requests at once."""
+    max_retries: int = 3
+    """After a connection that failed, or an answer of 500 and above. Nothing else is tried again."""
+    first_wait_s: float = 0.1
+    """Before the first retry; doubles each time, by a factor from 0.5 to 1.5."""
+    breaker_threshold: int = 5
+    """Failed requests in a row after which nothing is asked for `breaker_cooldown_s`."""
+    breaker_cooldown_s: float = 5.0
+    cache_size: int = 10_000
+    """Answers that are kept; 0 keeps none."""
+    record: Path | None = None
+    """A file to which every answer is added, for `ReplayRetriever`."""
+
+
+@dataclass(slots=True)
+class ClientCounts:
+    """What a client did."""
+
+    num_searches: int = 0
+    num_cached: int = 0
+    """Answered from the cache."""
+    num_joined: int = 0
+    """Joined to an equal search that was under way."""
+    num_requests: int = 0
+    num_retries: int = 0
+    num_failed: int = 0
+    """Queries without an answer."""
+
+
+@dataclass(slots=True)
+class _Flight:
+    """One query under way, and all who wait for it."""
+
+    started: float
+    waiters: list[tuple[asyncio.AbstractEventLoop | None, Any]] = field(default_factory=list)
+
+
+class SearchClient:
+    """Searches over HTTP. Safe in any number of threads and event loops at once.
+
+    One thread of its own holds the connections: searches from everywhere meet there and go out in batches. It starts
+    with the first search and ends with `close`, or with the process.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        options: ClientOptions | None = None,
+        transport: Callable[[], httpx.AsyncBaseTransport] | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        """
+        Args:
+            url: Of a server that speaks Search-R1's `/retrieve`, with or without that path.
+            options: How it asks.
+            transport: What carries the requests; None for connections as httpx makes them.
+            rng: Spreads the retries.
+
+        Raises:
+            ValueError: the url is none.
+        """
+        if not url.startswith(("http://", "https://")):
+            raise ValueError(f"a search server's url begins with http:// or https://, unlike {url!r}")
+        self.url = url if url.rstrip("/").endswith("/retrieve") else f"{url.rstrip('/')}/retrieve"
+        self.options = options or ClientOptions()
+        self.counts = ClientCounts()
+        self._transport = transport
+        self._rng = rng or random.Random()
+        self._lock = threading.Lock()
+        self._cache: OrderedDict[Key, Hits] = OrderedDict()
+        self._flights: dict[Key, _Flight] = {}
+        self._queue: deque[Key] = deque()
+        self._is_scheduled = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
+        self._is_closed = False
+        self._breaker = CircuitBreaker(
+            threshold=self.options.breaker_threshold, cooldown_s=self.options.breaker_cooldown_s
+        )
+        self._recorder = Recorder(self.options.record) if self.options.record else None
+
+    def search(self, query: str, top_k: int) -> Sequence[Hit]:
+        """Search from any thread but this client's own. Raises as `Retriever.search`."""
+        waiter: concurrent.futures.Future[Hits] = concurrent.futures.Future()
+        found = self._submit((query, top_k), None, waiter)
+        return waiter.result() if found is None else found
+
+    async def search_async(self, query: str, top_k: int) -> Sequence[Hit]:
+        """As `search`, without holding up the event loop."""
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[Hits] = loop.create_future()
+        found = self._submit((query, top_k), loop, waiter)
+        return await waiter if found is None else found
+
+    def close(self) -> None:
+        """End the thread and the connections; searches under way fail."""
+        with self._lock:
+            self._is_closed = True
+            thread, loop = self._thread, self._loop
+        if thread is not None and loop is not None:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+        if self._recorder is not None:
+            self._recorder.close()
+        self._settle(list(self._flights), SearchUnavailable(f"{self.url}: the client is closed"))
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _submit(self, key: Key, loop: asyncio.AbstractEventLoop | None, waiter: Any) -> Hits | None:
+        """The hits where they are known, else None: `waiter` will be told."""
+        if key[1] < 1:
+            raise ValueError(f"top_k must be at least 1, not {key[1]}")
+        with self._lock:
+            self.counts.num_searches += 1
+            if key in self._cache:
+                self.counts.num_cached += 1
+                self._cache.move_to_end(key)
+                return self._cache[key]
+            flight = self._flights.get(key)
+            if flight is not None:
+                self.counts.num_joined += 1
+                flight.waiters.append((loop, waiter))
+                return None
+            own_loop = self._running_loop()
+            self._flights[key] = _Flight(time.monotonic(), [(loop, waiter)])
+            self._queue.append(key)
+            first, full = not self._is_scheduled, len(self._queue) == self.options.max_batch
+            self._is_scheduled = True
+        if full:
+            own_loop.call_soon_threadsafe(self._send)
+        elif first:
+            own_loop.call_soon_threadsafe(own_loop.call_later, self.options.max_wait_s, self._send)
+        return None
+
+    def _running_loop(self) -> asyncio.AbstractEventLoop:
+        """The client's own event loop; its thread is started when first needed. Call with the lock held."""
+        if self._is_closed:
+            raise SearchUnavailable(f"{self.url}: the client is closed")
+        if self._loop is None:
+            self._loop = asyncio.new_event_loop()
+            self._thread = threading.Thread(
+                target=self._run, args=(self._loop,), name="search-client", daemon=True
+            )
+            self._thread.start()
+        return self._loop
+
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        asyncio.set_event_loop(loop)
+        limit = self.options.max_requests
+        self._http = httpx.AsyncClient(
+            transport=self._transport() if self._transport else None,
+            # A server closes what is idle for 5 s: leave first, or a request may meet a connection that is closing.
+            limits=httpx.Limits(max_connections=limit, max_keepalive_connections=limit, keepalive_expiry=2.0),
+            timeout=None,
+            trust_env=False,
+        )
+        self._slots = asyncio.Semaphore(limit)
+        self._tasks: set[asyncio.Task[None]] = set()
+        try:
+            loop.run_forever()
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
+            loop.run_until_complete(self._http.aclose())
+            loop.close()
+
+    def _send(self) -> None:
+        """Send what has gathered, in requests of one top_k each. Runs in the client's loop."""
+        with self._lock:
+            keys, self._is_scheduled = list(self._queue), False
+            self._queue.clear()
+        by_top_k: dict[int, list[Key]] = {}
+        for key in keys:
+            by_top_k.setdefault(key[1], []).append(key)
+        size = self.options.max_batch
+        for group in by_top_k.values():
+            for start in range(0, len(group), size):
+                self._start(self._answer(group[start : start + size]))
+
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, keys: list[Key]) -> None:
+        """Ask for one batch and tell everyone who waits."""
+        with self._lock:
+            started = min(self._flights[key].started for key in keys)
+        outcome: list[Hits] | Exception
+        try:
+            async with asyncio.timeout(started + self.options.deadline_s - time.monotonic()), self._slots:
+                outcome = await self._ask(keys)
+        except TimeoutError:
+            self._breaker.fail()
+            outcome = SearchFailed(f"no answer within {self.options.deadline_s:g} s")
+        except (SearchFailed, SearchUnavailable) as error:
+            outcome = error
+        self._settle(keys, outcome)
+
+    async def _ask(self, keys: list[Key]) -> list[Hits]:
+        """The answer to a batch. One that is refused is asked query by query: no query is refused for another."""
+        try:
+            return await self._post(keys)
+        except _Refused as error:
+            if len(keys) == 1:
+                raise SearchFailed(str(error)) from error
+        for key in keys:
+            try:
+                self._settle([key], await self._post([key]))
+            except _Refused as error:
+                self._settle([key], SearchFailed(str(error)))
+        return []
+
+    async def _post(self, keys: list[Key]) -> list[Hits]:
+        body = write_request([query for query, _ in keys], keys[0][1])
+        for attempt in range(self.options.max_retries + 1):
+            if not self._breaker.admit():
+                raise SearchUnavailable(f"{self.url}: too many requests failed; nothing is asked for a while")
+            if attempt:
+                self.counts.num_retries += 1
+            last = attempt == self.options.max_retries
+            self.counts.num_requests += 1
+            try:
+                response = await self._http.post(
+                    self.url, content=body, headers={"Content-Type": "application/json"}
+                )
+            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+                self._breaker.fail()
+                if last:
+                    raise SearchUnavailable(f"{self.url}: {type(error).__name__}: {error}") from error
+            except httpx.HTTPError as error:
+                self._breaker.fail()
+                raise SearchFailed(f"the connection broke ({type(error).__name__})") from error
+            else:
+                if response.status_code < 500:
+                    return self._read(response, len(keys))
+                self._breaker.fail()
+                if last:
+                    raise SearchFailed(f"the search server answered HTTP {response.status_code}")
+            await asyncio.sleep(self.options.first_wait_s * 2**attempt * (0.5 + self._rng.random()))
+        raise AssertionError("the last attempt returns or raises")
+
+    def _read(self, response: httpx.Response, num_queries: int) -> list[Hits]:
+        if response.status_code >= 400:
+            # The server works: it is the request that it does not like.
+            self._breaker.succeed()
+            raise _Refused(f"HTTP {response.status_code}: {response.text[:_SHOWN]}")
+        try:
+            answers = read_answer(response.content, num_queries=num_queries)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            self._breaker.fail()
+            raise SearchUnavailable(f"{self.url} does not answer as a search server: {error}") from error
+        self._breaker.succeed()
+        return answers
+
+    def _settle(self, keys: Sequence[Key], outcome: Sequence[Hits] | Exception) -> None:
+        """Tell all who wait for these queries, each event loop with one wake-up."""
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Any, Any]]] = {}
+        with self._lock:
+            results = [outcome] * len(keys) if isinstance(outcome, Exception) else outcome
+            told: list[tuple[_Flight, Any]] = []
+            for key, result in zip(keys, results, strict=False):
+                flight = self._flights.pop(key, None)
+                if flight is None:
+                    continue
+                told.append((flight, result))
+                if isinstance(result, Exception):
+                    self.counts.num_failed += 1
+                elif self.options.cache_size:
+                    self._cache[key] = result
+                    while len(self._cache) > self.options.cache_size:
+                        self._cache.popitem(last=False)
+                if self._recorder is not None and not isinstance(result, Exception):
+                    self._recorder.add(key[0], key[1], result)
+        for flight, result in told:
+            for loop, waiter in flight.waiters:
+                if loop is None:
+                    _tell([(waiter, result)])
+                else:
+                    by_loop.setdefault(loop, []).append((waiter, result))
+        for loop, waiters in by_loop.items():
+            # A loop that was closed has nobody left who waits.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(_tell, waiters)
+
+
+class _Refused(Exception):
+    """The server refused a request (4xx)."""
+
+
+def _tell(waiters: Sequence[tuple[Any, Any]]) -> None:
+    for waiter, result in waiters:
+        if waiter.done():
+            continue
+        if isinstance(result, Exception):
+            # One instance each: an exception gathers a traceback wherever it is raised.
+            waiter.set_exception(type(result)(*result.args))
+        else:
+            waiter.set_result(result)

@@ -1,0 +1,194 @@
+"""A dense index: vectors of passages in faiss, searched by inner product."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polyturn.tools.search.corpus import PASSAGES_NAME, PassageLike, Passages, place_passages
+from polyturn.tools.search.encoder import Encoder, Pooling, TransformerEncoder
+from polyturn.tools.search.pages import PassageFinder, Store
+from polyturn.tools.search.types import Hit
+
+_FOLDER, _VECTORS_NAME, _OPTIONS_NAME = "dense", "index.faiss", "dense.json"
+_ENCODED_AT_ONCE = 256
+_TRAINING_ROWS = 100_000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DenseOptions:
+    """How passages become vectors and how those are searched."""
+
+    factory: str = "Flat"
+    """As `faiss.index_factory` takes it: `Flat`, `IVF800,SQ8`, `HNSW32,SQ8`, ..."""
+    query_prefix: str = ""
+    """`query: ` for E5."""
+    passage_prefix: str = ""
+    """`passage: ` for E5."""
+    search_options: str = ""
+    """As faiss' ParameterSpace takes them: `nprobe=16`, `efSearch=64`."""
+    model: str | None = None
+    """The encoder's directory, for opening the index; None where the encoder is given then."""
+    pooling: Pooling = "mean"
+
+
+E5 = DenseOptions(query_prefix="query: ", passage_prefix="passage: ")
+"""What the E5 family was trained with."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Parts:
+    """What an index is made of."""
+
+    vectors: Any
+    passages: Store
+    encoder: Encoder
+    options: DenseOptions = field(default_factory=DenseOptions)
+
+
+class DenseIndex:
+    """Nearest passages by inner product, which is the cosine: encoders give vectors of length 1.
+
+    Made by `build` or `open`. Searches may run in several threads at once.
+    """
+
+    def __init__(self, parts: _Parts) -> None:
+        self._parts = parts
+        self._finder = PassageFinder(parts.passages)
+        if parts.options.search_options:
+            _faiss().ParameterSpace().set_index_parameters(parts.vectors, parts.options.search_options)
+
+    @classmethod
+    def build(
+        cls,
+        passages: Iterable[PassageLike] | Path | None,
+        directory: str | Path | None = None,
+        *,
+        encoder: Encoder,
+        options: DenseOptions | None = None,
+        on_passage: Callable[[int], None] | None = None,
+    ) -> DenseIndex:
+        """Encode and index passages; arguments as `BM25Index.build` takes them.
+
+        Raises:
+            ValueError: there are no passages, the directory holds a dense index already, or faiss refuses the factory.
+        """
+        options = options or DenseOptions()
+        faiss = _faiss()
+        store: Store
+        if directory is None:
+            if passages is None or isinstance(passages, Path):
+                raise ValueError(
+                    "an index in memory is built from passages; give a directory for a file of them"
+                )
+            store = tuple(passages)
+        else:
+            if (Path(directory) / _FOLDER).exists():
+                raise ValueError(f"{directory} holds a dense index already")
+            store = place_passages(Path(directory), passages)
+        if len(store) == 0:
+            raise ValueError("there are no passages to index")
+        try:
+            vectors = faiss.index_factory(encoder.dimension, options.factory, faiss.METRIC_INNER_PRODUCT)
+        except RuntimeError as error:
+            raise ValueError(f"faiss cannot make an index {options.factory!r}: {error}") from error
+        _fill(vectors, store, encoder, options.passage_prefix, on_passage)
+        if directory is not None:
+            folder = Path(directory) / _FOLDER
+            folder.mkdir()
+            faiss.write_index(vectors, str(folder / _VECTORS_NAME))
+            (folder / _OPTIONS_NAME).write_text(json.dumps(asdict(options), indent=2), encoding="utf-8")
+        return cls(_Parts(vectors=vectors, passages=store, encoder=encoder, options=options))
+
+    @classmethod
+    def open(cls, directory: str | Path, *, encoder: Encoder | None = None) -> DenseIndex:
+        """Open an index that `build` wrote; its vectors are mapped into memory.
+
+        Args:
+            encoder: Of queries; None loads the model that the index names.
+
+        Raises:
+            ValueError: there is none, it names no model, or the model does not fit it.
+        """
+        folder = Path(directory) / _FOLDER
+        if not (folder / _VECTORS_NAME).is_file():
+            raise ValueError(f"{directory} holds no dense index")
+        options = DenseOptions(**json.loads((folder / _OPTIONS_NAME).read_text(encoding="utf-8")))
+        if encoder is None:
+            if options.model is None:
+                raise ValueError(f"{directory} does not name its encoder's model; give an encoder")
+            encoder = TransformerEncoder(options.model, pooling=options.pooling)
+        faiss = _faiss()
+        vectors = faiss.read_index(str(folder / _VECTORS_NAME), faiss.IO_FLAG_MMAP_IFC)
+        if vectors.d != encoder.dimension:
+            raise ValueError(
+                f"{directory} has vectors of {vectors.d} numbers, the encoder makes {encoder.dimension}"
+            )
+        passages = Passages(Path(directory) / PASSAGES_NAME)
+        return cls(_Parts(vectors=vectors, passages=passages, encoder=encoder, options=options))
+
+    def __len__(self) -> int:
+        return len(self._parts.passages)
+
+    def search(self, query: str, top_k: int) -> list[Hit]:
+        """The `top_k` nearest passages, best first."""
+        return self.search_many([query], top_k)[0]
+
+    def search_many(self, queries: Sequence[str], top_k: int) -> list[list[Hit]]:
+        """The `top_k` nearest passages of each query; the queries are encoded together."""
+        if top_k < 1:
+            raise ValueError(f"top_k must be at least 1, not {top_k}")
+        if not queries:
+            return []
+        parts = self._parts
+        encoded = parts.encoder.encode([parts.options.query_prefix + query for query in queries])
+        scores, positions = parts.vectors.search(encoded, min(top_k, len(self)))
+        return [
+            # faiss fills up with -1 where an inverted list holds fewer.
+            [self._hit(float(score), int(at)) for score, at in zip(*row, strict=True) if at >= 0]
+            for row in zip(scores, positions, strict=True)
+        ]
+
+    def page(self, url: str) -> str | None:
+        """The contents of the passage that a search named as `passage:ID`; None for another url."""
+        return self._finder.page(url)
+
+    def _hit(self, score: float, position: int) -> Hit:
+        passage = self._parts.passages[position]
+        return Hit(passage_id=passage.id, title=passage.title, text=passage.text, score=score)
+
+
+def _fill(
+    vectors: Any, store: Store, encoder: Encoder, prefix: str, on_passage: Callable[[int], None] | None
+) -> None:
+    """Encode all passages into an index, which is trained on the first of them if it needs to be."""
+    pending: list[Any] = []
+    num_rows = 0
+    for start in range(0, len(store), _ENCODED_AT_ONCE):
+        chunk = [store[at] for at in range(start, min(start + _ENCODED_AT_ONCE, len(store)))]
+        pending.append(encoder.encode([f"{prefix}{passage.title}\n{passage.text}" for passage in chunk]))
+        num_rows += len(chunk)
+        if vectors.is_trained or num_rows >= min(_TRAINING_ROWS, len(store)):
+            rows = np.concatenate(pending)
+            if not vectors.is_trained:
+                vectors.train(rows)
+            vectors.add(rows)
+            pending = []
+        if on_passage is not None:
+            on_passage(num_rows)
+    assert not pending, "all rows are in the index"
+
+
+def _faiss() -> Any:
+    try:
+        import faiss
+    except ImportError as error:
+        raise ValueError(
+            "a dense index needs faiss; install it with: pip install 'polyturn[search]'"
+        ) from error
+    return faiss
