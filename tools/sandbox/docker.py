@@ -25,8 +25,7 @@ from polyturn.tools.sandbox.docker_probes import connect
 from polyturn.tools.sandbox.docker_stream import AttachedStream, StreamEnded
 from polyturn.tools.sandbox.types import MIB, ExecResult, Limits, Sandbox, SandboxUnavailable
 
-_START = "import sys; sys.path.insert(0, sys.argv.pop()); from runner.serve import main; main()"
-_COMMAND = ["python3", "-s", "-S", "-P", "-c", _START, RUNNER_FOLDER]
+_COMMAND = ["python3", "-s", "-S", "-P", f"{RUNNER_FOLDER}/runner/start.py"]
 START_S = 60.0
 GRACE_S = 5.0
 """How much longer than the runner the host waits: the runner keeps the deadline, unless something is wrong with it."""

@@ -74,6 +74,8 @@ def container_options(
             "USER": "sandbox",
             "LANG": "C.UTF-8",
             "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTHONHASHSEED": "0",
+            "MALLOC_ARENA_MAX": "2",
             "OPENBLAS_NUM_THREADS": "1",
             "OMP_NUM_THREADS": "1",
         },

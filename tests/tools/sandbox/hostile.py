@@ -9,10 +9,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from polyturn.tools.sandbox import Status
+from polyturn.tools.sandbox import Limits, Status
 
 SECRET_PATTERN = "canary-[0-9a-f]{32}"
 """What every secret on the host looks like: snippets search for it without holding it."""
+
+SMALL = Limits(
+    wall_s=5,
+    cpu_s=5,
+    memory_bytes=128 << 20,
+    output_bytes=64 << 10,
+    num_processes=16,
+    file_bytes=8 << 20,
+    disk_bytes=16 << 20,
+    num_files=512,
+    num_open_files=128,
+)
+"""The limits under which the snippets run: what they print is measured against these."""
 
 SYSTEM_CALLS = """
 import ctypes, errno, os
@@ -44,8 +57,6 @@ class Hostile:
     """The exit code it must end with, where one is given."""
     timeout_s: float = 5.0
     """Short where the snippet runs into it on purpose."""
-    may_die: bool = False
-    """Whether the snippet may take its own sandbox with it, which `reset` then mends."""
     plants: tuple[str, ...] = field(default=())
     """Files in the work folder that a host's `read_file` must refuse."""
     x86_64_only: bool = False

@@ -18,7 +18,7 @@ except OSError as error:
         code="""
 paths = ("@CANARY_FILE@", "/proc/1/root@CANARY_FILE@", "/proc/1/cwd/etc/shadow", "/proc/self/cwd/../..@CANARY_FILE@",
          "/proc/1/root/etc/shadow", "/proc/1/environ", "/dev/vda", "/dev/sda", "/dev/mem", "/dev/kmsg", "/proc/kcore",
-         "/proc/kmsg", "/root/.ssh/id_rsa", "/root/.bash_history", "/sys/firmware/dmi/tables/DMI", "/proc/sysrq-trigger",
+         "/proc/kmsg", "/root/.ssh/id_rsa", "/root/.bashrc", "/sys/firmware/dmi/tables/DMI", "/proc/sysrq-trigger",
          "/proc/1/maps", "/dev/kvm", "/dev/fuse", "/dev/loop0")
 for path in paths:
     try:
@@ -124,7 +124,8 @@ import os, shutil, subprocess, sys
 try:
     shutil.copy(os.path.realpath(sys.executable), "python")
     os.chmod("python", 0o6755)
-    answer = subprocess.run(["./python", "-I", "-S", "-c", "import os; print(os.geteuid())"], capture_output=True, text=True)
+    command = ["./python", "-I", "-S", "-c", "import os; print(os.geteuid())"]
+    answer = subprocess.run(command, capture_output=True, text=True)
     print("BREACH" if answer.stdout.strip() == "0" else "no root")
 except OSError as error:
     print("no root", error.errno)
@@ -237,7 +238,10 @@ for name in sorted(os.listdir("/proc/self/fd"), key=int):
         code=f"""
 import gc, re, sys
 names = [n for n in sys.modules if n.startswith("polyturn.") and not n.startswith("polyturn.tools.sandbox")]
-texts = [o for o in gc.get_objects() if isinstance(o, (dict, list, tuple)) and re.search("{SECRET_PATTERN}", repr(o)[:10**5])]
+texts = []
+for item in gc.get_objects():
+    if isinstance(item, (dict, list, tuple)) and re.search("{SECRET_PATTERN}", repr(item)[:10**5]):
+        texts.append(item)
 frame, outer = sys._getframe(), []
 while frame := frame.f_back:
     outer.append(frame.f_code.co_filename)
@@ -376,8 +380,14 @@ for name in ("INET", "INET6", "NETLINK", "PACKET", "VSOCK", "ALG", "BLUETOOTH", 
     Hostile(
         name="lists interfaces and routes",
         code="""
-names = [line.split(":")[0].strip() for line in open("/proc/net/dev").read().splitlines()[2:]] if __import__("os").path.exists("/proc/net/dev") else []
-print("BREACH" if set(names) - {"lo", "sit0", "tunl0", "ip6tnl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "ip6gre0"} else "alone", names)
+try:
+    lines = open("/proc/net/dev").read().splitlines()[2:]
+except OSError:
+    lines = []
+names = {line.split(":")[0].strip() for line in lines}
+# What the kernel puts into every new network namespace.
+idle = {"lo", "sit0", "tunl0", "ip6tnl0", "gre0", "gretap0", "erspan0", "ip_vti0", "ip6_vti0", "ip6gre0"}
+print("BREACH" if names - idle else "alone", names)
 """,
         says="alone",
     ),

