@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from polyturn.envs.conformance.episodes import PolicyName, difference, play, policy_of
+from polyturn.envs.conformance.episodes import PolicyName, Trace, difference, play, policy_of
 from polyturn.envs.conformance.findings import Nonconforming, Subject
 from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.envs.tool_env import ToolEnv
@@ -105,10 +105,20 @@ def _check_kept(env: ToolEnv, name: PolicyName, seed: int) -> None:
                 f"what was said on task {trace.task_id!r} changed later, from {as_it_was!r} to {kept!r}: "
                 "build new messages, and never change one that was returned or received"
             )
+    _check_new(trace)
+
+
+def _check_new(trace: Trace) -> None:
+    """Every role is told each thing once; what begins its conversation is new to a role that has not acted yet."""
+    begun = {trace.role: trace.first}
     for number, turn in enumerate(trace.turns, start=1):
-        roles = [message["role"] for message in turn.observation]
-        resent = len(trace.first) > 0 and turn.observation[: len(trace.first)] == trace.first
-        if resent or "assistant" in roles or _is_system(trace.first[:1], turn.observation):
+        role = turn.info.get("role", "")
+        if role not in begun:
+            begun[role] = turn.observation
+            continue
+        first, roles = begun[role], [message["role"] for message in turn.observation]
+        resent = len(first) > 0 and turn.observation[: len(first)] == first
+        if resent or "assistant" in roles or _is_system(first[:1], turn.observation):
             raise Nonconforming(
                 f"the observation of turn {number} on task {trace.task_id!r} says again what was said before: "
                 "return only the new messages, the history belongs to the agent"

@@ -36,6 +36,8 @@ class Trace:
     """One episode. Equal traces are equal in task, messages, rewards and flags."""
 
     task_id: str
+    role: str
+    """Who acts first, in an environment with several roles."""
     first: Observation
     turns: tuple[Turn, ...]
 
@@ -94,7 +96,7 @@ def _episode(script: Script, seed: int, task: Task | None, max_turns: int) -> Ge
         messages += [action.to_message(), *observation]
         if terminated or truncated:
             break
-    return Trace(task_id=info["task_id"], first=first, turns=tuple(turns))
+    return Trace(task_id=info["task_id"], role=info.get("role", ""), first=first, turns=tuple(turns))
 
 
 def play(
