@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from polyturn import __version__
-from polyturn.cli import config, doctor, env, evaluate, train
+from polyturn.cli import config, doctor, env, evaluate, serve, train
 
 app = typer.Typer(
     name="polyturn",
@@ -22,6 +22,7 @@ app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.add_typer(env.app, name="env")
 app.add_typer(config.app, name="config")
+app.add_typer(serve.app, name="serve")
 app.command("doctor")(doctor.doctor)
 
 
