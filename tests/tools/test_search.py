@@ -85,6 +85,19 @@ def test_wrong_uses_are_told(tmp_path):
         _INDEX.search("river", 0)
 
 
+def test_a_build_that_was_cut_short_is_no_index(tmp_path):
+    def stop(number):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        BM25Index.build(PASSAGES, tmp_path, on_passage=stop)
+    with pytest.raises(ValueError, match="holds no search index"):
+        BM25Index.open(tmp_path)
+    assert ids(BM25Index.build(None, tmp_path).search("rivers", 3)) == ["c"], (
+        "built anew from the passages there"
+    )
+
+
 def test_passages_round_trip_through_the_map(tmp_path):
     path = tmp_path / "passages.jsonl"
     assert write_passages(path, PASSAGES) == 4

@@ -5,6 +5,7 @@ The index holds positions of passages only; titles and texts stay in the passage
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -68,8 +69,11 @@ class BM25Index:
             if (folder / _INDEX_NAME).exists():
                 raise ValueError(f"{folder} holds an index already; open it, or build into another directory")
             store = place_passages(folder, passages)
-            (folder / _INDEX_NAME).mkdir()
-            index = tantivy.Index(_schema(), path=str(folder / _INDEX_NAME))
+            # Renamed at the end: an index that was not finished must not look like a small one.
+            partial = folder / f"{_INDEX_NAME}.partial"
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            index = tantivy.Index(_schema(), path=str(partial))
         if len(store) == 0:
             raise ValueError("there are no passages to index")
         index.register_tokenizer(_TOKENIZER, _analyzer())
@@ -85,6 +89,9 @@ class BM25Index:
                 on_passage(position + 1)
         writer.commit()
         writer.wait_merging_threads()
+        if directory is not None:
+            partial.rename(Path(directory) / _INDEX_NAME)
+            index = tantivy.Index.open(str(Path(directory) / _INDEX_NAME))
         index.reload()
         return cls(index, store)
 

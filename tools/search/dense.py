@@ -99,10 +99,11 @@ class DenseIndex:
             raise ValueError(f"faiss cannot make an index {options.factory!r}: {error}") from error
         _fill(vectors, store, encoder, options.passage_prefix, on_passage)
         if directory is not None:
-            folder = Path(directory) / _FOLDER
-            folder.mkdir()
-            faiss.write_index(vectors, str(folder / _VECTORS_NAME))
-            (folder / _OPTIONS_NAME).write_text(json.dumps(asdict(options), indent=2), encoding="utf-8")
+            partial = Path(directory) / f"{_FOLDER}.partial"
+            partial.mkdir(exist_ok=True)
+            faiss.write_index(vectors, str(partial / _VECTORS_NAME))
+            (partial / _OPTIONS_NAME).write_text(json.dumps(asdict(options), indent=2), encoding="utf-8")
+            partial.rename(Path(directory) / _FOLDER)
         return cls(_Parts(vectors=vectors, passages=store, encoder=encoder, options=options))
 
     @classmethod
