@@ -4,18 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 from polyturn.agents.episode import Episode, Outcome
-from polyturn.envs.tasks import Task, TaskSource
+from polyturn.envs.faults import EnvironmentFault
+from polyturn.envs.rewards.group import GroupPart
+from polyturn.envs.tasks import EnvironmentChoice, ListTasks, Task, TaskSource
+from polyturn.envs.tasks.prefetch import PrefetchedTasks
 from polyturn.envs.tool_env import ToolEnv
+from polyturn.rollout.environment_pool import EnvironmentPool
+from polyturn.rollout.group_rewards import add_group_rewards
+from polyturn.rollout.groups import Group, episode_id, episode_seed, parse_episode_id
 from polyturn.rollout.limits import LimitedEnv, LimitedPolicy, Policy, RolloutLimits
 from polyturn.rollout.prompts import Prompt
+
+Value = TypeVar("Value")
 
 DRAIN_S = 60.0
 MIN_FAILURES_TO_GIVE_UP = 32
@@ -43,48 +51,6 @@ class Play(Protocol):
         ...
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Group:
-    """The episodes of one prompt, by identity. Episodes that failed for good are counted, not contained."""
-
-    group_id: str
-    prompt: Prompt
-    episodes: tuple[Episode, ...]
-    """In the order of their sample indices."""
-    num_expected: int
-    num_dropped: int
-    """Episodes that still failed after all retries."""
-    num_retries: int
-    """Failed attempts that were played again."""
-
-    @property
-    def num_missing(self) -> int:
-        """Episodes that were not played because the collection was stopped."""
-        return self.num_expected - len(self.episodes) - self.num_dropped
-
-    @property
-    def is_usable(self) -> bool:
-        """Whether a baseline can be taken from the group: two survivors, where so many were asked for."""
-        return len(self.episodes) >= min(2, self.num_expected)
-
-
-def episode_seed(*, run_seed: int, group_id: str, sample: int, attempt: int) -> int:
-    """The seed of one attempt: 48 bits of SHA-256 over its identity, so independent of order and timing."""
-    identity = f"{run_seed}/{group_id}/{sample}/{attempt}".encode()
-    return int.from_bytes(hashlib.sha256(identity).digest()[:6])
-
-
-def episode_id(group_id: str, sample: int, attempt: int) -> str:
-    """The id of one attempt; `parse_episode_id` reads it."""
-    return f"{group_id}.{sample}.{attempt}"
-
-
-def parse_episode_id(identity: str) -> tuple[str, int, int]:
-    """Group id, sample index and attempt of an `episode_id`."""
-    group_id, sample, attempt = identity.rsplit(".", 2)
-    return group_id, int(sample), int(attempt)
-
-
 class Collector:
     """Plays prompts of one task source; environments are made once and used again. Close it at the end.
 
@@ -105,14 +71,24 @@ class Collector:
         play: Play,
         limits: RolloutLimits,
         seed: int,
+        make_chosen: Callable[[EnvironmentChoice], ToolEnv] | None = None,
+        group_rewards: Sequence[GroupPart] = (),
     ) -> None:
+        """
+        Args:
+            make_env: Makes the environment of tasks that choose none.
+            tasks: What prompts are about; what is not in memory is read ahead by threads.
+            make_chosen: Makes the environment that a task chooses; None: there are no such tasks.
+            group_rewards: Added to the rewards of a group as soon as all its episodes are there.
+        """
         self.tasks = tasks
-        self._make_env = make_env
+        self.group_rewards = tuple(group_rewards)
+        self._prefetched = None if isinstance(tasks, ListTasks) else PrefetchedTasks(tasks)
         self._play = play
         self._limits = limits
         self._seed = seed
-        self._idle: list[ToolEnv] = []
         self._threads = ThreadPoolExecutor(limits.max_concurrent_tools, thread_name_prefix="environment")
+        self._pool = EnvironmentPool(make_env, make_chosen)
 
     async def collect(
         self,
@@ -139,6 +115,7 @@ class Collector:
         Raises:
             RolloutError: every episode failed, or none ended for `stall_timeout_s`.
         """
+        self.prefetch(prompts)
         collection = _Collection(
             collector=self,
             policy=policy,
@@ -152,8 +129,10 @@ class Collector:
         self, prompt: Prompt, sample: int, attempt: int, *, policy: LimitedPolicy, tools: asyncio.Semaphore
     ) -> Episode:
         """Play one attempt in an environment of the pool."""
-        task = self.tasks[prompt.task_index]
-        env = self._idle.pop() if self._idle else await self._in_thread(self._make_env)
+        task = await self.task(prompt)
+        env = self._pool.take(task.environment)
+        if env is None:
+            env = await self._in_thread(partial(self._pool.make, task.environment))
         survived = False
         try:
             episode = await self._play(
@@ -172,7 +151,7 @@ class Collector:
             # After a fault or a cancellation, what the environment holds may be broken or still in use by a thread;
             # after a tool's timeout too.
             if survived:
-                self._idle.append(env)
+                self._pool.give_back(env, task.environment)
             else:
                 self._threads.submit(env.close)
         waited = min(policy.queue_s, episode.timings.generate_s)
@@ -183,12 +162,28 @@ class Collector:
 
     def close(self) -> None:
         """Close the environments."""
-        for env in self._idle:
-            env.close()
-        self._idle.clear()
+        self._pool.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
+        if self._prefetched is not None:
+            self._prefetched.close()
 
-    async def _in_thread(self, function: Callable[[], ToolEnv]) -> ToolEnv:
+    def prefetch(self, prompts: Sequence[Prompt]) -> None:
+        """Read the tasks of these prompts in the background."""
+        if self._prefetched is not None:
+            self._prefetched.prefetch(prompt.task_index for prompt in prompts)
+
+    async def task(self, prompt: Prompt) -> Task:
+        """The task of a prompt."""
+        if self._prefetched is None:
+            return self.tasks[prompt.task_index]
+        return await self._in_thread(partial(self._prefetched.__getitem__, prompt.task_index))
+
+    async def add_group_rewards(self, prompt: Prompt, episodes: Sequence[Episode]) -> tuple[Episode, ...]:
+        """The episodes of a prompt with the group rewards. Raises `EnvironmentFault` when one of those fails."""
+        task = await self.task(prompt)
+        return await add_group_rewards(episodes, self.group_rewards, task=task, executor=self._threads)
+
+    async def _in_thread(self, function: Callable[[], Value]) -> Value:
         return await asyncio.get_running_loop().run_in_executor(self._threads, function)
 
 
@@ -214,6 +209,8 @@ class _Collection:
         self._tools = asyncio.Semaphore(limits.max_concurrent_tools)
         self._ended = asyncio.Event()
         self._attempts: dict[tuple[str, int], list[Episode]] = {}
+        self._samples_per_prompt = 0
+        self._scored: dict[str, tuple[Episode, ...]] = {}
         self._num_survived = 0
         self._num_playing = 0
         self._faults: Counter[str] = Counter()
@@ -222,6 +219,7 @@ class _Collection:
         self, prompts: Sequence[Prompt], samples_per_prompt: int, finished: Iterable[Episode], drain_s: float
     ) -> list[Group]:
         assert len({prompt.group_id for prompt in prompts}) == len(prompts), "two prompts share a group id"
+        self._samples_per_prompt = samples_per_prompt
         self._attempts = {
             (prompt.group_id, sample): [] for prompt in prompts for sample in range(samples_per_prompt)
         }
@@ -240,9 +238,10 @@ class _Collection:
             for job in jobs:
                 job.cancel()
             await asyncio.gather(*jobs, return_exceptions=True)
-        if not self._num_survived and not self._stop.is_set():
+        groups = [self._group(prompt) for prompt in prompts]
+        if not any(group.episodes for group in groups) and not self._stop.is_set():
             raise RolloutError(f"every episode failed: {self._why()}")
-        return [self._group(prompt, samples_per_prompt) for prompt in prompts]
+        return groups
 
     async def _watch(self, jobs: Sequence[asyncio.Task[None]], drain_s: float) -> None:
         """Until all samples are done, or the stop's deadline has passed; raises what a sample raises."""
@@ -297,6 +296,35 @@ class _Collection:
             self._record(episode)
             self._on_episode(episode)
             self._give_up_early()
+        await self._score_if_complete(prompt)
+
+    async def _score_if_complete(self, prompt: Prompt) -> None:
+        """Add the group rewards once, after the last sample. Where they fail for good the group loses its episodes."""
+        group_id, max_retries = prompt.group_id, self._limits.max_retries
+        if not self._collector.group_rewards or group_id in self._scored:
+            return
+        if not all(_is_settled(attempts, max_retries) for attempts in self._attempts_of(prompt)):
+            return
+        self._scored[group_id] = ()
+        survivors = self._survivors(prompt)
+        for retry in range(max_retries + 1):
+            try:
+                self._scored[group_id] = await self._collector.add_group_rewards(prompt, survivors)
+                return
+            except EnvironmentFault as fault:
+                self._faults[str(fault)] += 1
+                await self._delay(self._limits.retry_delay_s * 2**retry)
+
+    def _attempts_of(self, prompt: Prompt) -> list[list[Episode]]:
+        return [self._attempts[prompt.group_id, sample] for sample in range(self._samples_per_prompt)]
+
+    def _survivors(self, prompt: Prompt) -> tuple[Episode, ...]:
+        """The first attempt of each sample that did not fail."""
+        survived = (
+            [episode for episode in attempts if episode.outcome is not Outcome.FAILED]
+            for attempts in self._attempts_of(prompt)
+        )
+        return tuple(episodes[0] for episodes in survived if episodes)
 
     async def _delay(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -324,21 +352,21 @@ class _Collection:
         reason, count = self._faults.most_common(1)[0]
         return f"{self._faults.total()} attempts failed, {count} of them with: {reason}"
 
-    def _group(self, prompt: Prompt, samples_per_prompt: int) -> Group:
-        survivors: list[Episode] = []
-        num_dropped = num_retries = 0
-        for sample in range(samples_per_prompt):
-            attempts = self._attempts[prompt.group_id, sample]
-            survived = [episode for episode in attempts if episode.outcome is not Outcome.FAILED]
-            survivors += survived[:1]
+    def _group(self, prompt: Prompt) -> Group:
+        survivors = self._survivors(prompt)
+        scored = self._scored.get(prompt.group_id, survivors)
+        num_dropped = len(survivors) - len(scored)
+        num_retries = 0
+        for attempts in self._attempts_of(prompt):
+            survived = any(episode.outcome is not Outcome.FAILED for episode in attempts)
             dropped = not survived and _is_settled(attempts, self._limits.max_retries)
             num_dropped += dropped
-            num_retries += len(attempts) - bool(survived) - dropped
+            num_retries += sum(episode.outcome is Outcome.FAILED for episode in attempts) - dropped
         return Group(
             group_id=prompt.group_id,
             prompt=prompt,
-            episodes=tuple(survivors),
-            num_expected=samples_per_prompt,
+            episodes=scored,
+            num_expected=self._samples_per_prompt,
             num_dropped=num_dropped,
             num_retries=num_retries,
         )

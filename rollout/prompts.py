@@ -1,10 +1,10 @@
-"""Which task is played next: a seeded shuffle of the tasks per epoch, with a position that a checkpoint can keep."""
+"""Which task is played next: a seeded order of the tasks, with a position that a checkpoint can keep."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
+from polyturn.envs.tasks.order import DrawOrder, ShuffledOrder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -20,20 +20,17 @@ class Prompt:
 
 
 class PromptCursor:
-    """Draws prompts without end, every task once per epoch.
+    """Draws prompts without end: every task once per epoch, or the sources of a mixture by their weights.
 
     A cursor made with the `position` of another goes on exactly where that one stood.
     """
 
-    def __init__(self, num_tasks: int, *, seed: int, position: int = 0) -> None:
-        """Raises `ValueError` for an empty task source."""
-        if num_tasks < 1:
-            raise ValueError("the task source is empty: there is nothing to train on")
-        self._num_tasks = num_tasks
-        self._seed = seed
+    def __init__(
+        self, num_tasks: int, *, seed: int, position: int = 0, order: DrawOrder | None = None
+    ) -> None:
+        """`order`: as `draw_order` gives it for a source; None shuffles. Raises `ValueError` for an empty source."""
+        self._order = order if order is not None else ShuffledOrder(num_tasks, seed=seed)
         self._position = position
-        self._epoch = -1
-        self._order = np.empty(0, dtype=np.int64)
 
     @property
     def position(self) -> int:
@@ -42,18 +39,16 @@ class PromptCursor:
 
     def take(self, num_prompts: int) -> list[Prompt]:
         """Draw the next prompts."""
-        return [self._next() for _ in range(num_prompts)]
+        prompts = self.peek(num_prompts)
+        self._position += num_prompts
+        return prompts
 
-    def _next(self) -> Prompt:
-        epoch, index = divmod(self._position, self._num_tasks)
-        if epoch != self._epoch:
-            self._epoch = epoch
-            self._order = np.random.default_rng([self._seed, epoch]).permutation(self._num_tasks)
-        prompt = Prompt(
-            task_index=int(self._order[index]),
-            epoch=epoch,
-            position=self._position,
-            group_id=f"g{self._position:08d}",
+    def peek(self, num_prompts: int) -> list[Prompt]:
+        """The next prompts, which are drawn later."""
+        return [self._at(self._position + offset) for offset in range(num_prompts)]
+
+    def _at(self, position: int) -> Prompt:
+        draw = self._order[position]
+        return Prompt(
+            task_index=draw.task_index, epoch=draw.epoch, position=position, group_id=f"g{position:08d}"
         )
-        self._position += 1
-        return prompt

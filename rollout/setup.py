@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import httpx
 
@@ -16,8 +15,12 @@ from polyturn.agents.dialects import Dialect, make_dialect
 from polyturn.agents.player import EpisodeLimits, play_messages, play_tokens
 from polyturn.agents.policy import SamplingParams
 from polyturn.agents.sglang_policy import SGLangPolicy
+from polyturn.configs.rewards import EnvironmentReward
 from polyturn.configs.schema import RunConfig
 from polyturn.envs.registry import make
+from polyturn.envs.rewards.factory import make_group_rewards, make_reward
+from polyturn.envs.rewards.types import Reward
+from polyturn.envs.tasks import EnvironmentChoice
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collector import Collector, Play
 from polyturn.rollout.connections import StackedConnections
@@ -25,20 +28,27 @@ from polyturn.rollout.limits import RolloutLimits
 from polyturn.rollout.task_sources import tasks_of
 
 
-def build_collector(config: RunConfig, *, model_path: Path, split: str, temperature: float) -> Collector:
+def build_collector(
+    config: RunConfig, *, model_path: Path, split: str, temperature: float, with_group_rewards: bool = False
+) -> Collector:
     """The collector of a split's tasks, for a policy that samples tokens.
 
-    Raises `ValueError` when environment, tasks or tokenizer cannot be had.
+    Raises `ValueError` when environment, tasks, rewards or tokenizer cannot be had.
     """
     environment = config.environment
-    options: dict[str, Any] = dict(environment.options)
+    usual = EnvironmentChoice(env_id=environment.id, options=environment.options)
+    graded_by = run_reward(config)
 
-    def make_env() -> ToolEnv:
-        return make(environment.id, **options)
+    def make_chosen(choice: EnvironmentChoice) -> ToolEnv:
+        env = make(choice.env_id, **choice.options)
+        env.graded_by = graded_by
+        return env
 
     dialect = make_dialect(config.model.dialect)
     return Collector(
-        make_env=make_env,
+        make_env=partial(make_chosen, usual),
+        make_chosen=make_chosen,
+        group_rewards=make_group_rewards(config.group_rewards) if with_group_rewards else (),
         tasks=tasks_of(config, split),
         play=token_play(
             renderer=make_renderer(load_tokenizer(model_path), dialect),
@@ -49,6 +59,11 @@ def build_collector(config: RunConfig, *, model_path: Path, split: str, temperat
         limits=RolloutLimits.from_config(config.rollout, episode_timeout_s=environment.episode_timeout_s),
         seed=config.seed,
     )
+
+
+def run_reward(config: RunConfig) -> Reward | None:
+    """What grades in place of the environments' own grades; None: nothing does. Raises `ValueError`."""
+    return None if isinstance(config.reward, EnvironmentReward) else make_reward(config.reward)
 
 
 def episode_limits(config: RunConfig) -> EpisodeLimits:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from polyturn.configs.schema import RunConfig
 from polyturn.rollout.collector import Group
 from polyturn.rollout.engines.control import EngineControl
-from polyturn.rollout.prompts import Prompt, PromptCursor
+from polyturn.rollout.prompts import Prompt
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.trainer.checks import RunChecks
 from polyturn.trainer.interrupt import InterruptGuard
@@ -74,7 +74,7 @@ class TrainingLoop:
         self._stopwatch = stopwatch
         self._store = TrajectoryStore(directory.path)
         self._checks = RunChecks(config.checks, maxima=state.maxima)
-        self._cursor = PromptCursor(player.num_tasks, seed=config.seed, position=state.prompt_position)
+        self._cursor = player.cursor(state.prompt_position)
         self.state = state
 
     def run(self) -> None:
@@ -90,6 +90,7 @@ class TrainingLoop:
             episodes = [episode for group in groups for episode in group.episodes]
             samples = make_samples(episodes, self._config.trainer.algorithm)
             self._store.write_step(step, episodes, advantages=samples.advantages)
+            self._player.prefetch(self._cursor.peek(len(prompts)))
             reports = self._train(step, samples, watch)
             self._check_step(step, groups, samples, reports)
             version = self.state.policy_version + self._config.trainer.updates_per_step

@@ -11,10 +11,11 @@ from typing import Any, Self, TypeVar
 
 from polyturn.agents.episode import Episode
 from polyturn.configs.schema import RunConfig
+from polyturn.envs.tasks import draw_order
 from polyturn.rollout.collector import Group, RolloutError
 from polyturn.rollout.evaluation import EvaluationResult, evaluate
 from polyturn.rollout.limits import Policy
-from polyturn.rollout.prompts import Prompt
+from polyturn.rollout.prompts import Prompt, PromptCursor
 from polyturn.rollout.setup import build_collector, open_policy
 from polyturn.rollout.store import TrajectoryStore, write_episodes
 from polyturn.trainer.interrupt import InterruptGuard
@@ -39,6 +40,7 @@ class RolloutPlayer:
             model_path=model_path,
             split=config.environment.train_split,
             temperature=config.rollout.sampling.temperature,
+            with_group_rewards=True,
         )
 
     def __enter__(self) -> Self:
@@ -59,10 +61,14 @@ class RolloutPlayer:
         self._collector.close()
         self._runner.close()
 
-    @property
-    def num_tasks(self) -> int:
-        """Tasks of the training split."""
-        return len(self._collector.tasks)
+    def cursor(self, position: int) -> PromptCursor:
+        """The prompts of the training split from a position on."""
+        tasks, seed = self._collector.tasks, self._config.seed
+        return PromptCursor(len(tasks), seed=seed, position=position, order=draw_order(tasks, seed=seed))
+
+    def prefetch(self, prompts: Sequence[Prompt]) -> None:
+        """Read the tasks of prompts that are played later, in the background."""
+        self._collector.prefetch(prompts)
 
     def collect(
         self, prompts: Sequence[Prompt], *, step: int, store: TrajectoryStore, on_episode: OnEpisode

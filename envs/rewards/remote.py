@@ -1,0 +1,220 @@
+"""Rewards from a service: batched HTTP requests with a deadline, retries and a breaker.
+
+    POST url   {"episodes": [{"task_id", "answer", "label", "messages", "metadata", "metrics"}, ...]}
+    200        {"rewards": [0.5, {"style": 1.0, "facts": 0.0}, null, ...]}
+
+One reward for each episode, in their order: a number, numbers by name, or null for one that could not be graded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import random
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, InvalidStateError
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import orjson
+
+from polyturn.configs.rewards import RemoteReward
+from polyturn.envs.faults import EnvironmentFault
+from polyturn.envs.rewards.breaker import Breaker
+from polyturn.envs.rewards.types import EpisodeView, RewardValue, as_score
+
+FIRST_DELAY_S = 0.1
+MAX_DELAY_S = 5.0
+_NEVER_ARRIVED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.RemoteProtocolError)
+"""The request was not answered, and may be sent again."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """An episode on its way to a reward."""
+
+    task_id: str
+    body: orjson.Fragment
+    deadline: float
+    reward: Future[RewardValue] = field(default_factory=Future)
+
+
+class RemoteGrader:
+    """A reward that a service gives. Any number of environments, threads and event loops may share one.
+
+    Every failure is an `EnvironmentFault`: no answer by the deadline, a service that cannot be reached or says no,
+    an answer that is not of the stated form.
+    """
+
+    name = "remote"
+
+    def __init__(self, config: RemoteReward) -> None:
+        """Raises `ValueError` for a url that is none. Sends nothing yet."""
+        url = httpx.URL(config.url)
+        if url.scheme not in ("http", "https") or not url.host:
+            raise ValueError(f"reward.url: {config.url!r} is not an http(s) address")
+        self._config = config
+        self._waiting: queue.Queue[_Waiting | None] = queue.Queue()
+        self._client = httpx.Client(trust_env=False)
+        self._breaker = Breaker(num_failures=config.breaker_failures, reset_s=config.breaker_reset_s)
+        self._gathering = threading.Lock()
+        self._starting = threading.Lock()
+        self._senders: list[threading.Thread] = []
+
+    async def __call__(self, episode: EpisodeView) -> RewardValue:
+        deadline = time.monotonic() + self._config.deadline_s
+        waiting = _Waiting(episode.task.task_id, _body(episode), deadline)
+        self._start()
+        self._waiting.put(waiting)
+        try:
+            async with asyncio.timeout(self._config.deadline_s):
+                return await asyncio.wrap_future(waiting.reward)
+        except TimeoutError:
+            raise EnvironmentFault(
+                f"{self._config.url} gave no reward within {self._config.deadline_s:g} s"
+            ) from None
+
+    def close(self) -> None:
+        """End the threads, once what they are sending is answered."""
+        for _ in self._senders:
+            self._waiting.put(None)
+        for sender in self._senders:
+            sender.join()
+        self._senders.clear()
+        self._client.close()
+
+    def _start(self) -> None:
+        with self._starting:
+            if not self._senders:
+                self._senders = [
+                    threading.Thread(target=self._send_batches, name=f"reward-{index}", daemon=True)
+                    for index in range(self._config.max_concurrent_requests)
+                ]
+                for sender in self._senders:
+                    sender.start()
+
+    def _send_batches(self) -> None:
+        while True:
+            with self._gathering:
+                batch, is_last = self._gather()
+            # Whoever waited has gone when its deadline is over or its episode was cancelled.
+            batch = [item for item in batch if item.reward.set_running_or_notify_cancel()]
+            if batch:
+                try:
+                    self._send(batch)
+                except EnvironmentFault as fault:
+                    _settle(batch, fault)
+                except Exception as error:  # noqa: BLE001  nobody else could tell those who wait
+                    _settle(batch, EnvironmentFault(f"{self._config.url}: {type(error).__name__}: {error}"))
+            if is_last:
+                return
+
+    def _gather(self) -> tuple[list[_Waiting], bool]:
+        """Up to a batch of what comes within `linger_s` of the first, and whether to end after it."""
+        first = self._waiting.get()
+        if first is None:
+            return [], True
+        batch, until = [first], time.monotonic() + self._config.linger_s
+        while len(batch) < self._config.batch_size:
+            try:
+                item = self._waiting.get(timeout=max(0.0, until - time.monotonic()))
+            except queue.Empty:
+                break
+            if item is None:
+                return batch, True
+            batch.append(item)
+        return batch, False
+
+    def _send(self, batch: Sequence[_Waiting]) -> None:
+        """Post a batch until it is answered, and hand out the rewards. Raises `EnvironmentFault`."""
+        content = orjson.dumps({"episodes": [item.body for item in batch]})
+        deadline = max(item.deadline for item in batch)
+        for attempt in range(self._config.max_retries + 1):
+            if attempt:
+                delay = min(FIRST_DELAY_S * 2 ** (attempt - 1), MAX_DELAY_S) * random.Random().uniform(
+                    0.5, 1.5
+                )
+                time.sleep(max(0.0, min(delay, deadline - time.monotonic())))
+            problem, answer = self._post(content, deadline)
+            if answer is not None:
+                _hand_out(answer, batch, self._config.url)
+                return
+        raise EnvironmentFault(f"{problem}; tried {self._config.max_retries + 1} times")
+
+    def _post(self, content: bytes, deadline: float) -> tuple[str, Any]:
+        """The decoded answer, or what may go right next time. Raises `EnvironmentFault` for all else that went wrong."""
+        config = self._config
+        left = deadline - time.monotonic()
+        if left <= 0:
+            raise EnvironmentFault(f"{config.url} gave no reward within {config.deadline_s:g} s")
+        if not self._breaker.allows():
+            raise EnvironmentFault(
+                f"{config.url} failed {config.breaker_failures} times in a row and is left alone for "
+                f"{config.breaker_reset_s:g} s"
+            )
+        try:
+            response = self._client.post(
+                config.url, content=content, headers={"content-type": "application/json"}, timeout=left
+            )
+        except httpx.HTTPError as error:
+            self._breaker.failed()
+            problem = f"{config.url} cannot be reached: {type(error).__name__}: {error}"
+            if isinstance(error, _NEVER_ARRIVED):
+                return problem, None
+            raise EnvironmentFault(problem) from error
+        if response.status_code >= 500:
+            self._breaker.failed()
+            return f"{config.url} answered {response.status_code}: {response.text[:200]}", None
+        self._breaker.succeeded()
+        if response.status_code != 200:
+            raise EnvironmentFault(f"{config.url} answered {response.status_code}: {response.text[:200]}")
+        try:
+            return "", orjson.loads(response.content)
+        except orjson.JSONDecodeError as error:
+            raise EnvironmentFault(f"{config.url} answered something that is not JSON: {error}") from error
+
+
+def _body(episode: EpisodeView) -> orjson.Fragment:
+    """Encoded at once, so that a label that JSON cannot hold is the fault of its own episode."""
+    body = {
+        "task_id": episode.task.task_id,
+        "answer": episode.answer,
+        "label": episode.label,
+        "messages": episode.messages,
+        "metadata": dict(episode.task.metadata),
+        "metrics": dict(episode.metrics),
+    }
+    return orjson.Fragment(orjson.dumps(body))
+
+
+def _hand_out(answer: Any, batch: Sequence[_Waiting], url: str) -> None:
+    rewards = answer.get("rewards") if isinstance(answer, dict) else None
+    if not isinstance(rewards, list) or len(rewards) != len(batch):
+        got = f"{len(rewards)} rewards" if isinstance(rewards, list) else f"{answer!r:.100}"
+        raise EnvironmentFault(
+            f'{url} must answer {{"rewards": [...]}} with {len(batch)} rewards, one for each episode, not {got}'
+        )
+    for item, reward in zip(batch, rewards, strict=True):
+        if reward is None:
+            _settle([item], EnvironmentFault(f"{url} could not grade task {item.task_id!r}"))
+            continue
+        try:
+            as_score(reward)
+        except ValueError as error:
+            _settle([item], EnvironmentFault(f"{url}: {error}"))
+            continue
+        _settle([item], reward)
+
+
+def _settle(batch: Sequence[_Waiting], outcome: Any) -> None:
+    for item in batch:
+        try:
+            if isinstance(outcome, Exception):
+                item.reward.set_exception(outcome)
+            else:
+                item.reward.set_result(outcome)
+        except InvalidStateError:
+            continue  # settled before the batch failed

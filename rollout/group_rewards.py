@@ -1,0 +1,57 @@
+"""Rewards that see a whole group, added to what its episodes have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import replace
+
+from polyturn.agents.episode import Episode
+from polyturn.envs.messages import AssistantMessage
+from polyturn.envs.rewards.group import GroupPart, score_group
+from polyturn.envs.rewards.types import EpisodeView
+from polyturn.envs.tasks import Task
+
+PREFIX = "group."
+"""Begins the name of every part that a group reward adds."""
+
+
+async def add_group_rewards(
+    episodes: Sequence[Episode], parts: Sequence[GroupPart], *, task: Task, executor: Executor | None = None
+) -> tuple[Episode, ...]:
+    """The episodes of one task with the group rewards in `reward` and `reward_parts`, also of each role.
+
+    Episodes that have them, such as those of a finished step that are read back, stay as they are.
+
+    Raises:
+        EnvironmentFault: a group reward failed; none is added.
+    """
+    if not parts or not episodes:
+        return tuple(episodes)
+    if any(name.startswith(PREFIX) for episode in episodes for name in episode.reward_parts):
+        return tuple(episodes)
+    scores = await score_group(parts, [_view(episode, task) for episode in episodes], executor=executor)
+    return tuple(
+        replace(
+            episode,
+            reward=(episode.reward or 0.0) + score.value,
+            reward_parts={
+                **episode.reward_parts,
+                **{PREFIX + name: raw for name, raw in score.parts.items()},
+            },
+            role_rewards={role: reward + score.value for role, reward in episode.role_rewards.items()},
+        )
+        for episode, score in zip(episodes, scores, strict=True)
+    )
+
+
+def _view(episode: Episode, task: Task) -> EpisodeView:
+    answers = [message["content"] for message in episode.messages if message["role"] == "assistant"]
+    return EpisodeView(
+        task=task,
+        message=AssistantMessage(content=answers[-1] if answers else ""),
+        messages=episode.messages,
+        metrics=dict(episode.metrics),
+        reward=episode.reward,
+        reward_parts=dict(episode.reward_parts),
+    )
