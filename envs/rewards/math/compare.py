@@ -1,0 +1,465 @@
+"""Whether an answer says the same as the gold answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+
+from polyturn.envs.rewards.math.answers import (
+    Answer,
+    Based,
+    Combined,
+    Many,
+    Matrix,
+    Named,
+    Ratio,
+    Relation,
+    Value,
+    Words,
+    free_variables,
+    is_symbol,
+    plain_words,
+    read_answer,
+)
+from polyturn.envs.rewards.math.equality import Equality, difference
+from polyturn.envs.rewards.math.normalise import normalise
+from polyturn.envs.rewards.math.regions import region_of, same_region, variable_of
+from polyturn.envs.rewards.math.terms import Term, make, number, operators
+from polyturn.envs.rewards.math.units import Unit
+from polyturn.envs.rewards.math.verdict import Reason, TooLarge, Undefined, Unreadable
+
+MAX_CHARACTERS = 16_000
+MAX_ITEMS = 200
+"""Of a list; unordered ones are compared pair by pair."""
+
+_CHOICE_TEXT = re.compile(r"\\(?:text(?:bf|rm|it|sf)?|mathrm|mathbf|mbox|bf)\s*\{?")
+_CHOICE = re.compile(r"(?:(?:option|choice|answer)[:\s]*)?(?:\(([A-Ja-j])\)|([A-Ja-j]))[.):]?", re.IGNORECASE)
+_CHOICE_WITH_VALUE = re.compile(
+    r"(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer)[:\s]*)?(?:\(([A-J])\)\s*|([A-J])[.):]\s+|([A-J])\)\s*)[:.]?\s*(\S.*)",
+    re.DOTALL,
+)
+_MORE_CHOICES = re.compile(r"[(\s,;]([A-J])(?:\)|\s*[,;]|\s*$|[.:]\s)")
+_THOUSANDS = re.compile(r"\d,\d{3}(?!\d)")
+_SPACE = re.compile(r"\s+")
+_IDLE_SPACE = re.compile(r"(?<![0-9A-Za-z])\s+|\s+(?![0-9A-Za-z])")
+
+
+def decide(gold: str, answer: str, *, deep: bool) -> tuple[bool, Reason]:
+    """Whether `answer` equals `gold`, and how that was found.
+
+    Raises:
+        Undecided: it takes more than exact arithmetic and `deep` is False.
+        Unreadable: math-verify may know how to read it: `foreign` is True.
+    """
+    if not gold.strip() or not answer.strip():
+        return False, "no_answer"
+    if len(gold) > MAX_CHARACTERS or len(answer) > MAX_CHARACTERS:
+        return False, "too_large"
+    gold, answer = normalise(gold), normalise(answer)
+    if _squeezed(gold) == _squeezed(answer) and answer:
+        return True, "exact"
+    if (choice := _same_choice(gold, answer)) is not None:
+        return choice, "choice"
+    try:
+        return _decide(gold, answer, deep)
+    except Unreadable as error:
+        if error.foreign:
+            raise
+        return False, "unreadable"
+    except (Undefined, OverflowError, ZeroDivisionError):
+        return False, "undefined"
+    except TooLarge:
+        return False, "too_large"
+
+
+def _decide(gold: str, answer: str, deep: bool) -> tuple[bool, Reason]:
+    equality = Equality(f"{gold}|{answer}", deep=deep)
+    compare = Comparison(equality)
+    left = read_answer(gold)
+    right = read_answer(answer)
+    correct = compare.same(left, right)
+    if not correct and (isinstance(left, Many) or isinstance(right, Many)):
+        # 100,200 may be two numbers after all, where the other side is a list.
+        if _THOUSANDS.search(gold) and not isinstance(left, Many):
+            correct = compare.same(read_answer(gold, thousands=False), right)
+        if _THOUSANDS.search(answer) and not isinstance(right, Many):
+            correct = compare.same(left, read_answer(answer, thousands=False))
+    if (
+        not correct
+        and isinstance(right, Many)
+        and not right.opener
+        and isinstance(left, Value | Words | Ratio)
+    ):
+        return False, "hedge"
+    if equality.symbolic:
+        return correct, "symbolic"
+    if isinstance(left, Words) and isinstance(right, Words):
+        return correct, "words"
+    return correct, "number" if isinstance(left, Value) and isinstance(right, Value) else "structure"
+
+
+class Comparison:
+    """Compares answers of any kind; `equality` compares the terms in them."""
+
+    def __init__(self, equality: Equality) -> None:
+        self._equality = equality
+
+    def same(self, gold: Answer, answer: Answer) -> bool:
+        """Whether `answer` says what `gold` says."""
+        gold, answer = _unwrapped(gold), _unwrapped(answer)
+        if isinstance(gold, Relation) or isinstance(answer, Relation):
+            return self._with_relation(gold, answer)
+        if isinstance(gold, Many) and isinstance(answer, Many):
+            return self._same_many(gold, answer)
+        if isinstance(gold, Many | Named | Combined) and isinstance(answer, Many | Named | Combined):
+            return self._same_region(gold, answer)
+        if isinstance(gold, Matrix) or isinstance(answer, Matrix):
+            return self._same_matrix(gold, answer)
+        if isinstance(gold, Based) or isinstance(answer, Based):
+            return self._same_based(gold, answer)
+        if isinstance(gold, Ratio) or isinstance(answer, Ratio):
+            return self._same_ratio(gold, answer)
+        if isinstance(gold, Value) and isinstance(answer, Value):
+            return self._same_value(gold, answer)
+        if isinstance(gold, Words) and isinstance(answer, Words):
+            return gold.text == answer.text
+        if isinstance(gold, Words) or isinstance(answer, Words):
+            return _letters(gold) == _letters(answer) != ""
+        return False
+
+    def _same_value(self, gold: Value, answer: Value) -> bool:
+        equal = self._equality.equal
+        if gold.unit is not None and answer.unit is not None:
+            if not gold.unit.agrees(answer.unit):
+                return False
+            return equal(_scaled(gold.term, gold.unit.scale), _scaled(answer.term, answer.unit.scale))
+        if gold.percent != answer.percent:
+            plain, percent = (answer, gold) if gold.percent else (gold, answer)
+            if plain.unit is not None:
+                return False
+            if equal(plain.term, percent.term):
+                return True
+            return equal(plain.term, make("div", percent.term, number(100)))
+        if equal(gold.term, answer.term):
+            return True
+        degrees, radians = (gold, answer) if _is_degrees(gold) else (answer, gold)
+        if _is_degrees(degrees) and "const" in operators(radians.term):
+            return equal(make("deg", degrees.term), radians.term)
+        return False
+
+    def _same_many(self, gold: Many, answer: Many) -> bool:
+        if len(gold.items) > MAX_ITEMS or len(answer.items) > MAX_ITEMS:
+            raise TooLarge("too many items")
+        kinds = (_shape(gold), _shape(answer))
+        if kinds in (("bare", "bare"), ("bare", "set"), ("set", "bare"), ("set", "set")):
+            if "set" in kinds:
+                return self._covers(gold.items, answer.items) and self._covers(answer.items, gold.items)
+            if (
+                gold.joiner == answer.joiner == ","
+                and (assignments := self._assignments(gold, answer)) is not None
+            ):
+                return assignments
+            return self._same_unordered(gold.items, answer.items)
+        if "set" in kinds or "or" in (gold.joiner, answer.joiner):
+            return False
+        if kinds[0] != kinds[1] and "bare" not in kinds:
+            return False
+        if "bare" in kinds and not {"tuple", "angle"} & set(kinds) and len(gold.items) == 2:
+            return False
+        return self._same_ordered(gold.items, answer.items)
+
+    def _assignments(self, gold: Many, answer: Many) -> bool | None:
+        """x=1, y=2 against 1, 2: in the order of the names; None where neither or both name what they give."""
+        named = [
+            all(isinstance(item, Relation) and item.label for item in many.items) for many in (gold, answer)
+        ]
+        if named[0] == named[1]:
+            return None
+        return self._same_ordered(_assigned(gold), _assigned(answer))
+
+    def _same_ordered(self, gold: Sequence[Answer], answer: Sequence[Answer]) -> bool:
+        return len(gold) == len(answer) and all(map(self.same, gold, answer))
+
+    def _same_unordered(self, gold: Sequence[Answer], answer: Sequence[Answer]) -> bool:
+        if len(gold) != len(answer):
+            return False
+        left = list(answer)
+        for item in gold:
+            match = next((index for index, other in enumerate(left) if self.same(item, other)), None)
+            if match is None:
+                return False
+            del left[match]
+        return True
+
+    def _covers(self, some: Sequence[Answer], others: Sequence[Answer]) -> bool:
+        return all(any(self.same(item, other) for other in others) for item in some)
+
+    def _same_region(self, gold: Answer, answer: Answer) -> bool:
+        if isinstance(gold, Named) and isinstance(answer, Named):
+            return gold.name == answer.name
+        regions = region_of(gold), region_of(answer)
+        if regions[0] is None or regions[1] is None:
+            return False
+        return same_region(regions[0], regions[1], self._equality)
+
+    def _with_relation(self, gold: Answer, answer: Answer) -> bool:
+        if isinstance(gold, Relation) and isinstance(answer, Relation):
+            return self._same_relation(gold, answer)
+        relation, other = (gold, answer) if isinstance(gold, Relation) else (answer, gold)
+        assert isinstance(relation, Relation)
+        if (value := self._value_of(relation)) is not None:
+            return self.same(value, other) if relation is gold else self.same(other, value)
+        if isinstance(other, Value | Words | Ratio | Based | Matrix):
+            return False
+        return self._same_region(gold, answer)
+
+    def _value_of(self, relation: Relation) -> Answer | None:
+        """What x = 5, f(x) = 5, 5 = x, 7 + 8 = 15 or x in S gives; None for a condition."""
+        first, last = relation.sides[0], relation.sides[-1]
+        if relation.ops == ("in",):
+            return last if relation.label else None
+        if any(op not in ("=", "~") for op in relation.ops):
+            return None
+        if relation.ops[-1] == "~" and (len(relation.sides) > 2 or not relation.label):
+            last = relation.sides[-2]
+        if relation.label or _is_names(first):
+            middle = relation.sides[1:-1] if last is relation.sides[-1] else relation.sides[1:-2]
+            if free_variables(last) & {relation.label}:
+                return None
+            return last if all(self.same(side, last) for side in middle) else None
+        if is_symbol(last) and not free_variables(first):
+            return first
+        constant = all(isinstance(side, Value) and not free_variables(side) for side in relation.sides)
+        if constant and all(self.same(side, last) for side in relation.sides[:-1]):
+            return last
+        return None
+
+    def _same_relation(self, gold: Relation, answer: Relation) -> bool:
+        values = self._value_of(gold), self._value_of(answer)
+        if values[0] is not None and values[1] is not None:
+            labels = gold.label, answer.label
+            if all(labels) and labels[0] != labels[1]:
+                return False
+            if self.same(values[0], values[1]):
+                return True
+            if not (free_variables(values[0]) and free_variables(values[1])):
+                return False
+        elif values[0] is not None and not free_variables(values[0]):
+            return False
+        regions = region_of(gold), region_of(answer)
+        if regions[0] is not None and regions[1] is not None:
+            names = variable_of(gold), variable_of(answer)
+            return (names[0] == names[1] or not all(names)) and same_region(
+                regions[0], regions[1], self._equality
+            )
+        if regions[0] is not None:
+            return False
+        return self._same_conditions(gold, answer)
+
+    def _same_conditions(self, gold: Relation, answer: Relation) -> bool:
+        """Equations and inequalities that follow from each other by a constant factor."""
+        conditions = [_conditions(relation) for relation in (gold, answer)]
+        if not conditions[0] or not conditions[1] or len(conditions[0]) != len(conditions[1]):
+            return False
+        left = list(conditions[1])
+        for op, term in conditions[0]:
+            for index, (other_op, other) in enumerate(left):
+                sign = self._equality.proportional(term, other) if op == other_op else 0
+                if sign > 0 or (sign < 0 and op in ("=", "!=")):
+                    del left[index]
+                    break
+            else:
+                return False
+        return True
+
+    def _same_matrix(self, gold: Answer, answer: Answer) -> bool:
+        rows = _rows(gold), _rows(answer)
+        if rows[0] is None or rows[1] is None or len(rows[0]) != len(rows[1]):
+            return False
+        return all(map(self._same_ordered, rows[0], rows[1]))
+
+    def _same_based(self, gold: Answer, answer: Answer) -> bool:
+        if isinstance(gold, Based) and isinstance(answer, Based):
+            if gold.base == answer.base:
+                return gold.digits.lstrip("0") == answer.digits.lstrip("0")
+            return _in_base(gold) == _in_base(answer)
+        based, other = (gold, answer) if isinstance(gold, Based) else (answer, gold)
+        assert isinstance(based, Based)
+        if not isinstance(other, Value) or other.term.op != "num" or not based.digits.isdecimal():
+            return False
+        return other.term.value == int(based.digits)
+
+    def _same_ratio(self, gold: Answer, answer: Answer) -> bool:
+        if not isinstance(gold, Ratio) or not isinstance(answer, Ratio):
+            ratio, other = (gold, answer) if isinstance(gold, Ratio) else (answer, gold)
+            assert isinstance(ratio, Ratio)
+            if (
+                len(ratio.parts) != 2
+                or not isinstance(other, Value)
+                or other.unit
+                or ratio.unit
+                or _is_time(ratio)
+            ):
+                return False
+            over, under = ratio.parts
+            assert isinstance(over, Value) and isinstance(under, Value)
+            return self._equality.equal(make("div", over.term, under.term), other.term)
+        if gold.unit is not None and answer.unit is not None and not gold.unit.agrees(answer.unit):
+            return False
+        if len(gold.parts) != len(answer.parts):
+            return False
+        if self._same_ordered(gold.parts, answer.parts):
+            return True
+        if gold.unit or answer.unit or (_is_time(gold) and _is_time(answer)):
+            return False
+        terms = [[part.term for part in side.parts if isinstance(part, Value)] for side in (gold, answer)]
+        first = [make("div", term, terms[0][0]) for term in terms[0]]
+        second = [make("div", term, terms[1][0]) for term in terms[1]]
+        return all(map(self._equality.equal, first, second))
+
+
+def _unwrapped(answer: Answer) -> Answer:
+    """An answer that stands alone in braces or is the only one of a list, without these."""
+    while isinstance(answer, Many) and len(answer.items) == 1 and answer.opener in ("", "{"):
+        answer = answer.items[0]
+    if isinstance(answer, Matrix) and len(answer.rows) == 1 and len(answer.rows[0]) == 1:
+        return answer.rows[0][0]
+    if isinstance(answer, Many) and not answer.opener:
+        return _common_variable(answer)
+    return answer
+
+
+def _common_variable(answer: Many) -> Many:
+    """x = 1 or x = 2, and x = 1, 2: the values alone."""
+    first = answer.items[0]
+    if not isinstance(first, Relation) or set(first.ops) != {"="} or not first.label:
+        return answer
+    rest = [
+        item.label == first.label if isinstance(item, Relation) else isinstance(item, Value)
+        for item in answer.items
+    ]
+    if not all(rest) or any(isinstance(item, Relation) and set(item.ops) != {"="} for item in answer.items):
+        return answer
+    items = tuple(item.sides[-1] if isinstance(item, Relation) else item for item in answer.items)
+    return Many(items, joiner="or")
+
+
+def _assigned(many: Many) -> list[Answer]:
+    """The items, or what they assign, by the names of the variables."""
+    if all(isinstance(item, Relation) for item in many.items):
+        relations = sorted(
+            (item for item in many.items if isinstance(item, Relation)), key=lambda item: item.label
+        )
+        return [relation.sides[-1] for relation in relations]
+    return list(many.items)
+
+
+def _shape(many: Many) -> str:
+    if not many.opener:
+        return "tuple" if many.joiner == "assigned" else "bare"
+    return {"(": "tuple", "{": "set", "<<": "tuple"}.get(many.opener, many.opener) + (
+        "" if many.opener in ("{", "<<") or (many.opener, many.closer) == ("(", ")") else many.closer
+    )
+
+
+def _rows(answer: Answer) -> Sequence[Sequence[Answer]] | None:
+    """The rows of a matrix, or of a list of lists of one length."""
+    if isinstance(answer, Matrix):
+        return answer.rows
+    if (
+        isinstance(answer, Many)
+        and answer.opener
+        and all(isinstance(row, Many) and row.opener for row in answer.items)
+    ):
+        rows = [row.items for row in answer.items if isinstance(row, Many)]
+        return rows if len({len(row) for row in rows}) == 1 else None
+    return None
+
+
+def _conditions(relation: Relation) -> list[tuple[str, Term]]:
+    """Each link of the chain as `term op 0` with op one of =, !=, >, >=; empty where a side is no value."""
+    found: list[tuple[str, Term]] = []
+    for left, op, right in zip(relation.sides, relation.ops, relation.sides[1:], strict=False):
+        left = _as_value(left)
+        if not isinstance(left, Value) or not isinstance(right, Value) or op not in _TURNED:
+            return []
+        sides = (right.term, left.term) if op in ("<", "<=") else (left.term, right.term)
+        found.append((_TURNED[op], difference(*sides)))
+    return found
+
+
+_TURNED = {"=": "=", "!=": "!=", ">": ">", ">=": ">=", "<": ">", "<=": ">="}
+
+
+def _as_value(side: Answer) -> Answer:
+    """The variable that a one-letter label is."""
+    if isinstance(side, Words) and len(side.text) == 1:
+        return Value(Term("var", name=side.text))
+    return side
+
+
+def _is_names(answer: Answer) -> bool:
+    """(x, y) on the left of an equation."""
+    return isinstance(answer, Many) and all(map(is_symbol, answer.items))
+
+
+def _is_degrees(value: Value) -> bool:
+    return value.unit == Unit((("degree", 1),))
+
+
+def _is_time(ratio: Ratio) -> bool:
+    """Whether a:b can be a time of day."""
+    hours, *rest = (part.term.value if isinstance(part, Value) else None for part in ratio.parts)
+    return hours is not None and hours < 25 and all(part is not None and 10 <= part < 60 for part in rest)
+
+
+def _in_base(based: Based) -> int | None:
+    try:
+        return int(based.digits, based.base)
+    except ValueError:
+        return None
+
+
+def _scaled(term: Term, scale: Fraction) -> Term:
+    return term if scale == 1 else make("mul", number(scale), term)
+
+
+def _letters(answer: Answer) -> str:
+    """Variables side by side as the word that they spell, in order: `on` is not `no`."""
+    if isinstance(answer, Words):
+        return answer.text
+    if isinstance(answer, Value) and answer.unit is None and not answer.percent:
+        factors = answer.term.args if answer.term.op == "mul" else (answer.term,)
+        if all(factor.op in ("var", "const") and len(factor.name) == 1 for factor in factors):
+            return plain_words("".join(factor.name for factor in factors))
+    return ""
+
+
+def _same_choice(gold: str, answer: str) -> bool | None:
+    """Whether two option letters are the same; None where the gold answer is none, or the answer none either."""
+    letter, _ = _choice(gold)
+    if not letter:
+        return None
+    chosen, rest = _choice(answer)
+    if not chosen:
+        return None
+    if rest and _MORE_CHOICES.search(f" {rest}"):
+        return False
+    return letter.upper() == chosen.upper()
+
+
+def _choice(text: str) -> tuple[str, str]:
+    """The option letter that a text is, or begins with, and what follows it."""
+    text = _SPACE.sub(" ", _CHOICE_TEXT.sub("", text).replace("}", "").replace("{", "")).strip()
+    if found := _CHOICE.fullmatch(text):
+        return found[1] or found[2], ""
+    if found := _CHOICE_WITH_VALUE.fullmatch(text):
+        return found[1] or found[2] or found[3], found[4]
+    return "", ""
+
+
+def _squeezed(text: str) -> str:
+    """The text without spaces that part nothing and without a final dot."""
+    text = text.rstrip(" .") if not text.endswith("..") else text
+    return _IDLE_SPACE.sub("", text)

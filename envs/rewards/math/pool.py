@@ -1,0 +1,224 @@
+"""A pool of processes that are killed when they take too long."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import queue
+import socket
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+from polyturn.envs.rewards.math.verdict import Reason
+
+START_SECONDS = 60.0
+"""How long the first process may take to import its libraries."""
+_BOOT = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[2]);"
+    "from polyturn.envs.rewards.math.worker import main; main(int(sys.argv[1]))"
+)
+
+
+class WorkerDied(Exception):
+    """A worker ended while it worked."""
+
+
+class Worker:
+    """One forked process and the socket to it."""
+
+    def __init__(self, pid: int, channel: socket.socket) -> None:
+        self.pid = pid
+        self._channel = channel
+        self._buffer = b""
+
+    def ask(self, request: Any, deadline_s: float) -> Any:
+        """The answer to one request.
+
+        Raises:
+            TimeoutError: there was none in time; the worker must be killed.
+            WorkerDied: it has ended.
+        """
+        ends = time.monotonic() + deadline_s
+        try:
+            self._channel.settimeout(deadline_s)
+            self._channel.sendall(json.dumps(request).encode() + b"\n")
+            while b"\n" not in self._buffer:
+                left = ends - time.monotonic()
+                if left <= 0:
+                    raise TimeoutError
+                self._channel.settimeout(left)
+                chunk = self._channel.recv(65_536)
+                if not chunk:
+                    raise WorkerDied
+                self._buffer += chunk
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise WorkerDied from error
+        line, self._buffer = self._buffer.split(b"\n", 1)
+        return json.loads(line)
+
+    def close(self) -> None:
+        self._channel.close()
+
+
+class WorkerPool:
+    """At most `num_workers` processes, started at first use. Thread-safe.
+
+    Args:
+        num_workers: How many comparisons run at once; more wait.
+        deadline_s: Seconds that one comparison may take, from when a worker has it.
+    """
+
+    def __init__(self, *, num_workers: int = 2, deadline_s: float = 0.7) -> None:
+        if num_workers < 1 or deadline_s <= 0:
+            raise ValueError(f"a pool needs workers and time, not {num_workers} and {deadline_s} s")
+        self._deadline_s = deadline_s
+        self._slots: queue.LifoQueue[Worker | None] = queue.LifoQueue()
+        for _ in range(num_workers):
+            self._slots.put(None)
+        self._num_workers = num_workers
+        self._lock = threading.Lock()
+        self._zygote: subprocess.Popen[bytes] | None = None
+        self._control: socket.socket | None = None
+        self._closed = False
+        self.num_killed = 0
+        """Workers killed at their deadline."""
+
+    @property
+    def zygote_pid(self) -> int | None:
+        """The process that forks the workers; None before the first use."""
+        return self._zygote.pid if self._zygote is not None else None
+
+    def compare(self, gold: str, answer: str) -> tuple[bool, Reason]:
+        """Compare in a worker; `timeout` and `worker_died` are reasons, not errors.
+
+        Raises:
+            RuntimeError: the pool is closed, or its processes cannot be started.
+        """
+        worker = self._slots.get()
+        try:
+            if worker is None:
+                worker = self._fork()
+            correct, reason = worker.ask([gold, answer], self._deadline_s)
+            return bool(correct), reason
+        except TimeoutError:
+            self.num_killed += 1
+            worker = self._kill(worker)
+            return False, "timeout"
+        except WorkerDied:
+            worker = self._kill(worker)
+            return False, "worker_died"
+        finally:
+            self._slots.put(worker)
+
+    def warm(self) -> None:
+        """Start one worker now."""
+        worker = self._slots.get()
+        try:
+            worker = worker or self._fork()
+        finally:
+            self._slots.put(worker)
+
+    def close(self) -> None:
+        """End all processes; whoever is comparing gets `worker_died`."""
+        with self._lock:
+            self._closed = True
+            self._stop()
+
+    def forget(self) -> None:
+        """Let go of processes that belong to the process that this one was forked from."""
+        self._lock = threading.Lock()
+        self._slots = queue.LifoQueue()
+        for _ in range(self._num_workers):
+            self._slots.put(None)
+        if self._control is not None:
+            self._control.close()
+        self._control = self._zygote = None
+
+    def _fork(self) -> Worker:
+        ours, theirs = socket.socketpair()
+        try:
+            with self._lock:
+                pid = self._request_fork(theirs)
+        except OSError as error:
+            ours.close()
+            raise RuntimeError(f"the math workers cannot be started: {error}") from error
+        finally:
+            theirs.close()
+        return Worker(pid, ours)
+
+    def _request_fork(self, descriptor: socket.socket) -> int:
+        for attempt in range(2):
+            control = self._control if self._control is not None else self._start()
+            try:
+                socket.send_fds(control, [b"F"], [descriptor.fileno()])
+                return int(_line(control))
+            except (BrokenPipeError, ConnectionResetError, EOFError):
+                self._stop()
+                if attempt:
+                    raise RuntimeError(
+                        "the math workers cannot be started: their parent process dies"
+                    ) from None
+        raise AssertionError
+
+    def _kill(self, worker: Worker | None) -> None:
+        assert worker is not None
+        worker.close()
+        with self._lock:
+            if self._control is None:
+                return
+            try:
+                self._control.sendall(b"K%d" % worker.pid)
+                _line(self._control)
+            except (OSError, EOFError):
+                self._stop()
+
+    def _start(self) -> socket.socket:
+        if self._closed:
+            raise RuntimeError("the verifier is closed")
+        if importlib.util.find_spec("mpmath") is None:
+            raise RuntimeError("comparing irrational values needs mpmath: pip install 'polyturn[math]'")
+        ours, theirs = socket.socketpair()
+        path = json.dumps([entry for entry in sys.path if entry])
+        with theirs:
+            self._zygote = subprocess.Popen(
+                [sys.executable, "-I", "-c", _BOOT, str(theirs.fileno()), path],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                start_new_session=True,
+                cwd=os.sep,
+            )
+        ours.settimeout(START_SECONDS)
+        self._control = ours
+        try:
+            _line(ours)
+        except (EOFError, TimeoutError) as error:
+            self._stop()
+            raise RuntimeError("the math workers cannot be started: see the error above") from error
+        return ours
+
+    def _stop(self) -> None:
+        if self._control is not None:
+            self._control.close()
+        if self._zygote is not None:
+            try:
+                self._zygote.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                self._zygote.kill()
+                self._zygote.wait()
+        self._control = self._zygote = None
+
+
+def _line(control: socket.socket) -> bytes:
+    """One line from the zygote, which never sends more than was asked for."""
+    line = b""
+    while not line.endswith(b"\n"):
+        chunk = control.recv(64)
+        if not chunk:
+            raise EOFError
+        line += chunk
+    return line

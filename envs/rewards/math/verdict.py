@@ -1,0 +1,71 @@
+"""What the verifier says about one answer, and the ways in which it can fail to read one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Reason = Literal[
+    "exact",
+    "number",
+    "words",
+    "choice",
+    "structure",
+    "symbolic",
+    "no_answer",
+    "hedge",
+    "unreadable",
+    "undefined",
+    "too_large",
+    "timeout",
+    "worker_died",
+]
+"""How a verdict came about.
+
+`exact`: the same text; `number`: exact rational arithmetic; `words`, `choice`: texts and option letters; `structure`:
+the answers are of different kinds or sizes, or sets, intervals and relations of equal parts; `symbolic`: decided by
+high-precision evaluation or by math-verify in a worker. The others say why there is no answer to compare:
+`no_answer`: none was given; `hedge`: several at once; `unreadable`: the text is no mathematics that can be read;
+`undefined`: it has no value, as 1/0; `too_large`: it exceeds the caps; `timeout`: the deadline passed and the worker
+was killed; `worker_died`: the worker ended, for want of memory for example.
+"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Verdict:
+    """Whether an answer is right, and how that was found."""
+
+    correct: bool
+    reason: Reason
+    extracted: str | None = None
+    """The answer as it was taken from the text; None where there was none."""
+    seconds: float = 0.0
+
+    @property
+    def decided(self) -> bool:
+        """False where the verdict says nothing about the answer: a deadline passed or a worker died."""
+        return self.reason not in ("timeout", "worker_died")
+
+
+class Unreadable(ValueError):
+    """The text is no mathematics that this reader knows; `foreign` names a construct that math-verify may know."""
+
+    def __init__(self, text: str, *, foreign: bool = False) -> None:
+        super().__init__(text)
+        self.foreign = foreign
+
+
+class TooLarge(ValueError):
+    """A text or a value exceeds the caps."""
+
+
+class Undefined(ArithmeticError):
+    """An expression has no value, as 1/0."""
+
+
+class NotRational(ValueError):
+    """The value of an expression is not known to be a rational number."""
+
+
+class Undecided(Exception):
+    """The comparison needs more than exact arithmetic: a worker has to make it."""

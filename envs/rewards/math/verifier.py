@@ -1,0 +1,123 @@
+"""The verifier: what exact arithmetic decides at once, the rest in a pool of processes that can be killed."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import functools
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, get_args
+
+from polyturn.envs.rewards.math.compare import decide
+from polyturn.envs.rewards.math.extract import extract, gold_answer
+from polyturn.envs.rewards.math.pool import WorkerPool
+from polyturn.envs.rewards.math.verdict import Reason, Undecided, Unreadable, Verdict
+
+Mode = Literal["boxed", "text", "box_only"]
+"""`boxed`: the prediction is an answer as it stands in a box; `text`: a whole reply; `box_only`: a whole reply in which
+nothing but a box counts."""
+
+
+class MathVerifier:
+    """Says whether predictions are right. Safe in threads and in asyncio; uses no signals.
+
+    Most pairs are decided in the calling thread in well below a millisecond; the others in a pool of processes, where
+    each has a deadline. The pool starts at its first use; `close` ends it, and it dies with this process.
+
+    Args:
+        num_workers: Processes of the pool.
+        deadline_s: Seconds that a comparison in the pool may take.
+    """
+
+    def __init__(self, *, num_workers: int = 2, deadline_s: float = 0.7) -> None:
+        self.pool = WorkerPool(num_workers=num_workers, deadline_s=deadline_s)
+        self._num_workers = num_workers
+        self._threads: ThreadPoolExecutor | None = None
+
+    def verify(self, gold: str, prediction: str, *, mode: Mode = "text") -> Verdict:
+        """Compare a prediction with the gold answer.
+
+        Args:
+            gold: The answer, or a solution with a box or `####`.
+            prediction: An answer or a reply, as `mode` says.
+            mode: See `Mode`.
+
+        Raises:
+            ValueError: an unknown mode.
+            RuntimeError: the processes cannot be started, or the verifier is closed.
+        """
+        started = time.perf_counter()
+        answer, result = self._quickly(gold, prediction, mode)
+        if result is None:
+            assert answer is not None
+            result = self.pool.compare(gold_answer(gold), answer)
+        return _verdict(result, answer, started)
+
+    async def verify_async(self, gold: str, prediction: str, *, mode: Mode = "text") -> Verdict:
+        """As `verify`, without holding up the event loop."""
+        started = time.perf_counter()
+        answer, result = self._quickly(gold, prediction, mode)
+        if result is None:
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(self._num_workers, thread_name_prefix="math-verifier")
+            compare = functools.partial(self.pool.compare, gold_answer(gold), answer or "")
+            result = await asyncio.get_running_loop().run_in_executor(self._threads, compare)
+        return _verdict(result, answer, started)
+
+    def warm(self) -> None:
+        """Start the pool now, so that no verdict waits for it."""
+        self.pool.warm()
+
+    def close(self) -> None:
+        """End the pool's processes. Closing twice does nothing."""
+        self.pool.close()
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def __enter__(self) -> MathVerifier:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _quickly(
+        self, gold: str, prediction: str, mode: Mode
+    ) -> tuple[str | None, tuple[bool, Reason] | None]:
+        """The answer in the prediction, and the result where no worker is needed for it."""
+        answer = _answer(prediction, mode)
+        if answer is None or not answer.strip():
+            return None, (False, "no_answer")
+        try:
+            return answer, decide(gold_answer(gold), answer, deep=False)
+        except (Undecided, Unreadable):
+            return answer, None
+
+
+def verify(gold: str, prediction: str, *, mode: Mode = "text") -> Verdict:
+    """Compare with the verifier that this process shares. See `MathVerifier.verify`."""
+    return shared_verifier().verify(gold, prediction, mode=mode)
+
+
+@functools.cache
+def shared_verifier() -> MathVerifier:
+    """The verifier of this process, closed when the process exits."""
+    verifier = MathVerifier()
+    atexit.register(verifier.close)
+    os.register_at_fork(after_in_child=verifier.pool.forget)
+    return verifier
+
+
+def _answer(prediction: str, mode: Mode) -> str | None:
+    if mode == "boxed":
+        boxed = "\\boxed" in prediction or "\\fbox" in prediction
+        return extract(prediction, box_only=True) if boxed else prediction
+    if mode not in get_args(Mode):
+        raise ValueError(f"unknown mode {mode!r}; the modes are {', '.join(get_args(Mode))}")
+    return extract(prediction, box_only=mode == "box_only")
+
+
+def _verdict(result: tuple[bool, Reason], answer: str | None, started: float) -> Verdict:
+    correct, reason = result
+    return Verdict(correct=correct, reason=reason, extracted=answer, seconds=time.perf_counter() - started)

@@ -1,0 +1,136 @@
+"""The process behind the pool: it forks workers that compare what exact arithmetic does not decide.
+
+One parent process ("zygote") imports mpmath and math-verify once and forks a worker whenever it is asked to, so that a
+killed worker is replaced in milliseconds. It speaks with its owner through a socket: `F` with a file descriptor forks a
+worker that serves JSON lines on that descriptor, and answers its process id; `K` and an id kills that worker. The end
+of the socket is the end of the owner: the zygote kills its workers and exits, and workers die with the zygote.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import resource
+import signal
+import socket
+import sys
+from typing import NoReturn
+
+from polyturn.envs.rewards.math.compare import decide
+from polyturn.envs.rewards.math.verdict import Reason, Unreadable
+
+MEMORY_BYTES = 2 << 30
+MAX_FOREIGN = 1_000
+"""Characters of what math-verify is given."""
+_PR_SET_PDEATHSIG = 1
+
+
+def main(descriptor: int) -> None:
+    """Serve the owner at the other end of `descriptor` until it goes away."""
+    _preload()
+    control = socket.socket(fileno=descriptor)
+    control.sendall(b"ready\n")
+    workers: set[int] = set()
+    while True:
+        request, descriptors, _, _ = socket.recv_fds(control, 32, 1)
+        if not request:
+            break
+        if request.startswith(b"F"):
+            pid = os.fork()
+            if pid == 0:
+                control.close()
+                _serve(descriptors[0], os.getppid())
+            os.close(descriptors[0])
+            workers.add(pid)
+            control.sendall(b"%d\n" % pid)
+        elif request.startswith(b"K"):
+            pid = int(request[1:])
+            if pid in workers:
+                workers.remove(pid)
+                _kill(pid)
+            control.sendall(b"killed\n")
+    for pid in workers:
+        _kill(pid)
+
+
+def compare_deeply(gold: str, answer: str) -> tuple[bool, Reason]:
+    """The comparison by high-precision values, and by math-verify where its LaTeX reader knows more."""
+    try:
+        return decide(gold, answer, deep=True)
+    except Unreadable:
+        if max(len(gold), len(answer)) > MAX_FOREIGN:
+            return False, "too_large"
+        return by_math_verify(gold, answer)
+
+
+def by_math_verify(gold: str, answer: str) -> tuple[bool, Reason]:
+    """What math-verify says, with its LaTeX reader alone: its reader of plain expressions evaluates text."""
+    try:
+        from math_verify import LatexExtractionConfig, parse, verify
+    except ImportError:
+        return False, "unreadable"
+    config = (LatexExtractionConfig(),)
+    try:
+        golds, answers = (
+            [item for item in parse(f"${text}$", config, parsing_timeout=None) if not isinstance(item, str)]
+            for text in (gold, answer)
+        )
+        if not golds or not answers:
+            return False, "unreadable"
+        return bool(verify(golds, answers, timeout_seconds=None)), "symbolic"
+    except MemoryError:
+        raise
+    except Exception:  # noqa: BLE001  what a reader of LaTeX raises on what it cannot read is anything
+        return False, "unreadable"
+
+
+def _preload() -> None:
+    import logging
+
+    import mpmath  # noqa: F401
+
+    logging.disable(logging.CRITICAL)
+    try:
+        import math_verify  # noqa: F401
+        import sympy.parsing.sympy_parser as parser
+    except ImportError:
+        return
+    # sympy evaluates what its reader of plain expressions has read. Nothing here calls it; nothing shall.
+    parser.eval_expr = _refuse
+    by_math_verify("\\int_0^1 x\\,dx", "\\frac{1}{2}")
+
+
+def _refuse(*_: object, **__: object) -> NoReturn:
+    raise ValueError("text is never evaluated here")
+
+
+def _serve(descriptor: int, zygote: int) -> NoReturn:
+    """A worker's life: a JSON line in, a JSON line out."""
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != zygote:
+        os._exit(0)
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    status = 0
+    try:
+        with socket.socket(fileno=descriptor) as channel, channel.makefile("rwb") as lines:
+            for line in lines:
+                gold, answer = json.loads(line)
+                lines.write(json.dumps(compare_deeply(gold, answer)).encode() + b"\n")
+                lines.flush()
+    except (MemoryError, RecursionError, OSError):
+        status = 1
+    finally:
+        os._exit(status)
+
+
+def _kill(pid: int) -> None:
+    """End a worker; it is this process's child, so the id is still its own."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))
