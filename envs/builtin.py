@@ -74,3 +74,18 @@ def register_builtin() -> None:
         "polyturn.envs.games.treasure_hunt:TreasureHuntEnv",
         description="Walk through a house, find the key that fits, and take the treasure out of a chest.",
     )
+    register(
+        "polyturn/PythonTool-v0",
+        "polyturn.envs.code.python_env:PythonToolEnv",
+        description="Number puzzles, with a stateful Python interpreter in a sandbox as the tool.",
+    )
+    register(
+        "polyturn/CodeUnitTests-v0",
+        "polyturn.envs.code.env:CodeUnitTestsEnv",
+        description="Write a function; unit tests in a sandbox grade it (rows in the form of HumanEval).",
+    )
+    register(
+        "polyturn/CodeStdio-v0",
+        "polyturn.envs.code.env:CodeStdioEnv",
+        description="Write a program; what it prints is graded (rows in the form of LiveCodeBench).",
+    )

@@ -1,0 +1,102 @@
+"""Grades a program by what it prints for given input. The expected output never enters the sandbox."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+
+from polyturn.envs.code.reports import LIMIT_S, TestReport
+from polyturn.envs.code.unit_tests import MAX_CODE_CHARS
+from polyturn.tools.python import show
+from polyturn.tools.sandbox import Sandbox
+from polyturn.tools.shared_sandboxes import execute
+
+MAX_SHOWN = 300
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StdioCase:
+    """What a program is given on stdin, and what it must print."""
+
+    stdin: str
+    stdout: str
+
+
+def grade_stdio(
+    code: str,
+    cases: Sequence[StdioCase],
+    sandbox: Sandbox,
+    *,
+    timeout_s: float = LIMIT_S,
+    total_s: float | None = None,
+    stop_at_first: bool = True,
+) -> TestReport:
+    """Run the program on every case, each time in a new interpreter.
+
+    Args:
+        code: The whole program. Anything at all.
+        cases: At least one.
+        sandbox: One that holds nothing of value; it may be broken afterwards.
+        timeout_s: Seconds for one case.
+        total_s: Seconds for all of them; None: no such limit. Cases beyond it are failed.
+        stop_at_first: The cases after a failed one count as failed, unseen: for all-or-nothing credit.
+
+    Raises:
+        SandboxFailed, SandboxUnavailable: the sandbox, not the code.
+    """
+    if len(code) > MAX_CODE_CHARS:
+        return TestReport.nothing(f"the code is longer than {MAX_CODE_CHARS:,} characters", len(cases))
+    started = time.monotonic()
+    num_passed = 0
+    failures: list[str] = []
+    for number, case in enumerate(cases, start=1):
+        left = timeout_s if total_s is None else min(timeout_s, total_s - (time.monotonic() - started))
+        if left <= 0:
+            failures.append(f"test {number}: no time was left")
+            break
+        result = execute(sandbox, code, stdin=case.stdin, timeout_s=left)
+        if result.ok and same_output(result.stdout, case.stdout):
+            num_passed += 1
+            continue
+        problem = f"it printed {_clip(result.stdout)}" if result.ok else _clip(show(result)[-MAX_SHOWN:])
+        failures.append(
+            f"test {number}: for the input {_clip(case.stdin)} it must print {_clip(case.stdout)}, but {problem}"
+        )
+        if stop_at_first:
+            break
+    return TestReport(num_passed=num_passed, num_tests=len(cases), failures=tuple(failures[:5]))
+
+
+def same_output(printed: str, expected: str) -> bool:
+    """Line by line without white space at the ends; a line may also have the same numbers, as in 0.50 and 0.5."""
+    lines, wanted = _lines(printed), _lines(expected)
+    return len(lines) == len(wanted) and all(
+        line == want or _same_numbers(line, want) for line, want in zip(lines, wanted, strict=True)
+    )
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.strip().splitlines()]
+
+
+def _same_numbers(line: str, wanted: str) -> bool:
+    words, others = line.split(), wanted.split()
+    return len(words) == len(others) and all(map(_same_word, words, others))
+
+
+def _same_word(word: str, other: str) -> bool:
+    if word == other:
+        return True
+    if len(word) > 64 or len(other) > 64:
+        return False
+    try:
+        return bool(Decimal(word) == Decimal(other))  # exact, and never equal for nan
+    except InvalidOperation:
+        return False
+
+
+def _clip(text: str) -> str:
+    text = text.rstrip("\n")
+    return repr(text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}...")
