@@ -7,6 +7,7 @@ import os
 import select
 import signal
 import time
+from collections import deque
 
 KILL_DEADLINE_S = 2.0
 NUM_ROUNDS = 200
@@ -23,10 +24,15 @@ class Children:
         signal.signal(signal.SIGCHLD, lambda *_: None)
         self._statuses: dict[int, int] = {}
         self._watched: set[int] = set()
+        self._unwatched: deque[tuple[int, int]] = deque(maxlen=64)
 
     def watch(self, pid: int) -> None:
-        """The status of this child is going to be asked for; those of others are dropped."""
+        """The status of this child is going to be asked for; of others only the latest few are kept."""
         self._watched.add(pid)
+        for ended, status in tuple(self._unwatched):
+            if ended == pid:  # it ended before anyone could say that it matters
+                self._unwatched.remove((ended, status))
+                self._keep(ended, status)
 
     def collect(self) -> None:
         """Reaps whatever has ended; never waits."""
@@ -64,6 +70,8 @@ class Children:
     def _keep(self, pid: int, status: int) -> None:
         if pid in self._watched:
             self._statuses[pid] = os.waitstatus_to_exitcode(status)
+        else:
+            self._unwatched.append((pid, status))
 
     def kill_all(self) -> None:
         """Kills every process in the sandbox but the runner, and waits for the end of all."""

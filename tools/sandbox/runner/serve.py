@@ -14,7 +14,7 @@ from .config import Config
 from .confine import Confinement
 from .execution import Executor, HostGone, Question
 from .framing import Decoder, FramingError, encode, read_frame, write_all
-from .libc import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, prctl
+from .libc import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, drop_capabilities, prctl
 
 
 def main() -> None:
@@ -22,8 +22,8 @@ def main() -> None:
     serve(0, 1)
 
 
-def serve(reading: int, writing: int) -> None:
-    """Answers questions until the input ends.
+def serve(reading: int, writing: int, *, drop_privileges: bool = True) -> None:
+    """Answers questions until the input ends, with no capability (`drop_privileges=False` is for tests).
 
     Raises RuntimeError unless this is the first process of a PID namespace: it kills everything that it can see.
     """
@@ -32,6 +32,8 @@ def serve(reading: int, writing: int) -> None:
     prctl(PR_SET_DUMPABLE, 0)  # no process of the same user may trace it or open its files under /proc
     prctl(PR_SET_CHILD_SUBREAPER, 1)
     prctl(PR_SET_NO_NEW_PRIVS, 1)
+    if drop_privileges:
+        drop_capabilities()
     decoder = Decoder()
     executor: Executor | None = None
     try:

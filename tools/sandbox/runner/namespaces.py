@@ -1,0 +1,180 @@
+"""From a fork of the nursery to process 1 of a sandbox, with nothing but system calls."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from typing import NoReturn
+
+from .confine import close_all_but
+from .framing import encode, write_all
+from .jail import PRIVATE_FOLDERS
+from .libc import LIBC, PR_SET_DUMPABLE, PR_SET_PDEATHSIG, check, prctl
+from .mounts import MS_NODEV, MS_NOEXEC, MS_NOSUID, mount, mount_tmpfs
+from .serve import serve
+
+INSIDE_ID = 65532
+"""The user and the group that code sees itself as."""
+
+CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x02000000, 0x04000000, 0x08000000
+CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
+OF_A_SANDBOX = CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWPID
+
+SCRATCH_BYTES = 16 << 20
+"""Size of /tmp and of /dev/shm, at most."""
+
+
+class StepFailed(Exception):
+    """A step of the set-up that the kernel refused."""
+
+    def __init__(self, step: str, error: OSError) -> None:
+        super().__init__(step)
+        self.step = step
+        self.message = str(error)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Room:
+    """One sandbox to be made."""
+
+    host_id: int | None
+    """The user and the group that it has outside; None: those of the nursery."""
+    disk_bytes: int
+    num_files: int
+    user_namespace: bool = True
+    """Whether the user changes first and then makes the namespaces, below a user namespace of its own; otherwise root
+    makes them, for machines that refuse user namespaces to others, and the user changes before anything is served."""
+    own_network: bool = True
+    own_folders: bool = True
+    drop_capabilities: bool = True
+
+
+def unshare(flags: int, step: str) -> None:
+    """unshare(2). Raises StepFailed."""
+    try:
+        check(LIBC.unshare(flags), "unshare")
+    except OSError as error:
+        raise StepFailed(step, error) from None
+
+
+def map_ids(inside_user: int, inside_group: int, user: int, group: int) -> None:
+    """Says which user and group outside are which inside a user namespace just entered. Raises StepFailed."""
+    try:
+        for name, text in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{inside_user} {user} 1"),
+            ("gid_map", f"{inside_group} {group} 1"),
+        ):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+    except OSError as error:
+        raise StepFailed("map of users", error) from None
+
+
+def become(host_id: int) -> None:
+    """Drops root for good. Raises StepFailed."""
+    try:
+        os.setgroups([])
+        os.setresgid(host_id, host_id, host_id)
+        os.setresuid(host_id, host_id, host_id)
+    except OSError as error:
+        raise StepFailed("change of user", error) from None
+    prctl(PR_SET_DUMPABLE, 1)  # or the new user could not write /proc/self/uid_map
+
+
+def enter_namespaces(room: Room) -> None:
+    """Makes a sandbox's namespaces for this process and its next child. Raises StepFailed."""
+    flags = OF_A_SANDBOX | (CLONE_NEWNET if room.own_network else 0)
+    if not room.user_namespace:
+        unshare(flags, "namespaces of a sandbox, by root")
+        return
+    if room.host_id is not None:
+        become(room.host_id)
+    user, group = os.getuid(), os.getgid()
+    unshare(flags | CLONE_NEWUSER, "namespaces of a sandbox")
+    map_ids(INSIDE_ID, INSIDE_ID, user, group)
+
+
+def allows_user_namespaces(host_id: int | None) -> bool:
+    """Whether a user other than root may make the namespaces; some distributions let only root."""
+    room = Room(host_id=host_id, disk_bytes=1, num_files=1)
+    pid = os.fork()
+    if pid == 0:
+        try:
+            enter_namespaces(room)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    return os.waitpid(pid, 0)[1] == 0
+
+
+def start_room(room: Room, link: int, adopted: int, report: int) -> NoReturn:
+    """In a fork of the nursery: makes the namespaces, and process 1 in them, and ends.
+
+    `link` is the host's connection, which says `g` when the sandbox may start. Process 1's pid goes to `report`; it
+    waits for a byte on `adopted`, which says that the nursery is its parent now. Failures go to the host as a frame
+    `{"failed": step, "message": str}`.
+    """
+    status = 1
+    try:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        close_all_but((link, adopted, report))
+        if os.read(link, 1) != b"g":
+            os._exit(0)
+        enter_namespaces(room)
+        pid = os.fork()
+        if pid == 0:
+            os.close(report)
+            _be_process_one(room, link, adopted)
+        os.write(report, str(pid).encode())
+        status = 0
+    except StepFailed as failed:
+        tell_failure(link, failed.step, failed.message)
+    except OSError as error:
+        tell_failure(link, "namespaces of a sandbox", str(error))
+    finally:
+        os._exit(status)
+
+
+def tell_failure(link: int, step: str, message: str) -> None:
+    """The frame that the host gets instead of its first answer."""
+    write_all(link, encode({"failed": step, "message": message}))
+
+
+def _be_process_one(room: Room, link: int, adopted: int) -> NoReturn:
+    """Waits for the nursery, mounts the sandbox's own folders, gives up every privilege, and serves."""
+    try:
+        os.setsid()
+        if os.read(adopted, 1) != b"a":
+            os._exit(0)
+        close_all_but((link,))
+        try:
+            _mount_own_folders(room)
+            LIBC.sethostname(b"sandbox", 7)
+        except OSError as error:
+            tell_failure(link, "mounts of a sandbox", str(error))
+            os._exit(1)
+        if not room.user_namespace and room.host_id is not None:
+            become(room.host_id)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of user takes it back, so not before
+        os.chdir("/")
+        serve(link, link, drop_privileges=room.drop_capabilities)
+    finally:
+        os._exit(1)
+
+
+def _mount_own_folders(room: Room) -> None:
+    flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
+    try:
+        mount("proc", "/proc", "proc", flags, "subset=pid")  # nothing but processes, from Linux 5.8
+    except OSError:
+        mount("proc", "/proc", "proc", flags)
+    if not room.own_folders:
+        return
+    for path, mode in PRIVATE_FOLDERS.items():
+        size = room.disk_bytes if path == "/work" else min(room.disk_bytes, SCRATCH_BYTES)
+        owner = None if room.user_namespace else room.host_id
+        mount_tmpfs(path, size=size, num_inodes=room.num_files, mode=mode, owner=owner)
