@@ -89,3 +89,18 @@ def register_builtin() -> None:
         "polyturn.envs.code.env:CodeStdioEnv",
         description="Write a program; what it prints is graded (rows in the form of LiveCodeBench).",
     )
+    register(
+        "polyturn/SingleTurn-v0",
+        "polyturn.envs.single_turn:SingleTurnEnv",
+        description="A prompt and an answer, graded by a rule: for task files that need no environment of their own.",
+    )
+    register(
+        "polyturn/ReasoningGym-v0",
+        "polyturn.envs.adapters.reasoning_gym.env:ReasoningGymEnv",
+        description="The procedural datasets of reasoning-gym, less those whose scorers are broken.",
+    )
+    register(
+        "polyturn/TextEnv-v0",
+        "polyturn.envs.adapters.text_env:TextEnvAdapter",
+        description="Any text-only Gymnasium environment (env_id=...); by itself, the frozen lake.",
+    )

@@ -24,6 +24,14 @@ Observation = tuple[Message, ...]
 """What is new since the last action."""
 
 
+def one_line(message: Message) -> str:
+    """A message for a person to read."""
+    calls = "".join(
+        f" -> {c['function']['name']}({c['function']['arguments']})" for c in message.get("tool_calls", ())
+    )
+    return f"{message['role']}: {message['content']}{calls}"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AssistantMessage:
     """An action: one assistant message with its text, its parsed tool calls and the raw text behind both."""

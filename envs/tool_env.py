@@ -29,8 +29,8 @@ from typing import Any, TypeVar
 import gymnasium
 
 from polyturn.envs.faults import EnvironmentFault
-from polyturn.envs.messages import AssistantMessage, Message, Observation
-from polyturn.envs.rewards.types import EpisodeView, Reward, Score, as_score, is_async
+from polyturn.envs.messages import AssistantMessage, Message, Observation, one_line
+from polyturn.envs.rewards.types import EpisodeView, Grade, Reward, Score, as_score, is_async
 from polyturn.envs.scripts import Script, random_script
 from polyturn.envs.spaces import ChatSpace, ReplySpace
 from polyturn.envs.tasks import Task, TaskSource
@@ -121,7 +121,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         del message
         return ()
 
-    def grade(self, message: AssistantMessage) -> Mapping[str, float] | Awaitable[Mapping[str, float]]:
+    def grade(self, message: AssistantMessage) -> Grade | Awaitable[Grade]:
         """The parts of the final answer's reward by name; the reward is their sum."""
         raise NotImplementedError(f"{type(self).__name__} must define grade(message)")
 
@@ -216,7 +216,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         """The transcript so far as text, where `render_mode` is "ansi"."""
         if self.render_mode is None:
             return None
-        return "\n".join(_line(message) for message in self._transcript)
+        return "\n".join(one_line(message) for message in self._transcript)
 
     async def _reset(
         self, seed: int | None, options: dict[str, Any] | None, offload: Offload
@@ -396,10 +396,3 @@ def _copy(message: Message) -> Message:
     if type(message) is dict and all(type(value) is str for value in message.values()):
         return message.copy()
     return copy.deepcopy(message)
-
-
-def _line(message: Message) -> str:
-    calls = "".join(
-        f" -> {c['function']['name']}({c['function']['arguments']})" for c in message.get("tool_calls", ())
-    )
-    return f"{message['role']}: {message['content']}{calls}"

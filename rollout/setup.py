@@ -41,7 +41,8 @@ def build_collector(
 
     def make_chosen(choice: EnvironmentChoice) -> ToolEnv:
         env = make(choice.env_id, **choice.options)
-        env.graded_by = graded_by
+        if graded_by is not None:
+            env.graded_by = graded_by
         return env
 
     dialect = make_dialect(config.model.dialect)

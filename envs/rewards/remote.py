@@ -145,7 +145,7 @@ class RemoteGrader:
         raise EnvironmentFault(f"{problem}; tried {self._config.max_retries + 1} times")
 
     def _post(self, content: bytes, deadline: float) -> tuple[str, Any]:
-        """The decoded answer, or what may go right next time. Raises `EnvironmentFault` for all else that went wrong."""
+        """The decoded answer, or what may go right next time. Raises `EnvironmentFault` for all else that fails."""
         config = self._config
         left = deadline - time.monotonic()
         if left <= 0:

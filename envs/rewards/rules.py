@@ -28,8 +28,8 @@ RULES: Mapping[str, str] = {
     "numeric": "polyturn.envs.rewards.rules:Numeric",
     "regex": "polyturn.envs.rewards.rules:Regex",
     "format": "polyturn.envs.rewards.rules:Format",
-    "math": "polyturn.envs.rewards.lazy:make_math",
-    "unit_tests": "polyturn.envs.rewards.lazy:make_unit_tests",
+    "math": "polyturn.envs.rewards.verified:MathRule",
+    "unit_tests": "polyturn.envs.rewards.verified:UnitTestsRule",
 }
 """`module:name` of what makes each rule; imported when it is asked for."""
 

@@ -54,6 +54,9 @@ class Score:
     """Recorded as they are: a weight changes `value` and not the part."""
 
 
+Grade = Mapping[str, float] | Score
+"""What an environment's own grade is: numbers by name, whose sum is the reward; or both apart."""
+
 RewardValue = float | Mapping[str, float] | Score
 """A number; numbers by name, whose sum is the reward; or both apart."""
 
