@@ -197,10 +197,10 @@ class Solution:
             line = self.read_line()
             answer = json.loads(line)
             error = answer.get("error")
-        except (OSError, EOFError):
-            raise self.end("it ended its process") from None
         except TimeoutError:
             raise self.end("it took too long") from None
+        except (OSError, EOFError):
+            raise self.end("it ended its process") from None
         except (ValueError, AttributeError, RecursionError):
             raise self.end("it gave an answer that could not be read") from None
         if error is not None:

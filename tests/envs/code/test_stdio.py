@@ -1,0 +1,89 @@
+"""Programs graded by what they print."""
+
+import contextlib
+
+import pytest
+
+from polyturn.envs.code.rows import builtin_tasks
+from polyturn.envs.code.stdio import StdioCase, grade_stdio, same_output
+from polyturn.tools.shared_sandboxes import SharedSandboxes
+
+CASES = (StdioCase(stdin="1 2\n", stdout="3\n"), StdioCase(stdin="5 5\n", stdout="10\n"))
+
+
+@pytest.fixture(scope="module")
+def grade():
+    with contextlib.closing(SharedSandboxes()) as sandboxes:
+
+        def run(code, cases=CASES, **options):
+            with sandboxes.create() as sandbox:
+                return grade_stdio(code, cases, sandbox, **options)
+
+        yield run
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_every_shipped_solution_passes_and_an_empty_one_does_not(grade, split):
+    tasks = builtin_tasks("stdio", split)
+    for task in (tasks[i] for i in range(len(tasks))):
+        assert grade(task.metadata["canonical_solution"], task.label).all_passed, task.task_id
+        assert grade("pass", task.label).num_passed == 0
+
+
+@pytest.mark.parametrize(
+    ("printed", "expected", "same"),
+    [
+        ("3\n", "3", True),
+        ("  3 \n\n", "3\n", True),
+        ("1\n2", "1 2", False),
+        ("0.50 1", "0.5 1.0", True),
+        ("1e2", "100", True),
+        ("nan", "nan", True),
+        ("nan 1", "nan 1.0", True),
+        ("sNaN", "1", False),
+        ("inf", "1", False),
+        ("1" * 70, "1" * 69 + "2", False),
+        ("", "3", False),
+        ("3 3", "3", False),
+        ("3\n3", "3", False),
+        ("yes", "Yes", False),
+    ],
+)
+def test_what_counts_as_the_same(printed, expected, same):
+    assert same_output(printed, expected) is same
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os\nprint('passed')\nos._exit(0)",
+        "print(3)",
+        "print('3\\n10')",
+        "print(*range(1000))",
+        "import sys\nsys.exit(0)",
+        "while True: pass",
+        "print(sum(map(int, input().split())))\nraise SystemExit(1)",
+        "x = [0]\nwhile True: x += x",
+        "while True: print('3')",
+        "import os\nprint(open('/proc/self/environ').read(), os.listdir('.'), os.listdir('/proc'))",
+        "",
+    ],
+)
+def test_no_program_that_does_not_solve_it_passes(grade, code):
+    assert not grade(code, timeout_s=1.0).all_passed
+
+
+def test_credit_is_the_fraction_of_cases_and_failures_are_told(grade):
+    code = "a, b = map(int, input().split())\nprint(a + b if a < 5 else 'no')"
+    report = grade(code, stop_at_first=False)
+    assert (report.num_passed, report.num_tests) == (1, 2)
+    assert report.failures == ("test 2: for the input '5 5' it must print '10', but it printed 'no'",)
+    more = (CASES[1], CASES[0])
+    assert grade(code, more).num_passed == 0, "all or nothing stops at the first failure"
+    assert grade(code, more, stop_at_first=False).num_passed == 1
+    assert "ZeroDivisionError" in grade("1 / 0").failures[0]
+
+
+def test_all_cases_share_one_limit_of_time(grade):
+    report = grade("import time\ntime.sleep(0.4)", CASES * 5, timeout_s=1.0, total_s=0.6, stop_at_first=False)
+    assert "no time was left" in report.failures[-1]
