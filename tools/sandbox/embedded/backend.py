@@ -132,7 +132,7 @@ class EmbeddedBackend:
                 raise SandboxUnavailable(str(error)) from None
             self._nursery = nursery
             self._finalizer = weakref.finalize(self, _close_nursery, nursery, os.getpid())
-            self._readable = prepared["readable"]
+            self._readable, self._import_folders = prepared["readable"], prepared["import_folders"]
             self.user_namespace: bool = prepared["user_namespace"]
             return nursery
 
@@ -154,8 +154,8 @@ class EmbeddedBackend:
             )
             room = NurseryRoom(nursery, number, link, cgroup)
         except (OSError, LinkEnded, NurseryGone) as error:
-            _abandon(nursery, number, link, cgroup)
-            raise SandboxUnavailable(f"start of a sandbox: {error}") from error
+            said = _abandon(nursery, number, link, cgroup)
+            raise SandboxUnavailable(f"start of a sandbox: {said or error}") from error
         except SandboxUnavailable:
             _abandon(nursery, number, link, cgroup)
             raise
@@ -186,7 +186,7 @@ class EmbeddedBackend:
             "file_bytes": limits.file_bytes,
             "num_open_files": limits.num_open_files,
             "readable": self._readable,
-            "import_folders": self._packages,
+            "import_folders": self._import_folders,
             "preload": self._preload if self.launcher == "bubblewrap" else [],
             "rlimits": layers.rlimits,
             "landlock": layers.landlock,
@@ -207,13 +207,15 @@ def _find_cgroups(layers: Layers) -> tuple[CgroupParent | None, str]:
         return None, str(unavailable)
 
 
-def _abandon(nursery: Nursery, number: int, link: Link, cgroup: Cgroup | None) -> None:
-    """Frees what a sandbox that could not be started had."""
+def _abandon(nursery: Nursery, number: int, link: Link, cgroup: Cgroup | None) -> str:
+    """Frees what a sandbox that could not be started had; what bubblewrap complained of."""
+    said = ""
     with contextlib.suppress(NurseryGone):
-        nursery.kill(number)
+        said = nursery.kill(number)
     link.close()
     if cgroup is not None:
         cgroup.close()
+    return said
 
 
 def _close_nursery(nursery: Nursery, owner: int) -> None:

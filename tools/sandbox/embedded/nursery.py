@@ -106,9 +106,12 @@ class Nursery:
         question = {"op": "create", "id": number, "disk_bytes": disk_bytes, "num_files": num_files}
         return self._ask(question, fds=[link.fileno()])["pid"]
 
-    def kill(self, number: int) -> None:
-        """Kills a sandbox and waits until it is gone; one that is gone already is no error."""
-        self._ask({"op": "kill", "id": number})
+    def kill(self, number: int) -> str:
+        """Kills a sandbox and waits until it is gone; one that is gone already is no error.
+
+        Gives what bubblewrap, if it was there, complained of.
+        """
+        return self._ask({"op": "kill", "id": number})["said"]
 
     def close(self) -> None:
         """Ends the process, and with it all sandboxes that are left."""

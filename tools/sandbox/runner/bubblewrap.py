@@ -12,22 +12,22 @@ import sys
 from typing import NoReturn
 
 from .confine import close_all_but
-from .jail import PRIVATE_FOLDERS
-from .layout import DEVICE_LINKS, DEVICES, ETC, Layout
+from .layout import DEVICE_LINKS, DEVICES, ETC, PRIVATE_FOLDERS, RUNNER, Layout
 from .libc import PR_SET_PDEATHSIG, prctl
 from .namespaces import INSIDE_ID, SCRATCH_BYTES, Room, StepFailed, become, tell_failure
 
 
-def start_room(room: Room, layout: Layout, link: int) -> NoReturn:
+def start_room(room: Room, layout: Layout, link: int, errors: int, *, in_jail: bool) -> NoReturn:
     """In a fork of the nursery: turns into bubblewrap, which turns into the runner, which serves `link`.
 
-    `link` is the host's connection, which says `g` when the sandbox may start. Failures go there as a frame.
+    `link` is the host's connection, which says `g` when the sandbox may start. Failures go there as a frame; what
+    bubblewrap itself has to say goes to `errors`.
     """
     try:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        close_all_but((link,))
+        close_all_but((link, errors))
         if os.read(link, 1) != b"g":
             os._exit(0)
         if room.host_id is not None:
@@ -38,9 +38,10 @@ def start_room(room: Room, layout: Layout, link: int) -> NoReturn:
             os._exit(1)
         os.setsid()
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # which a change of user takes back
-        for fd in (0, 1):
-            os.dup2(link, fd)
-        os.execv(program, [program, *arguments(room, layout)])
+        os.dup2(link, 0)
+        os.dup2(link, 1)
+        os.dup2(errors, 2)
+        os.execv(program, [program, *arguments(room, layout, in_jail=in_jail)])
     except StepFailed as failed:
         tell_failure(link, failed.step, failed.message)
     except OSError as error:
@@ -49,8 +50,11 @@ def start_room(room: Room, layout: Layout, link: int) -> NoReturn:
         os._exit(1)
 
 
-def arguments(room: Room, layout: Layout) -> list[str]:
-    """bubblewrap's command line. Opens descriptors that it names, so it belongs into the process that executes it."""
+def arguments(room: Room, layout: Layout, *, in_jail: bool) -> list[str]:
+    """bubblewrap's command line; in a jail, things already are where they are to be inside.
+
+    Opens descriptors that the words name, so it belongs into the process that executes them.
+    """
     inside = str(INSIDE_ID)
     words = [
         "--unshare-user",
@@ -73,8 +77,8 @@ def arguments(room: Room, layout: Layout) -> list[str]:
     ]
     if room.own_network:
         words.append("--unshare-net")
-    for path in layout.shown:
-        words += ["--ro-bind", path, path]
+    for path, target in layout.shown:
+        words += ["--ro-bind", target if in_jail else path, target]
     for path, target in layout.links:
         words += ["--symlink", target, path]
     words += ["--proc", "/proc", "--dir", "/dev"]
@@ -91,5 +95,4 @@ def arguments(room: Room, layout: Layout) -> list[str]:
         size = room.disk_bytes if path == "/work" else min(room.disk_bytes, SCRATCH_BYTES)
         words += ["--perms", mode, "--size", str(size), "--tmpfs", path]
     words += ["--remount-ro", "/", "--chdir", "/"]
-    start = os.path.join(os.path.dirname(os.path.abspath(__file__)), "start.py")
-    return [*words, "--", os.path.realpath(sys.executable), "-s", "-S", "-P", start]
+    return [*words, "--", os.path.realpath(sys.executable), "-s", "-S", "-P", f"{RUNNER}/start.py"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import signal
@@ -74,11 +75,13 @@ class Confinement:
             resource.RLIMIT_NPROC: config.num_processes + PROCESSES_OF_THE_RUNNER,
             resource.RLIMIT_STACK: STACK_BYTES,
             resource.RLIMIT_MEMLOCK: 0,
-            resource.RLIMIT_MSGQUEUE: 0,
-            resource.RLIMIT_SIGPENDING: 256,
         }
         for which, value in limits.items():
             set_rlimit(which, value)
+        for which, value in ((resource.RLIMIT_MSGQUEUE, 0), (resource.RLIMIT_SIGPENDING, 256)):
+            # gVisor knows neither, and bounds both by itself.
+            with contextlib.suppress(ValueError):
+                set_rlimit(which, value)
         if one_execution:
             set_rlimit(resource.RLIMIT_CPU, config.cpu_s, hard=config.cpu_s + 1)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import stat
 
-from .layout import DEVICE_LINKS, DEVICES, ETC, Layout
+from .layout import DEVICE_LINKS, DEVICES, ETC, PRIVATE_FOLDERS, Layout
 from .mounts import (
     MOUNT_ATTR_NODEV,
     MOUNT_ATTR_NOSUID,
@@ -23,8 +23,6 @@ from .mounts import (
 
 SCAFFOLD = "/tmp"
 """Where the new root is mounted while it is built; only this process's namespace sees it there."""
-PRIVATE_FOLDERS = {"/work": "0700", "/tmp": "1777", "/dev/shm": "1777"}
-"""Folders that every sandbox has for itself, and their modes."""
 READ_ONLY = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID
 
 
@@ -34,7 +32,7 @@ def build(layout: Layout, *, share_private_folders: bool = False) -> None:
     `share_private_folders` is for tests: all sandboxes then share the folders that each has for itself.
     """
     make_private("/")
-    sources = {path: os.open(path, os.O_PATH | os.O_CLOEXEC) for path in _sources(layout)}
+    sources = {inside: os.open(path, os.O_PATH | os.O_CLOEXEC) for path, inside in _sources(layout)}
     mount_tmpfs(SCAFFOLD, size=1 << 20, num_inodes=4096, mode="0755")
     os.umask(0o022)
     for path, fd in sources.items():
@@ -62,8 +60,9 @@ def build(layout: Layout, *, share_private_folders: bool = False) -> None:
     set_attributes("/", READ_ONLY | MOUNT_ATTR_NODEV, recursive=False)
 
 
-def _sources(layout: Layout) -> list[str]:
-    return [*layout.shown, *(f"/dev/{name}" for name in DEVICES), "/proc"]
+def _sources(layout: Layout) -> list[tuple[str, str]]:
+    same = [*(f"/dev/{name}" for name in DEVICES), "/proc"]
+    return [*layout.shown, *((path, path) for path in same)]
 
 
 def _make_target(path: str, fd: int) -> None:

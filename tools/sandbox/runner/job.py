@@ -28,6 +28,7 @@ def in_child(setup: int, work: Callable[[], int]) -> NoReturn:
     try:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         status = work()
     except BaseException as error:  # noqa: BLE001 - a fork must never return into the runner's loop
         with contextlib.suppress(OSError):

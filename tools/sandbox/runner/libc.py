@@ -39,11 +39,16 @@ def syscall(number: int, what: str, *arguments: Any) -> int:
     return check(LIBC.syscall(ctypes.c_long(number), *arguments), what)
 
 
-def drop_capabilities() -> None:
-    """Gives up every capability for good: bounding, ambient, effective, permitted and inheritable."""
+def drop_bounding_set() -> None:
+    """Gives up the right ever to gain a capability, as far as this process may."""
     for capability in range(LAST_CAPABILITY + 1):
         # Fails for numbers that the kernel does not know, and without CAP_SETPCAP, where there is nothing to drop.
         LIBC.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0)
+
+
+def drop_capabilities() -> None:
+    """Gives up every capability for good: bounding, ambient, effective, permitted and inheritable."""
+    drop_bounding_set()
     LIBC.prctl(PR_CAP_AMBIENT, ctypes.c_ulong(PR_CAP_AMBIENT_CLEAR_ALL), 0, 0, 0)
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this process
     check(LIBC.capset(header, (ctypes.c_uint32 * 6)()), "capset")

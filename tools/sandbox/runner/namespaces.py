@@ -9,8 +9,8 @@ from typing import NoReturn
 
 from .confine import close_all_but
 from .framing import encode, write_all
-from .jail import PRIVATE_FOLDERS
-from .libc import LIBC, PR_SET_DUMPABLE, PR_SET_PDEATHSIG, check, prctl
+from .layout import PRIVATE_FOLDERS
+from .libc import LIBC, PR_SET_DUMPABLE, PR_SET_PDEATHSIG, check, drop_bounding_set, prctl
 from .mounts import MS_NODEV, MS_NOEXEC, MS_NOSUID, mount, mount_tmpfs
 from .serve import serve
 
@@ -158,6 +158,8 @@ def _be_process_one(room: Room, link: int, adopted: int) -> NoReturn:
             tell_failure(link, "mounts of a sandbox", str(error))
             os._exit(1)
         if not room.user_namespace and room.host_id is not None:
+            if room.drop_capabilities:
+                drop_bounding_set()  # which needs root
             become(room.host_id)
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of user takes it back, so not before
         os.chdir("/")

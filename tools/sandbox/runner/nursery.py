@@ -5,12 +5,13 @@ objects. It never sees what code writes, nor runs any. When its socket or its pa
 sandbox.
 
 `{"op": "prepare", "launcher": "native" | "bubblewrap", "folders": [str], "preload": [str], "layers": {...},
-    "first_id": int}`: builds the jail; once. Answer `{"readable": [str], "user_namespace": bool}` (the paths that
-    code may read) or `{"failed": step, "message": str}`.
+    "first_id": int}`: builds the jail; once. Answer `{"readable": [str], "import_folders": [str], "user_namespace":
+    bool}` (paths inside) or `{"failed": step, "message": str}`.
 `{"op": "create", "id": int, "disk_bytes": int, "num_files": int}`, with the sandbox's end of a connection.
     Answer `{"pid": int}`: a process that waits on the connection for the byte `g`, and then turns into the sandbox,
     whose runner then serves the connection.
-`{"op": "kill", "id": int}`: kills a sandbox and waits until all its processes are gone. Answer `{}`.
+`{"op": "kill", "id": int}`: kills a sandbox and waits until all its processes are gone. Answer `{"said": str}`: what
+    bubblewrap complained of, if anything.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import sys
 from typing import Any
 
 from . import bubblewrap, jail
-from .layout import Layout
+from .layout import Hidden, Layout
 from .libc import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, PR_SET_PDEATHSIG, prctl
 from .namespaces import (
     CLONE_NEWNS,
@@ -41,6 +42,7 @@ from .processes import Children
 from .serve import add_builtins, preload
 
 MAX_MESSAGE_BYTES = 1 << 16
+MAX_BYTES_SAID = 1000
 NUM_HOST_IDS = 1 << 16
 
 
@@ -59,10 +61,11 @@ def main() -> None:
 class _Sandbox:
     """A sandbox on its way to, or in, life. `process` is the one to kill; its end is the sandbox's end."""
 
-    def __init__(self, starter: int, adopted: int, report: int) -> None:
+    def __init__(self, starter: int, adopted: int, report: int, errors: int) -> None:
         self.starter = starter
         self.adopted = adopted
         self.report = report
+        self.errors = errors
         self.process: int | None = None
 
 
@@ -76,8 +79,10 @@ class Nursery:
         self._launcher = "native"
         self._first_id: int | None = None
         self._user_namespace = True
+        self._in_jail = False
         self._layers: dict[str, bool] = {}
         self._layout: Layout | None = None
+        self._said: dict[int, str] = {}
 
     def serve(self) -> None:
         """Answers the host, and gives every new process 1 the byte that it waits for."""
@@ -101,16 +106,19 @@ class Nursery:
                 case "prepare":
                     self._prepare(question)
                     assert self._layout is not None
-                    readable = [*self._layout.shown, "/etc", "/proc", "/dev"]
-                    return {"readable": readable, "user_namespace": self._user_namespace}
+                    return {
+                        "readable": self._layout.readable,
+                        "import_folders": list(self._layout.import_folders),
+                        "user_namespace": self._user_namespace,
+                    }
                 case "create":
                     return {"pid": self._create(question, fds[0])}
                 case "kill":
                     self._kill(question["id"])
-                    return {}
+                    return {"said": self._said.pop(question["id"], "")}
         except StepFailed as failed:
             return {"failed": failed.step, "message": failed.message}
-        except (OSError, ImportError) as error:
+        except (OSError, ImportError, Hidden) as error:
             return {"failed": question["op"], "message": str(error)}
         finally:
             for fd in fds:
@@ -121,17 +129,15 @@ class Nursery:
         self._launcher = question["launcher"]
         self._layers = question["layers"]
         add_builtins()
-        preload(tuple(question["preload"]), tuple(question["folders"]))
         is_root = os.geteuid() == 0
+        is_native = self._launcher == "native"
         if is_root and self._layers["uid_drop"]:
             self._first_id = question["first_id"]
-        extra = list(question["folders"])
-        if self._launcher == "bubblewrap":
-            extra.append(os.path.dirname(os.path.abspath(__file__)))
-        self._layout = Layout.of_this_machine(extra)
+        folder = os.path.dirname(os.path.abspath(__file__))
+        self._layout = Layout.of_this_machine(question["folders"], runner=None if is_native else folder)
         if is_root:
             unshare(CLONE_NEWNS, "mount namespace (root needs CAP_SYS_ADMIN)")
-        elif self._launcher == "native":
+        elif is_native:
             user, group = os.getuid(), os.getgid()
             unshare(CLONE_NEWUSER | CLONE_NEWNS, "user namespace")
             prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # which the new namespace took back
@@ -142,8 +148,13 @@ class Nursery:
             jail.build(self._layout, share_private_folders=not self._layers["fresh_tmpfs"])
         except OSError as error:
             raise StepFailed("root folder", error) from None
-        if is_root and self._launcher == "native":
-            self._user_namespace = self._layers["user_namespace"] and allows_user_namespaces(self._first_id)
+        self._in_jail = True
+        if is_native:
+            preload(tuple(question["preload"]), self._layout.import_folders)
+            if is_root:
+                self._user_namespace = self._layers["user_namespace"] and allows_user_namespaces(
+                    self._first_id
+                )
 
     def _create(self, question: dict[str, Any], link: int) -> int:
         number = question["id"]
@@ -158,16 +169,17 @@ class Nursery:
         )
         adopted_theirs, adopted = os.pipe()
         report, report_theirs = os.pipe()
+        errors = os.memfd_create("errors")
         starter = os.fork()
         if starter == 0:
             if self._launcher == "native":
                 start_room(room, link, adopted_theirs, report_theirs)
             assert self._layout is not None
-            bubblewrap.start_room(room, self._layout, link)
+            bubblewrap.start_room(room, self._layout, link, errors, in_jail=self._in_jail)
         os.close(adopted_theirs)
         os.close(report_theirs)
         self._children.watch(starter)
-        sandbox = _Sandbox(starter, adopted, report)
+        sandbox = _Sandbox(starter, adopted, report, errors)
         if self._launcher == "bubblewrap":
             sandbox.process = starter
         self._sandboxes[number] = sandbox
@@ -196,8 +208,10 @@ class Nursery:
 
     def _drop(self, number: int) -> None:
         sandbox = self._sandboxes.pop(number)
-        os.close(sandbox.adopted)
-        os.close(sandbox.report)
+        if said := os.pread(sandbox.errors, MAX_BYTES_SAID, 0):
+            self._said[number] = said.decode(errors="replace").strip()
+        for fd in (sandbox.adopted, sandbox.report, sandbox.errors):
+            os.close(fd)
         if sandbox.process is not None:
             self._children.forget(sandbox.process)
 
