@@ -10,16 +10,24 @@ from polyturn.tools.sandbox.docker_seccomp import seccomp_profile
 from polyturn.tools.sandbox.types import MIB, Limits
 
 WORK = "/work"
+GVISOR = "runsc"
+"""The usual name of gVisor's runtime."""
 SCRATCH_BYTES = 16 * MIB
 """Of /tmp, and as much of /dev/shm."""
 RUNNER_BYTES = 48 * MIB
 PROCESSES_OF_THE_RUNNER = 4
 """The runner and a persistent interpreter, and one that is about to go of each."""
 
+_SENTRY_PROCESSES, _SENTRY_BYTES = 256, 192 * MIB
+"""gVisor's kernel is a program inside the container, with threads and memory of its own."""
+
 _USER_IDS = range(1 << 20, 1 << 30)
 """A container gets a user id of its own: the kernel counts processes, inotify watches, pipes and keys by user, also
 across containers. (Where the daemon maps users, only low ids exist.)"""
-_MAPPED_USER_IDS = range(2000, 60000)
+_MAPPED_SENTRY_PROCESSES, _SENTRY_BYTES = 256, 192 * MIB
+"""gVisor's kernel is a program inside the container, with threads and memory of its own."""
+
+_USER_IDS = range(2000, 60000)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,9 +45,10 @@ class DockerLayers:
     sized_tmpfs: bool = True
 
 
-def memory_of(limits: Limits) -> int:
+def memory_of(limits: Limits, runtime: str | None = None) -> int:
     """Bytes of the container: what the code may have, what its files may take (they lie in memory), and the runner."""
-    return limits.memory_bytes + limits.disk_bytes + 2 * SCRATCH_BYTES + RUNNER_BYTES
+    own = RUNNER_BYTES + (_SENTRY_BYTES if runtime == GVISOR else 0)
+    return limits.memory_bytes + limits.disk_bytes + 2 * SCRATCH_BYTES + own
 
 
 def user_id(*, mapped: bool) -> int:
@@ -91,7 +100,7 @@ def container_options(
     if layers.no_new_privileges:
         security.append("no-new-privileges:true")
     # gVisor is a kernel of its own, which takes no profile.
-    if runtime != "runsc":
+    if runtime != GVISOR:
         security.append(f"seccomp={seccomp_profile() if layers.seccomp else 'unconfined'}")
     options["security_opt"] = security
     if layers.no_network:
@@ -101,9 +110,10 @@ def container_options(
     if layers.drop_capabilities:
         options["cap_drop"] = ["ALL"]
     if layers.pids:
-        options["pids_limit"] = limits.num_processes + PROCESSES_OF_THE_RUNNER
+        own = PROCESSES_OF_THE_RUNNER + (_SENTRY_PROCESSES if runtime == GVISOR else 0)
+        options["pids_limit"] = limits.num_processes + own
     if layers.memory:
-        options |= {"mem_limit": memory_of(limits), "memswap_limit": memory_of(limits)}
+        options |= dict.fromkeys(("mem_limit", "memswap_limit"), memory_of(limits, runtime))
     if layers.own_user:
         options["user"] = f"{uid}:{uid}"
     if runtime is not None:

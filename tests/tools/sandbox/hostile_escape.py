@@ -175,7 +175,7 @@ SECRETS = [
         code="""
 import os
 names = {"HOME", "PATH", "LANG", "LC_CTYPE", "LC_ALL", "USER", "LOGNAME", "PWD", "HOSTNAME", "TMPDIR", "SHELL", "TERM",
-         "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"}
+         "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MALLOC_ARENA_MAX"}
 others = [name for name in os.environ if name not in names and not name.startswith("PYTHON")]
 print("BREACH" if others else "clean", others)
 """,

@@ -313,17 +313,19 @@ print("nothing there")
         name="returns into the runner that forked it",
         code="""
 import sys
-frame = sys._getframe()
-while frame.f_back:
-    frame = frame.f_back
-    for name in list(frame.f_locals):
-        value = frame.f_locals[name]
+def attack():
+    frame, found = sys._getframe(), []
+    while frame := frame.f_back:
+        found.extend(frame.f_locals.values())
+        found.append(frame.f_globals)
+    for value in found:
         if isinstance(value, (dict, list)):
             value.clear()
         elif callable(getattr(value, "close", None)):
             value.close()
-sys.settrace(lambda *_: 1 / 0)
-sys.setprofile(lambda *_: 1 / 0)
+    sys.settrace(lambda *_: 1 / 0)
+    sys.setprofile(lambda *_: 1 / 0)
+attack()
 raise GeneratorExit
 """,
         ends=frozenset({"ok"}),
