@@ -58,8 +58,8 @@ class TaskSourceConfig(Section):
 
 def _as_sources(given: Any) -> Any:
     """A path, a source, or a list of either, as a list of sources."""
-    if given is None:
-        return None
+    if not isinstance(given, str | dict | list | tuple | TaskSourceConfig):
+        return given
     items = given if isinstance(given, list | tuple) else [given]
     return [{"path": item} if isinstance(item, str) else item for item in items]
 

@@ -3,9 +3,28 @@
 from __future__ import annotations
 
 from polyturn.configs.schema import RunConfig
+from polyturn.configs.tasks import TaskSourceConfig
 from polyturn.envs.registry import make
 from polyturn.envs.tasks import TaskSource
 from polyturn.envs.tasks.open import open_tasks
+
+
+def task_configs(config: RunConfig, split: str) -> list[TaskSourceConfig] | None:
+    """What the config names as the tasks of a split; None: they are the environment's own.
+
+    Raises:
+        ValueError: held-out tasks whose split is the one that is trained on.
+    """
+    environment, evaluation = config.environment, config.evaluation
+    if evaluation.tasks is not None:
+        if evaluation.split == environment.train_split:
+            raise ValueError(
+                f"evaluation.tasks: evaluation.split and environment.train_split are both '{split}'; give the held-out "
+                "tasks a split of another name"
+            )
+        if split == evaluation.split:
+            return evaluation.tasks
+    return environment.tasks
 
 
 def tasks_of(config: RunConfig, split: str) -> TaskSource:
@@ -14,16 +33,8 @@ def tasks_of(config: RunConfig, split: str) -> TaskSource:
     Raises:
         ValueError: they cannot be had, or there are none.
     """
-    environment, evaluation = config.environment, config.evaluation
-    given = environment.tasks
-    if evaluation.tasks is not None:
-        if evaluation.split == environment.train_split:
-            raise ValueError(
-                f"evaluation.tasks: evaluation.split and environment.train_split are both '{split}'; give the held-out "
-                "tasks a split of another name"
-            )
-        if split == evaluation.split:
-            given = evaluation.tasks
+    environment = config.environment
+    given = task_configs(config, split)
     if given is not None:
         return open_tasks(given)
     env = make(environment.id, **environment.options)

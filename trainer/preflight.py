@@ -15,6 +15,7 @@ from polyturn.configs.schema import RunConfig
 from polyturn.envs.registry import list_environments, make
 from polyturn.envs.tasks import TaskSource
 from polyturn.rollout.engines.ports import is_free
+from polyturn.rollout.rewards_check import check_rewards, check_tasks
 from polyturn.rollout.task_sources import tasks_of
 from polyturn.trainer.run_directory import RunDirectory
 
@@ -133,8 +134,16 @@ def open_tasks(config: RunConfig, split: str) -> TaskSource:
 
 
 def _check_tasks(config: RunConfig, splits: tuple[str, ...]) -> None:
+    try:
+        check_rewards(config)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     for split in dict.fromkeys(splits):
-        open_tasks(config, split)
+        source = open_tasks(config, split)
+        try:
+            check_tasks(config, source)
+        except ValueError as error:
+            raise ConfigError(f"environment: {error}") from error
 
 
 def _check_machine(config: RunConfig) -> None:

@@ -55,7 +55,7 @@ class RemoteGrader:
         """Raises `ValueError` for a url that is none. Sends nothing yet."""
         url = httpx.URL(config.url)
         if url.scheme not in ("http", "https") or not url.host:
-            raise ValueError(f"reward.url: {config.url!r} is not an http(s) address")
+            raise ValueError(f"url: {config.url!r} is not an http(s) address")
         self._config = config
         self._waiting: queue.Queue[_Waiting | None] = queue.Queue()
         self._client = httpx.Client(trust_env=False)

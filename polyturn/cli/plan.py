@@ -10,7 +10,17 @@ from polyturn.cli.packages import PACKAGES
 from polyturn.configs.arithmetic import check_batch, estimate_memory, human_bytes, placement
 from polyturn.configs.loader import dump_config
 from polyturn.configs.models import ModelShape, resolve_model_path
+from polyturn.configs.rewards import (
+    EnvironmentReward,
+    FunctionReward,
+    RemoteReward,
+    RubricReward,
+    RuleReward,
+)
 from polyturn.configs.schema import RunConfig
+from polyturn.envs.tasks import MixtureTasks, TaskSource
+from polyturn.envs.tasks.open import source_name
+from polyturn.rollout.task_sources import task_configs, tasks_of
 
 
 def print_plan(config: RunConfig) -> None:
@@ -18,6 +28,9 @@ def print_plan(config: RunConfig) -> None:
     shape = ModelShape.read(resolve_model_path(config.model.path))
     typer.echo("# config")
     typer.echo(dump_config(config))
+    typer.echo("# tasks")
+    typer.echo(table(_task_rows(config)))
+    typer.echo(f"\n# reward\n{table(_reward_rows(config))}\n")
     typer.echo(f"# batch\n{check_batch(config)}\n")
     typer.echo("# placement")
     typer.echo(table([(row.name, row.device, row.note) for row in placement(config)]))
@@ -43,6 +56,53 @@ def print_plan(config: RunConfig) -> None:
     missing = [p.distribution for p in PACKAGES if p.needed_to_train and p.installed_version() is None]
     if missing:
         typer.echo(f"\nnot installed here: {', '.join(missing)}; see `polyturn doctor`")
+
+
+def _task_rows(config: RunConfig) -> list[tuple[str, str, str, str]]:
+    """Split, source, size and share of the prompts."""
+    rows = []
+    for split in dict.fromkeys((config.environment.train_split, config.evaluation.split)):
+        tasks = tasks_of(config, split)
+        if isinstance(tasks, MixtureTasks):
+            total = sum(tasks.weights)
+            rows += [
+                (split, name, _size(source), f"{weight / total:.1%} of the prompts")
+                for name, source, weight in zip(tasks.names, tasks.sources, tasks.weights, strict=True)
+            ]
+        else:
+            given = task_configs(config, split)
+            name = source_name(given[0]) if given else f"{config.environment.id}'s own"
+            rows.append((split, name, _size(tasks), ""))
+    return rows
+
+
+def _size(source: TaskSource) -> str:
+    return "endless" if getattr(source, "is_endless", False) else f"{len(source):,} tasks"
+
+
+def _reward_rows(config: RunConfig) -> list[tuple[str, str, str]]:
+    """Name, what it is, and weight."""
+    reward = config.reward
+    if isinstance(reward, RubricReward):
+        rows = [(part.name, _shown(part.reward), f"weight {part.weight:g}") for part in reward.parts]
+    else:
+        rows = [("reward", _shown(reward), "")]
+    groups = [
+        (part.name, f"group reward {part.target}", f"weight {part.weight:g}") for part in config.group_rewards
+    ]
+    return rows + groups
+
+
+def _shown(reward: EnvironmentReward | RuleReward | FunctionReward | RemoteReward) -> str:
+    if isinstance(reward, EnvironmentReward):
+        return "the environment's own grade"
+    named = (
+        reward.url
+        if isinstance(reward, RemoteReward)
+        else (reward.name if isinstance(reward, RuleReward) else reward.target)
+    )
+    options = {} if isinstance(reward, RemoteReward) else reward.options
+    return f"{reward.kind} {named}" + (f" {options}" if options else "")
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
