@@ -49,6 +49,7 @@ class SearchEnv(ToolEnv):
         max_searches: int | None = None,
         final_answer_turn: bool | None = None,
         questions: str | Path | None = None,
+        heldout_questions: str | Path | None = None,
         index: str | Path | None = None,
         corpus: str | Path | None = None,
         search_url: str | None = None,
@@ -66,13 +67,14 @@ class SearchEnv(ToolEnv):
             top_k: Passages per search.
             max_searches: Turns in which a search counts.
             final_answer_turn: Whether one more turn follows in which only an answer counts.
-            questions: A JSONL file of `{"question", "golden_answers"}`, in place of the world's questions.
+            questions: A JSONL file of `{"question", "golden_answers"}`, in place of the world's `train` questions.
+            heldout_questions: Another, in place of its `heldout` questions.
             index: The directory of an index, in place of the world's passages.
             corpus: A passage file in wiki-18's format, to be indexed in memory.
             search_url: A search server, such as `http://127.0.0.1:8000`.
             retriever: Any retriever; the four exclude each other.
             world_seed: Which two-hop world.
-            split: `train` or `heldout` of the world; a question file has only itself.
+            split: `train` or `heldout`.
             tasks: Takes the place of all questions: the last user message is the question, the label its answers.
             render_mode: None or "ansi".
 
@@ -90,9 +92,12 @@ class SearchEnv(ToolEnv):
         self.style = replace(base, **{key: value for key, value in changes.items() if value is not None})
         _check_style(self.style)
         self.world_seed = world_seed
-        self._questions = None if questions is None else read_questions(str(questions))
-        self._is_two_hop = questions is None and tasks is None and retriever is None
-        self._is_two_hop = self._is_two_hop and index is None and corpus is None and search_url is None
+        files = {"train": questions, "heldout": heldout_questions}
+        self._questions = {
+            name: read_questions(str(path)) for name, path in files.items() if path is not None
+        }
+        own = (questions, heldout_questions, tasks, index, corpus, search_url, retriever)
+        self._is_two_hop = all(option is None for option in own)
         self._desk = SearchDesk(
             style=self.style,
             retriever=choose_retriever(
@@ -114,8 +119,11 @@ class SearchEnv(ToolEnv):
             return self._given_tasks
         if split not in SPLITS:
             raise ValueError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
-        if self._questions is not None:
-            return self._questions
+        if self._questions:
+            if split not in self._questions:
+                name = "questions" if split == "train" else "heldout_questions"
+                raise ValueError(f"there is no split {split!r}: give a file of it as {name}=")
+            return self._questions[split]
         return world_questions(self.world_seed, WorldSize(), split)
 
     def begin(self, task: Task) -> Sequence[Message]:
@@ -176,7 +184,9 @@ class SearchEnv(ToolEnv):
         silent = not action.tool_calls and find_answer(self.style, action.content) is None
         self._desk.count("num_invalid_actions", float(unread or silent))
         thought, closed, _ = action.content.partition("</think>")
-        self._desk.count("num_thought_words", float(len(thought.split())) if closed else 0.0)
+        self._desk.count(
+            "num_thought_words", float(len(thought.replace("<think>", " ").split())) if closed else 0.0
+        )
 
     def _is_well_formed(self) -> bool:
         if self.style.tags is None:
