@@ -80,7 +80,7 @@ def register(
     _registered[env_id] = info
 
 
-def make(env_id: str, **kwargs: Any) -> ToolEnv:
+def make(env_id: str, /, **kwargs: Any) -> ToolEnv:
     """The environment of that id, without wrappers; `kwargs` go to its constructor.
 
     Raises:
