@@ -252,7 +252,7 @@ class DockerSandbox:
             status=status,
             stdout=output[: answer["stdout"]].decode(errors="replace"),
             stderr=output[answer["stdout"] :].decode(errors="replace"),
-            exit_code=answer["exit_code"] if status == "ok" else None,
+            exit_code=answer["exit_code"],
             seconds=time.monotonic() - start,
             detail=detail,
         )

@@ -24,10 +24,7 @@ _SENTRY_PROCESSES, _SENTRY_BYTES = 256, 192 * MIB
 _USER_IDS = range(1 << 20, 1 << 30)
 """A container gets a user id of its own: the kernel counts processes, inotify watches, pipes and keys by user, also
 across containers. (Where the daemon maps users, only low ids exist.)"""
-_MAPPED_SENTRY_PROCESSES, _SENTRY_BYTES = 256, 192 * MIB
-"""gVisor's kernel is a program inside the container, with threads and memory of its own."""
-
-_USER_IDS = range(2000, 60000)
+_MAPPED_USER_IDS = range(2000, 60000)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -161,10 +161,15 @@ print("BREACH" if set(os.listdir("/dev")) - harmless else "harmless", sorted(os.
         + """
 handle = (ctypes.c_char * 16).from_buffer_copy((8).to_bytes(4, "little") + (1).to_bytes(4, "little")
                                                + (2).to_bytes(4, "little") + bytes(4))
-must_fail(open_by_handle_at=(304, os.open("/", os.O_RDONLY), ctypes.byref(handle), 0))
-must_fail(open_by_handle_of_work=(304, os.open(".", os.O_RDONLY), ctypes.byref(handle), 0))
+for folder in ("/", "/usr", ".", "/tmp"):
+    try:
+        mount = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        print("refused", folder, error.errno)
+        continue
+    must_fail(open_by_handle_at=(304, mount, ctypes.byref(handle), 0))
 """,
-        says="open_by_handle_of_work",
+        says="open_by_handle_at",
         x86_64_only=True,
     ),
 ]
@@ -236,7 +241,7 @@ for name in sorted(os.listdir("/proc/self/fd"), key=int):
     Hostile(
         name="objects of the program that started it",
         code=f"""
-import gc, re, sys
+import gc, os, re, sys
 names = [n for n in sys.modules if n.startswith("polyturn.") and not n.startswith("polyturn.tools.sandbox")]
 texts = []
 for item in gc.get_objects():
@@ -246,8 +251,12 @@ frame, outer = sys._getframe(), []
 while frame := frame.f_back:
     outer.append(frame.f_code.co_filename)
     for value in frame.f_locals.values():
-        if hasattr(value, "fileno"):
-            print("BREACH a file in a caller's frame", value)
+        try:
+            number = value.fileno()
+            os.fstat(number)
+        except (AttributeError, OSError, ValueError, TypeError):
+            continue
+        print("BREACH an open file in a caller's frame", value)
 print("BREACH" if names or texts else "nothing", names, len(texts), outer)
 """,
         says="nothing",
@@ -614,7 +623,7 @@ try:
 except OSError:
     print("no canary")
 '''
-os.execv(sys.executable or "/usr/bin/python3", ["python3", "-I", "-S", "-c", code])
+os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", code])
 """,
         says="filtered",
     ),
@@ -625,9 +634,9 @@ import os, sys
 code = "import socket\\ntry: socket.socket(socket.AF_PACKET, 3); print('BREACH')\\nexcept OSError: print('confined')"
 try:
     program = os.memfd_create("program")
-    with open(os.path.realpath(sys.executable or "/usr/bin/python3"), "rb") as source:
+    with open(os.path.realpath(sys.executable), "rb") as source:
         os.sendfile(program, source.fileno(), 0, os.fstat(source.fileno()).st_size)
-    os.execve(program, ["python3", "-I", "-S", "-c", code], {"PYTHONHOME": sys.base_prefix})
+    os.execve(program, [sys.executable, "-I", "-S", "-c", code], {})
 except OSError as error:
     print("confined", error.errno)
 """,

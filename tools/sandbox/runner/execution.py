@@ -95,6 +95,7 @@ class Executor:
             stdout, stderr = streams.stdout, streams.stderr
         finally:
             streams.close()
+            _keep_open(self.config.work)
         if outcome["status"] == "ok" and outcome["exit_code"] == 1 and _ended_by_memory_error(stderr):
             outcome |= {"status": "oom", "detail": "MemoryError: the code needed more memory than it may use"}
         header = {
@@ -286,6 +287,13 @@ def _outcome(status: str, *, exit_code: int | None = None, detail: str = "") -> 
 
 def _join(*sentences: str) -> str:
     return "; ".join(sentence for sentence in sentences if sentence)
+
+
+def _keep_open(folder: str) -> None:
+    """Code that owns its work folder may have closed it to its owner, and so to the runner and to the code after it."""
+    status = os.stat(folder)
+    if status.st_uid == os.getuid() and status.st_mode & 0o700 != 0o700:
+        os.chmod(folder, 0o700)
 
 
 def _cpu_seconds(pid: int) -> float:
