@@ -29,7 +29,9 @@ def unit_test_task(row: Mapping[str, Any]) -> Task:
     prompt, entry_point = _text(row, "prompt"), _text(row, "entry_point")
 
     def tests(name: str) -> UnitTests | None:
-        source = row.get(name) or (cases_as_test(row[_cases(name)]) if row.get(_cases(name)) else None)
+        source = row.get(name) or (
+            cases_as_test(row[_cases(name)], name=entry_point) if row.get(_cases(name)) else None
+        )
         return UnitTests(test=source, entry_point=entry_point, prompt=prompt) if source else None
 
     hidden = tests("test")

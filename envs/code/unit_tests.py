@@ -49,13 +49,18 @@ class UnitTests:
         return f"{self.preamble}\n{code}\n"
 
 
-def cases_as_test(cases: Sequence[Mapping[str, Any]]) -> str:
-    """Tests from rows `{"args": [...], "kwargs"?: {...}, "expected": value}` of plain JSON values."""
-    lines = [
-        f"    assert candidate(*{list(case.get('args', ()))!r}, **{dict(case.get('kwargs', {}))!r}) == "
-        f"{case['expected']!r}"
-        for case in cases
-    ]
+def cases_as_test(cases: Sequence[Mapping[str, Any]], *, name: str = "candidate") -> str:
+    """Tests from rows `{"args": [...], "kwargs"?: {...}, "expected": value}` of plain JSON values.
+
+    Args:
+        cases: The rows.
+        name: What the function is called in them, as the model reads it of those that fail: `candidate`, or its own.
+    """
+    lines = []
+    for case in cases:
+        named = [f"{key}={value!r}" for key, value in case.get("kwargs", {}).items()]
+        arguments = ", ".join([*map(repr, case.get("args", ())), *named])
+        lines.append(f"    assert {name}({arguments}) == {case['expected']!r}")
     return "\n".join(["def check(candidate):", *lines, ""])
 
 

@@ -165,6 +165,12 @@ def test_the_solution_can_read_neither_the_tests_nor_the_nonce(grade):
     assert "ValueError: [][" in first, first
 
 
+def test_the_tests_import_nothing_that_the_solution_wrote(grade):
+    code = "def f(x):\n    open('colorsys.py', 'w').write('ONE_THIRD = 99')\n    return 99"
+    test = "f(1)\nimport colorsys\nassert f(1) == colorsys.ONE_THIRD"
+    assert grade(code, UnitTests(test=test, entry_point="f")).num_passed == 0
+
+
 def test_credit_counts_assertions_and_goes_on_after_a_failed_one(grade):
     report = grade("def increase(x): return x + 1 if x > 0 else 7")
     assert (report.num_passed, report.num_tests, report.all_passed) == (2, 3, False)
