@@ -10,9 +10,9 @@ from fractions import Fraction
 from polyturn.envs.rewards.math import expressions
 from polyturn.envs.rewards.math.lexer import Token, lex
 from polyturn.envs.rewards.math.terms import Term, make, number, operators, variables
-from polyturn.envs.rewards.math.units import SYMBOLS, Unit, read_unit
+from polyturn.envs.rewards.math.units import Unit, read_unit
 from polyturn.envs.rewards.math.verdict import TooLarge, Unreadable
-from polyturn.envs.rewards.math.vocabulary import NUMBER_WORDS, SET_WORDS
+from polyturn.envs.rewards.math.vocabulary import NUMBER_WORDS, SET_WORDS, UNIT_SYMBOLS
 
 MAX_NESTING = 24
 """Of lists in lists."""
@@ -353,18 +353,22 @@ def _measurable(core: Sequence[Token], unit: Unit) -> bool:
 def _split_unit(tokens: Sequence[Token]) -> tuple[Sequence[Token], Sequence[Token]]:
     """The tokens before the unit and those of the unit: all from the first word outside brackets on."""
     level = 0
-    has_names = any(token.kind == "name" and token.text not in SYMBOLS for token in tokens)
+    angle_argument = any(
+        token.kind == "fn" for token in tokens
+    )  # \sin 30°: the degrees belong to the argument
+    has_names = any(token.kind == "name" and token.text not in UNIT_SYMBOLS for token in tokens)
     for index, token in enumerate(tokens):
         level += (token.kind == "open") - (token.kind == "close")
         if level or index == 0:
             continue
-        single = token.kind == "name" and token.text in SYMBOLS and token.spaced and not has_names
+        single = token.kind == "name" and token.text in UNIT_SYMBOLS and token.spaced and not has_names
         clock = token.kind == "fn" and token.text in ("min", "sec") and token.spaced
         if clock and index + 1 < len(tokens) and tokens[index + 1].kind not in ("/", ".", "*"):
             clock = False
         if single and tokens[index - 1].kind not in ("number", "close", "const"):
             single = False
-        if token.kind == "text" or single or clock or (token.kind == "command" and token.text == "degree"):
+        degree = token.kind == "command" and token.text == "degree" and not angle_argument
+        if token.kind == "text" or single or clock or degree:
             return tokens[:index], tokens[index:]
     return tokens, ()
 

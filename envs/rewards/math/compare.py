@@ -79,12 +79,11 @@ def _decide(gold: str, answer: str, deep: bool) -> tuple[bool, Reason]:
     left = read_answer(gold)
     right = read_answer(answer)
     correct = compare.same(left, right)
-    if not correct and (isinstance(left, Many) or isinstance(right, Many)):
+    if not correct and _is_bare_list(right) and _THOUSANDS.search(gold) and isinstance(left, Value):
         # 100,200 may be two numbers after all, where the other side is a list.
-        if _THOUSANDS.search(gold) and not isinstance(left, Many):
-            correct = compare.same(read_answer(gold, thousands=False), right)
-        if _THOUSANDS.search(answer) and not isinstance(right, Many):
-            correct = compare.same(left, read_answer(answer, thousands=False))
+        correct = compare.same(read_answer(gold, thousands=False), right)
+    elif not correct and _is_bare_list(left) and _THOUSANDS.search(answer) and isinstance(right, Value):
+        correct = compare.same(left, read_answer(answer, thousands=False))
     if (
         not correct
         and isinstance(right, Many)
@@ -239,9 +238,8 @@ class Comparison:
         values = self._value_of(gold), self._value_of(answer)
         if values[0] is not None and values[1] is not None:
             labels = gold.label, answer.label
-            if all(labels) and labels[0] != labels[1]:
-                return False
-            if self.same(values[0], values[1]):
+            renamed = all(labels) and labels[0] != labels[1]
+            if not renamed and self.same(values[0], values[1]):
                 return True
             if not (free_variables(values[0]) and free_variables(values[1])):
                 return False
@@ -317,6 +315,10 @@ class Comparison:
         first = [make("div", term, terms[0][0]) for term in terms[0]]
         second = [make("div", term, terms[1][0]) for term in terms[1]]
         return all(map(self._equality.equal, first, second))
+
+
+def _is_bare_list(answer: Answer) -> bool:
+    return isinstance(answer, Many) and not answer.opener
 
 
 def _unwrapped(answer: Answer) -> Answer:

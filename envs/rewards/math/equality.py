@@ -108,7 +108,14 @@ class Equality:
 
     def _integer_points(self, names: list[str], largest: int) -> Iterator[dict[str, Fraction]]:
         for _ in range(14):
-            yield {name: Fraction(self._random.randrange(2, 12 + largest)) for name in names}
+            yield {
+                name: Fraction(self._random.randrange(2, 12 + largest) * self._sign(largest))
+                for name in names
+            }
+
+    def _sign(self, largest: int) -> int:
+        """Either sign, so that sqrt(x^2) is not x; plus where the variables are exponents."""
+        return self._random.choice((1, -1)) if largest > 100 else 1
 
     def _points(self, names: list[str], ops: frozenset[str]) -> list[dict[str, Fraction]]:
         """Real points, or whole ones where the terms are about whole numbers."""
@@ -135,6 +142,7 @@ class Equality:
         """Whether the values differ by far more than double precision explains, at a point where both are real."""
         if _has_plain_log(left) or _has_plain_log(right):
             return False
+        complex_allowed = not names or _imaginary(left) or _imaginary(right)
         differences = 0
         for point in self._points(names, ops):
             evaluator = Evaluator(Doubles())
@@ -142,7 +150,7 @@ class Equality:
                 values = _pair(evaluator, left, right, point)
             except (Undefined, OverflowError, ValueError, ZeroDivisionError, ArithmeticError):
                 continue
-            if names and "const" not in ops and any(isinstance(value, complex) for value in values):
+            if not complex_allowed and any(isinstance(value, complex) for value in values):
                 continue
             size = max(map(abs, values))
             if not math.isfinite(size) or not math.isfinite(float(evaluator.largest)):

@@ -277,7 +277,7 @@ class _Reader:
         if self._kind() == "_":
             self._at += 1
             index = self._take()
-            name += "_" + (index.text if isinstance(index, Token) else repr(index.term))
+            name += "_" + (index.text if isinstance(index, Token) else _spelled(index.term))
         elif name in ("i", "e"):
             return Term("const", name=name)
         while self._kind() == "'":
@@ -405,6 +405,13 @@ def _renamed(body: Term, name: str) -> Term:
     if body.op == "const" and body.name == name:
         return Term("var", name=name)
     return Term(body.op, tuple(_renamed(arg, name) for arg in body.args), body.value, body.name, body.depth)
+
+
+def _spelled(term: Term) -> str:
+    """An index as part of a name."""
+    if term.op == "num":
+        return str(term.value)
+    return term.name or f"{term.op}({','.join(map(_spelled, term.args))})"
 
 
 def _add(terms: list[Term]) -> Term:

@@ -71,7 +71,7 @@ def extract(reply: str, *, box_only: bool = False) -> str | None:
     marked = [found for found in (box, _last(_HASHES, text), _last(_TAGS, text)) if found is not None]
     if marked:
         return max(marked, key=lambda found: found.start).text.strip() or None
-    return _phrase(text) or _plain(text) or _conclusion(text)
+    return _phrase(text) or _conclusion(text) or _plain(text)
 
 
 def gold_answer(gold: str) -> str:

@@ -18,6 +18,7 @@ from polyturn.envs.rewards.math.vocabulary import (
     SEPARATOR_WORDS,
     SHORT_WORDS,
     TEXT_COMMANDS,
+    UNIT_SYMBOLS,
 )
 
 MAX_TOKENS = 8_000
@@ -213,7 +214,7 @@ def _text(content: str, spaced: bool) -> list[Token]:
         return [Token("sep", stripped, None, spaced)]
     if stripped == "":
         return []
-    if not re.search(r"[A-Za-z]{2}|^[A-Za-z]$|\\", stripped):
+    if len(re.findall("[A-Za-z]", stripped)) < 2 and stripped not in UNIT_SYMBOLS and "\\" not in stripped:
         return lex(stripped)
     return [Token("text", stripped, None, True)]
 

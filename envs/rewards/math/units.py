@@ -54,8 +54,6 @@ _define("am", 1, 1, "am")
 _define("pm", 1, 1, "pm")
 _define("dozen", 1, 1, "dozen")
 
-SYMBOLS = frozenset(["m", "g", "s", "h", "l", "L"])
-"""Units of one letter that are read as such after a number and a space."""
 _SPEEDS = {"mph": "mile / hour", "kph": "km / hour", "kmh": "km / hour", "mpg": "mile / gal"}
 _EXPONENT_WORDS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cubed": 3}
 

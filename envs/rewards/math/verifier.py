@@ -10,10 +10,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, get_args
 
-from polyturn.envs.rewards.math.compare import decide
+from polyturn.envs.rewards.math.compare import MAX_CHARACTERS, decide
 from polyturn.envs.rewards.math.extract import extract, gold_answer
 from polyturn.envs.rewards.math.pool import WorkerPool
 from polyturn.envs.rewards.math.verdict import Reason, Undecided, Unreadable, Verdict
+
+MAX_INLINE = 600
+"""Characters of an answer that is read in the calling thread: what is longer could hold it up for long."""
 
 Mode = Literal["boxed", "text", "box_only"]
 """`boxed`: the prediction is an answer as it stands in a box; `text`: a whole reply; `box_only`: a whole reply in which
@@ -89,6 +92,8 @@ class MathVerifier:
         answer = _answer(prediction, mode)
         if answer is None or not answer.strip():
             return None, (False, "no_answer")
+        if MAX_INLINE < max(len(gold), len(answer)) <= MAX_CHARACTERS:
+            return answer, None
         try:
             return answer, decide(gold_answer(gold), answer, deep=False)
         except (Undecided, Unreadable):

@@ -73,5 +73,7 @@ SET_WORDS |= dict.fromkeys(
 )
 """What names a set in words."""
 
+UNIT_SYMBOLS = frozenset(_words("m g s h l L"))
+"""Units of one letter."""
 NOT_UNITS = frozenset(_words("unit rad radian sq square cubic total in all the a an of each"))
 """Words beside a number that say nothing, or only repeat what an exponent says."""

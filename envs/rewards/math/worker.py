@@ -11,11 +11,12 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import resource
 import signal
 import socket
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from polyturn.envs.rewards.math.compare import decide
 from polyturn.envs.rewards.math.verdict import Reason, Unreadable
@@ -24,6 +25,7 @@ MEMORY_BYTES = 2 << 30
 MAX_FOREIGN = 1_000
 """Characters of what math-verify is given."""
 _PR_SET_PDEATHSIG = 1
+_NUMBER_CODE = re.compile(r"\s*(Integer|Float)\s*\(\s*'?([0-9]{1,400}(?:\.[0-9]{0,400})?)'?\s*\)\s*")
 
 
 def main(descriptor: int) -> None:
@@ -96,13 +98,19 @@ def _preload() -> None:
         import sympy.parsing.sympy_parser as parser
     except ImportError:
         return
-    # sympy evaluates what its reader of plain expressions has read. Nothing here calls it; nothing shall.
-    parser.eval_expr = _refuse
+    # latex2sympy lets sympy `eval` the digits of a number. Here nothing is evaluated, whatever the text.
+    parser.eval_expr = _number
     by_math_verify("\\int_0^1 x\\,dx", "\\frac{1}{2}")
 
 
-def _refuse(*_: object, **__: object) -> NoReturn:
-    raise ValueError("text is never evaluated here")
+def _number(code: str, *_: object) -> Any:
+    """The number in `Integer (12 )` or `Float ('1.5' )`, in place of sympy's evaluation of that text."""
+    import sympy
+
+    found = _NUMBER_CODE.fullmatch(code)
+    if found is None:
+        raise ValueError("text is never evaluated here")
+    return sympy.Integer(int(found[2])) if found[1] == "Integer" else sympy.Float(found[2])
 
 
 def _serve(descriptor: int, zygote: int) -> NoReturn:
