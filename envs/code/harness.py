@@ -68,8 +68,8 @@ def pack(value: Any, depth: int = 0, count: list[int] | None = None) -> Any:
         number = int.__index__(value)
         return number if -BIG < number < BIG else {"i": hex(number)}
     if isinstance(value, float):
-        number = float.__float__(value)
-        return number if math.isfinite(number) else {"f": float.__repr__(number)}
+        real = float.__float__(value)
+        return real if math.isfinite(real) else {"f": float.__repr__(real)}
     if isinstance(value, complex):
         return {"c": [pack(value.real), pack(value.imag)]}
     if isinstance(value, (bytes, bytearray)):
@@ -110,7 +110,13 @@ def unpack(data: Any) -> Any:
         return bytes.fromhex(content)
     if tag == "d":
         return {unpack(key): unpack(value) for key, value in content}
-    return {"t": tuple, "s": set, "z": frozenset, "r": lambda parts: range(*parts)}[tag](unpack(content))
+    makers: dict[str, Any] = {
+        "t": tuple,
+        "s": set,
+        "z": frozenset,
+        "r": lambda parts: range(*parts),
+    }
+    return makers[tag](unpack(content))
 
 
 # The solution's side.
@@ -270,8 +276,8 @@ class Scorekeeper(ast.NodeTransformer):
 
 def run_tests(job: Any, solution: Solution) -> dict[str, Any]:
     """The verdict."""
-    passed, failures, broken = 0, [], ""
-    num_failed = 0
+    passed, num_failed, broken = 0, 0, ""
+    failures: list[str] = []
 
     def on_pass() -> None:
         nonlocal passed
