@@ -129,7 +129,7 @@ class Nursery:
         self._launcher = question["launcher"]
         self._layers = question["layers"]
         add_builtins()
-        is_root = os.geteuid() == 0
+        is_root = os.geteuid() == 0 and not _is_ordinary_user_outside(question["first_id"])
         is_native = self._launcher == "native"
         if is_root and self._layers["uid_drop"]:
             self._first_id = question["first_id"]
@@ -221,3 +221,17 @@ class Nursery:
             os.kill(sandbox.process or sandbox.starter, signal.SIGKILL)
             select.select([self._children.wakeup], [], [], 0.1)
             self._look_after_children()
+
+
+def _is_ordinary_user_outside(needed_id: int) -> bool:
+    """Whether this root is one of a user namespace alone, without the other users that root would change to.
+
+    Raises StepFailed where it lacks them although it is root outside, too.
+    """
+    with open("/proc/self/uid_map") as uid_map:
+        ranges = [tuple(map(int, line.split())) for line in uid_map]
+    if any(first <= needed_id < first + size for first, _, size in ranges):
+        return False
+    if any(first == 0 and outside == 0 for first, outside, _ in ranges):
+        raise StepFailed("change of user", PermissionError("this root has no other user to change to"))
+    return True

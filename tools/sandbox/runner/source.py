@@ -26,12 +26,17 @@ def forget_runner(work: str, import_folders: tuple[str, ...]) -> None:
 
 
 def open_streams() -> None:
-    """New text streams on descriptors 0, 1 and 2, with the errors modes of an interpreter in a UTF-8 locale."""
+    """New text streams on descriptors 0, 1 and 2, with the error modes of an interpreter in a UTF-8 locale.
+
+    Every line is written at once, so that what was printed before a deadline is not lost; output is bounded anyway.
+    """
     sys.stdin = sys.__stdin__ = open_stdin()  # type: ignore[misc]
-    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)  # type: ignore[misc] # noqa: SIM115
-    sys.stderr = sys.__stderr__ = open(  # type: ignore[misc] # noqa: SIM115
-        2, "w", encoding="utf-8", errors="backslashreplace", closefd=False, buffering=1
-    )
+    sys.stdout = sys.__stdout__ = _open_output(1, "surrogateescape")  # type: ignore[misc]
+    sys.stderr = sys.__stderr__ = _open_output(2, "backslashreplace")  # type: ignore[misc]
+
+
+def _open_output(fd: int, errors: str) -> Any:
+    return open(fd, "w", encoding="utf-8", errors=errors, closefd=False, buffering=1)
 
 
 def open_stdin() -> Any:
