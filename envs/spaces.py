@@ -34,12 +34,17 @@ class ChatSpace(Space[Observation]):
         return False
 
     def contains(self, x: Any) -> bool:
-        return isinstance(x, tuple) and all(
-            isinstance(message, dict)
-            and message.get("role") in self.roles
-            and isinstance(message.get("content"), str)
-            for message in x
-        )
+        if not isinstance(x, tuple):
+            return False
+        # A loop, because every step asks and a generator costs as much again.
+        for message in x:  # noqa: SIM110
+            if not (
+                isinstance(message, dict)
+                and message.get("role") in self.roles
+                and isinstance(message.get("content"), str)
+            ):
+                return False
+        return True
 
     def sample(self, mask: Any | None = None, probability: Any | None = None) -> Observation:
         _refuse_masks(mask, probability)

@@ -280,10 +280,12 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
     async def _guard(self, what: str, function: Callable[..., Any], *args: Any, offload: Offload) -> Any:
         """The function's value, awaited if it is one to await; an exception becomes a fault that says where."""
         try:
-            if _is_async(function):
-                return await function(*args)
-            value = await offload(functools.partial(function, *args))
-            return await value if inspect.isawaitable(value) else value
+            if offload is _inline or _is_async(function):
+                value = function(*args)
+            else:
+                value = await offload(functools.partial(function, *args))
+            # As `inspect.isawaitable`, at a tenth of its price.
+            return await value if hasattr(value, "__await__") else value
         except EnvironmentFault:
             raise
         except Exception as error:
@@ -349,10 +351,11 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
 
     def _drive(self, steps: Coroutine[Any, Any, Value]) -> Value:
         """Run `steps` to its end. With nothing `async` in the environment it never waits, and needs no event loop."""
-        hooks = (self.begin, self.follow_up, self.grade)
         reward = self._reward()
         waits = reward is not None and is_async(reward)
-        if waits or self.toolset.has_async or any(_is_async(hook) for hook in hooks):
+        # Written out: this is asked at every step.
+        waits = waits or _is_async(self.begin) or _is_async(self.follow_up) or _is_async(self.grade)
+        if waits or self.toolset.has_async:
             try:
                 asyncio.get_running_loop()
             except RuntimeError:
@@ -393,6 +396,10 @@ def _is_async(function: Callable[..., Any]) -> bool:
 
 def _copy(message: Message) -> Message:
     """A message that shares nothing with the other; most are flat, and texts need no copy."""
-    if type(message) is dict and all(type(value) is str for value in message.values()):
-        return message.copy()
+    if type(message) is dict:
+        for value in message.values():
+            if type(value) is not str:
+                break
+        else:
+            return message.copy()
     return copy.deepcopy(message)
