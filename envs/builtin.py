@@ -90,6 +90,28 @@ def register_builtin() -> None:
         description="Write a program; what it prints is graded (rows in the form of LiveCodeBench).",
     )
     register(
+        "polyturn/GSM8K-v0",
+        "polyturn.envs.math.env:GSM8KEnv",
+        description="School problems in words (arXiv 2110.14168): a sample, or the whole from a file.",
+    )
+    register(
+        "polyturn/Math-v0",
+        "polyturn.envs.math.env:MathEnv",
+        description="Problems with an answer, of any file or made from a seed; the math verifier grades.",
+    )
+    register(
+        "polyturn/MathCalculator-v0",
+        "polyturn.envs.math.env:MathEnv",
+        description="Problems with an answer, and a calculator as the tool.",
+        kwargs={"calculator": True},
+    )
+    register(
+        "polyturn/MathRetry-v0",
+        "polyturn.envs.math.env:MathEnv",
+        description="Problems with an answer, and three attempts: a wrong one is told so and earns less.",
+        kwargs={"max_attempts": 3, "attempt_decay": 0.5},
+    )
+    register(
         "polyturn/SingleTurn-v0",
         "polyturn.envs.single_turn:SingleTurnEnv",
         description="A prompt and an answer, graded by a rule: for task files that need no environment of their own.",

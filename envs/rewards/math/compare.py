@@ -33,6 +33,9 @@ MAX_CHARACTERS = 16_000
 MAX_ITEMS = 200
 """Of a list; unordered ones are compared pair by pair."""
 
+_PLAIN_NUMBER = re.compile(
+    r"\s*(-?)\+?((?:\d{1,400}|\d{1,3}(?:,\d{3}){1,9})(?:\.\d{1,400})?)\.?\s*", re.ASCII
+)
 _CHOICE_TEXT = re.compile(r"\\(?:text(?:bf|rm|it|sf)?|mathrm|mathbf|mbox|bf)\s*\{?")
 _CHOICE = re.compile(r"(?:(?:option|choice|answer)[:\s]*)?(?:\(([A-Ja-j])\)|([A-Ja-j]))[.):]?", re.IGNORECASE)
 _CHOICE_WITH_VALUE = re.compile(
@@ -56,6 +59,10 @@ def decide(gold: str, answer: str, *, deep: bool) -> tuple[bool, Reason]:
         return False, "no_answer"
     if len(gold) > MAX_CHARACTERS or len(answer) > MAX_CHARACTERS:
         return False, "too_large"
+    numbers = _PLAIN_NUMBER.fullmatch(gold), _PLAIN_NUMBER.fullmatch(answer)
+    if numbers[0] and numbers[1]:
+        left, right = (found[1] + found[2].replace(",", "") for found in numbers if found)
+        return left == right or Fraction(left) == Fraction(right), "number"
     gold, answer = normalise(gold), normalise(answer)
     if _squeezed(gold) == _squeezed(answer) and answer:
         return True, "exact"

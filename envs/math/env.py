@@ -1,0 +1,200 @@
+"""Mathematics: a problem, perhaps a calculator, perhaps further attempts, and an answer that the verifier checks."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, get_args
+
+from polyturn.envs.math.calculator import calculator as calculator_tool
+from polyturn.envs.math.tasks import check_split, file_tasks, generated_tasks, gsm8k_sample
+from polyturn.envs.messages import AssistantMessage, Message
+from polyturn.envs.rewards.math import MathVerifier, Verdict, shared_verifier
+from polyturn.envs.scripts import Script
+from polyturn.envs.tasks import Task, TaskSource
+from polyturn.envs.tool_env import ToolEnv
+from polyturn.tools.types import ToolSpec
+
+AnswerFormat = Literal["boxed", "any"]
+_ENDINGS: Mapping[AnswerFormat, str] = {
+    "boxed": "Put your final answer in \\boxed{}.",
+    "any": "End with a line that has #### and then your final answer.",
+}
+_CALCULATOR_TURNS = 8
+
+
+class MathEnv(ToolEnv):
+    """Answer a problem. The reward is 1.0 for an answer that equals the gold answer, in whatever form, else 0.0.
+
+    With `max_attempts` above 1 a wrong answer is told to be wrong and may be mended; the k-th attempt earns
+    `attempt_decay ** (k - 1)`. How the last verdict came about is a metric, `verdict_<reason>`: what could not be
+    decided in time is `verdict_timeout`, and no mere zero.
+    """
+
+    def __init__(
+        self,
+        *,
+        path: str | None = None,
+        heldout_fraction: float = 0.1,
+        seed: int = 0,
+        num_problems: int = 500,
+        num_heldout: int = 200,
+        split: str = "train",
+        answer_format: AnswerFormat = "boxed",
+        calculator: bool = False,
+        max_attempts: int = 1,
+        attempt_decay: float = 1.0,
+        system_prompt: str | None = None,
+        max_turns: int | None = None,
+        tasks: TaskSource | None = None,
+        verifier: MathVerifier | None = None,
+        render_mode: str | None = None,
+    ) -> None:
+        """
+        Args:
+            path: A JSONL file of rows with `problem` (or `question`) and `answer` (or a `solution` with a box), or a
+                folder with `train.jsonl` and `test.jsonl`. None: problems made from `seed`.
+            heldout_fraction: The share of a single file that is held out.
+            seed: Which problems are made.
+            num_problems: How many are made for `train`.
+            num_heldout: How many are made for `heldout`.
+            split: `train` or `heldout` (also called `test`).
+            answer_format: `boxed`: only a box counts; `any`: also `#### 42`, "the answer is 42" and the like.
+            calculator: Whether there is a calculator tool.
+            max_attempts: Answers that one may give.
+            attempt_decay: What each further attempt multiplies the reward by, above 0 and up to 1.
+            system_prompt: Takes the place of the one that fits the other options.
+            max_turns: Truncate after so many messages; None: room for the attempts and eight calculations.
+            tasks: Takes the place of all the above.
+            verifier: None: the one that the process shares.
+            render_mode: None or "ansi".
+
+        Raises:
+            ValueError: a value out of range, a split that does not exist, a file that cannot be read.
+        """
+        if max_attempts < 1:
+            raise ValueError(f"max_attempts must be at least 1, not {max_attempts}")
+        if not 0 < attempt_decay <= 1:
+            raise ValueError(f"attempt_decay must be above 0 and at most 1, not {attempt_decay}")
+        if not 0 < heldout_fraction < 1:
+            raise ValueError(f"heldout_fraction must be between 0 and 1, not {heldout_fraction}")
+        if answer_format not in get_args(AnswerFormat):
+            raise ValueError(
+                f"answer_format must be {' or '.join(get_args(AnswerFormat))}, not {answer_format!r}"
+            )
+        if min(num_problems, num_heldout) < 1:
+            raise ValueError("num_problems and num_heldout must be at least 1")
+        turns = max_attempts + (_CALCULATOR_TURNS if calculator else 1) if max_turns is None else max_turns
+        super().__init__(
+            tools=[calculator_tool] if calculator else [],
+            tasks=tasks,
+            split=check_split(split),
+            max_turns=turns,
+            render_mode=render_mode,
+        )
+        self.system_prompt = system_prompt or _system_prompt(answer_format, calculator)
+        self._path, self._heldout_fraction = path, heldout_fraction
+        self._seed, self._sizes = seed, (num_problems, num_heldout)
+        self._mode: Literal["box_only", "text"] = "box_only" if answer_format == "boxed" else "text"
+        self._max_attempts, self._attempt_decay = max_attempts, attempt_decay
+        self._verifier = verifier
+        self._num_attempts = 0
+        self._verdict: Verdict | None = None
+
+    def tasks(self, split: str) -> TaskSource:
+        """The problems of `train` or `heldout`."""
+        split = check_split(split)
+        if self._given_tasks is not None:
+            return self._given_tasks
+        if self._path is not None:
+            return file_tasks(str(self._path), split, self.system_prompt, self._heldout_fraction)
+        return self._own_tasks(split)
+
+    def _own_tasks(self, split: str) -> TaskSource:
+        """The problems where no file is given."""
+        return generated_tasks(self._seed, *self._sizes, split, self.system_prompt)
+
+    def begin(self, task: Task) -> Sequence[Message]:
+        self._num_attempts, self._verdict = 0, None
+        if not isinstance(task.label, str) or not task.label.strip():
+            raise ValueError(
+                f"the label of task {task.task_id!r} must be the answer as a text, not {task.label!r}"
+            )
+        return task.messages
+
+    def follow_up(self, message: AssistantMessage) -> Sequence[Message]:
+        """Judges the answer; a wrong one with attempts left is told so."""
+        self._num_attempts += 1
+        verifier = self._verifier or shared_verifier()
+        self._verdict = verdict = verifier.verify(self.task.label, message.content, mode=self._mode)
+        if not verdict.decided:
+            # Of all attempts, not only the last: an undecided one is a fact about the grader.
+            self.metrics["undecided"] = self.metrics.get("undecided", 0.0) + 1.0
+        if verdict.correct or self._num_attempts >= self._max_attempts:
+            return ()
+        left = self._max_attempts - self._num_attempts
+        return ({"role": "user", "content": f"{_feedback(verdict)} {_attempts_left(left)}"},)
+
+    def grade(self, message: AssistantMessage) -> Mapping[str, float]:
+        """What the last attempt earned."""
+        del message
+        assert self._verdict is not None
+        self.metrics["attempts"] = float(self._num_attempts)
+        self.metrics[f"verdict_{self._verdict.reason}"] = 1.0
+        earned = self._attempt_decay ** (self._num_attempts - 1) if self._verdict.correct else 0.0
+        return {"correct": earned}
+
+    def oracle(  # type: ignore[override]
+        self, messages: Sequence[Message], tools: Sequence[ToolSpec]
+    ) -> AssistantMessage:
+        """Gives the task's answer."""
+        del messages, tools
+        return AssistantMessage(content=f"The answer is \\boxed{{{self.task.label}}}.")
+
+    def random_policy(self, seed: int) -> Script:
+        """Gives whole numbers at random, now and then after a calculation."""
+        rng = random.Random(seed)
+        sample = super().random_policy(seed)
+
+        def script(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> AssistantMessage:
+            if tools and rng.random() < 0.3:
+                return sample(messages, tools)
+            return AssistantMessage(content=f"\\boxed{{{rng.randrange(10_000)}}}")
+
+        return script
+
+
+class GSM8KEnv(MathEnv):
+    """GSM8K (arXiv 2110.14168): school problems in words. A sample comes with the package; `path` names the whole.
+
+    Takes the options of `MathEnv`; any form of answer counts by default.
+    """
+
+    def __init__(self, *, answer_format: AnswerFormat = "any", **options: Any) -> None:
+        super().__init__(answer_format=answer_format, **options)
+
+    def _own_tasks(self, split: str) -> TaskSource:
+        return gsm8k_sample(split, self.system_prompt)
+
+
+def _system_prompt(answer_format: AnswerFormat, calculator: bool) -> str:
+    how = "Think step by step"
+    if calculator:
+        how += ", and let the calculator do the arithmetic"
+    return f"Solve the problem. {how}. {_ENDINGS[answer_format]}"
+
+
+def _feedback(verdict: Verdict) -> str:
+    if verdict.reason == "no_answer":
+        return "There is no final answer in what you wrote."
+    if verdict.reason == "hedge":
+        return "Give one answer, not several."
+    if not verdict.decided:
+        return "Your answer could not be checked in time; write it in a simpler form."
+    return "That is not the right answer."
+
+
+def _attempts_left(left: int) -> str:
+    return (
+        "Try again; this is your last attempt." if left == 1 else f"Try again; you have {left} attempts left."
+    )

@@ -1,0 +1,126 @@
+"""Where the problems come from: files of problems and answers, GSM8K, and problems made from a seed."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from polyturn.envs.math.problems import make_problems
+from polyturn.envs.rewards.math.extract import gold_answer
+from polyturn.envs.tasks import ListTasks, Task
+
+SPLITS = ("train", "heldout")
+_ALIASES = {"test": "heldout"}
+_PROBLEM_KEYS = ("problem", "question", "prompt")
+_ANSWER_KEYS = ("answer", "final_answer", "solution")
+
+
+def check_split(split: str) -> str:
+    """The split's own name; `test` is another name of `heldout`.
+
+    Raises:
+        ValueError: there is no such split.
+    """
+    split = _ALIASES.get(split, split)
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
+    return split
+
+
+@functools.lru_cache(maxsize=16)
+def file_tasks(path: str, split: str, system_prompt: str, heldout_fraction: float) -> ListTasks:
+    """The problems of a JSONL file, or of `train.jsonl` and `test.jsonl` in a folder.
+
+    Of a single file, a share of `heldout_fraction` is held out, chosen by a hash of the problem: the same whatever the
+    order of the rows.
+
+    Raises:
+        ValueError: `path:line: ...` for a row that cannot be read; no such file; a split without a problem.
+    """
+    where = Path(path)
+    if where.is_dir():
+        names = ("train.jsonl",) if split == "train" else ("test.jsonl", "heldout.jsonl")
+        found = next((where / name for name in names if (where / name).is_file()), None)
+        if found is None:
+            raise ValueError(f"{where}: the folder has no {' or '.join(names)}")
+        tasks = _read(found, system_prompt)
+    else:
+        tasks = [
+            task
+            for task in _read(where, system_prompt)
+            if _held_out(task.messages[-1]["content"], heldout_fraction) == (split == "heldout")
+        ]
+    if not tasks:
+        raise ValueError(f"{where}: no problem is in the split {split!r}; give another heldout_fraction")
+    return ListTasks(tasks)
+
+
+@functools.lru_cache(maxsize=16)
+def gsm8k_sample(split: str, system_prompt: str) -> ListTasks:
+    """Some problems of GSM8K (arXiv 2110.14168) that come with the package."""
+    name = {"train": "gsm8k_train.jsonl", "heldout": "gsm8k_test.jsonl"}[split]
+    with resources.as_file(resources.files("polyturn.envs.math") / "data" / name) as path:
+        return ListTasks(_read(path, system_prompt))
+
+
+@functools.lru_cache(maxsize=16)
+def generated_tasks(seed: int, num_train: int, num_heldout: int, split: str, system_prompt: str) -> ListTasks:
+    """Problems made from a seed. Raises as `make_problems`."""
+    problems = make_problems(seed, num_train, num_heldout)[split]
+    return ListTasks(
+        [_task(f"{split}-{index}", *problem, system_prompt) for index, problem in enumerate(problems)]
+    )
+
+
+def _read(path: Path, system_prompt: str) -> list[Task]:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file of problems")
+    tasks: list[Task] = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                problem, answer = _row(line, f"{path}:{number}")
+                tasks.append(_task(f"{path.stem}-{number}", problem, answer, system_prompt))
+    return tasks
+
+
+def _row(line: bytes, where: str) -> tuple[str, str]:
+    """The problem and the final answer of a row."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not valid JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"{where}: a problem is a JSON object, not {type(row).__name__}")
+    problem = _field(row, _PROBLEM_KEYS, where)
+    answer = gold_answer(_field(row, _ANSWER_KEYS, where)).strip()
+    if not answer:
+        raise ValueError(f"{where}: the answer is empty")
+    return problem, answer
+
+
+def _field(row: dict[str, Any], keys: tuple[str, ...], where: str) -> str:
+    for key in keys:
+        if key in row:
+            value = row[key]
+            if isinstance(value, bool) or not isinstance(value, str | int | float):
+                raise ValueError(f"{where}: {key!r} must be a text or a number, not {type(value).__name__}")
+            return str(value)
+    raise ValueError(f"{where}: missing key {keys[0]!r}; the keys are {', '.join(row) or 'none'}")
+
+
+def _task(task_id: str, problem: str, answer: str, system_prompt: str) -> Task:
+    return Task(
+        task_id=task_id,
+        messages=({"role": "system", "content": system_prompt}, {"role": "user", "content": problem}),
+        label=answer,
+    )
+
+
+def _held_out(problem: str, fraction: float) -> bool:
+    digest = hashlib.blake2b(problem.encode(), digest_size=8).digest()
+    return int.from_bytes(digest) < fraction * 2**64
