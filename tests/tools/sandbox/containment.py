@@ -9,6 +9,7 @@ from baits import Baits
 from hostile import Hostile
 
 from polyturn.tools.sandbox import ExecResult, Sandbox
+from polyturn.tools.sandbox.runner.landlock import abi
 
 COUNT = "import os; print(len([name for name in os.listdir('/proc') if name.isdigit()]))"
 PATIENCE_S = 20.0
@@ -25,6 +26,11 @@ def run(snippet: Hostile, sandbox: Sandbox, baits: Baits, *, fresh: bool = True)
 def breached(result: ExecResult) -> bool:
     """Whether the snippet says that it got through."""
     return "BREACH" in result.stdout or "BREACH" in result.stderr
+
+
+def signals_are_scoped() -> bool:
+    """Whether landlock keeps signals inside (version 6)."""
+    return abi() >= 6
 
 
 def num_processes(sandbox: Sandbox) -> int:

@@ -511,30 +511,44 @@ must_fail(
     ),
     Hostile(
         name="commands the machine",
+        # Each would do no harm where it works: the time that it is, the name that it has, a module that is not there.
         code=SYSTEM_CALLS
         + """
+import time
 text = ctypes.c_char_p
+now = (ctypes.c_long * 2)(*divmod(time.time_ns() // 1000, 1_000_000))
+exact = (ctypes.c_long * 2)(*divmod(time.time_ns(), 1_000_000_000))
 must_fail(
-    reboot=(169, 0xFEE1DEAD, 672274793, 0x89ABCDEF, None),
+    reboot=(169, 0xFEE1DEAD, 672274793, 0, None),
     kexec_load=(246, 0, 0, None, 0),
     kexec_file_load=(320, -1, -1, 0, None, 0),
     init_module=(175, None, 0, text(b"")),
     finit_module=(313, 0, text(b""), 0),
-    delete_module=(176, text(b"loop"), 0),
+    delete_module=(176, text(b"no-such-module"), 0),
     swapon=(167, text(b"/"), 0),
     acct=(163, text(b"acct")),
-    sethostname=(170, text(b"escaped"), 7),
-    setdomainname=(171, text(b"escaped"), 7),
-    settimeofday=(164, (ctypes.c_long * 2)(0, 0), None),
-    clock_settime=(227, 0, (ctypes.c_long * 2)(0, 0)),
+    settimeofday=(164, ctypes.byref(now), None),
+    clock_settime=(227, 0, ctypes.byref(exact)),
     syslog=(103, 3, ctypes.create_string_buffer(100), 100),
     iopl=(172, 3),
     ioperm=(173, 0, 8, 1),
     quotactl=(179, 0, None, 0, None),
-    vhangup=(153,),
 )
 """,
-        says="vhangup",
+        says="quotactl",
+        x86_64_only=True,
+    ),
+    Hostile(
+        name="renames the machine",
+        code=SYSTEM_CALLS
+        + """
+name = os.uname().nodename.encode()
+must_fail(
+    sethostname=(170, ctypes.c_char_p(name), len(name)),
+    setdomainname=(171, ctypes.c_char_p(b"(none)"), 6),
+)
+""",
+        says="setdomainname",
         x86_64_only=True,
     ),
     Hostile(
@@ -557,10 +571,19 @@ print("BREACH i386" if function() >= 0 else "i386 refused")
         name="writes to the kernel's settings and cgroups",
         code="""
 import os
-values = {"/proc/sys/kernel/core_pattern": "|/x", "/proc/sys/kernel/hostname": "escaped", "/proc/sysrq-trigger": "b",
-          "/proc/sys/vm/overcommit_memory": "1", "/proc/sys/vm/drop_caches": "3", "/proc/self/oom_score_adj": "-1000",
-          "/proc/self/loginuid": "0", "/proc/self/uid_map": "0 0 1", "/proc/1/oom_score_adj": "1000"}
-for path, value in values.items():
+# What is there already, so that no harm is done where it works.
+for path in ("/proc/sys/kernel/core_pattern", "/proc/sys/kernel/hostname", "/proc/sys/vm/overcommit_memory",
+             "/proc/sys/kernel/domainname", "/proc/sys/vm/swappiness", "/proc/sys/user/max_user_namespaces"):
+    try:
+        with open(path, "r+") as file:
+            value = file.read()
+            file.seek(0)
+            file.write(value)
+        print("BREACH", path)
+    except OSError as error:
+        print("refused", path, error.errno)
+for path, value in {"/proc/sysrq-trigger": "h", "/proc/self/oom_score_adj": "-1000", "/proc/self/uid_map": "0 0 1",
+                    "/proc/1/oom_score_adj": "1000", "/proc/sys/vm/drop_caches": "1"}.items():
     try:
         with open(path, "w") as file:
             file.write(value)

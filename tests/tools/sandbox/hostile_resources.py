@@ -406,10 +406,10 @@ DESCRIPTORS = [
 import os
 count = 0
 try:
-    while count < 100_000:
+    while count < 800:
         os.open("/dev/null", os.O_RDONLY)
         count += 1
-    print("BREACH")
+    print("BREACH", count)
 except OSError as error:
     print("stopped at", count, error.errno)
 """,

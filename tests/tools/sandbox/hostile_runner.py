@@ -99,7 +99,7 @@ for process in (os.getppid(), 1):
     for name in ("CPU", "NOFILE", "NPROC", "AS", "FSIZE"):
         try:
             resource.prlimit(process, getattr(resource, f"RLIMIT_{name}"), (1, 1))
-            print("set", name)
+            print("BREACH set", name)
         except (OSError, ValueError) as error:
             print("refused", name, error)
     try:
@@ -451,5 +451,21 @@ threading.Thread(target=later, daemon=True).start()
         ends=frozenset({"ok"}),
     ),
 ]
+
+NEIGHBOUR = Hostile(
+    name="kills the persistent interpreter",
+    code="""
+import os, signal
+for process in map(int, filter(str.isdigit, os.listdir("/proc"))):
+    if process not in (1, os.getpid()):
+        try:
+            os.kill(process, signal.SIGKILL)
+            print("BREACH killed", process)
+        except OSError as error:
+            print("refused", error.errno)
+""",
+    says="refused",
+)
+"""To be run beside one, whose names must live on: it has the same user, so only landlock keeps signals from it."""
 
 RUNNER = [*KILLING, *REMAINS, *TAMPERING]

@@ -1,9 +1,9 @@
 """Code that attacks the runner, or what comes after it, changes no result but its own."""
 
 import pytest
-from containment import PATIENCE_S, answer, assert_contained, breached, num_processes, run
+from containment import PATIENCE_S, answer, assert_contained, breached, num_processes, run, signals_are_scoped
 from hostile import SMALL
-from hostile_runner import PERSISTENT, RUNNER
+from hostile_runner import NEIGHBOUR, PERSISTENT, RUNNER
 
 
 @pytest.mark.parametrize("snippet", RUNNER, ids=lambda snippet: snippet.name.replace(" ", "-"))
@@ -28,6 +28,16 @@ def test_hostile_in_the_persistent_interpreter(snippet, sandbox, baits):
     baits.assert_untouched()
     sandbox.reset()
     assert answer(sandbox, "print(6 * 7)", fresh=False) == "42"
+
+
+def test_the_persistent_interpreter_outlives_an_attack_from_beside_it(sandbox, baits):
+    assert answer(sandbox, "name = 42; print(name)", fresh=False) == "42"
+    if not signals_are_scoped():
+        pytest.skip("the kernel's landlock has no scope of signals (Linux 6.12)")
+    result = run(NEIGHBOUR, sandbox, baits)
+    assert not breached(result), result
+    assert NEIGHBOUR.says in result.stdout
+    assert answer(sandbox, "print(name)", fresh=False) == "42"
 
 
 def test_late_answers_are_not_taken_for_the_next_ones(sandbox, baits):
