@@ -6,7 +6,7 @@ from typing import Any
 
 from polyturn.tools.decorator import tool
 from polyturn.tools.sandbox import ExecResult, Limits, Sandbox
-from polyturn.tools.shared_sandboxes import SharedSandboxes, execute
+from polyturn.tools.shared_sandboxes import SharedSandboxes, default_sandboxes, execute
 from polyturn.tools.stateful import StatefulTool
 from polyturn.tools.types import ToolError
 
@@ -26,12 +26,12 @@ class _SandboxTool(StatefulTool):
     ) -> None:
         """
         Args:
-            sandboxes: Where the sandbox comes from; None: a lease of the tool's own on whatever backend works here.
+            sandboxes: Where the sandbox comes from; None: from whatever backend works here, which then lives as long as
+                the process. An environment that frees it in `close` passes a lease of its own.
             timeout_s: Seconds for one call.
             limits: Of the sandbox.
         """
-        self._sandboxes = sandboxes or SharedSandboxes()
-        self._owns_lease = sandboxes is None
+        self._sandboxes = sandboxes or default_sandboxes()
         self._timeout_s = timeout_s
         self._limits = limits or Limits()
         self._sandbox: Sandbox | None = None
@@ -51,12 +51,10 @@ class _SandboxTool(StatefulTool):
         sandbox, self._sandbox = self._sandbox, None
         if sandbox is not None:
             sandbox.close()
-        if self._owns_lease:
-            self._sandboxes.close()
 
 
 class PythonTool(_SandboxTool):
-    """`python(code)`: one interpreter for the episode, whose names and files live on from call to call (ReTool style)."""
+    """`python(code)`: one interpreter for the episode, whose names live on from call to call (as in ReTool)."""
 
     @tool(max_output_chars=MAX_OUTPUT_CHARS)
     def python(self, code: str) -> str:

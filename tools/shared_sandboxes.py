@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import weakref
@@ -13,6 +14,7 @@ from polyturn.tools.sandbox import ExecResult, Limits, Sandbox, SandboxBackend, 
 
 BackendName = Literal["auto", "embedded", "docker"]
 NUM_ATTEMPTS = 3
+DEFAULT_LIMITS = Limits()
 
 
 class SandboxFailed(RuntimeError):
@@ -22,7 +24,7 @@ class SandboxFailed(RuntimeError):
 class SharedSandboxes:
     """A lease on the process's backend of one name: started at the first use, freed with the last lease.
 
-    Safe in threads. A lease that is garbage counts as closed.
+    Safe in threads; in a forked process it begins a lease of that process. A lease that is garbage counts as closed.
     """
 
     def __init__(self, name: BackendName = "auto") -> None:
@@ -30,13 +32,14 @@ class SharedSandboxes:
         self._lock = threading.Lock()
         self._release: weakref.finalize[[], SharedSandboxes] | None = None
         self._backend: SandboxBackend | None = None
+        self._pid = 0
 
-    def create(self, limits: Limits = Limits()) -> Sandbox:
+    def create(self, limits: Limits = DEFAULT_LIMITS) -> Sandbox:
         """A new sandbox. Raises `SandboxUnavailable` where isolation cannot be had."""
         with self._lock:
-            if self._backend is None:
+            if self._backend is None or self._pid != os.getpid():
                 shared = _shared(self.name)
-                self._backend = shared.lease()
+                self._backend, self._pid = shared.lease(), shared.pid
                 self._release = weakref.finalize(self, shared.release)
             backend = self._backend
         return backend.create(limits)
@@ -49,11 +52,18 @@ class SharedSandboxes:
             release()
 
 
+@functools.cache
+def default_sandboxes() -> SharedSandboxes:
+    """A lease on whatever backend works here that lasts as long as the process."""
+    return SharedSandboxes()
+
+
 @dataclass(slots=True)
 class _Shared:
-    """A backend and how many leases there are on it."""
+    """The backend of one process and name, and how many leases there are on it."""
 
     name: BackendName
+    pid: int
     lock: threading.Lock = field(default_factory=threading.Lock)
     backend: SandboxBackend | None = None
     num_leases: int = 0
@@ -66,6 +76,8 @@ class _Shared:
             return self.backend
 
     def release(self) -> None:
+        if self.pid != os.getpid():
+            return  # a fork must not end what belongs to its parent
         with self.lock:
             self.num_leases -= 1
             if self.num_leases > 0:
@@ -80,9 +92,9 @@ _all_lock = threading.Lock()
 
 
 def _shared(name: BackendName) -> _Shared:
-    # A forked process must not use its parent's backend.
+    pid = os.getpid()
     with _all_lock:
-        return _all_shared.setdefault((os.getpid(), name), _Shared(name))
+        return _all_shared.setdefault((pid, name), _Shared(name, pid))
 
 
 def execute(

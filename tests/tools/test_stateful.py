@@ -1,6 +1,8 @@
 """Tools with a state for each episode: made at reset, closed at the next one, never shared."""
 
 import asyncio
+import re
+from pathlib import Path
 
 import pytest
 
@@ -142,3 +144,19 @@ def test_an_environment_is_not_reused_while_a_call_that_was_given_up_may_touch_i
     assert (terminated, truncated, info["tool_results"][0].timed_out) == (False, False, True)
     assert not env.is_reusable
     release.set()
+
+
+def test_the_tools_of_the_docs_work():
+    document = Path(__file__).parents[2] / "docs" / "tools.md"
+    names: dict = {"__name__": "documented_example"}
+    for source in re.findall(r"```python\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL):
+        exec(compile(source, str(document), "exec"), names)
+    tools = Toolset([names["forecast"], names["Notebook"]])
+    call = ToolCall(id="c", name="forecast", arguments={"place": {"town": "Bergen"}, "unit": "F", "days": 2})
+    result = asyncio.run(tools.call_async(call))
+    assert (result.content, result.cost) == ('{"highs": [20, 20]}', 0.002)
+    too_far = ToolCall(id="c", name="forecast", arguments={"place": {"town": "Atlantis"}, "days": 15})
+    assert "15 is greater than the maximum of 14" in asyncio.run(tools.call_async(too_far)).content
+    tools.open_state(Task.from_prompt("t", "p"), None)
+    assert tools.call(WRITE.tool_calls[0]).content == "page 2"
+    tools.close_state()

@@ -2,8 +2,12 @@
 
 import asyncio
 import json
+import multiprocessing
+import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import psutil
 import pytest
 
 import polyturn
@@ -12,10 +16,12 @@ from polyturn.envs.code.env import NO_CODE, CodeStdioEnv, CodeUnitTestsEnv
 from polyturn.envs.code.python_env import PythonToolEnv
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.messages import AssistantMessage
+from polyturn.envs.tasks import ListTasks, Task
 from polyturn.tools.sandbox import SandboxUnavailable
-from polyturn.tools.shared_sandboxes import SandboxFailed
+from polyturn.tools.shared_sandboxes import SandboxFailed, SharedSandboxes
 from polyturn.tools.types import ToolCall
 
+DOCUMENT = Path(__file__).parents[3] / "docs" / "code.md"
 IDS = ("polyturn/PythonTool-v0", "polyturn/CodeUnitTests-v0", "polyturn/CodeStdio-v0")
 
 
@@ -257,6 +263,53 @@ def test_many_episodes_at_once_share_one_backend_and_nothing_else():
             return await asyncio.gather(*(episode(seed, executor) for seed in range(60)))
 
     assert asyncio.run(play_all()) == [(str(seed + 1), 1.0) for seed in range(60)]
+
+
+def test_a_forked_process_has_a_backend_of_its_own_and_leaves_its_parents_alone():
+    env = CodeStdioEnv()
+    assert play(env, env.oracle) == 1.0
+
+    def in_child(results):
+        results.put(play(env, env.oracle))
+        env.close()
+
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+    child = context.Process(target=in_child, args=(results,))
+    child.start()
+    assert results.get(timeout=30) == 1.0
+    child.join(30)
+    assert child.exitcode == 0
+    assert play(env, env.oracle) == 1.0
+    env.close()
+
+
+def test_the_last_lease_frees_the_backend():
+    def processes():
+        return {process.pid for process in psutil.Process().children(recursive=True)}
+
+    before = processes()
+    first, second = SharedSandboxes(), SharedSandboxes()
+    for lease in (first, second):
+        with lease.create() as sandbox:
+            assert sandbox.exec("print(1)").stdout == "1\n"
+    first.close()
+    first.close()
+    with second.create() as sandbox:
+        assert sandbox.exec("print(2)").ok
+    del sandbox
+    second.close()
+    assert processes() <= before
+
+
+def test_the_environment_of_the_docs_runs():
+    source = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(encoding="utf-8"), re.DOTALL)[-1]
+    names: dict = {"__name__": "documented_example"}
+    exec(compile(source, str(DOCUMENT), "exec"), names)
+    env = names["MyEnv"](tasks=ListTasks([Task.from_prompt("t", "Compute.")]))
+    env.reset()
+    assert env.step(calling("python", code="print(6 * 7)"))[0][0]["content"] == "42"
+    env.close()
 
 
 # Rows.
