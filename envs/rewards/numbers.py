@@ -10,8 +10,8 @@ MAX_DIGITS = 100
 MAX_EXPONENT = 400
 
 _NUMBER = re.compile(
-    r"(?<![\w.])(?P<sign>[-+\u2212]?)\$?(?P<whole>\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?P<part>\.\d+)?"
-    r"(?P<exponent>[eE][-+]?\d+)?(?:\s*/\s*(?P<below>\d+(?![\d.,]*[./])))?(?:\s?\\?%)?(?![\w]|\.\d)"
+    r"(?<![\w.^])(?<!\d\*\*)(?P<sign>[-+\u2212]?)\$?(?P<whole>\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?P<part>\.\d+)?"
+    r"(?P<exponent>[eE][-+]?\d+)?(?:\s*/\s*(?P<below>\d+(?![\d.,]*[./])))?(?:\s?\\?%)?(?!\w|\.\d|\s*\^|\s*\*\*\s*[\d(-])"
 )
 _DECLARED = re.compile(r"####\s*|\banswer\s*(?:is|:|=)\s*", re.IGNORECASE)
 

@@ -73,9 +73,7 @@ class RemoteGrader:
             async with asyncio.timeout(self._config.deadline_s):
                 return await asyncio.wrap_future(waiting.reward)
         except TimeoutError:
-            raise EnvironmentFault(
-                f"{self._config.url} gave no reward within {self._config.deadline_s:g} s"
-            ) from None
+            raise EnvironmentFault(self._too_late()) from None
 
     def close(self) -> None:
         """End the threads, once what they are sending is answered."""
@@ -147,34 +145,50 @@ class RemoteGrader:
     def _post(self, content: bytes, deadline: float) -> tuple[str, Any]:
         """The decoded answer, or what may go right next time. Raises `EnvironmentFault` for all else that fails."""
         config = self._config
-        left = deadline - time.monotonic()
-        if left <= 0:
-            raise EnvironmentFault(f"{config.url} gave no reward within {config.deadline_s:g} s")
+        if time.monotonic() >= deadline:
+            raise EnvironmentFault(self._too_late())
         if not self._breaker.allows():
             raise EnvironmentFault(
                 f"{config.url} failed {config.breaker_failures} times in a row and is left alone for "
                 f"{config.breaker_reset_s:g} s"
             )
         try:
-            response = self._client.post(
-                config.url, content=content, headers={"content-type": "application/json"}, timeout=left
-            )
+            status, body = self._exchange(content, deadline)
         except httpx.HTTPError as error:
             self._breaker.failed()
             problem = f"{config.url} cannot be reached: {type(error).__name__}: {error}"
             if isinstance(error, _NEVER_ARRIVED):
                 return problem, None
+            if isinstance(error, httpx.TimeoutException):
+                problem = self._too_late()
             raise EnvironmentFault(problem) from error
-        if response.status_code >= 500:
+        if status >= 500:
             self._breaker.failed()
-            return f"{config.url} answered {response.status_code}: {response.text[:200]}", None
+            return f"{config.url} answered {status}: {body[:200]!r}", None
         self._breaker.succeeded()
-        if response.status_code != 200:
-            raise EnvironmentFault(f"{config.url} answered {response.status_code}: {response.text[:200]}")
+        if status != 200:
+            raise EnvironmentFault(f"{config.url} answered {status}: {body[:200]!r}")
         try:
-            return "", orjson.loads(response.content)
+            return "", orjson.loads(body)
         except orjson.JSONDecodeError as error:
             raise EnvironmentFault(f"{config.url} answered something that is not JSON: {error}") from error
+
+    def _exchange(self, content: bytes, deadline: float) -> tuple[int, bytes]:
+        """Status and body, by the deadline even where they come drop by drop. Raises `httpx.HTTPError`."""
+        headers = {"content-type": "application/json"}
+        left = max(0.001, deadline - time.monotonic())
+        with self._client.stream(
+            "POST", self._config.url, content=content, headers=headers, timeout=left
+        ) as response:
+            parts = []
+            for part in response.iter_bytes():
+                parts.append(part)
+                if time.monotonic() > deadline:
+                    raise httpx.ReadTimeout("the answer takes too long", request=response.request)
+            return response.status_code, b"".join(parts)
+
+    def _too_late(self) -> str:
+        return f"{self._config.url} gave no reward within {self._config.deadline_s:g} s"
 
 
 def _body(episode: EpisodeView) -> orjson.Fragment:

@@ -1,0 +1,297 @@
+"""From a config's tasks and rewards to trajectories: mixtures, rubrics, group rewards, environments of single tasks."""
+
+import json
+from collections import Counter
+from functools import partial
+
+import pytest
+
+from polyturn.agents.episode import Outcome
+from polyturn.agents.player import EpisodeLimits
+from polyturn.configs.errors import ConfigError
+from polyturn.configs.schema import RunConfig
+from polyturn.envs.messages import AssistantMessage
+from polyturn.envs.registry import make
+from polyturn.envs.rewards.factory import make_group_rewards
+from polyturn.envs.rewards.group import GroupPart
+from polyturn.envs.tasks import EnvironmentChoice, GeneratedTasks, ListTasks, Task, draw_order
+from polyturn.envs.tool_env import ToolEnv
+from polyturn.rollout.collector import Collector, RolloutError
+from polyturn.rollout.limits import RolloutLimits
+from polyturn.rollout.prompts import PromptCursor
+from polyturn.rollout.setup import message_play, run_reward
+from polyturn.rollout.store import TrajectoryStore
+from polyturn.rollout.task_sources import tasks_of
+from polyturn.trainer.preflight import _check_tasks
+from polyturn.trainer.samples import make_samples
+
+LIMITS = RolloutLimits(max_concurrent_tools=4, max_retries=1, retry_delay_s=0)
+PLAY = message_play(limits=EpisodeLimits(max_turns=4))
+
+
+def run_config(**sections):
+    return RunConfig.model_validate(
+        {
+            "name": "test",
+            "environment": {"id": "polyturn/SingleTurn-v0"},
+            "model": {"path": "builtin:tiny-searcher"},
+            "rollout": {"prompts_per_step": 8, "samples_per_prompt": 4},
+            "trainer": {"num_steps": 1, "global_batch_size": 32},
+            **sections,
+        }
+    )
+
+
+def scripted(answer):
+    """A policy of `answer(prompt, count)`, where `count` is how often this prompt was answered before."""
+    asked = Counter()
+
+    class Policy:
+        async def reply(self, *, messages, tools):
+            prompt = messages[-1]["content"]
+            asked[prompt] += 1
+            return AssistantMessage(content=answer(prompt, asked[prompt] - 1))
+
+    return Policy()
+
+
+async def play(collector, answer, *, num_prompts, samples=4, **options):
+    order = draw_order(collector.tasks, seed=0)
+    prompts = PromptCursor(len(collector.tasks), seed=0, order=order).take(num_prompts)
+    try:
+        return await collector.collect(
+            prompts, samples_per_prompt=samples, policy=scripted(answer), **options
+        )
+    finally:
+        collector.close()
+
+
+def write_jsonl(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+async def test_a_mixture_of_files_is_trained_on_with_a_rubric(tmp_path, monkeypatch):
+    """The files, rules and weights of a config, to the rewards, parts and advantages of a step on disk."""
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "a.jsonl", ({"prompt": f"double {i}", "answer": str(2 * i)} for i in range(30)))
+    choices = ({"q": f"which {i}", "gold": "C", "reward": "multiple_choice"} for i in range(5))
+    write_jsonl(tmp_path / "b.jsonl", choices)
+    (tmp_path / "mine.py").write_text(
+        "def brief(episode, limit): return float(len(episode.answer) <= limit)\n"
+    )
+    brief = {"kind": "function", "target": "mine.py:brief", "options": {"limit": 2}}
+    config = run_config(
+        environment={
+            "id": "polyturn/SingleTurn-v0",
+            "tasks": [
+                {"path": "a.jsonl@[:-10]", "weight": 3},
+                {"path": "b.jsonl", "weight": 1, "prompt_key": "q", "label_key": "gold"},
+            ],
+        },
+        evaluation={"tasks": "a.jsonl@[-10:]"},
+        reward={
+            "kind": "rubric",
+            "parts": [
+                {"name": "right", "reward": {"kind": "rule", "name": "numeric"}},
+                {"name": "brief", "weight": 0.5, "reward": brief},
+            ],
+        },
+        group_rewards=[{"name": "variety", "weight": 0.1, "target": "diversity"}],
+    )
+    _check_tasks(config, ("train", "heldout"))
+    assert len(tasks_of(config, "heldout")) == 10
+    collector = Collector(
+        make_env=partial(_graded, config),
+        tasks=tasks_of(config, "train"),
+        play=PLAY,
+        limits=LIMITS,
+        seed=0,
+        group_rewards=make_group_rewards(config.group_rewards),
+    )
+
+    def answer(prompt, count):
+        if prompt.startswith("which"):
+            return "C"
+        return str(2 * int(prompt.split()[1])) if count % 2 else "I do not know"
+
+    groups = await play(collector, answer, num_prompts=64)
+    sources = Counter(group.episodes[0].task_id.split("-")[0] for group in groups)
+    assert sources == {"a": 48, "b": 16}
+    episodes = [episode for group in groups for episode in group.episodes]
+    assert {episode.outcome for episode in episodes} == {Outcome.COMPLETED}
+    for episode in episodes:
+        parts = episode.reward_parts
+        if episode.task_id.startswith("b"):
+            assert parts == {"multiple_choice": 1.0, "group.variety": 0.0}
+            assert episode.reward == 1.0
+            continue
+        knew = episode.messages[-1]["content"] != "I do not know"
+        assert parts == {"right": knew, "brief": knew, "group.variety": pytest.approx(2 / 3)}
+        assert episode.reward == pytest.approx(1.5 * knew + 0.1 * 2 / 3)
+    store = TrajectoryStore(tmp_path)
+    samples = make_samples(episodes, config.trainer.algorithm)
+    store.write_step(1, episodes, advantages=samples.advantages)
+    assert store.read_step(1) == episodes
+
+
+def _graded(config):
+    env = make(config.environment.id)
+    env.graded_by = run_reward(config)
+    return env
+
+
+class Grades(ToolEnv):
+    """Grades every answer by its length."""
+
+    def grade(self, message):
+        return {"length": float(len(message.content))}
+
+
+TASKS = ListTasks([Task.from_prompt(f"t{i}", f"prompt {i}") for i in range(4)])
+
+
+def group_collector(reward, tasks=TASKS):
+    part = GroupPart(name="g", weight=2.0, reward=reward)
+    return Collector(make_env=Grades, tasks=tasks, play=PLAY, limits=LIMITS, seed=0, group_rewards=[part])
+
+
+async def test_a_group_reward_is_called_once_for_each_group_with_all_its_episodes():
+    calls = []
+
+    def reward(episodes):
+        calls.append([(episode.task.task_id, episode.answer, episode.reward) for episode in episodes])
+        return [1.0 for _ in episodes]
+
+    groups = await play(group_collector(reward), lambda prompt, count: "x" * (count + 1), num_prompts=4)
+    assert len(calls) == 4
+    for group, call in zip(groups, sorted(calls), strict=False):
+        assert len(group.episodes) == len(call) == 4
+    assert all(len({task for task, _, _ in call}) == 1 for call in calls)
+    assert all(sorted(reward for _, _, reward in call) == [1.0, 2.0, 3.0, 4.0] for call in calls)
+    rewards = sorted(episode.reward for group in groups for episode in group.episodes)
+    assert rewards == sorted([3.0, 4.0, 5.0, 6.0] * 4)
+
+
+async def test_a_group_reward_that_fails_is_tried_again_and_then_the_group_is_dropped_and_never_scored():
+    tried = Counter()
+
+    def reward(episodes):
+        task = episodes[0].task.task_id
+        tried[task] += 1
+        if task == "t1" or (task == "t2" and tried[task] == 1):
+            raise RuntimeError("the judge is away")
+        return [0.0 for _ in episodes]
+
+    groups = await play(group_collector(reward), lambda prompt, count: "x", num_prompts=4)
+    by_task = {TASKS[group.prompt.task_index].task_id: group for group in groups}
+    assert (by_task["t1"].episodes, by_task["t1"].num_dropped, by_task["t1"].num_missing) == ((), 4, 0)
+    assert not by_task["t1"].is_usable
+    assert [len(by_task[task].episodes) for task in ("t0", "t2", "t3")] == [4, 4, 4]
+    assert tried == {"t0": 1, "t1": 2, "t2": 2, "t3": 1}
+
+
+async def test_when_every_group_reward_fails_the_step_ends_with_the_reason():
+    def reward(episodes):
+        raise RuntimeError("the judge is away")
+
+    with pytest.raises(RolloutError, match="the judge is away"):
+        await play(group_collector(reward), lambda prompt, count: "x", num_prompts=2)
+
+
+@pytest.mark.catalogue(45)
+async def test_a_resumed_step_is_scored_once():
+    """Episodes from the journal have no group rewards yet; those of a finished step have them already."""
+
+    def reward(episodes):
+        return [float(len(episodes)) for _ in episodes]
+
+    played = []
+    groups = await play(group_collector(reward), lambda p, c: "x", num_prompts=2, on_episode=played.append)
+    scored = [episode for group in groups for episode in group.episodes]
+    assert {episode.reward for episode in played} == {1.0}
+    assert {episode.reward for episode in scored} == {9.0}
+    for finished in (played, scored):
+        again = await play(group_collector(reward), lambda p, c: "never", num_prompts=2, finished=finished)
+        assert [episode for group in again for episode in group.episodes] == scored
+
+
+class Other(Grades):
+    def __init__(self, *, worth):
+        super().__init__()
+        self.worth = worth
+
+    def grade(self, message):
+        return {"other": self.worth}
+
+
+async def test_a_task_is_played_in_the_environment_that_it_chooses():
+    made = []
+
+    def make_chosen(choice):
+        made.append((choice.env_id, choice.options["worth"]))
+        return Other(worth=choice.options["worth"])
+
+    def task(index):
+        choice = EnvironmentChoice(env_id="o", options={"worth": 10.0 * index}) if index else None
+        return Task(task_id=f"t{index}", messages=({"role": "user", "content": "p"},), environment=choice)
+
+    limits = RolloutLimits(max_concurrent_episodes=1)
+    collector = Collector(
+        make_env=Grades,
+        make_chosen=make_chosen,
+        tasks=ListTasks([task(index) for index in range(3)]),
+        play=PLAY,
+        limits=limits,
+        seed=0,
+    )
+    groups = await play(collector, lambda prompt, count: "four", num_prompts=9)
+    parts = {episode.task_id: episode.reward_parts for group in groups for episode in group.episodes}
+    assert parts == {"t0": {"length": 4.0}, "t1": {"other": 10.0}, "t2": {"other": 20.0}}
+    assert sorted(made) == [("o", 10.0), ("o", 20.0)], "made once and used again"
+
+
+async def test_endless_generated_tasks_are_read_ahead_and_played():
+    tasks = GeneratedTasks(lambda index, seed: {"id": f"t{index}", "prompt": f"{index}?", "answer": index})
+    collector = group_collector(lambda episodes: [0.0 for _ in episodes], tasks)
+    groups = await play(collector, lambda prompt, count: "x", num_prompts=12)
+    assert len({group.episodes[0].task_id for group in groups}) == 12
+
+
+NO_SUCH = {"id": "polyturn/TwoHopSearch-v0", "options": {"top_k": 0}}
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        (
+            {"reward": {"kind": "rule", "name": "f2"}},
+            "reward: there is no reward rule 'f2'; did you mean 'f1'",
+        ),
+        ({"reward": {"kind": "rule", "name": "multiple_choice"}}, "task 'sum-0': multiple_choice: the label"),
+        ({"reward": {"kind": "remote", "url": "x"}}, "reward: url: 'x' is not an http"),
+        (
+            {"reward": {"kind": "function", "target": "json:dump"}},
+            r"reward: json:dump.* cannot be called as a reward",
+        ),
+        ({"group_rewards": [{"name": "a", "target": "b"}]}, "group_rewards: there is no group reward 'b'"),
+        (
+            {"evaluation": {"split": "train", "tasks": "a.jsonl"}},
+            "give the held-out tasks a split of another name",
+        ),
+        ({"evaluation": {"tasks": "none.jsonl"}}, r"none\.jsonl: no such task file"),
+        (
+            {
+                "environment": {
+                    "id": "polyturn/SingleTurn-v0",
+                    "tasks": {"path": "a.jsonl", "environment": NO_SUCH},
+                }
+            },
+            "task 'a-1': top_k must be at least 1",
+        ),
+    ],
+)
+def test_preflight_finds_what_cannot_be_graded_or_played(tmp_path, monkeypatch, sections, words):
+    monkeypatch.chdir(tmp_path)
+    write_jsonl(tmp_path / "a.jsonl", [{"prompt": "p", "answer": "a"}])
+    with pytest.raises(ConfigError, match=words):
+        _check_tasks(run_config(**sections), ("train", "heldout"))
