@@ -82,7 +82,7 @@ class SearchEnv(ToolEnv):
             ValueError: an option that cannot be used.
         """
         base = style if isinstance(style, SearchStyle) else style_named(style)
-        changes = {
+        changes: dict[str, Any] = {
             "reward": reward,
             "prompt": prompt,
             "top_k": top_k,

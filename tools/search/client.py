@@ -20,7 +20,7 @@ import httpx
 from polyturn.tools.search.breaker import CircuitBreaker
 from polyturn.tools.search.recording import Recorder
 from polyturn.tools.search.types import Hit, SearchFailed, SearchUnavailable
-from polyturn.tools.search.wire import read_answer, write_request
+from polyturn.tools.search.wire import SearchR1Wire, Wire
 
 Hits = tuple[Hit, ...]
 Key = tuple[str, int]
@@ -88,13 +88,15 @@ class SearchClient:
         url: str,
         *,
         options: ClientOptions | None = None,
+        wire: Wire | None = None,
         transport: Callable[[], httpx.AsyncBaseTransport] | None = None,
         rng: random.Random | None = None,
     ) -> None:
         """
         Args:
-            url: Of a server that speaks Search-R1's `/retrieve`, with or without that path.
+            url: Of a server, with or without the path that is asked.
             options: How it asks.
+            wire: What the server speaks; None: Search-R1's `/retrieve`.
             transport: What carries the requests; None for connections as httpx makes them.
             rng: Spreads the retries.
 
@@ -103,7 +105,8 @@ class SearchClient:
         """
         if not url.startswith(("http://", "https://")):
             raise ValueError(f"a search server's url begins with http:// or https://, unlike {url!r}")
-        self.url = url if url.rstrip("/").endswith("/retrieve") else f"{url.rstrip('/')}/retrieve"
+        self._wire = wire or SearchR1Wire()
+        self.url = url.rstrip("/").removesuffix(self._wire.path) + self._wire.path
         self.options = options or ClientOptions()
         self.counts = ClientCounts()
         self._transport = transport
@@ -235,7 +238,7 @@ class SearchClient:
         """Ask for one batch and tell everyone who waits."""
         with self._lock:
             started = min(self._flights[key].started for key in keys)
-        outcome: list[Hits] | Exception
+        outcome: Sequence[Hits | SearchFailed] | Exception
         try:
             async with asyncio.timeout(started + self.options.deadline_s - time.monotonic()), self._slots:
                 outcome = await self._ask(keys)
@@ -244,9 +247,11 @@ class SearchClient:
             outcome = SearchFailed(f"no answer within {self.options.deadline_s:g} s")
         except (SearchFailed, SearchUnavailable) as error:
             outcome = error
+        except Exception as error:  # noqa: BLE001  an encoder may fail in any way, and who waits must be told
+            outcome = SearchUnavailable(f"{self.url}: asking failed: {type(error).__name__}: {error}")
         self._settle(keys, outcome)
 
-    async def _ask(self, keys: list[Key]) -> list[Hits]:
+    async def _ask(self, keys: list[Key]) -> Sequence[Hits | SearchFailed]:
         """The answer to a batch. One that is refused is asked query by query: no query is refused for another."""
         try:
             return await self._post(keys)
@@ -260,8 +265,8 @@ class SearchClient:
                 self._settle([key], SearchFailed(str(error)))
         return []
 
-    async def _post(self, keys: list[Key]) -> list[Hits]:
-        body = write_request([query for query, _ in keys], keys[0][1])
+    async def _post(self, keys: list[Key]) -> Sequence[Hits | SearchFailed]:
+        body = await self._write([query for query, _ in keys], keys[0][1])
         for attempt in range(self.options.max_retries + 1):
             if not self._breaker.admit():
                 raise SearchUnavailable(f"{self.url}: too many requests failed; nothing is asked for a while")
@@ -270,9 +275,7 @@ class SearchClient:
             last = attempt == self.options.max_retries
             self.counts.num_requests += 1
             try:
-                response = await self._http.post(
-                    self.url, content=body, headers={"Content-Type": "application/json"}
-                )
+                response = await self._http.post(self.url, content=body, headers=dict(self._wire.headers))
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 self._breaker.fail()
                 if last:
@@ -289,23 +292,29 @@ class SearchClient:
             await asyncio.sleep(self.options.first_wait_s * 2**attempt * (0.5 + self._rng.random()))
         raise AssertionError("the last attempt returns or raises")
 
-    def _read(self, response: httpx.Response, num_queries: int) -> list[Hits]:
+    async def _write(self, queries: list[str], top_k: int) -> bytes:
+        if not self._wire.is_slow:
+            return self._wire.write(queries, top_k)
+        return await asyncio.get_running_loop().run_in_executor(None, self._wire.write, queries, top_k)
+
+    def _read(self, response: httpx.Response, num_queries: int) -> Sequence[Hits | SearchFailed]:
         if response.status_code >= 400:
             # The server works: it is the request that it does not like.
             self._breaker.succeed()
             raise _Refused(f"HTTP {response.status_code}: {response.text[:_SHOWN]}")
         try:
-            answers = read_answer(response.content, num_queries=num_queries)
+            answers = self._wire.read(response.content, num_queries=num_queries)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             self._breaker.fail()
             raise SearchUnavailable(f"{self.url} does not answer as a search server: {error}") from error
         self._breaker.succeed()
         return answers
 
-    def _settle(self, keys: Sequence[Key], outcome: Sequence[Hits] | Exception) -> None:
+    def _settle(self, keys: Sequence[Key], outcome: Sequence[Hits | SearchFailed] | Exception) -> None:
         """Tell all who wait for these queries, each event loop with one wake-up."""
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Any, Any]]] = {}
         with self._lock:
+            results: Sequence[Hits | Exception]
             results = [outcome] * len(keys) if isinstance(outcome, Exception) else outcome
             told: list[tuple[_Flight, Any]] = []
             for key, result in zip(keys, results, strict=False):

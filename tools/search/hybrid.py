@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 from polyturn.tools.search.types import Hit, Retriever
 
@@ -39,8 +40,7 @@ class HybridRetriever:
         self._depth = depth
 
     def __len__(self) -> int:
-        first = self._retrievers[0]
-        assert hasattr(first, "__len__"), "a retriever without a size"
+        first: Any = self._retrievers[0]
         return len(first)
 
     def search(self, query: str, top_k: int) -> list[Hit]:

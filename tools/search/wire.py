@@ -7,18 +7,58 @@ documents stand bare. `contents` is `"Title"\\ntext`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
 from polyturn.tools.search.render import contents_of, passage_url
-from polyturn.tools.search.types import Hit
+from polyturn.tools.search.types import Hit, SearchFailed
 
 MAX_QUERIES = 4096
 MAX_TOP_K = 1000
 MAX_QUERY_CHARS = 100_000
+
+
+class Wire(Protocol):
+    """What a kind of server is asked over HTTP (POST), and how its answers are read."""
+
+    path: str
+    """Behind the server's url."""
+    headers: Mapping[str, str]
+    is_slow: bool
+    """Whether `write` computes for so long that it belongs in a thread."""
+
+    def write(self, queries: Sequence[str], top_k: int) -> bytes:
+        """The body of a request."""
+        ...
+
+    def read(self, body: bytes, *, num_queries: int) -> Sequence[tuple[Hit, ...] | SearchFailed]:
+        """One entry for each query: its hits, or why there are none.
+
+        Raises:
+            ValueError, KeyError, TypeError: the body is no such answer.
+        """
+        ...
+
+
+class SearchR1Wire:
+    """Search-R1's `/retrieve`, asked for scores."""
+
+    path = "/retrieve"
+    headers: Mapping[str, str] = {"Content-Type": "application/json"}
+    is_slow = False
+
+    def write(self, queries: Sequence[str], top_k: int) -> bytes:
+        return orjson.dumps({"queries": list(queries), "topk": top_k, "return_scores": True})
+
+    def read(self, body: bytes, *, num_queries: int) -> Sequence[tuple[Hit, ...] | SearchFailed]:
+        """With or without scores; a score that is not there is 0."""
+        result = orjson.loads(body)["result"]
+        if not isinstance(result, list) or len(result) != num_queries:
+            raise ValueError(f"{num_queries} queries were answered by {str(result)[:100]}")
+        return [tuple(_read_entry(entry) for entry in entries) for entries in result]
 
 
 class BadRequest(ValueError):
@@ -36,11 +76,6 @@ class RetrieveRequest:
     queries: tuple[str, ...]
     top_k: int
     return_scores: bool = False
-
-
-def write_request(queries: Sequence[str], top_k: int) -> bytes:
-    """The body of a request with scores."""
-    return orjson.dumps({"queries": list(queries), "topk": top_k, "return_scores": True})
 
 
 def read_request(body: bytes, *, default_top_k: int) -> RetrieveRequest:
@@ -77,18 +112,6 @@ def write_answer(results: Sequence[Sequence[Hit]], *, return_scores: bool) -> by
     return orjson.dumps({"result": [[_entry(hit, return_scores) for hit in hits] for hits in results]})
 
 
-def read_answer(body: bytes, *, num_queries: int) -> list[tuple[Hit, ...]]:
-    """The hits in an answer, with or without scores; a score that is not there is 0.
-
-    Raises:
-        ValueError: the body is not such an answer to so many queries.
-    """
-    result = orjson.loads(body)["result"]
-    if not isinstance(result, list) or len(result) != num_queries:
-        raise ValueError(f"{num_queries} queries were answered by {str(result)[:100]}")
-    return [tuple(_read_entry(entry) for entry in entries) for entries in result]
-
-
 def read_urls(body: bytes) -> list[str]:
     """The urls of a request for pages. Raises `BadRequest`."""
     fields = _read_object(body)
@@ -123,8 +146,21 @@ def _entry(hit: Hit, with_score: bool) -> dict[str, Any]:
     return {"document": document, "score": hit.score} if with_score else document
 
 
-def _read_entry(entry: Any) -> Hit:
+def hit_of(document: Mapping[str, Any], *, passage_id: Any, score: float) -> Hit:
+    """The hit that a stored document is: its `contents` in wiki-18's format, or its `title` and `text`.
+
+    Raises:
+        KeyError: it has neither.
+    """
+    if "contents" in document:
+        title, _, text = document["contents"].partition("\n")
+        title = title.strip('"')
+    else:
+        title, text = document.get("title", ""), document["text"]
+    return Hit(passage_id=str(passage_id), title=title, text=text, score=float(score))
+
+
+def _read_entry(entry: Mapping[str, Any]) -> Hit:
     document = entry.get("document", entry)
-    title, _, text = document["contents"].partition("\n")
     score = entry.get("score", 0.0) if entry is not document else 0.0
-    return Hit(passage_id=str(document.get("id", "")), title=title.strip('"'), text=text, score=float(score))
+    return hit_of(document, passage_id=document.get("id", ""), score=score)
