@@ -2,5 +2,6 @@
 
 from polyturn.tools.sandbox.embedded.backend import EmbeddedBackend
 from polyturn.tools.sandbox.embedded.layers import Layers
+from polyturn.tools.sandbox.embedded.probe import Finding, probe, summary
 
-__all__ = ["EmbeddedBackend", "Layers"]
+__all__ = ["EmbeddedBackend", "Finding", "Layers", "probe", "summary"]

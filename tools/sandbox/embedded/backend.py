@@ -14,10 +14,10 @@ from typing import Literal
 
 from polyturn.tools.sandbox.embedded.cgroups import Cgroup, CgroupParent, CgroupsUnavailable
 from polyturn.tools.sandbox.embedded.layers import Layers
-from polyturn.tools.sandbox.embedded.link import Link, LinkEnded
+from polyturn.tools.sandbox.embedded.link import Link
 from polyturn.tools.sandbox.embedded.nursery import Nursery, NurseryGone
 from polyturn.tools.sandbox.embedded.room import NurseryRoom
-from polyturn.tools.sandbox.embedded.sandbox import EmbeddedSandbox
+from polyturn.tools.sandbox.runner_sandbox import LinkEnded, RunnerSandbox
 from polyturn.tools.sandbox.types import MIB, Limits, SandboxUnavailable
 
 Launcher = Literal["auto", "native", "bubblewrap"]
@@ -70,9 +70,9 @@ class EmbeddedBackend:
             self.close()
             raise
 
-    def create(self, limits: Limits | None = None) -> EmbeddedSandbox:
+    def create(self, limits: Limits | None = None) -> RunnerSandbox:
         """A new sandbox; see `SandboxBackend.create`."""
-        return EmbeddedSandbox(limits if limits is not None else Limits(), self._make_room)
+        return RunnerSandbox(limits if limits is not None else Limits(), self._make_room)
 
     def close(self) -> None:
         """Closes every sandbox and ends the nursery; again is harmless."""

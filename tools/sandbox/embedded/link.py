@@ -7,12 +7,9 @@ import time
 from typing import Any
 
 from polyturn.tools.sandbox.runner.framing import Decoder, FramingError, encode
+from polyturn.tools.sandbox.runner_sandbox import LinkEnded
 
 MAX_HEADER_BYTES = 1 << 16
-
-
-class LinkEnded(Exception):
-    """The other end is gone, does not answer in time, or does not speak the protocol; the message says which."""
 
 
 class Link:

@@ -7,8 +7,9 @@ import threading
 from typing import Any
 
 from polyturn.tools.sandbox.embedded.cgroups import Cgroup
-from polyturn.tools.sandbox.embedded.link import Link, LinkEnded
+from polyturn.tools.sandbox.embedded.link import Link
 from polyturn.tools.sandbox.embedded.nursery import Nursery, NurseryGone
+from polyturn.tools.sandbox.runner_sandbox import LinkEnded
 
 
 class NurseryRoom:
@@ -32,7 +33,11 @@ class NurseryRoom:
                 raise LinkEnded("the sandbox has ended")
             return self._link.ask(question, body, within_s=within_s, max_body_bytes=max_body_bytes)
 
-    def num_oom_kills(self) -> int:
+    def ran_out_of_memory(self, mark: float) -> bool:
+        """See `Room`."""
+        return self.memory_mark() > mark
+
+    def memory_mark(self) -> float:
         """How many processes the kernel has killed for want of memory; 0 where no cgroup counts them."""
         if self._cgroup is None or self._closed:
             return 0

@@ -49,13 +49,16 @@ def read(work: str, path: str, max_bytes: int) -> bytes:
 
 
 def write(work: str, path: str, data: bytes) -> None:
-    """Writes a regular file, making its parents. Raises Refused and OSError."""
+    """Writes a regular file, making its parents; one that does not fit is left empty. Raises Refused and OSError."""
     fd = _open(work, split_path(path), os.O_WRONLY | os.O_CREAT, make_parents=True)
     try:
         os.ftruncate(fd, 0)
         view = memoryview(data)
         while view:
             view = view[os.write(fd, view) :]
+    except OSError:
+        os.ftruncate(fd, 0)
+        raise
     finally:
         os.close(fd)
 

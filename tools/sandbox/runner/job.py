@@ -52,7 +52,7 @@ def run_once(
     except SystemExit as stop:
         status = sources.exit_status(stop.code)
     except BaseException as error:  # noqa: BLE001 - whatever the code raises is its own
-        sys.excepthook(type(error), error, error.__traceback__)
+        sources.report_error(error)
     if not sources.flush_streams() and status == 0:
         status = 120  # as the interpreter ends when it cannot flush
     return status

@@ -110,7 +110,18 @@ class Children:
 
 
 def _processes() -> set[int]:
-    return {int(name) for name in os.listdir("/proc") if name.isdigit()}
+    """All processes but zombies, which may wait for a parent that is stopped."""
+    return {int(name) for name in os.listdir("/proc") if name.isdigit() and _is_running(name)}
+
+
+def _is_running(pid: str) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            fields = stat.read().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    state, num_threads = fields[0], int(fields[17])
+    return state not in "ZX" or num_threads > 1  # whose first thread alone may have ended
 
 
 def _signal(pid: int, number: int) -> None:

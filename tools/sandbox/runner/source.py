@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import linecache
 import sys
+import traceback
 import types
 from typing import Any
 
@@ -55,10 +56,20 @@ def run_source(source: str, file_name: str, namespace: dict[str, Any]) -> int:
     except BaseException as error:  # noqa: BLE001 - whatever the code raises is its own
         # Without this function's own line; a SyntaxError has none of the code's.
         trace = error.__traceback__
-        error = error.with_traceback(trace.tb_next if trace is not None else None)
-        sys.excepthook(type(error), error, error.__traceback__)
+        report_error(error.with_traceback(trace.tb_next if trace is not None else None))
         return 1
     return 0
+
+
+def report_error(error: BaseException) -> None:
+    """Prints a traceback as the interpreter does, with lines of source that is in no file."""
+    try:
+        if sys.excepthook is sys.__excepthook__:
+            traceback.print_exception(error)
+        else:
+            sys.excepthook(type(error), error, error.__traceback__)
+    except BaseException:  # noqa: BLE001 - out of memory, say, or out of stack
+        sys.__excepthook__(type(error), error, error.__traceback__)
 
 
 def exit_status(code: object) -> int:
