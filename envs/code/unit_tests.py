@@ -44,7 +44,8 @@ class UnitTests:
     def program(self, code: str) -> str:
         """The whole program for an answer that is either the function or only its body."""
         if self.prompt and not _head(self.entry_point).search(code):
-            body = code if re.match(r"[ \t]", code) else re.sub(r"(?m)^(?=.)", "    ", code)
+            first_line = next((line for line in code.splitlines() if line.strip()), "")
+            body = code if first_line[:1].isspace() else re.sub(r"(?m)^(?=.)", "    ", code)
             return f"{self.prompt.rstrip()}\n{body}\n"
         return f"{self.preamble}\n{code}\n"
 

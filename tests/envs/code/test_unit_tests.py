@@ -52,6 +52,7 @@ def test_every_shipped_solution_passes_and_an_empty_one_does_not(grade, split):
     [
         "def increase(x):\n    return x + 1",
         "    return x + 1",
+        "\n  \n    y = 1\n    return x + y",
         "return x + 1",
         "y = 1\nreturn helper(x) + y",
         "async def other(): pass\ndef increase(x): return math.floor(x + 1.5)",

