@@ -37,7 +37,7 @@ class ChatSpace(Space[Observation]):
         if not isinstance(x, tuple):
             return False
         # A loop, because every step asks and a generator costs as much again.
-        for message in x:  # noqa: SIM110
+        for message in x:
             if not (
                 isinstance(message, dict)
                 and message.get("role") in self.roles

@@ -18,8 +18,6 @@ An author writes tools, `grade`, and where the tasks come from:
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import copy
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
@@ -29,6 +27,13 @@ from typing import Any, TypeVar
 import gymnasium
 
 from polyturn.envs.faults import EnvironmentFault
+from polyturn.envs.hooks import (
+    Offload,
+    copy_message,
+    in_threads,
+    inline,
+    is_async_function,
+)
 from polyturn.envs.messages import AssistantMessage, Message, Observation, one_line
 from polyturn.envs.rewards.types import EpisodeView, Grade, Reward, Score, as_score, is_async
 from polyturn.envs.scripts import Script, random_script
@@ -41,7 +46,6 @@ from polyturn.tools.types import ToolCall, ToolResult, ToolSpec
 
 Value = TypeVar("Value")
 State = TypeVar("State", bound=StatefulTool)
-Offload = Callable[[Callable[[], Any]], Awaitable[Any]]
 StepResult = tuple[Observation, float, bool, bool, dict[str, Any]]
 _RESET_OPTIONS = ("task", "split")
 
@@ -174,7 +178,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
             ValueError: an option or a task that does not exist.
             EnvironmentFault: the environment could not set the task up.
         """
-        return self._drive(self._reset(seed, options, _inline))
+        return self._drive(self._reset(seed, options, inline))
 
     def step(self, action: AssistantMessage) -> StepResult:
         """Answer one assistant message.
@@ -186,7 +190,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
             gymnasium.error.ResetNeeded: the episode is over, or has not begun.
             EnvironmentFault: something behind the environment failed.
         """
-        return self._drive(self._step(action, _inline))
+        return self._drive(self._step(action, inline))
 
     async def reset_async(
         self,
@@ -196,11 +200,11 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         executor: Executor | None = None,
     ) -> tuple[Observation, dict[str, Any]]:
         """As `reset`; what is not `async` runs in a thread of `executor` (None: of the event loop's own)."""
-        return await self._reset(seed, options, _in_threads(executor))
+        return await self._reset(seed, options, in_threads(executor))
 
     async def step_async(self, action: AssistantMessage, *, executor: Executor | None = None) -> StepResult:
         """As `step`; what is not `async` runs in a thread of `executor` (None: of the event loop's own)."""
-        return await self._step(action, _in_threads(executor))
+        return await self._step(action, in_threads(executor))
 
     @property
     def is_reusable(self) -> bool:
@@ -244,12 +248,19 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         self._done = True  # until this step has gone well
         self._num_turns += 1
         self._transcript.append(action.to_message())
-        results = [await self._call(call, offload) for call in action.tool_calls]
-        observation: Observation = tuple(
-            {"role": "tool", "tool_call_id": result.call_id, "name": result.name, "content": result.content}
-            for result in results
-        )
-        if not action.tool_calls:
+        results: list[ToolResult] = []
+        if action.tool_calls:
+            results = [await self._call(call, offload) for call in action.tool_calls]
+            observation: Observation = tuple(
+                {
+                    "role": "tool",
+                    "tool_call_id": result.call_id,
+                    "name": result.name,
+                    "content": result.content,
+                }
+                for result in results
+            )
+        else:
             observation = await self._messages("follow_up", action, offload)
         info: dict[str, Any] = {"reward_parts": {}, "tool_results": tuple(results)}
         reward = 0.0
@@ -271,7 +282,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
 
     async def _call(self, call: ToolCall, offload: Offload) -> ToolResult:
         answer: Callable[..., Any] = self.toolset.call
-        if offload is not _inline:
+        if offload is not inline:
             answer = functools.partial(self.toolset.call_async, offload=offload)
         elif self.toolset.is_async(call.name):
             answer = self.toolset.call_async
@@ -280,7 +291,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
     async def _guard(self, what: str, function: Callable[..., Any], *args: Any, offload: Offload) -> Any:
         """The function's value, awaited if it is one to await; an exception becomes a fault that says where."""
         try:
-            if offload is _inline or _is_async(function):
+            if offload is inline or is_async_function(function):
                 value = function(*args)
             else:
                 value = await offload(functools.partial(function, *args))
@@ -295,7 +306,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
     async def _messages(self, hook: str, argument: Any, offload: Offload) -> Observation:
         """What `begin` or `follow_up` returns, copied: whoever keeps an observation must not share it with the task."""
         messages = await self._guard(hook, getattr(self, hook), argument, offload=offload)
-        observation = tuple(map(_copy, messages))
+        observation = tuple(map(copy_message, messages))
         if observation not in self.observation_space:
             raise TypeError(
                 f"{self.env_id}: {hook}() must return messages with a role and a content, not {messages!r}"
@@ -331,10 +342,11 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         return self.graded_by if self._task is None or self._task.reward is None else self._task.reward
 
     def _choose_task(self, options: Mapping[str, Any]) -> Task:
-        if unknown := sorted(set(options) - set(_RESET_OPTIONS)):
-            raise ValueError(
-                f"unknown option {unknown[0]!r} of reset; the options are {', '.join(_RESET_OPTIONS)}"
-            )
+        for name in options:
+            if name not in _RESET_OPTIONS:
+                raise ValueError(
+                    f"unknown option {name!r} of reset; the options are {', '.join(_RESET_OPTIONS)}"
+                )
         wanted = options.get("task")
         if isinstance(wanted, Task):
             return wanted
@@ -349,13 +361,23 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
             raise ValueError(f"{type(source).__name__} cannot find tasks by id; pass a Task")
         return find(wanted)
 
+    def _waits(self) -> bool:
+        """Whether an event loop is needed. Asked at every step, so the usual case, plain methods, is quick."""
+        reward = self._reward()
+        if self.toolset.has_async or (reward is not None and is_async(reward)):
+            return True
+        begin, follow_up, grade = self.begin, self.follow_up, self.grade
+        try:
+            flags = (
+                begin.__code__.co_flags | follow_up.__code__.co_flags | grade.__code__.co_flags  # type: ignore[attr-defined]
+            )
+        except AttributeError:  # a callable object in place of a method
+            return any(is_async_function(hook) for hook in (begin, follow_up, grade))
+        return bool(flags & inspect.CO_COROUTINE)
+
     def _drive(self, steps: Coroutine[Any, Any, Value]) -> Value:
         """Run `steps` to its end. With nothing `async` in the environment it never waits, and needs no event loop."""
-        reward = self._reward()
-        waits = reward is not None and is_async(reward)
-        # Written out: this is asked at every step.
-        waits = waits or _is_async(self.begin) or _is_async(self.follow_up) or _is_async(self.grade)
-        if waits or self.toolset.has_async:
+        if self._waits():
             try:
                 asyncio.get_running_loop()
             except RuntimeError:
@@ -370,36 +392,3 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
             return end.value
         steps.close()
         raise RuntimeError(f"{self.env_id} waits in a function that is not declared `async`: declare it so")
-
-
-async def _inline(function: Callable[[], Any]) -> Any:
-    return function()
-
-
-def _in_threads(executor: Executor | None) -> Offload:
-    async def offload(function: Callable[[], Any]) -> Any:
-        context = contextvars.copy_context()
-        return await asyncio.get_running_loop().run_in_executor(
-            executor, functools.partial(context.run, function)
-        )
-
-    return offload
-
-
-def _is_async(function: Callable[..., Any]) -> bool:
-    """As `inspect.iscoroutinefunction`, at a tenth of its price for functions and methods."""
-    code = getattr(function, "__code__", None)
-    return (
-        inspect.iscoroutinefunction(function) if code is None else bool(code.co_flags & inspect.CO_COROUTINE)
-    )
-
-
-def _copy(message: Message) -> Message:
-    """A message that shares nothing with the other; most are flat, and texts need no copy."""
-    if type(message) is dict:
-        for value in message.values():
-            if type(value) is not str:
-                break
-        else:
-            return message.copy()
-    return copy.deepcopy(message)

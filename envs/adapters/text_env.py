@@ -19,10 +19,11 @@ from polyturn.envs.adapters.text_spaces import (
     describe_actions,
     observation_text,
 )
+from polyturn.envs.hooks import Offload
 from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.envs.scripts import Script
 from polyturn.envs.tasks import GeneratedTasks, Task, TaskSource
-from polyturn.envs.tool_env import Offload, StepResult, ToolEnv
+from polyturn.envs.tool_env import StepResult, ToolEnv
 from polyturn.tools.types import ToolSpec
 
 SPLITS: Mapping[str, int] = {"train": 0, "heldout": 1_000_000}

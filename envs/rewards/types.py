@@ -84,6 +84,15 @@ def as_score(value: Any, *, name: str | None = "reward") -> Score:
     Raises:
         ValueError: it is no finite number, or mapping of such.
     """
+    # What nearly every grade returns, at a third of the price of looking at it in full.
+    if type(value) is dict:
+        quick = 0.0
+        for key, part in value.items():
+            if type(key) is not str or type(part) is not float or not math.isfinite(part):
+                break
+            quick += part
+        else:
+            return Score(value=quick, parts=value.copy())
     if isinstance(value, Score):
         parts, total = dict(value.parts), value.value
     elif isinstance(value, Mapping):
