@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -24,6 +25,12 @@ RUNNER_FOLDER = "/polyturn"
 """Where an image has the runner package; see `runner.__init__`."""
 _LAYOUT = "1"
 """Part of every tag: raise it when what is below puts other things into the same files' image."""
+
+TOOLS = """
+sh cat chmod cp cut date diff dirname echo env expr false find grep gzip head id ln ls md5sum mkdir mktemp mv paste
+printf pwd realpath rm rmdir sed seq sha256sum sleep sort stat tail tar tee test touch tr true uname uniq wc which xargs
+"""
+"""Programs of this machine that code may start; those that it lacks are left out."""
 
 _UNNEEDED = frozenset(
     (
@@ -107,6 +114,9 @@ def image_files(interpreter: Interpreter, packages: Sequence[str] = ()) -> dict[
         for path in _walk(tree):
             files.setdefault(path.lstrip("/"), path)
     files |= runner_files()
+    for tool in TOOLS.split():
+        if found := shutil.which(tool, path="/usr/bin:/bin"):
+            files[f"usr/bin/{tool}"] = os.path.realpath(found)
     for package in packages:
         for inside, path in _distribution_files(package):
             files.setdefault(f"{interpreter.site_packages.lstrip('/')}/{inside}", path)
@@ -124,7 +134,11 @@ def runner_files() -> dict[str, str]:
 
 def add_shared_libraries(files: dict[str, str], executable: str) -> None:
     """Adds what the interpreter and its extension modules are linked against, the dynamic loader among them."""
-    binaries = [path for name, path in files.items() if path == executable or ".so" in name]
+    binaries = [
+        path
+        for name, path in files.items()
+        if path == executable or ".so" in name or name.startswith("usr/bin/")
+    ]
     for library in _shared_libraries(binaries):
         files.setdefault(library.lstrip("/"), library)
 
@@ -181,7 +195,7 @@ def write_image(target: IO[bytes], files: dict[str, str], executable: str) -> No
     """The root file system as a tar: the files, owned by root, and `python3` on the path."""
     with tarfile.open(fileobj=target, mode="w") as tar:
         for folder in sorted(
-            _parents([*files, *_ETC, "usr/local/bin/python3", "proc/x", "sys/x", "dev/shm/x"])
+            _parents([*files, *_ETC, "usr/local/bin/python3", "bin/sh", "proc/x", "sys/x", "dev/shm/x"])
         ):
             tar.addfile(_entry(folder, tarfile.DIRTYPE, 0o755))
         for folder in ("tmp", "work"):
@@ -189,6 +203,10 @@ def write_image(target: IO[bytes], files: dict[str, str], executable: str) -> No
         if "usr/local/bin/python3" not in files:
             link = _entry("usr/local/bin/python3", tarfile.SYMTYPE, 0o777)
             link.linkname = executable
+            tar.addfile(link)
+        if "bin/sh" not in files:  # where every program looks for it
+            link = _entry("bin/sh", tarfile.SYMTYPE, 0o777)
+            link.linkname = "/usr/bin/sh"
             tar.addfile(link)
         for name, text in _ETC.items():
             entry = _entry(name, tarfile.REGTYPE, 0o644)

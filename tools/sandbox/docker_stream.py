@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import struct
 import time
 from typing import Any
 
 from polyturn.tools.sandbox.runner.framing import Decoder, FramingError, encode
+from polyturn.tools.sandbox.runner_sandbox import LinkEnded
 
 _HEADER = struct.Struct(">BxxxL")
 """Without a terminal the daemon puts this before every piece: which stream it belongs to, and its length.
@@ -15,10 +18,6 @@ https://docs.docker.com/reference/api/engine (attach to a container, stream form
 """
 _STDOUT, _STDERR = 1, 2
 _KEPT_BYTES_OF_STDERR = 4096
-
-
-class StreamEnded(Exception):
-    """The other end is gone, or does not speak the protocol; the message says which."""
 
 
 class AttachedStream:
@@ -42,8 +41,7 @@ class AttachedStream:
     ) -> tuple[dict[str, Any], bytes]:
         """Sends one frame and waits for one, of which the body may have so many bytes.
 
-        Raises TimeoutError when that takes longer than `within_s` seconds, and StreamEnded. Either way the stream is
-        of no use any more: a late answer would be taken for the next question's.
+        Raises LinkEnded. The stream is of no use then: a late answer would be taken for the next question's.
         """
         deadline = time.monotonic() + within_s
         # The runner's answers are small beside their body; what is inside may try to make it say something else.
@@ -54,9 +52,11 @@ class AttachedStream:
             while (frame := self._decoder.next_frame()) is None:
                 self._receive(deadline)
         except TimeoutError:
-            raise
-        except (OSError, FramingError) as error:
-            raise StreamEnded(str(error)) from error
+            raise LinkEnded(f"the sandbox did not answer within {within_s:g} s") from None
+        except (OSError, EOFError, ValueError):  # ValueError: closed by another thread
+            raise LinkEnded(f"the sandbox ended {self.stderr[-300:]}".rstrip()) from None
+        except FramingError as error:
+            raise LinkEnded(f"the sandbox broke the protocol: {error}") from None
         return frame
 
     def ended(self) -> bool:
@@ -65,9 +65,14 @@ class AttachedStream:
             self._receive(time.monotonic())
         except TimeoutError:
             return False
-        except (OSError, StreamEnded):
+        except (OSError, EOFError, ValueError):
             return True
         return True  # a runner says nothing unasked
+
+    def interrupt(self) -> None:
+        """Ends an `ask` that waits in another thread, and all later ones."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
         """Closes it, upon which the runner ends."""
@@ -87,7 +92,7 @@ class AttachedStream:
         self._limit_to(deadline)
         data = self._socket.recv(1 << 18)
         if not data:
-            raise StreamEnded("the runner ended")
+            raise EOFError
         data = self._pending + data
         start = 0
         while len(data) - start >= _HEADER.size:
