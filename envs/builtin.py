@@ -126,3 +126,13 @@ def register_builtin() -> None:
         "polyturn.envs.adapters.text_env:TextEnvAdapter",
         description="Any text-only Gymnasium environment (env_id=...); by itself, the frozen lake.",
     )
+    register(
+        "polyturn/GEM-v0",
+        "polyturn.envs.adapters.gem:GemEnv",
+        description="The environments of GEM by their ids.",
+    )
+    register(
+        "polyturn/SkyRLGym-v0",
+        "polyturn.envs.adapters.skyrl_gym:SkyRLGymEnv",
+        description="The environments of SkyRL-Gym by their ids.",
+    )

@@ -12,6 +12,8 @@ import numpy as np
 _lock = threading.RLock()
 """The global generators are one per process, so code that draws from them takes turns."""
 
+PATIENCE_S = 120.0
+
 
 class OwnRandomness:
     """A private state of the global generators, for one episode of an environment that uses them.
@@ -30,8 +32,16 @@ class OwnRandomness:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Let the global generators continue this state until the end of the block."""
-        with _lock:
+        """Let the global generators continue this state until the end of the block.
+
+        Raises:
+            RuntimeError: another thread has been drawing for more than `PATIENCE_S`: it hangs.
+        """
+        if not _lock.acquire(timeout=PATIENCE_S):
+            raise RuntimeError(
+                "another episode hangs and holds the global random generators; restart this process"
+            )
+        try:
             python, numpy = random.getstate(), np.random.get_state()
             random.setstate(self._python)
             np.random.set_state(self._numpy)
@@ -41,3 +51,5 @@ class OwnRandomness:
                 self._python, self._numpy = random.getstate(), np.random.get_state()
                 random.setstate(python)
                 np.random.set_state(numpy)
+        finally:
+            _lock.release()

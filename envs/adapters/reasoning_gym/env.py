@@ -14,6 +14,7 @@ from typing import Any
 
 from polyturn.envs.adapters.bounded import BoundedCalls, CallFailed, CallTimedOut, shared_calls
 from polyturn.envs.adapters.missing import require_installed
+from polyturn.envs.adapters.seeded import FIRST_SEED, MAX_SIZE, check_split
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.envs.scripts import Script
@@ -33,10 +34,6 @@ DEFAULT_DATASETS = (
     "spell_backward",
     "word_sorting",
 )
-FIRST_SEED: Mapping[str, int] = {"train": 0, "validation": 1 << 29, "heldout": 1 << 30}
-"""Where the seeds of a split begin. Item i of seed s is item 0 of seed s + i, so seeds that are close overlap."""
-
-MAX_SIZE = 1 << 29
 MAX_ANSWER_CHARACTERS = 5000
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
@@ -92,12 +89,12 @@ class ReasoningGymEnv(ToolEnv):
         self._size = size
         self._first_seed = first_seed
         self._partial_credit = partial_credit
-        self._check_split(split)
+        check_split(split)
         super().__init__(split=split, render_mode=render_mode)
 
     def tasks(self, split: str) -> TaskSource:
         """The tasks of `train`, `validation` or `heldout`: disjoint seeds, though a small dataset may repeat itself."""
-        self._check_split(split)
+        check_split(split)
         return ReasoningGymTasks(self._calls, self._configs, split, self._size, self._first_seed)
 
     def grade(self, message: AssistantMessage) -> Mapping[str, float]:
@@ -144,11 +141,6 @@ class ReasoningGymEnv(ToolEnv):
         if not math.isfinite(paid):
             raise CallFailed(f"it paid {paid}")
         return min(max(paid, 0.0), 1.0)
-
-    @staticmethod
-    def _check_split(split: str) -> None:
-        if split not in FIRST_SEED:
-            raise ValueError(f"unknown split {split!r}; the splits are {', '.join(FIRST_SEED)}")
 
 
 class ReasoningGymTasks:
