@@ -30,6 +30,9 @@ class BM25Index:
     Made by `build` or `open`. Searches may run in several threads at once.
     """
 
+    is_quick = True
+    """A search costs less than handing it to another thread."""
+
     def __init__(self, index: Any, passages: Store) -> None:
         self._index = index
         self._passages = passages

@@ -111,6 +111,11 @@ class SearchApp:
     def _dispatch(self) -> None:
         """Share the requests that have gathered among as many threads as can use them."""
         requests, self._waiting = self._waiting, []
+        alone = len(requests) == 1 and len(requests[0][0].queries) == 1 and not self._jobs
+        if alone and getattr(self._retriever, "is_quick", False):
+            # Nobody else waits, and a thread's turn would cost as much as the search.
+            _tell(requests, search_all(self._retriever, [requests[0][0]]))
+            return
         share = -(-len(requests) // self._num_threads)
         for start in range(0, len(requests), share):
             job = asyncio.get_running_loop().create_task(self._run(requests[start : start + share]))
@@ -119,14 +124,7 @@ class SearchApp:
 
     async def _run(self, requests: list[tuple[RetrieveRequest, asyncio.Future[Results]]]) -> None:
         search = functools.partial(search_all, self._retriever, [request for request, _ in requests])
-        outcomes = await asyncio.get_running_loop().run_in_executor(self._threads, search)
-        for (_, found), outcome in zip(requests, outcomes, strict=True):
-            if found.done():
-                continue
-            if isinstance(outcome, Exception):
-                found.set_exception(outcome)
-            else:
-                found.set_result(outcome)
+        _tell(requests, await asyncio.get_running_loop().run_in_executor(self._threads, search))
 
     async def _access(self, body: bytes) -> bytes:
         urls = read_urls(body)
@@ -142,6 +140,20 @@ class SearchApp:
         del body
         size = getattr(self._retriever, "__len__", lambda: None)()
         return orjson.dumps({"status": "ok", "num_passages": size})
+
+
+def _tell(
+    requests: Sequence[tuple[RetrieveRequest, asyncio.Future[Results]]],
+    outcomes: Sequence[Results | Exception],
+) -> None:
+    """Give each request its outcome, unless it was given up."""
+    for (_, found), outcome in zip(requests, outcomes, strict=True):
+        if found.done():
+            continue
+        if isinstance(outcome, Exception):
+            found.set_exception(outcome)
+        else:
+            found.set_result(outcome)
 
 
 def search_all(retriever: Retriever, requests: Sequence[RetrieveRequest]) -> list[Results | Exception]:
