@@ -1,0 +1,116 @@
+"""The filter's program, run by an interpreter of BPF in this file, for both kinds of machine."""
+
+import errno
+import struct
+
+import pytest
+
+from polyturn.tools.sandbox.runner import seccomp
+
+MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
+ALLOWED = {
+    "read": (0, 63),
+    "openat": (257, 56),
+    "execve": (59, 221),
+    "futex": (202, 98),
+    "mmap": (9, 222),
+    "kill": (62, 129),
+    "prlimit64": (302, 261),
+    "memfd_create": (319, 279),
+}
+
+
+def run(program, number, audit, arguments=()):
+    """What the filter says of one system call: seccomp_data is number, architecture, pointer, six arguments."""
+    arguments = (*arguments, *(0 for _ in range(6 - len(arguments))))
+    data = struct.pack("=IIQ6Q", number, audit, 0, *arguments)
+    instructions = list(struct.iter_unpack("=HBBI", program))
+    counter, accumulator = 0, 0
+    while True:
+        code, if_true, if_false, value = instructions[counter]
+        counter += 1
+        if code == 0x06:
+            return value
+        if code == 0x20:
+            (accumulator,) = struct.unpack_from("=I", data, value)
+            continue
+        taken = {0x15: accumulator == value, 0x35: accumulator >= value, 0x45: bool(accumulator & value)}[
+            code
+        ]
+        counter += if_true if taken else if_false
+
+
+@pytest.fixture(params=sorted(MACHINES))
+def machine(request):
+    return request.param
+
+
+@pytest.fixture
+def ask(machine):
+    column, audit = MACHINES[machine]
+    program = seccomp.build_filter(machine)
+    return lambda numbers, *arguments: run(program, numbers[column], audit, arguments)
+
+
+def fails_with(code):
+    return 0x00050000 | code
+
+
+def test_ordinary_calls_are_allowed(ask):
+    for name, numbers in ALLOWED.items():
+        assert ask(numbers) == 0x7FFF0000, name
+
+
+def test_every_call_of_the_list_is_refused(machine, ask):
+    column = MACHINES[machine][0]
+    for name, numbers in seccomp.DENIED.items():
+        if numbers[column] is not None:
+            assert ask(numbers) == fails_with(errno.EPERM), name
+
+
+def test_numbers_are_used_once(machine):
+    column = MACHINES[machine][0]
+    numbers = [numbers[column] for numbers in seccomp.DENIED.values() if numbers[column] is not None]
+    assert len(set(numbers)) == len(numbers)
+
+
+def test_new_processes_but_no_new_namespaces(ask):
+    sigchld = 17
+    assert ask(seccomp.CLONE, sigchld) == 0x7FFF0000
+    assert ask(seccomp.CLONE, 0x003D0F00) == 0x7FFF0000  # a thread
+    for flag in (0x10000000, 0x00020000, 0x20000000, 0x40000000, 0x08000000, 0x04000000, 0x02000000):
+        assert ask(seccomp.CLONE, flag | sigchld) == fails_with(errno.EPERM)
+    assert ask(seccomp.CLONE3) == fails_with(errno.ENOSYS)
+
+
+def test_sockets_of_unix_alone(ask):
+    for call in (seccomp.SOCKET, seccomp.SOCKETPAIR):
+        assert ask(call, 1) == 0x7FFF0000
+        for family in (0, 2, 10, 16, 17, 40):
+            assert ask(call, family) == fails_with(errno.EACCES)
+
+
+def test_no_keystrokes_for_others(ask):
+    assert ask(seccomp.IOCTL, 1, 0x5401) == 0x7FFF0000
+    assert ask(seccomp.IOCTL, 1, 0x5412) == fails_with(errno.EPERM)
+    assert ask(seccomp.IOCTL, 1, 0x541C) == fails_with(errno.EPERM)
+
+
+def test_other_architectures_of_the_same_processor_are_killed(machine):
+    audit = MACHINES[machine][1]
+    program = seccomp.build_filter(machine)
+    assert run(program, 0, 0x40000003) == 0x80000000  # i386
+    assert run(program, 0, 0x40000028) == 0x80000000  # arm
+    if machine == "x86_64":
+        assert run(program, 0x40000000, audit) == 0x80000000  # x32
+
+
+def test_memfd_can_be_refused(machine):
+    column, audit = MACHINES[machine]
+    program = seccomp.build_filter(machine, deny_memfd=True)
+    assert run(program, seccomp.MEMFD_CREATE[column], audit) == fails_with(errno.EPERM)
+
+
+def test_unknown_machines_are_named():
+    with pytest.raises(ValueError, match="riscv64"):
+        seccomp.build_filter("riscv64")
