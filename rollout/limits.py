@@ -111,3 +111,7 @@ class LimitedEnv(ToolEnv):
         """As the environment's own."""
         async with self._slots:
             return await self._env.step_async(action, executor=executor)
+
+    def close(self) -> None:
+        """As the environment's own."""
+        self._env.close()

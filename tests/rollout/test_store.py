@@ -95,6 +95,7 @@ def simple_episode(identity="g00000000.0.0", reward=1.0, logprobs=(0.0, -0.125))
 
 
 @given(episodes())
+@settings(deadline=None)
 def test_journal_line_round_trip(episode):
     line = encode_episode(episode)
     assert b"\n" not in line
@@ -102,7 +103,7 @@ def test_journal_line_round_trip(episode):
 
 
 @given(st.lists(episodes(), max_size=5, unique_by=lambda episode: episode.episode_id))
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=50, deadline=None)
 def test_columnar_round_trip(tmp_path, written):
     store = TrajectoryStore(tmp_path)
     store.write_step(7, written, advantages={e.episode_id: 0.5 for e in written[:2]})
