@@ -9,6 +9,9 @@ from polyturn.envs.two_hop.env import build_index
 from polyturn.envs.two_hop.world import WorldSize
 from polyturn.tools.search.types import Retriever
 
+REPLAY = "replay:"
+"""Before the path of recorded answers, in place of a server's url."""
+
 
 def choose_retriever(
     *,
@@ -56,5 +59,8 @@ def _index_corpus(path: str) -> Retriever:
 @functools.lru_cache(maxsize=16)
 def _connect(url: str) -> Retriever:
     from polyturn.tools.search.client import SearchClient
+    from polyturn.tools.search.recording import ReplayRetriever
 
+    if url.startswith(REPLAY):
+        return ReplayRetriever(url.removeprefix(REPLAY))
     return SearchClient(url)

@@ -71,7 +71,7 @@ class SearchEnv(ToolEnv):
             heldout_questions: Another, in place of its `heldout` questions.
             index: The directory of an index, in place of the world's passages.
             corpus: A passage file in wiki-18's format, to be indexed in memory.
-            search_url: A search server, such as `http://127.0.0.1:8000`.
+            search_url: A search server, such as `http://127.0.0.1:8000`, or `replay:FILE` for recorded answers.
             retriever: Any retriever; the four exclude each other.
             world_seed: Which two-hop world.
             split: `train` or `heldout`.

@@ -18,6 +18,7 @@ from polyturn.envs.wrappers import RawTextAction
 from polyturn.tools.search.bm25 import BM25Index
 from polyturn.tools.search.client import SearchClient
 from polyturn.tools.search.corpus import Passage, write_passages
+from polyturn.tools.search.recording import Recorder
 from polyturn.tools.search.server import SearchApp, served
 from polyturn.tools.search.types import SearchFailed, SearchUnavailable
 
@@ -313,6 +314,16 @@ def test_questions_and_passages_come_from_files(tmp_path):
     with pytest.raises(ValueError, match=r"other\.jsonl:1: 'golden_answers'"):
         questions.rename(tmp_path / "other.jsonl")
         make("polyturn/SearchR1-v0", questions=str(tmp_path / "other.jsonl"))
+
+
+def test_recorded_answers_take_the_place_of_a_server(tmp_path):
+    recorder = Recorder(tmp_path / "answers.jsonl")
+    recorder.add("Norway", 3, INDEX.search("Norway", 3))
+    recorder.close()
+    env = SearchEnv(search_url=f"replay:{tmp_path / 'answers.jsonl'}", tasks=ListTasks([TASK]))
+    assert "Oslo is the capital" in play(env, ["<search> Norway </search>"])[0][1][0]["content"]
+    with pytest.raises(EnvironmentFault, match="no answer to 'Sweden'"):
+        play(env, ["<search> Sweden </search>"])
 
 
 @pytest.mark.parametrize(
