@@ -36,7 +36,7 @@ def backend(docker_host):
 
 def containers_of(client, backend):
     label = f"{docker_owner.LABEL}={backend._id}"
-    return client.containers.list(all=True, filters={"label": label})
+    return client.containers.list(all=True, filters={"label": label}, sparse=True)
 
 
 def eventually(condition, within_s=20.0):
@@ -191,9 +191,9 @@ def test_what_a_dead_process_left_is_swept(client, docker_host):
     )
     assert dead.returncode == -9, dead.stderr
     label = f"{docker_owner.LABEL}={dead.stdout.strip()}"
-    assert len(client.containers.list(all=True, filters={"label": label})) == 1
+    assert len(client.containers.list(all=True, filters={"label": label}, sparse=True)) == 1
     with DockerBackend(host=docker_host, warm=0) as living, living.create(SMALL) as sandbox:
-        assert client.containers.list(all=True, filters={"label": label}) == []
+        assert client.containers.list(all=True, filters={"label": label}, sparse=True) == []
         with DockerBackend(host=docker_host, warm=0):
             pass
         # Another backend's sweep, at start or close, leaves those of the living alone.
@@ -206,9 +206,9 @@ def test_a_runner_ends_with_its_owner(client, docker_host):
         [sys.executable, "-c", code, docker_host], capture_output=True, text=True, check=False
     )
     label = f"{docker_owner.LABEL}={dead.stdout.strip()}"
-    assert eventually(lambda: client.containers.list(filters={"label": label}) == [])
+    assert eventually(lambda: client.containers.list(filters={"label": label}, sparse=True) == [])
     DockerBackend(host=docker_host, warm=0).close()
-    assert client.containers.list(all=True, filters={"label": label}) == []
+    assert client.containers.list(all=True, filters={"label": label}, sparse=True) == []
 
 
 def test_whose_containers_are_left_over():
