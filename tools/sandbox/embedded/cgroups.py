@@ -110,9 +110,9 @@ def _own_cgroups() -> Mapping[str, Path]:
             mount = ROOT if (ROOT / "cgroup.controllers").exists() else ROOT / "unified"
             found[""] = mount / path.lstrip("/")
         for controller in filter(None, controllers.split(",")):
-            mount = next((m for m in (ROOT / controllers, ROOT / controller) if m.is_dir()), None)
-            if mount is not None:
-                found[controller] = mount / path.lstrip("/")
+            for hierarchy in (ROOT / controllers, ROOT / controller):
+                if hierarchy.is_dir():
+                    found[controller] = hierarchy / path.lstrip("/")
     return found
 
 
