@@ -106,8 +106,12 @@ def execute(
     timeout_s: float | None = None,
     fresh: bool = True,
 ) -> ExecResult:
-    """Run code; try again where the sandbox could not be set up, and tell code that kills sandboxes from sandboxes
-    that fail.
+    """Run code, and tell code that kills sandboxes from sandboxes that fail.
+
+    What could not be set up is tried again.
+
+    A deadline on the clock means little where more runs at once than there are cores, so as many executions as cores
+    run at a time in this process. Each ends by its deadline, so nobody waits for ever.
 
     A result whose status is `sandbox_died` is the code's doing: after it, the sandbox was made anew and works. Names
     and files of before are lost then.
@@ -116,9 +120,10 @@ def execute(
         SandboxFailed: the sandbox does not work, whatever runs in it.
     """
     for _ in range(NUM_ATTEMPTS):
-        result = sandbox.exec(
-            printable(code), stdin=printable(stdin), arguments=arguments, timeout_s=timeout_s, fresh=fresh
-        )
+        with _cores():
+            result = sandbox.exec(
+                printable(code), stdin=printable(stdin), arguments=arguments, timeout_s=timeout_s, fresh=fresh
+            )
         if result.status == "sandbox_died":
             sandbox.reset()
             if not sandbox.exec("print('alive')").ok:
@@ -129,6 +134,14 @@ def execute(
         if not sandbox.alive():
             sandbox.reset()
     raise SandboxFailed(f"no code could be started in {NUM_ATTEMPTS} attempts: {result.detail}")
+
+
+@functools.cache
+def _cores() -> threading.Semaphore:
+    return threading.Semaphore(max(2, len(os.sched_getaffinity(0))))
+
+
+os.register_at_fork(after_in_child=_cores.cache_clear)
 
 
 def printable(text: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-LIMIT_S = 4.0
+LIMIT_S = 3.0
 """Seconds for all tests of one program together, where nothing else is said."""
 
 
