@@ -62,6 +62,20 @@ PACKAGES = (
     _train("ray", "the processes of a run"),
     _train("tensorboardX", "TensorBoard events"),
     Package(
+        distribution="uvicorn",
+        module="uvicorn",
+        used_for="polyturn serve search",
+        install="pip install 'polyturn[search]'",
+        needed_to_train=False,
+    ),
+    Package(
+        distribution="faiss-cpu",
+        module="faiss",
+        used_for="dense search",
+        install="pip install 'polyturn[search]'",
+        needed_to_train=False,
+    ),
+    Package(
         distribution="matplotlib",
         module="matplotlib",
         used_for="plots of the benchmarks",

