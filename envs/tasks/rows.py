@@ -182,7 +182,8 @@ def _read_prompt(prompt: Any, key: str, where: str) -> tuple[Message, ...]:
         if not isinstance(message.get("content"), str):
             raise ValueError(f"{where}: {key}[{index}] must have a text as 'content'")
         # Columnar files have a value for every field of every message.
-        messages.append({name: value for name, value in message.items() if value is not None})  # type: ignore[misc]
+        present: Any = {name: value for name, value in message.items() if value is not None}
+        messages.append(present)
     return tuple(messages)
 
 
