@@ -18,7 +18,7 @@ _BETWEEN = re.compile(
     r"[\s$,;.&*]*(?:\\[()\[\]])*[\s$,;&*]*(?:and|or|\\text\s*\{\s*(?:and|or)\s*\}|\\quad|\\\\)?[\s$,;&*]*(?:\\[()\[\]])*[\s$,;&*]*"
 )
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
-_TAGS = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
+_OPENING_TAG, _CLOSING_TAG = "<answer>", "</answer>"
 _PHRASE = re.compile(
     r"\b(?:final\s+)?(?:answer|result)\**\s*(?:\([^()\n]{0,40}\)\s*)?"
     r"(?:\**\s*[:=]\**|(?:of|to|for)\s[^.\n]{0,80}?\s(?:is|:)|is|was|equals)(?![A-Za-z])\s*:?\**",
@@ -68,7 +68,7 @@ def extract(reply: str, *, box_only: bool = False) -> str | None:
     box = _last_box(text)
     if box_only:
         return box.text if box else None
-    marked = [found for found in (box, _last(_HASHES, text), _last(_TAGS, text)) if found is not None]
+    marked = [found for found in (box, _last(_HASHES, text), _last_tag(text)) if found is not None]
     if marked:
         return max(marked, key=lambda found: found.start).text.strip() or None
     return _phrase(text) or _conclusion(text) or _plain(text)
@@ -142,6 +142,13 @@ def _last(pattern: re.Pattern[str], text: str) -> Extracted | None:
     for found in pattern.finditer(text):  # noqa: B007
         pass
     return Extracted(found[1], found.start()) if found else None
+
+
+def _last_tag(text: str) -> Extracted | None:
+    lower = text.lower()
+    end = lower.rfind(_CLOSING_TAG)
+    start = lower.rfind(_OPENING_TAG, 0, end) if end >= 0 else -1
+    return Extracted(text[start + len(_OPENING_TAG) : end], start) if start >= 0 else None
 
 
 def _phrase(text: str) -> str | None:
