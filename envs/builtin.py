@@ -136,3 +136,8 @@ def register_builtin() -> None:
         "polyturn.envs.adapters.skyrl_gym:SkyRLGymEnv",
         description="The environments of SkyRL-Gym by their ids.",
     )
+    register(
+        "polyturn/OpenEnv-v0",
+        "polyturn.envs.adapters.openenv.env:OpenEnvEnv",
+        description="The environment of an OpenEnv server; without one, a small game served on this machine.",
+    )

@@ -1,0 +1,1 @@
+"""Environments that servers of OpenEnv run (Meta and Hugging Face; needs `polyturn[openenv]`)."""
