@@ -16,6 +16,7 @@ from polyturn.cli.packages import PACKAGES
 from polyturn.cli.plan import table
 from polyturn.configs.arithmetic import human_bytes, num_cores
 from polyturn.configs.models import builtin_models
+from polyturn.tools.sandbox.embedded import probe, summary
 
 
 def doctor() -> None:
@@ -42,6 +43,7 @@ def doctor() -> None:
         ("free disk", human_bytes(shutil.disk_usage(os.getcwd()).free)),
         ("GPUs", _gpus()),
         ("shipped models", ", ".join(builtin_models()) or "none"),
+        ("sandbox", summary(probe())),
     ]
     typer.echo("\n" + table(machine))
     for install in dict.fromkeys(package.install for package in missing):
