@@ -9,6 +9,7 @@ from polyturn.envs.search.styles import SearchStyle
 from polyturn.envs.search.tags import ACCESS_TOOL
 from polyturn.tools.decorator import Tool
 from polyturn.tools.search.render import contents_of, passage_url
+from polyturn.tools.search.tool import failure
 from polyturn.tools.search.types import Hit, Retriever, SearchFailed
 from polyturn.tools.types import ToolError, ToolSpec
 
@@ -92,7 +93,7 @@ class SearchDesk:
 
     def _failed(self, error: SearchFailed) -> ToolError:
         self.count("num_failed_searches")
-        return ToolError(f"The search failed: {error}. Nothing is known of what it would have found.")
+        return failure(error)
 
 
 def search_tools(desk: SearchDesk) -> list[Tool]:

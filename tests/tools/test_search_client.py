@@ -17,7 +17,10 @@ from polyturn.tools.search.client import ClientOptions, SearchClient
 from polyturn.tools.search.corpus import Passage
 from polyturn.tools.search.recording import ReplayRetriever
 from polyturn.tools.search.server import SearchApp, served
+from polyturn.tools.search.tool import search_tool
 from polyturn.tools.search.types import SearchFailed, SearchUnavailable
+from polyturn.tools.toolset import Toolset
+from polyturn.tools.types import ToolCall
 
 INDEX = BM25Index.build(
     [Passage(id=str(i), title=f"Town {i}", text=f"Town {i} lies on river number{i}.") for i in range(300)]
@@ -221,6 +224,18 @@ def test_the_breaker_admits_one_trial_after_its_cooldown():
     breaker.succeed()
     assert breaker.admit()
     assert breaker.admit()
+
+
+def test_the_tool_waits_for_a_client_and_tells_what_failed():
+    with client_of(Faulty([200, 404])) as client:
+        tools = Toolset([search_tool(client, top_k=1)])
+        call = ToolCall(id="1", name="search", arguments={"query": "number7"})
+        with pytest.raises(SearchUnavailable):
+            asyncio.run(tools.call_async(call))
+        failed = asyncio.run(tools.call_async(call))
+        assert not failed.ok
+        assert failed.content.startswith("The search failed: HTTP 404")
+        assert asyncio.run(tools.call_async(call)).content.startswith("Doc 1(Title: Town 7)")
 
 
 def test_a_url_is_one():
