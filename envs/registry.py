@@ -18,6 +18,7 @@ from typing import Any
 import gymnasium
 
 from polyturn.envs.tool_env import ToolEnv
+from polyturn.envs.wrapped import WrappedToolEnv
 
 ENTRY_POINT_GROUP = "polyturn.envs"
 
@@ -38,7 +39,7 @@ _registered: dict[str, EnvironmentInfo] = {}
 
 def register(
     env_id: str,
-    entry_point: str | Callable[..., ToolEnv],
+    entry_point: str | Callable[..., gymnasium.Env[Any, Any]],
     *,
     description: str = "",
     kwargs: dict[str, Any] | None = None,
@@ -48,7 +49,8 @@ def register(
 
     Args:
         env_id: `namespace/Name-v0`.
-        entry_point: A `ToolEnv` class, or `module:Class`, which is imported at first use.
+        entry_point: A `ToolEnv` class, or a function that makes one and may wrap it; or `module:name` of either, which
+            is imported at first use.
         description: One line for `polyturn env list`.
         kwargs: Arguments of the constructor that `make` may override.
         nondeterministic: Whether the same seed and actions may give different observations.
@@ -81,7 +83,9 @@ def register(
 
 
 def make(env_id: str, /, **kwargs: Any) -> ToolEnv:
-    """The environment of that id, without wrappers; `kwargs` go to its constructor.
+    """The environment of that id; `kwargs` go to its constructor.
+
+    One with Gymnasium's wrappers around it, such as `max_episode_steps=` adds, comes as a `WrappedToolEnv`.
 
     Raises:
         ValueError: there is none, or it is no `ToolEnv`, or it does not take these arguments.
@@ -91,11 +95,14 @@ def make(env_id: str, /, **kwargs: Any) -> ToolEnv:
         env = gymnasium.make(env_id, disable_env_checker=True, **kwargs)
     except TypeError as error:
         raise ValueError(f"cannot make {env_id!r}: {error}") from error
-    if not isinstance(env, ToolEnv):
-        raise ValueError(
-            f"{env_id!r} is a {type(env.unwrapped).__name__}, not a polyturn.ToolEnv without wrappers"
-        )
-    return env
+    if isinstance(env, ToolEnv):
+        return env
+    if isinstance(env.unwrapped, ToolEnv):
+        return WrappedToolEnv(env)
+    raise ValueError(
+        f"{env_id!r} is a {type(env.unwrapped).__name__}, not a polyturn.ToolEnv; "
+        "polyturn/TextEnv-v0 plays environments of texts and numbers"
+    )
 
 
 def find(env_id: str) -> EnvironmentInfo:

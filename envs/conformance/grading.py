@@ -12,9 +12,15 @@ from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.spaces import sample_arguments
 from polyturn.envs.tool_env import ToolEnv
+from polyturn.envs.wrapped import WrappedToolEnv
 from polyturn.tools.decorator import Tool
 from polyturn.tools.toolset import Toolset
 from polyturn.tools.types import ToolCall
+
+
+def innermost(env: ToolEnv) -> ToolEnv:
+    """The environment inside of wrappers."""
+    return env.inner if isinstance(env, WrappedToolEnv) else env
 
 
 class _Planted(RuntimeError):
@@ -70,11 +76,11 @@ def check_faults(subject: Subject) -> str:
     """A tool, a begin or a grade whose infrastructure fails is an `EnvironmentFault`, and never a reward."""
     seen = []
     with subject.open() as env:
-        env.grade = _raise  # type: ignore[method-assign]
+        innermost(env).grade = _raise  # type: ignore[method-assign]
         if _faults(env, "grade"):
             seen.append("grade")
     with subject.open() as env:
-        env.begin = _raise  # type: ignore[method-assign]
+        innermost(env).begin = _raise  # type: ignore[method-assign]
         if not _faults(env, "begin"):
             raise Nonconforming("a begin() that raises is not heard of: call it from reset, as ToolEnv does")
         seen.append("begin")
@@ -98,7 +104,7 @@ def _raise(*_: Any, **__: Any) -> NoReturn:
 def _faults(env: ToolEnv, what: str) -> bool:
     """Whether the oracle's episode ran into the planted failure, which must then come out as a fault."""
     met = False
-    planted = env.grade
+    planted = innermost(env).grade
 
     def noticing(*args: Any, **kwargs: Any) -> Any:
         nonlocal met
@@ -106,7 +112,7 @@ def _faults(env: ToolEnv, what: str) -> bool:
         return planted(*args, **kwargs)
 
     if what == "grade":
-        env.grade = noticing  # type: ignore[method-assign]
+        innermost(env).grade = noticing  # type: ignore[method-assign]
     try:
         play(env, policy_of(env, "oracle"), seed=0)
     except EnvironmentFault:
@@ -129,7 +135,7 @@ def _check_tools(env: ToolEnv) -> int:
     broken = [Tool(spec=spec, function=_failing(toolset.is_async(spec.name))) for spec in toolset.specs]
     calls = _oracle_calls(env)
     toolset.close_state()
-    env.toolset = Toolset(broken)
+    innermost(env).toolset = Toolset(broken)
     for spec in env.tools:
         call = calls.get(spec.name) or ToolCall(
             id="call_0", name=spec.name, arguments=sample_arguments(spec.parameters)

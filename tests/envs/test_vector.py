@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import gymnasium
 import numpy as np
@@ -20,8 +20,14 @@ from gymnasium.wrappers import (
 )
 from gymnasium.wrappers.vector import RecordEpisodeStatistics as RecordVectorStatistics
 
+from polyturn.agents.dialects import HermesDialect
+from polyturn.agents.player import EpisodeLimits, play_messages
+from polyturn.agents.scripted import ScriptedPolicy
+from polyturn.envs import registry
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.registry import make
+from polyturn.envs.two_hop.env import TwoHopSearchEnv
+from polyturn.envs.wrappers import RawTextAction
 from polyturn.tools.types import ToolCall
 
 ENV_ID = "polyturn/TwoHopSearch-v0"
@@ -146,3 +152,66 @@ def test_gymnasiums_checker_on_the_wrapped_one() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         check_env(gymnasium.make(ENV_ID, max_episode_steps=5, **SMALL).unwrapped)
+
+
+def wrapped(**options: object) -> gymnasium.Env:
+    return OrderEnforcing(TimeLimit(TwoHopSearchEnv(**SMALL, **options), 4))
+
+
+class Halved(gymnasium.RewardWrapper):
+    """Takes half of every reward, and of every action of an episode a little."""
+
+    def reward(self, reward: float) -> float:
+        return reward / 2 - 0.01
+
+
+@pytest.fixture
+def registered() -> Iterator[None]:
+    registry.register("tests/Wrapped-v0", wrapped)
+    registry.register("tests/Halved-v0", lambda **options: Halved(TwoHopSearchEnv(**SMALL, **options)))
+    registry.register("tests/Raw-v0", lambda: RawTextAction(TwoHopSearchEnv(**SMALL), HermesDialect().parse))
+    yield
+    for env_id in ("tests/Wrapped-v0", "tests/Halved-v0", "tests/Raw-v0"):
+        del gymnasium.registry[env_id]
+        del registry._registered[env_id]
+
+
+def test_a_wrapped_environment_is_a_tool_environment_and_conforms(
+    registered: None, polyturn_check_env
+) -> None:
+    env = make("tests/Wrapped-v0")
+    assert env.env_id == "tests/Wrapped-v0" and env.tools[0].name == "search"
+    polyturn_check_env("tests/Wrapped-v0", num_episodes=64, budget_s=1.0)
+
+
+def test_a_wrappers_time_limit_truncates() -> None:
+    env = make(ENV_ID, max_episode_steps=2, **SMALL)
+    env.reset(seed=1)
+    assert not env.step(SEARCH)[3]
+    *_, terminated, truncated, info = env.step(SEARCH)
+    assert (terminated, truncated, info["stop_reason"]) == (False, True, "environment")
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(SEARCH)
+
+
+async def test_what_a_wrapper_does_to_a_reward_is_a_part_of_its_own(registered: None) -> None:
+    env = make("tests/Halved-v0")
+    episode = await play_messages(
+        env=env,
+        policy=ScriptedPolicy(env.oracle),
+        task=env.tasks("train")[0],
+        seed=0,
+        limits=EpisodeLimits(),
+        episode_id="e",
+        group_id="g",
+    )
+    assert episode.num_turns == 3
+    assert episode.reward == pytest.approx(0.5 - 3 * 0.01)
+    assert episode.reward_parts == {"exact_match": 1.0, "wrappers": pytest.approx(-0.53)}
+
+
+def test_wrappers_that_change_what_an_action_is_are_refused(registered: None) -> None:
+    with pytest.raises(ValueError, match="turn its actions into"):
+        make("tests/Raw-v0")
+    with pytest.raises(ValueError, match="polyturn/TextEnv-v0 plays"):
+        make("CartPole-v1")

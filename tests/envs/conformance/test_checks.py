@@ -19,6 +19,7 @@ from polyturn.envs.conformance import CHECKS, Subject, run_check
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.rewards import exact_match
+from polyturn.envs.rewards.types import Score
 from polyturn.envs.tasks import ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.decorator import tool
@@ -218,11 +219,11 @@ class SwallowsTools(Sums):
 
 
 class SwallowsGrades(Sums):
-    async def _reward_parts(self, message, offload):
+    async def _score(self, message, offload):
         try:
-            return await super()._reward_parts(message, offload)
+            return await super()._score(message, offload)
         except EnvironmentFault:
-            return {"correct": 0.0}
+            return Score(value=0.0, parts={"correct": 0.0})
 
 
 class FailsOtherwise(Sums):
