@@ -110,4 +110,10 @@ def close_all_but(keep: tuple[int, ...]) -> None:
 
 def _close_range(first: int, last: int) -> None:
     """close_range(2), which not every build of Python uses: its own loop over a million descriptors takes long."""
-    syscall(CLOSE_RANGE, "close_range", ctypes.c_uint(first), ctypes.c_uint(last), 0)
+    try:
+        syscall(CLOSE_RANGE, "close_range", ctypes.c_uint(first), ctypes.c_uint(last), 0)
+    except OSError:  # an old kernel, or gVisor, which may take no range beyond what is open
+        for fd in map(int, os.listdir("/proc/self/fd")):
+            if first <= fd <= last:
+                with contextlib.suppress(OSError):  # the one of the listing is closed already
+                    os.close(fd)
