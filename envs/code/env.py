@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 from polyturn.envs.code.answers import find_code
 from polyturn.envs.code.reports import LIMIT_S, TestReport
 from polyturn.envs.code.rows import Kind, builtin_tasks, read_tasks
-from polyturn.envs.code.stdio import grade_stdio
-from polyturn.envs.code.unit_tests import UnitTests, grade_unit_tests
+from polyturn.envs.code.stdio import StdioCase, as_cases, grade_stdio
+from polyturn.envs.code.unit_tests import UnitTests, as_unit_tests, grade_unit_tests
 from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.envs.scripts import Script
 from polyturn.envs.tasks import TaskSource
@@ -61,7 +61,8 @@ class CodeEnv(ToolEnv):
             limits: Of the sandbox.
             split: `train` or `heldout`.
             max_turns: Calls and answers together; None: `tries`, and 6 calls where there is `run_code`.
-            tasks: Tasks that `unit_test_task` or `stdio_task` made, in the place of the built-in ones.
+            tasks: In the place of the built-in ones. The label is the tests: `{entry_point, test or cases, prompt?}`,
+                or a list of `{input, output}`; `metadata["public"]` may hold tests whose failures the model is told.
             render_mode: None or "ansi".
 
         Raises:
@@ -82,6 +83,8 @@ class CodeEnv(ToolEnv):
         self._timeout_s = timeout_s
         self._num_answers = 0
         self._report: tuple[str | None, TestReport] | None = None
+        self._hidden_tests: Any = None
+        self._public_tests: Any = None
         tool = RunCodeTool.using(sandboxes=self.sandboxes, timeout_s=timeout_s, limits=self._limits)
         super().__init__(
             tools=[tool] if run_code else [],
@@ -96,8 +99,13 @@ class CodeEnv(ToolEnv):
         return self._given_tasks if self._given_tasks is not None else builtin_tasks(self.kind, split)
 
     def begin(self, task: Any) -> Sequence[Message]:
-        """The problem."""
+        """The problem. Raises `ValueError` for a task without tests."""
         self._num_answers, self._report = 0, None
+        public = task.metadata.get("public")
+        self._hidden_tests, self._public_tests = (
+            self._read(task.label),
+            self._read(public) if public else None,
+        )
         return task.messages
 
     def follow_up(self, message: AssistantMessage) -> Sequence[Message]:
@@ -106,12 +114,11 @@ class CodeEnv(ToolEnv):
         self.metrics["answers"] = float(self._num_answers)
         if self._num_answers >= self._tries:
             return ()
-        public = self.task.metadata.get("public")
         code = find_code(message.content)
         if code is None:
             text = NO_CODE
-        elif public:
-            report = self._run(code, public)
+        elif self._public_tests is not None:
+            report = self._run(code, self._public_tests)
             if report.all_passed:
                 return ()
             text = f"{_count(report)} Failed:\n" + "\n".join(f"- {failure}" for failure in report.failures)
@@ -151,6 +158,10 @@ class CodeEnv(ToolEnv):
     def _some_program(self, number: int) -> str:
         raise NotImplementedError
 
+    def _read(self, label: Any) -> Any:
+        """The tests that a label stands for."""
+        raise NotImplementedError
+
     def _grade_in(self, sandbox: Sandbox, code: str, tests: Any) -> TestReport:
         raise NotImplementedError
 
@@ -162,7 +173,7 @@ class CodeEnv(ToolEnv):
     def _hidden(self, code: str | None) -> TestReport:
         """The report of all tests; an answer that was tested for `follow_up` is not tested again."""
         if self._report is None or self._report[0] != code:
-            report = TestReport.nothing(NO_CODE) if code is None else self._run(code, self.task.label)
+            report = TestReport.nothing(NO_CODE) if code is None else self._run(code, self._hidden_tests)
             self._report = (code, report)
         return self._report[1]
 
@@ -172,17 +183,23 @@ class CodeUnitTestsEnv(CodeEnv):
 
     kind = "unit_tests"
 
+    def _read(self, label: Any) -> UnitTests:
+        return as_unit_tests(label)
+
     def _grade_in(self, sandbox: Sandbox, code: str, tests: UnitTests) -> TestReport:
         return grade_unit_tests(code, tests, sandbox, timeout_s=self._timeout_s)
 
     def _some_program(self, number: int) -> str:
-        return f"def {self.task.label.entry_point}(*arguments):\n    return {number}"
+        return f"def {self._hidden_tests.entry_point}(*arguments):\n    return {number}"
 
 
 class CodeStdioEnv(CodeEnv):
     """Write a program that prints the right answer for its input (rows in the form of LiveCodeBench)."""
 
     kind = "stdio"
+
+    def _read(self, label: Any) -> tuple[StdioCase, ...]:
+        return as_cases(label)
 
     def _grade_in(self, sandbox: Sandbox, code: str, tests: Any) -> TestReport:
         return grade_stdio(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from polyturn.envs.code.stdio import StdioCase
-from polyturn.envs.code.unit_tests import UnitTests, cases_as_test
+from polyturn.envs.code.stdio import StdioCase, as_cases
+from polyturn.envs.code.unit_tests import UnitTests, as_unit_tests
 from polyturn.envs.tasks import ListTasks, Task
 
 Kind = Literal["unit_tests", "stdio"]
@@ -28,13 +28,14 @@ def unit_test_task(row: Mapping[str, Any]) -> Task:
     """
     prompt, entry_point = _text(row, "prompt"), _text(row, "entry_point")
 
-    def tests(name: str) -> UnitTests | None:
-        source = row.get(name) or (
-            cases_as_test(row[_cases(name)], name=entry_point) if row.get(_cases(name)) else None
+    def tests(name: str, cases: str) -> UnitTests | None:
+        if not row.get(name) and not row.get(cases):
+            return None
+        return as_unit_tests(
+            {"entry_point": entry_point, "prompt": prompt, "test": row.get(name), "cases": row.get(cases)}
         )
-        return UnitTests(test=source, entry_point=entry_point, prompt=prompt) if source else None
 
-    hidden = tests("test")
+    hidden = tests("test", "cases")
     if hidden is None:
         raise ValueError("a row needs 'test' or 'cases'")
     text = f"Write this function.\n\n```python\n{prompt.strip()}\n```\n\n{_FORM.format(what='function')}"
@@ -44,7 +45,7 @@ def unit_test_task(row: Mapping[str, Any]) -> Task:
         text,
         label=hidden,
         metadata={
-            "public": tests("public_test"),
+            "public": tests("public_test", "public_cases"),
             "canonical_solution": hidden.program(solution) if solution else None,
         },
     )
@@ -109,10 +110,6 @@ def builtin_tasks(kind: Kind, split: str) -> ListTasks:
     return read_tasks(Path(__file__).with_name("data") / f"{kind}_{split}.jsonl", kind)
 
 
-def _cases(name: str) -> str:
-    return {"test": "cases", "public_test": "public_cases"}[name]
-
-
 def _text(row: Mapping[str, Any], key: str) -> str:
     if not isinstance(row.get(key), str):
         raise ValueError(f"a row needs {key!r}, a text")
@@ -126,9 +123,4 @@ def _stdio_cases(row: Mapping[str, Any], key: str) -> tuple[StdioCase, ...]:
             given = json.loads(given)
         except ValueError as error:
             raise ValueError(f"{key} is no JSON list of test cases: {error}") from error
-    if not isinstance(given, Sequence):
-        raise ValueError(f"{key} must be a list of test cases")
-    for case in given:
-        if case.get("testtype", "stdin") != "stdin":
-            raise ValueError(f"{key} has a test of type {case['testtype']!r}; only 'stdin' is graded here")
-    return tuple(StdioCase(stdin=case["input"], stdout=case["output"]) for case in given)
+    return as_cases(given) if given else ()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
+from typing import Any
 
 from polyturn.envs.code.reports import LIMIT_S, TestReport
 from polyturn.envs.code.unit_tests import MAX_CODE_CHARS
@@ -22,6 +23,26 @@ class StdioCase:
 
     stdin: str
     stdout: str
+
+
+def as_cases(label: Any) -> tuple[StdioCase, ...]:
+    """Cases as they stand, or from mappings `{input, output}`.
+
+    Raises:
+        ValueError: there are none, or one is neither.
+    """
+    cases = []
+    for case in label if isinstance(label, Sequence) and not isinstance(label, str) else ():
+        if isinstance(case, Mapping) and {"input", "output"} <= case.keys():
+            if case.get("testtype", "stdin") != "stdin":
+                raise ValueError(f"a test case of type {case['testtype']!r}; only 'stdin' is graded here")
+            case = StdioCase(stdin=str(case["input"]), stdout=str(case["output"]))
+        if not isinstance(case, StdioCase):
+            raise ValueError(f"a test case has an 'input' and an 'output', not {case!r:.100}")
+        cases.append(case)
+    if not cases:
+        raise ValueError(f"test cases must be a list of {{input, output}}, not {label!r:.100}")
+    return tuple(cases)
 
 
 def grade_stdio(

@@ -50,6 +50,25 @@ class UnitTests:
         return f"{self.preamble}\n{code}\n"
 
 
+def as_unit_tests(label: Any) -> UnitTests:
+    """Tests as they stand, or from a mapping `{entry_point, test or cases, prompt?}`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(label, UnitTests):
+        return label
+    if not isinstance(label, Mapping) or not isinstance(label.get("entry_point"), str):
+        raise ValueError(f"unit tests need an 'entry_point' and a 'test' or 'cases', not {label!r:.100}")
+    entry_point = label["entry_point"]
+    test = label.get("test") or (
+        cases_as_test(label["cases"], name=entry_point) if label.get("cases") else None
+    )
+    if not isinstance(test, str):
+        raise ValueError("unit tests need a 'test' or 'cases'")
+    return UnitTests(test=test, entry_point=entry_point, prompt=label.get("prompt") or "")
+
+
 def cases_as_test(cases: Sequence[Mapping[str, Any]], *, name: str = "candidate") -> str:
     """Tests from rows `{"args": [...], "kwargs"?: {...}, "expected": value}` of plain JSON values.
 

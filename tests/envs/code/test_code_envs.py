@@ -333,6 +333,23 @@ def test_a_row_that_is_wrong_is_named(tmp_path, row, words):
         CodeUnitTestsEnv(path=tmp_path / "missing.jsonl")
 
 
+def test_plain_labels_are_tests_too_and_others_a_fault():
+    stdio = Task.from_prompt("t", "Double it.", label=[{"input": "4", "output": "8"}])
+    env = CodeStdioEnv(tasks=ListTasks([stdio, Task.from_prompt("bad", "?", label="8")]))
+    env.reset(options={"task": "t"})
+    assert env.step(fenced("print(2 * int(input()))"))[1] == 1.0
+    with pytest.raises(EnvironmentFault, match=r"test cases must be a list of {input, output}, not '8'"):
+        env.reset(options={"task": "bad"})
+    env.close()
+    unit = Task.from_prompt("t", "?", label={"entry_point": "f", "cases": [{"args": [2], "expected": 4}]})
+    env = CodeUnitTestsEnv(tasks=ListTasks([unit, Task.from_prompt("bad", "?", label={"entry_point": "f"})]))
+    env.reset(options={"task": "t"})
+    assert env.step(fenced("def f(x): return 2 * x"))[1] == 1.0
+    with pytest.raises(EnvironmentFault, match="need a 'test' or 'cases'"):
+        env.reset(options={"task": "bad"})
+    env.close()
+
+
 def test_rows_of_livecodebench_are_read_and_pickled_ones_refused(tmp_path):
     cases = [{"input": "4\n", "output": "8\n", "testtype": "stdin"}]
     row = {"question_id": "q1", "question_content": "Double it.", "private_test_cases": json.dumps(cases)}
