@@ -28,9 +28,6 @@ def print_plan(config: RunConfig) -> None:
     shape = ModelShape.read(resolve_model_path(config.model.path))
     typer.echo("# config")
     typer.echo(dump_config(config))
-    typer.echo("# tasks")
-    typer.echo(table(_task_rows(config)))
-    typer.echo(f"\n# reward\n{table(_reward_rows(config))}\n")
     typer.echo(f"# batch\n{check_batch(config)}\n")
     typer.echo("# placement")
     typer.echo(table([(row.name, row.device, row.note) for row in placement(config)]))
@@ -53,6 +50,7 @@ def print_plan(config: RunConfig) -> None:
         for name, sizes in parts
     ]
     typer.echo(table(rows))
+    typer.echo(f"\n# tasks\n{table(_task_rows(config))}\n\n# reward\n{table(_reward_rows(config))}")
     missing = [p.distribution for p in PACKAGES if p.needed_to_train and p.installed_version() is None]
     if missing:
         typer.echo(f"\nnot installed here: {', '.join(missing)}; see `polyturn doctor`")

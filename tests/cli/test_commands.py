@@ -51,12 +51,17 @@ def test_help_is_short_and_has_an_example(command: list[str]) -> None:
     assert len(text.splitlines()) < 30
 
 
-def test_dry_run_prints_config_batch_placement_and_memory(polyturn: Run, workspace: Path) -> None:
+def test_dry_run_prints_config_batch_placement_memory_tasks_and_reward(
+    polyturn: Run, workspace: Path
+) -> None:
     done = polyturn("train", "recipe.yaml", "trainer.parallel.data=2", "seed=5", "--dry-run")
     assert done.returncode == 0, done.stderr
-    config, batch, placed, memory = re.split(
-        r"^# (?:batch|placement|memory.*)$", done.stdout, flags=re.MULTILINE
+    config, batch, placed, memory, tasks, reward = re.split(
+        r"^# (?:batch|placement|memory.*|tasks|reward)$", done.stdout, flags=re.MULTILINE
     )
+    assert re.search(r"^train +polyturn/\S+'s own +[0-9,]+ tasks$", tasks, flags=re.MULTILINE)
+    assert re.search(r"^heldout +", tasks, flags=re.MULTILINE)
+    assert "the environment's own grade" in reward
     (workspace / "again.yaml").write_text(config)
     assert load_config("again.yaml") == load_config("recipe.yaml", ["trainer.parallel.data=2", "seed=5"])
     assert batch.strip() == "16 prompts x 8 samples = 128 episodes a step = 128 global batch x 1 update(s)"
