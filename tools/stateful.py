@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -47,10 +48,22 @@ class StatefulTool:
 
 @dataclass(frozen=True, slots=True)
 class StateFactory:
-    """Makes instances of one `StatefulTool` class with given options."""
+    """Makes instances of one `StatefulTool` class with given options.
+
+    Raises:
+        ValueError: options that its constructor does not take, or lacks.
+    """
 
     state_class: type[StatefulTool]
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        try:
+            inspect.signature(self.state_class).bind(**self.options)
+        except TypeError as error:
+            raise ValueError(
+                f"{self.state_class.__name__} cannot be made with these options: {error}"
+            ) from error
 
     def __call__(self) -> StatefulTool:
         return self.state_class(**self.options)
