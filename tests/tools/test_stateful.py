@@ -119,7 +119,7 @@ def test_nothing_is_open_before_reset():
         tools.call(WRITE.tool_calls[0])
     with pytest.raises(LookupError, match="no Notebook is open"):
         Writing().state_of(Notebook)
-    with pytest.raises(ValueError, match="Notebook cannot be made with these options: .*'sice'"):
+    with pytest.raises(ValueError, match=r"Notebook cannot be made with these options: .*'sice'"):
         Notebook.using(sice=3)
     with pytest.raises(ValueError, match="two tools are called 'write'"):
         Toolset([Notebook, Notebook])
