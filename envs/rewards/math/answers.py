@@ -12,7 +12,7 @@ from polyturn.envs.rewards.math.lexer import Token, lex
 from polyturn.envs.rewards.math.terms import Term, make, number, operators, variables
 from polyturn.envs.rewards.math.units import Unit, read_unit
 from polyturn.envs.rewards.math.verdict import TooLarge, Unreadable
-from polyturn.envs.rewards.math.vocabulary import NUMBER_WORDS, SET_WORDS, UNIT_SYMBOLS
+from polyturn.envs.rewards.math.vocabulary import NUMBER_WORDS, SET_WORDS, SYNONYMS, UNIT_SYMBOLS
 
 MAX_NESTING = 24
 """Of lists in lists."""
@@ -130,19 +130,43 @@ def _read(tokens: Sequence[Token], nesting: int) -> Answer:
 
 def _trimmed(tokens: Sequence[Token]) -> Sequence[Token]:
     """Without closing punctuation and without brackets that hold all of it and part nothing."""
-    while tokens:
-        if tokens[-1].kind in (".", ":") or (tokens[-1].kind == "sep" and tokens[-1].text in ",;"):
-            tokens = tokens[:-1]
-        elif tokens[0].kind == "open" and tokens[0].text in "({" and _closing(tokens, 0) == len(tokens) - 1:
-            inner = tokens[1:-1]
-            if tokens[0].text == "(" and tokens[-1].text != ")":
-                return tokens
-            if tokens[0].text == "(" and _split(inner, ("sep",))[1]:
-                return tokens
-            tokens = inner
+    low, high = 0, len(tokens)
+    closings = _closings(tokens)
+    while low < high:
+        first, last = tokens[low], tokens[high - 1]
+        if last.kind in (".", ":") or (last.kind == "sep" and last.text in ",;"):
+            high -= 1
+        elif first.kind == "open" and first.text in "({" and closings.get(low) == high - 1:
+            if first.text == "(" and (
+                last.text != ")" or _has_separator(tokens, low + 1, high - 1, closings)
+            ):
+                break
+            low, high = low + 1, high - 1
         else:
             break
-    return tokens
+    return tokens[low:high]
+
+
+def _has_separator(tokens: Sequence[Token], low: int, high: int, closings: dict[int, int]) -> bool:
+    """Whether a comma stands between `low` and `high` outside all brackets there."""
+    index = low
+    while index < high:
+        if tokens[index].kind == "sep":
+            return True
+        index = closings.get(index, index) + 1
+    return False
+
+
+def _closings(tokens: Sequence[Token]) -> dict[int, int]:
+    """Where each bracket closes, whatever the shape of the brackets."""
+    closings: dict[int, int] = {}
+    opened: list[int] = []
+    for index, token in enumerate(tokens):
+        if token.kind == "open":
+            opened.append(index)
+        elif token.kind == "close" and opened:
+            closings[opened.pop()] = index
+    return closings
 
 
 def _closing(tokens: Sequence[Token], start: int) -> int:
@@ -375,6 +399,8 @@ def _split_unit(tokens: Sequence[Token]) -> tuple[Sequence[Token], Sequence[Toke
 
 def _as_words(tokens: Sequence[Token]) -> Answer:
     text = plain_words(" ".join(token.text or str(token.value) for token in tokens))
+    if text == "infinity":
+        return Value(Term("const", name="inf"))
     if text in NUMBER_WORDS:
         return Value(number(Fraction(NUMBER_WORDS[text])))
     if text in SET_WORDS:
@@ -383,7 +409,7 @@ def _as_words(tokens: Sequence[Token]) -> Answer:
         raise Unreadable("nothing")
     if not any(token.kind == "text" for token in tokens):
         expressions.parse(tokens)
-    return Words(text)
+    return Words(SYNONYMS.get(text, text))
 
 
 def plain_words(text: str) -> str:

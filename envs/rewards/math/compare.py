@@ -43,6 +43,11 @@ _CHOICE_WITH_VALUE = re.compile(
     re.DOTALL,
 )
 _MORE_CHOICES = re.compile(r"[(\s,;]([A-J])(?:\)|\s*[,;]|\s*$|[.:]\s)")
+_FOREIGN = re.compile(r"\\(?:int|iint|oint|lim|sum|prod|det|partial)(?![A-Za-z])|\\begin\{[vV]matrix\}")
+"""What math-verify may know where this reader does not."""
+_DERIVATIVE = re.compile(
+    r"\\frac\{(?:d|\\partial)(?:\^\{?\d\}?)?\s*[a-z]?\}\{(?:d|\\partial)\s*[a-z](?:\^\{?\d\}?)?\}(?!\s*=)"
+)
 _THOUSANDS = re.compile(r"\d,\d{3}(?!\d)")
 _SPACE = re.compile(r"\s+")
 _IDLE_SPACE = re.compile(r"(?<![0-9A-Za-z])\s+|\s+(?![0-9A-Za-z])")
@@ -71,8 +76,8 @@ def decide(gold: str, answer: str, *, deep: bool) -> tuple[bool, Reason]:
     try:
         return _decide(gold, answer, deep)
     except Unreadable as error:
-        if error.foreign:
-            raise
+        if error.foreign or _FOREIGN.search(gold) or _FOREIGN.search(answer):
+            raise Unreadable(str(error), foreign=True) from error
         return False, "unreadable"
     except (Undefined, OverflowError, ZeroDivisionError):
         return False, "undefined"
@@ -81,6 +86,8 @@ def decide(gold: str, answer: str, *, deep: bool) -> tuple[bool, Reason]:
 
 
 def _decide(gold: str, answer: str, deep: bool) -> tuple[bool, Reason]:
+    if _DERIVATIVE.search(gold) or _DERIVATIVE.search(answer):
+        raise Unreadable("a derivative", foreign=True)
     equality = Equality(f"{gold}|{answer}", deep=deep)
     compare = Comparison(equality)
     left = read_answer(gold)
@@ -173,6 +180,8 @@ class Comparison:
             return False
         if "bare" in kinds and not {"tuple", "angle"} & set(kinds) and len(gold.items) == 2:
             return False
+        if "bare" in kinds and (assignments := self._assignments(gold, answer)) is not None:
+            return assignments
         return self._same_ordered(gold.items, answer.items)
 
     def _assignments(self, gold: Many, answer: Many) -> bool | None:

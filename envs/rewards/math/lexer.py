@@ -214,7 +214,12 @@ def _text(content: str, spaced: bool) -> list[Token]:
         return [Token("sep", stripped, None, spaced)]
     if stripped == "":
         return []
-    if len(re.findall("[A-Za-z]", stripped)) < 2 and stripped not in UNIT_SYMBOLS and "\\" not in stripped:
+    if (
+        stripped[0].isdecimal()
+        or (len(re.findall("[A-Za-z]", stripped)) < 2
+        and stripped not in UNIT_SYMBOLS
+        and "\\" not in stripped)
+    ):
         return lex(stripped)
     return [Token("text", stripped, None, True)]
 

@@ -133,6 +133,8 @@ class Evaluator:
         return self.numbers.gamma(value + 1)
 
     def _iterate(self, term: Term, env: Mapping[str, Any]) -> Any:
+        if any(bound.op == "const" and bound.name == "inf" for bound in term.args[:2]):
+            raise Unreadable("an infinite sum", foreign=True)
         first, last = (_real(self.value(bound, env)) for bound in term.args[:2])
         if (
             first is None

@@ -47,7 +47,7 @@ SHORT_WORDS = frozenset(
     _words(
         "no on yes odd all any not one two six ten red is it in of to the are an at by if so am pm cm mm km kg mg ml ft"
         " lb lbs oz hr hrs mph kph day yd mi gal yr yrs wk rad deg cal mol mpg rpm hz usd pts dne bit cup can car cat"
-        " dog hen pen pie box bag kid egg boy man men"
+        " dog hen pen pie box bag kid egg boy man men per"
     )
 )
 """Words of two and three letters; other runs so short are variables side by side."""
@@ -73,6 +73,7 @@ SET_WORDS |= dict.fromkeys(
 )
 """What names a set in words."""
 
+SYNONYMS = {"dne": "does not exist"}
 UNIT_SYMBOLS = frozenset(_words("m g s h l L"))
 """Units of one letter."""
 NOT_UNITS = frozenset(_words("unit rad radian sq square cubic total in all the a an of each"))

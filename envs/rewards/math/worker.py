@@ -75,7 +75,7 @@ def by_math_verify(gold: str, answer: str) -> tuple[bool, Reason]:
     config = (LatexExtractionConfig(),)
     try:
         golds, answers = (
-            [item for item in parse(f"${text}$", config, parsing_timeout=None) if not isinstance(item, str)]
+            [item.doit() for item in parse(f"${text}$", config, parsing_timeout=None) if hasattr(item, "doit")]
             for text in (gold, answer)
         )
         if not golds or not answers:
