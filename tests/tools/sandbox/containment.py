@@ -11,7 +11,17 @@ from hostile import Hostile
 from polyturn.tools.sandbox import ExecResult, Sandbox
 from polyturn.tools.sandbox.runner.landlock import abi
 
-COUNT = "import os; print(len([name for name in os.listdir('/proc') if name.isdigit()]))"
+COUNT = """
+import os
+def is_there(process):
+    try:
+        state, parent = open(f"/proc/{process}/stat").read().rpartition(")")[2].split()[:2]
+    except OSError:
+        return False
+    # The dead children of a persistent interpreter are its own to bury; those of the runner are not.
+    return state != "Z" or parent == "1"
+print(sum(map(is_there, filter(str.isdigit, os.listdir("/proc")))))
+"""
 PATIENCE_S = 20.0
 """For what must succeed: the machine may be busy."""
 

@@ -534,7 +534,7 @@ os.wait()
     ),
     Hostile(
         name="never ends in its exit handler",
-        code="import atexit\natexit.register(lambda: [None for _ in iter(int, 1)])\nprint('exits')",
+        code="import atexit\natexit.register(lambda: [None for _ in iter(int, 1)])\nprint('exits', flush=True)",
         ends=frozenset({"ok", "timeout", "oom"}),
         says="exits",
         timeout_s=WAIT_S,
