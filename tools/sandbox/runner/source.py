@@ -9,6 +9,9 @@ import traceback
 import types
 from typing import Any
 
+MAX_FRAMES = 1000
+"""The innermost frames of a traceback that are printed, as the interpreter does; there may be millions."""
+
 
 def new_main() -> types.ModuleType:
     """A `__main__` with nothing in it, in the place of the runner's own."""
@@ -65,7 +68,7 @@ def report_error(error: BaseException) -> None:
     """Prints a traceback as the interpreter does, with lines of source that is in no file."""
     try:
         if sys.excepthook is sys.__excepthook__:
-            traceback.print_exception(error)
+            traceback.print_exception(error, limit=-MAX_FRAMES)
         else:
             sys.excepthook(type(error), error, error.__traceback__)
     except BaseException:  # noqa: BLE001 - out of memory, say, or out of stack
