@@ -121,6 +121,7 @@ class CustomerServiceEnv(ToolEnv):
 
     def close(self) -> None:
         """Close the connection to an "llm" customer."""
+        super().close()
         if self._client is not None:
             self._client.close()
 
