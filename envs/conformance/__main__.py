@@ -25,6 +25,7 @@ def main() -> None:
         make=lambda: make(request["env_id"], **request["options"]),
         num_tasks=request["num_tasks"],
         num_episodes=request["num_episodes"],
+        budget_s=request["budget_s"],
     )
     _serve(subject, request, answers)
     print(json.dumps({"end": True}), file=answers, flush=True)

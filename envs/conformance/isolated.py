@@ -37,8 +37,9 @@ def check_isolated(
     deadline_s: float = DEADLINE_S,
     num_tasks: int = 8,
     num_episodes: int = 1000,
+    budget_s: float = 5.0,
 ) -> Iterator[Finding]:
-    """Check a registered environment, each finding as it comes.
+    """Check a registered environment, each finding as it comes. `Subject` says what the sizes are.
 
     Raises:
         Unavailable: what the environment runs on is not there.
@@ -53,6 +54,7 @@ def check_isolated(
             "deadline_s": deadline_s,
             "num_tasks": num_tasks,
             "num_episodes": num_episodes,
+            "budget_s": budget_s,
         }
         for finding in _run(request, left[0], deadline_s):
             yield finding

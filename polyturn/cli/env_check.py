@@ -28,6 +28,7 @@ def check(
     deadline_s: Annotated[float, typer.Option(min=1, help="Seconds a check may take.")] = 120.0,
     num_tasks: Annotated[int, typer.Option(min=1, help="Tasks of each split to play.")] = 8,
     num_episodes: Annotated[int, typer.Option(min=2, help="Episodes to play at once.")] = 1000,
+    budget_s: Annotated[float, typer.Option(min=0.1, help="How long to go on repeating episodes.")] = 5.0,
 ) -> None:
     """Check that an environment keeps its promises; exit with 1 if it does not.
 
@@ -46,6 +47,7 @@ def check(
             "deadline_s": deadline_s,
             "num_tasks": num_tasks,
             "num_episodes": num_episodes,
+            "budget_s": budget_s,
         }
         if env_id is not None:
             failed = not _check_one(_known(env_id), arguments, limits, alone=True)
