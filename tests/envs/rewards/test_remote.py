@@ -157,6 +157,28 @@ async def test_the_deadline_is_total(service):
         released.set()
 
 
+async def test_an_answer_that_comes_drop_by_drop_holds_no_thread_beyond_the_deadline():
+    """A read timeout alone would begin anew with every byte, and go on for a minute here."""
+
+    async def drip(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1200\r\n\r\n")
+        with contextlib.suppress(OSError):
+            for _ in range(1200):
+                writer.write(b" ")
+                await writer.drain()
+                await asyncio.sleep(0.05)
+        writer.close()
+
+    server = await asyncio.start_server(drip, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    reward = RemoteGrader(RemoteReward(kind="remote", url=url, deadline_s=0.3, max_concurrent_requests=1))
+    with pytest.raises(EnvironmentFault, match=r"gave no reward within 0\.3 s"):
+        await reward(view("a"))
+    await asyncio.wait_for(asyncio.to_thread(reward.close), 20)
+    server.close()
+
+
 async def test_a_service_that_fails_again_and_again_is_left_alone(service):
     service.reply = lambda episodes: 500
     with grader(service.url, max_retries=0, breaker_failures=3, breaker_reset_s=60) as reward:

@@ -11,6 +11,7 @@ from polyturn.envs.rewards.numbers import read_number, stated_number
 from polyturn.envs.rewards.rules import RULES, make_rule
 from polyturn.envs.rewards.types import EpisodeView, as_score
 from polyturn.envs.tasks import Task
+from polyturn.tools.sandbox import SandboxUnavailable
 
 
 def view(answer, label=None, **fields):
@@ -271,6 +272,18 @@ def test_math_and_unit_tests_are_rules_too():
         with pytest.raises(ValueError, match="unit_tests: the label"):
             make_rule("unit_tests").check_label(wrong)
     assert paid("unit_tests", "no code at all", label) == 0.0
+
+
+def test_unit_tests_pay_code_that_passes():
+    label = {"entry_point": "f", "cases": [{"args": [2], "expected": 4}, {"args": [3], "expected": 6}]}
+    codes = {"2 * x": 1.0, "x + 2": 0.0}
+    try:
+        for code, worth in codes.items():
+            assert paid("unit_tests", f"```python\ndef f(x):\n    return {code}\n```", label) == worth
+        half = "```python\ndef f(x):\n    return x + 2\n```"
+        assert paid("unit_tests", half, label, partial_credit=True) == 0.5
+    except SandboxUnavailable as missing:
+        pytest.skip(str(missing))
 
 
 @pytest.mark.parametrize(
