@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from polyturn.configs import loader, yaml_tree
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.loader import dump_config, json_schema, load_config
+from polyturn.configs.rewards import EnvironmentReward, RubricPart, RubricReward, RuleReward
 from polyturn.configs.schema import DiskSync, KLInLoss, NoKL, RunConfig, Section
 from polyturn.configs.shapes import field_paths
+from polyturn.configs.tasks import TaskSourceConfig
 
 MINIMAL = """\
 name: small
@@ -313,3 +315,56 @@ def test_json_schema_accepts_the_recipe_and_describes_its_keys() -> None:
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**recipe, "unknown": 1}, schema)
     assert "registered id" in json.dumps(schema)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "a.jsonl@[:-5]",
+        '{path: "a.jsonl@[:-5]"}',
+        '["a.jsonl@[:-5]"]',
+        '[{path: "a.jsonl@[:-5]"}]',
+    ],
+)
+def test_tasks_are_written_as_a_path_a_source_or_a_list(write: Any, written: str) -> None:
+    recipe = write(MINIMAL.replace("TwoHopSearch-v0}", f"TwoHopSearch-v0, tasks: {written}}}"))
+    if written.startswith("a"):  # a bare slice cannot stand inside braces
+        recipe = write(MINIMAL)
+    config = load_config(recipe, [f"environment.tasks={written}"])
+    assert config.environment.tasks == [TaskSourceConfig(path="a.jsonl@[:-5]")]
+    assert load_config(write(dump_config(config), "again.yaml")) == config
+
+
+def test_a_wrong_task_source_is_named_where_it_was_written(write: Any) -> None:
+    tasks = "environment:\n  id: polyturn/TwoHopSearch-v0\n  tasks:\n"
+    inline = "environment: {id: polyturn/TwoHopSearch-v0}\n"
+    listed = write(MINIMAL.replace(inline, f"{tasks}    - a.jsonl\n    - path: b.jsonl\n      weigth: 2\n"))
+    assert complaint(listed) == (
+        "recipe.yaml:7: unknown key 'environment.tasks.1.weigth', did you mean 'environment.tasks.1.weight'?"
+    )
+    one = write(MINIMAL.replace(inline, f"{tasks}    path: b.jsonl\n    weight: -1\n"))
+    assert complaint(one) == (
+        "recipe.yaml:6: 'environment.tasks.weight' must be a value greater than 0.0, got -1"
+    )
+    assert complaint(write(MINIMAL), "environment.tasks=3") == (
+        "command line: 'environment.tasks' must be a list, got 3"
+    )
+
+
+def test_rewards_have_a_kind_and_a_rubric_has_parts(write: Any) -> None:
+    recipe = write(MINIMAL)
+    assert load_config(recipe).reward == EnvironmentReward()
+    part = "{name: right, weight: 2, reward: {kind: rule, name: f1}}"
+    config = load_config(recipe, [f"reward={{kind: rubric, parts: [{part}]}}", "group_rewards=[]"])
+    assert config.reward == RubricReward(
+        kind="rubric", parts=[RubricPart(name="right", weight=2, reward=RuleReward(kind="rule", name="f1"))]
+    )
+    assert load_config(write(dump_config(config), "again.yaml")) == config
+    assert "must be one of" in complaint(recipe, "reward.kind=rubrik")
+    assert "did you mean 'rubric'?" in complaint(recipe, "reward.kind=rubrik")
+    assert complaint(recipe, "reward={kind: rubric, parts: []}") == (
+        "command line: 'reward.parts' must be a list of at least 1, got a list"
+    )
+    assert complaint(recipe, "reward={kind: remote, url: x, batchsize: 3}") == (
+        "command line: unknown key 'reward.batchsize', did you mean 'reward.batch_size'?"
+    )
