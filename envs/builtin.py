@@ -141,3 +141,8 @@ def register_builtin() -> None:
         "polyturn.envs.adapters.openenv.env:OpenEnvEnv",
         description="The environment of an OpenEnv server; without one, a small game served on this machine.",
     )
+    register(
+        "polyturn/Verifiers-v0",
+        "polyturn.envs.adapters.verifiers.env:VerifiersEnv",
+        description="Tasksets of verifiers, played as conversations and scored by their own rewards.",
+    )
