@@ -139,8 +139,11 @@ def add_shared_libraries(files: dict[str, str], executable: str) -> None:
         for name, path in files.items()
         if path == executable or ".so" in name or name.startswith("usr/bin/")
     ]
+    moved = {os.path.realpath(path) for name, path in files.items() if name != path.lstrip("/")}
     for library in _shared_libraries(binaries):
-        files.setdefault(library.lstrip("/"), library)
+        # Packages find what they brought along relative to themselves, wherever they are.
+        if os.path.realpath(library) not in moved:
+            files.setdefault(library.lstrip("/"), library)
 
 
 def _walk(tree: str) -> Iterator[str]:
@@ -178,7 +181,7 @@ def _shared_libraries(binaries: Sequence[str]) -> list[str]:
             raise SandboxUnavailable(f"the image probe failed: ldd does not run ({error})") from error
         for line in listing.splitlines():
             if line.startswith("\t"):
-                found.update(re.findall(r"(/[^\s():]+)", line))
+                found.update(os.path.normpath(path) for path in re.findall(r"(/[^\s():]+)", line))
     return sorted(path for path in found if os.path.isfile(path))
 
 

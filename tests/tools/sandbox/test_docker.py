@@ -269,6 +269,16 @@ def test_the_image_changes_with_the_runner(tmp_path):
     assert f"{docker_image.RUNNER_FOLDER[1:]}/runner/serve.py" in docker_image.runner_files()
 
 
+def test_libraries_that_a_package_brings_along_go_with_it():
+    interpreter = docker_image.find_interpreter()
+    files = docker_image.image_files(interpreter, ["numpy"])
+    before = set(files)
+    docker_image.add_shared_libraries(files, interpreter.executable)
+    added = set(files) - before
+    assert any("libc.so" in name for name in added)
+    assert not any("numpy" in name or ".." in name for name in added)
+
+
 def test_gvisor(client, docker_host):
     if "runsc" not in client.info()["Runtimes"]:
         pytest.skip("gVisor (runsc) is not installed")
