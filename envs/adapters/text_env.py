@@ -98,7 +98,7 @@ class TextEnvAdapter(ToolEnv):
         )
         self._show, self._pay, self._num_tasks = show, reward, num_tasks
         if oracle is not None:
-            self.oracle = _import(oracle) if isinstance(oracle, str) else oracle  # type: ignore[method-assign]
+            self.oracle = _import(oracle) if isinstance(oracle, str) else oracle  # type: ignore[method-assign, assignment]
         elif not hasattr(self.played.unwrapped, "P"):
             self.oracle = None  # type: ignore[method-assign, assignment]
         self._solution: list[int] | None = None
