@@ -36,7 +36,7 @@ class GeneratedTasks:
         Raises:
             ValueError: the function has another signature, or does not give the same task twice, or `size` is below 1.
         """
-        self.name: str = name or getattr(function, "__name__", type(function).__name__)
+        self.name = str(name or getattr(function, "__name__", type(function).__name__))
         if size is not None and size < 1:
             raise ValueError(f"{self.name}: size must be at least 1, or None for no end, not {size}")
         _check_signature(function, self.name)
