@@ -8,6 +8,9 @@ import random
 from collections.abc import Callable
 from fractions import Fraction
 
+MAX_PROBLEMS = 20_000
+"""Of both splits; there are many more, but not of every kind."""
+
 Problem = tuple[str, str]
 """A problem and its answer."""
 
@@ -22,17 +25,17 @@ def make_problems(seed: int, num_train: int, num_heldout: int) -> dict[str, tupl
     """Different problems for the splits `train` and `heldout`; none is in both.
 
     Raises:
-        ValueError: so many different problems do not exist.
+        ValueError: more than `MAX_PROBLEMS`.
     """
+    if num_train + num_heldout > MAX_PROBLEMS:
+        raise ValueError(
+            f"there are no {num_train + num_heldout} different problems; ask for up to {MAX_PROBLEMS}"
+        )
     rng = random.Random(f"math-{seed}")
     found: dict[str, str] = {}
-    for _ in range(20 * (num_train + num_heldout)):
-        if len(found) == num_train + num_heldout:
-            break
+    while len(found) < num_train + num_heldout:
         problem, answer = make_problem(rng)
         found.setdefault(problem, answer)
-    else:
-        raise ValueError(f"there are no {num_train + num_heldout} different problems; ask for fewer")
     problems = tuple(found.items())
     return {"train": problems[:num_train], "heldout": problems[num_train:]}
 

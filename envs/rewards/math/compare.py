@@ -39,7 +39,7 @@ _PLAIN_NUMBER = re.compile(
 _CHOICE_TEXT = re.compile(r"\\(?:text(?:bf|rm|it|sf)?|mathrm|mathbf|mbox|bf)\s*\{?")
 _CHOICE = re.compile(r"(?:(?:option|choice|answer)[:\s]*)?(?:\(([A-Ja-j])\)|([A-Ja-j]))[.):]?", re.IGNORECASE)
 _CHOICE_WITH_VALUE = re.compile(
-    r"(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer)[:\s]*)?(?:\(([A-J])\)\s*|([A-J])[.):]\s+|([A-J])\)\s*)[:.]?\s*(\S.*)",
+    r"(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer)[:\s]*)?(?:\(([A-J])\)\s*|([A-J])[.):]\s+|([A-J])\)\s*)[:.]?\s*([^\s+*/^=<>].*)",
     re.DOTALL,
 )
 _MORE_CHOICES = re.compile(r"[(\s,;]([A-J])(?:\)|\s*[,;]|\s*$|[.:]\s)")

@@ -196,26 +196,24 @@ class _Reader:
         whole = self._token()
         if whole is None or whole.kind != "number" or not whole.text.isdigit() or not whole.value:
             return None
+        parts: list[Item]
         following = self._items[self._at + 1] if self._at + 1 < len(self._items) else None
         if not isinstance(following, Token):
             return None
         if following.kind == "number" and following.spaced:
-            numerator, slash, denominator = following, self._kind(2), self._items[self._at + 3 : self._at + 4]
-            if slash != "/" or not denominator:
+            parts = [following, *self._items[self._at + 3 : self._at + 4]]
+            if self._kind(2) != "/":
                 return None
-            fraction, length = (numerator, denominator[0]), 4
         elif following.kind == "command" and following.text == "frac":
-            parts = self._items[self._at + 2 : self._at + 4]
-            if len(parts) != 2:
-                return None
-            fraction, length = (parts[0], parts[1]), 4
+            parts = list(self._items[self._at + 2 : self._at + 4])
         else:
             return None
-        over, under = _whole(fraction[0]), _whole(fraction[1])
-        after = self._items[self._at + length].kind if self._at + length < len(self._items) else ""
+        if len(parts) != 2:
+            return None
+        over, under, after = _whole(parts[0]), _whole(parts[1]), self._kind(4)
         if over is None or under is None or not 0 < over < under or after in ("^", "!", "."):
             return None
-        self._at += length
+        self._at += 4
         return number(whole.value + Fraction(over, under))
 
     def _power(self) -> Term:

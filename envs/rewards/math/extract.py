@@ -173,7 +173,7 @@ def _phrase(text: str) -> str | None:
 def _plain(text: str) -> str | None:
     """The text itself where it is no more than an answer: one line of few words."""
     text = text.strip()
-    if not text or len(text) > MAX_PLAIN or "\n" in text:
+    if not text or len(text) > MAX_PLAIN or "\n" in text or "\\boxed" in text or "\\fbox" in text:
         return None
     words = re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", text)
     return text if len(words) <= 3 and not re.search(r"[.?!]\s+\S", text) else None

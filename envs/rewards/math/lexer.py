@@ -214,11 +214,8 @@ def _text(content: str, spaced: bool) -> list[Token]:
         return [Token("sep", stripped, None, spaced)]
     if stripped == "":
         return []
-    if (
-        stripped[0].isdecimal()
-        or (len(re.findall("[A-Za-z]", stripped)) < 2
-        and stripped not in UNIT_SYMBOLS
-        and "\\" not in stripped)
+    if stripped[0].isdecimal() or (
+        len(re.findall("[A-Za-z]", stripped)) < 2 and stripped not in UNIT_SYMBOLS and "\\" not in stripped
     ):
         return lex(stripped)
     return [Token("text", stripped, None, True)]
@@ -231,8 +228,6 @@ def _symbol(symbol: str, spaced: bool) -> Token:
         return Token("sep", symbol, None, spaced)
     if symbol in "+-*/^_=<>!|:%&'.":
         return Token(symbol, symbol, None, spaced)
-    if symbol == "==":
-        return Token("=", symbol, None, spaced)
     if symbol in ("<=", ">=", "!="):
         return Token(symbol, symbol, None, spaced)
     if symbol in "$€£¥":

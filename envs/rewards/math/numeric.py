@@ -201,8 +201,9 @@ class Doubles:
         return {"pi": math.pi, "e": math.e, "i": 1j}[name]
 
     def power(self, base: complex, exponent: complex) -> complex:
-        real = not isinstance(base, complex) and not isinstance(exponent, complex)
-        if real and (base > 0 or exponent == int(exponent)):  # type: ignore[operator, arg-type]
+        if isinstance(base, complex) or isinstance(exponent, complex):
+            return _settled(base**exponent)
+        if base > 0 or exponent == int(exponent):
             return base**exponent
         return _settled(complex(base) ** exponent)
 

@@ -100,16 +100,20 @@ class WorkerPool:
         """
         worker = self._slots.get()
         try:
+            if self._closed:
+                raise RuntimeError("the verifier is closed")
             if worker is None:
                 worker = self._fork()
             correct, reason = worker.ask([gold, answer], self._deadline_s)
             return bool(correct), reason
         except TimeoutError:
             self.num_killed += 1
-            worker = self._kill(worker)
+            self._kill(worker)
+            worker = None
             return False, "timeout"
         except WorkerDied:
-            worker = self._kill(worker)
+            self._kill(worker)
+            worker = None
             return False, "worker_died"
         finally:
             self._slots.put(worker)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from polyturn.envs.rewards.math.answers import (
@@ -43,13 +44,13 @@ class Compound:
 Region = Interval | Compound
 
 _EVERYTHING = Interval(_MINUS_INFINITY, False, _INFINITY, False)
-_NOTHING = Compound("cup", ())
+_NAMED: Mapping[str, Region] = {"R": _EVERYTHING, "empty": Compound("cup", ())}
 
 
 def region_of(answer: Answer) -> Region | None:
     """The set of real numbers that an answer is, or None."""
     if isinstance(answer, Named):
-        return {"R": _EVERYTHING, "empty": _NOTHING}.get(answer.name)
+        return _NAMED.get(answer.name)
     if isinstance(answer, Combined):
         return _combine([_part(part) for part in answer.parts], answer.ops)
     if isinstance(answer, Relation):

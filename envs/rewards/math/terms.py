@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Any
 
 from polyturn.envs.rewards.math.verdict import NotRational, TooLarge, Undefined
 
@@ -133,7 +134,7 @@ def _function(term: Term, values: list[Fraction]) -> Fraction:
     return _capped(Fraction(simple(values)))
 
 
-_SIMPLE = {
+_SIMPLE: Mapping[str, Callable[[list[Fraction]], Any]] = {
     "abs": lambda values: abs(values[0]),
     "floor": lambda values: math.floor(values[0]),
     "ceil": lambda values: math.ceil(values[0]),

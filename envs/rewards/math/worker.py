@@ -75,7 +75,11 @@ def by_math_verify(gold: str, answer: str) -> tuple[bool, Reason]:
     config = (LatexExtractionConfig(),)
     try:
         golds, answers = (
-            [item.doit() for item in parse(f"${text}$", config, parsing_timeout=None) if hasattr(item, "doit")]
+            [
+                item.doit()
+                for item in parse(f"${text}$", config, parsing_timeout=None)
+                if hasattr(item, "doit")
+            ]
             for text in (gold, answer)
         )
         if not golds or not answers:

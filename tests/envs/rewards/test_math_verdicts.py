@@ -1,0 +1,173 @@
+"""The math verifier on pairs of every kind: what it accepts, what it refuses, and what it reads out of a reply."""
+
+import json
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from polyturn.envs.rewards.math import MathVerifier
+from polyturn.envs.rewards.math.compare import decide
+from polyturn.envs.rewards.math.extract import extract
+from polyturn.envs.rewards.math.verdict import Undecided
+
+PAIRS = Path(__file__).resolve().parents[3] / "benchmarks" / "math_pairs.jsonl"
+
+
+def read_pairs() -> dict[str, list[dict]]:
+    """The shipped pairs by category."""
+    pairs = defaultdict(list)
+    for line in PAIRS.read_text().splitlines():
+        row = json.loads(line)
+        pairs[row["cat"]].append(row)
+    return pairs
+
+
+SHIPPED = read_pairs()
+
+
+@pytest.fixture(scope="module")
+def verifier():
+    with MathVerifier() as verifier:
+        verifier.warm()
+        yield verifier
+
+
+@pytest.mark.parametrize("category", sorted(set(SHIPPED) - {"bomb"}))
+def test_the_shipped_pairs_get_the_expected_verdicts(verifier, category):
+    wrong = [
+        (pair["gold"], pair["pred"], verdict)
+        for pair in SHIPPED[category]
+        if (verdict := verifier.verify(pair["gold"], pair["pred"], mode=pair["mode"])).correct
+        != pair["expect"]
+    ]
+    assert wrong == []
+
+
+def test_both_verdicts_are_expected_in_every_category():
+    one_sided = {"bomb", "inject", "undefined"}
+    for category in set(SHIPPED) - one_sided:
+        assert {pair["expect"] for pair in SHIPPED[category]} == {True, False}, category
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "1/2",
+        r"\frac{3}{7}",
+        "x^2+1",
+        r"2\sqrt{3}",
+        r"\{1, 2\}",
+        "(1, 2)",
+        r"[0, \infty)",
+        r"x \le 3",
+        "y = 2x + 1",
+        r"\begin{pmatrix}1&2\\3&4\end{pmatrix}",
+        "3:4",
+        r"5\text{ cm}",
+        r"45^\circ",
+        "50\\%",
+        "1011_2",
+        "Tuesday",
+        r"\text{(C)}",
+        r"3 + 4i",
+        r"\pm 2",
+    ],
+)
+def test_a_verdict_on_an_answer_and_itself_in_other_spelling_is_right_and_no_other_answer_is(
+    verifier, answer
+):
+    for spelling in (
+        answer,
+        f" {answer} ",
+        f"${answer}$",
+        f"{{{answer}}}",
+        f"{answer}.",
+        f"\\boxed{{{answer}}}",
+    ):
+        assert verifier.verify(answer, spelling, mode="boxed").correct, spelling
+    for other in (
+        "",
+        "0.123",
+        r"\frac{17}{19}",
+        "Wednesday",
+        "I do not know",
+        "nan",
+        "inf",
+        "1e999",
+        answer + " + 1",
+    ):
+        assert not verifier.verify(answer, other, mode="boxed").correct, other
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "reason"),
+    [
+        ("5", "5", "number"),
+        ("x+1", "x + 1", "exact"),
+        ("5", "", "no_answer"),
+        ("3", "3, 4", "hedge"),
+        ("B", "(B)", "choice"),
+        ("yes", "no", "words"),
+        (r"\sqrt{8}", r"2\sqrt{2}", "symbolic"),
+        ("1", "9^{9^{9}}", "too_large"),
+        ("5", r"\frac{1}{0}", "undefined"),
+        ("5", "((", "unreadable"),
+        (r"\{1,2\}", "[1,2]", "structure"),
+    ],
+)
+def test_a_verdict_says_how_it_came_about(verifier, gold, answer, reason):
+    verdict = verifier.verify(gold, answer, mode="boxed")
+    assert verdict.reason == reason
+    assert verdict.decided
+    assert verdict.seconds > 0
+
+
+@pytest.mark.parametrize(
+    ("reply", "answer"),
+    [
+        (r"\boxed{1} then \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"<think>\boxed{1}</think> so \boxed{2}", "2"),
+        (r"<think>\boxed{1}", None),
+        (r"\boxed{5", None),
+        (r"\boxed{3} or \boxed{4}", "3 , 4"),
+        (r"\boxed{3} and again \boxed{3}", "3"),
+        ("#### 1,080\n", "1,080"),
+        ("The answer is 42, because 6*7=42.", "42"),
+        ("The answer is not 5.", None),
+        ("I tried 1, 2, 3, 4 and 5; I am not sure.", None),
+        ("Thus x = 7.", "7"),
+        ("7", "7"),
+        ("", None),
+    ],
+)
+def test_the_answer_in_a_reply(reply, answer):
+    assert extract(reply) == answer
+
+
+def test_where_only_a_box_counts_nothing_else_does():
+    assert extract("The answer is 42.", box_only=True) is None
+    assert extract("#### 41\n\\boxed{42}", box_only=True) == "42"
+
+
+def test_a_gold_answer_may_be_a_whole_solution(verifier):
+    assert verifier.verify("6*7 = <<6*7=42>>42\n#### 42", "\\boxed{42}").correct
+    assert verifier.verify("We get $\\boxed{\\frac12}$.", "The answer is 0.5").correct
+
+
+def test_an_unknown_mode_is_refused(verifier):
+    with pytest.raises(ValueError, match="boxed, text, box_only"):
+        verifier.verify("1", "1", mode="latex")
+
+
+def test_rational_answers_need_no_worker():
+    for gold, answer in (("1/3", r"\frac{2}{6}"), ("x^2-1", "(x-1)(x+1)"), ("[0,1]", "0<=x<=1"), ("1", "2")):
+        decide(gold, answer, deep=False)
+    with pytest.raises(Undecided):
+        decide(r"\sqrt{8}", r"2\sqrt{2}", deep=False)
+
+
+def test_irrational_values_that_differ_far_behind_the_point_are_told_apart(verifier):
+    almost = r"\frac{\ln(640320^3+744)}{\sqrt{163}}"  # pi to 30 digits
+    assert not verifier.verify(r"\pi", almost, mode="boxed").correct
+    assert verifier.verify(r"\pi", r"\frac{\ln(e^{\pi})}{1}", mode="boxed").correct
