@@ -77,9 +77,11 @@ class Interpreter:
 class Executor:
     """Runs code, one piece at a time."""
 
-    def __init__(self, confinement: Confinement, host: int) -> None:
-        """`host` is the descriptor whose end means that nobody waits for the results."""
+    def __init__(self, confinement: Confinement, namespace: dict[str, Any], host: int) -> None:
+        """`host` is the descriptor whose end means that nobody waits for the results; code runs in copies of
+        `namespace`."""
         self._confinement = confinement
+        self._namespace = namespace
         self.config = confinement.config
         self._host = host
         self._children = Children()
@@ -120,7 +122,9 @@ class Executor:
 
     def _run_fresh(self, question: Question, streams: Streams, start: float) -> dict[str, Any]:
         def work(setup: int) -> int:
-            return run_once(self._confinement, streams.theirs, setup, question.code, question.arguments)
+            return run_once(
+                self._confinement, self._namespace, streams.theirs, setup, question.code, question.arguments
+            )
 
         try:
             pid, told = self._fork(streams, work)
@@ -211,7 +215,9 @@ class Executor:
         """Starts a persistent interpreter; what went wrong, or nothing."""
         ours, its = socket.socketpair()
         try:
-            pid, told = self._fork(None, lambda setup: run_many(self._confinement, its, setup))
+            pid, told = self._fork(
+                None, lambda setup: run_many(self._confinement, self._namespace, its, setup)
+            )
         except OSError as error:
             ours.close()
             return f"fork: {error}"

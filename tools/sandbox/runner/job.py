@@ -38,12 +38,16 @@ def in_child(setup: int, work: Callable[[], int]) -> NoReturn:
 
 
 def run_once(
-    confinement: Confinement, streams: tuple[int, ...], setup: int, source: str, arguments: list[str]
+    confinement: Confinement,
+    namespace: dict[str, Any],
+    streams: tuple[int, ...],
+    setup: int,
+    source: str,
+    arguments: list[str],
 ) -> int:
-    """In a fork: confines it, runs the source, and ends as an interpreter would."""
+    """In a fork: confines it, runs the source in `namespace`, and ends as an interpreter would."""
     _enter(confinement, streams, keep=(setup,))
     sys.argv[:] = ["main.py", *arguments]
-    namespace = sources.new_main().__dict__
     os.close(setup)
     status = sources.run_source(source, "main.py", namespace)
     try:
@@ -58,15 +62,14 @@ def run_once(
     return status
 
 
-def run_many(confinement: Confinement, link: socket.socket, setup: int) -> int:
-    """In a fork: confines it and runs what comes over `link`, in one `__main__`, until the link ends.
+def run_many(confinement: Confinement, namespace: dict[str, Any], link: socket.socket, setup: int) -> int:
+    """In a fork: confines it and runs what comes over `link`, in one `namespace`, until the link ends.
 
     Each question is one byte that carries the three descriptors, then a frame `{"code", "arguments"}`; the answer is a
     frame `{"exit_code"}`.
     """
     null = os.open("/dev/null", os.O_RDWR)
     _enter(confinement, (null, null, null), keep=(setup, link.fileno(), null), one_execution=False)
-    namespace = sources.new_main().__dict__
     os.close(setup)
     own_pid = os.getpid()
     decoder = Decoder()
@@ -103,6 +106,3 @@ def _enter(
     for target, fd in enumerate(streams):
         os.dup2(fd, target)
     confinement.apply(keep=keep, one_execution=one_execution)
-    config = confinement.config
-    sources.forget_runner(config.work, config.import_folders)
-    sources.open_streams()

@@ -15,6 +15,7 @@ from .confine import Confinement
 from .execution import Executor, HostGone, Question
 from .framing import Decoder, FramingError, encode, read_frame, write_all
 from .libc import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, drop_capabilities, prctl
+from .source import become_script
 
 
 def main() -> None:
@@ -77,7 +78,9 @@ def _configure(header: dict[str, Any], host: int) -> tuple[Executor, dict[str, A
     add_builtins()
     preload(config.preload, config.import_folders)
     confinement = Confinement.prepare(config)
-    return Executor(confinement, host), {"landlock": confinement.landlock_abi}
+    executor = Executor(confinement, become_script(config.work, config.import_folders), host)
+    gc.freeze()
+    return executor, {"landlock": confinement.landlock_abi}
 
 
 def _answer(executor: Executor, header: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:

@@ -12,21 +12,25 @@ from typing import Any
 MAX_FRAMES = 1000
 """The innermost frames of a traceback that are printed, as the interpreter does; there may be millions."""
 
+_HIDDEN: list[types.ModuleType] = []
+"""Keeps the modules that code must not find."""
 
-def new_main() -> types.ModuleType:
-    """A `__main__` with nothing in it, in the place of the runner's own."""
+
+def become_script(work: str, import_folders: tuple[str, ...]) -> dict[str, Any]:
+    """Makes this interpreter look like one that is about to run a script in `work`; the namespace of `__main__`.
+
+    The runner does so once, for all its forks: whatever a fork touches has to be copied. So from here on the runner
+    must not import any module of its own, nor use the standard streams, which are those of the forks.
+    """
+    package = __name__.rpartition(".")[0]
+    for name in [name for name in sys.modules if name == package or name.startswith(package + ".")]:
+        _HIDDEN.append(sys.modules.pop(name))
+    sys.path[:] = [work, *(path for path in sys.path if path not in (work, *import_folders)), *import_folders]
     main = types.ModuleType("__main__")
     main.__dict__["__builtins__"] = builtins
     sys.modules["__main__"] = main
-    return main
-
-
-def forget_runner(work: str, import_folders: tuple[str, ...]) -> None:
-    """Takes the runner's own modules out of the code's sight, and gives it the import path of a script in `work`."""
-    package = __name__.rpartition(".")[0]
-    for name in [name for name in sys.modules if name == package or name.startswith(package + ".")]:
-        del sys.modules[name]
-    sys.path[:] = [work, *sys.path, *import_folders]
+    open_streams()
+    return main.__dict__
 
 
 def open_streams() -> None:
