@@ -3,6 +3,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+TEST_STAMP := $(VENV)/.installed-for-tests
 
 .PHONY: help setup demo test lint bench clean
 help:
@@ -21,18 +22,22 @@ $(STAMP): requirements/cpu.lock pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	@touch $(STAMP)
 
+$(TEST_STAMP): $(STAMP) requirements/test.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/test.lock
+	@touch $(TEST_STAMP)
+
 demo: setup
 	$(BIN)/polyturn train quickstart $(ARGS)
 
-test: setup lint
+test: $(TEST_STAMP) lint
 	$(BIN)/python -m pytest $(ARGS)
 
-lint: setup
+lint: $(TEST_STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/python tests/static_checks.py
 
-bench: setup
+bench: $(TEST_STAMP)
 	@set -e; for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python $$program --short; done
 
 clean:
