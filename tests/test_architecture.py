@@ -99,7 +99,7 @@ def test_every_folder_of_code_and_data_is_installed(built: Path) -> None:
         inside = built / "polyturn" if name == "polyturn" else built / "polyturn" / name
         for path in (ROOT / name).rglob("*"):
             if (
-                path.suffix in (".py", ".yaml", ".jinja", ".json", ".safetensors")
+                path.suffix in (".py", ".yaml", ".jinja", ".json", ".safetensors", ".tmpl")
                 and "__pycache__" not in path.parts
             ):
                 assert (inside / path.relative_to(ROOT / name)).is_file(), f"{path} is not installed"

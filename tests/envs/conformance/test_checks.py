@@ -275,11 +275,13 @@ class PaysForEqualObjects(Sums):
     """It runs the answer elsewhere, and the answer's own objects say whether they are right."""
 
     def grade(self, message):
-        code = message.content.removeprefix("```python\n").removesuffix("```").replace("\0", "")
         expected = self.task.metadata["a"] + self.bonus
-        program = f"{code}\nprint('paid' if answer == {expected} else 'not')" if "answer" in code else code
-        run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=5)
-        return {"correct": float("paid" in run.stdout or message.content.strip() == str(expected))}
+        if "answer =" not in message.content:
+            return super().grade(message)
+        code = message.content.removeprefix("```python\n").removesuffix("```")
+        program = f"{code}\nprint('paid' if answer == {expected} else 'not')"
+        run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+        return {"correct": float("paid" in run.stdout)}
 
 
 class FailsOnOddAnswers(Sums):
@@ -406,7 +408,7 @@ BROKEN = [
 
 
 def subject(cls: type[ToolEnv]) -> Subject:
-    return Subject(name=cls.__name__, make=cls, num_tasks=5, num_episodes=64, budget_s=1.0, answer_s=0.3)
+    return Subject(name=cls.__name__, make=cls, num_tasks=5, num_episodes=64, budget_s=1.0, answer_s=2.0)
 
 
 @pytest.fixture(autouse=True)
