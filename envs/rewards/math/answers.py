@@ -1,15 +1,26 @@
-"""What an answer is: a value, words, several values, a relation, a region, a matrix ... read from tokens."""
+"""The reader of answers: from tokens to values, words, lists, relations, sets, matrices."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 
 from polyturn.envs.rewards.math import expressions
+from polyturn.envs.rewards.math.kinds import (
+    Answer,
+    Based,
+    Combined,
+    Many,
+    Matrix,
+    Named,
+    Ratio,
+    Relation,
+    Value,
+    Words,
+)
 from polyturn.envs.rewards.math.lexer import Token, lex
-from polyturn.envs.rewards.math.terms import Term, make, number, operators, variables
+from polyturn.envs.rewards.math.terms import Term, make, number, operators
 from polyturn.envs.rewards.math.units import Unit, read_unit
 from polyturn.envs.rewards.math.verdict import TooLarge, Unreadable
 from polyturn.envs.rewards.math.vocabulary import NUMBER_WORDS, SET_WORDS, SYNONYMS, UNIT_SYMBOLS
@@ -18,80 +29,6 @@ MAX_NESTING = 24
 """Of lists in lists."""
 _RELATIONS = frozenset(("=", "<", ">", "<=", ">=", "!=", "in", "~"))
 _MATRICES = frozenset(("matrix", "pmatrix", "bmatrix", "Bmatrix", "array", "smallmatrix"))
-
-
-@dataclass(frozen=True, slots=True)
-class Words:
-    """A text: lower case, without punctuation and articles."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """An expression, what it is a number of, and whether a percent sign follows it."""
-
-    term: Term
-    unit: Unit | None = None
-    percent: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Many:
-    """Several answers: bare, or in brackets. `joiner` is `or` or `and` where words part them, else a comma."""
-
-    items: tuple[Answer, ...]
-    opener: str = ""
-    closer: str = ""
-    joiner: str = ","
-
-
-@dataclass(frozen=True, slots=True)
-class Relation:
-    """sides[0] ops[0] sides[1] ops[1] ...; `label` where the first side is a name and no value."""
-
-    sides: tuple[Answer, ...]
-    ops: tuple[str, ...]
-    label: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Combined:
-    """Sets joined by `cup`, `cap` or `setminus`, from the left."""
-
-    parts: tuple[Answer, ...]
-    ops: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Named:
-    """A set with a name: R, Z, Q, N, C, or empty."""
-
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Matrix:
-    rows: tuple[tuple[Answer, ...], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Based:
-    """Digits in a base."""
-
-    digits: str
-    base: int
-
-
-@dataclass(frozen=True, slots=True)
-class Ratio:
-    """a:b, a ratio or a time of day."""
-
-    parts: tuple[Answer, ...]
-    unit: Unit | None = None
-
-
-Answer = Words | Value | Many | Relation | Combined | Named | Matrix | Based | Ratio
 
 
 def read_answer(text: str, *, thousands: bool = True) -> Answer:
@@ -459,15 +396,3 @@ def _chosen(term: Term, sign: int) -> Term:
         return Term(term.op, args, term.value, term.name, term.depth)
     plus = (sign if term.name == "pm" else -sign) > 0
     return make("add", args[0], args[1] if plus else make("neg", args[1]))
-
-
-def is_symbol(answer: Answer) -> bool:
-    """Whether an answer is one variable and nothing else."""
-    return (
-        isinstance(answer, Value) and answer.term.op == "var" and answer.unit is None and not answer.percent
-    )
-
-
-def free_variables(answer: Answer) -> frozenset[str]:
-    """The variables of a value; none for other answers."""
-    return variables(answer.term) if isinstance(answer, Value) else frozenset()

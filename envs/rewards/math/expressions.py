@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
+from polyturn.envs.rewards.math.functions import add, apply, multiply, renamed, spelled
 from polyturn.envs.rewards.math.lexer import Token
 from polyturn.envs.rewards.math.terms import Term, make, number
 from polyturn.envs.rewards.math.verdict import TooLarge, Unreadable
@@ -19,7 +20,6 @@ _MAX_CHAIN = 60
 """Signs or exponents in a row."""
 _FOREIGN = frozenset(("int", "iint", "lim", "det", "partial", "nabla", "prime", "pmod", "oint", "arg", "sup"))
 _INVERSES = {"sin": "asin", "cos": "acos", "tan": "atan", "cot": "acot", "sec": "asec", "csc": "acsc"}
-_VARIADIC = frozenset(("gcd", "lcm", "max", "min"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ class _Reader:
         while True:
             if self._kind() in ("pm", "mp"):
                 sign = "mp" if self._take().kind == "mp" else "pm"
-                left = _add(terms) if terms else number(0)
+                left = add(terms) if terms else number(0)
                 terms = [make("pm", left, self._product(), name=sign)]
             elif self._kind() == "+" and terms:
                 self._at += 1
@@ -147,7 +147,7 @@ class _Reader:
             elif not terms:
                 terms.append(self._product())
             else:
-                return _add(terms)
+                return add(terms)
 
     def _product(self) -> Term:
         negative = self._sign()
@@ -162,17 +162,17 @@ class _Reader:
             elif kind == "/":
                 self._at += 1
                 negative ^= self._sign()
-                factors = [make("div", _multiply(factors), self._power())]
+                factors = [make("div", multiply(factors), self._power())]
             elif kind == "mod":
                 self._at += 1
-                factors = [make("fn", _multiply(factors), self._power(), name="mod")]
+                factors = [make("fn", multiply(factors), self._power(), name="mod")]
             elif self._starts_operand():
                 if kind == "number" and self._items[self._at - 1].kind == "number":
                     raise Unreadable("two numbers side by side")
                 factors.append(self._power())
             else:
                 break
-        term = _multiply(factors)
+        term = multiply(factors)
         return make("neg", term) if negative else term
 
     def _sign(self) -> bool:
@@ -275,7 +275,7 @@ class _Reader:
         if self._kind() == "_":
             self._at += 1
             index = self._take()
-            name += "_" + (index.text if isinstance(index, Token) else _spelled(index.term))
+            name += "_" + (index.text if isinstance(index, Token) else spelled(index.term))
         elif name in ("i", "e"):
             return Term("const", name=name)
         while self._kind() == "'":
@@ -297,7 +297,7 @@ class _Reader:
         arguments = self._arguments()
         if exponent is not None and name in _INVERSES and exponent == make("neg", number(1)):
             name, exponent = _INVERSES[name], None
-        term = _apply(name, arguments, base)
+        term = apply(name, arguments, base)
         return term if exponent is None else make("pow", term, exponent)
 
     def _script(self) -> Term:
@@ -318,7 +318,7 @@ class _Reader:
         if self._kind() == "/" and self._kind(1) == "number" and len(factors) == 1:  # \sin \pi/6
             self._at += 1
             factors = [make("div", factors[0], self._power())]
-        term = _multiply(factors)
+        term = multiply(factors)
         return (make("neg", term) if negative else term,)
 
     def _is_paren(self) -> bool:
@@ -357,7 +357,7 @@ class _Reader:
             raise Unreadable("a sum without an index", foreign=True)
         first, last = bounds["_"], bounds["^"]
         assert isinstance(first, Term) and isinstance(last, Term)
-        return make(op, first, last, _renamed(self._product(), name), name=name)
+        return make(op, first, last, renamed(self._product(), name), name=name)
 
 
 _READERS = {
@@ -367,57 +367,6 @@ _READERS = {
     "sum": lambda reader: reader.iteration("sum"),
     "prod": lambda reader: reader.iteration("prod"),
 }
-
-
-def _apply(name: str, arguments: tuple[Term, ...], base: Term | None) -> Term:
-    if name in _VARIADIC:
-        return make("fn", *arguments, name=name)
-    if name == "binom" and len(arguments) == 2:
-        return make("binom", *arguments)
-    if name == "log" and len(arguments) == 2 and base is None:
-        return make("log", *arguments)
-    if len(arguments) != 1:
-        raise Unreadable(f"{name} takes one argument")
-    argument = arguments[0]
-    if name == "sqrt":
-        return make("root", argument, number(2))
-    if name == "cbrt":
-        return make("root", argument, number(3))
-    if name == "factorial":
-        return make("fact", argument)
-    if name == "exp":
-        return make("pow", Term("const", name="e"), argument)
-    if name == "lg":
-        return make("log", argument, number(10))
-    if name == "ln":
-        return make("log", argument, Term("const", name="e"))
-    if name == "log":
-        return make("log", argument, *(() if base is None else (base,)))
-    return make("fn", argument, name=name)
-
-
-def _renamed(body: Term, name: str) -> Term:
-    """The body of a sum, where an index called i or e is no constant."""
-    if name not in ("i", "e"):
-        return body
-    if body.op == "const" and body.name == name:
-        return Term("var", name=name)
-    return Term(body.op, tuple(_renamed(arg, name) for arg in body.args), body.value, body.name, body.depth)
-
-
-def _spelled(term: Term) -> str:
-    """An index as part of a name."""
-    if term.op == "num":
-        return str(term.value)
-    return term.name or f"{term.op}({','.join(map(_spelled, term.args))})"
-
-
-def _add(terms: list[Term]) -> Term:
-    return terms[0] if len(terms) == 1 else make("add", *terms)
-
-
-def _multiply(factors: list[Term]) -> Term:
-    return factors[0] if len(factors) == 1 else make("mul", *factors)
 
 
 def _whole(item: Item) -> int | None:

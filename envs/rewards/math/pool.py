@@ -17,10 +17,18 @@ from polyturn.envs.rewards.math.verdict import Reason
 
 START_SECONDS = 60.0
 """How long the first process may take to import its libraries."""
-_BOOT = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[2]);"
-    "from polyturn.envs.rewards.math.worker import main; main(int(sys.argv[1]))"
-)
+# The packages above this one import Gymnasium and more, which a worker has no use for: it gets them empty.
+_BOOT = """
+import json, sys, types
+paths, packages = json.loads(sys.argv[2])
+sys.path[:] = paths
+for name, path in packages.items():
+    sys.modules[name] = types.ModuleType(name)
+    sys.modules[name].__path__ = path
+from polyturn.envs.rewards.math.worker import main
+main(int(sys.argv[1]))
+"""
+_PACKAGES = ("polyturn", "polyturn.envs", "polyturn.envs.rewards")
 
 
 class WorkerDied(Exception):
@@ -186,10 +194,11 @@ class WorkerPool:
         if importlib.util.find_spec("mpmath") is None:
             raise RuntimeError("comparing irrational values needs mpmath: pip install 'polyturn[math]'")
         ours, theirs = socket.socketpair()
-        path = json.dumps([entry for entry in sys.path if entry])
+        packages = {name: list(sys.modules[name].__path__) for name in _PACKAGES}
+        paths = json.dumps([[entry for entry in sys.path if entry], packages])
         with theirs:
             self._zygote = subprocess.Popen(
-                [sys.executable, "-I", "-c", _BOOT, str(theirs.fileno()), path],
+                [sys.executable, "-I", "-c", _BOOT, str(theirs.fileno()), paths],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

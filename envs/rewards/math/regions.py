@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from polyturn.envs.rewards.math.answers import (
+from polyturn.envs.rewards.math.equality import Equality
+from polyturn.envs.rewards.math.kinds import (
     Answer,
     Combined,
     Many,
@@ -15,7 +16,6 @@ from polyturn.envs.rewards.math.answers import (
     free_variables,
     is_symbol,
 )
-from polyturn.envs.rewards.math.equality import Equality
 from polyturn.envs.rewards.math.numeric import Doubles, Evaluator
 from polyturn.envs.rewards.math.terms import Term, make
 from polyturn.envs.rewards.math.verdict import Undefined, Unreadable

@@ -10,7 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, get_args
 
-from polyturn.envs.rewards.math.compare import MAX_CHARACTERS, decide
+from polyturn.envs.rewards.math.decide import MAX_CHARACTERS, decide
 from polyturn.envs.rewards.math.extract import extract, gold_answer
 from polyturn.envs.rewards.math.pool import WorkerPool
 from polyturn.envs.rewards.math.verdict import Reason, Undecided, Unreadable, Verdict

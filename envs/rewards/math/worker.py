@@ -18,7 +18,7 @@ import socket
 import sys
 from typing import Any, NoReturn
 
-from polyturn.envs.rewards.math.compare import decide
+from polyturn.envs.rewards.math.decide import decide
 from polyturn.envs.rewards.math.verdict import Reason, Unreadable
 
 MEMORY_BYTES = 2 << 30

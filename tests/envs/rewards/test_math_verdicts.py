@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from polyturn.envs.rewards.math import MathVerifier
-from polyturn.envs.rewards.math.compare import decide
+from polyturn.envs.rewards.math.decide import decide
 from polyturn.envs.rewards.math.extract import extract
 from polyturn.envs.rewards.math.verdict import Undecided
 

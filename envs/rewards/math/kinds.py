@@ -1,0 +1,94 @@
+"""What an answer can be: a value, words, several answers, a relation, sets, a matrix, digits in a base, a ratio."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from polyturn.envs.rewards.math.terms import Term, variables
+from polyturn.envs.rewards.math.units import Unit
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """A text: lower case, without punctuation and articles."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """An expression, what it is a number of, and whether a percent sign follows it."""
+
+    term: Term
+    unit: Unit | None = None
+    percent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Many:
+    """Several answers: bare, or in brackets. `joiner` is `or` or `and` where words part them, else a comma."""
+
+    items: tuple[Answer, ...]
+    opener: str = ""
+    closer: str = ""
+    joiner: str = ","
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """sides[0] ops[0] sides[1] ops[1] ...; `label` where the first side is a name and no value."""
+
+    sides: tuple[Answer, ...]
+    ops: tuple[str, ...]
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Combined:
+    """Sets joined by `cup`, `cap` or `setminus`, from the left."""
+
+    parts: tuple[Answer, ...]
+    ops: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A set with a name: R, Z, Q, N, C, or empty."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    rows: tuple[tuple[Answer, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Based:
+    """Digits in a base."""
+
+    digits: str
+    base: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """a:b, a ratio or a time of day."""
+
+    parts: tuple[Answer, ...]
+    unit: Unit | None = None
+
+
+Answer = Words | Value | Many | Relation | Combined | Named | Matrix | Based | Ratio
+
+
+def is_symbol(answer: Answer) -> bool:
+    """Whether an answer is one variable and nothing else."""
+    return (
+        isinstance(answer, Value) and answer.term.op == "var" and answer.unit is None and not answer.percent
+    )
+
+
+def free_variables(answer: Answer) -> frozenset[str]:
+    """The variables of a value; none for other answers."""
+    return variables(answer.term) if isinstance(answer, Value) else frozenset()
