@@ -1,7 +1,8 @@
 """Queries per CPU-second of the embedded index, of the same index served, and of bm25s over the same passages.
 
-The corpus is generated: words whose frequencies follow Zipf's law, the most frequent ones English stop words, 100 words
-a passage. A query is two stop words and four other words of one passage. All are asked for the top 3, with their texts.
+The corpus is generated: words whose frequencies follow Zipf's law, the most frequent ones English function words as in
+real text, 100 words a passage. A query is two function words and four other words of one passage. All are asked for the
+top 3, with their texts.
 
 CPU seconds are user and system time of the processes that search. `served` counts the server's process, and `both` the
 client's too. Wall-clock figures depend on what else the machine does; CPU seconds do so much less.
@@ -32,30 +33,13 @@ import psutil
 from polyturn.tools.search.bm25 import BM25Index
 from polyturn.tools.search.client import ClientOptions, SearchClient
 from polyturn.tools.search.corpus import Passage
+from polyturn.tools.search.stop_words import STOP_WORDS
 
 TOP_K = 3
 WORDS_PER_PASSAGE = 100
 VOCABULARY = 200_000
 BLOCK = 10_000
 CONCURRENCIES = (1, 64, 1000)
-STOP_WORDS = [
-    "the",
-    "of",
-    "and",
-    "a",
-    "to",
-    "in",
-    "is",
-    "for",
-    "on",
-    "that",
-    "by",
-    "this",
-    "with",
-    "it",
-    "as",
-    "be",
-]
 
 
 class Corpus:

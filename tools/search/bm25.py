@@ -14,6 +14,7 @@ import tantivy
 
 from polyturn.tools.search.corpus import PASSAGES_NAME, PassageLike, Passages, place_passages
 from polyturn.tools.search.pages import PassageFinder, Store
+from polyturn.tools.search.stop_words import STOP_WORDS
 from polyturn.tools.search.types import Hit
 
 _FIELD = "contents"
@@ -25,7 +26,7 @@ _INDEX_NAME = "tantivy"
 
 
 class BM25Index:
-    """BM25 over title and text of passages: words lower-cased, English stop words dropped, stemmed.
+    """BM25 over title and text of passages: words lower-cased, English function words dropped, stemmed.
 
     Made by `build` or `open`. Searches may run in several threads at once.
     """
@@ -172,7 +173,7 @@ def _analyzer() -> Any:
         tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple())
         .filter(tantivy.Filter.remove_long(64))
         .filter(tantivy.Filter.lowercase())
-        .filter(tantivy.Filter.stopword("english"))
+        .filter(tantivy.Filter.custom_stopword(list(STOP_WORDS)))
         .filter(tantivy.Filter.stemmer("english"))
         .build()
     )
