@@ -51,7 +51,7 @@ class Corpus:
         syllables = [a + b for a in "bdfgklmnprstvz" for b in "aeiou"]
         words = sorted({"".join(rng.choices(syllables, k=rng.randint(2, 4))) for _ in range(3 * VOCABULARY)})
         rng.shuffle(words)
-        self._words = np.array(STOP_WORDS + words[:VOCABULARY])
+        self._words = np.array([*STOP_WORDS, *words[:VOCABULARY]])
         weights = 1 / (np.arange(len(self._words)) + 2.7)
         self._cumulated = np.cumsum(weights / weights.sum())
 
