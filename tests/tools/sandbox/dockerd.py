@@ -95,6 +95,7 @@ def _command(folder: Path) -> list[str]:
         "--ip-masq=false",
     ]
     command += ["--storage-driver=overlay2", "--config-file", f"{folder}/daemon.json"]
+    command += ["--cgroup-parent", f"/{folder.name}"]
     (folder / "daemon.json").write_text("{}")
     if runsc := _program("runsc"):
         wrapper = folder / "runsc.sh"
@@ -138,3 +139,9 @@ def _remove(folder: Path) -> None:
     for mount in sorted((path for path in mounts if path.startswith(f"{folder}/")), reverse=True):
         subprocess.run(["umount", "--lazy", mount], check=False, capture_output=True)
     shutil.rmtree(folder, ignore_errors=True)
+    for cgroup in (
+        *Path("/sys/fs/cgroup").glob(folder.name),
+        *Path("/sys/fs/cgroup").glob(f"*/{folder.name}"),
+    ):
+        with contextlib.suppress(OSError):
+            cgroup.rmdir()
