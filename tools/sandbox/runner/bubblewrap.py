@@ -1,10 +1,12 @@
 """A sandbox made by bubblewrap, for machines that let bubblewrap make namespaces but not us.
 
-A new interpreter starts for each sandbox, since bubblewrap starts a program; and its tmpfs knows no limit of inodes.
+A new interpreter starts for each sandbox, since bubblewrap starts a program. Its tmpfs knows no limit of inodes, so
+that program mounts its own on top, with the one capability that it is given, where it is given that, and drops it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -14,7 +16,16 @@ from typing import NoReturn
 from .confine import close_all_but
 from .layout import DEVICE_LINKS, DEVICES, ETC, PRIVATE_FOLDERS, RUNNER, Layout
 from .libc import PR_SET_PDEATHSIG, prctl
-from .namespaces import INSIDE_ID, SCRATCH_BYTES, Room, StepFailed, become, tell_failure
+from .namespaces import (
+    INSIDE_ID,
+    SCRATCH_BYTES,
+    Room,
+    StepFailed,
+    become,
+    mount_private_folders,
+    tell_failure,
+)
+from .serve import serve
 
 
 def start_room(room: Room, layout: Layout, link: int, errors: int, *, in_jail: bool) -> NoReturn:
@@ -66,15 +77,8 @@ def arguments(room: Room, layout: Layout, *, in_jail: bool) -> list[str]:
         "--as-pid-1",
         "--unshare-ipc",
     ]
-    words += [
-        "--unshare-uts",
-        "--unshare-cgroup-try",
-        "--hostname",
-        "sandbox",
-        "--die-with-parent",
-        "--cap-drop",
-        "ALL",
-    ]
+    words += ["--unshare-uts", "--unshare-cgroup-try", "--hostname", "sandbox", "--die-with-parent"]
+    words += ["--cap-drop", "ALL", "--cap-add", "CAP_SYS_ADMIN"]
     if room.own_network:
         words.append("--unshare-net")
     for path, target in layout.shown:
@@ -95,4 +99,12 @@ def arguments(room: Room, layout: Layout, *, in_jail: bool) -> list[str]:
         size = room.disk_bytes if path == "/work" else min(room.disk_bytes, SCRATCH_BYTES)
         words += ["--perms", mode, "--size", str(size), "--tmpfs", path]
     words += ["--remount-ro", "/", "--chdir", "/"]
-    return [*words, "--", os.path.realpath(sys.executable), "-s", "-S", "-P", f"{RUNNER}/start.py"]
+    program = [os.path.realpath(sys.executable), "-s", "-S", "-P", f"{RUNNER}/start.py", "bubblewrap"]
+    return [*words, "--", *program, str(room.disk_bytes), str(room.num_files)]
+
+
+def main() -> None:
+    """Inside: bounds the private folders as far as this process may, and serves."""
+    with contextlib.suppress(PermissionError):  # then bubblewrap's own bound the bytes alone
+        mount_private_folders(int(sys.argv[2]), int(sys.argv[3]))
+    serve(0, 1)

@@ -174,9 +174,13 @@ def _mount_own_folders(room: Room) -> None:
         mount("proc", "/proc", "proc", flags, "subset=pid")  # nothing but processes, from Linux 5.8
     except OSError:
         mount("proc", "/proc", "proc", flags)
-    if not room.own_folders:
-        return
-    for path, mode in PRIVATE_FOLDERS.items():
-        size = room.disk_bytes if path == "/work" else min(room.disk_bytes, SCRATCH_BYTES)
+    if room.own_folders:
         owner = None if room.user_namespace else room.host_id
-        mount_tmpfs(path, size=size, num_inodes=room.num_files, mode=mode, owner=owner)
+        mount_private_folders(room.disk_bytes, room.num_files, owner=owner)
+
+
+def mount_private_folders(disk_bytes: int, num_files: int, *, owner: int | None = None) -> None:
+    """Empty folders in memory, with bounds, where every sandbox has its own. Raises OSError."""
+    for path, mode in PRIVATE_FOLDERS.items():
+        size = disk_bytes if path == "/work" else min(disk_bytes, SCRATCH_BYTES)
+        mount_tmpfs(path, size=size, num_inodes=num_files, mode=mode, owner=owner)
