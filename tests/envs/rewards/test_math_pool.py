@@ -1,6 +1,7 @@
 """The verifier under attack and under load: bombs, code, threads, asyncio, killed workers and killed owners."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -248,24 +249,19 @@ def test_a_pool_needs_workers_and_time():
         WorkerPool(deadline_s=0)
 
 
-def test_the_benchmark_ends_with_its_figures():
+def test_the_benchmark_ends_with_its_figures(tmp_path):
     program = Path(__file__).resolve().parents[3] / "benchmarks" / "math_verdicts.py"
-    pairs = program.with_name("math_pairs.jsonl")
-    done = subprocess.run(
-        [sys.executable, str(program), "--pairs", str(pairs), "--no-peer"],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=True,
-    )
-    import json
-
+    pairs = tmp_path / "pairs.jsonl"
+    rows = [
+        {"gold": "1/2", "pred": "0.5", "expect": True, "mode": "boxed", "cat": "fraction"},
+        {"gold": "3", "pred": "The answer is 4.", "expect": False, "mode": "text", "cat": "extract"},
+        {"gold": "3", "pred": "3", "expect": False, "mode": "boxed", "cat": "wrong on purpose"},
+        {"gold": "3", "pred": "4", "expect": True, "mode": "boxed", "cat": "wrong on purpose"},
+    ]
+    pairs.write_text("\n".join(map(json.dumps, rows)))
+    command = [sys.executable, str(program), "--pairs", str(pairs), "--no-peer"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=True)
     figures = json.loads(done.stdout.splitlines()[-1])
-    assert figures["accuracy"] >= 0.97
-    assert {
-        "false_positives",
-        "false_negatives",
-        "median_ms",
-        "worst_ms",
-        "pairs_per_second",
-    } <= figures.keys()
+    assert (figures["accuracy"], figures["false_positives"], figures["false_negatives"]) == (0.5, 1, 1)
+    assert 0 < figures["median_ms"] <= figures["worst_ms"]
+    assert figures["pairs_per_second"] > 0
