@@ -6,6 +6,7 @@ import functools
 import json
 import random
 import zlib
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,8 @@ import numpy as np
 
 def serve(method: str, *arguments: Any) -> Any:
     """Answer one call of the adapter."""
-    return {"names": names, "check": check, "item": item, "score": score}[method](*arguments)
+    methods: Mapping[str, Callable[..., Any]] = {"names": names, "check": check, "item": item, "score": score}
+    return methods[method](*arguments)
 
 
 def names() -> list[str]:

@@ -9,14 +9,14 @@ from typing import Any
 
 from polyturn.envs.adapters.missing import require
 from polyturn.envs.adapters.verifiers.tasksets import (
+    load_tasks,
     load_taskset,
     new_trace,
     record,
     refuse_what_needs_a_runtime,
-    task_of,
 )
 from polyturn.envs.messages import AssistantMessage, Message
-from polyturn.envs.tasks import ListTasks, Task, TaskSource
+from polyturn.envs.tasks import Task, TaskSource
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.decorator import Tool
 from polyturn.tools.types import ToolError, ToolSpec
@@ -63,6 +63,7 @@ class VerifiersEnv(ToolEnv):
         """
         require("verifiers.v1", extra="verifiers")
         options = json.dumps(dict(config or {}), sort_keys=True)
+        self._source = taskset, options
         self._taskset, self._peer_tasks = load_taskset(taskset, options)
         if not 0 <= num_heldout < len(self._peer_tasks):
             raise ValueError(
@@ -85,9 +86,10 @@ class VerifiersEnv(ToolEnv):
     def tasks(self, split: str) -> TaskSource:
         """The taskset's tasks in its own order: the last `num_heldout` are `heldout`, those before are `train`."""
         self._check(split)
-        border = len(self._peer_tasks) - self._num_heldout
-        chosen = self._peer_tasks[:border] if split == "train" else self._peer_tasks[border:]
-        return ListTasks([task_of(task) for task in chosen])
+        end = len(self._peer_tasks)
+        border = end - self._num_heldout
+        first, end = (0, border) if split == "train" else (border, end)
+        return load_tasks(*self._source, first, end)
 
     def begin(self, task: Task) -> Sequence[Message]:
         self._trace = new_trace(self._peer_tasks[task.metadata["idx"]])

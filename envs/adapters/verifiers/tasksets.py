@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from polyturn.envs.messages import Message
-from polyturn.envs.tasks import Task
+from polyturn.envs.tasks import ListTasks, Task
 
 
 @functools.lru_cache(maxsize=16)
@@ -25,16 +25,23 @@ def load_taskset(path: str, config: str) -> tuple[Any, tuple[Any, ...]]:
 
     module, _, name = path.partition(":")
     try:
-        kind = getattr(importlib.import_module(module), name)
+        kind: Any = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"taskset must be 'module:Class', and {path!r} is none: {error}") from error
     if not (inspect.isclass(kind) and issubclass(kind, vf.Taskset)):
         raise ValueError(f"{path!r} is no verifiers.v1.Taskset")
     config_kind = concrete_type(kind, vf.TasksetConfig) or vf.TasksetConfig
-    taskset = kind(config_kind(**json.loads(config)))
+    taskset: Any = kind(config_kind(**json.loads(config)))
     if not taskset.bounded:
         raise ValueError(f"{path!r} never ends; make a taskset of its first tasks, with `take`")
     return taskset, tuple(taskset)
+
+
+@functools.lru_cache(maxsize=32)
+def load_tasks(path: str, config: str, first: int, end: int) -> ListTasks:
+    """The tasks at the positions from `first` to `end`, less the last, as tasks of ours."""
+    _, tasks = load_taskset(path, config)
+    return ListTasks([task_of(task) for task in tasks[first:end]])
 
 
 def refuse_what_needs_a_runtime(kind: type, task: Any) -> None:
