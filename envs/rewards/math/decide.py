@@ -18,7 +18,10 @@ _PLAIN_NUMBER = re.compile(
     r"\s*(-?)\+?((?:\d{1,400}|\d{1,3}(?:,\d{3}){1,9})(?:\.\d{1,400})?)\.?\s*", re.ASCII
 )
 _CHOICE_TEXT = re.compile(r"\\(?:text(?:bf|rm|it|sf)?|mathrm|mathbf|mbox|bf)\s*\{?")
-_CHOICE = re.compile(r"(?:(?:option|choice|answer)[:\s]*)?(?:\(([A-Ja-j])\)|([A-Ja-j]))[.):]?", re.IGNORECASE)
+_CHOICE = re.compile(
+    r"(?:(?:the\s+)?(?:correct\s+)?(?:option|choice|answer)(?:\s+is)?[:\s]*)?(?:\(([A-Ja-j])\)|([A-Ja-j]))[.):]?",
+    re.IGNORECASE,
+)
 _CHOICE_WITH_VALUE = re.compile(
     r"(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer)[:\s]*)?(?:\(([A-J])\)\s*|([A-J])[.):]\s+|([A-J])\)\s*)[:.]?\s*([^\s+*/^=<>].*)",
     re.DOTALL,

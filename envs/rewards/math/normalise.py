@@ -113,7 +113,7 @@ _BRACED_COMMA = re.compile(r"(?<=\d)(?:\{,\}|,\\!)(?=\d)")
 _SPACES = re.compile(
     r"(?<!\\)\\(?:[,;:! ]|(?:quad|qquad|enspace|thinspace|space|hfill)(?![A-Za-z]))|~|[\u00a0\u2009\u202f\u2005]"
 )
-_SPACED_THOUSANDS = re.compile(r"(?<![\d.,/])\d{1,3}(?: \d{3})+(?![\d/])")
+_SPACED_THOUSANDS = re.compile(r"(?<![\d.,/_^}])\d{1,3}(?: \d{3})+(?![\d/])")
 _MATH_DELIMITERS = re.compile(r"\\[()\[\]]")
 _DOLLARS = re.compile(r"(?<!\\)\$\$?([^$]*?)(?<!\\)\$\$?")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")

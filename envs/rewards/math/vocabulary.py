@@ -40,7 +40,7 @@ TEXT_COMMANDS = frozenset(
     _words("text textbf textit textrm textsf texttt textnormal mbox hbox mathrm rm operatorname")
 )
 FONTS = frozenset(
-    _words("mathbf boldsymbol bm mathit mathsf mathcal vec hat bf it ensuremath overrightarrow")
+    _words("mathbf boldsymbol bm mathit mathsf mathcal vec hat bf it ensuremath overrightarrow underline")
 )
 SEPARATOR_WORDS = frozenset(("or", "and"))
 SHORT_WORDS = frozenset(
