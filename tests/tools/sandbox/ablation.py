@@ -9,8 +9,9 @@ from baits import Baits
 from containment import answer, breached, num_processes, run
 from hostile import Hostile
 from hostile_escape import ESCAPES
+from hostile_persistent import NEIGHBOUR
 from hostile_resources import RESOURCES
-from hostile_runner import NEIGHBOUR, RUNNER
+from hostile_runner import RUNNER
 
 from polyturn.tools.sandbox import Sandbox
 

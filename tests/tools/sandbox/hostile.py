@@ -69,3 +69,5 @@ class Hostile:
 TIMES_OUT: frozenset[Status] = frozenset({"timeout"})
 MEMORY_ENDS: frozenset[Status] = frozenset({"oom"})
 FLOODS: frozenset[Status] = frozenset({"output_limit"})
+WAIT_S = 1.0
+"""The timeout of a snippet that runs into it."""

@@ -3,7 +3,8 @@
 import pytest
 from containment import PATIENCE_S, answer, assert_contained, breached, num_processes, run, signals_are_scoped
 from hostile import SMALL
-from hostile_runner import NEIGHBOUR, PERSISTENT, RUNNER
+from hostile_persistent import NEIGHBOUR, PERSISTENT
+from hostile_runner import RUNNER
 
 
 @pytest.mark.parametrize("snippet", RUNNER, ids=lambda snippet: snippet.name.replace(" ", "-"))

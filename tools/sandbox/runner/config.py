@@ -43,7 +43,9 @@ class Config:
     @classmethod
     def from_header(cls, header: dict[str, Any]) -> Config:
         """Reads the `configure` question. Raises TypeError for unknown fields."""
-        fields = {key: value for key, value in header.items() if key != "op"}
-        return cls(
-            **{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()}
-        )
+        fields: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value
+            for key, value in header.items()
+            if key != "op"
+        }
+        return cls(**fields)
