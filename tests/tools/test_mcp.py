@@ -215,7 +215,7 @@ def test_a_session_for_each_episode_begins_anew() -> None:
         assert call(server, "note", {"text": "three"}).content == "three"
 
 
-def gone(pid: int, seconds: float = 20.0) -> bool:
+def gone(pid: int, seconds: float = 60.0) -> bool:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:

@@ -36,7 +36,7 @@ class McpTools:
         only: Collection[str] | None = None,
         prefix: str = "",
         call_timeout_s: float = 30.0,
-        start_timeout_s: float = 30.0,
+        start_timeout_s: float = 60.0,
         max_output_chars: int | None = 20_000,
     ) -> None:
         """Connect and list the tools.

@@ -31,7 +31,8 @@ def load_taskset(path: str, config: str) -> tuple[Any, tuple[Any, ...]]:
     if not (inspect.isclass(kind) and issubclass(kind, vf.Taskset)):
         raise ValueError(f"{path!r} is no verifiers.v1.Taskset")
     config_kind = concrete_type(kind, vf.TasksetConfig) or vf.TasksetConfig
-    taskset: Any = kind(config_kind(**json.loads(config)))
+    make: Any = kind
+    taskset = make(config_kind(**json.loads(config)))
     if not taskset.bounded:
         raise ValueError(f"{path!r} never ends; make a taskset of its first tasks, with `take`")
     return taskset, tuple(taskset)

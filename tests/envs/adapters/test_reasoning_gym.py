@@ -121,7 +121,6 @@ def test_this_process_neither_imports_the_package_nor_draws_from_its_generators(
         "prime_factorization",
         "complex_arithmetic",
         "rush_hour",
-        "spiral_matrix",
         "gcd",
     ],
 )
@@ -164,7 +163,7 @@ def test_a_scorer_that_raises_or_hangs_at_an_answer_pays_nothing_and_is_counted(
     *_, info = raising.step(answer("quonk"))
     assert info["reward_parts"] == {"score": 0.0} and info["metrics"]["scorer_raised"] == 1.0
     hanging = polyturn.make(
-        "polyturn/ReasoningGym-v0", dataset="spiral_matrix", allow_defects=True, deadline_s=2.0
+        "polyturn/ReasoningGym-v0", dataset="spiral_matrix", allow_defects=True, deadline_s=4.0
     )
     hanging.reset(seed=0)
     *_, info = hanging.step(answer("[9**9**9**9]"))
