@@ -34,8 +34,8 @@ def run(snippet: Hostile, sandbox: Sandbox, baits: Baits, *, fresh: bool = True)
 
 
 def breached(result: ExecResult) -> bool:
-    """Whether the snippet says that it got through."""
-    return "BREACH" in result.stdout or "BREACH" in result.stderr
+    """Whether the snippet says that it got through; a traceback shows lines of its source, which say nothing."""
+    return "BREACH" in result.stdout or any(line.startswith("BREACH") for line in result.stderr.splitlines())
 
 
 def signals_are_scoped() -> bool:
