@@ -20,7 +20,8 @@ _BETWEEN = re.compile(
 _HASHES = re.compile(r"####[ \t]*([^\n]+)")
 _OPENING_TAG, _CLOSING_TAG = "<answer>", "</answer>"
 _PHRASE = re.compile(
-    r"\b(?:final\s+)?(?:answer|result)\**\s*(?:\([^()\n]{0,40}\)\s*)?"
+    r"\b(?:(?:final\s+)?(?:answer|result)|(?:correct|right|best)\s+(?:option|choice))"
+    r"\**\s*(?:\([^()\n]{0,40}\)\s*)?"
     r"(?:\**\s*[:=]\**|(?:of|to|for)\s[^.\n]{0,80}?\s(?:is|:)|is|was|equals)(?![A-Za-z])\s*:?\**",
     re.IGNORECASE,
 )
