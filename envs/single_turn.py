@@ -17,6 +17,7 @@ from polyturn.envs.rewards.types import EpisodeView, Score, as_score, is_async
 from polyturn.envs.scripts import Script
 from polyturn.envs.tasks import ListTasks, Task, TaskSource
 from polyturn.envs.tasks.open import open_tasks
+from polyturn.envs.tasks.splits import known_split
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.types import ToolSpec
 
@@ -53,8 +54,8 @@ class SingleTurnEnv(ToolEnv):
         """
         if isinstance(tasks, str | Path):
             tasks = open_tasks([TaskSourceConfig(path=str(tasks))])
-        if tasks is None and split not in SPLITS:
-            raise _unknown_split(split)
+        if tasks is None:
+            known_split(split, SPLITS)
         super().__init__(tasks=tasks, split=split, max_turns=max_turns, render_mode=render_mode)
         self._rule = reward_from_row(dict(reward) if isinstance(reward, Mapping) else reward)
         if is_async(self._rule):
@@ -67,9 +68,7 @@ class SingleTurnEnv(ToolEnv):
         """Sums, or the tasks given to the constructor."""
         if self._given_tasks is not None:
             return self._given_tasks
-        if split not in SPLITS:
-            raise _unknown_split(split)
-        return sums(split)
+        return sums(known_split(split, SPLITS))
 
     def begin(self, task: Task) -> Observation:
         """The task's prompt, after the system prompt where there is one."""
@@ -116,7 +115,3 @@ def _sum(index: int) -> Task:
     a, b = rng.randint(10, 99), rng.randint(10, 99)
     question = f"What is {a} + {b}? Answer with the number only."
     return Task.from_prompt(f"sum-{index}", question, label=str(a + b))
-
-
-def _unknown_split(split: str) -> ValueError:
-    return ValueError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")

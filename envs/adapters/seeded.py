@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from polyturn.envs.tasks import Task
+from polyturn.envs.tasks.splits import known_split
 
 FIRST_SEED: Mapping[str, int] = {"train": 0, "validation": 1 << 29, "heldout": 1 << 30}
 """Where the seeds of a split begin."""
@@ -14,8 +15,7 @@ MAX_SIZE = 1 << 29
 
 def check_split(split: str) -> None:
     """Raises ValueError for a split that does not exist."""
-    if split not in FIRST_SEED:
-        raise ValueError(f"unknown split {split!r}; the splits are {', '.join(FIRST_SEED)}")
+    known_split(split, FIRST_SEED)
 
 
 def check_size(size: int) -> None:

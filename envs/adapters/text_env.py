@@ -23,6 +23,7 @@ from polyturn.envs.hooks import Offload
 from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.envs.scripts import Script
 from polyturn.envs.tasks import GeneratedTasks, Task, TaskSource
+from polyturn.envs.tasks.splits import known_split
 from polyturn.envs.tool_env import StepResult, ToolEnv
 from polyturn.tools.types import ToolSpec
 
@@ -109,9 +110,7 @@ class TextEnvAdapter(ToolEnv):
         """The seeds of `train` or `heldout`, as tasks."""
         if self._given_tasks is not None:
             return self._given_tasks
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
-        return _seeds(split, self._num_tasks)
+        return _seeds(known_split(split, SPLITS), self._num_tasks)
 
     def begin(self, task: Task) -> Sequence[Message]:
         """The instructions and the first observation."""

@@ -11,6 +11,7 @@ from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.envs.rewards.math import verify
 from polyturn.envs.scripts import Script
 from polyturn.envs.tasks import ListTasks, Task, TaskSource
+from polyturn.envs.tasks.splits import known_split
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.python import PythonTool
 from polyturn.tools.sandbox import Limits
@@ -59,7 +60,7 @@ class PythonToolEnv(ToolEnv):
         """
         if not timeout_s > 0:
             raise ValueError(f"timeout_s must be above 0, not {timeout_s}")
-        _check_split(split)
+        known_split(split, SIZES)
         self.tasks_seed = tasks_seed
         self.sandboxes = SharedSandboxes(backend)
         super().__init__(
@@ -75,7 +76,7 @@ class PythonToolEnv(ToolEnv):
         return (
             self._given_tasks
             if self._given_tasks is not None
-            else puzzle_tasks(self.tasks_seed, _check_split(split))
+            else puzzle_tasks(self.tasks_seed, known_split(split, SIZES))
         )
 
     def grade(self, message: AssistantMessage) -> Mapping[str, float]:
@@ -142,9 +143,3 @@ def puzzle_tasks(seed: int, split: str) -> ListTasks:
                 )
             )
     return ListTasks(tasks[split])
-
-
-def _check_split(split: str) -> str:
-    if split not in SIZES:
-        raise ValueError(f"unknown split {split!r}; the splits are {', '.join(SIZES)}")
-    return split

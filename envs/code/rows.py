@@ -11,6 +11,7 @@ from typing import Any, Literal
 from polyturn.envs.code.stdio import StdioCase, as_cases
 from polyturn.envs.code.unit_tests import UnitTests, as_unit_tests
 from polyturn.envs.tasks import ListTasks, Task
+from polyturn.envs.tasks.splits import known_split
 
 Kind = Literal["unit_tests", "stdio"]
 SPLITS = ("train", "heldout")
@@ -105,9 +106,8 @@ def read_tasks(path: str | Path, kind: Kind) -> ListTasks:
 @functools.lru_cache(maxsize=4)
 def builtin_tasks(kind: Kind, split: str) -> ListTasks:
     """The problems that come with the package. Raises `ValueError` for an unknown split."""
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
-    return read_tasks(Path(__file__).with_name("data") / f"{kind}_{split}.jsonl", kind)
+    file = f"{kind}_{known_split(split, SPLITS)}.jsonl"
+    return read_tasks(Path(__file__).with_name("data") / file, kind)
 
 
 def _text(row: Mapping[str, Any], key: str) -> str:

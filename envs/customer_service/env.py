@@ -20,6 +20,7 @@ from polyturn.envs.customer_service.scenarios import Scenario, make_scenario
 from polyturn.envs.customer_service.user import ScriptedUser, UserSimulator
 from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.envs.tasks import ListTasks, Task, TaskSource
+from polyturn.envs.tasks.splits import known_split
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.decorator import tool
 from polyturn.tools.types import ToolError, ToolSpec
@@ -69,7 +70,7 @@ class CustomerServiceEnv(ToolEnv):
         Raises:
             ValueError: an unknown split or kind of user, or an "llm" user without url or model.
         """
-        _check_split(split)
+        known_split(split, SPLITS)
         if user not in ("scripted", "llm"):
             raise ValueError(f"user must be 'scripted' or 'llm', not {user!r}")
         if user == "llm" and not (user_url and user_model):
@@ -83,7 +84,7 @@ class CustomerServiceEnv(ToolEnv):
         """The scenarios of `train` or `heldout`, or the tasks given to the constructor."""
         if self._given_tasks is not None:
             return self._given_tasks
-        return shop_tasks(self._shop_seed, _check_split(split))
+        return shop_tasks(self._shop_seed, known_split(split, SPLITS))
 
     def begin(self, task: Task) -> Sequence[Message]:
         """The policy, and the customer's first message."""
@@ -309,9 +310,3 @@ def _account(customer: Customer) -> dict[str, Any]:
     account = dataclasses.asdict(customer)
     account["gift_card"] = dollars(account.pop("gift_card_cents"))
     return account
-
-
-def _check_split(split: str) -> str:
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
-    return split

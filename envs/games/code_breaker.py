@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.envs.scripts import Script
 from polyturn.envs.tasks import ListTasks, Task, TaskSource
+from polyturn.envs.tasks.splits import known_split
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.decorator import tool
 from polyturn.tools.types import ToolCall, ToolError, ToolSpec
@@ -55,14 +56,14 @@ class CodeBreakerEnv(ToolEnv):
         if num_digits**length > MAX_CODES:
             raise ValueError(f"{num_digits} ** {length} codes are too many; at most {MAX_CODES:,}")
         self.length, self.num_digits, self.max_guesses = length, num_digits, max_guesses
-        _check_split(split)
+        known_split(split, SPLITS)
         super().__init__(tasks=tasks, split=split, max_turns=max_turns, render_mode=render_mode)
 
     def tasks(self, split: str) -> TaskSource:
         """The codes of one split, or the tasks given to the constructor."""
         if self._given_tasks is not None:
             return self._given_tasks
-        return codes(self.length, self.num_digits, self.max_guesses, _check_split(split))
+        return codes(self.length, self.num_digits, self.max_guesses, known_split(split, SPLITS))
 
     def begin(self, task: Task) -> Sequence[Message]:
         """The rules."""
@@ -152,9 +153,3 @@ def _told(messages: Sequence[Message]) -> list[tuple[str, tuple[int, int]]]:
 
 def _guessing(code: str) -> AssistantMessage:
     return AssistantMessage(tool_calls=(ToolCall(id="call_0", name="guess", arguments={"code": code}),))
-
-
-def _check_split(split: str) -> str:
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
-    return split

@@ -9,6 +9,7 @@ from typing import Any
 from polyturn.envs.games.house import DIRECTIONS, Direction, House, make_house
 from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.envs.tasks import ListTasks, Task, TaskSource
+from polyturn.envs.tasks.splits import known_split
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.decorator import tool
 from polyturn.tools.types import ToolCall, ToolError, ToolSpec
@@ -46,14 +47,16 @@ class TreasureHuntEnv(ToolEnv):
         """
         if min(width, height) < 1 or not 2 <= width * height <= 16 or not 1 <= num_keys <= 6:
             raise ValueError("a house has from 2 to 16 rooms and from 1 to 6 keys")
-        _check_split(split)
+        known_split(split, SPLITS)
         self._size = (width, height, num_keys)
         super().__init__(tasks=tasks, split=split, max_turns=max_turns, render_mode=render_mode)
 
     def tasks(self, split: str) -> TaskSource:
         """The houses of one split, or the tasks given to the constructor."""
         return (
-            self._given_tasks if self._given_tasks is not None else houses(*self._size, _check_split(split))
+            self._given_tasks
+            if self._given_tasks is not None
+            else houses(*self._size, known_split(split, SPLITS))
         )
 
     def begin(self, task: Task) -> Sequence[Message]:
@@ -169,9 +172,3 @@ def houses(width: int, height: int, num_keys: int, split: str) -> ListTasks:
 
 def _call(name: str, **arguments: Any) -> AssistantMessage:
     return AssistantMessage(tool_calls=(ToolCall(id="call_0", name=name, arguments=arguments),))
-
-
-def _check_split(split: str) -> str:
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
-    return split

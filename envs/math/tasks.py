@@ -12,6 +12,7 @@ from typing import Any
 from polyturn.envs.math.problems import make_problems
 from polyturn.envs.rewards.math.extract import gold_answer
 from polyturn.envs.tasks import ListTasks, Task
+from polyturn.envs.tasks.splits import known_split
 
 SPLITS = ("train", "heldout")
 _ALIASES = {"test": "heldout"}
@@ -25,10 +26,7 @@ def check_split(split: str) -> str:
     Raises:
         ValueError: there is no such split.
     """
-    split = _ALIASES.get(split, split)
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
-    return split
+    return known_split(_ALIASES.get(split, split), SPLITS)
 
 
 @functools.lru_cache(maxsize=16)

@@ -6,11 +6,11 @@ import functools
 import random
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.envs.scripts import Script
 from polyturn.envs.tasks import ListTasks, Task, TaskSource
+from polyturn.envs.tasks.splits import known_split
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.types import ToolSpec
 
@@ -63,7 +63,7 @@ class SolveCritiqueSelectEnv(ToolEnv):
         """
         if num_solvers < 1:
             raise ValueError(f"num_solvers must be at least 1, not {num_solvers}")
-        _check_split(split)
+        known_split(split, SPLITS)
         self.num_solvers = num_solvers
         self._order = (
             *(f"solver/{index}" for index in range(num_solvers)),
@@ -74,7 +74,7 @@ class SolveCritiqueSelectEnv(ToolEnv):
 
     def tasks(self, split: str) -> TaskSource:
         """The problems of `train` or `heldout`, or the tasks given to the constructor."""
-        return self._given_tasks if self._given_tasks is not None else problems(_check_split(split))
+        return self._given_tasks if self._given_tasks is not None else problems(known_split(split, SPLITS))
 
     def begin(self, task: Task) -> Sequence[Message]:
         """The first solver's prompt."""
@@ -172,9 +172,3 @@ def problems(split: str) -> ListTasks:
         seen.add(text)
         tasks.append(Task.from_prompt(f"{split}-{len(tasks)}", f"What is {text}?", label=value))
     return ListTasks(tasks)
-
-
-def _check_split(split: str) -> Any:
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
-    return split

@@ -24,6 +24,7 @@ from polyturn.envs.search.styles import RewardName, SearchStyle, style_named
 from polyturn.envs.search.tags import is_well_formed, write_turn
 from polyturn.envs.search.tool import SearchDesk, search_tools
 from polyturn.envs.tasks import Task, TaskSource
+from polyturn.envs.tasks.splits import known_split
 from polyturn.envs.tool_env import StepResult, ToolEnv
 from polyturn.envs.two_hop.world import WorldSize
 from polyturn.tools.search.types import Retriever
@@ -117,8 +118,7 @@ class SearchEnv(ToolEnv):
         """The questions of a split."""
         if self._given_tasks is not None:
             return self._given_tasks
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
+        known_split(split, SPLITS)
         if self._questions:
             if split not in self._questions:
                 name = "questions" if split == "train" else "heldout_questions"

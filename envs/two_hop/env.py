@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.rewards import exact_match
 from polyturn.envs.scripts import Script
 from polyturn.envs.tasks import ListTasks, Task, TaskSource
+from polyturn.envs.tasks.splits import known_split
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.envs.two_hop.names import Pool
 from polyturn.envs.two_hop.oracle import make_random_policy, oracle
@@ -58,7 +58,7 @@ class TwoHopSearchEnv(ToolEnv):
         """
         if top_k < 1:
             raise ValueError(f"top_k must be at least 1, not {top_k}")
-        _check_split(split)
+        known_split(split, SPLITS)
         self.size = WorldSize(num_people=num_people, num_employers=num_employers)
         self.world_seed = world_seed
         index = build_index(world_seed, self.size)
@@ -74,7 +74,7 @@ class TwoHopSearchEnv(ToolEnv):
         """The questions of `train` or `heldout`, or the tasks given to the constructor."""
         if self._given_tasks is not None:
             return self._given_tasks
-        return world_tasks(self.world_seed, self.size, _check_split(split))
+        return world_tasks(self.world_seed, self.size, known_split(split, SPLITS))
 
     def random_policy(self, seed: int) -> Script:
         """Searches for and answers with names that it has read."""
@@ -113,9 +113,3 @@ def build_index(seed: int, size: WorldSize) -> BM25Index:
 def world_tasks(seed: int, size: WorldSize, split: Pool) -> ListTasks:
     """The tasks of one split."""
     return ListTasks([task_of(q.id, q.text, q.town) for q in build_world(seed, size).questions[split]])
-
-
-def _check_split(split: str) -> Any:
-    if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r}; the splits are {', '.join(SPLITS)}")
-    return split

@@ -17,6 +17,7 @@ from polyturn.envs.adapters.verifiers.tasksets import (
 )
 from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.envs.tasks import Task, TaskSource
+from polyturn.envs.tasks.splits import known_split
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.decorator import Tool
 from polyturn.tools.types import ToolError, ToolSpec
@@ -149,5 +150,4 @@ class VerifiersEnv(ToolEnv):
 
     def _check(self, split: str) -> None:
         splits = ("train", "heldout") if self._num_heldout else ("train",)
-        if split not in splits:
-            raise ValueError(f"unknown split {split!r}; the splits are {', '.join(splits)}")
+        known_split(split, splits)
