@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from polyturn.configs.algorithm import KLInLoss
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.models import ModelShape
-from polyturn.configs.schema import KLInLoss, RunConfig
+from polyturn.configs.schema import RunConfig
 
 BYTES = {"float32": 4, "bfloat16": 2}
 CPU_KV_TOKENS = 65536

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
+from polyturn.configs.algorithm import AlgorithmConfig
+from polyturn.configs.optimizer import OptimizerConfig
+from polyturn.configs.parallel import ParallelConfig
 from polyturn.configs.rewards import EnvironmentReward, GroupRewardConfig, RewardChoice
 from polyturn.configs.section import Section
 from polyturn.configs.tasks import TaskSources
@@ -102,101 +105,6 @@ class RolloutConfig(Section):
     max_retries: NonNegativeInt = 2
     """How often a failed episode is played again before it is dropped and counted."""
     sampling: SamplingConfig = SamplingConfig()
-
-
-class GroupAdvantage(Section):
-    """GRPO: (r - mean of the group) / (std of the group + epsilon) (arXiv 2402.03300)."""
-
-    kind: Literal["grpo"] = "grpo"
-    epsilon: PositiveFloat = 1e-6
-    """Added to the group's standard deviation."""
-    min_spread: NonNegativeFloat = 1e-4
-    """A group whose rewards differ by less has advantage 0."""
-
-
-class CentredAdvantage(Section):
-    """Dr.GRPO: r - mean of the group (arXiv 2503.20783)."""
-
-    kind: Literal["dr_grpo"]
-
-
-Advantage = Annotated[GroupAdvantage | CentredAdvantage, Field(discriminator="kind")]
-
-
-class ClipLoss(Section):
-    """PPO's clipped surrogate with clip-higher (arXiv 1707.06347, 2503.14476)."""
-
-    kind: Literal["clip"] = "clip"
-    clip_low: PositiveFloat = 0.2
-    """The probability ratio is clipped below at 1 - clip_low."""
-    clip_high: PositiveFloat = 0.28
-    """The probability ratio is clipped above at 1 + clip_high."""
-
-
-class NoKL(Section):
-    """No KL term."""
-
-    kind: Literal["none"] = "none"
-
-
-class KLInLoss(Section):
-    """A KL penalty to the frozen reference policy, in the loss.
-
-    k2's gradient is the one of KL(policy || reference).
-    """
-
-    kind: Literal["in_loss"]
-    estimator: Literal["k2"] = "k2"
-    """How the divergence is estimated from the sampled tokens."""
-    coefficient: PositiveFloat = 1e-3
-    """Weight of the penalty in the loss."""
-
-
-KL = Annotated[NoKL | KLInLoss, Field(discriminator="kind")]
-
-
-class AlgorithmConfig(Section):
-    """What turns rewards into gradients."""
-
-    advantage: Advantage = GroupAdvantage()
-    loss: ClipLoss = ClipLoss()
-    kl: KL = NoKL()
-    reduction: Literal["token_mean", "sequence_mean"] = "token_mean"
-    """What the loss is a mean of: all trainable tokens, or the means of the sequences."""
-    entropy_coefficient: NonNegativeFloat = 0.0
-    """Weight of an entropy bonus in the loss."""
-
-
-class OptimizerConfig(Section):
-    """AdamW with linear warm-up, then constant."""
-
-    learning_rate: PositiveFloat = 1e-6
-    """After the warm-up."""
-    weight_decay: NonNegativeFloat = 0.0
-    """Decoupled from the gradient (AdamW)."""
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    """Decay of the gradient's running mean."""
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.98
-    """Decay of the squared gradient's running mean."""
-    epsilon: PositiveFloat = 1e-8
-    """Added to the root of the squared gradient's mean."""
-    clip_grad: PositiveFloat = 1.0
-    """Largest global norm of the gradient."""
-    warmup_updates: NonNegativeInt = 0
-    """Updates over which the learning rate rises from 0."""
-
-
-class ParallelConfig(Section):
-    """The layout of the trainer's ranks: tensor x data."""
-
-    tensor: PositiveInt = 1
-    """Ranks that share one copy of the weights."""
-    data: PositiveInt = 1
-    """Copies of the weights, each trained on a part of the batch."""
-
-    @property
-    def world_size(self) -> int:
-        return self.tensor * self.data
 
 
 class TrainerConfig(Section):

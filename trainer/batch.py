@@ -20,24 +20,34 @@ class TrainSample:
 
     sample_id: str
     group_id: str
+    sequence_id: str
+    """What counts once in a reduction by sequence: an episode, or what one role wrote in it, over all its segments."""
     token_ids: npt.NDArray[np.int64]
     sampled: npt.NDArray[np.bool_]
     """The trainable mask. The first token has nothing before it and is never sampled."""
     behavior_logprobs: npt.NDArray[np.float32]
     """Of the sampler that drew the tokens."""
-    advantage: float
+    policy_versions: npt.NDArray[np.int32]
+    """Of the weights that drew a sampled token."""
+    turns: npt.NDArray[np.int32]
+    """The turn of each token."""
     proximal_logprobs: npt.NDArray[np.float32] | None = None
     """Of the policy at the start of the step."""
     reference_logprobs: npt.NDArray[np.float32] | None = None
     """Of the frozen reference policy."""
+    advantages: npt.NDArray[np.float32] | None = None
+    """None until they have been estimated, and for what is taught rather than reinforced."""
 
     def __post_init__(self) -> None:
         columns = (
             self.token_ids,
             self.sampled,
             self.behavior_logprobs,
+            self.policy_versions,
+            self.turns,
             self.proximal_logprobs,
             self.reference_logprobs,
+            self.advantages,
         )
         shapes = {column.shape for column in columns if column is not None}
         assert len(shapes) == 1 and len(self.token_ids) > 0, f"{self.sample_id}: columns of shapes {shapes}"
@@ -52,16 +62,18 @@ class TrainSample:
 
     @classmethod
     def from_segment(
-        cls, segment: Segment, *, sample_id: str, group_id: str, advantage: float
+        cls, segment: Segment, *, sample_id: str, group_id: str, sequence_id: str
     ) -> TrainSample:
         """The sample of a segment of an episode."""
         return cls(
             sample_id=sample_id,
             group_id=group_id,
+            sequence_id=sequence_id,
             token_ids=np.array(segment.token_ids, dtype=np.int64),
             sampled=np.array(segment.sampled, dtype=np.bool_),
             behavior_logprobs=np.array(segment.logprobs, dtype=np.float32),
-            advantage=advantage,
+            policy_versions=np.array(segment.policy_versions, dtype=np.int32),
+            turns=np.array(segment.turns, dtype=np.int32),
         )
 
 

@@ -16,7 +16,9 @@ from polyturn.rollout.collector import Group
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.prompts import Prompt
 from polyturn.rollout.store import TrajectoryStore
+from polyturn.trainer.batch import split_over_ranks
 from polyturn.trainer.checks import RunChecks
+from polyturn.trainer.estimates import Estimates, estimate_advantages
 from polyturn.trainer.interrupt import InterruptGuard
 from polyturn.trainer.metrics import MetricSink
 from polyturn.trainer.player import RolloutPlayer
@@ -24,7 +26,7 @@ from polyturn.trainer.progress import ProgressDisplay
 from polyturn.trainer.run_directory import RunDirectory, RunState
 from polyturn.trainer.samples import StepSamples, make_samples
 from polyturn.trainer.step_metrics import step_metrics
-from polyturn.trainer.updates import UpdateReport, split_updates
+from polyturn.trainer.updates import UpdateReport, largest_logprob_difference, split_updates, with_scores
 from polyturn.trainer.workers import TrainerGroup
 
 
@@ -88,16 +90,16 @@ class TrainingLoop:
             if groups is None:
                 return
             episodes = [episode for group in groups for episode in group.episodes]
-            samples = make_samples(episodes, self._config.trainer.algorithm)
-            self._store.write_step(step, episodes, advantages=samples.advantages)
             self._player.prefetch(self._cursor.peek(len(prompts)))
-            reports = self._train(step, samples, watch)
-            self._check_step(step, groups, samples, reports)
+            estimates = self._estimate(step, make_samples(episodes), watch)
+            self._store.write_step(step, episodes, advantages=estimates.advantages)
+            reports = self._train(step, estimates, watch)
+            self._check_step(step, groups, estimates, reports)
             version = self.state.policy_version + self._config.trainer.updates_per_step
             num_bytes = self.sync(version, watch)
             row = step_metrics(
                 groups=groups,
-                samples=samples,
+                estimates=estimates,
                 reports=reports,
                 seconds=watch.seconds,
                 total_seconds=time.perf_counter() - started,
@@ -143,25 +145,31 @@ class TrainingLoop:
         watch.add("generate", seconds * (1 - share))
         return groups
 
-    def _train(self, step: int, samples: StepSamples, watch: Stopwatch) -> list[UpdateReport]:
+    def _estimate(self, step: int, played: StepSamples, watch: Stopwatch) -> Estimates:
+        """Score the step's samples on the trainer's ranks, and weigh them here, where the whole step is."""
+        self._progress.phase(f"step {step}: scoring")
+        with watch.measure("train"):
+            shards = split_over_ranks(played.samples, self._config.trainer.parallel.data)
+            scored = with_scores(played.samples, self._trainer.score(shards))
+            return estimate_advantages(played, scored, self._config.trainer.algorithm)
+
+    def _train(self, step: int, estimates: Estimates, watch: Stopwatch) -> list[UpdateReport]:
         self._progress.phase(f"step {step}: training")
         with watch.measure("train"):
             shares = split_updates(
-                samples.samples,
+                estimates.samples,
                 num_updates=self._config.trainer.updates_per_step,
                 num_ranks=self._config.trainer.parallel.data,
             )
             return self._trainer.update(shares)
 
     def _check_step(
-        self, step: int, groups: Sequence[Group], samples: StepSamples, reports: Sequence[UpdateReport]
+        self, step: int, groups: Sequence[Group], estimates: Estimates, reports: Sequence[UpdateReport]
     ) -> None:
         first = reports[0].metrics[0]
         self._checks.initial_kl(first["policy_kl"], step=step)
-        worst = max(reports, key=lambda report: report.max_logprob_difference)
-        self._checks.logprob_difference(
-            worst.max_logprob_difference, step=step, where=f"sample {worst.max_logprob_sample}"
-        )
+        difference, where = largest_logprob_difference(estimates.samples)
+        self._checks.logprob_difference(difference, step=step, where=f"sample {where}")
         self._checks.groups(
             {group.group_id: len(group.episodes) for group in groups},
             expected=self._config.rollout.samples_per_prompt,
@@ -169,7 +177,7 @@ class TrainingLoop:
             step=step,
         )
         self._checks.trained_once(
-            {sample.sample_id: sample.num_trainable for sample in samples.samples},
+            {sample.sample_id: sample.num_trainable for sample in estimates.samples},
             [report.trained_tokens for report in reports],
             step=step,
         )

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from polyturn.agents.episode import Episode, Outcome
 from polyturn.rollout.collector import Group
 from polyturn.tools.metrics import ToolUsage
-from polyturn.trainer.samples import StepSamples
-from polyturn.trainer.updates import UpdateReport
+from polyturn.trainer.estimates import Estimates
+from polyturn.trainer.updates import UpdateReport, largest_logprob_difference
 
 SUCCESS_REWARD = 1.0 - 1e-6
 """An episode whose reward reaches this counts as a success."""
@@ -18,7 +18,7 @@ SUCCESS_REWARD = 1.0 - 1e-6
 def step_metrics(
     *,
     groups: Sequence[Group],
-    samples: StepSamples,
+    estimates: Estimates,
     reports: Sequence[UpdateReport],
     seconds: Mapping[str, float],
     total_seconds: float,
@@ -34,8 +34,8 @@ def step_metrics(
     row = {
         **episode_metrics(episodes),
         "group/num": float(len(groups)),
-        "group/num_uniform": float(samples.groups.num_uniform_groups),
-        "group/num_singleton": float(samples.groups.num_singleton_groups),
+        "group/num_uniform": float(estimates.groups.num_uniform_groups),
+        "group/num_singleton": float(estimates.groups.num_singleton_groups),
         "rollout/num_dropped": float(sum(group.num_dropped for group in groups)),
         "rollout/sampled_tokens": float(num_sampled),
         "rollout/tokens_per_second": num_sampled / rollout_seconds if rollout_seconds > 0 else 0.0,
@@ -43,7 +43,7 @@ def step_metrics(
         "train/tokens_per_second": num_tokens / seconds["train"] if seconds["train"] > 0 else 0.0,
         "train/initial_kl": first["policy_kl"],
         "train/policy_kl": last["policy_kl"],
-        "train/logprob_difference_max": max(report.max_logprob_difference for report in reports),
+        "train/logprob_difference_max": largest_logprob_difference(estimates.samples)[0],
         "sync/bytes": float(sync_bytes),
         "policy/version": float(version),
         "policy/staleness_max": float(_largest_staleness(episodes, reports[0], version)),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from polyturn.configs.schema import OptimizerConfig
+from polyturn.configs.optimizer import OptimizerConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.batch import TrainSample
@@ -146,8 +146,10 @@ def _make_sample(name: str, token_ids: Sequence[int], mask: Sequence[bool]) -> T
     return TrainSample(
         sample_id=name,
         group_id=name,
+        sequence_id=name,
         token_ids=np.array(token_ids, dtype=np.int64),
         sampled=taught,
         behavior_logprobs=np.zeros(len(taught), dtype=np.float32),
-        advantage=0.0,
+        policy_versions=np.zeros(len(taught), dtype=np.int32),
+        turns=np.zeros(len(taught), dtype=np.int32),
     )

@@ -1,14 +1,15 @@
-"""The optimizer updates of one step, on one rank."""
+"""The two visits of a step's samples to a rank: they are scored with the weights as they are, then trained on."""
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from polyturn.configs.schema import RunConfig
 from polyturn.trainer.algorithms.objective import Objective
@@ -35,10 +36,15 @@ class UpdateReport:
     """Per update, reduced over all ranks."""
     trained_tokens: Mapping[str, int]
     """Trainable tokens of each sample that went into an update of this rank."""
-    max_logprob_difference: float
-    """Largest |trainer - engine| logprob over this rank's sampled tokens, before the first update."""
-    max_logprob_sample: str
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoredColumns:
+    """What a rank computed of one sample, float32 [T] each; 0 where the token was not sampled."""
+
+    proximal_logprobs: npt.NDArray[np.float32]
+    reference_logprobs: npt.NDArray[np.float32] | None = None
 
 
 def split_updates(
@@ -59,53 +65,58 @@ def split_updates(
     return [tuple(share) for share in shares]
 
 
+def score_samples(
+    policy: MegatronPolicy, samples: Sequence[TrainSample], *, config: RunConfig
+) -> dict[str, ScoredColumns]:
+    """The logprobs that the step needs, by sample id: of the policy as it is, and of the reference if there is a KL."""
+    temperature = config.rollout.sampling.temperature
+    proximal = policy.logprobs(samples, temperature=temperature)
+    reference: Sequence[npt.NDArray[np.float32] | None] = [None] * len(samples)
+    if config.trainer.algorithm.kl.kind != "none":
+        reference = policy.reference_logprobs(samples, temperature=temperature)
+    return {
+        sample.sample_id: ScoredColumns(proximal_logprobs=ours, reference_logprobs=theirs)
+        for sample, ours, theirs in zip(samples, proximal, reference, strict=True)
+    }
+
+
+def with_scores(
+    samples: Iterable[TrainSample], scores: Iterable[Mapping[str, ScoredColumns]]
+) -> dict[str, TrainSample]:
+    """The samples with the columns that the ranks computed, by sample id."""
+    columns = {sample_id: found for part in scores for sample_id, found in part.items()}
+    return {
+        sample.sample_id: replace(
+            sample,
+            proximal_logprobs=columns[sample.sample_id].proximal_logprobs,
+            reference_logprobs=columns[sample.sample_id].reference_logprobs,
+        )
+        for sample in samples
+    }
+
+
 def run_updates(policy: MegatronPolicy, shares: Sequence[UpdateShare], *, config: RunConfig) -> UpdateReport:
-    """Score the step's samples with the weights as they are, then update once per share."""
+    """Update once per share."""
     started = time.perf_counter()
     objective = Objective.from_config(
         config.trainer.algorithm, temperature=config.rollout.sampling.temperature
     )
-    scored = score(policy, [sample for share in shares for sample in share.samples], objective)
-    difference, where = largest_logprob_difference(list(scored.values()))
     metrics = []
     trained: dict[str, int] = {}
     for share in shares:
-        samples = [scored[sample.sample_id] for sample in share.samples]
-        metrics.append(policy.train(samples, objective=objective, global_counts=share.counts))
-        for sample in samples:
+        metrics.append(policy.train(share.samples, objective=objective, global_counts=share.counts))
+        for sample in share.samples:
             trained[sample.sample_id] = trained.get(sample.sample_id, 0) + sample.num_trainable
-    return UpdateReport(
-        metrics=tuple(metrics),
-        trained_tokens=trained,
-        max_logprob_difference=difference,
-        max_logprob_sample=where,
-        seconds=time.perf_counter() - started,
-    )
+    return UpdateReport(metrics=tuple(metrics), trained_tokens=trained, seconds=time.perf_counter() - started)
 
 
-def score(
-    policy: MegatronPolicy, samples: Sequence[TrainSample], objective: Objective
-) -> dict[str, TrainSample]:
-    """The samples with their proximal logprobs, and the reference's where the objective asks for them, by id."""
-    proximal = policy.logprobs(samples, temperature=objective.temperature)
-    scored = [
-        replace(sample, proximal_logprobs=column) for sample, column in zip(samples, proximal, strict=True)
-    ]
-    if objective.kl_coefficient > 0:
-        reference = policy.reference_logprobs(samples, temperature=objective.temperature)
-        scored = [
-            replace(sample, reference_logprobs=column)
-            for sample, column in zip(scored, reference, strict=True)
-        ]
-    return {sample.sample_id: sample for sample in scored}
-
-
-def largest_logprob_difference(samples: Sequence[TrainSample]) -> tuple[float, str]:
+def largest_logprob_difference(samples: Iterable[TrainSample]) -> tuple[float, str]:
     """The largest |proximal - behavior| logprob of a sampled token, and the sample where it is."""
     difference, where = 0.0, ""
     for sample in samples:
         assert sample.proximal_logprobs is not None
         gap = np.abs(sample.proximal_logprobs - sample.behavior_logprobs)[sample.sampled]
+        # `not <=` so that a NaN is found.
         if gap.size and not gap.max() <= difference:
             difference, where = float(gap.max()), sample.sample_id
     return difference, where

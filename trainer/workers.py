@@ -24,7 +24,8 @@ from polyturn.rollout.engines.checksum import EngineChecksums
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.ports import free_port
 from polyturn.rollout.engines.server import SGLangServer
-from polyturn.trainer.updates import UpdateReport, UpdateShare, run_updates
+from polyturn.trainer.batch import TrainSample
+from polyturn.trainer.updates import ScoredColumns, UpdateReport, UpdateShare, run_updates, score_samples
 from polyturn.trainer.weight_sync import SyncReport, WeightPublisher
 
 START_TIMEOUT_S = 600.0
@@ -131,6 +132,10 @@ class TrainerRank:
             continue
         return None
 
+    def score(self, samples: Sequence[TrainSample]) -> dict[str, ScoredColumns]:
+        """The logprobs of this rank's samples under the weights as they are."""
+        return score_samples(self._policy, samples, config=self._config)
+
     def update(self, shares: Sequence[UpdateShare]) -> UpdateReport:
         """Train on this rank's share of a step."""
         return run_updates(self._policy, shares, config=self._config)
@@ -219,13 +224,21 @@ class TrainerGroup:
         assert len(reports) == 1, "exactly rank 0 publishes"
         return reports[0]
 
+    def score(self, shards: Sequence[Sequence[TrainSample]]) -> list[dict[str, ScoredColumns]]:
+        """The logprobs of one share per data-parallel rank, under the weights as they are."""
+        return self._on_shards("score", shards)
+
     def update(self, shards: Sequence[Sequence[UpdateShare]]) -> list[UpdateReport]:
-        """Train on one share per data-parallel rank; the reports of one tensor rank of each."""
+        """Train on one share per data-parallel rank; the report of each."""
+        return self._on_shards("update", shards)
+
+    def _on_shards(self, method: str, shards: Sequence[Any]) -> list[Any]:
+        """Call with one share per data-parallel rank; the results of one tensor rank of each."""
         assert len(shards) * self._tensor_parallel == len(self._ranks), "one share per data-parallel rank"
         references = [ray.put(shard) for shard in shards]
         # Megatron's default order: the tensor-parallel ranks of one data-parallel rank are neighbours.
         calls = [
-            rank.update.remote(references[index // self._tensor_parallel])
+            getattr(rank, method).remote(references[index // self._tensor_parallel])
             for index, rank in enumerate(self._ranks)
         ]
         return ray.get(calls)[:: self._tensor_parallel]

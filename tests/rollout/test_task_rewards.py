@@ -22,6 +22,7 @@ from polyturn.rollout.prompts import PromptCursor
 from polyturn.rollout.setup import message_play, run_reward
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.rollout.task_sources import tasks_of
+from polyturn.trainer.estimates import estimate_advantages
 from polyturn.trainer.preflight import _check_tasks
 from polyturn.trainer.samples import make_samples
 
@@ -129,8 +130,10 @@ async def test_a_mixture_of_files_is_trained_on_with_a_rubric(tmp_path, monkeypa
         assert parts == {"right": knew, "brief": knew, "group.variety": pytest.approx(2 / 3)}
         assert episode.reward == pytest.approx(1.5 * knew + 0.1 * 2 / 3)
     store = TrajectoryStore(tmp_path)
-    samples = make_samples(episodes, config.trainer.algorithm)
-    store.write_step(1, episodes, advantages=samples.advantages)
+    step = make_samples(episodes)
+    scored = {sample.sample_id: sample for sample in step.samples}
+    estimates = estimate_advantages(step, scored, config.trainer.algorithm)
+    store.write_step(1, episodes, advantages=estimates.advantages)
     assert store.read_step(1) == episodes
 
 

@@ -78,10 +78,13 @@ def make_samples() -> Callable[..., list[TrainSample]]:
                 TrainSample(
                     sample_id=f"sample-{i}",
                     group_id=f"group-{i // 2}",
+                    sequence_id=f"sample-{i}",
                     token_ids=rng.integers(0, VOCAB_SIZE, length),
                     sampled=sampled,
                     behavior_logprobs=rng.normal(-5, 0.3, length).astype(np.float32),
-                    advantage=float(rng.normal()),
+                    policy_versions=np.zeros(length, dtype=np.int32),
+                    turns=np.zeros(length, dtype=np.int32),
+                    advantages=np.full(length, rng.normal(), dtype=np.float32),
                 )
             )
         return samples

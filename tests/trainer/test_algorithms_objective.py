@@ -7,7 +7,7 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from polyturn.configs.schema import AlgorithmConfig
+from polyturn.configs.algorithm import AlgorithmConfig
 from polyturn.trainer.algorithms.kl import k1, k2, k3
 from polyturn.trainer.algorithms.losses import clip_loss
 from polyturn.trainer.algorithms.objective import Objective, TokenBatch, evaluate_objective

@@ -18,10 +18,12 @@ def make_sample(length: int, name: str = "s") -> TrainSample:
     return TrainSample(
         sample_id=name,
         group_id="g",
+        sequence_id=name,
         token_ids=np.arange(length),
         sampled=sampled,
         behavior_logprobs=np.zeros(length, dtype=np.float32),
-        advantage=1.0,
+        policy_versions=np.zeros(length, dtype=np.int32),
+        turns=np.zeros(length, dtype=np.int32),
     )
 
 
@@ -96,11 +98,12 @@ def test_a_segment_becomes_a_sample():
         Generation(token_ids=(5, 6), logprobs=(-0.5, -0.25), policy_versions=(0, 0), finish_reason="stop")
     )
     ledger.append_observation([9])
-    sample = TrainSample.from_segment(ledger.to_segment(), sample_id="e/0", group_id="g", advantage=-1.5)
+    sample = TrainSample.from_segment(ledger.to_segment(), sample_id="e/0", group_id="g", sequence_id="e")
     assert sample.token_ids.tolist() == [7, 8, 5, 6, 9]
     assert sample.sampled.tolist() == [False, False, True, True, False]
     assert sample.behavior_logprobs.tolist() == [0.0, 0.0, -0.5, -0.25, 0.0]
-    assert sample.num_trainable == 2 and len(sample) == 5 and sample.advantage == -1.5
+    assert sample.policy_versions.tolist() == [-1, -1, 0, 0, -1] and sample.turns.tolist() == [0, 0, 0, 0, 1]
+    assert sample.num_trainable == 2 and len(sample) == 5
 
 
 def test_a_first_token_cannot_have_been_sampled():
@@ -108,8 +111,10 @@ def test_a_first_token_cannot_have_been_sampled():
         TrainSample(
             sample_id="s",
             group_id="g",
+            sequence_id="s",
             token_ids=np.arange(2),
             sampled=np.array([True, False]),
             behavior_logprobs=np.zeros(2, dtype=np.float32),
-            advantage=0.0,
+            policy_versions=np.zeros(2, dtype=np.int32),
+            turns=np.zeros(2, dtype=np.int32),
         )

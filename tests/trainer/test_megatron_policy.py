@@ -13,7 +13,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from polyturn.configs.schema import OptimizerConfig, ParallelConfig
+from polyturn.configs.optimizer import OptimizerConfig
+from polyturn.configs.parallel import ParallelConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.batch import TrainSample
@@ -143,7 +144,8 @@ def reference_update(model, optimizer, samples, objective: Objective) -> tuple[f
         logprobs = hf_logprobs(model, sample, objective.temperature)[mask]
         ratio = (logprobs - torch.from_numpy(sample.proximal_logprobs)[mask]).exp()
         bounded = ratio.clamp(1 - objective.clip_low, 1 + objective.clip_high)
-        values = -torch.minimum(ratio * sample.advantage, bounded * sample.advantage)
+        advantage = torch.from_numpy(sample.advantages)[mask]
+        values = -torch.minimum(ratio * advantage, bounded * advantage)
         gap = logprobs - torch.from_numpy(sample.reference_logprobs)[mask]
         values = values + objective.kl_coefficient * gap.square() / 2
         token_ids = torch.from_numpy(sample.token_ids)[None]

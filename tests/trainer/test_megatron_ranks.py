@@ -11,7 +11,8 @@ import ray
 import torch
 from safetensors.torch import load_file
 
-from polyturn.configs.schema import OptimizerConfig, ParallelConfig
+from polyturn.configs.optimizer import OptimizerConfig
+from polyturn.configs.parallel import ParallelConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.batch import TrainSample, split_over_ranks
@@ -193,7 +194,7 @@ def test_every_rank_names_the_sample_that_is_not_finite(ranks, make_model, make_
     ranks.open(make_model())
     shares = ranks.each("score", split_over_ranks(samples, ranks.parallel.data))[:: ranks.parallel.tensor]
     broken = shares[-1][0]
-    shares[-1][0] = replace(broken, advantage=float("nan"))
+    shares[-1][0] = replace(broken, advantages=np.full(len(broken), np.nan, dtype=np.float32))
     for text in ranks.each("failure", shares, counts):
         assert f"sample {broken.sample_id}: the advantage of token" in text
     ranks.all("close")

@@ -11,7 +11,9 @@ import pytest
 from polyturn.agents.episode import Episode, Outcome
 from polyturn.agents.ledger import Ledger
 from polyturn.agents.policy import Generation
-from polyturn.configs.schema import AlgorithmConfig, CentredAdvantage
+from polyturn.configs.algorithm import AlgorithmConfig, CentredAdvantage
+from polyturn.trainer.batch import TrainSample
+from polyturn.trainer.estimates import Estimates, estimate_advantages
 from polyturn.trainer.samples import make_samples
 from polyturn.trainer.updates import split_updates
 
@@ -43,13 +45,27 @@ def make_episode(
     )
 
 
+def estimate(episodes: list[Episode], algorithm: AlgorithmConfig | None = None) -> Estimates:
+    step = make_samples(episodes)
+    scored = {sample.sample_id: sample for sample in step.samples}
+    return estimate_advantages(step, scored, algorithm or AlgorithmConfig())
+
+
+def advantage_of(sample: TrainSample) -> float:
+    """Its tokens' advantage, the same at all that were sampled."""
+    assert sample.advantages is not None
+    assert not sample.advantages[~sample.sampled].any()
+    (value,) = set(sample.advantages[sample.sampled].tolist())
+    return value
+
+
 def test_each_segment_is_a_sample_with_its_episodes_advantage() -> None:
     episodes = [make_episode("g", 0, 1.0, num_segments=3), make_episode("g", 1, 0.0)]
-    result = make_samples(episodes, AlgorithmConfig())
+    result = estimate(episodes)
     assert [sample.sample_id for sample in result.samples] == ["g.0.0/0", "g.0.0/1", "g.0.0/2", "g.1.0/0"]
-    assert len({sample.advantage for sample in result.samples[:3]}) == 1
+    assert len({advantage_of(sample) for sample in result.samples[:3]}) == 1
     # One episode each way: an episode counts once in its group, however many segments it has.
-    assert result.samples[0].advantage == pytest.approx(-result.samples[3].advantage)
+    assert advantage_of(result.samples[0]) == pytest.approx(-advantage_of(result.samples[3]))
 
 
 @pytest.mark.catalogue("B4")
@@ -59,7 +75,7 @@ def test_a_lonely_episode_and_a_silent_one_are_not_trained_on() -> None:
         make_episode("g", 0, 1.0),
         make_episode("g", 1, 0.0, num_sampled=0),
     ]
-    result = make_samples(episodes, AlgorithmConfig())
+    result = estimate(episodes)
     assert [sample.sample_id for sample in result.samples] == ["g.0.0/0"]
     assert result.groups.num_singleton_groups == 1
 
@@ -77,7 +93,7 @@ def test_a_failed_episode_never_reaches_the_trainer() -> None:
         reward=None,
     )
     with pytest.raises(AssertionError, match="never trained on"):
-        make_samples([failed, make_episode("g", 1, 1.0)], AlgorithmConfig())
+        make_samples([failed, make_episode("g", 1, 1.0)])
 
 
 def test_roles_are_compared_with_their_like() -> None:
@@ -90,7 +106,7 @@ def test_roles_are_compared_with_their_like() -> None:
         with_roles(0, {"solver/0": 1.0, "solver/1": 0.0, "critic/0": 1.0}),
         with_roles(1, {"solver/0": 0.0, "solver/1": 0.0, "critic/0": 1.0}),
     ]
-    result = make_samples(episodes, AlgorithmConfig(advantage=CentredAdvantage(kind="dr_grpo")))
+    result = estimate(episodes, AlgorithmConfig(advantage=CentredAdvantage(kind="dr_grpo")))
     assert result.advantages == {
         "g.0.0/solver/0": 0.75,
         "g.0.0/solver/1": -0.25,
@@ -116,7 +132,7 @@ def test_updates_cover_every_sample_once_with_denominators_of_the_whole(
         make_episode(f"g{index // 4}", index % 4, float(rng.random() < 0.5), num_sampled=rng.randint(1, 9))
         for index in range(24)
     ]
-    samples = make_samples(episodes, AlgorithmConfig()).samples
+    samples = estimate(episodes).samples
     ranks = split_updates(samples, num_updates=num_updates, num_ranks=num_ranks)
     assert [len(shares) for shares in ranks] == [num_updates] * num_ranks
     seen = Counter(sample.sample_id for shares in ranks for share in shares for sample in share.samples)

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from polyturn.configs.schema import AlgorithmConfig
+from polyturn.configs.algorithm import AlgorithmConfig
 from polyturn.trainer.algorithms.kl import k2, k3
 from polyturn.trainer.algorithms.losses import clip_loss, log_ratio, supervised_loss
 from polyturn.trainer.algorithms.reductions import GlobalCounts, Reduction, token_weights, weighted_sum

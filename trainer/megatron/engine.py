@@ -18,15 +18,12 @@ from megatron.core.distributed import (
     DistributedDataParallelConfig,
     finalize_model_grads,
 )
-from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
-from megatron.core.optimizer import get_megatron_optimizer, get_standard_config_overrides
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 
-from polyturn.configs.schema import OptimizerConfig
-from polyturn.trainer.algorithms.objective import Objective, ObjectiveSums, TokenBatch, evaluate_objective
+from polyturn.configs.optimizer import OptimizerConfig
+from polyturn.trainer.algorithms.objective import Objective, ObjectiveSums, evaluate_objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
-from polyturn.trainer.megatron.adam import use_fused_layout_adam
 from polyturn.trainer.megatron.logprobs import token_logprobs
 from polyturn.trainer.megatron.model import (
     Architecture,
@@ -35,7 +32,9 @@ from polyturn.trainer.megatron.model import (
     read_architecture,
     transformer_config,
 )
-from polyturn.trainer.megatron.packed import PackedBatch, gather_rows
+from polyturn.trainer.megatron.optimizer import make_optimizer
+from polyturn.trainer.megatron.packed import PackedBatch
+from polyturn.trainer.megatron.tokens import find_bad_samples, token_batch
 from polyturn.trainer.megatron.weights import mark_split_params
 
 
@@ -74,29 +73,7 @@ class Engine:
 
     def build_optimizer(self) -> None:
         """Make the optimizer; in bfloat16 its float32 weights are taken from the model's, so load those before."""
-        use_fused_layout_adam()
-        config = self._optimizer_config
-        settings = MegatronOptimizerConfig(
-            optimizer="adam",
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            adam_beta1=config.beta1,
-            adam_beta2=config.beta2,
-            adam_eps=config.epsilon,
-            clip_grad=config.clip_grad,
-            params_dtype=self.config.params_dtype,
-            bf16=self.config.bf16,
-            use_distributed_optimizer=True,
-        )
-        self.optimizer = get_megatron_optimizer(
-            settings,
-            [self._parallel_model],
-            config_overrides=get_standard_config_overrides(settings),
-            use_gloo_process_groups=False,
-        )
-        for group in self.optimizer.param_groups:
-            # Norms and biases do not decay.
-            group["weight_decay"] = config.weight_decay * group.get("wd_mult", 1.0)
+        self.optimizer = make_optimizer(self._parallel_model, self.config, self._optimizer_config)
         self.config.grad_scale_func = self.optimizer.scale_loss
         self.config.finalize_model_grads_func = self._finalize
 
@@ -239,65 +216,3 @@ class Engine:
             "num_tokens": num_tokens,
             "num_sequences": float(counts.num_sequences),
         }
-
-
-def token_batch(
-    batch: PackedBatch, objective: Objective, logprobs: torch.Tensor, entropies: torch.Tensor
-) -> TokenBatch:
-    """The pack's columns at its trainable tokens.
-
-    Raises:
-        ValueError: a sample lacks a column that the objective needs.
-    """
-    device = logprobs.device
-    behavior = gather_rows(batch, [sample.behavior_logprobs for sample in batch.samples])
-    proximal, reference = behavior, None
-    if objective.loss == "clip":
-        proximal = gather_rows(batch, [_column(sample, "proximal_logprobs") for sample in batch.samples])
-    if objective.kl_coefficient > 0:
-        reference = gather_rows(batch, [_column(sample, "reference_logprobs") for sample in batch.samples])
-    advantages = torch.tensor([sample.advantage for sample in batch.samples] or [0.0], device=device)
-    lengths = torch.tensor([sample.num_trainable for sample in batch.samples] or [0], device=device)
-    return TokenBatch(
-        logprobs=logprobs,
-        entropies=entropies,
-        mask=torch.ones_like(logprobs, dtype=torch.bool),
-        sequence_lengths=lengths[batch.sample_of_row],
-        advantages=advantages[batch.sample_of_row],
-        behavior_logprobs=behavior,
-        proximal_logprobs=proximal,
-        reference_logprobs=reference,
-    )
-
-
-def _column(sample: Any, name: str) -> Any:
-    column = getattr(sample, name)
-    if column is None:
-        raise ValueError(f"sample {sample.sample_id} has no {name}, which the objective needs")
-    return column
-
-
-def find_bad_samples(batch: PackedBatch, tokens: TokenBatch) -> list[str]:
-    """A sentence for each sample with a number on a trainable token that is not finite."""
-    columns = {
-        "logprob": tokens.logprobs.detach(),
-        "behavior logprob": tokens.behavior_logprobs,
-        "proximal logprob": tokens.proximal_logprobs,
-        "advantage": tokens.advantages,
-    }
-    if tokens.reference_logprobs is not None:
-        columns["reference logprob"] = tokens.reference_logprobs
-    table = torch.stack(list(columns.values()))
-    if bool(torch.isfinite(table).all()):
-        return []
-    found: dict[str, str] = {}
-    names = list(columns)
-    for column, row in (~torch.isfinite(table)).nonzero().tolist():
-        sample = batch.samples[int(batch.sample_of_row[row])]
-        first_row = int((batch.sample_of_row == batch.sample_of_row[row]).nonzero()[0])
-        token = int(sample.sampled.nonzero()[0][row - first_row])
-        found.setdefault(
-            sample.sample_id,
-            f"sample {sample.sample_id}: the {names[column]} of token {token} is {table[column, row].item()}",
-        )
-    return list(found.values())

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from polyturn.configs.schema import OptimizerConfig, ParallelConfig
+from polyturn.configs.optimizer import OptimizerConfig
+from polyturn.configs.parallel import ParallelConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.batch import TrainSample, pack, split_packs
