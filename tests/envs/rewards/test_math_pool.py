@@ -17,8 +17,8 @@ import pytest
 from polyturn.envs.rewards.math import MathVerifier, shared_verifier
 from polyturn.envs.rewards.math.pool import WorkerPool
 
-SLOW = r"\int_0^{\infty}e^{-x^{x^{x}}}dx"
-"""What keeps math-verify busy for longer than anyone waits."""
+SLOW = r"\sum_{n=1}^{900}\int_0^{n}e^{-x^{x}}dx"
+"""More integrals than a worker gets through in a hundred times its deadline."""
 IRRATIONAL = (r"\sqrt{8}", r"2\sqrt{2}")
 BOMBS = [
     "9**9**9",
