@@ -128,7 +128,7 @@ def estimate_memory(config: RunConfig, shape: ModelShape) -> MemoryEstimate:
         "weights": size * parameters,
         "gradients": 4 * parameters,
         "optimizer": -(-state_bytes * parameters // data),
-        "logits": 8 * config.trainer.max_tokens_per_micro_batch * -(-shape.vocab_size // tensor),
+        "logits": 8 * config.trainer.max_tokens_per_gpu * -(-shape.vocab_size // tensor),
     }
     if isinstance(config.trainer.algorithm.kl, KLInLoss):
         rank["reference"] = size * parameters

@@ -116,8 +116,9 @@ class TrainerConfig(Section):
     """Episodes per optimizer update, over all ranks."""
     updates_per_step: PositiveInt = 1
     """Optimizer updates of one step."""
-    max_tokens_per_micro_batch: PositiveInt = 8192
-    """Tokens packed into one forward pass of a rank."""
+    max_tokens_per_gpu: PositiveInt = 8192
+    """Tokens packed into one forward pass of a rank; with context parallelism a micro-batch holds so many for each
+    context-parallel rank. A longer sample makes a micro-batch of its own."""
     device: Literal["cpu", "cuda"] = "cuda"
     """What the trainer's ranks run on."""
     threads_per_rank: PositiveInt = 1

@@ -38,7 +38,7 @@ class SupervisedConfig:
     beta1: float = 0.9
     beta2: float = 0.98
     clip_grad: float = 1.0
-    max_tokens_per_micro_batch: int = 4096
+    max_tokens_per_gpu: int = 4096
     """On a CPU packs of 2 to 4 thousand tokens are fastest: their activations stay in the cache."""
 
     def schedule(self) -> LearningRateSchedule:
@@ -80,7 +80,7 @@ def train_supervised(
         dtype=dtype,
         device=device,
         optimizer=config.optimizer(),
-        max_tokens_per_micro_batch=config.max_tokens_per_micro_batch,
+        max_tokens_per_gpu=config.max_tokens_per_gpu,
         seed=seed,
     )
     try:

@@ -83,7 +83,7 @@ class TrainerRank:
             world_size=trainer.parallel.world_size,
             master_address=address,
             master_port=port,
-            max_tokens_per_micro_batch=trainer.max_tokens_per_micro_batch,
+            max_tokens_per_gpu=trainer.max_tokens_per_gpu,
             keep_reference=trainer.algorithm.kl.kind != "none",
         )
 

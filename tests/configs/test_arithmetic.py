@@ -120,7 +120,7 @@ def test_memory_by_hand() -> None:
     model = shape()
     count = model.num_parameters
     options = [
-        "trainer.max_tokens_per_micro_batch=1000",
+        "trainer.max_tokens_per_gpu=1000",
         "trainer.parallel.data=2",
         "sglang.max_total_tokens=500",
     ]

@@ -177,9 +177,7 @@ def test_updates_are_those_of_plain_torch(make_model, make_samples, reduction, m
         weight_decay=SMOOTH.weight_decay,
     )
     objective = Objective(kl_coefficient=0.1, entropy_coefficient=0.05, reduction=reduction, temperature=0.8)
-    with open_policy(
-        path, optimizer=SMOOTH, max_tokens_per_micro_batch=max_tokens, keep_reference=True
-    ) as policy:
+    with open_policy(path, optimizer=SMOOTH, max_tokens_per_gpu=max_tokens, keep_reference=True) as policy:
         samples = with_proximal(policy, make_samples(LENGTHS), 0.8)
         references = policy.reference_logprobs(samples, temperature=0.8)
         samples = [
@@ -286,7 +284,7 @@ def test_a_sample_without_trainable_tokens_only_takes_part_in_nothing(make_model
     silent = replace(samples[0], sample_id="silent", sampled=np.zeros(5, dtype=np.bool_))
     results = []
     for batch in (samples, [*samples, silent]):
-        with open_policy(make_model(), optimizer=SMOOTH, max_tokens_per_micro_batch=5) as policy:
+        with open_policy(make_model(), optimizer=SMOOTH, max_tokens_per_gpu=5) as policy:
             scored = with_proximal(policy, batch)
             results.append((train(policy, scored, Objective(reduction="sequence_mean")), weights_of(policy)))
     (metrics, weights), (other_metrics, other_weights) = results

@@ -25,7 +25,7 @@ OBJECTIVE = Objective(
     kl_coefficient=0.1, entropy_coefficient=0.05, reduction="sequence_mean", temperature=0.8
 )
 NUM_UPDATES = 3
-SETTINGS: dict[str, Any] = {"optimizer": SMOOTH, "keep_reference": True, "max_tokens_per_micro_batch": 64}
+SETTINGS: dict[str, Any] = {"optimizer": SMOOTH, "keep_reference": True, "max_tokens_per_gpu": 64}
 
 
 class Rank:

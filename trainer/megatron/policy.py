@@ -41,7 +41,7 @@ class MegatronPolicy:
         parallel: ParallelConfig | None = None,
         optimizer: OptimizerConfig | None = None,
         megatron: Mapping[str, Any] | None = None,
-        max_tokens_per_micro_batch: int = 8192,
+        max_tokens_per_gpu: int = 8192,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -69,7 +69,7 @@ class MegatronPolicy:
         self.model_path = Path(model_path)
         self.dtype = dtype
         self.parallel = parallel or ParallelConfig()
-        self._max_tokens = max_tokens_per_micro_batch
+        self._max_tokens = max_tokens_per_gpu
         hf_config = read_config(self.model_path)
         optimizer = optimizer or OptimizerConfig()
         self.schedule = LearningRateSchedule(
