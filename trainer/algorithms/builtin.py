@@ -1,0 +1,7 @@
+"""Importing this fills the registries with all functions that ship. Each module registers its own."""
+
+from __future__ import annotations
+
+from polyturn.trainer.algorithms import advantages, kl, losses, reductions
+
+__all__ = ["advantages", "kl", "losses", "reductions"]
