@@ -16,6 +16,7 @@ from polyturn.configs import upstream
 from polyturn.configs.annotations import accepts
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.loader import load_config
+from polyturn.trainer.megatron.cpu import install_cpu_compatibility
 
 needs_sglang = pytest.mark.skipif(
     importlib.util.find_spec("sglang") is None, reason="SGLang is not installed"
@@ -80,6 +81,8 @@ def test_megatron_fields() -> None:
 
 @needs_megatron
 def test_megatron_fields_read_from_source_are_those_of_the_class() -> None:
+    # Imported too early, megatron.core would spoil this process for every later test.
+    install_cpu_compatibility("cpu")
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     read = upstream.megatron_arguments()
