@@ -318,7 +318,7 @@ def test_what_cannot_be_trained_is_refused(make_model, tmp_path):
             MegatronPolicy(other)
     with pytest.raises(ValueError, match=r"no config.json"):
         MegatronPolicy(tmp_path)
-    with pytest.raises(ValueError, match=r"parallel.tensor=2 times parallel.data=1 is 2 ranks, not 1"):
+    with pytest.raises(ValueError, match=r"the layout tensor 2 has 2 rank\(s\), but 1 were started"):
         MegatronPolicy(path, parallel=ParallelConfig(tensor=2))
 
 

@@ -28,15 +28,15 @@ def join_ranks(
     master_address: str,
     master_port: int,
 ) -> None:
-    """Meet the other ranks and form the groups; ranks of one tensor-parallel group are neighbours.
+    """Meet the other ranks and form the groups.
 
     Raises:
         ValueError: the layout does not give as many ranks as there are, or this process is a rank already.
     """
     if parallel.world_size != world_size:
         raise ValueError(
-            f"parallel.tensor={parallel.tensor} times parallel.data={parallel.data} is {parallel.world_size} ranks, "
-            f"not {world_size}"
+            f"the layout {parallel.describe()} has {parallel.world_size} rank(s), but {world_size} were started: set "
+            "tensor x context x data x pipeline to that number"
         )
     if dist.is_initialized():
         raise ValueError("this process is a rank already: close its MegatronPolicy first")
@@ -51,8 +51,19 @@ def join_ranks(
         )
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
     parallel_state.initialize_model_parallel(
-        tensor_model_parallel_size=parallel.tensor, create_gloo_process_groups=False
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline
+        if parallel.virtual_pipeline > 1
+        else None,
+        context_parallel_size=parallel.context,
+        expert_model_parallel_size=parallel.expert,
+        expert_tensor_parallel_size=parallel.expert_tensor,
+        # The order that `ParallelConfig.place` counts in.
+        order="tp-cp-ep-dp-pp",
+        create_gloo_process_groups=False,
     )
+    assert parallel_state.get_data_parallel_rank() == parallel.place(rank).data
     model_parallel_cuda_manual_seed(seed)
 
 
