@@ -6,6 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, NonNegativeFloat, PositiveFloat
 
+from polyturn.configs.kl import KL, KLInLoss, KLInReward, NoKL
+from polyturn.configs.losses import ClipLoss, Loss
+from polyturn.configs.reductions import Reduction, TokenMean
 from polyturn.configs.section import Section
 
 
@@ -28,45 +31,20 @@ class CentredAdvantage(Section):
 Advantage = Annotated[GroupAdvantage | CentredAdvantage, Field(discriminator="kind")]
 
 
-class ClipLoss(Section):
-    """PPO's clipped surrogate with clip-higher (arXiv 1707.06347, 2503.14476)."""
-
-    kind: Literal["clip"] = "clip"
-    clip_low: PositiveFloat = 0.2
-    """The probability ratio is clipped below at 1 - clip_low."""
-    clip_high: PositiveFloat = 0.28
-    """The probability ratio is clipped above at 1 + clip_high."""
-
-
-class NoKL(Section):
-    """No KL term."""
-
-    kind: Literal["none"] = "none"
-
-
-class KLInLoss(Section):
-    """A KL penalty to the frozen reference policy, in the loss.
-
-    k2's gradient is the one of KL(policy || reference).
-    """
-
-    kind: Literal["in_loss"]
-    estimator: Literal["k2"] = "k2"
-    """How the divergence is estimated from the sampled tokens."""
-    coefficient: PositiveFloat = 1e-3
-    """Weight of the penalty in the loss."""
-
-
-KL = Annotated[NoKL | KLInLoss, Field(discriminator="kind")]
-
-
 class AlgorithmConfig(Section):
     """What turns rewards into gradients."""
 
     advantage: Advantage = GroupAdvantage()
-    loss: ClipLoss = ClipLoss()
+    loss: Loss = ClipLoss()
     kl: KL = NoKL()
-    reduction: Literal["token_mean", "sequence_mean"] = "token_mean"
-    """What the loss is a mean of: all trainable tokens, or the means of the sequences."""
+    reduction: Reduction = TokenMean()
+    """How the losses of tokens become one number."""
     entropy_coefficient: NonNegativeFloat = 0.0
     """Weight of an entropy bonus in the loss."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the logprobs of a frozen reference policy are needed."""
+        return isinstance(self.kl, KLInReward) or (
+            isinstance(self.kl, KLInLoss) and self.kl.anchor == "reference"
+        )

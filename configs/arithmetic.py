@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from polyturn.configs.algorithm import KLInLoss
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.models import ModelShape
 from polyturn.configs.schema import RunConfig
@@ -130,7 +129,7 @@ def estimate_memory(config: RunConfig, shape: ModelShape) -> MemoryEstimate:
         "optimizer": -(-state_bytes * parameters // data),
         "logits": 8 * config.trainer.max_tokens_per_gpu * -(-shape.vocab_size // tensor),
     }
-    if isinstance(config.trainer.algorithm.kl, KLInLoss):
+    if config.trainer.algorithm.needs_reference:
         rank["reference"] = size * parameters
     engine_tensor = config.engines.tensor_parallel
     engine = {"weights": size * shape.parameters_per_rank(tensor_parallel=engine_tensor)}

@@ -37,6 +37,8 @@ class TrainSample:
     """Of the frozen reference policy."""
     advantages: npt.NDArray[np.float32] | None = None
     """None until they have been estimated, and for what is taught rather than reinforced."""
+    correction_weights: npt.NDArray[np.float32] | None = None
+    """What each token's policy loss is multiplied by, 0 for rejected ones; None where nothing is corrected."""
 
     def __post_init__(self) -> None:
         columns = (
@@ -48,6 +50,7 @@ class TrainSample:
             self.proximal_logprobs,
             self.reference_logprobs,
             self.advantages,
+            self.correction_weights,
         )
         shapes = {column.shape for column in columns if column is not None}
         assert len(shapes) == 1 and len(self.token_ids) > 0, f"{self.sample_id}: columns of shapes {shapes}"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from polyturn.configs.losses import SupervisedLoss
 from polyturn.configs.optimizer import OptimizerConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
@@ -113,7 +114,7 @@ def train_on_stream(
             raise ValueError(f"the examples ended after {update} of {config.num_updates} updates")
         metrics = policy.train(
             samples,
-            objective=Objective(loss="supervised"),
+            objective=Objective(loss=SupervisedLoss(kind="supervised")),
             global_counts=GlobalCounts.of(sample.num_trainable for sample in samples),
             learning_rate=schedule(update),
         )

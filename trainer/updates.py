@@ -47,6 +47,15 @@ class ScoredColumns:
     reference_logprobs: npt.NDArray[np.float32] | None = None
 
 
+def count_samples(samples: Sequence[TrainSample]) -> GlobalCounts:
+    """The denominators of an update of these samples: an episode counts once, whatever its number of segments."""
+    return GlobalCounts.of(
+        [sample.num_trainable for sample in samples],
+        sequence_ids=[sample.sequence_id for sample in samples],
+        prompt_ids=[sample.group_id for sample in samples],
+    )
+
+
 def split_updates(
     samples: Sequence[TrainSample], *, num_updates: int, num_ranks: int
 ) -> list[tuple[UpdateShare, ...]]:
@@ -59,7 +68,7 @@ def split_updates(
     shares: list[list[UpdateShare]] = [[] for _ in range(num_ranks)]
     for low, high in itertools.pairwise(bounds):
         update = samples[low:high]
-        counts = GlobalCounts.of(sample.num_trainable for sample in update)
+        counts = count_samples(update)
         for rank, part in enumerate(split_over_ranks(update, num_ranks)):
             shares[rank].append(UpdateShare(samples=tuple(part), counts=counts))
     return [tuple(share) for share in shares]
@@ -72,7 +81,7 @@ def score_samples(
     temperature = config.rollout.sampling.temperature
     proximal = policy.logprobs(samples, temperature=temperature)
     reference: Sequence[npt.NDArray[np.float32] | None] = [None] * len(samples)
-    if config.trainer.algorithm.kl.kind != "none":
+    if config.trainer.algorithm.needs_reference:
         reference = policy.reference_logprobs(samples, temperature=temperature)
     return {
         sample.sample_id: ScoredColumns(proximal_logprobs=ours, reference_logprobs=theirs)

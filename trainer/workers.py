@@ -84,7 +84,7 @@ class TrainerRank:
             master_address=address,
             master_port=port,
             max_tokens_per_gpu=trainer.max_tokens_per_gpu,
-            keep_reference=trainer.algorithm.kl.kind != "none",
+            keep_reference=trainer.algorithm.needs_reference,
         )
 
     def connect(self, engine_urls: Sequence[str], weights_directory: str) -> None:

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyturn.configs import loader, yaml_tree
-from polyturn.configs.algorithm import KLInLoss, NoKL
 from polyturn.configs.errors import ConfigError
+from polyturn.configs.kl import KLInLoss, NoKL
 from polyturn.configs.loader import dump_config, json_schema, load_config
 from polyturn.configs.rewards import EnvironmentReward, RubricPart, RubricReward, RuleReward
 from polyturn.configs.schema import DiskSync, RunConfig, Section

@@ -13,8 +13,10 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from polyturn.configs.kl import KLInLoss
 from polyturn.configs.optimizer import OptimizerConfig
 from polyturn.configs.parallel import ParallelConfig
+from polyturn.configs.reductions import SequenceMean, TokenMean
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.batch import TrainSample
@@ -143,16 +145,16 @@ def reference_update(model, optimizer, samples, objective: Objective) -> tuple[f
         mask = torch.from_numpy(sample.sampled)
         logprobs = hf_logprobs(model, sample, objective.temperature)[mask]
         ratio = (logprobs - torch.from_numpy(sample.proximal_logprobs)[mask]).exp()
-        bounded = ratio.clamp(1 - objective.clip_low, 1 + objective.clip_high)
+        bounded = ratio.clamp(1 - objective.loss.clip_low, 1 + objective.loss.clip_high)
         advantage = torch.from_numpy(sample.advantages)[mask]
         values = -torch.minimum(ratio * advantage, bounded * advantage)
         gap = logprobs - torch.from_numpy(sample.reference_logprobs)[mask]
-        values = values + objective.kl_coefficient * gap.square() / 2
+        values = values + objective.kl.coefficient * gap.square() / 2
         token_ids = torch.from_numpy(sample.token_ids)[None]
         logits = model(input_ids=token_ids).logits[0, :-1][mask[1:]] / objective.temperature
         entropies = torch.distributions.Categorical(logits=logits).entropy()
         values = values - objective.entropy_coefficient * entropies
-        if objective.reduction == "token_mean":
+        if objective.reduction == TokenMean():
             total = total + values.sum() / counts.num_tokens
         else:
             total = total + values.mean() / counts.num_sequences
@@ -162,7 +164,9 @@ def reference_update(model, optimizer, samples, objective: Objective) -> tuple[f
     return total.item(), norm.item()
 
 
-@pytest.mark.parametrize("reduction", ["token_mean", "sequence_mean"])
+@pytest.mark.parametrize(
+    "reduction", [TokenMean(), SequenceMean(kind="sequence_mean")], ids=["token_mean", "sequence_mean"]
+)
 @pytest.mark.parametrize("max_tokens", [40, 8192])
 def test_updates_are_those_of_plain_torch(make_model, make_samples, reduction, max_tokens):
     path = make_model("qwen3", tied=True)
@@ -176,7 +180,12 @@ def test_updates_are_those_of_plain_torch(make_model, make_samples, reduction, m
         eps=SMOOTH.epsilon,
         weight_decay=SMOOTH.weight_decay,
     )
-    objective = Objective(kl_coefficient=0.1, entropy_coefficient=0.05, reduction=reduction, temperature=0.8)
+    objective = Objective(
+        kl=KLInLoss(kind="in_loss", coefficient=0.1),
+        entropy_coefficient=0.05,
+        reduction=reduction,
+        temperature=0.8,
+    )
     with open_policy(path, optimizer=SMOOTH, max_tokens_per_gpu=max_tokens, keep_reference=True) as policy:
         samples = with_proximal(policy, make_samples(LENGTHS), 0.8)
         references = policy.reference_logprobs(samples, temperature=0.8)
@@ -286,7 +295,12 @@ def test_a_sample_without_trainable_tokens_only_takes_part_in_nothing(make_model
     for batch in (samples, [*samples, silent]):
         with open_policy(make_model(), optimizer=SMOOTH, max_tokens_per_gpu=5) as policy:
             scored = with_proximal(policy, batch)
-            results.append((train(policy, scored, Objective(reduction="sequence_mean")), weights_of(policy)))
+            results.append(
+                (
+                    train(policy, scored, Objective(reduction=SequenceMean(kind="sequence_mean"))),
+                    weights_of(policy),
+                )
+            )
     (metrics, weights), (other_metrics, other_weights) = results
     assert other_metrics == pytest.approx(metrics, abs=1e-6)
     for name, tensor in weights.items():

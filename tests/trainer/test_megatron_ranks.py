@@ -11,8 +11,10 @@ import ray
 import torch
 from safetensors.torch import load_file
 
+from polyturn.configs.kl import KLInLoss
 from polyturn.configs.optimizer import OptimizerConfig
 from polyturn.configs.parallel import ParallelConfig
+from polyturn.configs.reductions import SequenceMean
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.batch import TrainSample, split_over_ranks
@@ -22,7 +24,10 @@ pytestmark = pytest.mark.stack
 LENGTHS = [5, 40, 17, 3, 33, 17, 61]
 SMOOTH = OptimizerConfig(learning_rate=0.01, epsilon=1e-3, weight_decay=0.1, clip_grad=0.5)
 OBJECTIVE = Objective(
-    kl_coefficient=0.1, entropy_coefficient=0.05, reduction="sequence_mean", temperature=0.8
+    kl=KLInLoss(kind="in_loss", coefficient=0.1),
+    entropy_coefficient=0.05,
+    reduction=SequenceMean(kind="sequence_mean"),
+    temperature=0.8,
 )
 NUM_UPDATES = 3
 SETTINGS: dict[str, Any] = {"optimizer": SMOOTH, "keep_reference": True, "max_tokens_per_gpu": 64}

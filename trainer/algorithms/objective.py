@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
 
 import torch
 
 from polyturn.configs.algorithm import AlgorithmConfig
-from polyturn.trainer.algorithms.kl import k2, k3
-from polyturn.trainer.algorithms.losses import clip_loss, log_ratio, supervised_loss
-from polyturn.trainer.algorithms.reductions import GlobalCounts, Reduction, token_weights, weighted_sum
+from polyturn.configs.kl import KLInLoss, KLInReward, NoKL
+from polyturn.configs.losses import ClipLoss, SupervisedLoss
+from polyturn.configs.reductions import TokenMean
+from polyturn.configs.section import Section
+from polyturn.trainer.algorithms import losses  # noqa: F401 - registers them
+from polyturn.trainer.algorithms.kl import k3, kl_penalty
+from polyturn.trainer.algorithms.plugins import bind
+from polyturn.trainer.algorithms.ratios import log_ratio
+from polyturn.trainer.algorithms.reductions import GlobalCounts, token_weights, weighted_sum
+from polyturn.trainer.algorithms.registry import POLICY_LOSSES
+from polyturn.trainer.algorithms.tokens import TokenBatch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Objective:
     """What an update minimises."""
 
-    loss: Literal["clip", "supervised"] = "clip"
-    clip_low: float = 0.2
-    clip_high: float = 0.28
-    kl_coefficient: float = 0.0
-    """Of the k2 penalty to the reference policy; 0 turns it off."""
+    loss: Section = field(default_factory=ClipLoss)
+    """The policy loss: one of `configs.losses.Loss`."""
+    kl: NoKL | KLInLoss | KLInReward = field(default_factory=NoKL)
+    """Only a penalty in the loss has a part here; one in the reward is in the advantages already."""
     entropy_coefficient: float = 0.0
     """Of the entropy bonus; 0 turns it off."""
-    reduction: Reduction = "token_mean"
+    reduction: Section = field(default_factory=TokenMean)
+    """One of `configs.reductions.Reduction`."""
     temperature: float = 1.0
     """The sampling temperature: logprobs are those of logits / temperature."""
 
@@ -32,30 +39,22 @@ class Objective:
     def from_config(cls, config: AlgorithmConfig, *, temperature: float) -> Objective:
         """The objective that a run's config describes."""
         return cls(
-            loss=config.loss.kind,
-            clip_low=config.loss.clip_low,
-            clip_high=config.loss.clip_high,
-            kl_coefficient=config.kl.coefficient if config.kl.kind == "in_loss" else 0.0,
+            loss=config.loss,
+            kl=config.kl,
             entropy_coefficient=config.entropy_coefficient,
             reduction=config.reduction,
             temperature=temperature,
         )
 
+    @property
+    def needs_advantages(self) -> bool:
+        """Whether its samples must have advantages and the logprobs of the step's start."""
+        return not isinstance(self.loss, SupervisedLoss)
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TokenBatch:
-    """The tokens of a micro-batch, all tensors of one shape. `reference_logprobs` only where the objective has a KL."""
-
-    logprobs: torch.Tensor
-    """Of the policy, with gradient."""
-    entropies: torch.Tensor
-    mask: torch.Tensor
-    sequence_lengths: torch.Tensor
-    """Trainable tokens of the token's whole sequence."""
-    advantages: torch.Tensor
-    behavior_logprobs: torch.Tensor
-    proximal_logprobs: torch.Tensor
-    reference_logprobs: torch.Tensor | None = None
+    @property
+    def needs_reference(self) -> bool:
+        """Whether its samples must have the logprobs of the reference."""
+        return isinstance(self.kl, KLInLoss) and self.kl.anchor == "reference"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,29 +69,26 @@ class ObjectiveSums:
 
 
 def evaluate_objective(batch: TokenBatch, objective: Objective, counts: GlobalCounts) -> ObjectiveSums:
-    """The objective's sums over a part of the global batch that `counts` describes."""
-    mask = batch.mask
-    weights = token_weights(mask, batch.sequence_lengths, reduction=objective.reduction, counts=counts)
-    if objective.loss == "supervised":
-        token_loss = supervised_loss(batch.logprobs, mask)
-    else:
-        token_loss = clip_loss(
-            batch.logprobs,
-            batch.proximal_logprobs,
-            batch.advantages,
-            mask,
-            clip_low=objective.clip_low,
-            clip_high=objective.clip_high,
-        )
-    loss = weighted_sum(token_loss.values, weights)
-    if objective.kl_coefficient > 0:
-        assert batch.reference_logprobs is not None, "a KL penalty needs reference logprobs"
-        penalty = k2(batch.logprobs, batch.reference_logprobs.detach(), mask)
-        loss = loss + objective.kl_coefficient * weighted_sum(penalty, weights)
+    """The objective's sums over a part of the global batch that `counts` describes.
+
+    The loss is sum_it w_it (c_it l_it + beta kl_it - eta H_it): w of the reduction, c of the corrections. A rejected
+    token has no policy loss, but is held by the penalties like any other.
+    """
+    weights = token_weights(batch, counts, objective.reduction)
+    token_loss = bind(POLICY_LOSSES, objective.loss)(batch)
+    policy_weights = weights if batch.correction_weights is None else weights * _corrections(batch)
+    loss = weighted_sum(token_loss.values, policy_weights)
+    if isinstance(objective.kl, KLInLoss):
+        loss = loss + objective.kl.coefficient * weighted_sum(kl_penalty(batch, objective.kl), weights)
     if objective.entropy_coefficient > 0:
         loss = loss - objective.entropy_coefficient * weighted_sum(batch.entropies, weights)
     sums, maxima = _metrics(batch, token_loss.clipped)
     return ObjectiveSums(loss=loss, sums={"loss": loss.detach(), **sums}, maxima=maxima)
+
+
+def _corrections(batch: TokenBatch) -> torch.Tensor:
+    assert batch.correction_weights is not None
+    return torch.where(batch.mask, batch.correction_weights.detach(), 0.0)
 
 
 @torch.no_grad()
@@ -105,7 +101,7 @@ def _metrics(
     difference = log_ratio(logprobs, batch.behavior_logprobs, mask).abs()
     sums = {
         "num_tokens": mask.sum().float(),
-        "clip_fraction": clipped.sum().float(),
+        "clip_fraction": (clipped & mask).sum().float(),
         "entropy": torch.where(mask, batch.entropies, 0.0).sum(),
         "policy_kl": k3(logprobs, batch.proximal_logprobs, mask).sum(),
         "ratio": torch.where(mask, policy_change.exp(), 0.0).sum(),

@@ -2,18 +2,22 @@
 
 A reduction is a weight for each token: the loss is the sum of weight times value. The weights come from the global
 batch, before it is split into micro-batches or over ranks, so the sum over all parts is the same however it is split,
-and gradients of the parts are added, never averaged.
+and gradients of the parts are added, never averaged. Tokens that a correction rejects stay in the denominators:
+without them, a batch in which few tokens are left would make steps as large as a full one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
-Reduction = Literal["token_mean", "sequence_mean"]
+from polyturn.configs import reductions as sections
+from polyturn.configs.section import Section
+from polyturn.trainer.algorithms.plugins import bind
+from polyturn.trainer.algorithms.registry import REDUCERS
+from polyturn.trainer.algorithms.tokens import TokenBatch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,34 +28,127 @@ class GlobalCounts:
     """Trainable tokens."""
     num_sequences: int
     """Sequences with at least one trainable token."""
+    num_prompts: int
+    """Prompts with at least one trainable token."""
+    tokens_of_sequence: Mapping[str, int] = field(default_factory=dict)
+    """Trainable tokens by sequence id. Empty: every sample is a sequence of its own."""
+    tokens_of_prompt: Mapping[str, int] = field(default_factory=dict)
+    """Trainable tokens by prompt id. Empty: every sample is a prompt of its own."""
 
     @classmethod
-    def of(cls, num_trainable: Iterable[int]) -> GlobalCounts:
-        """Count from the number of trainable tokens of each sequence."""
-        numbers = [number for number in num_trainable if number > 0]
-        return cls(num_tokens=sum(numbers), num_sequences=len(numbers))
+    def of(
+        cls,
+        num_trainable: Iterable[int],
+        *,
+        sequence_ids: Sequence[str] | None = None,
+        prompt_ids: Sequence[str] | None = None,
+    ) -> GlobalCounts:
+        """Count from the number of trainable tokens of each sample, and which sequence and prompt it is of.
+
+        Without ids every sample is a sequence, or a prompt, of its own.
+        """
+        numbers = list(num_trainable)
+        by_sequence = _add_up(numbers, sequence_ids)
+        by_prompt = _add_up(numbers, prompt_ids)
+        alone = sum(number > 0 for number in numbers)
+        return cls(
+            num_tokens=sum(numbers),
+            num_sequences=alone if sequence_ids is None else len(by_sequence),
+            num_prompts=alone if prompt_ids is None else len(by_prompt),
+            tokens_of_sequence=by_sequence,
+            tokens_of_prompt=by_prompt,
+        )
 
 
-def token_weights(
-    mask: torch.Tensor, sequence_lengths: torch.Tensor, *, reduction: Reduction, counts: GlobalCounts
-) -> torch.Tensor:
-    """The weight of each token, float32, of the shape of `mask`; 0 where the mask is.
+def _add_up(numbers: Sequence[int], ids: Sequence[str] | None) -> dict[str, int]:
+    totals: dict[str, int] = {}
+    for number, name in zip(numbers, ids, strict=True) if ids is not None else ():
+        if number > 0:
+            totals[name] = totals.get(name, 0) + number
+    return totals
 
-    token_mean: 1 / N for the N trainable tokens. sequence_mean: 1 / (B n_i) for the B sequences with trainable tokens,
-    n_i of them in sequence i.
 
-    Args:
-        mask: bool, the trainable tokens.
-        sequence_lengths: of the shape of `mask`, or broadcast to it: n_i of the token's sequence, counted in the
-            whole sequence.
-    """
-    weights = mask.to(torch.float32)
-    if reduction == "token_mean":
-        return weights / max(counts.num_tokens, 1)
-    assert reduction == "sequence_mean", reduction
-    return weights / (max(counts.num_sequences, 1) * sequence_lengths.clamp(min=1))
+def token_weights(batch: TokenBatch, counts: GlobalCounts, config: Section) -> torch.Tensor:
+    """The weight of each token under the reduction that the section names, [N]; 0 where the mask is False."""
+    weights = bind(REDUCERS, config)(batch.mask, batch, counts)
+    return torch.where(batch.mask, weights, 0.0)
 
 
 def weighted_sum(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Sum of weight times value. A value whose weight is 0 has no part in it, not even as NaN."""
-    return (torch.where(weights > 0, values, 0.0) * weights).sum()
+    return (torch.where(weights != 0, values, 0.0) * weights).sum()
+
+
+@REDUCERS.register(
+    "token_mean", config=sections.TokenMean, paper="2503.14476", formula="sum_it m_it l_it / N"
+)
+def token_mean(
+    mask: torch.Tensor, batch: TokenBatch, counts: GlobalCounts, config: sections.TokenMean
+) -> torch.Tensor:
+    """1 / N for the N trainable tokens (DAPO, arXiv 2503.14476, eq. 8)."""
+    return _ones(mask) / max(counts.num_tokens, 1)
+
+
+@REDUCERS.register(
+    "sequence_mean",
+    config=sections.SequenceMean,
+    paper="2402.03300",
+    formula="1/B sum_i (sum_t m_it l_it / sum_t m_it)",
+)
+def sequence_mean(
+    mask: torch.Tensor, batch: TokenBatch, counts: GlobalCounts, config: sections.SequenceMean
+) -> torch.Tensor:
+    """1 / (B n_i) for sequence i with n_i trainable tokens (GRPO, arXiv 2402.03300, eq. 3)."""
+    return _ones(mask) / (max(counts.num_sequences, 1) * batch.sequence_lengths.clamp(min=1))
+
+
+@REDUCERS.register(
+    "sequence_sum",
+    config=sections.SequenceSum,
+    paper="2503.20783",
+    formula="1/B sum_it m_it l_it",
+)
+def sequence_sum(
+    mask: torch.Tensor, batch: TokenBatch, counts: GlobalCounts, config: sections.SequenceSum
+) -> torch.Tensor:
+    """1 / B: the gradient of the expected return of a sequence, without length bias (arXiv 2503.20783, sec. 3)."""
+    return _ones(mask) / max(counts.num_sequences, 1)
+
+
+@REDUCERS.register(
+    "sequence_sum_norm",
+    config=sections.SequenceSumNorm,
+    paper="2503.20783",
+    formula="1/(B L) sum_it m_it l_it, L a constant",
+    example={"length": 16},
+)
+def sequence_sum_norm(
+    mask: torch.Tensor, batch: TokenBatch, counts: GlobalCounts, config: sections.SequenceSumNorm
+) -> torch.Tensor:
+    """1 / (B L) with a constant L (Dr.GRPO, arXiv 2503.20783, sec. 3.2)."""
+    return _ones(mask) / (max(counts.num_sequences, 1) * config.length)
+
+
+@REDUCERS.register(
+    "prompt_mean",
+    config=sections.PromptMean,
+    paper="SkyRL's prompt_mean",
+    formula="1/P sum_p (sum_{i in p, t} m_it l_it / sum_{i in p, t} m_it)",
+)
+def prompt_mean(
+    mask: torch.Tensor, batch: TokenBatch, counts: GlobalCounts, config: sections.PromptMean
+) -> torch.Tensor:
+    """1 / (P n_p) for prompt p of P with n_p trainable tokens over all its sequences."""
+    return _ones(mask) / (max(counts.num_prompts, 1) * batch.prompt_lengths.clamp(min=1))
+
+
+@REDUCERS.register("token_sum", config=sections.TokenSum, paper="1707.06347", formula="sum_it m_it l_it")
+def token_sum(
+    mask: torch.Tensor, batch: TokenBatch, counts: GlobalCounts, config: sections.TokenSum
+) -> torch.Tensor:
+    """1: what a service that leaves the denominators to its users computes."""
+    return _ones(mask)
+
+
+def _ones(mask: torch.Tensor) -> torch.Tensor:
+    return mask.to(torch.float32)

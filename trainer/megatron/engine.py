@@ -178,7 +178,7 @@ class Engine:
             vocab_size=self.architecture.vocab_size,
             temperature=objective.temperature,
         )
-        tokens = token_batch(batch, objective, logprobs, entropies)
+        tokens = token_batch(batch, objective, counts, logprobs, entropies)
         self._bad_samples.extend(find_bad_samples(batch, tokens))
         result = evaluate_objective(tokens, objective, counts)
         # The count would be a divisor of the gradient; ours is in the loss already, and `_finalize` ignores this one.

@@ -5,41 +5,77 @@ Import only after `install_cpu_compatibility`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
-from polyturn.trainer.algorithms.objective import Objective, TokenBatch
+from polyturn.trainer.algorithms.objective import Objective
+from polyturn.trainer.algorithms.reductions import GlobalCounts
+from polyturn.trainer.algorithms.tokens import TokenBatch
 from polyturn.trainer.megatron.packed import PackedBatch, gather_rows
 
 
 def token_batch(
-    batch: PackedBatch, objective: Objective, logprobs: torch.Tensor, entropies: torch.Tensor
+    batch: PackedBatch,
+    objective: Objective,
+    counts: GlobalCounts,
+    logprobs: torch.Tensor,
+    entropies: torch.Tensor,
 ) -> TokenBatch:
     """The pack's columns at its trainable tokens.
+
+    Args:
+        counts: of the whole update, whose sequences and prompts the pack's samples are of.
 
     Raises:
         ValueError: a sample lacks a column that the objective needs.
     """
-    device = logprobs.device
-    behavior = gather_rows(batch, [sample.behavior_logprobs for sample in batch.samples])
+    samples = batch.samples
+    behavior = gather_rows(batch, [sample.behavior_logprobs for sample in samples])
     proximal, reference, advantages = behavior, None, torch.zeros_like(behavior)
-    if objective.loss == "clip":
-        proximal = gather_rows(batch, [_column(sample, "proximal_logprobs") for sample in batch.samples])
-        advantages = gather_rows(batch, [_column(sample, "advantages") for sample in batch.samples])
-    if objective.kl_coefficient > 0:
-        reference = gather_rows(batch, [_column(sample, "reference_logprobs") for sample in batch.samples])
-    lengths = torch.tensor([sample.num_trainable for sample in batch.samples] or [0], device=device)
+    if objective.needs_advantages:
+        proximal = gather_rows(batch, [_column(sample, "proximal_logprobs") for sample in samples])
+        advantages = gather_rows(batch, [_column(sample, "advantages") for sample in samples])
+    if objective.needs_reference:
+        reference = gather_rows(batch, [_column(sample, "reference_logprobs") for sample in samples])
+    corrections = None
+    if any(sample.correction_weights is not None for sample in samples):
+        corrections = gather_rows(batch, [_column(sample, "correction_weights") for sample in samples])
+    sequences, prompts = counts.tokens_of_sequence, counts.tokens_of_prompt
     return TokenBatch(
         logprobs=logprobs,
         entropies=entropies,
         mask=torch.ones_like(logprobs, dtype=torch.bool),
-        sequence_lengths=lengths[batch.sample_of_row],
+        sequence_index=batch.sample_of_row,
+        num_sequences=len(samples),
+        sequence_lengths=_of_rows(
+            batch, [sequences[s.sequence_id] if sequences else s.num_trainable for s in samples]
+        ),
+        prompt_lengths=_of_rows(
+            batch, [prompts[s.group_id] if prompts else s.num_trainable for s in samples]
+        ),
+        turns=_integers(batch, [sample.turns for sample in samples]),
+        policy_versions=_integers(batch, [sample.policy_versions for sample in samples]),
         advantages=advantages,
         behavior_logprobs=behavior,
         proximal_logprobs=proximal,
         reference_logprobs=reference,
+        correction_weights=corrections,
     )
+
+
+def _integers(batch: PackedBatch, columns: Sequence[np.ndarray]) -> torch.Tensor:
+    """One column of integers of each sample [T] -> its values at the trainable tokens, int64 [N]."""
+    parts = [column[sample.sampled] for sample, column in zip(batch.samples, columns, strict=True)]
+    values = np.concatenate([np.zeros(0, dtype=np.int64), *parts])
+    return torch.from_numpy(values).to(batch.rows.device)
+
+
+def _of_rows(batch: PackedBatch, by_sample: Sequence[int]) -> torch.Tensor:
+    """A number of each sample at each of its trainable tokens, int64 [N]."""
+    return torch.tensor(by_sample or [0], device=batch.rows.device)[batch.sample_of_row]
 
 
 def _column(sample: Any, name: str) -> Any:
@@ -59,6 +95,8 @@ def find_bad_samples(batch: PackedBatch, tokens: TokenBatch) -> list[str]:
     }
     if tokens.reference_logprobs is not None:
         columns["reference logprob"] = tokens.reference_logprobs
+    if tokens.correction_weights is not None:
+        columns["correction weight"] = tokens.correction_weights
     table = torch.stack(list(columns.values()))
     if bool(torch.isfinite(table).all()):
         return []
