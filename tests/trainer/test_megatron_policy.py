@@ -243,11 +243,6 @@ def test_a_checkpoint_that_does_not_fit_is_refused(make_model, make_samples, tmp
         (unfinished / "trainer.json").unlink()
         with pytest.raises(ValueError, match="no finished trainer checkpoint"):
             policy.load_checkpoint(unfinished)
-        wider = shutil.copytree(good, tmp_path / "wider")
-        header = json.loads((wider / "trainer.json").read_text())
-        (wider / "trainer.json").write_text(json.dumps({**header, "tensor": 2}))
-        with pytest.raises(ValueError, match=r"tensor 2, data 1.*this run has tensor 1, data 1"):
-            policy.load_checkpoint(wider)
     with open_policy(make_model("llama", tied=False)) as policy:
         with pytest.raises(ValueError, match="another model"):
             policy.load_checkpoint(good)

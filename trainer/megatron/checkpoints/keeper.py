@@ -1,0 +1,96 @@
+"""The checkpoints of one policy: what a header says, and whether a layout is the one that wrote it.
+
+Import only after `install_cpu_compatibility`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from polyturn.configs.parallel import ParallelConfig
+from polyturn.trainer.megatron.checkpoints.manifest import find_faults, read_manifest
+from polyturn.trainer.megatron.checkpoints.reader import load_checkpoint
+from polyturn.trainer.megatron.checkpoints.writer import CheckpointWriter
+from polyturn.trainer.megatron.engine import Engine
+
+IDENTITY = (
+    "model_type",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "moe_intermediate_size",
+    "n_routed_experts",
+    "num_experts",
+    "vocab_size",
+    "tie_word_embeddings",
+)
+"""The keys of a Hugging Face config in which two models differ whose checkpoints must not be mixed up."""
+
+
+class PolicyCheckpoints:
+    """Writes and reads the checkpoints of the engines of one rank."""
+
+    def __init__(
+        self,
+        engines: Mapping[str, Engine],
+        *,
+        hf_config: Mapping[str, Any],
+        parallel: ParallelConfig,
+        dtype: str,
+    ) -> None:
+        """`engines` by the name that their state is filed under: the policy's, and a critic's beside it."""
+        self._engines = engines
+        self._model = {key: hf_config[key] for key in IDENTITY if key in hf_config}
+        self._layout = {**parallel.model_dump(), "dtype": dtype}
+        self._writer = CheckpointWriter()
+
+    def begin(self, directory: Path, *, num_updates: int) -> None:
+        """Copy the state, and write it while training goes on. Collective; `finish` must follow before the next."""
+        header = {"layout": self._layout, "model": self._model, "num_updates": num_updates}
+        self._writer.begin(self._engines, directory, header=header)
+
+    def written(self) -> bool:
+        """Whether `finish` would not have to wait for this rank's disk."""
+        return self._writer.written()
+
+    def finish(self) -> None:
+        """Wait for what was begun, and mark it as finished. Collective.
+
+        Raises:
+            CheckpointError: a rank could not write; raised on all of them.
+        """
+        self._writer.finish()
+
+    def find_faults(self, directory: Path) -> list[str]:
+        """What is wrong with this rank's share of a checkpoint's files; all of them are read among the ranks."""
+        return find_faults(directory, share=dist.get_rank(), num_shares=dist.get_world_size())
+
+    def load(self, directory: Path, *, with_optimizer: bool = True) -> int:
+        """Restore every engine, whatever layout wrote the checkpoint; the number of updates it was written after.
+
+        At the layout that wrote it, the next update is bitwise the one of an uninterrupted run. At another one, the
+        weights and moments are the same and the generators begin anew.
+
+        Raises:
+            ValueError: no finished checkpoint, or one of another model.
+        """
+        header, _ = read_manifest(directory)
+        for key in (*self._model, *header["model"]):
+            theirs, ours = header["model"].get(key), self._model.get(key)
+            if theirs != ours:
+                raise ValueError(
+                    f"{directory} holds the checkpoint of another model: its {key} is {theirs}, here it is {ours}"
+                )
+        load_checkpoint(
+            self._engines,
+            directory,
+            same_layout=header["layout"] == self._layout,
+            with_optimizer=with_optimizer,
+        )
+        return int(header["num_updates"])

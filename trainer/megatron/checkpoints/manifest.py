@@ -1,0 +1,136 @@
+"""The marker of a finished checkpoint: what it is, and the size and checksum of every file of it.
+
+It is written last, so a directory without it was not finished; it holds a checksum of itself, too. Nothing here needs
+torch, so that the driver of a run can look for faults before any rank has started.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+FORMAT = 2
+MARKER = "trainer.json"
+CHUNK_BYTES = 16 * 1024**2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WrittenFile:
+    """A file of a checkpoint."""
+
+    name: str
+    num_bytes: int
+    crc32: int
+
+
+def checksum(path: Path) -> int:
+    """The CRC-32 of a file's bytes. It finds damage, not malice."""
+    value = 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            value = zlib.crc32(chunk, value)
+    return value
+
+
+def describe_file(path: Path) -> WrittenFile:
+    """Size and checksum of a file as it lies there."""
+    return WrittenFile(name=path.name, num_bytes=path.stat().st_size, crc32=checksum(path))
+
+
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON with a checksum of itself, so that the file is there whole or not at all, whenever power fails."""
+    body = orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)
+    part = path.with_name(f"{path.name}.part")
+    with part.open("wb") as file:
+        file.write(
+            orjson.dumps(
+                {**value, "crc32": zlib.crc32(body)}, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS
+            )
+        )
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    sync_directory(path.parent)
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """What `write_sealed` wrote.
+
+    Raises:
+        ValueError: it is not there, no JSON object, or was changed since.
+    """
+    try:
+        value = orjson.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ValueError(f"{path.parent} has no {path.name}: it was not finished") from None
+    except orjson.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(value, dict) or "crc32" not in value:
+        raise ValueError(f"{path} is damaged, or of another release: it has no checksum")
+    found = value.pop("crc32")
+    if zlib.crc32(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)) != found:
+        raise ValueError(f"{path} is damaged: its checksum does not fit")
+    return value
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory survive a power failure."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_manifest(directory: Path, header: Mapping[str, Any], files: Iterable[WrittenFile]) -> None:
+    """Declare a checkpoint finished."""
+    listed = [asdict(file) for file in files]
+    write_sealed(directory / MARKER, {"format": FORMAT, "header": dict(header), "files": listed})
+
+
+def read_manifest(directory: Path) -> tuple[dict[str, Any], list[WrittenFile]]:
+    """The header and the files of a finished checkpoint.
+
+    Raises:
+        ValueError: the directory holds none, or one of another format.
+    """
+    path = directory / MARKER
+    if not path.is_file():
+        raise ValueError(f"{directory} holds no finished trainer checkpoint: it has no {MARKER}")
+    value = read_sealed(path)
+    if value.get("format") != FORMAT:
+        raise ValueError(
+            f"{path}: the checkpoint has format {value.get('format')}, this release reads format {FORMAT}"
+        )
+    return value["header"], [WrittenFile(**file) for file in value["files"]]
+
+
+def find_faults(directory: Path, *, share: int = 0, num_shares: int = 1, read: bool = True) -> list[str]:
+    """What is wrong with a checkpoint, one sentence each; empty when nothing is.
+
+    Args:
+        share: of the files, look only at every `num_shares`th, from this one on: ranks look at different ones.
+        read: compare the checksums, too, for which every byte is read; otherwise marker, presence and sizes.
+    """
+    try:
+        _, files = read_manifest(directory)
+    except ValueError as error:
+        return [str(error)]
+    faults = []
+    for file in files[share::num_shares]:
+        path = directory / file.name
+        if not path.is_file():
+            faults.append(f"{path} is missing")
+        elif path.stat().st_size != file.num_bytes:
+            faults.append(
+                f"{path} has {path.stat().st_size} bytes, not the {file.num_bytes} that were written"
+            )
+        elif read and checksum(path) != file.crc32:
+            faults.append(f"{path} is damaged: its checksum does not fit")
+    return faults
