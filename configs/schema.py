@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from polyturn.configs.algorithm import AlgorithmConfig
+from polyturn.configs.lora import LoraConfig
 from polyturn.configs.optimizer import OptimizerConfig
 from polyturn.configs.parallel import ParallelConfig
 from polyturn.configs.rewards import EnvironmentReward, GroupRewardConfig, RewardChoice
@@ -45,6 +46,8 @@ class ModelConfig(Section):
     """A Hugging Face directory, or `builtin:NAME` for one that the package ships."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of the weights, in trainer and engines."""
+    reference_path: str | None = None
+    """The reference of a KL penalty, written like `path`; null: the weights that the run begins with."""
     dialect: Literal["hermes", "search_r1", "asearcher", "r1_searcher", "research"] = "hermes"
     """How the model writes its actions: JSON tool calls (hermes), or the tags of a style of search."""
 
@@ -126,6 +129,10 @@ class TrainerConfig(Section):
     algorithm: AlgorithmConfig = AlgorithmConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     parallel: ParallelConfig = ParallelConfig()
+    lora: LoraConfig | None = None
+    """Train adapters in place of the weights; `{}` takes the defaults. The reference is then the policy without them."""
+    refresh_reference_every_steps: NonNegativeInt = 0
+    """Make the policy the reference after every so many steps; 0: the reference stays what it is."""
 
 
 class BroadcastSync(Section):

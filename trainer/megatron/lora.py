@@ -1,0 +1,273 @@
+"""LoRA (arXiv 2106.09685) on Megatron-core's parallel linear layers: y = x W^T + scale · x A^T B^T.
+
+Every Hugging Face projection has an A [rank, in] and a B [out, rank] of its own, as in PEFT, also where Megatron
+fuses projections into one layer (queries, keys and values; gate and up). Under tensor parallelism A of a column-wise
+split layer is whole on every rank and B split like the layer's rows; of a row-parallel layer A is split like its columns and
+B whole.
+
+The adapters hang beside the layers, not in them, so the names and checkpoints of the base weights stay what they are.
+
+Import only after `install_cpu_compatibility`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.tensor_parallel import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
+)
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch.nn import functional
+
+from polyturn.configs.lora import LoraConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Site:
+    """A linear layer of this rank that can carry an adapter."""
+
+    path: str
+    """Its module's path in the model of this rank."""
+    projections: tuple[str, ...]
+    """The Hugging Face modules that it is made of, in order: `model.layers.0.self_attn.q_proj`, ..."""
+    join: Literal["copy", "qkv", "gate_up"]
+    """How their rows are laid out in it."""
+    parallel: Literal["column", "row"]
+
+
+class LoraAdapter(torch.nn.Module):
+    """What LoRA adds to one linear layer: [tokens, 1, in] -> [tokens, 1, out], cut as the layer's own tensors are."""
+
+    def __init__(
+        self, layer: torch.nn.Module, site: Site, *, config: TransformerConfig, lora: LoraConfig, seed: int
+    ) -> None:
+        super().__init__()
+        self.site = site
+        self.enabled = True
+        self._config = config
+        self._rank = lora.rank
+        self._scale = lora.scale
+        self._sequence_parallel = bool(config.sequence_parallel)
+        weight: torch.nn.Parameter = layer.weight  # type: ignore[assignment]
+        self._rows = _rows_of_projections(site, weight.size(0), config)
+        self.targets = tuple(name for name in site.projections if _last(name) in lora.target_modules)
+        for name, num_rows in zip(site.projections, self._rows, strict=True):
+            if name in self.targets:
+                self._add_pair(name, num_rows, weight, seed)
+
+    def _add_pair(self, name: str, num_rows: int, weight: torch.Tensor, seed: int) -> None:
+        column = self.site.parallel == "column"
+        a = torch.nn.Parameter(_initial_a(name, self._rank, weight, split=not column, seed=seed))
+        b = torch.nn.Parameter(weight.new_zeros(num_rows, self._rank))
+        for param, split_dim in ((a, None if column else 1), (b, 0 if column else None)):
+            whole = split_dim is None
+            param.tensor_model_parallel = not whole  # type: ignore[attr-defined]
+            param.partition_dim = -1 if whole else split_dim  # type: ignore[attr-defined]
+            param.partition_stride = 1  # type: ignore[attr-defined]
+            # A whole one meets only this rank's tokens: Megatron-core sums its gradient over the ranks.
+            param.sequence_parallel = whole and self._sequence_parallel  # type: ignore[attr-defined]
+        self.register_parameter(f"a_{_last(name)}", a)
+        self.register_parameter(f"b_{_last(name)}", b)
+
+    def pair(self, name: str) -> tuple[torch.nn.Parameter, torch.nn.Parameter]:
+        """A and B of a Hugging Face module, this rank's parts."""
+        return self.get_parameter(f"a_{_last(name)}"), self.get_parameter(f"b_{_last(name)}")
+
+    def forward(self, hidden: torch.Tensor, norm_weight: torch.Tensor | None) -> torch.Tensor:
+        """What is added to the layer's output.
+
+        Args:
+            norm_weight: of the RMSNorm that is fused into the layer; its adapters see what the layer sees.
+        """
+        if norm_weight is not None:
+            gain = norm_weight + 1 if self._config.layernorm_zero_centered_gamma else norm_weight
+            hidden = functional.rms_norm(hidden, hidden.shape[-1:], gain, self._config.layernorm_epsilon)
+        pairs = [self.pair(name) for name in self.targets]
+        low = functional.linear(hidden, torch.cat([a for a, _ in pairs]))
+        if self.site.parallel == "column":
+            if self._sequence_parallel:
+                low = gather_from_sequence_parallel_region(low, tensor_parallel_output_grad=True)
+            else:
+                low = copy_to_tensor_model_parallel_region(low)
+        elif self._sequence_parallel:
+            low = reduce_scatter_to_sequence_parallel_region(low)
+        else:
+            low = reduce_from_tensor_model_parallel_region(low)
+        parts = low.split(self._rank, -1)
+        outputs = {
+            name: functional.linear(part, b)
+            for name, part, (_, b) in zip(self.targets, parts, pairs, strict=True)
+        }
+        return self._scale * self._join(outputs, low.shape[:-1], low)
+
+    @torch.no_grad()
+    def weight_delta(self) -> torch.Tensor:
+        """scale · B A of this rank, float32, laid out as the layer's weight."""
+        products: dict[str, torch.Tensor] = {}
+        for name in self.targets:
+            a, b = self.pair(name)
+            products[name] = (b.float() @ a.float()).t()
+        some = products[self.targets[0]]
+        return self._scale * self._join(products, some.shape[:-1], some).t()
+
+    def _join(self, parts: dict[str, torch.Tensor], shape: Sequence[int], like: torch.Tensor) -> torch.Tensor:
+        """Outputs of projections, [..., rows] each, as the layer lays them out; 0 where a projection has no adapter."""
+        outputs = [
+            parts[name] if name in parts else like.new_zeros(*shape, num_rows)
+            for name, num_rows in zip(self.site.projections, self._rows, strict=True)
+        ]
+        if self.site.join != "qkv":
+            return torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]
+        head = self._config.kv_channels
+        groups = self._rows[1] // head
+        grouped = [output.reshape(*shape, groups, -1, head) for output in outputs]
+        return torch.cat(grouped, -2).flatten(-3)
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _rows_of_projections(site: Site, num_rows: int, config: TransformerConfig) -> tuple[int, ...]:
+    """How many of a rank's `num_rows` rows belong to each projection."""
+    if site.join == "copy":
+        return (num_rows,)
+    if site.join == "gate_up":
+        return (num_rows // 2, num_rows // 2)
+    per_group = config.num_attention_heads // config.num_query_groups
+    keys = num_rows // (per_group + 2)
+    return (per_group * keys, keys, keys)
+
+
+def _initial_a(name: str, rank: int, weight: torch.Tensor, *, split: bool, seed: int) -> torch.Tensor:
+    """PEFT's initial A, Kaiming-uniform with a = sqrt(5), thus U(-1/sqrt(in), 1/sqrt(in)); the same at any layout."""
+    size = parallel_state.get_tensor_model_parallel_world_size() if split else 1
+    digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+    num_inputs = weight.size(1) * size
+    whole = (torch.rand(rank, num_inputs, generator=generator) * 2 - 1) / math.sqrt(num_inputs)
+    part = whole.chunk(size, 1)[parallel_state.get_tensor_model_parallel_rank() if split else 0]
+    return part.to(device=weight.device, dtype=weight.dtype).contiguous()
+
+
+def find_sites(model: GPTModel, find_mapping: Callable[[str], Any]) -> list[Site]:
+    """The linear layers of attention, MLP and shared experts of this rank's part of a model.
+
+    Args:
+        find_mapping: a parameter's name -> the Hugging Face tensors that it is made of (`weights.Mapped`).
+    """
+    sites = []
+    for name, param in model.named_parameters():
+        path, _, kind = name.rpartition(".")
+        if kind != "weight" or param.dim() != 2 or not path.startswith("decoder.layers."):
+            continue
+        if ".experts." in path or path.endswith(".router"):
+            continue
+        mapped = find_mapping(name)
+        assert mapped.split_dim in (0, 1) and mapped.join in ("copy", "qkv", "gate_up"), name
+        sites.append(
+            Site(
+                path=path,
+                projections=tuple(hf_name.removesuffix(".weight") for hf_name in mapped.hf_names),
+                join=mapped.join,
+                parallel="column" if mapped.split_dim == 0 else "row",
+            )
+        )
+    return sites
+
+
+def attach_lora(model: GPTModel, sites: Sequence[Site], lora: LoraConfig, *, seed: int) -> None:
+    """Freeze a model and give it adapters, before anything wraps it and before its weights are loaded.
+
+    Raises:
+        ValueError: a target is the name of no linear layer of this model.
+    """
+    known = dict.fromkeys(_last(name) for site in sites for name in site.projections)
+    for target in lora.target_modules:
+        if known and target not in known:
+            raise ValueError(
+                f"lora.target_modules names {target!r}, but this model's linear layers are {', '.join(known)}"
+            )
+    for param in model.parameters():
+        param.requires_grad_(False)
+    adapters = torch.nn.ModuleDict()
+    for site in sites:
+        if not any(_last(name) in lora.target_modules for name in site.projections):
+            continue
+        layer = model.get_submodule(site.path)
+        adapter = LoraAdapter(layer, site, config=model.config, lora=lora, seed=seed)
+        adapters[site.path.replace(".", "/")] = adapter
+        layer.register_forward_hook(_Addition(adapter))
+    model.lora = adapters
+    if model.config.recompute_granularity is not None and model.pre_process:
+        # A recomputed layer gets no gradient at all unless its input asks for one, which a frozen embedding's does not.
+        model.embedding.register_forward_hook(_ask_for_gradient)
+
+
+class _Addition:
+    """The forward hook of a linear layer with an adapter."""
+
+    def __init__(self, adapter: LoraAdapter) -> None:
+        self._adapter = adapter
+
+    def __call__(self, layer: torch.nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        if not self._adapter.enabled:
+            return output
+        value, *bias = output
+        return value + self._adapter(inputs[0], getattr(layer, "layer_norm_weight", None)), *bias
+
+
+def _ask_for_gradient(_layer: torch.nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:
+    return output.requires_grad_() if torch.is_grad_enabled() and not output.requires_grad else output
+
+
+def adapters_of(model: torch.nn.Module) -> list[LoraAdapter]:
+    """The adapters of this rank's part of the model, in the order of its layers."""
+    return list(getattr(model, "lora", {}).values())
+
+
+@contextmanager
+def adapters_off(models: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """The base model, for as long as the context lasts."""
+    adapters = [adapter for model in models for adapter in adapters_of(model)]
+    for adapter in adapters:
+        adapter.enabled = False
+    try:
+        yield
+    finally:
+        for adapter in adapters:
+            adapter.enabled = True
+
+
+class BaseWeights:
+    """A model as if it had no adapters: `named_parameters` gives the base weights alone, all else is the model's."""
+
+    def __init__(self, model: GPTModel, *, merged: bool = False) -> None:
+        """`merged`: each base weight with its adapter added, a new tensor, rounded once to the weight's dtype."""
+        self._model = model
+        self._merged = merged
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def named_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
+        deltas = {f"{adapter.site.path}.weight": adapter for adapter in adapters_of(self._model)}
+        for name, param in self._model.named_parameters():
+            if name.startswith("lora."):
+                continue
+            if self._merged and name in deltas:
+                yield name, (param.detach().float() + deltas[name].weight_delta()).to(param.dtype)
+            else:
+                yield name, param

@@ -1,0 +1,82 @@
+"""Adapters as a PEFT directory: `adapter_config.json` and `adapter_model.safetensors`.
+
+Import only after `install_cpu_compatibility`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from safetensors.torch import save_file
+
+from polyturn.configs.lora import LoraConfig
+from polyturn.trainer.megatron.lora import adapters_of
+
+WEIGHTS_NAME = "adapter_model.safetensors"
+CONFIG_NAME = "adapter_config.json"
+PREFIX = "base_model.model."
+"""What PEFT puts before the names of the model's own modules."""
+
+
+def named_adapter_tensors(models: Sequence[torch.nn.Module]) -> dict[str, torch.Tensor]:
+    """Every A and B under PEFT's name, whole, on the CPU of every rank.
+
+    Collective over tensor and pipeline parallelism. `models` are the parts of the model that this rank holds.
+    """
+    own: dict[str, torch.Tensor] = {}
+    for model in models:
+        for adapter in adapters_of(model):
+            for name in adapter.targets:
+                for letter, param in zip("AB", adapter.pair(name), strict=True):
+                    own[f"{PREFIX}{name}.lora_{letter}.weight"] = _gather(param)
+    size = parallel_state.get_pipeline_model_parallel_world_size()
+    stages: list[dict[str, torch.Tensor]] = [own] * size
+    if size > 1:
+        dist.all_gather_object(stages, own, group=parallel_state.get_pipeline_model_parallel_group())
+    return {name: tensor for stage in stages for name, tensor in stage.items()}
+
+
+def _gather(param: Any) -> torch.Tensor:
+    """The whole tensor of the tensor-parallel ranks' parts."""
+    part: torch.Tensor = param.detach()
+    size = parallel_state.get_tensor_model_parallel_world_size()
+    if size > 1 and param.tensor_model_parallel:
+        parts = [torch.empty_like(part) for _ in range(size)]
+        dist.all_gather(parts, part.contiguous(), group=parallel_state.get_tensor_model_parallel_group())
+        part = torch.cat(parts, param.partition_dim)
+    return part.cpu()
+
+
+def save_adapter(
+    directory: Path, tensors: dict[str, torch.Tensor], *, lora: LoraConfig, base_model: Path
+) -> None:
+    """Write what `peft.PeftModel.from_pretrained` reads, whole or not at all for each file."""
+    directory.mkdir(parents=True, exist_ok=True)
+    part = directory / f"{WEIGHTS_NAME}.part"
+    save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata={"format": "pt"}
+    )
+    part.replace(directory / WEIGHTS_NAME)
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(base_model),
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": 0.0,
+        "target_modules": sorted(lora.target_modules),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "use_rslora": False,
+        "inference_mode": True,
+    }
+    part = directory / f"{CONFIG_NAME}.part"
+    part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    part.replace(directory / CONFIG_NAME)
