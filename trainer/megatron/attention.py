@@ -3,21 +3,29 @@
 A pack is a row of sequences of different lengths. Sequences of like length are stacked into padded batches and each
 batch is one kernel call. Padding lies behind a sequence's own tokens, so the causal order alone keeps it, and every
 other sequence, out of sight: no mask is built.
+
+Under context parallelism a rank holds two chunks of each sequence (see `context`). It collects the keys and values of
+the others, and each chunk looks at the keys up to its own end.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional
+
+from polyturn.trainer.megatron.context import ContextSlice, whole_order
 
 MAX_PADDING = 0.15
 """Share of padded positions up to which a shorter sequence joins a batch of longer ones."""
@@ -75,11 +83,74 @@ def lay_out(lengths: list[int]) -> PackLayout:
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ChunkBatch:
+    """Chunks of one length with keys of one length, which one kernel call can attend."""
+
+    queries: torch.Tensor
+    """[chunks * length]: places among this rank's tokens."""
+    keys: torch.Tensor
+    """[chunks * key length]: places in the whole pack."""
+    num_chunks: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ContextLayout:
+    """How a context-parallel rank attends its part of a pack of T tokens."""
+
+    whole_order: torch.Tensor
+    """[T]: where a token of the pack lies among those collected from all ranks."""
+    batches: tuple[ChunkBatch, ...]
+    scatter: torch.Tensor
+    """[T / size]: where the output of each of this rank's tokens lies among those of all batches."""
+
+
+def lay_out_context(lengths: list[int], part: ContextSlice) -> ContextLayout:
+    """Pair each chunk of this rank with the keys that it may see. Sequences of one length share their batches."""
+    starts = [0, *itertools.accumulate(lengths)][:-1]
+    by_length: dict[int, list[int]] = {}
+    for start, length in zip(starts, lengths, strict=True):
+        by_length.setdefault(length, []).append(start)
+    batches: list[ChunkBatch] = []
+    for length, sequences in by_length.items():
+        chunk = part.chunk_length(length)
+        firsts = torch.tensor(sequences)[:, None]
+        # This rank's tokens of a sequence begin where the pack's would if each held a size-th of it.
+        own = firsts // part.size
+        for place, number in enumerate((part.rank, 2 * part.size - 1 - part.rank)):
+            queries = own + torch.arange(place * chunk, (place + 1) * chunk)
+            keys = firsts + torch.arange((number + 1) * chunk)
+            batches.append(
+                ChunkBatch(queries=queries.flatten(), keys=keys.flatten(), num_chunks=len(sequences))
+            )
+    return ContextLayout(
+        whole_order=whole_order(lengths, part.size),
+        batches=tuple(batches),
+        scatter=torch.cat([batch.queries for batch in batches]).argsort(),
+    )
+
+
 @dataclass
 class PackedSequences(PackedSeqParams):
     """Megatron-core's description of a pack, with its layout for this attention made once for all layers."""
 
     lengths: list[int] = field(default_factory=list)
+    """Of the whole sequences, padding included, whatever part of them this rank holds."""
+    part: ContextSlice = field(default_factory=ContextSlice)
+
+    @cached_property
+    def context_layout(self) -> ContextLayout:
+        assert self.cu_seqlens_q is not None
+        layout = lay_out_context(self.lengths, self.part)
+        device = self.cu_seqlens_q.device
+        return ContextLayout(
+            whole_order=layout.whole_order.to(device),
+            batches=tuple(
+                replace(batch, queries=batch.queries.to(device), keys=batch.keys.to(device))
+                for batch in layout.batches
+            ),
+            scatter=layout.scatter.to(device),
+        )
 
     @cached_property
     def layout(self) -> PackLayout:
@@ -94,8 +165,10 @@ class PackedSequences(PackedSeqParams):
         )
 
 
-def pack_lengths(lengths: list[int], device: torch.device) -> PackedSequences:
-    """Describe a pack of sequences of these `lengths`."""
+def pack_lengths(
+    lengths: list[int], device: torch.device, part: ContextSlice | None = None
+) -> PackedSequences:
+    """Describe a pack of sequences of these `lengths`, of which this rank holds a part."""
     boundaries = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
     longest = max(lengths)
     return PackedSequences(
@@ -105,11 +178,15 @@ def pack_lengths(lengths: list[int], device: torch.device) -> PackedSequences:
         max_seqlen_q=longest,
         max_seqlen_kv=longest,
         lengths=list(lengths),
+        part=part or ContextSlice(),
     )
 
 
 class TorchPackedAttention(MegatronModule):
-    """`core_attention` of a layer: query [T, heads, dim], key and value [T, groups, dim] -> [T, heads * dim]."""
+    """`core_attention` of a layer: query [T, heads, dim], key and value [T, groups, dim] -> [T, heads * dim].
+
+    T are the tokens of this rank, 1/size of the pack under context parallelism.
+    """
 
     def __init__(
         self,
@@ -126,8 +203,6 @@ class TorchPackedAttention(MegatronModule):
             attn_mask_type,
             attention_type,
         )
-        if config.context_parallel_size > 1:
-            raise ValueError("context parallelism needs Transformer Engine's attention")
         if (config.attention_dropout if attention_dropout is None else attention_dropout) > 0:
             raise ValueError("attention_dropout must be 0: the trainer must repeat what the engine computed")
         if config.window_size is not None:
@@ -148,6 +223,8 @@ class TorchPackedAttention(MegatronModule):
         assert attention_mask is None and attention_bias is None
         assert attn_mask_type in (None, AttnMaskType.causal, AttnMaskType.padding_causal), attn_mask_type
         assert isinstance(packed_seq_params, PackedSequences), "this attention runs on packed sequences only"
+        if packed_seq_params.part.size > 1:
+            return self._attend_chunks(query, key, value, packed_seq_params.context_layout)
         layout = packed_seq_params.layout
         if not layout.is_identity:
             query, key, value = (x.index_select(0, layout.gather) for x in (query, key, value))
@@ -161,15 +238,47 @@ class TorchPackedAttention(MegatronModule):
         output = torch.cat(outputs) if len(outputs) > 1 else outputs[0]
         return output if layout.is_identity else output.index_select(0, layout.scatter)
 
+    def _attend_chunks(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: ContextLayout
+    ) -> torch.Tensor:
+        """Keys and values are collected in one piece; in the backward pass their gradients are summed and split."""
+        widths = (key.size(-2) * key.size(-1), value.size(-2) * value.size(-1))
+        both = torch.cat([key.flatten(1), value.flatten(1)], -1)
+        whole = gather_from_sequence_parallel_region(both, group=parallel_state.get_context_parallel_group())
+        whole_key, whole_value = whole.index_select(0, layout.whole_order).split(widths, -1)
+        outputs = [
+            self._attend(
+                query.index_select(0, batch.queries),
+                whole_key.index_select(0, batch.keys).unflatten(-1, key.shape[-2:]),
+                whole_value.index_select(0, batch.keys).unflatten(-1, value.shape[-2:]),
+                batch.num_chunks,
+                len(batch.queries) // batch.num_chunks,
+            )
+            for batch in layout.batches
+        ]
+        return torch.cat(outputs).index_select(0, layout.scatter)
+
     def _attend(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, num_sequences: int, length: int
     ) -> torch.Tensor:
-        """One padded batch: [sequences * length, heads, dim] -> [sequences * length, heads * dim]."""
+        """One batch: query [sequences * length, heads, dim] -> [sequences * length, heads * dim].
+
+        There may be more keys than queries in a sequence: the queries are those at its end.
+        """
         query, key, value = (
-            x.reshape(num_sequences, length, x.size(-2), x.size(-1)).transpose(1, 2)
-            for x in (query, key, value)
+            x.reshape(num_sequences, -1, x.size(-2), x.size(-1)).transpose(1, 2) for x in (query, key, value)
         )
+        num_keys = key.size(2)
+        mask = None
+        if num_keys > length:
+            mask = torch.ones(length, num_keys, dtype=torch.bool, device=query.device).tril(num_keys - length)
         output = functional.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=self.scale, enable_gqa=query.size(1) != key.size(1)
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=self.scale,
+            enable_gqa=query.size(1) != key.size(1),
         )
         return output.transpose(1, 2).reshape(num_sequences * length, -1)

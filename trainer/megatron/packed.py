@@ -9,15 +9,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from polyturn.trainer.batch import TrainSample
 from polyturn.trainer.megatron.attention import PackedSequences, pack_lengths
+from polyturn.trainer.megatron.context import ContextSlice
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PackedBatch:
-    """T packed tokens with N trainable ones among them."""
+    """A pack with N trainable tokens, as a rank holds it: all of its T tokens, or a part of each sequence.
+
+    Without context parallelism M = N: the rank computes the rows of all trainable tokens. With it, every row is
+    computed by one rank of those that share the pack.
+    """
 
     samples: tuple[TrainSample, ...]
     input_ids: torch.Tensor
@@ -26,11 +32,18 @@ class PackedBatch:
     """[1, T]"""
     sequences: PackedSequences
     rows: torch.Tensor
-    """[N]: the position in the pack whose logits predict a trainable token, sample by sample."""
+    """[M]: the position among this rank's tokens whose logits predict a trainable token, sample by sample."""
     targets: torch.Tensor
-    """[N]: that token."""
+    """[M]: that token."""
+    own_rows: torch.Tensor
+    """[M]: which of the N rows they are, ascending."""
     sample_of_row: torch.Tensor
     """[N]: the index in `samples`."""
+
+    @property
+    def num_rows(self) -> int:
+        """N."""
+        return len(self.sample_of_row)
 
 
 def predicting_rows(sampled: np.ndarray) -> np.ndarray:
@@ -39,32 +52,66 @@ def predicting_rows(sampled: np.ndarray) -> np.ndarray:
 
 
 def make_packed_batch(
-    samples: Sequence[TrainSample], *, device: torch.device, multiple: int = 1
+    samples: Sequence[TrainSample],
+    *,
+    device: torch.device,
+    multiple: int = 1,
+    part: ContextSlice | None = None,
 ) -> PackedBatch:
     """Lay samples side by side; the pack is filled up to a multiple of `multiple` tokens with a sequence nobody reads.
 
     No samples make a pack of `multiple` such tokens.
+
+    Args:
+        part: what this rank holds of each sequence. Sequences are padded at their ends, so that they divide evenly, and
+            `multiple` must be a multiple of what they are padded to.
     """
-    lengths = [len(sample) for sample in samples]
-    num_filling = -sum(lengths) % multiple if lengths else multiple
-    starts = np.cumsum([0, *lengths])[:-1] if lengths else np.zeros(0, dtype=np.int64)
-    rows = [predicting_rows(sample.sampled) + start for sample, start in zip(samples, starts, strict=True)]
-    token_ids = [sample.token_ids for sample in samples]
-    sample_of_row = np.repeat(np.arange(len(samples)), [len(r) for r in rows])
-    if num_filling:
-        lengths = [*lengths, num_filling]
-        token_ids = [*token_ids, np.zeros(num_filling, dtype=np.int64)]
-    positions = np.concatenate([np.arange(length) for length in lengths])
-    all_rows = np.concatenate([np.zeros(0, dtype=np.int64), *rows])
-    all_tokens = np.concatenate(token_ids)
+    part = part or ContextSlice()
+    whole = _lay_side_by_side(samples, multiple=multiple, sequence_multiple=part.sequence_multiple)
+    held = part.positions(whole.lengths).numpy()
+    place = np.full(len(whole.token_ids), -1)
+    place[held] = np.arange(len(held))
+    own_rows = np.flatnonzero(place[whole.rows] >= 0)
+    rows = whole.rows[own_rows]
     return PackedBatch(
         samples=tuple(samples),
-        input_ids=torch.from_numpy(all_tokens)[None].to(device),
-        position_ids=torch.from_numpy(positions)[None].to(device),
-        sequences=pack_lengths(lengths, device),
-        rows=torch.from_numpy(all_rows).to(device),
-        targets=torch.from_numpy(all_tokens[all_rows + 1]).to(device),
-        sample_of_row=torch.from_numpy(sample_of_row).to(device),
+        input_ids=torch.from_numpy(whole.token_ids[held])[None].to(device),
+        position_ids=torch.from_numpy(whole.positions[held])[None].to(device),
+        sequences=pack_lengths(whole.lengths, device, part),
+        rows=torch.from_numpy(place[rows]).to(device),
+        targets=torch.from_numpy(whole.token_ids[rows + 1]).to(device),
+        own_rows=torch.from_numpy(own_rows).to(device),
+        sample_of_row=torch.from_numpy(whole.sample_of_row).to(device),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _WholePack:
+    lengths: list[int]
+    """Of its sequences, padding included."""
+    token_ids: npt.NDArray[np.int64]
+    positions: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
+    sample_of_row: npt.NDArray[np.int64]
+
+
+def _lay_side_by_side(samples: Sequence[TrainSample], *, multiple: int, sequence_multiple: int) -> _WholePack:
+    assert multiple % sequence_multiple == 0, (multiple, sequence_multiple)
+    lengths = [len(sample) + -len(sample) % sequence_multiple for sample in samples]
+    num_filling = -sum(lengths) % multiple if lengths else multiple
+    starts = np.cumsum([0, *lengths])[: len(samples)]
+    if num_filling:
+        lengths = [*lengths, num_filling]
+    token_ids = np.zeros(sum(lengths), dtype=np.int64)
+    for sample, start in zip(samples, starts, strict=True):
+        token_ids[start : start + len(sample)] = sample.token_ids
+    rows = [predicting_rows(sample.sampled) + start for sample, start in zip(samples, starts, strict=True)]
+    return _WholePack(
+        lengths=lengths,
+        token_ids=token_ids,
+        positions=np.concatenate([np.arange(length) for length in lengths]),
+        rows=np.concatenate([np.zeros(0, dtype=np.int64), *rows]),
+        sample_of_row=np.repeat(np.arange(len(samples)), [len(r) for r in rows]),
     )
 
 
@@ -72,7 +119,7 @@ def gather_rows(batch: PackedBatch, columns: Sequence[np.ndarray]) -> torch.Tens
     """One column of each sample [T] -> its values at the trainable tokens, [N], float32."""
     parts = [column[sample.sampled] for sample, column in zip(batch.samples, columns, strict=True)]
     values = np.concatenate([np.zeros(0, dtype=np.float32), *parts]).astype(np.float32)
-    return torch.from_numpy(values).to(batch.rows.device)
+    return torch.from_numpy(values).to(batch.sample_of_row.device)
 
 
 def scatter_rows(batch: PackedBatch, values: torch.Tensor) -> list[np.ndarray]:
