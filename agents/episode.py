@@ -33,6 +33,18 @@ class EpisodeTimings:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class TurnRecord:
+    """One turn of an episode: who took it, in which state, and what it was paid."""
+
+    role: str = ""
+    """As `Segment.role`."""
+    reward: float = 0.0
+    """Paid by the environment for this step; 0 for an answer that a limit cut off before the environment saw it."""
+    anchor: str = ""
+    """Names the state in which the turn was taken, so that turns of several episodes can be compared."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Episode:
     """One play of one task by one policy, from reset to its end."""
 
@@ -53,6 +65,8 @@ class Episode:
     metrics: Mapping[str, float] = field(default_factory=dict)
     """What the environment counted without rewarding it."""
     num_turns: int = 0
+    turn_records: tuple[TurnRecord, ...] = ()
+    """Of all turns, in order; empty for a failed episode. Group rewards come on top of what turns were paid."""
     num_tool_calls: int = 0
     num_tool_errors: int = 0
     tools: Mapping[str, ToolUsage] = field(default_factory=dict)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import hashlib
 import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -15,7 +16,7 @@ import gymnasium
 
 from polyturn.agents.chat import ChatRenderer
 from polyturn.agents.dialects import Dialect
-from polyturn.agents.episode import Episode, EpisodeTimings, Outcome
+from polyturn.agents.episode import Episode, EpisodeTimings, Outcome, TurnRecord
 from polyturn.agents.ledger import Ledger
 from polyturn.agents.policy import (
     FinishReason,
@@ -214,6 +215,9 @@ class _Record:
     role_rewards: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
     num_turns: int = 0
+    turn_records: list[TurnRecord] = field(default_factory=list)
+    anchors: dict[str, str] = field(default_factory=dict)
+    """The state that each role saw last."""
     num_tool_calls: int = 0
     num_tool_errors: int = 0
     tool_names: frozenset[str] = frozenset()
@@ -261,8 +265,9 @@ class _Record:
         observation, reward, terminated, truncated, info = result
         if not math.isfinite(reward):
             raise EnvironmentFault(f"the environment gave the reward {reward}")
-        self._hear(observation, info)
         self.reward += float(reward)
+        self.turn_records[-1] = replace(self.turn_records[-1], reward=float(reward))
+        self._hear(observation, info)
         for name, part in info.get("reward_parts", {}).items():
             self.reward_parts[name] = self.reward_parts.get(name, 0.0) + part
         self.metrics.update(info.get("metrics", {}))
@@ -291,12 +296,14 @@ class _Record:
         self.role = info.get("role", self.role)
         self.conversations.setdefault(self.role, []).extend(observation)
         self.messages += (_addressed(message, self.role) for message in observation)
+        self.anchors[self.role] = str(info.get("anchor") or observation_digest(observation))
 
     def add_action(self, action: AssistantMessage) -> None:
         message = action.to_message()
         self.conversations[self.role].append(message)
         self.messages.append(_addressed(message, self.role))
         self.num_turns += 1
+        self.turn_records.append(TurnRecord(role=self.role, anchor=self.anchors[self.role]))
         self.num_tool_calls += len(action.tool_calls)
 
     def clock(self, name: str) -> _Clock:
@@ -321,6 +328,7 @@ class _Record:
             role_rewards={} if failed else self.role_rewards,
             metrics=self.metrics,
             num_turns=self.num_turns,
+            turn_records=() if failed else tuple(self.turn_records),
             num_tool_calls=self.num_tool_calls,
             num_tool_errors=self.num_tool_errors,
             tools=self.tools,
@@ -333,6 +341,15 @@ class _Record:
     async def _in_thread(self, function: Any, *args: Any, **kwargs: Any) -> Any:
         call = functools.partial(function, *args, **kwargs)
         return await asyncio.get_running_loop().run_in_executor(self.executor, call)
+
+
+def observation_digest(observation: Observation) -> str:
+    """16 hex digits that are equal for observations of equal messages, whatever calls they answer."""
+    digest = hashlib.blake2b(digest_size=8)
+    for message in observation:
+        for value in (message["role"], message.get("name", ""), message["content"]):
+            digest.update(f"{len(value)}:{value}".encode(errors="surrogatepass"))
+    return digest.hexdigest()
 
 
 def _addressed(message: Message, role: str) -> Message:

@@ -105,6 +105,10 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         """Whose turn it is in an episode of several agents, such as `solver/0`: `begin` and `follow_up` set it."""
         self.role_rewards: dict[str, float] = {}
         """Rewards of single roles: `grade` sets them beside what it returns."""
+        self.turn_reward = 0.0
+        """Paid for the step under way, beside the grade at the end: tools and `follow_up` may set it."""
+        self.anchor = ""
+        """Names the state that the next step is taken in, for GiGPO; empty: what was observed last is the state."""
 
     # What an author writes.
 
@@ -227,7 +231,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
     ) -> tuple[Observation, dict[str, Any]]:
         super().reset(seed=seed)
         self._done = True
-        self.metrics, self.role, self.role_rewards = {}, "", {}
+        self.metrics, self.role, self.role_rewards, self.anchor = {}, "", {}, ""
         self._finished = False
         self._task = task = self._choose_task(options or {})
         if self.toolset.is_stateful:
@@ -236,8 +240,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         observation = await self._messages("begin", task, offload)
         self._done, self._num_turns, self._transcript = False, 0, list(observation)
         info: dict[str, Any] = {"task_id": task.task_id, "tools": self.tools}
-        if self.role:
-            info["role"] = self.role
+        info |= {name: value for name, value in (("role", self.role), ("anchor", self.anchor)) if value}
         return observation, info
 
     async def _step(self, action: AssistantMessage, offload: Offload) -> StepResult:
@@ -245,7 +248,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
             raise gymnasium.error.ResetNeeded("the episode is over: call reset() before step()")
         if action not in self.action_space:
             raise ValueError(f"an action is an AssistantMessage, not {type(action).__name__}")
-        self._done = True  # until this step has gone well
+        self._done, self.turn_reward = True, 0.0  # done until this step has gone well
         self._num_turns += 1
         self._transcript.append(action.to_message())
         results: list[ToolResult] = []
@@ -263,19 +266,21 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         else:
             observation = await self._messages("follow_up", action, offload)
         info: dict[str, Any] = {"reward_parts": {}, "tool_results": tuple(results)}
-        reward = 0.0
+        reward = self.turn_reward
         terminated = self._finished or (not action.tool_calls and not observation)
         if terminated:
             score = await self._score(action, offload)
-            reward, info["reward_parts"] = score.value, score.parts
+            reward, info["reward_parts"] = reward + score.value, score.parts
             info["stop_reason"] = "terminated"
         truncated = not terminated and self._num_turns == self._max_turns
         if truncated:
             info["stop_reason"] = "max_turns"
-        if self.metrics:
-            info["metrics"] = dict(self.metrics)
+        if self.turn_reward:
+            info["reward_parts"] = {**info["reward_parts"], "turns": self.turn_reward}
+        marks = {"metrics": dict(self.metrics), "role": self.role, "anchor": self.anchor}
+        info |= {name: value for name, value in marks.items() if value}
         if self.role:
-            info |= {"role": self.role, "role_rewards": dict(self.role_rewards)}
+            info["role_rewards"] = dict(self.role_rewards)
         self._done = terminated or truncated
         self._transcript += observation
         return observation, reward, terminated, truncated, info

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 import orjson
 
-from polyturn.agents.episode import Episode, EpisodeTimings, Outcome
+from polyturn.agents.episode import Episode, EpisodeTimings, Outcome, TurnRecord
 from polyturn.agents.ledger import Segment
 from polyturn.tools.metrics import ToolUsage
 
@@ -79,6 +79,7 @@ def decode_episode(line: bytes) -> Episode:
     fields["segments"] = tuple(
         Segment(**{name: _column(value) for name, value in segment.items()}) for segment in fields["segments"]
     )
+    fields["turn_records"] = tuple(TurnRecord(**record) for record in fields["turn_records"])
     fields["timings"] = EpisodeTimings(**fields["timings"])
     fields["tools"] = {name: ToolUsage(**usage) for name, usage in fields["tools"].items()}
     return Episode(**fields)

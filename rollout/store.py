@@ -12,7 +12,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from polyturn.agents.episode import Episode, EpisodeTimings, Outcome
+from polyturn.agents.episode import Episode, EpisodeTimings, Outcome, TurnRecord
 from polyturn.agents.ledger import Segment
 from polyturn.rollout.journal import Journal, read_journal
 from polyturn.tools.metrics import ToolUsage
@@ -21,6 +21,13 @@ TOOL_USAGE = pa.struct(
     [
         pa.field(field.name, pa.int64() if field.name.startswith("num_") else pa.float64(), nullable=False)
         for field in fields(ToolUsage)
+    ]
+)
+TURN_RECORD = pa.struct(
+    [
+        pa.field("role", pa.string(), nullable=False),
+        pa.field("reward", pa.float64(), nullable=False),
+        pa.field("anchor", pa.string(), nullable=False),
     ]
 )
 
@@ -43,6 +50,7 @@ SCHEMA = pa.schema(
         pa.field("metrics", pa.map_(pa.string(), pa.float64()), nullable=False),
         pa.field("advantage", pa.float64()),
         pa.field("num_turns", pa.int32(), nullable=False),
+        pa.field("turn_records", pa.list_(TURN_RECORD), nullable=False),
         pa.field("num_tool_calls", pa.int32(), nullable=False),
         pa.field("num_tool_errors", pa.int32(), nullable=False),
         pa.field("tools", pa.map_(pa.string(), TOOL_USAGE), nullable=False),
@@ -169,6 +177,7 @@ def _rows(step: int, episode: Episode, advantages: Mapping[str, float]) -> list[
         "reward_parts": list(episode.reward_parts.items()),
         "role_rewards": list(episode.role_rewards.items()),
         "metrics": list(episode.metrics.items()),
+        "turn_records": [asdict(record) for record in episode.turn_records],
         "tools": [(name, asdict(usage)) for name, usage in episode.tools.items()],
         "generate_s": episode.timings.generate_s,
         "tools_s": episode.timings.tools_s,
@@ -213,6 +222,7 @@ def _episode(rows: Sequence[Mapping[str, Any]]) -> Episode:
         reward_parts=dict(first["reward_parts"]),
         role_rewards=dict(first["role_rewards"]),
         metrics=dict(first["metrics"]),
+        turn_records=tuple(TurnRecord(**record) for record in first["turn_records"]),
         tools={name: ToolUsage(**usage) for name, usage in first["tools"]},
         messages=tuple(orjson.loads(first["messages"])),
         segments=tuple(

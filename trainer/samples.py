@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from polyturn.agents.episode import Episode
+from polyturn.agents.episode import Episode, Outcome
 from polyturn.trainer.batch import TrainSample
 
 
@@ -20,6 +20,15 @@ class Part:
     episode: Episode
     samples: tuple[TrainSample, ...]
     """One for each segment that the policy wrote in."""
+    turn_rewards: tuple[float, ...] = ()
+    """By turn of the part; they add up to `reward`. Empty where it is not known by turn."""
+    anchors: tuple[str, ...] = ()
+    """By turn of the part, a digest of the state in which it was taken."""
+
+    @property
+    def truncated(self) -> bool:
+        """Whether a limit ended the episode, not the task."""
+        return self.episode.outcome is Outcome.TRUNCATED
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,6 +71,27 @@ def _parts(episode: Episode) -> list[Part]:
             if segment.role == role and segment.num_sampled > 0
         )
         parts.append(
-            Part(part_id=part_id, group_id=group_id, reward=reward, episode=episode, samples=samples)
+            Part(
+                part_id=part_id,
+                group_id=group_id,
+                reward=reward,
+                episode=episode,
+                samples=samples,
+                turn_rewards=_turn_rewards(episode, role, reward),
+                anchors=tuple(turn.anchor for turn in episode.turn_records if turn.role == role),
+            )
         )
     return parts
+
+
+def _turn_rewards(episode: Episode, role: str, reward: float) -> tuple[float, ...]:
+    """What each turn of the role brought; whatever else is in its reward came with its last turn.
+
+    A role with a reward of its own got it at the end: what the environment paid turn by turn was not its own.
+    """
+    turns = [turn.reward for turn in episode.turn_records if turn.role == role]
+    if not turns:
+        return ()
+    if role in episode.role_rewards:
+        turns = [0.0] * len(turns)
+    return (*turns[:-1], reward - sum(turns[:-1]))

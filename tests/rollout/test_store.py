@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from polyturn.agents.episode import Episode, EpisodeTimings, Outcome
+from polyturn.agents.episode import Episode, EpisodeTimings, Outcome, TurnRecord
 from polyturn.agents.ledger import Segment
 from polyturn.rollout.journal import Journal, decode_episode, encode_episode, read_journal
 from polyturn.rollout.store import SCHEMA, TrajectoryStore
@@ -64,6 +64,9 @@ def episodes(draw, identity=None):
         reward_parts=draw(st.dictionaries(TEXT, FLOATS, max_size=3)),
         metrics=draw(st.dictionaries(TEXT, FLOATS, max_size=3)),
         num_turns=draw(st.integers(0, 99)),
+        turn_records=tuple(
+            draw(st.lists(st.builds(TurnRecord, role=TEXT, reward=FLOATS, anchor=TEXT), max_size=3))
+        ),
         num_tool_calls=draw(st.integers(0, 99)),
         num_tool_errors=draw(st.integers(0, 99)),
         tools=draw(st.dictionaries(TEXT, usages(), max_size=2)),
