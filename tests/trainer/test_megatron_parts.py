@@ -1,7 +1,6 @@
 """The parts under the policy: source rewrites, pack layout, logprobs, optimizer, schedule."""
 
 import itertools
-import math
 import subprocess
 import sys
 
@@ -15,12 +14,10 @@ from polyturn.trainer.schedule import LearningRateSchedule
 
 install_cpu_compatibility("cpu")
 
-from megatron.core import parallel_state  # noqa: E402
 from megatron.core.optimizer import clip_grads  # noqa: E402
 
 from polyturn.trainer.megatron.adam import FusedLayoutAdam  # noqa: E402
 from polyturn.trainer.megatron.attention import MAX_PADDING, lay_out  # noqa: E402
-from polyturn.trainer.megatron.logprobs import _TokenLogprobs, token_logprobs  # noqa: E402
 
 
 def test_another_release_of_megatron_fails_at_once():
@@ -76,48 +73,6 @@ def test_a_layout_holds_every_token_once_and_little_padding(lengths):
 def test_sequences_of_one_length_are_not_moved():
     layout = lay_out([7] * 5)
     assert layout.is_identity and layout.shapes == ((5, 7),)
-
-
-def test_logprobs_and_entropies_have_exact_gradients():
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(6, 11, generator=generator, dtype=torch.float64, requires_grad=True)
-    targets = torch.randint(0, 11, (6,), generator=generator)
-    weights = torch.randn(2, 6, generator=generator, dtype=torch.float64)
-    for first, second in ((1, 1), (1, 0), (0, 1)):
-        logprobs, entropies = _TokenLogprobs.apply(logits * 1.0, targets, 0, None)
-        parts = [(weights[0] * logprobs).sum()] * first + [(weights[1] * entropies).sum()] * second
-        (found,) = torch.autograd.grad(sum(parts), logits)
-        plain = logits.log_softmax(-1)
-        expected_logprobs = plain.gather(1, targets[:, None]).squeeze(1)
-        expected_entropies = -(plain.exp() * plain).sum(-1)
-        torch.testing.assert_close(logprobs, expected_logprobs)
-        torch.testing.assert_close(entropies, expected_entropies)
-        expected = (
-            first * (weights[0] * expected_logprobs).sum() + second * (weights[1] * expected_entropies).sum()
-        )
-        torch.testing.assert_close(found, torch.autograd.grad(expected, logits)[0])
-
-
-@pytest.fixture
-def one_rank():
-    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
-    parallel_state.initialize_model_parallel(create_gloo_process_groups=False)
-    yield
-    parallel_state.destroy_model_parallel()
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.catalogue("B23")
-def test_temperature_extremes_and_padding_of_the_vocabulary(one_rank):
-    logits = torch.tensor([[1000.0, 0.0, -1000.0, 5000.0], [0.0, 0.0, 0.0, 5000.0]], requires_grad=True)
-    targets = torch.tensor([1, 2])
-    logprobs, entropies = token_logprobs(logits, targets, vocab_size=3, temperature=2.0)
-    assert logprobs.tolist() == pytest.approx([-500.0, -math.log(3)])
-    assert entropies.tolist() == pytest.approx([0.0, math.log(3)])
-    (logprobs.sum() + entropies.sum()).backward()
-    assert torch.isfinite(logits.grad).all()
-    assert (logits.grad[:, 3] == 0).all(), "a padded column takes no part"
-    assert logits.grad[1].tolist() == pytest.approx([-1 / 6, -1 / 6, 1 / 3, 0.0])
 
 
 def test_adam_is_torchs_adamw_with_the_fused_layout():

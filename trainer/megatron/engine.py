@@ -24,10 +24,10 @@ from megatron.core.transformer.module import Float16Module
 from polyturn.configs.optimizer import OptimizerConfig
 from polyturn.trainer.algorithms.objective import Objective, ObjectiveSums, evaluate_objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
-from polyturn.trainer.megatron.logprobs import token_logprobs
+from polyturn.trainer.megatron.logprob_head import LogprobHead, LogprobRequest, split_scores
+from polyturn.trainer.megatron.logprobs import Entropy
 from polyturn.trainer.megatron.model import (
     Architecture,
-    LogitRows,
     build_model,
     read_architecture,
     transformer_config,
@@ -60,7 +60,7 @@ class Engine:
         )
         self.model = build_model(self.config, self.architecture, device=device)
         mark_split_params(self.model)
-        self._logit_rows = LogitRows(self.model)
+        self._head = LogprobHead(self.model, vocab_size=self.architecture.vocab_size)
         wrapped = Float16Module(self.config, self.model) if dtype == "bfloat16" else self.model
         self._parallel_model = DistributedDataParallel(
             self.config,
@@ -77,14 +77,9 @@ class Engine:
         self.config.grad_scale_func = self.optimizer.scale_loss
         self.config.finalize_model_grads_func = self._finalize
 
-    def forward(self, batch: PackedBatch, temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logprobs and entropies [N] of the pack's trainable tokens."""
-        return token_logprobs(
-            self._logits(batch),
-            batch.targets,
-            vocab_size=self.architecture.vocab_size,
-            temperature=temperature,
-        )
+    def forward(self, batch: PackedBatch, temperature: float) -> torch.Tensor:
+        """Logprobs [N] of the pack's trainable tokens."""
+        return split_scores(self._scores(batch, temperature, "none"))[0]
 
     def update(
         self,
@@ -149,13 +144,14 @@ class Engine:
         """Megatron-core's distributed optimizers, whose inner torch optimizers hold the state."""
         return list(getattr(self.optimizer, "chained_optimizers", [self.optimizer]))
 
-    def _logits(self, batch: PackedBatch) -> torch.Tensor:
-        """[N, vocabulary of this rank]"""
-        self._logit_rows.rows = batch.rows
-        logits = self._parallel_model(
+    def _scores(self, batch: PackedBatch, temperature: float, entropy: Entropy) -> torch.Tensor:
+        """What `split_scores` takes apart."""
+        self._head.request = LogprobRequest(
+            rows=batch.rows, targets=batch.targets, temperature=temperature, entropy=entropy
+        )
+        return self._parallel_model(
             batch.input_ids, batch.position_ids, None, packed_seq_params=batch.sequences
         )
-        return logits.squeeze(0)
 
     def _forward_step(
         self,
@@ -167,17 +163,15 @@ class Engine:
     ) -> tuple[torch.Tensor, Any]:
         """What Megatron-core's schedule calls for each micro-batch."""
         batch = next(batches)
-        return self._logits(batch), partial(self._loss, batch, objective, counts)
+        entropy: Entropy = "gradient" if objective.entropy_coefficient > 0 else "value"
+        scores = self._scores(batch, objective.temperature, entropy)
+        return scores, partial(self._loss, batch, objective, counts)
 
     def _loss(
-        self, batch: PackedBatch, objective: Objective, counts: GlobalCounts, logits: torch.Tensor
+        self, batch: PackedBatch, objective: Objective, counts: GlobalCounts, scores: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, ObjectiveSums]:
-        logprobs, entropies = token_logprobs(
-            logits,
-            batch.targets,
-            vocab_size=self.architecture.vocab_size,
-            temperature=objective.temperature,
-        )
+        logprobs, entropies = split_scores(scores)
+        assert entropies is not None
         tokens = token_batch(batch, objective, counts, logprobs, entropies)
         self._bad_samples.extend(find_bad_samples(batch, tokens))
         result = evaluate_objective(tokens, objective, counts)
