@@ -62,6 +62,7 @@ class MegatronPolicy:
             ValueError: the directory, the config or the layout cannot be used; one sentence says why.
         """
         install_cpu_compatibility(device)
+        from polyturn.trainer.megatron.checkpoints.keeper import PolicyCheckpoints
         from polyturn.trainer.megatron.engine import Engine
         from polyturn.trainer.megatron.ranks import join_ranks
         from polyturn.trainer.megatron.weights import load_hf_weights
@@ -94,6 +95,9 @@ class MegatronPolicy:
             load_hf_weights(self._engine.model, self._engine.architecture, weights)
             weights.close()
             self._engine.build_optimizer()
+            self._checkpoints = PolicyCheckpoints(
+                {"policy": self._engine}, hf_config=hf_config, parallel=self.parallel, dtype=dtype
+            )
             on_failure.pop_all()
         self._reference: list[torch.Tensor] | None = None
         if keep_reference:
@@ -197,30 +201,44 @@ class MegatronPolicy:
 
     def save_checkpoint(self, directory: Path) -> None:
         """Write a checkpoint, from which the next update will be bitwise the same at the same layout."""
-        from polyturn.trainer.megatron.checkpoint import save_checkpoint
+        self.begin_checkpoint(directory)
+        self.finish_checkpoint()
 
-        header = {**self._layout(), "num_updates": self.num_updates}
-        save_checkpoint(self._engine, Path(directory), header=header)
+    def begin_checkpoint(self, directory: Path) -> None:
+        """Copy what a checkpoint holds, and write it while training goes on; `finish_checkpoint` must follow."""
+        self._checkpoints.begin(Path(directory), num_updates=self.num_updates)
 
-    def load_checkpoint(self, directory: Path) -> None:
-        """Go on from a checkpoint. The reference stays what this policy was constructed with.
+    def checkpoint_written(self) -> bool:
+        """Whether `finish_checkpoint` would not have to wait for this rank's disk."""
+        return self._checkpoints.written()
+
+    def finish_checkpoint(self) -> None:
+        """Wait for the checkpoint that was begun; without it the directory does not count as one.
 
         Raises:
-            ValueError: no finished checkpoint is there, or it is one of another layout or model.
+            CheckpointError: a rank could not write; raised on all of them.
         """
-        from polyturn.trainer.megatron.checkpoint import load_checkpoint
+        self._checkpoints.finish()
 
-        header = load_checkpoint(self._engine, Path(directory), layout=self._layout())
-        self.num_updates = header["num_updates"]
+    def find_checkpoint_faults(self, directory: Path) -> list[str]:
+        """What is wrong with this rank's share of a checkpoint's files: together the ranks read them all."""
+        return self._checkpoints.find_faults(Path(directory))
+
+    def load_checkpoint(self, directory: Path) -> None:
+        """Go on from a checkpoint, whatever layout wrote it.
+
+        The reference stays what this policy was constructed with.
+
+        Raises:
+            ValueError: no finished checkpoint is there, or it is one of another model.
+        """
+        self.num_updates = self._checkpoints.load(Path(directory))
 
     def close(self) -> None:
         """Leave the ranks."""
         from polyturn.trainer.megatron.ranks import leave_ranks
 
         leave_ranks()
-
-    def _layout(self) -> dict[str, Any]:
-        return {"tensor": self.parallel.tensor, "data": self.parallel.data, "dtype": self.dtype}
 
     def _pack(self, samples: Sequence[TrainSample]) -> list[PackedBatch]:
         """This rank's micro-batches, as many as every other rank's."""
