@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from polyturn.configs.algorithm import AlgorithmConfig
 from polyturn.configs.lora import LoraConfig
+from polyturn.configs.checkpoint import CheckpointConfig
 from polyturn.configs.optimizer import OptimizerConfig
 from polyturn.configs.parallel import ParallelConfig
 from polyturn.configs.rewards import EnvironmentReward, GroupRewardConfig, RewardChoice
@@ -130,7 +131,7 @@ class TrainerConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     parallel: ParallelConfig = ParallelConfig()
     lora: LoraConfig | None = None
-    """Train adapters in place of the weights; `{}` takes the defaults. The reference is then the policy without them."""
+    """Train adapters in place of the weights; `{}` takes the defaults. The reference is the policy without them."""
     refresh_reference_every_steps: NonNegativeInt = 0
     """Make the policy the reference after every so many steps; 0: the reference stays what it is."""
 
@@ -175,15 +176,6 @@ class EvaluationConfig(Section):
     """Evaluate after the last step."""
     every_steps: NonNegativeInt = 0
     """0: only before and after."""
-
-
-class CheckpointConfig(Section):
-    """When the run can be resumed from."""
-
-    every_steps: PositiveInt = 1
-    """Steps between checkpoints; the last step always has one."""
-    keep_last: PositiveInt = 2
-    """Older checkpoints are deleted."""
 
 
 class ChecksConfig(Section):

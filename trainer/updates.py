@@ -116,7 +116,14 @@ def run_updates(policy: MegatronPolicy, shares: Sequence[UpdateShare], *, config
         metrics.append(policy.train(share.samples, objective=objective, global_counts=share.counts))
         for sample in share.samples:
             trained[sample.sample_id] = trained.get(sample.sample_id, 0) + sample.num_trainable
+    _refresh_reference(policy, config)
     return UpdateReport(metrics=tuple(metrics), trained_tokens=trained, seconds=time.perf_counter() - started)
+
+
+def _refresh_reference(policy: MegatronPolicy, config: RunConfig) -> None:
+    every = config.trainer.refresh_reference_every_steps * config.trainer.updates_per_step
+    if every and config.trainer.algorithm.needs_reference and policy.num_updates % every == 0:
+        policy.refresh_reference()
 
 
 def largest_logprob_difference(samples: Iterable[TrainSample]) -> tuple[float, str]:

@@ -19,6 +19,7 @@ from ray._private import ray_constants
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema import BroadcastSync, RunConfig
 from polyturn.rollout.engines.checksum import EngineChecksums
 from polyturn.rollout.engines.control import EngineControl
@@ -28,6 +29,7 @@ from polyturn.trainer.batch import TrainSample
 from polyturn.trainer.updates import ScoredColumns, UpdateReport, UpdateShare, run_updates, score_samples
 from polyturn.trainer.weight_sync import SyncReport, WeightPublisher
 
+ADAPTER_NAME = "adapter"
 START_TIMEOUT_S = 600.0
 CLOSE_TIMEOUT_S = 20.0
 
@@ -70,7 +72,7 @@ class TrainerRank:
         """Join the other ranks and load the model."""
         from polyturn.trainer.megatron.policy import MegatronPolicy
 
-        trainer = self._config.trainer
+        trainer, reference = self._config.trainer, self._config.model.reference_path
         self._policy = MegatronPolicy(
             self._model_path,
             dtype=self._config.model.dtype,
@@ -85,6 +87,8 @@ class TrainerRank:
             master_port=port,
             max_tokens_per_gpu=trainer.max_tokens_per_gpu,
             keep_reference=trainer.algorithm.needs_reference,
+            reference_path=None if reference is None else resolve_model_path(reference),
+            lora=trainer.lora,
         )
 
     def connect(self, engine_urls: Sequence[str], weights_directory: str) -> None:
@@ -140,15 +144,26 @@ class TrainerRank:
         """Train on this rank's share of a step."""
         return run_updates(self._policy, shares, config=self._config)
 
-    def save_checkpoint(self, directory: str) -> None:
-        self._policy.save_checkpoint(Path(directory))
+    def begin_checkpoint(self, directory: str) -> None:
+        self._policy.begin_checkpoint(Path(directory))
+
+    def checkpoint_written(self) -> bool:
+        return self._policy.checkpoint_written()
+
+    def finish_checkpoint(self) -> None:
+        self._policy.finish_checkpoint()
+
+    def find_checkpoint_faults(self, directory: str) -> list[str]:
+        return self._policy.find_checkpoint_faults(Path(directory))
 
     def load_checkpoint(self, directory: str) -> None:
         self._policy.load_checkpoint(Path(directory))
 
     def save_hf(self, directory: str) -> None:
-        """Write the policy as a Hugging Face directory."""
+        """Write the policy as a Hugging Face directory, and its adapters, if it has any, beside it."""
         self._policy.save_hf(Path(directory))
+        if self._policy.lora is not None:
+            self._policy.save_adapter(Path(directory).with_name(ADAPTER_NAME))
 
     def close(self) -> None:
         """Leave the engines and the other ranks."""
@@ -243,9 +258,28 @@ class TrainerGroup:
         ]
         return ray.get(calls)[:: self._tensor_parallel]
 
-    def save_checkpoint(self, directory: Path) -> None:
+    def begin_checkpoint(self, directory: Path) -> None:
+        """Copy the state on all ranks; they write it while the run goes on."""
         directory.mkdir(parents=True, exist_ok=True)
-        self._on_all("save_checkpoint", str(directory))
+        self._on_all("begin_checkpoint", str(directory))
+
+    def checkpoint_written(self) -> bool:
+        """Whether `finish_checkpoint` would not have to wait for a disk."""
+        return all(self._on_all("checkpoint_written"))
+
+    def finish_checkpoint(self) -> None:
+        """Wait for the checkpoint that was begun.
+
+        Raises:
+            CheckpointError: a rank could not write it.
+        """
+        self._on_all("finish_checkpoint")
+
+    def find_checkpoint_faults(self, directory: Path) -> list[str]:
+        """What is wrong with the files of a checkpoint, which the ranks read among themselves."""
+        return [
+            fault for faults in self._on_all("find_checkpoint_faults", str(directory)) for fault in faults
+        ]
 
     def load_checkpoint(self, directory: Path) -> None:
         self._on_all("load_checkpoint", str(directory))

@@ -1,9 +1,9 @@
 """LoRA (arXiv 2106.09685) on Megatron-core's parallel linear layers: y = x W^T + scale · x A^T B^T.
 
 Every Hugging Face projection has an A [rank, in] and a B [out, rank] of its own, as in PEFT, also where Megatron
-fuses projections into one layer (queries, keys and values; gate and up). Under tensor parallelism A of a column-wise
-split layer is whole on every rank and B split like the layer's rows; of a row-parallel layer A is split like its columns and
-B whole.
+fuses projections into one layer (queries, keys and values; gate and up). Under tensor parallelism a column-parallel
+layer's A is whole on every rank and its B split like the layer's rows; a row-parallel one's A is split like the layer's
+columns and its B whole.
 
 The adapters hang beside the layers, not in them, so the names and checkpoints of the base weights stay what they are.
 
@@ -29,6 +29,7 @@ from megatron.core.tensor_parallel import (
     reduce_scatter_to_sequence_parallel_region,
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch.nn import functional
 
 from polyturn.configs.lora import LoraConfig
@@ -202,7 +203,7 @@ def attach_lora(model: GPTModel, sites: Sequence[Site], lora: LoraConfig, *, see
             )
     for param in model.parameters():
         param.requires_grad_(False)
-    adapters = torch.nn.ModuleDict()
+    adapters = LoraAdapters()
     for site in sites:
         if not any(_last(name) in lora.target_modules for name in site.projections):
             continue
@@ -214,6 +215,37 @@ def attach_lora(model: GPTModel, sites: Sequence[Site], lora: LoraConfig, *, see
     if model.config.recompute_granularity is not None and model.pre_process:
         # A recomputed layer gets no gradient at all unless its input asks for one, which a frozen embedding's does not.
         model.embedding.register_forward_hook(_ask_for_gradient)
+
+
+class LoraAdapters(torch.nn.ModuleDict):
+    """All adapters of this rank's part of the model, by the paths of their layers, `.` written as `/`."""
+
+    def sharded_state_dict(
+        self,
+        prefix: str = "",
+        sharded_offsets: tuple[tuple[int, int, int], ...] = (),
+        metadata: dict[str, Any] | None = None,
+        **_kwargs: Any,
+    ) -> dict[str, Any]:
+        """Their place in the whole model, under keys that depend on no layout, as Megatron-core asks for it."""
+        result: dict[str, Any] = {}
+        for adapter in self.values():
+            assert isinstance(adapter, LoraAdapter)
+            for name in adapter.targets:
+                for letter, param in zip("AB", adapter.pair(name), strict=True):
+                    split: Any = param
+                    axes = {letter: split.partition_dim} if split.tensor_model_parallel else {}
+                    result.update(
+                        make_sharded_tensors_for_checkpoint(
+                            {letter: param},
+                            f"{prefix}{name}.",
+                            axes,
+                            sharded_offsets,
+                            tp_group=parallel_state.get_tensor_model_parallel_group(),
+                            dp_cp_group=parallel_state.get_data_parallel_group(with_context_parallel=True),
+                        )
+                    )
+        return result
 
 
 class _Addition:
