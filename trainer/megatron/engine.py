@@ -53,13 +53,13 @@ class Engine:
         tensor_parallel = parallel_state.get_tensor_model_parallel_world_size()
         self.architecture: Architecture = read_architecture(hf_config, tensor_parallel=tensor_parallel)
         self.config = transformer_config(
-            hf_config, dtype=dtype, device=device, tensor_parallel=tensor_parallel, extra=megatron
+            hf_config, dtype=dtype, device=device, extra=megatron
         )
         self.device = (
             torch.device("cpu") if device == "cpu" else torch.device("cuda", torch.cuda.current_device())
         )
         self.model = build_model(self.config, self.architecture, device=device)
-        mark_split_params(self.model)
+        mark_split_params([self.model], self.architecture)
         self._head = LogprobHead(self.model, vocab_size=self.architecture.vocab_size)
         wrapped = Float16Module(self.config, self.model) if dtype == "bfloat16" else self.model
         self._parallel_model = DistributedDataParallel(

@@ -12,120 +12,109 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.models.gpt.gpt_layer_specs import HAVE_TE, get_gpt_decoder_block_spec
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
-from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.multi_latent_attention import MultiLatentAttention
+from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from torch.nn import functional
 
-from polyturn.trainer.megatron.torch_layers import torch_block_spec
+from polyturn.configs.expert_layers import num_experts
+from polyturn.configs.stages import StageSizes, divide_layers
+from polyturn.trainer.megatron.families import Family, find_family
+from polyturn.trainer.megatron.families.rope import Llama3Scaling, Rope, YarnScaling, read_rope
+from polyturn.trainer.megatron.layer_specs import block_spec
+from polyturn.trainer.megatron.layout import ModelLayout
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Family:
-    """How the models of one `model_type` differ from Llama."""
-
-    qk_layernorm: bool = False
-    qkv_bias: bool = False
-
-
-FAMILIES = {
-    "llama": Family(),
-    "qwen2": Family(qkv_bias=True),
-    "qwen3": Family(qk_layernorm=True),
-}
-
 OWNED_FIELDS = (
     "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "virtual_pipeline_model_parallel_size",
+    "context_parallel_size",
+    "expert_model_parallel_size",
+    "expert_tensor_parallel_size",
     "sequence_parallel",
     "params_dtype",
     "bf16",
     "calculate_per_token_loss",
     "finalize_model_grads_func",
+    "moe_grouped_gemm",
 )
 """Fields of TransformerConfig that the user's `megatron:` section may not set."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Architecture:
-    """What `GPTModel` needs beside the TransformerConfig."""
+    """What a model is made of beside its TransformerConfig."""
 
+    family: Family
     vocab_size: int
     padded_vocab_size: int
     """A multiple of the tensor-parallel size."""
     tied_embeddings: bool
     max_position_embeddings: int
-    rotary_base: float
-    rotary_percent: float
-    rope_scaling_factor: float | None
+    rope: Rope
 
 
 def read_architecture(hf: Mapping[str, Any], *, tensor_parallel: int) -> Architecture:
-    """Vocabulary, embeddings and positions of a Hugging Face config.
+    """Family, vocabulary, embeddings and positions of a Hugging Face config.
 
     Raises:
-        ValueError: a feature that is not supported.
+        ValueError: a family or a feature that is not supported.
     """
-    rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
-    if rope_type not in ("default", "llama3"):
-        raise ValueError(f"rope type {rope_type!r} is not supported: use a model with 'default' or 'llama3'")
-    if rope_type == "llama3":
-        numbers = (
-            rope["low_freq_factor"],
-            rope["high_freq_factor"],
-            rope["original_max_position_embeddings"],
+    family = find_family(hf)
+    rope = read_rope(hf, default_percent=family.rotary_percent)
+    if isinstance(rope.scaling, YarnScaling) and "kv_lora_rank" not in hf:
+        raise ValueError(
+            "rope type 'yarn' is supported with latent attention only: use a model with 'default'"
         )
-        if numbers != (1.0, 4.0, 8192):
-            raise ValueError(f"llama3 rope is supported with factors 1, 4 and 8192 positions, not {numbers}")
     vocab_size = hf["vocab_size"]
     return Architecture(
+        family=family,
         vocab_size=vocab_size,
         padded_vocab_size=math.ceil(vocab_size / tensor_parallel) * tensor_parallel,
         tied_embeddings=bool(hf.get("tie_word_embeddings", False)),
         max_position_embeddings=hf["max_position_embeddings"],
-        rotary_base=rope.get("rope_theta") or hf.get("rope_theta") or 10_000.0,
-        rotary_percent=rope.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or 1.0,
-        rope_scaling_factor=float(rope["factor"]) if rope_type == "llama3" else None,
+        rope=rope,
     )
 
 
 def transformer_config(
-    hf: Mapping[str, Any], *, dtype: str, device: str, tensor_parallel: int, extra: Mapping[str, Any]
+    hf: Mapping[str, Any],
+    *,
+    dtype: str,
+    device: str,
+    extra: Mapping[str, Any],
+    layout: ModelLayout | None = None,
 ) -> TransformerConfig:
     """Megatron-core's config of a Hugging Face one; `extra` holds the user's further fields, which win.
 
+    Args:
+        layout: None takes that of the groups that are up.
+
     Raises:
-        ValueError: a model family or feature that is not supported, or a field that does not exist or is not the
-            user's to set.
+        ValueError: a model family or feature that is not supported, or does not go with the layout, or a field that
+            does not exist or is not the user's to set.
     """
-    model_type = hf.get("model_type")
-    if model_type not in FAMILIES:
-        raise ValueError(f"model_type {model_type!r} is not supported: one of {', '.join(sorted(FAMILIES))}")
-    family = FAMILIES[model_type]
-    _refuse_unsupported(hf, family, tensor_parallel=tensor_parallel)
+    family = find_family(hf)
+    layout = layout or ModelLayout.current()
+    _refuse_layout(hf, layout)
     _refuse_fields(extra)
     torch_dtype = DTYPES[dtype]
     settings: dict[str, Any] = {
         "num_layers": hf["num_hidden_layers"],
         "hidden_size": hf["hidden_size"],
         "num_attention_heads": hf["num_attention_heads"],
-        "num_query_groups": hf.get("num_key_value_heads") or hf["num_attention_heads"],
-        "kv_channels": hf.get("head_dim") or hf["hidden_size"] // hf["num_attention_heads"],
-        "ffn_hidden_size": hf["intermediate_size"],
         "layernorm_epsilon": hf["rms_norm_eps"],
         "normalization": "RMSNorm",
         "gated_linear_unit": True,
         "activation_func": functional.silu,
         "add_bias_linear": False,
-        "add_qkv_bias": family.qkv_bias,
-        "qk_layernorm": family.qk_layernorm,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
-        "tensor_model_parallel_size": tensor_parallel,
-        "sequence_parallel": tensor_parallel > 1,
+        **family.settings(hf),
+        **_layout_settings(layout),
         "params_dtype": torch_dtype,
         "pipeline_dtype": torch_dtype,
         "bf16": dtype == "bfloat16",
@@ -142,24 +131,60 @@ def transformer_config(
         "apply_rope_fusion": False,
         "tp_comm_overlap": False,
         "batch_p2p_comm": False,
+        # The only dispatcher that takes packs of differing lengths; upstream asks for it in dense models, too.
         "moe_token_dispatcher_type": "alltoall",
         "variable_seq_lengths": True,
     }
-    return TransformerConfig(**{**settings, **extra})
+    settings |= extra
+    settings |= _stage_settings(settings, layout)
+    config_class = MLATransformerConfig if settings.get("multi_latent_attention") else TransformerConfig
+    return config_class(**settings)
 
 
-def _refuse_unsupported(hf: Mapping[str, Any], family: Family, *, tensor_parallel: int) -> None:
-    if hf.get("hidden_act", "silu") != "silu":
-        raise ValueError(f"hidden_act {hf['hidden_act']!r} is not supported: only 'silu'")
-    if hf.get("use_sliding_window"):
-        raise ValueError("sliding-window attention is not supported")
-    if hf.get("mlp_bias") or (hf.get("attention_bias") and not family.qkv_bias):
-        raise ValueError("biases in the attention output or the MLP are not supported")
+def _layout_settings(layout: ModelLayout) -> dict[str, Any]:
+    return {
+        "tensor_model_parallel_size": layout.tensor,
+        "sequence_parallel": layout.tensor > 1,
+        "pipeline_model_parallel_size": layout.pipeline,
+        "virtual_pipeline_model_parallel_size": layout.virtual_pipeline,
+        # Interleaved stages send while they compute; upstream's other schedule does not.
+        "overlap_p2p_comm": layout.virtual_pipeline is not None,
+        "context_parallel_size": layout.context,
+        "expert_model_parallel_size": layout.expert,
+        "expert_tensor_parallel_size": layout.expert_tensor,
+    }
+
+
+def _stage_settings(settings: Mapping[str, Any], layout: ModelLayout) -> dict[str, Any]:
+    """Numbers of layers of the first and last stage, where the layers do not divide evenly."""
+    if settings.get("pipeline_model_parallel_layout") is not None:
+        return {}
+    stages = divide_layers(
+        settings["num_layers"],
+        layout.pipeline,
+        layout.virtual_pipeline,
+        given=StageSizes(
+            first=settings.get("num_layers_in_first_pipeline_stage"),
+            last=settings.get("num_layers_in_last_pipeline_stage"),
+        ),
+    )
+    return {
+        "num_layers_in_first_pipeline_stage": stages.first,
+        "num_layers_in_last_pipeline_stage": stages.last,
+    }
+
+
+def _refuse_layout(hf: Mapping[str, Any], layout: ModelLayout) -> None:
     groups = hf.get("num_key_value_heads") or hf["num_attention_heads"]
-    if groups % tensor_parallel:
+    if groups % layout.tensor:
         raise ValueError(
-            f"parallel.tensor={tensor_parallel} must divide the model's {groups} key-value heads: use a smaller one"
+            f"parallel.tensor={layout.tensor} must divide the model's {groups} key-value heads: use a smaller one"
         )
+    experts = num_experts(hf)
+    if layout.expert > 1 and not experts:
+        raise ValueError(f"parallel.expert={layout.expert} asks for experts, and the model has none: use 1")
+    if experts % layout.expert:
+        raise ValueError(f"parallel.expert={layout.expert} must divide the model's {experts} experts")
 
 
 def _refuse_fields(extra: Mapping[str, Any]) -> None:
@@ -171,28 +196,59 @@ def _refuse_fields(extra: Mapping[str, Any]) -> None:
             raise ValueError(f"megatron.{name} is no field of megatron-core's TransformerConfig")
 
 
-def build_model(config: TransformerConfig, architecture: Architecture, *, device: str) -> GPTModel:
-    """The model of this rank, its weights not yet loaded. `torch.distributed` and Megatron's groups must be up."""
-    if HAVE_TE and device == "cuda":
-        spec = get_gpt_decoder_block_spec(config, use_transformer_engine=True, normalization="RMSNorm")
-    else:
-        spec = torch_block_spec(config)
+def build_model(
+    config: TransformerConfig, architecture: Architecture, *, device: str, vp_stage: int | None = None
+) -> GPTModel:
+    """This rank's pipeline stage, its weights not yet loaded. The process group and Megatron's groups must be up.
+
+    Args:
+        vp_stage: which of the rank's virtual stages, where there are any.
+    """
+    rope = architecture.rope
     model = GPTModel(
         config,
-        spec,
+        block_spec(
+            config,
+            sandwich_norms=architecture.family.sandwich_norms,
+            device=device,
+            vp_stage=vp_stage,
+            pp_rank=parallel_state.get_pipeline_model_parallel_rank(),
+        ),
         vocab_size=architecture.padded_vocab_size,
         max_sequence_length=architecture.max_position_embeddings,
-        pre_process=parallel_state.is_pipeline_first_stage(),
-        post_process=parallel_state.is_pipeline_last_stage(),
+        pre_process=parallel_state.is_pipeline_first_stage(
+            ignore_virtual=vp_stage is None, vp_stage=vp_stage
+        ),
+        post_process=parallel_state.is_pipeline_last_stage(
+            ignore_virtual=vp_stage is None, vp_stage=vp_stage
+        ),
         parallel_output=True,
         share_embeddings_and_output_weights=architecture.tied_embeddings,
         position_embedding_type="rope",
-        rotary_percent=architecture.rotary_percent,
-        rotary_base=architecture.rotary_base,
-        rope_scaling=architecture.rope_scaling_factor is not None,
-        rope_scaling_factor=architecture.rope_scaling_factor or 8.0,
+        rotary_percent=rope.percent,
+        rotary_base=rope.base,
+        vp_stage=vp_stage,
     )
+    if isinstance(rope.scaling, Llama3Scaling):
+        model.rotary_pos_emb.inv_freq = rope.scaling.apply(model.rotary_pos_emb.inv_freq)
+    if architecture.family.latent_norm_epsilon is not None:
+        _set_latent_epsilon(model, architecture.family.latent_norm_epsilon)
     return model.cuda() if device == "cuda" else model
+
+
+def build_chunks(config: TransformerConfig, architecture: Architecture, *, device: str) -> list[GPTModel]:
+    """This rank's part of the model: one chunk for each of its virtual pipeline stages, or a single one."""
+    num_chunks = config.virtual_pipeline_model_parallel_size
+    stages = [None] if num_chunks is None else range(num_chunks)
+    return [build_model(config, architecture, device=device, vp_stage=stage) for stage in stages]
+
+
+def _set_latent_epsilon(model: GPTModel, epsilon: float) -> None:
+    for module in model.modules():
+        if isinstance(module, MultiLatentAttention):
+            module.linear_kv_up_proj.eps = epsilon
+            if module.config.q_lora_rank is not None:
+                module.linear_q_up_proj.eps = epsilon
 
 
 class LogitRows:

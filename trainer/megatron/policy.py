@@ -92,7 +92,7 @@ class MegatronPolicy:
                 hf_config, dtype=dtype, device=device, optimizer=optimizer, megatron=megatron or {}
             )
             weights = on_failure.enter_context(closing(HFWeights(self.model_path)))
-            load_hf_weights(self._engine.model, self._engine.architecture, weights)
+            load_hf_weights([self._engine.model], self._engine.architecture, weights)
             weights.close()
             self._engine.build_optimizer()
             self._checkpoints = PolicyCheckpoints(
@@ -187,7 +187,7 @@ class MegatronPolicy:
         """
         from polyturn.trainer.megatron.weights import named_hf_tensors
 
-        return named_hf_tensors(self._engine.model, self._engine.architecture)
+        return named_hf_tensors([self._engine.model], self._engine.architecture)
 
     def save_hf(self, directory: Path) -> None:
         """Write a Hugging Face directory: rank 0 writes, the others wait for it."""

@@ -1,4 +1,4 @@
-"""Transformer layers of plain torch with Transformer Engine's module tree and parameter names.
+"""Modules of plain torch with Transformer Engine's module tree and parameter names.
 
 A model built from them has the parameter names of one built with Transformer Engine, so weight conversion and
 checkpoints do not depend on what is installed. Megatron-core's own layers without Transformer Engine differ in their
@@ -7,20 +7,20 @@ names, and their norm and attention refuse sequence parallelism and packed seque
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ClassVar
 
+import megatron.core.transformer.multi_latent_attention as latent_attention
 import torch
-from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.dist_checkpointing.utils import replace_prefix_for_sharding
 from megatron.core.models.backends import LocalSpecProvider
-from megatron.core.models.gpt.gpt_layer_specs import get_mlp_module_spec_for_backend
+from megatron.core.models.gpt.gpt_layer_specs import HAVE_TE
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
-from megatron.core.transformer.attention import SelfAttention, SelfAttentionSubmodules
-from megatron.core.transformer.enums import AttnMaskType
-from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
+from megatron.core.transformer.mlp import MLPSubmodules
+from megatron.core.transformer.moe.experts import TEGroupedMLP
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch.nn import functional
 
 from polyturn.trainer.megatron.attention import TorchPackedAttention
@@ -54,6 +54,7 @@ class TorchNormColumnParallelLinear(ColumnParallelLinear):
     ) -> None:
         super().__init__(input_size, output_size, config=config, **kwargs)
         assert config.normalization == "RMSNorm", config.normalization
+        self.eps = config.layernorm_epsilon
         self.layer_norm_weight = torch.nn.Parameter(torch.ones(input_size, dtype=config.params_dtype))
         self.layer_norm_weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
 
@@ -63,14 +64,133 @@ class TorchNormColumnParallelLinear(ColumnParallelLinear):
         weight: torch.Tensor | None = None,
         runtime_gather_output: bool | None = None,
     ) -> Any:
-        normed = functional.rms_norm(
-            input_, input_.shape[-1:], self.layer_norm_weight, self.config.layernorm_epsilon
-        )
+        normed = functional.rms_norm(input_, input_.shape[-1:], self.layer_norm_weight, self.eps)
         return super().forward(normed, weight, runtime_gather_output)
+
+
+class TorchLinear(torch.nn.Module):
+    """A linear layer that every tensor-parallel rank holds whole: the down projections of latent attention."""
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        *,
+        parallel_mode: str | None = None,
+        config: TransformerConfig,
+        init_method: Callable[[torch.Tensor], Any],
+        bias: bool,
+        tp_group: torch.distributed.ProcessGroup | None = None,
+        **_kwargs: Any,
+    ) -> None:
+        super().__init__()
+        assert parallel_mode == "duplicated" and not bias and tp_group is None
+        self._tp_group = ProcessGroupCollection.use_mpu_process_groups(required_pgs=["tp"]).tp
+        device = None if config.use_cpu_initialization else torch.cuda.current_device()
+        weight = torch.empty(output_size, input_size, dtype=config.params_dtype, device=device)
+        self.weight = torch.nn.Parameter(weight)
+        if config.perform_initialization:
+            init_method(self.weight)
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, input_: torch.Tensor) -> tuple[torch.Tensor, None]:
+        return functional.linear(input_, self.weight), None
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
+    ) -> Any:
+        return make_sharded_tensors_for_checkpoint(
+            self.state_dict(prefix="", keep_vars=True),
+            prefix,
+            None,
+            sharded_offsets,
+            tp_group=self._tp_group,
+            dp_cp_group=(metadata or {})["dp_cp_group"],
+        )
+
+
+class TorchGroupedLinear(torch.nn.Module):
+    """One linear layer for each expert of this rank: `weight0`, `weight1`, ..., each [out, in]."""
+
+    split_dim: ClassVar[int]
+    """The dimension that expert tensor parallelism splits."""
+
+    def __init__(
+        self,
+        num_gemms: int,
+        input_size: int,
+        output_size: int,
+        *,
+        config: TransformerConfig,
+        init_method: Callable[[torch.Tensor], Any],
+        bias: bool,
+        pg_collection: ProcessGroupCollection,
+        **_kwargs: Any,
+    ) -> None:
+        super().__init__()
+        assert not bias, "experts have no biases"
+        self.num_gemms = num_gemms
+        self._groups = pg_collection
+        shape = [output_size, input_size]
+        num_parts = pg_collection.expt_tp.size()
+        if shape[self.split_dim] % num_parts:
+            raise ValueError(
+                f"{num_parts} expert-tensor-parallel ranks do not divide an expert's size {shape[self.split_dim]}"
+            )
+        shape[self.split_dim] //= num_parts
+        device = None if config.use_cpu_initialization else torch.cuda.current_device()
+        for i in range(num_gemms):
+            weight = torch.nn.Parameter(torch.empty(shape, dtype=config.params_dtype, device=device))
+            if config.perform_initialization:
+                init_method(weight)
+            self.register_parameter(f"weight{i}", weight)
+
+    def forward(self, tokens: torch.Tensor, num_tokens: list[int]) -> tuple[torch.Tensor, None]:
+        """Tokens [T, in] sorted by expert, `num_tokens` of each -> [T, out]."""
+        weights = [getattr(self, f"weight{i}") for i in range(self.num_gemms)]
+        outputs = [
+            functional.linear(part, weight)
+            for part, weight in zip(tokens.split(num_tokens), weights, strict=True)
+        ]
+        return torch.cat(outputs), None
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """All experts of a layer as one tensor [experts, out, in] under the keys of Transformer Engine's module."""
+        expert_group = self._groups.ep
+        first = expert_group.rank() * self.num_gemms
+        num_experts = expert_group.size() * self.num_gemms
+        shards = {}
+        for i in range(self.num_gemms):
+            shard = make_sharded_tensors_for_checkpoint(
+                {f"{i}.weight": getattr(self, f"weight{i}")},
+                "",
+                {f"{i}.weight": self.split_dim},
+                (*sharded_offsets, (len(sharded_offsets), first + i, num_experts)),
+                tp_group=self._groups.expt_tp,
+                dp_cp_group=(metadata or {})["dp_cp_group"],
+            )
+            replace_prefix_for_sharding(shard, f"{i}.", prefix)
+            tensor = shard[f"{i}.weight"]
+            tensor.replica_id = (*tensor.replica_id[:2], self._groups.expt_dp.rank())
+            shards[f"{prefix}weight{i}"] = tensor
+        return shards
+
+
+class TorchGroupedColumnLinear(TorchGroupedLinear):
+    split_dim = 0
+
+
+class TorchGroupedRowLinear(TorchGroupedLinear):
+    split_dim = 1
 
 
 class TorchSpecProvider(LocalSpecProvider):
     """Tells Megatron-core's spec functions which module to use for what."""
+
+    def linear(self) -> type:
+        return TorchLinear
 
     def fuse_layernorm_and_linear(self) -> bool:
         return True
@@ -85,31 +205,20 @@ class TorchSpecProvider(LocalSpecProvider):
     def core_attention(self) -> type:
         return TorchPackedAttention
 
+    def grouped_mlp_modules(
+        self, moe_use_grouped_gemm: bool, moe_use_legacy_grouped_gemm: bool
+    ) -> tuple[type, MLPSubmodules]:
+        assert moe_use_grouped_gemm and not moe_use_legacy_grouped_gemm
+        return TEGroupedMLP, MLPSubmodules(
+            linear_fc1=TorchGroupedColumnLinear, linear_fc2=TorchGroupedRowLinear
+        )
 
-def torch_block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
-    """The decoder of a dense model, every layer alike."""
-    backend = TorchSpecProvider()
-    head_norm = backend.layer_norm(for_qk=True) if config.qk_layernorm else IdentityOp
-    layer = ModuleSpec(
-        module=TransformerLayer,
-        submodules=TransformerLayerSubmodules(
-            self_attention=ModuleSpec(
-                module=SelfAttention,
-                params={"attn_mask_type": AttnMaskType.causal},
-                submodules=SelfAttentionSubmodules(
-                    linear_qkv=backend.column_parallel_layer_norm_linear(),
-                    core_attention=backend.core_attention(),
-                    linear_proj=backend.row_parallel_linear(),
-                    q_layernorm=head_norm,
-                    k_layernorm=head_norm,
-                ),
-            ),
-            self_attn_bda=get_bias_dropout_add,
-            pre_mlp_layernorm=IdentityOp,
-            mlp=get_mlp_module_spec_for_backend(backend=backend),
-            mlp_bda=get_bias_dropout_add,
-        ),
-    )
-    return TransformerBlockSubmodules(
-        layer_specs=[layer] * config.num_layers, layer_norm=backend.layer_norm()
-    )
+
+class _NeverBuilt:
+    """Stands for a module of Transformer Engine where there is none."""
+
+
+if not HAVE_TE:
+    # Upstream asks whether a module is one of these, which are mocks where Transformer Engine is missing.
+    latent_attention.TELinear = TorchLinear
+    latent_attention.TEColumnParallelLinear = _NeverBuilt

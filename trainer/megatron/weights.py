@@ -1,7 +1,8 @@
 """Hugging Face weights into a Megatron-core model and out of it, bit for bit.
 
-One table says where each Megatron parameter comes from, how its Hugging Face tensors are joined, and along which
-dimension tensor parallelism splits it. A further model family adds rows.
+A family's rows (`families.mapping`) say where each Megatron parameter comes from, how its Hugging Face tensors are
+joined, and along which dimension tensor parallelism splits it. Here they are applied to the part of a model that a
+rank holds: some layers of it (pipeline stages), some experts (expert parallelism), and a slice of what remains.
 
 Import only after `install_cpu_compatibility`.
 """
@@ -9,75 +10,60 @@ Import only after `install_cpu_compatibility`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
+from polyturn.trainer.megatron.families.mapping import Mapped, find_row
 from polyturn.trainer.megatron.model import Architecture
+
+OUTPUT_WEIGHT = "output_layer.weight"
+EXPERT_BIAS = "expert_bias"
+_LAYER_NUMBER = re.compile(r"model\.layers\.(\d+)\.")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Mapped:
-    """How one Megatron parameter is made of Hugging Face tensors."""
+class Located:
+    """A Megatron tensor of this rank and its place in the whole model."""
 
-    hf_names: tuple[str, ...]
-    """`{layer}` stands for the number of the layer."""
-    join: Literal["copy", "qkv", "gate_up", "vocab"] = "copy"
-    split_dim: int | None = None
-    """The dimension that tensor parallelism splits; None: every rank holds all of it."""
-
-
-_ATTENTION = "model.layers.{layer}.self_attn."
-_MLP = "model.layers.{layer}.mlp."
-
-TABLE = {
-    "embedding.word_embeddings.weight": Mapped(
-        hf_names=("model.embed_tokens.weight",), join="vocab", split_dim=0
-    ),
-    "output_layer.weight": Mapped(hf_names=("lm_head.weight",), join="vocab", split_dim=0),
-    "decoder.final_layernorm.weight": Mapped(hf_names=("model.norm.weight",)),
-    "self_attention.linear_qkv.layer_norm_weight": Mapped(
-        hf_names=("model.layers.{layer}.input_layernorm.weight",)
-    ),
-    "self_attention.linear_qkv.weight": Mapped(
-        hf_names=tuple(f"{_ATTENTION}{x}_proj.weight" for x in "qkv"), join="qkv", split_dim=0
-    ),
-    "self_attention.linear_qkv.bias": Mapped(
-        hf_names=tuple(f"{_ATTENTION}{x}_proj.bias" for x in "qkv"), join="qkv", split_dim=0
-    ),
-    "self_attention.q_layernorm.weight": Mapped(hf_names=(f"{_ATTENTION}q_norm.weight",)),
-    "self_attention.k_layernorm.weight": Mapped(hf_names=(f"{_ATTENTION}k_norm.weight",)),
-    "self_attention.linear_proj.weight": Mapped(hf_names=(f"{_ATTENTION}o_proj.weight",), split_dim=1),
-    "mlp.linear_fc1.layer_norm_weight": Mapped(
-        hf_names=("model.layers.{layer}.post_attention_layernorm.weight",)
-    ),
-    "mlp.linear_fc1.weight": Mapped(
-        hf_names=(f"{_MLP}gate_proj.weight", f"{_MLP}up_proj.weight"), join="gate_up", split_dim=0
-    ),
-    "mlp.linear_fc2.weight": Mapped(hf_names=(f"{_MLP}down_proj.weight",), split_dim=1),
-}
-"""Megatron's names (of a layer's parameters: the part after `decoder.layers.N.`)."""
-
-_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
+    name: str
+    """In its chunk, as Megatron names it."""
+    mapped: Mapped
+    """With the numbers that layer and expert have in the whole model."""
+    tensor: torch.Tensor
 
 
-def find_mapping(name: str) -> Mapped:
-    """The table's row for a Megatron parameter, with the layer's number filled in."""
-    match = _LAYER.fullmatch(name)
-    layer, key = match.groups() if match else ("", name)
-    assert key in TABLE, f"no Hugging Face name is known for {name}"
-    row = TABLE[key]
-    return Mapped(
-        hf_names=tuple(hf_name.format(layer=layer) for hf_name in row.hf_names),
-        join=row.join,
-        split_dim=row.split_dim,
-    )
+def chunk_mapping(chunk: GPTModel, architecture: Architecture) -> Callable[[str], Mapped]:
+    """Finds the row of a parameter of this chunk by its name in the chunk."""
+    config = chunk.config
+    layer_offset = get_transformer_layer_offset(config, vp_stage=chunk.vp_stage)
+    num_local = (config.num_moe_experts or 0) // config.expert_model_parallel_size
+    expert_offset = num_local * parallel_state.get_expert_model_parallel_rank()
+    rows = dict(architecture.family.rows)
+    if architecture.tied_embeddings:
+        # Where the last pipeline stage is not the first, it holds a copy.
+        rows[OUTPUT_WEIGHT] = rows["embedding.word_embeddings.weight"]
+    return lambda name: find_row(rows, name, layer_offset=layer_offset, expert_offset=expert_offset)
+
+
+def locate_tensors(chunks: Sequence[GPTModel], architecture: Architecture) -> Iterator[Located]:
+    """The parameters of this rank's chunks, and the corrections of its routers, which are trained by nobody."""
+    for chunk in chunks:
+        mapping = chunk_mapping(chunk, architecture)
+        for name, param in chunk.named_parameters():
+            yield Located(name=name, mapped=mapping(name), tensor=param)
+        for name, buffer in chunk.named_buffers():
+            if name.endswith(EXPERT_BIAS):
+                yield Located(name=name, mapped=mapping(name), tensor=buffer)
 
 
 def join_tensors(
@@ -104,7 +90,7 @@ def split_tensor(
     mapped: Mapped, tensor: torch.Tensor, config: TransformerConfig, architecture: Architecture
 ) -> list[torch.Tensor]:
     """The full Megatron tensor -> its Hugging Face tensors: the inverse of `join_tensors`."""
-    if mapped.join == "copy":
+    if mapped.join == "copy" or (len(mapped.hf_names) == 1 and mapped.join == "gate_up"):
         return [tensor]
     if mapped.join == "gate_up":
         return list(tensor.chunk(2))
@@ -116,10 +102,17 @@ def split_tensor(
     return [part.reshape(-1, *tensor.shape[1:]) for part in grouped.split([queries, 1, 1], 1)]
 
 
+def _split_group(mapped: Mapped) -> dist.ProcessGroup:
+    """The ranks that hold the slices of a tensor."""
+    if mapped.is_expert:
+        return parallel_state.get_expert_tensor_parallel_group()
+    return parallel_state.get_tensor_model_parallel_group()
+
+
 def take_slice(mapped: Mapped, tensor: torch.Tensor) -> torch.Tensor:
     """This rank's part of a full Megatron tensor."""
-    size = parallel_state.get_tensor_model_parallel_world_size()
-    rank = parallel_state.get_tensor_model_parallel_rank()
+    group = _split_group(mapped)
+    size, rank = group.size(), group.rank()
     if size == 1 or mapped.split_dim is None:
         return tensor
     if mapped.join == "gate_up":
@@ -129,66 +122,201 @@ def take_slice(mapped: Mapped, tensor: torch.Tensor) -> torch.Tensor:
 
 def gather_slices(mapped: Mapped, tensor: torch.Tensor) -> torch.Tensor:
     """The full Megatron tensor of the ranks' parts: the inverse of `take_slice`, collective over tensor parallelism."""
-    size = parallel_state.get_tensor_model_parallel_world_size()
-    if size == 1 or mapped.split_dim is None:
+    group = _split_group(mapped)
+    if group.size() == 1 or mapped.split_dim is None:
         return tensor
-    parts = [torch.empty_like(tensor) for _ in range(size)]
-    dist.all_gather(parts, tensor.contiguous(), group=parallel_state.get_tensor_model_parallel_group())
+    parts = [torch.empty_like(tensor) for _ in range(group.size())]
+    dist.all_gather(parts, tensor.contiguous(), group=group)
     if mapped.join == "gate_up":
         halves = [part.chunk(2) for part in parts]
         return torch.cat([gate for gate, _ in halves] + [up for _, up in halves])
     return torch.cat(parts, mapped.split_dim)
 
 
-def mark_split_params(model: GPTModel) -> None:
-    """Tell Megatron-core which parameters tensor parallelism splits.
+def mark_split_params(chunks: Sequence[GPTModel], architecture: Architecture) -> None:
+    """Tell Megatron-core which parameters which kind of parallelism splits.
 
     Its layers say so only where they also draw random weights. Unmarked ones pass for copies, and the gradient norm
-    would count one rank's part alone. Must run before the optimizer is built.
+    would count one rank's part alone. It also takes experts for weights like any other unless expert parallelism
+    splits them; but without it, too, they are copied over other ranks than the rest where tensor parallelism does not
+    treat both alike. Must run before the model is wrapped for data parallelism.
     """
-    for name, param in model.named_parameters():
-        split_dim = find_mapping(name).split_dim
+    config = chunks[0].config
+    experts_differ = (
+        config.expert_model_parallel_size > 1
+        or config.expert_tensor_parallel_size != config.tensor_model_parallel_size
+    )
+    for located in locate_tensors(chunks, architecture):
+        param, split_dim = located.tensor, located.mapped.split_dim
         param.tensor_model_parallel = split_dim is not None  # type: ignore[attr-defined]
         param.partition_dim = -1 if split_dim is None else split_dim  # type: ignore[attr-defined]
         param.partition_stride = 1  # type: ignore[attr-defined]
+        if located.mapped.is_expert:
+            param.allreduce = not experts_differ  # type: ignore[attr-defined]
 
 
 @torch.no_grad()
-def load_hf_weights(model: GPTModel, architecture: Architecture, weights: Mapping[str, torch.Tensor]) -> None:
-    """Fill the model of this rank.
+def load_hf_weights(
+    chunks: Sequence[GPTModel], architecture: Architecture, weights: Mapping[str, torch.Tensor]
+) -> None:
+    """Fill this rank's part of the model. Each rank reads what it needs, and all learn of what any of them misses.
+
+    Weights of layers beyond the model's own, which predict further tokens (multi-token prediction), are passed over, as
+    transformers does: the trainer has no such layers.
 
     Raises:
-        ValueError: a tensor is missing, superfluous, or of another shape than the config says.
+        ValueError: a tensor is missing, superfluous, or of another shape than the config says; on all ranks.
     """
-    unused = set(weights)
-    for name, param in model.named_parameters():
-        mapped = find_mapping(name)
-        missing = [hf_name for hf_name in mapped.hf_names if hf_name not in weights]
-        if missing:
-            raise ValueError(f"the model's safetensors lack {missing[0]}, which its config.json calls for")
-        full = join_tensors(
-            mapped, [weights[hf_name] for hf_name in mapped.hf_names], model.config, architecture
-        )
-        part = take_slice(mapped, full)
-        if part.shape != param.shape:
-            raise ValueError(
-                f"{', '.join(mapped.hf_names)}: the config asks for {tuple(param.shape)} on each rank, "
-                f"the safetensors give {tuple(part.shape)}"
-            )
-        param.copy_(part)
-        unused.difference_update(mapped.hf_names)
+    _keep_corrections_in_float32(chunks)
+    fault = None
+    used: set[str] = set()
+    try:
+        for located in locate_tensors(chunks, architecture):
+            _load_tensor(located, chunks[0].config, architecture, weights)
+            used.update(located.mapped.hf_names)
+    except ValueError as error:
+        fault = str(error)
+    _raise_any(fault)
+    unused = _used_by_none(set(weights) - used)
     if architecture.tied_embeddings:
         unused.discard("lm_head.weight")
+    num_layers = chunks[0].config.num_layers
+    unused = {name for name in unused if not _predicts_further_tokens(name, num_layers)}
     if unused:
         raise ValueError(
             f"the model's safetensors hold {min(unused)}, for which its config.json has no place"
         )
 
 
+def _load_tensor(
+    located: Located,
+    config: TransformerConfig,
+    architecture: Architecture,
+    weights: Mapping[str, torch.Tensor],
+) -> None:
+    mapped = located.mapped
+    missing = [hf_name for hf_name in mapped.hf_names if hf_name not in weights]
+    if missing:
+        raise ValueError(f"the model's safetensors lack {missing[0]}, which its config.json calls for")
+    full = join_tensors(mapped, [weights[hf_name] for hf_name in mapped.hf_names], config, architecture)
+    part = take_slice(mapped, full)
+    if part.shape != located.tensor.shape:
+        raise ValueError(
+            f"{', '.join(mapped.hf_names)}: the config asks for {tuple(located.tensor.shape)} on each rank, "
+            f"the safetensors give {tuple(part.shape)}"
+        )
+    located.tensor.copy_(part)
+
+
+def _keep_corrections_in_float32(chunks: Sequence[GPTModel]) -> None:
+    """A model made bfloat16 has rounded them, and the choice among near-equal experts with them."""
+    for chunk in chunks:
+        for module in chunk.modules():
+            if isinstance(module, TopKRouter):
+                module._maintain_float32_expert_bias()
+
+
+def _raise_any(fault: str | None) -> None:
+    assert dist.group.WORLD is not None
+    for text in _gather_objects(fault, dist.group.WORLD):
+        if text is not None:
+            raise ValueError(text)
+
+
+def _used_by_none(unused: set[str]) -> set[str]:
+    """The names that no rank of this rank's pipeline and experts has used."""
+    for group in (
+        parallel_state.get_expert_model_parallel_group(),
+        parallel_state.get_pipeline_model_parallel_group(),
+    ):
+        unused = set.intersection(*_gather_objects(unused, group))
+    return unused
+
+
+def _predicts_further_tokens(name: str, num_layers: int) -> bool:
+    match = _LAYER_NUMBER.match(name)
+    return match is not None and int(match[1]) >= num_layers
+
+
 @torch.no_grad()
-def named_hf_tensors(model: GPTModel, architecture: Architecture) -> Iterator[tuple[str, torch.Tensor]]:
-    """Every Hugging Face tensor, whole, on every rank: collective over tensor parallelism, in the same order on all."""
-    for name, param in model.named_parameters():
-        mapped = find_mapping(name)
-        full = gather_slices(mapped, param.detach())
-        yield from zip(mapped.hf_names, split_tensor(mapped, full, model.config, architecture), strict=True)
+def named_hf_tensors(
+    chunks: Sequence[GPTModel], architecture: Architecture
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every Hugging Face tensor, whole, on every rank, in the same order on all: each rank goes through it to its end.
+
+    Collective over the tensor-, expert- and pipeline-parallel groups; the data-parallel copies do the same beside each
+    other. One Megatron tensor at a time is gathered (of experts, one of each expert-parallel rank), so the memory that
+    it takes is that of the largest. A tensor may be a view of the weight itself, to be read before the next update.
+    """
+    config = chunks[0].config
+    own_headers = _headers(_locate_own(chunks, architecture))
+    device = next(chunks[0].named_parameters())[1].device
+    pipeline = parallel_state.get_pipeline_model_parallel_group()
+    for stage, headers in enumerate(_gather_objects(own_headers, pipeline)):
+        located = _locate_own(chunks, architecture) if stage == pipeline.rank() else iter(())
+        for header in headers:
+            if stage == pipeline.rank():
+                parts = _gather_whole(next(located), header)
+            else:
+                parts = [torch.empty(header.shape, dtype=header.dtype, device=device) for _ in header.mapped]
+            for mapped, part in zip(header.mapped, parts, strict=True):
+                if pipeline.size() > 1:
+                    dist.broadcast(part, group_src=stage, group=pipeline)
+                yield from zip(mapped.hf_names, split_tensor(mapped, part, config, architecture), strict=True)
+
+
+def _locate_own(chunks: Sequence[GPTModel], architecture: Architecture) -> Iterator[Located]:
+    """Without the last stage's copy of a tied embedding."""
+    for located in locate_tensors(chunks, architecture):
+        if not (architecture.tied_embeddings and located.name == OUTPUT_WEIGHT):
+            yield located
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Header:
+    """What the ranks of other pipeline stages must know of a Megatron tensor to receive it."""
+
+    mapped: tuple[Mapped, ...]
+    """Of an expert: its row and those of the experts in its place on the other expert-parallel ranks."""
+    shape: tuple[int, ...]
+    """Of the whole tensor."""
+    dtype: torch.dtype
+
+
+def _headers(located: Iterator[Located]) -> list[_Header]:
+    own = [(item.mapped, tuple(item.tensor.shape), item.tensor.dtype) for item in located]
+    by_rank = _gather_objects(
+        [mapped for mapped, _, _ in own], parallel_state.get_expert_model_parallel_group()
+    )
+    headers = []
+    for index, (mapped, part_shape, dtype) in enumerate(own):
+        shape = list(part_shape)
+        if mapped.split_dim is not None:
+            shape[mapped.split_dim] *= _split_group(mapped).size()
+        headers.append(
+            _Header(
+                mapped=tuple(rows[index] for rows in by_rank) if mapped.is_expert else (mapped,),
+                shape=tuple(shape),
+                dtype=dtype,
+            )
+        )
+    return headers
+
+
+def _gather_whole(located: Located, header: _Header) -> list[torch.Tensor]:
+    """A tensor of this rank, or the experts that the expert-parallel ranks hold in its place."""
+    whole = gather_slices(located.mapped, located.tensor.detach())
+    if len(header.mapped) == 1:
+        return [whole]
+    parts = [torch.empty_like(whole) for _ in header.mapped]
+    dist.all_gather(parts, whole.contiguous(), group=parallel_state.get_expert_model_parallel_group())
+    return parts
+
+
+def _gather_objects(mine: T, group: dist.ProcessGroup) -> list[T]:
+    """What each rank of a group has, in the order of the ranks."""
+    if group.size() == 1:
+        return [mine]
+    parts: list[T] = [mine] * group.size()
+    dist.all_gather_object(parts, mine, group=group)
+    return parts

@@ -1,0 +1,37 @@
+"""The model families that the trainer knows, by the `model_type` of their Hugging Face config."""
+
+from __future__ import annotations
+
+from polyturn.configs.errors import did_you_mean
+from polyturn.trainer.megatron.families.dense import GLM4, LLAMA, QWEN2, QWEN3
+from polyturn.trainer.megatron.families.experts import GLM4_MOE, QWEN3_MOE
+from polyturn.trainer.megatron.families.family import Family, HFConfig
+from polyturn.trainer.megatron.families.latent import LATENT
+
+FAMILIES: dict[str, Family] = {
+    model_type: family
+    for family in (LLAMA, QWEN2, QWEN3, QWEN3_MOE, GLM4, GLM4_MOE, LATENT)
+    for model_type in family.model_types
+}
+
+
+def find_family(hf: HFConfig) -> Family:
+    """The family of a Hugging Face config.
+
+    Raises:
+        ValueError: it is none of those known, or uses a feature of its family that is not supported.
+    """
+    model_type = hf.get("model_type")
+    if model_type not in FAMILIES:
+        near = did_you_mean(str(model_type), sorted(FAMILIES)) or f": one of {', '.join(sorted(FAMILIES))}"
+        raise ValueError(f"model_type {model_type!r} is not supported{near}")
+    family = FAMILIES[model_type]
+    if hf.get("hidden_act", "silu") != "silu":
+        raise ValueError(f"hidden_act {hf['hidden_act']!r} is not supported: only 'silu'")
+    if hf.get("use_sliding_window"):
+        raise ValueError("sliding-window attention is not supported")
+    family.refuse(hf)
+    return family
+
+
+__all__ = ["FAMILIES", "Family", "HFConfig", "find_family"]

@@ -1,0 +1,106 @@
+"""Rotary position embeddings as a Hugging Face config describes them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Llama3Scaling:
+    """Llama 3.1's longer context: low frequencies are slowed down, high ones kept, those between interpolated."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_positions: int
+
+    def apply(self, frequencies: torch.Tensor) -> torch.Tensor:
+        """The scaled inverse frequencies [dim / 2] (arXiv 2407.21783; transformers' rope type `llama3`)."""
+        wavelengths = 2 * math.pi / frequencies
+        longest = self.original_positions / self.low_freq_factor
+        shortest = self.original_positions / self.high_freq_factor
+        share = (self.original_positions / wavelengths - self.low_freq_factor) / (
+            self.high_freq_factor - self.low_freq_factor
+        )
+        slowed = torch.where(wavelengths > longest, frequencies / self.factor, frequencies)
+        between = (1 - share) * slowed / self.factor + share * slowed
+        is_between = (wavelengths >= shortest) & (wavelengths <= longest)
+        return torch.where(is_between, between, slowed)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class YarnScaling:
+    """YaRN (arXiv 2309.00071), as DeepSeek V3 uses it."""
+
+    factor: float
+    original_positions: int
+    beta_fast: float
+    beta_slow: float
+    mscale: float
+    mscale_all_dim: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rope:
+    base: float
+    percent: float
+    """The share of a head's dimensions that is rotated."""
+    scaling: Llama3Scaling | YarnScaling | None
+
+
+def read_rope(hf: Mapping[str, Any], *, default_percent: float = 1.0) -> Rope:
+    """From `rope_parameters`, or from the older `rope_theta` and `rope_scaling`.
+
+    Raises:
+        ValueError: a rope type that is not supported.
+    """
+    rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
+    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    return Rope(
+        base=float(rope.get("rope_theta") or hf.get("rope_theta") or 10_000.0),
+        percent=float(
+            rope.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or default_percent
+        ),
+        scaling=_read_scaling(rope_type, rope),
+    )
+
+
+def _read_scaling(rope_type: str, rope: Mapping[str, Any]) -> Llama3Scaling | YarnScaling | None:
+    if rope_type == "default":
+        return None
+    if rope_type == "llama3":
+        return Llama3Scaling(
+            factor=float(rope["factor"]),
+            low_freq_factor=float(rope["low_freq_factor"]),
+            high_freq_factor=float(rope["high_freq_factor"]),
+            original_positions=int(rope["original_max_position_embeddings"]),
+        )
+    if rope_type == "yarn":
+        return _read_yarn(rope)
+    raise ValueError(
+        f"rope type {rope_type!r} is not supported: use a model with 'default', 'llama3' or 'yarn'"
+    )
+
+
+def _read_yarn(rope: Mapping[str, Any]) -> YarnScaling:
+    if rope.get("attention_factor") is not None or not rope.get("truncate", True):
+        raise ValueError("yarn rope with attention_factor or without truncation is not supported")
+    mscale, mscale_all_dim = rope.get("mscale"), rope.get("mscale_all_dim")
+    if not (mscale and mscale_all_dim):
+        # transformers then scales cosines and sines by the factor alone.
+        mscale, mscale_all_dim = 1.0, 0.0
+        if rope.get("mscale_all_dim"):
+            raise ValueError("yarn rope with mscale_all_dim, but without mscale, is not supported")
+    return YarnScaling(
+        factor=float(rope["factor"]),
+        original_positions=int(rope["original_max_position_embeddings"]),
+        beta_fast=float(rope.get("beta_fast") or 32),
+        beta_slow=float(rope.get("beta_slow") or 1),
+        mscale=float(mscale),
+        mscale_all_dim=float(mscale_all_dim),
+    )
