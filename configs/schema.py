@@ -8,8 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from polyturn.configs.algorithm import AlgorithmConfig
-from polyturn.configs.lora import LoraConfig
 from polyturn.configs.checkpoint import CheckpointConfig
+from polyturn.configs.lora import LoraConfig
 from polyturn.configs.optimizer import OptimizerConfig
 from polyturn.configs.parallel import ParallelConfig
 from polyturn.configs.rewards import EnvironmentReward, GroupRewardConfig, RewardChoice

@@ -77,6 +77,7 @@ class TrainingLoop:
         self._store = TrajectoryStore(directory.path)
         self._checks = RunChecks(config.checks, maxima=state.maxima)
         self._cursor = player.cursor(state.prompt_position)
+        self._saving: RunState | None = None
         self.state = state
 
     def run(self) -> None:
@@ -87,6 +88,7 @@ class TrainingLoop:
             started = time.perf_counter()
             prompts = self._cursor.take(self._config.rollout.prompts_per_step)
             groups = self._collect(step, prompts, watch)
+            self.settle_save(wait=False)
             if groups is None:
                 return
             episodes = [episode for group in groups for episode in group.episodes]
@@ -203,9 +205,24 @@ class TrainingLoop:
                 self.save()
 
     def save(self) -> None:
-        """Write a checkpoint of the state as it is."""
-        self._trainer.save_checkpoint(self._directory.partial_checkpoint(self.state.step))
-        self._directory.commit_checkpoint(self.state, keep_last=self._config.checkpoint.keep_last)
+        """Begin a checkpoint of the state as it is; unless it is to be written meanwhile, finish it, too."""
+        self.settle_save(wait=True)
+        self._trainer.begin_checkpoint(self._directory.begin_checkpoint(self.state.step))
+        self._saving = self.state
+        if not self._config.checkpoint.asynchronous:
+            self.settle_save(wait=True)
+
+    def settle_save(self, *, wait: bool) -> None:
+        """Complete the checkpoint that was begun, once it is written; until then the one before is the newest.
+
+        Raises:
+            CheckpointError: it could not be written.
+        """
+        if self._saving is None or not (wait or self._trainer.checkpoint_written()):
+            return
+        state, self._saving = self._saving, None
+        self._trainer.finish_checkpoint()
+        self._directory.commit_checkpoint(state, keep_last=self._config.checkpoint.keep_last)
 
     @property
     def maxima(self) -> Mapping[str, float]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from polyturn.configs import upstream
@@ -17,7 +19,10 @@ from polyturn.envs.tasks import TaskSource
 from polyturn.rollout.engines.ports import is_free
 from polyturn.rollout.rewards_check import check_rewards, check_tasks
 from polyturn.rollout.task_sources import tasks_of
+from polyturn.trainer.megatron.checkpoints.manifest import find_faults
 from polyturn.trainer.run_directory import RunDirectory
+
+logger = logging.getLogger(__name__)
 
 
 def preflight(config: RunConfig) -> None:
@@ -196,7 +201,9 @@ def _check_ports(config: RunConfig) -> None:
 def _check_run_directory(config: RunConfig) -> None:
     if config.resume:
         try:
-            RunDirectory.to_resume(config)
+            directory = RunDirectory.to_resume(config)
+            # Marker and sizes only; the ranks compare the checksums, each of some files.
+            directory.sound_checkpoint(partial(find_faults, read=False), logger.debug)
         except ValueError as error:
             raise ConfigError(str(error)) from error
         return

@@ -21,6 +21,7 @@ from polyturn.rollout.engines.router import Router
 from polyturn.rollout.evaluation import EvaluationResult
 from polyturn.trainer.interrupt import InterruptGuard
 from polyturn.trainer.loop import Stopwatch, TrainingLoop
+from polyturn.trainer.megatron.checkpoints.manifest import CheckpointError
 from polyturn.trainer.metrics import JsonLinesSink, MetricSink, TensorBoardSink
 from polyturn.trainer.player import RolloutPlayer
 from polyturn.trainer.preflight import preflight
@@ -70,11 +71,9 @@ def train(config: RunConfig) -> Path:
     """
     preflight(config)
     directory = RunDirectory.to_resume(config) if config.resume else RunDirectory.create(config)
-    found = directory.latest_checkpoint() if config.resume else None
-    state = found[1] if found else RunState(step=0, policy_version=0, prompt_position=0)
     directory.config.write_text(dump_config(config.model_copy(update={"run_dir": directory.path})))
     progress = make_progress(config.logging.progress, num_steps=config.trainer.num_steps)
-    stopwatch = Stopwatch(dict(state.seconds))
+    stopwatch = Stopwatch()
     started = time.perf_counter()
     progress.message(f"run directory: {directory.path}")
     try:
@@ -92,7 +91,7 @@ def train(config: RunConfig) -> Path:
                 )
             )
             run = _Run(config, directory, parts, player, progress, guard, stopwatch, started)
-            run.execute(found[0] if found else None, state)
+            run.execute()
     finally:
         progress.close()
     return directory.path
@@ -120,14 +119,12 @@ class _Run:
         self._guard = guard
         self._stopwatch = stopwatch
         self._started = started
-        self._earlier_seconds = stopwatch.seconds.get("total", 0.0)
+        self._earlier_seconds = 0.0
 
-    def execute(self, checkpoint: Path | None, state: RunState) -> None:
+    def execute(self) -> None:
         """Evaluate, train, evaluate, save. Raises `Interrupted` when asked to stop."""
         trainer = self._parts.trainer
-        if checkpoint is not None:
-            trainer.load_checkpoint(checkpoint)
-            self._progress.message(f"resumed after step {state.step}")
+        state = self._resume(trainer)
         trainer.connect(self._parts.engine_urls, self._directory.weights)
         sinks: list[MetricSink] = [JsonLinesSink(self._directory.metrics, last_step=state.step)]
         if self._config.logging.tensorboard:
@@ -152,7 +149,11 @@ class _Run:
                 if before is not None:
                     loop.state = replace(loop.state, heldout_before=before)
                     loop.save()
-            loop.run()
+            try:
+                loop.run()
+            finally:
+                # Whatever ended the steps, what they saved is to be complete.
+                loop.settle_save(wait=True)
             self._stop_if_asked(loop)
             after = self._evaluate("after", loop.state.step) if self._config.evaluation.after else None
             trainer.save_hf(self._directory.policy)
@@ -162,6 +163,28 @@ class _Run:
             loop.close()
             for sink in sinks:
                 sink.close()
+
+    def _resume(self, trainer: TrainerGroup) -> RunState:
+        """Restore the ranks from the newest sound checkpoint, if the run is to go on; where it stands."""
+        found = None
+        if self._config.resume:
+            try:
+                found = self._directory.sound_checkpoint(trainer.find_checkpoint_faults, self._warn)
+            except ValueError as error:
+                raise CheckpointError(str(error)) from error
+        if found is None:
+            return RunState(step=0, policy_version=0, prompt_position=0)
+        checkpoint, state = found
+        trainer.load_checkpoint(checkpoint)
+        self._progress.message(f"resumed after step {state.step}")
+        for part, seconds in state.seconds.items():
+            self._stopwatch.add(part, seconds)
+        self._earlier_seconds = state.seconds.get("total", 0.0)
+        return state
+
+    def _warn(self, text: str) -> None:
+        logger.warning("%s", text)
+        self._progress.message(f"warning: {text}")
 
     def _stop_if_asked(self, loop: TrainingLoop) -> None:
         if self._guard.requested:

@@ -6,7 +6,7 @@ tensorboard/                    the same, as TensorBoard events
 trajectories/step_000001.parquet
 journal/                        episodes of the step under way
 evaluation/                     trajectories of the held-out evaluations
-checkpoints/step_000001/        one file per rank, and state.json
+checkpoints/step_000001/        one file per rank, trainer.json with their checksums, and state.json
 policy/                         the final policy as a Hugging Face directory
 logs/                           engines and router
 summary.json                    how it went
@@ -17,7 +17,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -26,8 +26,10 @@ from typing import Any
 import orjson
 
 from polyturn.configs.schema import RunConfig
+from polyturn.trainer.megatron.checkpoints.manifest import read_sealed, sync_directory, write_sealed
 
 STEP_NAME = re.compile(r"step_(\d+)$")
+STATE = "state.json"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,34 +130,62 @@ class RunDirectory:
     def summary(self) -> Path:
         return self.path / "summary.json"
 
-    def partial_checkpoint(self, step: int) -> Path:
-        """Where the ranks write a checkpoint before it is complete."""
+    def begin_checkpoint(self, step: int) -> Path:
+        """Where the ranks write a checkpoint before it is complete; what a crash left of others goes."""
+        for left in self.checkpoints.glob("step_*.partial"):
+            shutil.rmtree(left)
+        return self._partial_checkpoint(step)
+
+    def _partial_checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step_{step:06d}.partial"
 
     def commit_checkpoint(self, state: RunState, *, keep_last: int) -> Path:
         """Complete the checkpoint that the ranks wrote, and drop the oldest beyond `keep_last`."""
-        partial = self.partial_checkpoint(state.step)
-        write_json(partial / "state.json", asdict(state))
+        partial = self._partial_checkpoint(state.step)
+        write_sealed(partial / STATE, asdict(state))
         target = self.checkpoints / f"step_{state.step:06d}"
         shutil.rmtree(target, ignore_errors=True)
         os.replace(partial, target)
+        sync_directory(self.checkpoints)
         for old in self._complete_checkpoints()[:-keep_last]:
             shutil.rmtree(old)
         return target
 
-    def latest_checkpoint(self) -> tuple[Path, RunState] | None:
-        """The newest complete checkpoint and its state."""
-        complete = self._complete_checkpoints()
-        if not complete:
-            return None
-        return complete[-1], RunState(**orjson.loads((complete[-1] / "state.json").read_bytes()))
+    def sound_checkpoint(
+        self, find_faults: Callable[[Path], Sequence[str]], warn: Callable[[str], None]
+    ) -> tuple[Path, RunState] | None:
+        """The newest checkpoint that nothing is wrong with, and its state; None when there is none at all.
+
+        Args:
+            find_faults: what is wrong with the ranks' files of a checkpoint.
+            warn: is told of each checkpoint that is passed over, why, and what is used instead.
+
+        Raises:
+            ValueError: there are checkpoints, but not a sound one: to begin anew is for the user to decide.
+        """
+        passed_over: list[tuple[Path, str]] = []
+        for path in reversed(self._complete_checkpoints()):
+            try:
+                state = RunState(**read_sealed(path / STATE))
+                faults = find_faults(path)
+            except ValueError as error:
+                faults = [str(error)]
+            if not faults:
+                for damaged, fault in passed_over:
+                    warn(f"the checkpoint {damaged} cannot be used: {fault}; going on from {path} instead")
+                return path, state
+            passed_over.append((path, faults[0]))
+        if passed_over:
+            raise ValueError(
+                f"none of the checkpoints in {self.checkpoints} can be used: "
+                f"{'; '.join(fault for _, fault in passed_over)}. Delete them to begin anew"
+            )
+        return None
 
     def _complete_checkpoints(self) -> list[Path]:
         if not self.checkpoints.is_dir():
             return []
-        found = (
-            p for p in self.checkpoints.iterdir() if STEP_NAME.match(p.name) and (p / "state.json").exists()
-        )
+        found = (p for p in self.checkpoints.iterdir() if STEP_NAME.match(p.name) and (p / STATE).exists())
         return sorted(found)
 
 

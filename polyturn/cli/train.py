@@ -48,6 +48,7 @@ def train(
         from polyturn.rollout.engines.process import EngineError
         from polyturn.trainer import run
         from polyturn.trainer.checks import CheckFailure
+        from polyturn.trainer.megatron.checkpoints.manifest import CheckpointError
         from polyturn.trainer.weight_sync.publisher import WeightSyncError
 
         try:
@@ -58,6 +59,7 @@ def train(
             raise typer.Exit(INTERRUPTED) from interrupted
         except (
             CheckFailure,
+            CheckpointError,
             EngineError,
             RolloutError,
             WeightSyncError,

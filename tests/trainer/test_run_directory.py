@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from polyturn.configs.schema import RunConfig
+from polyturn.trainer.megatron.checkpoints.manifest import describe_file, find_faults, write_manifest
 from polyturn.trainer.metrics import JsonLinesSink, read_metrics
 from polyturn.trainer.run_directory import RunDirectory, RunState
 
@@ -26,17 +28,25 @@ def make_config(tmp_path: Path, **changes: object) -> RunConfig:
 
 
 def save(directory: RunDirectory, step: int, keep_last: int = 2) -> None:
-    directory.partial_checkpoint(step).mkdir(parents=True)
+    partial = directory.begin_checkpoint(step)
+    partial.mkdir(parents=True)
+    ranks_file = partial / "rank-00000-of-00001.safetensors"
+    ranks_file.write_bytes(bytes(1000))
+    write_manifest(partial, {}, [describe_file(ranks_file)])
     state = RunState(step=step, policy_version=step, prompt_position=16 * step, maxima={"initial_kl": 0.0})
     directory.commit_checkpoint(state, keep_last=keep_last)
+
+
+def raise_warning(text: str) -> None:
+    raise AssertionError(text)
 
 
 def test_newest_complete_checkpoint_is_found_and_old_ones_go(tmp_path: Path) -> None:
     directory = RunDirectory.create(make_config(tmp_path))
     for step in (1, 2, 3):
         save(directory, step)
-    directory.partial_checkpoint(4).mkdir()  # what a crash in the middle of saving leaves
-    found = directory.latest_checkpoint()
+    directory.begin_checkpoint(4).mkdir()  # what a crash in the middle of saving leaves
+    found = directory.sound_checkpoint(find_faults, warn=raise_warning)
     assert found is not None
     assert found[1] == RunState(step=3, policy_version=3, prompt_position=48, maxima={"initial_kl": 0.0})
     assert sorted(p.name for p in directory.checkpoints.iterdir()) == [
@@ -49,7 +59,46 @@ def test_newest_complete_checkpoint_is_found_and_old_ones_go(tmp_path: Path) -> 
 def test_a_checkpoint_without_state_does_not_count(tmp_path: Path) -> None:
     directory = RunDirectory.create(make_config(tmp_path))
     (directory.checkpoints / "step_000001").mkdir(parents=True)
-    assert directory.latest_checkpoint() is None
+    assert directory.sound_checkpoint(find_faults, warn=raise_warning) is None
+
+
+def flip_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("damage", [flip_a_byte, truncate, Path.unlink])
+@pytest.mark.parametrize("name", ["rank-00000-of-00001.safetensors", "trainer.json", "state.json"])
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(
+    tmp_path: Path, damage: Callable[[Path], None], name: str
+) -> None:
+    directory = RunDirectory.create(make_config(tmp_path))
+    for step in (1, 2):
+        save(directory, step)
+    older, newer = sorted(directory.checkpoints.iterdir())
+    damage(newer / name)
+    warnings: list[str] = []
+    found = directory.sound_checkpoint(find_faults, warn=warnings.append)
+    assert found is not None and found[0] == older and found[1].step == 1
+    # Without a state a directory is no checkpoint at all: nobody is told of it.
+    if not (damage is Path.unlink and name == "state.json"):
+        (warning,) = warnings
+        assert str(newer) in warning and str(older) in warning and name in warning
+    damage(older / "trainer.json")
+    with pytest.raises(ValueError, match=r"none of the checkpoints .* can be used"):
+        directory.sound_checkpoint(find_faults, warn=warnings.append)
+
+
+def test_what_a_crash_left_goes_with_the_next_checkpoint(tmp_path: Path) -> None:
+    directory = RunDirectory.create(make_config(tmp_path))
+    directory.begin_checkpoint(3).mkdir(parents=True)
+    save(directory, 2)
+    assert [path.name for path in directory.checkpoints.iterdir()] == ["step_000002"]
 
 
 def test_resume_takes_the_newest_run_of_the_name(tmp_path: Path) -> None:

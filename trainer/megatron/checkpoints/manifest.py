@@ -20,6 +20,10 @@ MARKER = "trainer.json"
 CHUNK_BYTES = 16 * 1024**2
 
 
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or used; those before are as they were."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WrittenFile:
     """A file of a checkpoint."""

@@ -18,14 +18,15 @@ import orjson
 import torch
 import torch.distributed as dist
 
-from polyturn.trainer.megatron.checkpoints.manifest import MARKER, WrittenFile, write_manifest
+from polyturn.trainer.megatron.checkpoints.manifest import (
+    MARKER,
+    CheckpointError,
+    WrittenFile,
+    write_manifest,
+)
 from polyturn.trainer.megatron.checkpoints.safetensors_file import write_safetensors
 from polyturn.trainer.megatron.checkpoints.state import kept_state, num_optimizer_steps, random_state
 from polyturn.trainer.megatron.engine import Engine
-
-
-class CheckpointError(RuntimeError):
-    """A checkpoint could not be written; the one before is as it was."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
