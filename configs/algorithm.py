@@ -2,38 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat
+from pydantic import NonNegativeFloat, model_validator
 
+from polyturn.configs.advantages import Advantage, AdvantageSection, GroupAdvantage, NoShaping, RewardShaping
 from polyturn.configs.kl import KL, KLInLoss, KLInReward, NoKL
 from polyturn.configs.losses import ClipLoss, Loss
 from polyturn.configs.reductions import Reduction, TokenMean
 from polyturn.configs.section import Section
 
 
-class GroupAdvantage(Section):
-    """GRPO: (r - mean of the group) / (std of the group + epsilon) (arXiv 2402.03300)."""
-
-    kind: Literal["grpo"] = "grpo"
-    epsilon: PositiveFloat = 1e-6
-    """Added to the group's standard deviation."""
-    min_spread: NonNegativeFloat = 1e-4
-    """A group whose rewards differ by less has advantage 0."""
-
-
-class CentredAdvantage(Section):
-    """Dr.GRPO: r - mean of the group (arXiv 2503.20783)."""
-
-    kind: Literal["dr_grpo"]
-
-
-Advantage = Annotated[GroupAdvantage | CentredAdvantage, Field(discriminator="kind")]
-
-
 class AlgorithmConfig(Section):
     """What turns rewards into gradients."""
 
+    reward_shaping: RewardShaping = NoShaping()
+    """What is done to the rewards before they are compared."""
+    truncated: Literal["train", "mask", "drop"] = "train"
+    """Episodes that a limit ended: like others, or compared with but not trained on, or as if never played."""
     advantage: Advantage = GroupAdvantage()
     loss: Loss = ClipLoss()
     kl: KL = NoKL()
@@ -48,3 +34,19 @@ class AlgorithmConfig(Section):
         return isinstance(self.kl, KLInReward) or (
             isinstance(self.kl, KLInLoss) and self.kl.anchor == "reference"
         )
+
+    @model_validator(mode="after")
+    def _penalties_are_part_of_the_return(self) -> Self:
+        advantage = self.advantage
+        if isinstance(self.kl, KLInReward) and not getattr(advantage, "takes_penalties", True):
+            raise ValueError(
+                f"kl in_reward: the advantage {advantage.kind!r} divides rewards by what they have in their group, and "
+                "with them the penalty, so it would not be the KL's gradient; take kl in_loss, or an advantage that "
+                "sums rewards, such as rloo, dr_grpo, reinforce_plus_plus or ppo_gae"
+            )
+        return self
+
+    @property
+    def needs_critic(self) -> bool:
+        """Whether the advantages are estimated from a critic's values."""
+        return isinstance(self.advantage, AdvantageSection) and self.advantage.needs_critic

@@ -37,6 +37,10 @@ class TrainSample:
     """Of the frozen reference policy."""
     advantages: npt.NDArray[np.float32] | None = None
     """None until they have been estimated, and for what is taught rather than reinforced."""
+    values: npt.NDArray[np.float32] | None = None
+    """What the critic expected before each token, at the start of the step; None without a critic."""
+    returns: npt.NDArray[np.float32] | None = None
+    """What the critic should have expected."""
     correction_weights: npt.NDArray[np.float32] | None = None
     """What each token's policy loss is multiplied by, 0 for rejected ones; None where nothing is corrected."""
 
@@ -50,6 +54,8 @@ class TrainSample:
             self.proximal_logprobs,
             self.reference_logprobs,
             self.advantages,
+            self.values,
+            self.returns,
             self.correction_weights,
         )
         shapes = {column.shape for column in columns if column is not None}

@@ -6,56 +6,130 @@ and counts taken here are global.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
-import numpy as np
+import torch
 
-from polyturn.configs.algorithm import Advantage, AlgorithmConfig, GroupAdvantage
-from polyturn.trainer.algorithms.advantages import GroupAdvantages, group_advantages
+from polyturn.configs.advantages import NoShaping
+from polyturn.configs.algorithm import AlgorithmConfig
+from polyturn.configs.kl import KLInReward
+from polyturn.trainer.algorithms.advantages import Advantages, RewardBatch, RewardPart, TokenColumns
+from polyturn.trainer.algorithms.advantages.types import Float32
+from polyturn.trainer.algorithms.plugins import bind
+from polyturn.trainer.algorithms.registry import ADVANTAGES, KL_ESTIMATORS, REWARD_POSTPROCESSORS
+from polyturn.trainer.algorithms.shaping import postprocess
 from polyturn.trainer.batch import TrainSample
-from polyturn.trainer.samples import StepSamples
+from polyturn.trainer.samples import Part, StepSamples
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Estimates:
-    """The samples to train on, with their advantages, and what became of the step's groups."""
+    """The samples to train on, with their advantages, and figures of the step."""
 
     samples: tuple[TrainSample, ...]
     advantages: dict[str, float]
-    """By `Part.part_id`."""
-    groups: GroupAdvantages
+    """By `Part.part_id`: the mean over the part's tokens."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 def estimate_advantages(
     step: StepSamples, scored: Mapping[str, TrainSample], algorithm: AlgorithmConfig
 ) -> Estimates:
-    """Compare each part's reward with its group's. What is alone in its group is left out.
+    """Say what each token of the step is worth, and leave out what is not to be trained on.
+
+    Episodes that a limit ended are dropped before anything is compared, or masked after, if the config says so.
 
     Args:
-        scored: the step's samples with the logprobs that the algorithm asks for, by sample id.
+        scored: the step's samples with the columns that the algorithm asks for, by sample id.
+
+    Raises:
+        ValueError: a reward that is not finite, or a plug-in that does not keep to its protocol.
     """
-    parts = step.parts
-    groups = _advantages(
-        [part.reward for part in parts], [part.group_id for part in parts], algorithm.advantage
-    )
+    parts = [part for part in step.parts if algorithm.truncated != "drop" or not part.truncated]
+    batch = RewardBatch(parts=tuple(reward_part(part, scored, algorithm) for part in parts))
+    if not isinstance(algorithm.reward_shaping, NoShaping):
+        batch = postprocess(batch, bind(REWARD_POSTPROCESSORS, algorithm.reward_shaping))
+    found = bind(ADVANTAGES, algorithm.advantage)(batch)
+    _check(found, batch)
+    masked = [algorithm.truncated == "mask" and part.truncated for part in parts]
     samples = tuple(
-        _with_advantage(scored[sample.sample_id], advantage)
-        for part, advantage, trainable in zip(parts, groups.advantages, groups.trainable, strict=True)
-        for sample in part.samples
-        if trainable
+        _with_estimates(scored[sample.sample_id], found, index, number)
+        for index, part in enumerate(parts)
+        if found.trainable[index] and not masked[index]
+        for number, sample in enumerate(part.samples)
     )
-    advantages = {part.part_id: value for part, value in zip(parts, groups.advantages, strict=True)}
-    return Estimates(samples=samples, advantages=advantages, groups=groups)
+    means = found.mean(batch)
+    metrics = {
+        **found.metrics,
+        "truncated/num_dropped": float(len(step.parts) - len(parts)),
+        "truncated/num_masked": float(sum(masked)),
+        "shaping/reward_mean": _mean([part.reward for part in batch.parts]),
+    }
+    if isinstance(algorithm.kl, KLInReward):
+        penalties = [c.penalties for part in batch.parts for c in part.samples if c.penalties is not None]
+        total = sum(float(column.sum()) for column in penalties)
+        metrics["kl/reward_penalty"] = total / max(len(batch.parts), 1)
+    return Estimates(
+        samples=samples,
+        advantages={part.part_id: mean for part, mean in zip(parts, means, strict=True)},
+        metrics=metrics,
+    )
 
 
-def _with_advantage(sample: TrainSample, advantage: float) -> TrainSample:
-    return replace(sample, advantages=np.where(sample.sampled, advantage, 0.0).astype(np.float32))
+def reward_part(part: Part, scored: Mapping[str, TrainSample], algorithm: AlgorithmConfig) -> RewardPart:
+    """A part as advantage estimators see it."""
+    samples = [scored[sample.sample_id] for sample in part.samples]
+    return RewardPart(
+        part_id=part.part_id,
+        group_id=part.group_id,
+        reward=part.reward,
+        reward_parts=part.episode.reward_parts,
+        turn_rewards=part.turn_rewards,
+        anchors=part.anchors,
+        truncated=part.truncated,
+        samples=tuple(
+            TokenColumns(
+                sampled=sample.sampled,
+                turns=sample.turns,
+                values=sample.values,
+                penalties=_penalties(sample, algorithm),
+            )
+            for sample in samples
+        ),
+    )
 
 
-def _advantages(rewards: Sequence[float], group_ids: Sequence[str], config: Advantage) -> GroupAdvantages:
-    if isinstance(config, GroupAdvantage):
-        return group_advantages(
-            rewards, group_ids, kind="grpo", epsilon=config.epsilon, min_spread=config.min_spread
-        )
-    return group_advantages(rewards, group_ids, kind="dr_grpo")
+def _penalties(sample: TrainSample, algorithm: AlgorithmConfig) -> Float32 | None:
+    """What the KL takes off the reward, token by token, by the policy at the start of the step; None without it."""
+    if not isinstance(algorithm.kl, KLInReward):
+        return None
+    assert sample.proximal_logprobs is not None and sample.reference_logprobs is not None
+    values = KL_ESTIMATORS[algorithm.kl.estimator].function(
+        torch.from_numpy(sample.proximal_logprobs),
+        torch.from_numpy(sample.reference_logprobs),
+        torch.from_numpy(sample.sampled),
+    )
+    penalties: Float32 = (algorithm.kl.coefficient * values).numpy()
+    return penalties
+
+
+def _check(found: Advantages, batch: RewardBatch) -> None:
+    """Raise `ValueError` unless an estimator, which may be a user's own, gave one finite number for each token."""
+    shapes = [[column.shape for column in columns] for columns in found.columns]
+    expected = [[sample.sampled.shape for sample in part.samples] for part in batch.parts]
+    if shapes != expected or len(found.trainable) != len(batch.parts):
+        raise ValueError(f"the advantages have the shapes {shapes}, but the step's samples {expected}")
+    for part, columns in zip(batch.parts, found.columns, strict=True):
+        for sample, column in zip(part.samples, columns, strict=True):
+            if not (abs(column[sample.sampled]) < float("inf")).all():
+                raise ValueError(f"an advantage of {part.part_id!r} is not finite")
+
+
+def _with_estimates(sample: TrainSample, found: Advantages, index: int, number: int) -> TrainSample:
+    returns = None if found.returns is None else found.returns[index][number]
+    return replace(sample, advantages=found.columns[index][number], returns=returns)
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

@@ -34,8 +34,7 @@ def step_metrics(
     row = {
         **episode_metrics(episodes),
         "group/num": float(len(groups)),
-        "group/num_uniform": float(estimates.groups.num_uniform_groups),
-        "group/num_singleton": float(estimates.groups.num_singleton_groups),
+        **estimates.metrics,
         "rollout/num_dropped": float(sum(group.num_dropped for group in groups)),
         "rollout/sampled_tokens": float(num_sampled),
         "rollout/tokens_per_second": num_sampled / rollout_seconds if rollout_seconds > 0 else 0.0,

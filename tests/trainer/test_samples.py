@@ -11,7 +11,8 @@ import pytest
 from polyturn.agents.episode import Episode, Outcome
 from polyturn.agents.ledger import Ledger
 from polyturn.agents.policy import Generation
-from polyturn.configs.algorithm import AlgorithmConfig, CentredAdvantage
+from polyturn.configs.advantages import CentredAdvantage
+from polyturn.configs.algorithm import AlgorithmConfig
 from polyturn.trainer.batch import TrainSample
 from polyturn.trainer.estimates import Estimates, estimate_advantages
 from polyturn.trainer.samples import make_samples
@@ -77,7 +78,7 @@ def test_a_lonely_episode_and_a_silent_one_are_not_trained_on() -> None:
     ]
     result = estimate(episodes)
     assert [sample.sample_id for sample in result.samples] == ["g.0.0/0"]
-    assert result.groups.num_singleton_groups == 1
+    assert result.metrics["group/num_singleton"] == 1
 
 
 @pytest.mark.catalogue("B43")
@@ -120,7 +121,7 @@ def test_roles_are_compared_with_their_like() -> None:
         for number in range(2)
         for index, kind in enumerate(("solver", "solver", "critic"))
     ]
-    assert result.groups.num_groups == 2
+    assert result.metrics["group/num_compared"] == 2
 
 
 @pytest.mark.parametrize(("num_updates", "num_ranks"), [(1, 1), (1, 2), (3, 2), (2, 4)])

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from polyturn.trainer.algorithms import advantages, kl, losses, reductions
+from polyturn.trainer.algorithms import advantages, kl, losses, reductions, shaping
 
-__all__ = ["advantages", "kl", "losses", "reductions"]
+__all__ = ["advantages", "kl", "losses", "reductions", "shaping"]

@@ -1,0 +1,134 @@
+"""Comparing values within groups: exact means, what counts as uniform, and what becomes of the lonely."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from polyturn.configs.advantages import GroupedSection
+from polyturn.trainer.algorithms.advantages.types import RewardBatch, along
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Group:
+    """The parts that are compared with each other."""
+
+    group_id: str
+    indices: tuple[int, ...]
+    """Of its parts in the batch."""
+    values: tuple[float, ...]
+    """What they are compared by."""
+
+    @property
+    def spread(self) -> float:
+        return max(self.values) - min(self.values)
+
+
+Compare = Callable[[Group], Sequence[float]]
+"""From a group of two or more whose values differ to the advantage of each of its parts."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Compared:
+    """One number for each part, in their order."""
+
+    advantages: tuple[float, ...]
+    trainable: tuple[bool, ...]
+    uniform: tuple[bool, ...]
+    """Parts of groups of two or more whose values do not differ, or too little."""
+    metrics: Mapping[str, float]
+
+
+def outcomes(step: RewardBatch) -> tuple[float, ...]:
+    """The reward of each part less all its penalties. Raises `ValueError` for a reward that is not finite."""
+    for part in step.parts:
+        if not math.isfinite(part.reward):
+            raise ValueError(f"the reward of {part.part_id!r} of group {part.group_id!r} is {part.reward}")
+    return tuple(
+        float(part.reward) - math.fsum(along(part, [sample.penalties for sample in part.samples]))
+        if any(sample.penalties is not None for sample in part.samples)
+        else float(part.reward)
+        for part in step.parts
+    )
+
+
+def mean(values: Sequence[float]) -> float:
+    """Correctly rounded sums, so the mean of equal numbers is that number up to one rounding, in any order."""
+    return math.fsum(values) / len(values)
+
+
+def deviation(values: Sequence[float]) -> float:
+    """The standard deviation with n - 1 in the denominator."""
+    centre = mean(values)
+    return math.sqrt(math.fsum((value - centre) ** 2 for value in values) / (len(values) - 1))
+
+
+def standardize(values: Sequence[float], *, epsilon: float) -> list[float]:
+    """(value - mean) / (standard deviation + epsilon)."""
+    centre, scale = mean(values), deviation(values) + epsilon
+    return [(value - centre) / scale for value in values]
+
+
+def by_group(
+    step: RewardBatch,
+    values: Sequence[float],
+    compare: Compare,
+    *,
+    config: GroupedSection,
+    min_spread: float = 0.0,
+) -> Compared:
+    """Compare the values within each group; `config` says what becomes of singletons and uniform groups.
+
+    Args:
+        values: One for each part.
+        min_spread: A group whose largest and smallest value differ by less counts as uniform.
+    """
+    groups = [
+        Group(group_id=group_id, indices=tuple(indices), values=tuple(values[i] for i in indices))
+        for group_id, indices in step.groups().items()
+    ]
+    advantages = [0.0] * len(values)
+    trainable = [True] * len(values)
+    uniform = [False] * len(values)
+    for group in groups:
+        if len(group.indices) == 1:
+            (index,) = group.indices
+            trainable[index] = config.singletons != "drop"
+            if config.singletons == "batch_mean":
+                advantages[index] = _against_the_rest(values, index)
+        elif group.spread == 0.0 or group.spread < min_spread:
+            for index in group.indices:
+                uniform[index] = True
+                trainable[index] = config.uniform != "drop"
+        else:
+            for index, advantage in zip(group.indices, compare(group), strict=True):
+                advantages[index] = advantage
+    return Compared(
+        advantages=tuple(advantages),
+        trainable=tuple(trainable),
+        uniform=tuple(uniform),
+        metrics=group_metrics(groups, min_spread=min_spread),
+    )
+
+
+def group_metrics(groups: Sequence[Group], *, min_spread: float) -> dict[str, float]:
+    """How many groups there are of each kind that a policy is stated for."""
+    sizes = [len(group.indices) for group in groups]
+    several = [group for group in groups if len(group.indices) > 1]
+    return {
+        "group/num_compared": float(len(groups)),
+        "group/num_singleton": float(len(groups) - len(several)),
+        "group/num_uniform": float(sum(group.spread == 0.0 for group in several)),
+        "group/num_near_uniform": float(sum(0.0 < group.spread < min_spread for group in several)),
+        "group/num_ragged": float(sum(size < max(sizes) for size in sizes)),
+        "group/size_min": float(min(sizes, default=0)),
+        "group/size_max": float(max(sizes, default=0)),
+    }
+
+
+def _against_the_rest(values: Sequence[float], index: int) -> float:
+    rest = np.delete(np.asarray(values, dtype=np.float64), index)
+    return values[index] - mean(rest.tolist()) if len(rest) else 0.0
