@@ -6,7 +6,7 @@ Import only after `install_cpu_compatibility`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -18,6 +18,7 @@ from megatron.core.distributed import (
     DistributedDataParallelConfig,
     finalize_model_grads,
 )
+from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 
@@ -49,7 +50,9 @@ class Engine:
         device: str,
         optimizer: OptimizerConfig,
         megatron: Mapping[str, Any],
+        prepare: Callable[[GPTModel], None] | None = None,
     ) -> None:
+        """`prepare` changes a chunk of the model before it is wrapped: adapters, another head."""
         tensor_parallel = parallel_state.get_tensor_model_parallel_world_size()
         self.architecture: Architecture = read_architecture(hf_config, tensor_parallel=tensor_parallel)
         self.config = transformer_config(
@@ -60,6 +63,8 @@ class Engine:
         )
         self.model = build_model(self.config, self.architecture, device=device)
         mark_split_params([self.model], self.architecture)
+        if prepare is not None:
+            prepare(self.model)
         self._head = LogprobHead(self.model, vocab_size=self.architecture.vocab_size)
         wrapped = Float16Module(self.config, self.model) if dtype == "bfloat16" else self.model
         self._parallel_model = DistributedDataParallel(

@@ -224,7 +224,6 @@ class LoraAdapters(torch.nn.ModuleDict):
         self,
         prefix: str = "",
         sharded_offsets: tuple[tuple[int, int, int], ...] = (),
-        metadata: dict[str, Any] | None = None,
         **_kwargs: Any,
     ) -> dict[str, Any]:
         """Their place in the whole model, under keys that depend on no layout, as Megatron-core asks for it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
+from polyturn.configs.lora import LoraConfig
 from polyturn.configs.optimizer import OptimizerConfig
 from polyturn.configs.parallel import ParallelConfig
 from polyturn.trainer.algorithms.objective import Objective
@@ -22,7 +24,13 @@ from polyturn.trainer.megatron.hf_directory import HFWeights, read_config, write
 from polyturn.trainer.schedule import LearningRateSchedule
 
 if TYPE_CHECKING:
+    from megatron.core.models.gpt.gpt_model import GPTModel
+
     from polyturn.trainer.megatron.packed import PackedBatch
+    from polyturn.trainer.megatron.reference import Reference
+
+REFERENCE_NAME = "reference"
+"""The folder of a checkpoint that holds a reference which is no longer the run's first."""
 
 
 class MegatronPolicy:
@@ -48,6 +56,8 @@ class MegatronPolicy:
         master_address: str = "127.0.0.1",
         master_port: int = 0,
         keep_reference: bool = False,
+        reference_path: Path | None = None,
+        lora: LoraConfig | None = None,
     ) -> None:
         """Meet the other ranks and load the weights of a Hugging Face directory.
 
@@ -57,6 +67,8 @@ class MegatronPolicy:
             megatron: further fields of Megatron-core's TransformerConfig.
             master_port: where rank 0 listens; of no meaning for a single rank.
             keep_reference: keep a frozen copy of the weights for `reference_logprobs`.
+            reference_path: a Hugging Face directory with the reference's weights instead; of the same architecture.
+            lora: train adapters in place of the weights. The reference is then the policy without them.
 
         Raises:
             ValueError: the directory, the config or the layout cannot be used; one sentence says why.
@@ -65,10 +77,11 @@ class MegatronPolicy:
         from polyturn.trainer.megatron.checkpoints.keeper import PolicyCheckpoints
         from polyturn.trainer.megatron.engine import Engine
         from polyturn.trainer.megatron.ranks import join_ranks
-        from polyturn.trainer.megatron.weights import load_hf_weights
 
         self.model_path = Path(model_path)
         self.dtype = dtype
+        self.lora = lora
+        self._refreshed = False
         self.parallel = parallel or ParallelConfig()
         self._max_tokens = max_tokens_per_gpu
         hf_config = read_config(self.model_path)
@@ -89,19 +102,20 @@ class MegatronPolicy:
         with ExitStack() as on_failure:
             on_failure.callback(self.close)
             self._engine = Engine(
-                hf_config, dtype=dtype, device=device, optimizer=optimizer, megatron=megatron or {}
+                hf_config,
+                dtype=dtype,
+                device=device,
+                optimizer=optimizer,
+                megatron=megatron or {},
+                prepare=None if lora is None else partial(_add_adapters, hf_config, lora, seed),
             )
-            weights = on_failure.enter_context(closing(HFWeights(self.model_path)))
-            load_hf_weights([self._engine.model], self._engine.architecture, weights)
-            weights.close()
+            self._load_hf(self.model_path)
             self._engine.build_optimizer()
             self._checkpoints = PolicyCheckpoints(
                 {"policy": self._engine}, hf_config=hf_config, parallel=self.parallel, dtype=dtype
             )
+            self._reference = self._make_reference(reference_path) if keep_reference else None
             on_failure.pop_all()
-        self._reference: list[torch.Tensor] | None = None
-        if keep_reference:
-            self._reference = [param.detach().cpu().clone() for param in self._engine.model.parameters()]
 
     @property
     def rank(self) -> int:
@@ -142,16 +156,17 @@ class MegatronPolicy:
     def reference_logprobs(
         self, samples: Sequence[TrainSample], *, temperature: float = 1.0
     ) -> list[npt.NDArray[np.float32]]:
-        """The same of the frozen reference: the weights that this policy began with."""
+        """The same of the frozen reference: another model's weights, or those that this policy began with."""
         if self._reference is None:
             raise ValueError("this policy keeps no reference: construct it with keep_reference=True")
-        params = list(self._engine.model.parameters())
-        current = [param.detach().clone() for param in params]
-        _copy_all(self._reference, params)
-        try:
+        with self._reference.in_place():
             return self.logprobs(samples, temperature=temperature)
-        finally:
-            _copy_all(current, params)
+
+    def refresh_reference(self) -> None:
+        """Make the policy as it is the reference from now on; checkpoints then hold it."""
+        assert self._reference is not None, "there is no reference to refresh"
+        self._reference.refresh()
+        self._refreshed = True
 
     def train(
         self,
@@ -180,23 +195,35 @@ class MegatronPolicy:
         return metrics
 
     def named_hf_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Every weight under its Hugging Face name, whole on every rank, in the same order on all.
+        """Every weight under its Hugging Face name, whole on every rank, in the same order on all; adapters merged.
 
         Collective over tensor parallelism: all ranks go through it to its end. A tensor may be a view of the weight
         itself, to be read before the next update.
         """
+        from polyturn.trainer.megatron.lora import BaseWeights
         from polyturn.trainer.megatron.weights import named_hf_tensors
 
-        return named_hf_tensors([self._engine.model], self._engine.architecture)
+        merged: Any = BaseWeights(self._engine.model, merged=True)
+        return named_hf_tensors([merged], self._engine.architecture)
 
     def save_hf(self, directory: Path) -> None:
-        """Write a Hugging Face directory: rank 0 writes, the others wait for it."""
+        """Write a Hugging Face directory, adapters merged: rank 0 writes, the others wait for it."""
         tensors = self.named_hf_tensors()
         if self.rank == 0:
             write_hf_directory(Path(directory), source=self.model_path, tensors=tensors, dtype=self.dtype)
         else:
             for _ in tensors:
                 pass
+        dist.barrier()
+
+    def save_adapter(self, directory: Path) -> None:
+        """Write the adapters as a PEFT directory: rank 0 writes, the others wait for it."""
+        from polyturn.trainer.megatron.lora_peft import named_adapter_tensors, save_adapter
+
+        assert self.lora is not None, "there are no adapters to save"
+        tensors = named_adapter_tensors([self._engine.model])
+        if self.rank == 0:
+            save_adapter(Path(directory), tensors, lora=self.lora, base_model=self.model_path)
         dist.barrier()
 
     def save_checkpoint(self, directory: Path) -> None:
@@ -206,6 +233,10 @@ class MegatronPolicy:
 
     def begin_checkpoint(self, directory: Path) -> None:
         """Copy what a checkpoint holds, and write it while training goes on; `finish_checkpoint` must follow."""
+        if self._refreshed:
+            assert self._reference is not None
+            with self._reference.in_place():
+                self.save_hf(Path(directory) / REFERENCE_NAME)
         self._checkpoints.begin(Path(directory), num_updates=self.num_updates)
 
     def checkpoint_written(self) -> bool:
@@ -227,18 +258,43 @@ class MegatronPolicy:
     def load_checkpoint(self, directory: Path) -> None:
         """Go on from a checkpoint, whatever layout wrote it.
 
-        The reference stays what this policy was constructed with.
+        The reference stays what this policy was constructed with, unless it was refreshed.
 
         Raises:
             ValueError: no finished checkpoint is there, or it is one of another model.
         """
         self.num_updates = self._checkpoints.load(Path(directory))
+        reference = Path(directory) / REFERENCE_NAME
+        if self._reference is not None and reference.is_dir():
+            with self._reference.in_place():
+                self._load_hf(reference)
+            self._refreshed = True
 
     def close(self) -> None:
         """Leave the ranks."""
         from polyturn.trainer.megatron.ranks import leave_ranks
 
         leave_ranks()
+
+    def _load_hf(self, directory: Path) -> None:
+        """Fill the model with a Hugging Face directory's weights; adapters stay as they are."""
+        from polyturn.trainer.megatron.lora import BaseWeights
+        from polyturn.trainer.megatron.weights import load_hf_weights
+
+        base: Any = BaseWeights(self._engine.model)
+        with closing(HFWeights(directory)) as weights:
+            load_hf_weights([base], self._engine.architecture, weights)
+
+    def _make_reference(self, path: Path | None) -> Reference:
+        from polyturn.trainer.megatron.reference import Reference, check_same_architecture
+
+        if path is None:
+            return Reference([self._engine.model], keep_weights=self.lora is None)
+        check_same_architecture(read_config(self.model_path), path, what="model.reference_path")
+        reference = Reference([self._engine.model])
+        with reference.in_place():
+            self._load_hf(path)
+        return reference
 
     def _pack(self, samples: Sequence[TrainSample]) -> list[PackedBatch]:
         """This rank's micro-batches, as many as every other rank's."""
@@ -253,7 +309,10 @@ class MegatronPolicy:
         ]
 
 
-@torch.no_grad()
-def _copy_all(sources: Sequence[torch.Tensor], targets: Sequence[torch.Tensor]) -> None:
-    for source, target in zip(sources, targets, strict=True):
-        target.copy_(source)
+def _add_adapters(hf_config: Mapping[str, Any], lora: LoraConfig, seed: int, model: GPTModel) -> None:
+    from polyturn.trainer.megatron.lora import attach_lora, find_sites
+    from polyturn.trainer.megatron.model import read_architecture
+    from polyturn.trainer.megatron.weights import chunk_mapping
+
+    mapping = chunk_mapping(model, read_architecture(hf_config, tensor_parallel=1))
+    attach_lora(model, find_sites(model, mapping), lora, seed=seed)
