@@ -83,6 +83,10 @@ class ParallelConfig(Section):
         """What the tokens of a pack must be a multiple of, so that each rank holds as many of them."""
         return self.tensor * self.sequence_multiple()
 
+    def micro_batch_multiple(self) -> int:
+        """What the number of micro-batches must be a multiple of: interleaved stages take so many in turn."""
+        return self.pipeline if self.virtual_pipeline > 1 else 1
+
     def describe(self) -> str:
         """The axes that are not 1, for people."""
         axes = (

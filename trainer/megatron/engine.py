@@ -19,22 +19,28 @@ from megatron.core.distributed import (
     finalize_model_grads,
 )
 from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 
 from polyturn.configs.optimizer import OptimizerConfig
 from polyturn.trainer.algorithms.objective import Objective, ObjectiveSums, evaluate_objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
+from polyturn.trainer.megatron.context import spread_rows
 from polyturn.trainer.megatron.logprob_head import LogprobHead, LogprobRequest, split_scores
 from polyturn.trainer.megatron.logprobs import Entropy
 from polyturn.trainer.megatron.model import (
     Architecture,
-    build_model,
+    build_chunks,
     read_architecture,
     transformer_config,
 )
 from polyturn.trainer.megatron.optimizer import make_optimizer
 from polyturn.trainer.megatron.packed import PackedBatch
+from polyturn.trainer.megatron.pipeline import (
+    from_last_stage,
+    is_last_stage,
+    object_from_last_stage,
+    run_schedule,
+)
 from polyturn.trainer.megatron.tokens import find_bad_samples, token_batch
 from polyturn.trainer.megatron.weights import mark_split_params
 
@@ -55,36 +61,49 @@ class Engine:
         """`prepare` changes a chunk of the model before it is wrapped: adapters, another head."""
         tensor_parallel = parallel_state.get_tensor_model_parallel_world_size()
         self.architecture: Architecture = read_architecture(hf_config, tensor_parallel=tensor_parallel)
-        self.config = transformer_config(
-            hf_config, dtype=dtype, device=device, extra=megatron
-        )
+        self.config = transformer_config(hf_config, dtype=dtype, device=device, extra=megatron)
         self.device = (
             torch.device("cpu") if device == "cpu" else torch.device("cuda", torch.cuda.current_device())
         )
-        self.model = build_model(self.config, self.architecture, device=device)
-        mark_split_params([self.model], self.architecture)
-        if prepare is not None:
-            prepare(self.model)
-        self._head = LogprobHead(self.model, vocab_size=self.architecture.vocab_size)
-        wrapped = Float16Module(self.config, self.model) if dtype == "bfloat16" else self.model
-        self._parallel_model = DistributedDataParallel(
-            self.config,
-            DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True),
-            wrapped,
-        )
+        self.chunks = build_chunks(self.config, self.architecture, device=device)
+        """This rank's parts of the model: several with virtual pipeline stages."""
+        mark_split_params(self.chunks, self.architecture)
+        self._head: LogprobHead | None = None
+        for chunk in self.chunks:
+            if prepare is not None:
+                prepare(chunk)
+            if chunk.post_process:
+                self._head = LogprobHead(chunk, vocab_size=self.architecture.vocab_size)
+        self._wrapped = [self._wrap(chunk, first=index == 0) for index, chunk in enumerate(self.chunks)]
         self._optimizer_config = optimizer
         self._bad_samples: list[str] = []
         self.optimizer: Any = None
 
     def build_optimizer(self) -> None:
         """Make the optimizer; in bfloat16 its float32 weights are taken from the model's, so load those before."""
-        self.optimizer = make_optimizer(self._parallel_model, self.config, self._optimizer_config)
+        self.optimizer = make_optimizer(self._wrapped, self.config, self._optimizer_config)
         self.config.grad_scale_func = self.optimizer.scale_loss
         self.config.finalize_model_grads_func = self._finalize
 
-    def forward(self, batch: PackedBatch, temperature: float) -> torch.Tensor:
-        """Logprobs [N] of the pack's trainable tokens."""
-        return split_scores(self._scores(batch, temperature, "none"))[0]
+    def score(
+        self, batches: Sequence[PackedBatch], *, temperature: float, entropy: Entropy = "none"
+    ) -> list[torch.Tensor]:
+        """Of each micro-batch what `split_scores` takes apart: [1, N, 1 or 2], float32, without gradient.
+
+        The same on all ranks that share a data-parallel rank's micro-batches.
+        """
+        with torch.no_grad():
+            found = run_schedule(
+                self._wrapped,
+                batches,
+                partial(self._score_step, temperature=temperature, entropy=entropy),
+                forward_only=True,
+            )
+        if not is_last_stage():
+            columns = 1 if entropy == "none" else 2
+            found = [torch.empty(1, batch.num_rows, columns, device=self.device) for batch in batches]
+        whole = from_last_stage(torch.cat(found, 1))
+        return list(whole.split([batch.num_rows for batch in batches], 1))
 
     def update(
         self,
@@ -102,15 +121,13 @@ class Engine:
             FloatingPointError: a number that is not finite on a trainable token; names the sample.
         """
         self._bad_samples.clear()
-        self._parallel_model.zero_grad_buffer()
+        for chunk in self._wrapped:
+            chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
-        parts: list[ObjectiveSums] = get_forward_backward_func()(
-            forward_step_func=partial(self._forward_step, objective=objective, counts=counts),
-            data_iterator=iter(batches),
-            model=[self._parallel_model],
-            num_microbatches=len(batches),
-            seq_length=1,
-            micro_batch_size=1,
+        parts: list[ObjectiveSums] = run_schedule(
+            self._wrapped,
+            batches,
+            partial(self._train_step, objective=objective, counts=counts),
             forward_only=False,
         )
         for group in self.optimizer.param_groups:
@@ -120,62 +137,96 @@ class Engine:
             raise FloatingPointError(
                 f"the gradient norm is {grad_norm}, though every trainable token is finite"
             )
-        metrics = self._reduce(parts, counts)
+        metrics = object_from_last_stage(_reduce(parts, counts) if is_last_stage() else None)
         return {**metrics, "grad_norm": float(grad_norm), "learning_rate": learning_rate}
 
     def share_params(self) -> None:
         """Make the optimizer's float32 weights, each rank's share of them, the weights of the model."""
         for optimizer in self.optimizers:
             optimizer._copy_main_params_to_model_params()
-        self._parallel_model.start_param_sync(force_sync=True)
+        for chunk in self._wrapped:
+            chunk.start_param_sync(force_sync=True)
 
     def raise_together(self, faults: Sequence[str]) -> None:
-        """Raise what any data-parallel rank found, on all of them: one that went on alone would wait for ever.
+        """Raise what any rank found, on all of them: one that went on alone would wait for ever.
 
         Raises:
             FloatingPointError: one or more ranks have a fault.
         """
-        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
         num_faults = torch.tensor(float(len(faults)), device=self.device)
-        dist.all_reduce(num_faults, group=group)
+        dist.all_reduce(num_faults)
         if num_faults.item() == 0:
             return
-        by_rank: list[list[str]] = [[] for _ in range(group.size())]
-        dist.all_gather_object(by_rank, list(faults), group=group)
-        raise FloatingPointError("; ".join(fault for rank_faults in by_rank for fault in rank_faults))
+        by_rank: list[list[str]] = [[] for _ in range(dist.get_world_size())]
+        dist.all_gather_object(by_rank, list(faults))
+        # Ranks that share samples find the same.
+        distinct = dict.fromkeys(fault for rank_faults in by_rank for fault in rank_faults)
+        raise FloatingPointError("; ".join(distinct))
+
+    @property
+    def model(self) -> GPTModel:
+        """The only chunk."""
+        (chunk,) = self.chunks
+        return chunk
 
     @property
     def optimizers(self) -> list[Any]:
         """Megatron-core's distributed optimizers, whose inner torch optimizers hold the state."""
         return list(getattr(self.optimizer, "chained_optimizers", [self.optimizer]))
 
-    def _scores(self, batch: PackedBatch, temperature: float, entropy: Entropy) -> torch.Tensor:
-        """What `split_scores` takes apart."""
-        self._head.request = LogprobRequest(
-            rows=batch.rows, targets=batch.targets, temperature=temperature, entropy=entropy
-        )
-        return self._parallel_model(
-            batch.input_ids, batch.position_ids, None, packed_seq_params=batch.sequences
+    def _wrap(self, chunk: GPTModel, *, first: bool) -> DistributedDataParallel:
+        inner = Float16Module(self.config, chunk) if self.config.bf16 else chunk
+        return DistributedDataParallel(
+            self.config,
+            DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True),
+            inner,
+            # Buckets let communication begin early. What later chunks send is hidden behind the first one's work.
+            disable_bucketing=not first,
         )
 
-    def _forward_step(
+    def _run(
+        self, chunk: torch.nn.Module, batch: PackedBatch, temperature: float, entropy: Entropy
+    ) -> torch.Tensor:
+        """A chunk's output: hidden states, or from the last one [1, M, 1 or 2] scores of this rank's rows."""
+        if self._head is not None:
+            self._head.request = LogprobRequest(
+                rows=batch.rows, targets=batch.targets, temperature=temperature, entropy=entropy
+            )
+        return chunk(batch.input_ids, batch.position_ids, None, packed_seq_params=batch.sequences)
+
+    def _of_all_rows(self, batch: PackedBatch, scores: torch.Tensor) -> torch.Tensor:
+        """Scores [1, M, ...] of this rank's rows -> [1, N, ...] of all rows of the pack."""
+        group = parallel_state.get_context_parallel_group()
+        if group.size() == 1:
+            return scores
+        return spread_rows(scores.squeeze(0), batch.own_rows, batch.num_rows, group)[None]
+
+    def _score_step(
+        self, batches: Iterator[PackedBatch], chunk: torch.nn.Module, *, temperature: float, entropy: Entropy
+    ) -> tuple[torch.Tensor, Any]:
+        """What Megatron-core's schedule calls for each chunk and micro-batch in a forward pass alone."""
+        batch = next(batches)
+        scores = self._run(chunk, batch, temperature, entropy)
+        return scores, lambda found, **_: self._of_all_rows(batch, found)
+
+    def _train_step(
         self,
         batches: Iterator[PackedBatch],
-        _model: torch.nn.Module,
+        chunk: torch.nn.Module,
         *,
         objective: Objective,
         counts: GlobalCounts,
     ) -> tuple[torch.Tensor, Any]:
-        """What Megatron-core's schedule calls for each micro-batch."""
+        """What it calls in an update."""
         batch = next(batches)
         entropy: Entropy = "gradient" if objective.entropy_coefficient > 0 else "value"
-        scores = self._scores(batch, objective.temperature, entropy)
+        scores = self._run(chunk, batch, objective.temperature, entropy)
         return scores, partial(self._loss, batch, objective, counts)
 
     def _loss(
         self, batch: PackedBatch, objective: Objective, counts: GlobalCounts, scores: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, ObjectiveSums]:
-        logprobs, entropies = split_scores(scores)
+        logprobs, entropies = split_scores(self._of_all_rows(batch, scores))
         assert entropies is not None
         tokens = token_batch(batch, objective, counts, logprobs, entropies)
         self._bad_samples.extend(find_bad_samples(batch, tokens))
@@ -190,28 +241,30 @@ class Engine:
         self.raise_together(self._bad_samples)
         finalize_model_grads(model, None, **kwargs)
 
-    def _reduce(self, parts: Sequence[ObjectiveSums], counts: GlobalCounts) -> dict[str, float]:
-        """Add the parts up over micro-batches and data-parallel ranks; means are over trainable tokens."""
-        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-        names = list(parts[0].sums)
-        sums = torch.stack(
-            [torch.stack([part.sums[name].double() for part in parts]).sum() for name in names]
-        )
-        dist.all_reduce(sums, group=group)
-        max_names = list(parts[0].maxima)
-        maxima = torch.stack([torch.stack([part.maxima[name] for part in parts]).max() for name in max_names])
-        dist.all_reduce(maxima, dist.ReduceOp.MAX, group=group)
-        totals = dict(zip(names, sums.tolist(), strict=True))
-        num_tokens = totals.pop("num_tokens")
-        assert num_tokens == counts.num_tokens, (
-            f"the ranks trained on {num_tokens:.0f} tokens, the denominator of the update is {counts.num_tokens}"
-        )
-        loss = totals.pop("loss")
-        means = {name: total / max(num_tokens, 1) for name, total in totals.items()}
-        return {
-            "loss": loss,
-            **means,
-            **dict(zip(max_names, maxima.tolist(), strict=True)),
-            "num_tokens": num_tokens,
-            "num_sequences": float(counts.num_sequences),
-        }
+
+def _reduce(parts: Sequence[ObjectiveSums], counts: GlobalCounts) -> dict[str, float]:
+    """Add the parts up over micro-batches and data-parallel ranks; means are over trainable tokens.
+
+    Context-parallel ranks have computed the same: one of them counts.
+    """
+    group = parallel_state.get_data_parallel_group()
+    names = list(parts[0].sums)
+    sums = torch.stack([torch.stack([part.sums[name].double() for part in parts]).sum() for name in names])
+    dist.all_reduce(sums, group=group)
+    max_names = list(parts[0].maxima)
+    maxima = torch.stack([torch.stack([part.maxima[name] for part in parts]).max() for name in max_names])
+    dist.all_reduce(maxima, dist.ReduceOp.MAX, group=group)
+    totals = dict(zip(names, sums.tolist(), strict=True))
+    num_tokens = totals.pop("num_tokens")
+    assert num_tokens == counts.num_tokens, (
+        f"the ranks trained on {num_tokens:.0f} tokens, the denominator of the update is {counts.num_tokens}"
+    )
+    loss = totals.pop("loss")
+    means = {name: total / max(num_tokens, 1) for name, total in totals.items()}
+    return {
+        "loss": loss,
+        **means,
+        **dict(zip(max_names, maxima.tolist(), strict=True)),
+        "num_tokens": num_tokens,
+        "num_sequences": float(counts.num_sequences),
+    }

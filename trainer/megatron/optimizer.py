@@ -5,6 +5,7 @@ Import only after `install_cpu_compatibility`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,8 +17,10 @@ from polyturn.configs.optimizer import OptimizerConfig
 from polyturn.trainer.megatron.adam import use_fused_layout_adam
 
 
-def make_optimizer(model: torch.nn.Module, model_config: TransformerConfig, config: OptimizerConfig) -> Any:
-    """The optimizer of a model that Megatron-core's DistributedDataParallel wraps.
+def make_optimizer(
+    chunks: Sequence[torch.nn.Module], model_config: TransformerConfig, config: OptimizerConfig
+) -> Any:
+    """The optimizer of this rank's chunks of a model, which Megatron-core's DistributedDataParallel wraps.
 
     In bfloat16 its float32 weights are taken from the model's, so those must be loaded before.
     """
@@ -36,7 +39,7 @@ def make_optimizer(model: torch.nn.Module, model_config: TransformerConfig, conf
     )
     optimizer = get_megatron_optimizer(
         settings,
-        [model],
+        list(chunks),
         config_overrides=get_standard_config_overrides(settings),
         use_gloo_process_groups=False,
     )

@@ -36,8 +36,8 @@ REFERENCE_NAME = "reference"
 class MegatronPolicy:
     """One rank of the trained policy.
 
-    Every method is collective: all ranks call it, with the samples of their data-parallel rank. The tensor-parallel
-    ranks of one data-parallel rank are neighbours and get the same samples: `data_parallel_rank` says which.
+    Every method is collective: all ranks call it, with the samples of their data-parallel rank, which
+    `data_parallel_rank` says. All ranks that share one copy of the model get the same samples and the same results.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class MegatronPolicy:
 
     @property
     def data_parallel_rank(self) -> int:
-        return dist.get_rank() // self.parallel.tensor
+        return self.parallel.place(dist.get_rank()).data
 
     def logprobs(
         self, samples: Sequence[TrainSample], *, temperature: float = 1.0
@@ -136,14 +136,15 @@ class MegatronPolicy:
         Raises:
             FloatingPointError: one of them is not finite; names the sample. All ranks raise it.
         """
+        from polyturn.trainer.megatron.logprob_head import split_scores
         from polyturn.trainer.megatron.packed import scatter_rows
 
         columns: dict[int, npt.NDArray[np.float32]] = {}
-        with torch.no_grad():
-            for batch in self._pack(samples):
-                values = self._engine.forward(batch, temperature)
-                for sample, column in zip(batch.samples, scatter_rows(batch, values), strict=True):
-                    columns[id(sample)] = column
+        batches = self._pack(samples)
+        for batch, scores in zip(batches, self._engine.score(batches, temperature=temperature), strict=True):
+            values, _ = split_scores(scores)
+            for sample, column in zip(batch.samples, scatter_rows(batch, values), strict=True):
+                columns[id(sample)] = column
         self._engine.raise_together(
             [
                 f"sample {sample.sample_id}: a logprob is not finite"
@@ -197,14 +198,14 @@ class MegatronPolicy:
     def named_hf_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every weight under its Hugging Face name, whole on every rank, in the same order on all; adapters merged.
 
-        Collective over tensor parallelism: all ranks go through it to its end. A tensor may be a view of the weight
+        Collective: all ranks go through it to its end. A tensor may be a view of the weight
         itself, to be read before the next update.
         """
         from polyturn.trainer.megatron.lora import BaseWeights
         from polyturn.trainer.megatron.weights import named_hf_tensors
 
-        merged: Any = BaseWeights(self._engine.model, merged=True)
-        return named_hf_tensors([merged], self._engine.architecture)
+        merged: Any = [BaseWeights(chunk, merged=True) for chunk in self._engine.chunks]
+        return named_hf_tensors(merged, self._engine.architecture)
 
     def save_hf(self, directory: Path) -> None:
         """Write a Hugging Face directory, adapters merged: rank 0 writes, the others wait for it."""
@@ -221,7 +222,7 @@ class MegatronPolicy:
         from polyturn.trainer.megatron.lora_peft import named_adapter_tensors, save_adapter
 
         assert self.lora is not None, "there are no adapters to save"
-        tensors = named_adapter_tensors([self._engine.model])
+        tensors = named_adapter_tensors(self._engine.chunks)
         if self.rank == 0:
             save_adapter(Path(directory), tensors, lora=self.lora, base_model=self.model_path)
         dist.barrier()
@@ -281,31 +282,40 @@ class MegatronPolicy:
         from polyturn.trainer.megatron.lora import BaseWeights
         from polyturn.trainer.megatron.weights import load_hf_weights
 
-        base: Any = BaseWeights(self._engine.model)
+        base: Any = [BaseWeights(chunk) for chunk in self._engine.chunks]
         with closing(HFWeights(directory)) as weights:
-            load_hf_weights([base], self._engine.architecture, weights)
+            load_hf_weights(base, self._engine.architecture, weights)
 
     def _make_reference(self, path: Path | None) -> Reference:
         from polyturn.trainer.megatron.reference import Reference, check_same_architecture
 
         if path is None:
-            return Reference([self._engine.model], keep_weights=self.lora is None)
+            return Reference(self._engine.chunks, keep_weights=self.lora is None)
         check_same_architecture(read_config(self.model_path), path, what="model.reference_path")
-        reference = Reference([self._engine.model])
+        reference = Reference(self._engine.chunks)
         with reference.in_place():
             self._load_hf(path)
         return reference
 
     def _pack(self, samples: Sequence[TrainSample]) -> list[PackedBatch]:
         """This rank's micro-batches, as many as every other rank's."""
+        from polyturn.trainer.megatron.context import ContextSlice
         from polyturn.trainer.megatron.packed import make_packed_batch
 
-        packs = pack(samples, self._max_tokens)
+        packs = pack(samples, self._max_tokens * self.parallel.context)
         most = torch.tensor(len(packs), device=self._engine.device)
         dist.all_reduce(most, dist.ReduceOp.MAX)
+        multiple = self.parallel.micro_batch_multiple()
+        num_packs = -(-max(int(most), 1) // multiple) * multiple
+        place = self.parallel.place(self.rank)
         return [
-            make_packed_batch(group, device=self._engine.device, multiple=self.parallel.tensor)
-            for group in split_packs(packs, max(int(most), 1))
+            make_packed_batch(
+                group,
+                device=self._engine.device,
+                multiple=self.parallel.pack_multiple(),
+                part=ContextSlice(size=self.parallel.context, rank=place.context),
+            )
+            for group in split_packs(packs, num_packs)
         ]
 
 

@@ -59,7 +59,7 @@ def sharding_metadata() -> dict[str, Any]:
 
 def sharded_tensors(engine: Engine) -> Iterator[ShardedTensor | ShardedTensorFactory]:
     """Every tensor of this rank's model that checkpoints know, as Megatron-core describes it."""
-    for chunk in [engine.model]:
+    for chunk in engine.chunks:
         for value in nested_values(chunk.sharded_state_dict(metadata=sharding_metadata())):
             if isinstance(value, ShardedTensor | ShardedTensorFactory):
                 yield value
