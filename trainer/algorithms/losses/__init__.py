@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from polyturn.trainer.algorithms.losses import clip, supervised
+from polyturn.trainer.algorithms.losses import clip, regions, sequences, supervised, weighted
 
-__all__ = ["clip", "supervised"]
+__all__ = ["clip", "regions", "sequences", "supervised", "weighted"]

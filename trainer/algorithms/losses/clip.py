@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from polyturn.configs.losses import ClipLoss
-from polyturn.trainer.algorithms.losses.anchors import anchor_logprobs
-from polyturn.trainer.algorithms.ratios import bounded_exp, log_ratio
+from polyturn.trainer.algorithms.losses.anchors import masked_advantages, token_ratios
 from polyturn.trainer.algorithms.registry import POLICY_LOSSES
 from polyturn.trainer.algorithms.tokens import TokenBatch, TokenLoss
 
@@ -25,15 +24,22 @@ def clip_loss(batch: TokenBatch, config: ClipLoss) -> TokenLoss:
     With `dual_clip` c > 1 the loss of a token with A < 0 is at most c |A| (arXiv 1912.09729, eq. 5): without it a token
     that became much likelier since it was sampled has a gradient without bound.
     """
-    ratio = bounded_exp(log_ratio(batch.logprobs, anchor_logprobs(batch, config.anchor), batch.mask))
-    advantages = torch.where(batch.mask, batch.advantages, 0.0)
-    free = -ratio * advantages
-    bounded = -ratio.clamp(1 - config.clip_low, 1 + config.clip_high) * advantages
-    values = torch.maximum(free, bounded)
-    clipped = bounded > free
-    if config.dual_clip is not None:
-        ceiling = config.dual_clip * advantages.abs()
-        beyond = (advantages < 0) & (values > ceiling)
-        values = torch.where(beyond, ceiling, values)
-        clipped = clipped | beyond
-    return TokenLoss(values=values, clipped=clipped.detach() & batch.mask)
+    loss = clipped_surrogate(
+        token_ratios(batch, config.anchor), batch, clip_low=config.clip_low, clip_high=config.clip_high
+    )
+    if config.dual_clip is None:
+        return loss
+    advantages = masked_advantages(batch)
+    ceiling = config.dual_clip * advantages.abs()
+    beyond = (advantages < 0) & (loss.values > ceiling)
+    return TokenLoss(values=torch.where(beyond, ceiling, loss.values), clipped=loss.clipped | beyond.detach())
+
+
+def clipped_surrogate(
+    ratios: torch.Tensor, batch: TokenBatch, *, clip_low: float, clip_high: float
+) -> TokenLoss:
+    """PPO's surrogate of the given ratios [N], which may be those of tokens or of what they are part of."""
+    advantages = masked_advantages(batch)
+    free = -ratios * advantages
+    bounded = -ratios.clamp(1 - clip_low, 1 + clip_high) * advantages
+    return TokenLoss(values=torch.maximum(free, bounded), clipped=(bounded > free).detach() & batch.mask)
