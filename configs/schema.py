@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationInfo, field_validator
 
 from polyturn.configs.algorithm import AlgorithmConfig
+from polyturn.configs.balance import BalanceConfig
 from polyturn.configs.checkpoint import CheckpointConfig
 from polyturn.configs.lora import LoraConfig
 from polyturn.configs.optimizer import OptimizerConfig
@@ -58,8 +59,25 @@ class SamplingConfig(Section):
 
     temperature: PositiveFloat = 1.0
     """Of the training episodes; the trainer's logprobs are taken at it too."""
+    top_p: float = 1.0
+    """Only 1.0, all of the distribution: the trainer scores the whole vocabulary."""
+    top_k: int = -1
+    """Only -1, the whole vocabulary."""
+    min_p: float = 0.0
+    """Only 0.0, the whole vocabulary."""
     seeded: bool = False
     """Give every request a seed of its own, so that a synchronous run repeats."""
+
+    @field_validator("top_p", "top_k", "min_p")
+    @classmethod
+    def _refuse_truncation(cls, value: float, info: ValidationInfo) -> float:
+        neutral = cls.model_fields[info.field_name or ""].default
+        if value != neutral:
+            raise ValueError(
+                f"{info.field_name} must be {neutral}, got {value}: the engine would draw from fewer tokens, "
+                "the trainer would score the whole vocabulary, and their ratio would be wrong at every token"
+            )
+        return value
 
 
 class RouterConfig(Section):
@@ -127,6 +145,7 @@ class TrainerConfig(Section):
     """What the trainer's ranks run on."""
     threads_per_rank: PositiveInt = 1
     """CPU threads of a rank."""
+    balance: BalanceConfig = BalanceConfig()
     algorithm: AlgorithmConfig = AlgorithmConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     parallel: ParallelConfig = ParallelConfig()

@@ -9,6 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from polyturn.agents.ledger import Segment
+from polyturn.configs.balance import BalanceConfig
+from polyturn.trainer.balance import balance
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -86,24 +88,16 @@ class TrainSample:
         )
 
 
-def split_over_ranks(samples: Sequence[TrainSample], num_ranks: int) -> list[list[TrainSample]]:
-    """Give every sample to one data-parallel rank, the longest first, each to the rank with the fewest tokens.
-
-    The most loaded rank gets at most 4/3 of what the best split would give it (Graham 1969). The result depends on the
-    lengths and the order of the samples only.
+def split_over_ranks(
+    samples: Sequence[TrainSample], num_ranks: int, config: BalanceConfig | None = None
+) -> list[list[TrainSample]]:
+    """Give every sample to one data-parallel rank, so that the ranks have work for like times.
 
     Raises:
         ValueError: fewer samples than ranks.
     """
-    if len(samples) < num_ranks:
-        raise ValueError(f"{len(samples)} samples cannot feed {num_ranks} data-parallel ranks")
-    shares: list[list[TrainSample]] = [[] for _ in range(num_ranks)]
-    loads = [0] * num_ranks
-    for sample in _longest_first(samples):
-        rank = loads.index(min(loads))
-        shares[rank].append(sample)
-        loads[rank] += len(sample)
-    return shares
+    shares = balance([len(sample) for sample in samples], num_ranks, config or BalanceConfig())
+    return [[samples[index] for index in share] for share in shares]
 
 
 def pack(samples: Sequence[TrainSample], max_tokens: int) -> list[list[TrainSample]]:

@@ -151,7 +151,8 @@ class TrainingLoop:
         """Score the step's samples on the trainer's ranks, and weigh them here, where the whole step is."""
         self._progress.phase(f"step {step}: scoring")
         with watch.measure("train"):
-            shards = split_over_ranks(played.samples, self._config.trainer.parallel.data)
+            trainer = self._config.trainer
+            shards = split_over_ranks(played.samples, trainer.parallel.data, trainer.balance)
             scored = with_scores(played.samples, self._trainer.score(shards))
             return estimate_advantages(played, scored, self._config.trainer.algorithm)
 
@@ -162,6 +163,7 @@ class TrainingLoop:
                 estimates.samples,
                 num_updates=self._config.trainer.updates_per_step,
                 num_ranks=self._config.trainer.parallel.data,
+                balance=self._config.trainer.balance,
             )
             return self._trainer.update(shares)
 

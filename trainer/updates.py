@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from polyturn.configs.balance import BalanceConfig
 from polyturn.configs.schema import RunConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
@@ -57,9 +58,13 @@ def count_samples(samples: Sequence[TrainSample]) -> GlobalCounts:
 
 
 def split_updates(
-    samples: Sequence[TrainSample], *, num_updates: int, num_ranks: int
+    samples: Sequence[TrainSample],
+    *,
+    num_updates: int,
+    num_ranks: int,
+    balance: BalanceConfig | None = None,
 ) -> list[tuple[UpdateShare, ...]]:
-    """Cut a step into updates, and each update over the data-parallel ranks, balanced by tokens.
+    """Cut a step into updates, and each update over the data-parallel ranks, balanced by cost.
 
     Denominators are taken here, from the whole update, before anything is split. Returns one tuple of `num_updates`
     shares per rank. Raises `ValueError` when there are too few samples for that.
@@ -69,7 +74,7 @@ def split_updates(
     for low, high in itertools.pairwise(bounds):
         update = samples[low:high]
         counts = count_samples(update)
-        for rank, part in enumerate(split_over_ranks(update, num_ranks)):
+        for rank, part in enumerate(split_over_ranks(update, num_ranks, balance)):
             shares[rank].append(UpdateShare(samples=tuple(part), counts=counts))
     return [tuple(share) for share in shares]
 
