@@ -16,8 +16,9 @@ from polyturn.configs.algorithm import AlgorithmConfig
 from polyturn.configs.kl import KLInReward
 from polyturn.trainer.algorithms.advantages import Advantages, RewardBatch, RewardPart, TokenColumns
 from polyturn.trainer.algorithms.advantages.types import Float32
+from polyturn.trainer.algorithms.kl import k1
 from polyturn.trainer.algorithms.plugins import bind
-from polyturn.trainer.algorithms.registry import ADVANTAGES, KL_ESTIMATORS, REWARD_POSTPROCESSORS
+from polyturn.trainer.algorithms.registry import ADVANTAGES, REWARD_POSTPROCESSORS
 from polyturn.trainer.algorithms.shaping import postprocess
 from polyturn.trainer.batch import TrainSample
 from polyturn.trainer.samples import Part, StepSamples
@@ -105,7 +106,8 @@ def _penalties(sample: TrainSample, algorithm: AlgorithmConfig) -> Float32 | Non
     if not isinstance(algorithm.kl, KLInReward):
         return None
     assert sample.proximal_logprobs is not None and sample.reference_logprobs is not None
-    values = KL_ESTIMATORS[algorithm.kl.estimator].function(
+    assert algorithm.kl.estimator == "k1", "the only one whose place is in the reward"
+    values = k1(
         torch.from_numpy(sample.proximal_logprobs),
         torch.from_numpy(sample.reference_logprobs),
         torch.from_numpy(sample.sampled),

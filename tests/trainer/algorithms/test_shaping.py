@@ -1,0 +1,182 @@
+"""What happens to rewards before they are compared, and to episodes that a limit ended; the critic's loss."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from polyturn.agents.episode import Episode, Outcome
+from polyturn.agents.ledger import Ledger
+from polyturn.agents.policy import Generation
+from polyturn.configs.advantages import CentredAdvantage, GroupAdvantage, OverlongShaping
+from polyturn.configs.algorithm import AlgorithmConfig
+from polyturn.configs.kl import KLInReward
+from polyturn.configs.plugins import Plugin
+from polyturn.trainer.algorithms.value_loss import value_loss
+from polyturn.trainer.estimates import Estimates, estimate_advantages
+from polyturn.trainer.samples import make_samples
+
+OVERLONG = OverlongShaping(kind="overlong", max_tokens=8, buffer_tokens=4, factor=2.0)
+CENTRED = CentredAdvantage(kind="dr_grpo")
+
+
+def episode(sample: int, reward: float, *, length: int = 3, truncated: bool = False) -> Episode:
+    ledger = Ledger()
+    ledger.append_observation([1, 2])
+    ledger.append_generation(
+        Generation(
+            token_ids=tuple(range(length)),
+            logprobs=(-1.0,) * length,
+            policy_versions=(0,) * length,
+            finish_reason="stop",
+        )
+    )
+    return Episode(
+        episode_id=f"g.{sample}.0",
+        group_id="g",
+        env_id="env",
+        task_id="task",
+        seed=0,
+        outcome=Outcome.TRUNCATED if truncated else Outcome.COMPLETED,
+        stop_reason="max_turns" if truncated else "terminated",
+        reward=reward,
+        segments=(ledger.to_segment(),),
+    )
+
+
+def estimate(episodes: list[Episode], algorithm: AlgorithmConfig, **columns: float) -> Estimates:
+    step = make_samples(episodes)
+    scored = {
+        sample.sample_id: replace(
+            sample,
+            **{name: torch.full((len(sample),), value).numpy() for name, value in columns.items()},
+        )
+        for sample in step.samples
+    }
+    return estimate_advantages(step, scored, algorithm)
+
+
+def test_the_punishment_of_long_answers_grows_over_the_buffer() -> None:
+    lengths = (3, 4, 5, 6, 8, 20)
+    episodes = [episode(i, 1.0, length=n) for i, n in enumerate(lengths)]
+    found = estimate(episodes, AlgorithmConfig(reward_shaping=OVERLONG, advantage=CENTRED))
+    shaped = [1.0, 1.0, 0.5, 0.0, -1.0, -1.0]
+    mean = sum(shaped) / 6
+    assert list(found.advantages.values()) == pytest.approx([value - mean for value in shaped])
+    assert found.metrics["shaping/reward_mean"] == pytest.approx(mean)
+
+
+def test_a_buffer_longer_than_the_answer_is_refused() -> None:
+    with pytest.raises(ValueError, match="begin before the answer"):
+        OverlongShaping(kind="overlong", max_tokens=4, buffer_tokens=8)
+
+
+@pytest.mark.catalogue("B11", "B42")
+def test_a_truncated_episode_is_trained_on_masked_or_as_if_never_played() -> None:
+    episodes = [episode(0, 1.0), episode(1, 0.0), episode(2, 0.5, truncated=True)]
+
+    def found(truncated: str) -> Estimates:
+        return estimate(episodes, AlgorithmConfig(truncated=truncated, advantage=CENTRED))
+
+    def trained(result: Estimates) -> list[str]:
+        return [sample.sample_id for sample in result.samples]
+
+    assert trained(found("train")) == ["g.0.0/0", "g.1.0/0", "g.2.0/0"]
+    masked = found("mask")
+    assert trained(masked) == ["g.0.0/0", "g.1.0/0"]
+    assert masked.metrics["truncated/num_masked"] == 1
+    dropped = found("drop")
+    never = estimate(episodes[:2], AlgorithmConfig(advantage=CENTRED))
+    assert trained(dropped) == trained(never) and dropped.advantages == never.advantages
+    assert dropped.metrics["truncated/num_dropped"] == 1
+
+
+def test_masking_keeps_the_reward_in_the_comparison() -> None:
+    episodes = [episode(0, 1.0), episode(1, 0.0), episode(2, 0.0, truncated=True)]
+    found = estimate(episodes, AlgorithmConfig(truncated="mask", advantage=CENTRED))
+    assert found.advantages["g.0.0"] == pytest.approx(2 / 3)
+
+
+def test_a_plugin_shapes_rewards_and_is_told_what_it_gave(tmp_path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "def half(rewards, parts, scale=0.5):\n    return [scale * r for r in rewards]\n"
+        "def short(rewards, parts):\n    return rewards[:1]\n"
+        "def broken(rewards, parts):\n    return [float('nan')] * len(parts)\n"
+    )
+
+    def algorithm(name: str, **options: float) -> AlgorithmConfig:
+        plugin = Plugin(kind="plugin", target=f"{tmp_path / 'mine.py'}:{name}", options=options)
+        return AlgorithmConfig(reward_shaping=plugin, advantage=CENTRED)
+
+    episodes = [episode(0, 1.0), episode(1, 0.0)]
+    assert list(estimate(episodes, algorithm("half")).advantages.values()) == [0.25, -0.25]
+    assert list(estimate(episodes, algorithm("half", scale=4.0)).advantages.values()) == [2.0, -2.0]
+    with pytest.raises(ValueError, match="1 rewards for 2 episodes"):
+        estimate(episodes, algorithm("short"))
+    with pytest.raises(ValueError, match=r"'g\.0\.0' nan"):
+        estimate(episodes, algorithm("broken"))
+
+
+def test_an_estimator_of_ones_own_must_fit_the_samples(tmp_path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import numpy as np\n"
+        "from polyturn.trainer.algorithms.advantages import Advantages\n"
+        "def make(step, value):\n"
+        "    return Advantages(trainable=(True,) * len(step.parts), columns=tuple(tuple(\n"
+        "        np.full(len(s.sampled) - (value == 7), value, np.float32) for s in p.samples) for p in step.parts))\n"
+    )
+
+    def algorithm(value: float) -> AlgorithmConfig:
+        target = f"{tmp_path / 'mine.py'}:make"
+        return AlgorithmConfig(advantage=Plugin(kind="plugin", target=target, options={"value": value}))
+
+    episodes = [episode(0, 1.0), episode(1, 0.0)]
+    assert list(estimate(episodes, algorithm(2.0)).advantages.values()) == [2.0, 2.0]
+    with pytest.raises(ValueError, match="shapes"):
+        estimate(episodes, algorithm(7.0))
+    with pytest.raises(ValueError, match="not finite"):
+        estimate(episodes, algorithm(float("inf")))
+
+
+@pytest.mark.catalogue("B12")
+def test_a_kl_in_the_reward_is_a_penalty_of_tokens_and_not_divided_by() -> None:
+    kl = KLInReward(kind="in_reward", coefficient=0.5)
+    with pytest.raises(ValueError, match="divides rewards"):
+        AlgorithmConfig(kl=kl, advantage=GroupAdvantage())
+    episodes = [episode(0, 1.0, length=2), episode(1, 0.0, length=4)]
+    algorithm = AlgorithmConfig(kl=kl, advantage=CENTRED)
+    found = estimate(episodes, algorithm, proximal_logprobs=-1.0, reference_logprobs=-1.5)
+    # k1 is 0.5 a token: the rewards are 1 - 2 * 0.25 and 0 - 4 * 0.25.
+    assert list(found.advantages.values()) == pytest.approx([0.75, -0.75])
+    assert found.metrics["kl/reward_penalty"] == pytest.approx(0.75)
+
+
+def test_the_value_loss_has_its_closed_form_and_gradient() -> None:
+    values = torch.tensor([1.0, 3.0, 0.0, 5.0], requires_grad=True)
+    old = torch.tensor([0.5, 1.0, 0.0, 9.0])
+    returns = torch.tensor([2.0, 0.0, 1.0, 9.0])
+    mask = torch.tensor([True, True, True, False])
+    plain = value_loss(values, returns, mask)
+    assert plain.values.tolist() == [0.5, 4.5, 0.5, 0.0]
+    bounded = value_loss(values, returns, mask, old_values=old, clip=0.2)
+    # The first would move from 0.5 to 1.0, towards its return: held at 0.7. The second went away from it: not held.
+    assert bounded.values.tolist() == pytest.approx([0.5 * 1.3**2, 4.5, 0.5, 0.0])
+    assert bounded.clipped.tolist() == [True, False, False, False]
+    bounded.values.sum().backward()
+    assert values.grad is not None and values.grad.tolist() == pytest.approx([0.0, 3.0, -1.0, 0.0])
+
+
+@pytest.mark.parametrize("garbage", [float("nan"), 1e9])
+def test_masked_values_have_no_part_in_the_loss(garbage: float) -> None:
+    mask = torch.tensor([True, False])
+    values = torch.tensor([1.0, garbage], requires_grad=True)
+    others = torch.tensor([2.0, garbage])
+    for loss in (
+        value_loss(values, others, mask),
+        value_loss(values, others, mask, old_values=others, clip=0.1),
+    ):
+        assert loss.values[1] == 0
+        (gradient,) = torch.autograd.grad(loss.values.sum(), values)
+        assert gradient[1] == 0 and torch.isfinite(gradient).all()
