@@ -73,11 +73,15 @@ class Engine:
             if prepare is not None:
                 prepare(chunk)
             if chunk.post_process:
-                self._head = LogprobHead(chunk, vocab_size=self.architecture.vocab_size)
+                self._head = self._make_head(chunk)
         self._wrapped = [self._wrap(chunk, first=index == 0) for index, chunk in enumerate(self.chunks)]
         self._optimizer_config = optimizer
         self._bad_samples: list[str] = []
         self.optimizer: Any = None
+
+    def _make_head(self, chunk: GPTModel) -> LogprobHead:
+        """What answers requests in place of the output layer of the last chunk."""
+        return LogprobHead(chunk, vocab_size=self.architecture.vocab_size)
 
     def build_optimizer(self) -> None:
         """Make the optimizer; in bfloat16 its float32 weights are taken from the model's, so load those before."""

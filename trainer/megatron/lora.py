@@ -33,6 +33,8 @@ from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch.nn import functional
 
 from polyturn.configs.lora import LoraConfig
+from polyturn.trainer.megatron.model import Architecture
+from polyturn.trainer.megatron.weights import chunk_mapping
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -189,18 +191,32 @@ def find_sites(model: GPTModel, find_mapping: Callable[[str], Any]) -> list[Site
     return sites
 
 
-def attach_lora(model: GPTModel, sites: Sequence[Site], lora: LoraConfig, *, seed: int) -> None:
-    """Freeze a model and give it adapters, before anything wraps it and before its weights are loaded.
+def add_adapters(model: GPTModel, architecture: Architecture, lora: LoraConfig, *, seed: int) -> None:
+    """Freeze a chunk of a model and give it adapters, before anything wraps it and before its weights are loaded.
 
     Raises:
-        ValueError: a target is the name of no linear layer of this model.
+        ValueError: a target is the name of no linear layer of this family.
     """
-    known = dict.fromkeys(_last(name) for site in sites for name in site.projections)
+    _check_targets(architecture, lora)
+    attach_lora(model, find_sites(model, chunk_mapping(model, architecture)), lora, seed=seed)
+
+
+def _check_targets(architecture: Architecture, lora: LoraConfig) -> None:
+    known = dict.fromkeys(
+        _last(name.removesuffix(".weight"))
+        for row in architecture.family.rows.values()
+        for name in row.hf_names
+        if row.split_dim is not None and row.join in ("copy", "qkv", "gate_up") and name.endswith(".weight")
+    )
     for target in lora.target_modules:
-        if known and target not in known:
+        if target not in known:
             raise ValueError(
                 f"lora.target_modules names {target!r}, but this model's linear layers are {', '.join(known)}"
             )
+
+
+def attach_lora(model: GPTModel, sites: Sequence[Site], lora: LoraConfig, *, seed: int) -> None:
+    """Freeze a chunk of a model and give those of its linear layers adapters that are targets."""
     for param in model.parameters():
         param.requires_grad_(False)
     adapters = LoraAdapters()
@@ -285,10 +301,16 @@ def adapters_off(models: Sequence[torch.nn.Module]) -> Iterator[None]:
 class BaseWeights:
     """A model as if it had no adapters: `named_parameters` gives the base weights alone, all else is the model's."""
 
-    def __init__(self, model: GPTModel, *, merged: bool = False) -> None:
-        """`merged`: each base weight with its adapter added, a new tensor, rounded once to the weight's dtype."""
+    def __init__(self, model: GPTModel, *, merged: bool = False, hidden: str = "lora.") -> None:
+        """See a model so.
+
+        Args:
+            merged: each base weight with its adapter added, a new tensor, rounded once to the weight's dtype.
+            hidden: the parameters whose names begin so are left out.
+        """
         self._model = model
         self._merged = merged
+        self._hidden = hidden
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._model, name)
@@ -296,7 +318,7 @@ class BaseWeights:
     def named_parameters(self) -> Iterator[tuple[str, torch.Tensor]]:
         deltas = {f"{adapter.site.path}.weight": adapter for adapter in adapters_of(self._model)}
         for name, param in self._model.named_parameters():
-            if name.startswith("lora."):
+            if name.startswith(self._hidden):
                 continue
             if self._merged and name in deltas:
                 yield name, (param.detach().float() + deltas[name].weight_delta()).to(param.dtype)

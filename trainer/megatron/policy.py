@@ -18,7 +18,7 @@ from polyturn.configs.optimizer import OptimizerConfig
 from polyturn.configs.parallel import ParallelConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
-from polyturn.trainer.batch import TrainSample, pack, split_packs
+from polyturn.trainer.batch import TrainSample
 from polyturn.trainer.megatron.cpu import install_cpu_compatibility
 from polyturn.trainer.megatron.hf_directory import HFWeights, read_config, write_hf_directory
 from polyturn.trainer.schedule import LearningRateSchedule
@@ -57,6 +57,8 @@ class MegatronPolicy:
         master_port: int = 0,
         keep_reference: bool = False,
         reference_path: Path | None = None,
+        initial_path: Path | None = None,
+        load_optimizer: bool = True,
         lora: LoraConfig | None = None,
     ) -> None:
         """Meet the other ranks and load the weights of a Hugging Face directory.
@@ -68,6 +70,8 @@ class MegatronPolicy:
             master_port: where rank 0 listens; of no meaning for a single rank.
             keep_reference: keep a frozen copy of the weights for `reference_logprobs`.
             reference_path: a Hugging Face directory with the reference's weights instead; of the same architecture.
+            initial_path: a checkpoint, a torch_dist or a Hugging Face directory to begin with instead of `model_path`.
+            load_optimizer: take the optimizer's state, too, if that is a checkpoint.
             lora: train adapters in place of the weights. The reference is then the policy without them.
 
         Raises:
@@ -109,11 +113,10 @@ class MegatronPolicy:
                 megatron=megatron or {},
                 prepare=None if lora is None else partial(_add_adapters, hf_config, lora, seed),
             )
-            self._load_hf(self.model_path)
-            self._engine.build_optimizer()
             self._checkpoints = PolicyCheckpoints(
                 {"policy": self._engine}, hf_config=hf_config, parallel=self.parallel, dtype=dtype
             )
+            self._load_initial(initial_path, with_optimizer=load_optimizer)
             self._reference = self._make_reference(reference_path) if keep_reference else None
             on_failure.pop_all()
 
@@ -137,22 +140,12 @@ class MegatronPolicy:
             FloatingPointError: one of them is not finite; names the sample. All ranks raise it.
         """
         from polyturn.trainer.megatron.logprob_head import split_scores
-        from polyturn.trainer.megatron.packed import scatter_rows
+        from polyturn.trainer.megatron.micro_batches import finite_columns
 
-        columns: dict[int, npt.NDArray[np.float32]] = {}
         batches = self._pack(samples)
-        for batch, scores in zip(batches, self._engine.score(batches, temperature=temperature), strict=True):
-            values, _ = split_scores(scores)
-            for sample, column in zip(batch.samples, scatter_rows(batch, values), strict=True):
-                columns[id(sample)] = column
-        self._engine.raise_together(
-            [
-                f"sample {sample.sample_id}: a logprob is not finite"
-                for sample in samples
-                if not np.isfinite(columns[id(sample)]).all()
-            ]
-        )
-        return [columns[id(sample)] for sample in samples]
+        found = self._engine.score(batches, temperature=temperature)
+        logprobs = [split_scores(scores)[0] for scores in found]
+        return finite_columns(self._engine, samples, batches, logprobs, what="logprob")
 
     def reference_logprobs(
         self, samples: Sequence[TrainSample], *, temperature: float = 1.0
@@ -277,6 +270,24 @@ class MegatronPolicy:
 
         leave_ranks()
 
+    def _load_initial(self, path: Path | None, *, with_optimizer: bool) -> None:
+        """The weights that training begins with, and the optimizer that takes them up."""
+        from polyturn.trainer.megatron.checkpoints.sources import find_source
+        from polyturn.trainer.megatron.checkpoints.torch_dist import load_torch_dist
+        from polyturn.trainer.megatron.reference import check_same_architecture
+
+        source = None if path is None else find_source(path)
+        if source is not None and source.kind == "hf":
+            check_same_architecture(read_config(self.model_path), source.path, what="checkpoint.load")
+            self._load_hf(source.path)
+        elif source is not None and source.kind == "torch_dist":
+            load_torch_dist(self._engine.chunks, source.path)
+        else:
+            self._load_hf(self.model_path)
+        self._engine.build_optimizer()
+        if source is not None and source.kind == "checkpoint":
+            self._checkpoints.load(source.path, with_optimizer=with_optimizer)
+
     def _load_hf(self, directory: Path) -> None:
         """Fill the model with a Hugging Face directory's weights; adapters stay as they are."""
         from polyturn.trainer.megatron.lora import BaseWeights
@@ -298,31 +309,15 @@ class MegatronPolicy:
         return reference
 
     def _pack(self, samples: Sequence[TrainSample]) -> list[PackedBatch]:
-        """This rank's micro-batches, as many as every other rank's."""
-        from polyturn.trainer.megatron.context import ContextSlice
-        from polyturn.trainer.megatron.packed import make_packed_batch
+        from polyturn.trainer.megatron.micro_batches import make_micro_batches
 
-        packs = pack(samples, self._max_tokens * self.parallel.context)
-        most = torch.tensor(len(packs), device=self._engine.device)
-        dist.all_reduce(most, dist.ReduceOp.MAX)
-        multiple = self.parallel.micro_batch_multiple()
-        num_packs = -(-max(int(most), 1) // multiple) * multiple
-        place = self.parallel.place(self.rank)
-        return [
-            make_packed_batch(
-                group,
-                device=self._engine.device,
-                multiple=self.parallel.pack_multiple(),
-                part=ContextSlice(size=self.parallel.context, rank=place.context),
-            )
-            for group in split_packs(packs, num_packs)
-        ]
+        return make_micro_batches(
+            samples, max_tokens=self._max_tokens, parallel=self.parallel, device=self._engine.device
+        )
 
 
 def _add_adapters(hf_config: Mapping[str, Any], lora: LoraConfig, seed: int, model: GPTModel) -> None:
-    from polyturn.trainer.megatron.lora import attach_lora, find_sites
+    from polyturn.trainer.megatron.lora import add_adapters
     from polyturn.trainer.megatron.model import read_architecture
-    from polyturn.trainer.megatron.weights import chunk_mapping
 
-    mapping = chunk_mapping(model, read_architecture(hf_config, tensor_parallel=1))
-    attach_lora(model, find_sites(model, mapping), lora, seed=seed)
+    add_adapters(model, read_architecture(hf_config, tensor_parallel=1), lora, seed=seed)
