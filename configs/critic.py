@@ -11,6 +11,13 @@ from polyturn.configs.parallel import ParallelConfig
 from polyturn.configs.section import Section
 
 
+class CriticOptimizerConfig(OptimizerConfig):
+    """The critic's optimizer and learning rate."""
+
+    learning_rate: PositiveFloat = 1e-5
+    """After the warm-up."""
+
+
 class CriticConfig(Section):
     """A value model for PPO (arXiv 1707.06347). Only used where `advantage` needs one (`ppo_gae`)."""
 
@@ -20,7 +27,7 @@ class CriticConfig(Section):
     """shared: in the processes of the policy's ranks, in their layout; own: ranks of its own, in `critic.parallel`."""
     parallel: ParallelConfig = ParallelConfig()
     """The layout of ranks of its own."""
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5)
+    optimizer: CriticOptimizerConfig = CriticOptimizerConfig()
     max_tokens_per_gpu: PositiveInt | None = None
     """Tokens packed into one forward pass of a rank; null: as many as the policy's."""
     value_clip: PositiveFloat | None = 0.2

@@ -10,6 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, Validati
 from polyturn.configs.algorithm import AlgorithmConfig
 from polyturn.configs.balance import BalanceConfig
 from polyturn.configs.checkpoint import CheckpointConfig
+from polyturn.configs.critic import CriticConfig
 from polyturn.configs.lora import LoraConfig
 from polyturn.configs.optimizer import OptimizerConfig
 from polyturn.configs.parallel import ParallelConfig
@@ -153,6 +154,12 @@ class TrainerConfig(Section):
     """Train adapters in place of the weights; `{}` takes the defaults. The reference is the policy without them."""
     refresh_reference_every_steps: NonNegativeInt = 0
     """Make the policy the reference after every so many steps; 0: the reference stays what it is."""
+    critic: CriticConfig = CriticConfig()
+
+    @property
+    def uses_critic(self) -> bool:
+        """Whether there is a critic at all."""
+        return bool(getattr(self.algorithm.advantage, "needs_critic", False))
 
 
 class BroadcastSync(Section):

@@ -60,6 +60,9 @@ def step_metrics(
     ):
         if name in last:
             row[f"train/{name}"] = statistics.fmean(metrics[name] for metrics in reports[0].metrics)
+    for name in last:
+        if name.startswith("critic/"):
+            row[name] = statistics.fmean(metrics[name] for metrics in reports[0].metrics)
     return row
 
 

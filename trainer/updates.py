@@ -16,8 +16,10 @@ from polyturn.configs.schema import RunConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.batch import TrainSample, split_over_ranks
+from polyturn.trainer.critic_updates import UNMOVED, in_warmup, score_values, train_critic
 
 if TYPE_CHECKING:
+    from polyturn.trainer.megatron.critic import MegatronCritic
     from polyturn.trainer.megatron.policy import MegatronPolicy
 
 
@@ -46,6 +48,7 @@ class ScoredColumns:
 
     proximal_logprobs: npt.NDArray[np.float32]
     reference_logprobs: npt.NDArray[np.float32] | None = None
+    values: npt.NDArray[np.float32] | None = None
 
 
 def count_samples(samples: Sequence[TrainSample]) -> GlobalCounts:
@@ -80,16 +83,26 @@ def split_updates(
 
 
 def score_samples(
-    policy: MegatronPolicy, samples: Sequence[TrainSample], *, config: RunConfig
+    policy: MegatronPolicy,
+    samples: Sequence[TrainSample],
+    *,
+    config: RunConfig,
+    critic: MegatronCritic | None = None,
 ) -> dict[str, ScoredColumns]:
-    """The logprobs that the step needs, by sample id: of the policy as it is, and of the reference if there is a KL."""
+    """What the step needs to know of the samples, by sample id.
+
+    The logprobs of the policy as it is; those of the reference if there is a KL; values if there is a critic here.
+    """
     temperature = config.rollout.sampling.temperature
     proximal = policy.logprobs(samples, temperature=temperature)
     reference: Sequence[npt.NDArray[np.float32] | None] = [None] * len(samples)
     if config.trainer.algorithm.needs_reference:
         reference = policy.reference_logprobs(samples, temperature=temperature)
+    values = {} if critic is None else score_values(critic, samples)
     return {
-        sample.sample_id: ScoredColumns(proximal_logprobs=ours, reference_logprobs=theirs)
+        sample.sample_id: ScoredColumns(
+            proximal_logprobs=ours, reference_logprobs=theirs, values=values.get(sample.sample_id)
+        )
         for sample, ours, theirs in zip(samples, proximal, reference, strict=True)
     }
 
@@ -104,21 +117,34 @@ def with_scores(
             sample,
             proximal_logprobs=columns[sample.sample_id].proximal_logprobs,
             reference_logprobs=columns[sample.sample_id].reference_logprobs,
+            values=columns[sample.sample_id].values,
         )
         for sample in samples
     }
 
 
-def run_updates(policy: MegatronPolicy, shares: Sequence[UpdateShare], *, config: RunConfig) -> UpdateReport:
-    """Update once per share."""
+def run_updates(
+    policy: MegatronPolicy,
+    shares: Sequence[UpdateShare],
+    *,
+    config: RunConfig,
+    critic: MegatronCritic | None = None,
+) -> UpdateReport:
+    """Update once per share: the critic, if there is one here, and the policy, unless the critic is warming up."""
     started = time.perf_counter()
     objective = Objective.from_config(
         config.trainer.algorithm, temperature=config.rollout.sampling.temperature
     )
     metrics = []
     trained: dict[str, int] = {}
+    critic_alone = critic is not None and in_warmup(config, num_critic_updates=critic.num_updates)
     for share in shares:
-        metrics.append(policy.train(share.samples, objective=objective, global_counts=share.counts))
+        found = {} if critic is None else train_critic(critic, share)
+        if critic_alone:
+            metrics.append({**UNMOVED, **found})
+        else:
+            update = policy.train(share.samples, objective=objective, global_counts=share.counts)
+            metrics.append({**update, **found})
         for sample in share.samples:
             trained[sample.sample_id] = trained.get(sample.sample_id, 0) + sample.num_trainable
     _refresh_reference(policy, config)
@@ -127,7 +153,12 @@ def run_updates(policy: MegatronPolicy, shares: Sequence[UpdateShare], *, config
 
 def _refresh_reference(policy: MegatronPolicy, config: RunConfig) -> None:
     every = config.trainer.refresh_reference_every_steps * config.trainer.updates_per_step
-    if every and config.trainer.algorithm.needs_reference and policy.num_updates % every == 0:
+    if (
+        policy.num_updates
+        and every
+        and config.trainer.algorithm.needs_reference
+        and policy.num_updates % every == 0
+    ):
         policy.refresh_reference()
 
 
