@@ -10,11 +10,20 @@ import inspect
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from polyturn.configs.algorithm import AlgorithmConfig
+from polyturn.configs.errors import ConfigError
 from polyturn.configs.plugins import Plugin
 from polyturn.configs.section import Section
 from polyturn.envs.plugins import load_object
 from polyturn.trainer.algorithms.protocols import Signature
-from polyturn.trainer.algorithms.registry import Registry
+from polyturn.trainer.algorithms.registry import (
+    ADVANTAGES,
+    CORRECTIONS,
+    POLICY_LOSSES,
+    REDUCERS,
+    REWARD_POSTPROCESSORS,
+    Registry,
+)
 
 P = TypeVar("P")
 
@@ -56,9 +65,26 @@ def load_plugin(registry: Registry[P], target: str, options: Mapping[str, Any] |
         _check(made, target, signature, {}, as_method)
         return made
     if not callable(found):
-        raise ValueError(f"{target} is a {type(found).__name__}, not a function or a class; {right}")
+        raise ValueError(f"{target} is of type {type(found).__name__}, not a function or a class; {right}")
     _check(found, target, signature, options, right)
     return functools.partial(found, **options) if options else found
+
+
+def check_plugins(config: AlgorithmConfig) -> None:
+    """Load all plug-ins that an algorithm names. Raises ConfigError with a sentence for the first that is wrong."""
+    places: tuple[tuple[str, Registry[Any], Section], ...] = (
+        ("reward_shaping", REWARD_POSTPROCESSORS, config.reward_shaping),
+        ("advantage", ADVANTAGES, config.advantage),
+        ("loss", POLICY_LOSSES, config.loss),
+        ("reduction", REDUCERS, config.reduction),
+        *((f"corrections.{i}", CORRECTIONS, section) for i, section in enumerate(config.corrections)),
+    )
+    for key, registry, section in places:
+        if isinstance(section, Plugin):
+            try:
+                load_plugin(registry, section.target, section.options)
+            except ValueError as error:
+                raise ConfigError(f"trainer.algorithm.{key}: {error}") from error
 
 
 def _check(function: Any, target: str, signature: Signature, options: dict[str, Any], right: str) -> None:
