@@ -67,12 +67,14 @@ class CriticEngine(Engine):
         )
         loss = token_loss.values.sum() / max(counts.num_tokens, 1)
         errors = (values.detach() - returns).abs()
+        # Before a value has moved at all, rounding alone tells the clipped error from the plain one.
+        moved = (values.detach() - old_values).abs() > (objective.clip or 0.0)
         result = ObjectiveSums(
             loss=loss,
             sums={
                 "loss": loss.detach(),
                 "num_tokens": torch.tensor(float(len(values)), device=values.device),
-                "clip_fraction": token_loss.clipped.sum().float(),
+                "clip_fraction": (token_loss.clipped & moved).sum().float(),
                 "error": errors.sum(),
                 "value": values.detach().sum(),
                 "return": returns.sum(),
