@@ -1,4 +1,4 @@
-"""What a config asks for, in numbers: the batch, the placement and the memory."""
+"""What a config asks for, in numbers: the batch and the placement."""
 
 from __future__ import annotations
 
@@ -6,12 +6,8 @@ import os
 from dataclasses import dataclass
 
 from polyturn.configs.errors import ConfigError
-from polyturn.configs.models import ModelShape
+from polyturn.configs.parallel import ParallelConfig
 from polyturn.configs.schema import RunConfig
-
-BYTES = {"float32": 4, "bfloat16": 2}
-CPU_KV_TOKENS = 65536
-"""The engine's KV pool on a CPU where `sglang.max_total_tokens` does not say."""
 
 
 def check_batch(config: RunConfig) -> str:
@@ -78,13 +74,12 @@ def placement(config: RunConfig) -> list[Placed]:
             )
         )
     for rank in range(trainer.parallel.world_size):
-        data, tensor = divmod(rank, trainer.parallel.tensor)
         threads = f", {trainer.threads_per_rank} thread(s)" if trainer.device == "cpu" else ""
         rows.append(
             Placed(
                 name=f"trainer rank {rank}",
                 device=_devices(trainer.device, 1),
-                note=f"tensor {tensor}, data {data}{threads}",
+                note=_place(trainer.parallel, rank) + threads,
             )
         )
     return rows
@@ -97,65 +92,20 @@ def num_gpus(config: RunConfig) -> int:
     return for_engines + (trainer.parallel.world_size if trainer.device == "cuda" else 0)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class MemoryEstimate:
-    """Bytes by part; activations, the process itself and its libraries are not counted."""
-
-    rank: dict[str, int]
-    """One trainer rank."""
-    engine: dict[str, int]
-    """One tensor-parallel rank of an engine."""
-
-
-def estimate_memory(config: RunConfig, shape: ModelShape) -> MemoryEstimate:
-    """The memory that the sizes in the config decide.
-
-    With P parameters on a tensor-parallel rank, b bytes each (4 for float32, 2 for bfloat16) and d
-    data-parallel ranks, a trainer rank holds weights b·P, float32 gradients 4·P, and of the distributed
-    optimizer's state its share: Adam's two moments 8·P/d, and for bfloat16 the float32 weights 4·P/d. The
-    logits of one micro-batch of n tokens and their gradients are 8·n·V/t, and a KL penalty adds the frozen
-    reference's weights b·P.
-
-    An engine holds weights b·P, and for each token of its KV pool 2·b·L·D·K/t bytes (keys and values of L
-    layers, K key-value heads of D; at least one head a rank).
-    """
-    size = BYTES[config.model.dtype]
-    tensor, data = config.trainer.parallel.tensor, config.trainer.parallel.data
-    parameters = shape.parameters_per_rank(tensor_parallel=tensor)
-    state_bytes = 8 if config.model.dtype == "float32" else 12
-    rank = {
-        "weights": size * parameters,
-        "gradients": 4 * parameters,
-        "optimizer": -(-state_bytes * parameters // data),
-        "logits": 8 * config.trainer.max_tokens_per_gpu * -(-shape.vocab_size // tensor),
-    }
-    if config.trainer.algorithm.needs_reference:
-        rank["reference"] = size * parameters
-    engine_tensor = config.engines.tensor_parallel
-    engine = {"weights": size * shape.parameters_per_rank(tensor_parallel=engine_tensor)}
-    pool = config.sglang.get("max_total_tokens")
-    if pool is None and config.engines.device == "cpu":
-        pool = CPU_KV_TOKENS
-    if isinstance(pool, int):
-        heads = max(1, shape.num_kv_heads // engine_tensor)
-        engine["kv cache"] = 2 * size * shape.num_layers * shape.head_dim * heads * pool
-    return MemoryEstimate(rank=rank, engine=engine)
-
-
 def num_cores() -> int:
     """Cores that this process may use."""
     # Not every system can say which; macOS cannot.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def human_bytes(count: int) -> str:
-    """Bytes with a binary unit."""
-    value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if value < 1024:
-            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} TiB"
+def _place(parallel: ParallelConfig, rank: int) -> str:
+    """A rank's place on the axes of tensor and data, and on every other axis that there is."""
+    place = parallel.place(rank)
+    axes = [("tensor", place.tensor), ("data", place.data)]
+    for axis in ("context", "pipeline", "expert"):
+        if getattr(parallel, axis) > 1:
+            axes.append((axis, getattr(place, axis)))
+    return ", ".join(f"{axis} {number}" for axis, number in axes)
 
 
 def _devices(device: str, num_gpus: int) -> str:

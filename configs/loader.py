@@ -16,6 +16,7 @@ from pydantic import BaseModel, ValidationError
 
 from polyturn.configs import upstream, yaml_tree
 from polyturn.configs.errors import ConfigError, did_you_mean, nearest
+from polyturn.configs.models import LAYOUT_NAME, PRESET, preset_directory
 from polyturn.configs.schema import RunConfig, SuiteConfig
 from polyturn.configs.shapes import KIND, Shape, Variants, field_paths, select, shape_of, takes_text
 from polyturn.configs.validation import explain
@@ -112,7 +113,7 @@ def json_schema() -> dict[str, Any]:
     schema = RunConfig.model_json_schema()
     file_names = {
         "type": "string",
-        "description": "A YAML file below this one, relative to it, or a shipped recipe.",
+        "description": "A YAML file below this one, relative to it, a shipped recipe, or preset:NAME.",
     }
     schema["properties"][EXTENDS] = {"anyOf": [file_names, {"type": "array", "items": file_names}]}
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
@@ -191,6 +192,11 @@ def _read_layers(path: Path, section: type[BaseModel], chain: tuple[Path, ...]) 
 
 
 def _find_base(base: Tree, path: Path) -> Path:
+    if base.value.startswith(PRESET):
+        try:
+            return preset_directory(base.value) / LAYOUT_NAME
+        except ConfigError as error:
+            raise ConfigError(f"{base.origin}: 'extends': {error}") from error
     beside = path.parent / base.value
     if beside.is_file():
         return beside

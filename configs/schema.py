@@ -46,7 +46,8 @@ class ModelConfig(Section):
     """The policy's weights and tokenizer."""
 
     path: str
-    """A Hugging Face directory, or `builtin:NAME` for one that the package ships."""
+    """A Hugging Face directory, or `builtin:NAME` for one that the package ships; `preset:NAME`, a published model's
+    shape, serves --dry-run."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of the weights, in trainer and engines."""
     reference_path: str | None = None

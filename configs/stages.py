@@ -45,36 +45,46 @@ def divide_layers(
     return StageSizes(first=-(-at_ends // 2), last=at_ends // 2)
 
 
-def stage_layers(num_layers: int, pipeline: int, virtual_pipeline: int | None = None) -> list[list[int]]:
-    """The numbers of the layers that each pipeline rank holds, from 0, in all of its virtual stages."""
-    sizes = divide_layers(num_layers, pipeline, virtual_pipeline)
-    if virtual_pipeline is not None:
-        num_layers_each = num_layers // (pipeline * virtual_pipeline)
-        return [
-            [
-                (chunk * pipeline + rank) * num_layers_each + i
-                for chunk in range(virtual_pipeline)
-                for i in range(num_layers_each)
-            ]
-            for rank in range(pipeline)
+def stage_layers(
+    num_layers: int,
+    pipeline: int,
+    virtual_pipeline: int | None = None,
+    *,
+    given: StageSizes | None = None,
+) -> list[list[int]]:
+    """The numbers of the layers that each pipeline rank holds, from 0, as Megatron-core divides them.
+
+    With virtual stages every rank holds a chunk of layers in each round through the ranks.
+
+    Raises:
+        ValueError: as `divide_layers` does, or the sizes do not add up.
+    """
+    counts = _stage_counts(
+        num_layers, pipeline, divide_layers(num_layers, pipeline, virtual_pipeline, given=given)
+    )
+    rounds = virtual_pipeline or 1
+    if sum(counts) != num_layers or min(counts) < 1 or any(count % rounds for count in counts):
+        raise ValueError(
+            f"{num_layers} layers cannot be divided into stages of {', '.join(map(str, counts))} layers"
+            + (f" with {rounds} virtual stages each" if rounds > 1 else "")
+        )
+    chunks = [count // rounds for count in counts]
+    return [
+        [
+            round_ * sum(chunks) + sum(chunks[:rank]) + layer
+            for round_ in range(rounds)
+            for layer in range(chunks[rank])
         ]
-    return stage_ranges(num_layers, pipeline, sizes)
+        for rank in range(pipeline)
+    ]
 
 
-def stage_ranges(num_layers: int, pipeline: int, sizes: StageSizes) -> list[list[int]]:
-    """The same for stages of the given sizes, without virtual ones."""
-    counts = stage_counts(num_layers, pipeline, sizes)
-    starts = [sum(counts[:rank]) for rank in range(pipeline)]
-    return [list(range(start, start + count)) for start, count in zip(starts, counts, strict=True)]
-
-
-def stage_counts(num_layers: int, pipeline: int, sizes: StageSizes) -> list[int]:
+def _stage_counts(num_layers: int, pipeline: int, sizes: StageSizes) -> list[int]:
     if pipeline == 1:
         return [num_layers]
     num_given = sum(size is not None for size in (sizes.first, sizes.last))
     rest = num_layers - (sizes.first or 0) - (sizes.last or 0)
-    each = rest // (pipeline - num_given) if pipeline > num_given else 0
-    counts = [each] * pipeline
+    counts = [rest // (pipeline - num_given) if pipeline > num_given else 0] * pipeline
     if sizes.first is not None:
         counts[0] = sizes.first
     if sizes.last is not None:

@@ -12,7 +12,9 @@ from pathlib import Path
 from polyturn.configs import upstream
 from polyturn.configs.arithmetic import check_batch, num_cores, num_gpus
 from polyturn.configs.errors import ConfigError, nearest
-from polyturn.configs.models import ModelShape, read_json, resolve_model_path
+from polyturn.configs.memory import check_layout
+from polyturn.configs.model_shape import ModelShape
+from polyturn.configs.models import read_json, resolve_model_path
 from polyturn.configs.schema import RunConfig
 from polyturn.envs.registry import list_environments, make
 from polyturn.envs.tasks import TaskSource
@@ -80,15 +82,7 @@ def _check_model(config: RunConfig, directory: Path) -> None:
             f"environment.max_tokens_per_episode is {config.environment.max_tokens_per_episode}, but the model in "
             f"{directory} has {shape.max_positions} positions"
         )
-    for key, tensor in (
-        ("trainer.parallel.tensor", config.trainer.parallel.tensor),
-        ("engines.tensor_parallel", config.engines.tensor_parallel),
-    ):
-        if shape.num_heads % tensor or shape.num_kv_heads % tensor:
-            raise ConfigError(
-                f"{key} is {tensor}, which must divide the model's {shape.num_heads} attention heads and "
-                f"{shape.num_kv_heads} key-value heads"
-            )
+    check_layout(config, shape)
 
 
 def _check_weights(directory: Path) -> None:

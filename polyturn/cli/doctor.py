@@ -14,7 +14,8 @@ import typer
 from polyturn import __version__
 from polyturn.cli.packages import PACKAGES
 from polyturn.cli.plan import table
-from polyturn.configs.arithmetic import human_bytes, num_cores
+from polyturn.configs.arithmetic import num_cores
+from polyturn.configs.memory import human_bytes
 from polyturn.configs.models import builtin_models
 from polyturn.tools.sandbox.embedded import probe, summary
 

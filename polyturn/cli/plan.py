@@ -7,9 +7,11 @@ from collections.abc import Sequence
 import typer
 
 from polyturn.cli.packages import PACKAGES
-from polyturn.configs.arithmetic import check_batch, estimate_memory, human_bytes, placement
+from polyturn.configs.arithmetic import check_batch, placement
 from polyturn.configs.loader import dump_config
-from polyturn.configs.models import ModelShape, resolve_model_path
+from polyturn.configs.memory import estimate_memory, human_bytes
+from polyturn.configs.model_shape import ModelShape
+from polyturn.configs.models import resolve_model_path
 from polyturn.configs.rewards import (
     EnvironmentReward,
     FunctionReward,
@@ -25,7 +27,7 @@ from polyturn.rollout.task_sources import task_configs, tasks_of
 
 def print_plan(config: RunConfig) -> None:
     """Print everything; the config's lines stand first, so that they can be cut off and used as a recipe."""
-    shape = ModelShape.read(resolve_model_path(config.model.path))
+    shape = ModelShape.read(resolve_model_path(config.model.path, needs_weights=False))
     typer.echo("# config")
     typer.echo(dump_config(config))
     typer.echo(f"# batch\n{check_batch(config)}\n")
@@ -37,10 +39,12 @@ def print_plan(config: RunConfig) -> None:
     typer.echo(
         f"\n# memory, estimated from {shape.num_parameters:,} parameters; activations and libraries come on top"
     )
+    ranks_of_a_stage = parallel.world_size // parallel.pipeline
     parts = [
-        (f"trainer rank (x {parallel.world_size})", estimate.rank),
-        (f"engine rank (x {engines})", estimate.engine),
+        (f"trainer rank{f' of stage {stage}' if parallel.pipeline > 1 else ''} (x {ranks_of_a_stage})", sizes)
+        for stage, sizes in enumerate(estimate.stages)
     ]
+    parts.append((f"engine rank (x {engines})", estimate.engine))
     rows = [
         (
             name,

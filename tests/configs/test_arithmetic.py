@@ -1,36 +1,14 @@
-"""Batch arithmetic, placement and the memory estimate, against the true sizes of a model."""
+"""Batch arithmetic and placement."""
 
 from __future__ import annotations
 
-import json
-import struct
-from pathlib import Path
-from typing import Any
-
 import pytest
 
-from polyturn.configs.arithmetic import check_batch, estimate_memory, num_gpus, placement
+from polyturn.configs.arithmetic import check_batch, num_gpus, placement
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.loader import load_config
-from polyturn.configs.models import ModelShape
 
 BATCH = ["rollout.prompts_per_step=6", "rollout.samples_per_prompt=4"]
-
-
-def shape(**changes: Any) -> ModelShape:
-    sizes: dict[str, Any] = {
-        "model_type": "qwen3",
-        "vocab_size": 100,
-        "hidden_size": 32,
-        "num_layers": 3,
-        "num_heads": 4,
-        "num_kv_heads": 2,
-        "head_dim": 16,
-        "ffn_size": 48,
-        "max_positions": 128,
-        "tied_embeddings": True,
-    }
-    return ModelShape(**(sizes | changes))
 
 
 @pytest.mark.parametrize(("batch", "updates"), [(24, 1), (12, 2), (8, 3)])
@@ -75,65 +53,3 @@ def test_placement_numbers_ranks_with_the_tensor_axis_fastest() -> None:
     assert "port 30001" in rows[2].note
     config = load_config("quickstart", [*overrides, "trainer.device=cuda", "engines.device=cuda"])
     assert num_gpus(config) == 2 + 4
-
-
-@pytest.mark.parametrize("family", ["qwen3", "qwen2", "llama"])
-@pytest.mark.parametrize("tied", [True, False])
-def test_parameter_count_is_the_one_of_the_safetensors_file(family: str, tied: bool, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    settings = {
-        "vocab_size": 101,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 3,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "tie_word_embeddings": tied,
-    }
-    if family == "qwen3":
-        settings["head_dim"] = 16
-    config = transformers.AutoConfig.for_model(family, **settings)
-    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    raw = (tmp_path / "model.safetensors").read_bytes()
-    header = json.loads(raw[8 : 8 + struct.unpack("<Q", raw[:8])[0]])
-    counts = []
-    for name, tensor in header.items():
-        if name != "__metadata__":
-            count = 1
-            for length in tensor["shape"]:
-                count *= length
-            counts.append(count)
-    assert ModelShape.read(tmp_path).num_parameters == sum(counts)
-
-
-def test_tensor_parallel_ranks_together_hold_the_model_and_the_repeated_norms() -> None:
-    model = shape()
-    norms = 3 * (2 * 32 + 2 * 16) + 32
-    assert 2 * model.parameters_per_rank(tensor_parallel=2) == model.num_parameters + norms
-    padding = 32 * 2
-    assert 3 * shape(num_heads=6, num_kv_heads=3).parameters_per_rank(tensor_parallel=3) == (
-        shape(num_heads=6, num_kv_heads=3).num_parameters + 2 * norms + padding
-    )
-
-
-def test_memory_by_hand() -> None:
-    model = shape()
-    count = model.num_parameters
-    options = [
-        "trainer.max_tokens_per_gpu=1000",
-        "trainer.parallel.data=2",
-        "sglang.max_total_tokens=500",
-    ]
-    estimate = estimate_memory(load_config("quickstart", options), model)
-    assert estimate.rank == {
-        "weights": 4 * count,
-        "gradients": 4 * count,
-        "optimizer": 4 * count,
-        "logits": 8 * 1000 * 100,
-    }
-    assert estimate.engine == {"weights": 4 * count, "kv cache": 500 * 2 * 3 * 2 * 16 * 4}
-    bf16 = [*options, "model.dtype=bfloat16", "trainer.algorithm.kl.kind=in_loss"]
-    estimate = estimate_memory(load_config("quickstart", bf16), model)
-    assert estimate.rank["optimizer"] == 6 * count
-    assert estimate.rank["reference"] == estimate.rank["weights"] == 2 * count
-    assert estimate.engine["kv cache"] == 500 * 2 * 3 * 2 * 16 * 2

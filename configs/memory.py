@@ -1,0 +1,149 @@
+"""The memory that a config asks for, by its sizes alone. Nothing here needs torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from polyturn.configs.errors import ConfigError
+from polyturn.configs.model_shape import ModelShape, RankParameters, Split
+from polyturn.configs.parallel import ParallelConfig
+from polyturn.configs.schema import RunConfig
+from polyturn.configs.stages import StageSizes, stage_layers
+
+BYTES = {"float32": 4, "bfloat16": 2}
+CPU_KV_TOKENS = 65536
+"""The engine's KV pool on a CPU where `sglang.max_total_tokens` does not say."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryEstimate:
+    """Bytes by part; activations, the process itself and its libraries are not counted."""
+
+    stages: tuple[dict[str, int], ...]
+    """Of one trainer rank on each pipeline stage."""
+    engine: dict[str, int]
+    """Of one tensor-parallel rank of an engine."""
+
+    @property
+    def rank(self) -> dict[str, int]:
+        """Of the trainer rank that needs most."""
+        return max(self.stages, key=lambda parts: sum(parts.values()))
+
+
+def stage_parameters(
+    shape: ModelShape, parallel: ParallelConfig, sizes: StageSizes | None = None
+) -> list[RankParameters]:
+    """Parameters on one rank of each pipeline stage; all ranks of a stage have as many.
+
+    Args:
+        sizes: those of the first and last stage that the user decided.
+
+    Raises:
+        ConfigError: the layers cannot be divided so.
+    """
+    virtual = parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None
+    try:
+        stages = stage_layers(shape.num_layers, parallel.pipeline, virtual, given=sizes)
+    except ValueError as error:
+        raise ConfigError(f"trainer.parallel: {error}") from error
+    split = Split(tensor=parallel.tensor, expert=parallel.expert, expert_tensor=parallel.expert_tensor)
+    return [
+        shape.on_stage(layers, split, first=stage == 0, last=stage == parallel.pipeline - 1)
+        for stage, layers in enumerate(stages)
+    ]
+
+
+def estimate_memory(config: RunConfig, shape: ModelShape) -> MemoryEstimate:
+    """The memory that the sizes in the config decide.
+
+    With P parameters on a trainer rank of b bytes each (4 for float32, 2 for bfloat16): weights b·P, float32 gradients
+    4·P, and of the distributed optimizer's state its share: Adam's two moments 8·P/d, and for bfloat16 the float32
+    weights 4·P/d. d is the number of ranks that hold the same weights: data x context, and for experts the ranks of a
+    stage divided by expert x expert_tensor. A frozen reference adds its weights b·P. With adapters nothing but the
+    weights is counted: the adapters are small, and the reference is the policy without them. Of the logits only a tile
+    exists at a time.
+
+    An engine holds weights b·P, split over its tensor-parallel ranks, and b bytes for each element of its KV pool.
+
+    Raises:
+        ConfigError: the model's layers cannot be divided among the pipeline stages.
+    """
+    size = BYTES[config.model.dtype]
+    parallel = config.trainer.parallel
+    copies = parallel.data * parallel.context
+    expert_copies = parallel.tensor * copies // (parallel.expert * parallel.expert_tensor)
+    state_bytes = 8 if config.model.dtype == "float32" else 12
+    stages = []
+    for counts in stage_parameters(shape, parallel, user_stage_sizes(config)):
+        parts = {
+            "weights": size * counts.total,
+            "gradients": 4 * counts.total,
+            "optimizer": -(-state_bytes * counts.dense // copies)
+            + -(-state_bytes * counts.experts // expert_copies),
+        }
+        if config.trainer.lora is not None:
+            parts["gradients"] = parts["optimizer"] = 0
+        elif config.trainer.algorithm.needs_reference:
+            parts["reference"] = size * counts.total
+        stages.append(parts)
+    return MemoryEstimate(stages=tuple(stages), engine=_engine_memory(config, shape))
+
+
+def check_layout(config: RunConfig, shape: ModelShape) -> None:
+    """Whether the model can be laid out as `trainer.parallel` and `engines` say.
+
+    Raises:
+        ConfigError: heads, experts or layers cannot be divided so.
+    """
+    parallel = config.trainer.parallel
+    if shape.num_heads % parallel.tensor or shape.num_kv_heads % parallel.tensor:
+        raise ConfigError(
+            f"trainer.parallel.tensor is {parallel.tensor}, which must divide the model's {shape.num_heads} attention "
+            f"heads and {shape.num_kv_heads} key-value heads"
+        )
+    # An engine copies key-value heads where it has more ranks than them.
+    tensor = config.engines.tensor_parallel
+    if shape.num_heads % tensor or (shape.num_kv_heads % tensor and tensor % shape.num_kv_heads):
+        raise ConfigError(
+            f"engines.tensor_parallel is {tensor}, which must divide the model's {shape.num_heads} attention heads, "
+            f"and divide its {shape.num_kv_heads} key-value heads or be divided by them"
+        )
+    num_experts = shape.experts.num_experts if shape.experts else 1
+    if num_experts % parallel.expert:
+        raise ConfigError(
+            f"trainer.parallel.expert is {parallel.expert}, which must divide the model's {num_experts} experts"
+            if shape.experts
+            else f"trainer.parallel.expert is {parallel.expert}, but the model has no experts; set it to 1"
+        )
+    stage_parameters(shape, parallel, user_stage_sizes(config))
+
+
+def user_stage_sizes(config: RunConfig) -> StageSizes:
+    """What the `megatron` section says of the first and the last pipeline stage."""
+    return StageSizes(
+        first=config.megatron.get("num_layers_in_first_pipeline_stage"),
+        last=config.megatron.get("num_layers_in_last_pipeline_stage"),
+    )
+
+
+def _engine_memory(config: RunConfig, shape: ModelShape) -> dict[str, int]:
+    size, tensor = BYTES[config.model.dtype], config.engines.tensor_parallel
+    split = Split(tensor=tensor, expert_tensor=tensor)
+    counts = shape.on_stage(range(shape.num_layers), split, first=True, last=True)
+    parts = {"weights": size * counts.total}
+    pool = config.sglang.get("max_total_tokens")
+    if pool is None and config.engines.device == "cpu":
+        pool = CPU_KV_TOKENS
+    if isinstance(pool, int):
+        parts["kv cache"] = size * pool * shape.cache_elements(tensor_parallel=tensor)
+    return parts
+
+
+def human_bytes(count: int) -> str:
+    """Bytes with a binary unit."""
+    value = float(count)
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if value < 1024:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1024
+    return f"{value:.1f} TiB"
