@@ -7,6 +7,7 @@ from typing import Literal, Self
 from pydantic import NonNegativeFloat, model_validator
 
 from polyturn.configs.advantages import Advantage, AdvantageSection, GroupAdvantage, NoShaping, RewardShaping
+from polyturn.configs.corrections import Correction, CorrectionSection
 from polyturn.configs.kl import KL, KLInLoss, KLInReward, NoKL
 from polyturn.configs.losses import ClipLoss, Loss
 from polyturn.configs.reductions import Reduction, TokenMean
@@ -22,6 +23,8 @@ class AlgorithmConfig(Section):
     """Episodes that a limit ended: like others, or compared with but not trained on, or as if never played."""
     advantage: Advantage = GroupAdvantage()
     loss: Loss = ClipLoss()
+    corrections: list[Correction] = []
+    """What makes up for the difference of sampler and trainer; the weights of several are multiplied."""
     kl: KL = NoKL()
     reduction: Reduction = TokenMean()
     """How the losses of tokens become one number."""
@@ -43,6 +46,23 @@ class AlgorithmConfig(Section):
                 f"kl in_reward: the advantage {advantage.kind!r} divides rewards by what they have in their group, and "
                 "with them the penalty, so it would not be the KL's gradient; take kl in_loss, or an advantage that "
                 "sums rewards, such as rloo, dr_grpo, reinforce_plus_plus or ppo_gae"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _each_difference_is_corrected_once(self) -> Self:
+        weighing = [c for c in self.corrections if isinstance(c, CorrectionSection) and c.weighs]
+        if len(weighing) > 1:
+            kinds = " and ".join(repr(section.kind) for section in weighing)
+            raise ValueError(
+                f"corrections: {kinds} are both importance weights of the same ratio, so that it would count twice; "
+                "keep one of them, and for the rest take rejections or a veto"
+            )
+        if weighing and getattr(self.loss, "anchor", None) == "behavior":
+            raise ValueError(
+                f"corrections: the loss {self.loss.kind!r} has its ratio against behavior, which makes up for the "
+                f"difference that {weighing[0].kind!r} corrects, so that it would count twice; take loss.anchor: "
+                "proximal, or leave the correction out"
             )
         return self
 

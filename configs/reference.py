@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,7 +38,7 @@ def _section(section: type[BaseModel], path: str, kind: str, shown: _Shown) -> I
     title = f"`{path}`" if path else "The run"
     yield f"## {title}{kind}\n"
     if path:
-        yield f"{(section.__doc__ or '').strip()}\n"
+        yield f"{inspect.cleandoc(section.__doc__ or '')}\n"
     if section.model_fields.keys() == {KIND}:
         return
     yield "| key | type | default | meaning |\n| --- | --- | --- | --- |"

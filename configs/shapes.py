@@ -34,9 +34,10 @@ Shape = type[BaseModel] | Variants | None
 def shape_of(field: FieldInfo) -> Shape:
     """The shape of a field's value."""
     sections = [option for option in _options(field.annotation) if _is_section(option)]
-    if field.discriminator is None:
+    if field.discriminator is None and len(sections) < 2:
         return sections[0] if sections else None
-    assert field.discriminator == KIND, "every union of sections is told apart by `kind`"
+    # In a list of choices the discriminator is the items', which the field does not show.
+    assert field.discriminator in (KIND, None), "every union of sections is told apart by `kind`"
     by_kind = {get_args(section.model_fields[KIND].annotation)[0]: section for section in sections}
     default_kind = getattr(field.default, KIND, None) if isinstance(field.default, BaseModel) else None
     return Variants(by_kind, default_kind)

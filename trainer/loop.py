@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from polyturn.configs.schema import RunConfig
 from polyturn.rollout.collector import Group
@@ -21,6 +21,7 @@ from polyturn.trainer.checks import RunChecks
 from polyturn.trainer.estimates import Estimates, estimate_advantages
 from polyturn.trainer.interrupt import InterruptGuard
 from polyturn.trainer.metrics import MetricSink
+from polyturn.trainer.off_policy import correct, drop_unusable
 from polyturn.trainer.player import RolloutPlayer
 from polyturn.trainer.progress import ProgressDisplay
 from polyturn.trainer.run_directory import RunDirectory, RunState
@@ -154,7 +155,11 @@ class TrainingLoop:
             trainer = self._config.trainer
             shards = split_over_ranks(played.samples, trainer.parallel.data, trainer.balance)
             scored = with_scores(played.samples, self._trainer.score(shards))
-            return estimate_advantages(played, scored, self._config.trainer.algorithm)
+            scored, dropped = drop_unusable(scored)
+            estimates = estimate_advantages(played, scored, trainer.algorithm)
+            corrected = correct(estimates.samples, trainer.algorithm, version=self.state.policy_version)
+            metrics = {**estimates.metrics, **dropped, **corrected.metrics}
+            return replace(estimates, samples=corrected.samples, metrics=metrics)
 
     def _train(self, step: int, estimates: Estimates, watch: Stopwatch) -> list[UpdateReport]:
         self._progress.phase(f"step {step}: training")

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from polyturn.trainer.algorithms import advantages, kl, losses, reductions, shaping
+from polyturn.trainer.algorithms import advantages, corrections, kl, losses, reductions, shaping
 
-__all__ = ["advantages", "kl", "losses", "reductions", "shaping"]
+__all__ = ["advantages", "corrections", "kl", "losses", "reductions", "shaping"]

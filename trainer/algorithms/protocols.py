@@ -56,6 +56,8 @@ class CorrectionWeights:
     """[N], without gradient: the factor of each token's loss; 0 where it is rejected or the mask is False."""
     metrics: dict[str, float]
     """Figures of the step, such as the fraction that was rejected."""
+    clipped: torch.Tensor | None = None
+    """bool [N]: tokens whose weight was bounded; None where none can be."""
 
 
 class Correction(Protocol):

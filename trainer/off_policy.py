@@ -1,0 +1,158 @@
+"""A step's samples against what separates the sampler from the trainer: corrections, and figures of how far they are.
+
+All of this is done once a step, in the driver, where the whole step is in one place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from polyturn.configs.algorithm import AlgorithmConfig
+from polyturn.trainer.algorithms import corrections  # noqa: F401 - registers them
+from polyturn.trainer.algorithms.diagnostics import mismatch, mismatch_by
+from polyturn.trainer.algorithms.plugins import bind
+from polyturn.trainer.algorithms.registry import CORRECTIONS
+from polyturn.trainer.batch import TrainSample
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Corrected:
+    """Samples with their correction weights, and figures of the step."""
+
+    samples: tuple[TrainSample, ...]
+    metrics: Mapping[str, float]
+
+
+def drop_unusable(samples: Mapping[str, TrainSample]) -> tuple[dict[str, TrainSample], dict[str, float]]:
+    """Leave out sampled tokens whose behavior logprob is not finite, by sample id, and count them.
+
+    Nothing is known of how likely such a token was, so no ratio of it means anything. It is not trained on and is in no
+    denominator; it stays in the context of the tokens after it.
+    """
+    usable: dict[str, TrainSample] = {}
+    num_dropped = 0
+    for sample_id, sample in samples.items():
+        bad = sample.sampled & ~np.isfinite(sample.behavior_logprobs)
+        num_dropped += int(bad.sum())
+        usable[sample_id] = replace(sample, sampled=sample.sampled & ~bad) if bad.any() else sample
+    return usable, {"offpolicy/unusable_tokens": float(num_dropped)}
+
+
+def correct(samples: Sequence[TrainSample], config: AlgorithmConfig, *, version: int) -> Corrected:
+    """Give the samples the product of the config's corrections as weights, and measure how off-policy the step is.
+
+    Args:
+        samples: all of the step, scored and with advantages.
+        version: of the policy that the step begins with: a token of that version has age 0.
+
+    Returns:
+        The samples, with `correction_weights` if the config has corrections, and these figures: `offpolicy/NAME` of
+        `diagnostics.mismatch`, over all trainable tokens, by age (`offpolicy/age_0/NAME`) and by turn
+        (`offpolicy/turn_0/NAME`); `correction/KIND/NAME` of each correction; and `correction/tokens`,
+        `correction/tokens_kept`, `correction/sequences`, `correction/sequences_kept`. The loss is over the tokens and
+        sequences before rejection.
+
+    Raises:
+        ValueError: a weight that is not finite or is negative.
+    """
+    behavior = _flat(samples, [sample.behavior_logprobs for sample in samples])
+    proximal = _flat(samples, [_proximal(sample) for sample in samples])
+    metrics: dict[str, float] = {}
+    weights, clipped = np.ones(len(behavior)), np.zeros(len(behavior), dtype=np.bool_)
+    if config.corrections:
+        weights, clipped, metrics = _weigh(samples, config, behavior, proximal)
+        samples = _with_weights(samples, weights)
+    ages = version - _integers(samples, [sample.policy_versions for sample in samples])
+    turns = _integers(samples, [sample.turns for sample in samples])
+    metrics.update({f"offpolicy/{name}": value for name, value in mismatch(behavior, proximal).items()})
+    for what, groups in (("age", np.maximum(ages, 0)), ("turn", turns)):
+        found = mismatch_by(groups, behavior, proximal, clipped=clipped, rejected=weights == 0)
+        for group, figures in found.items():
+            metrics.update({f"offpolicy/{what}_{group}/{name}": value for name, value in figures.items()})
+    return Corrected(samples=tuple(samples), metrics=metrics)
+
+
+def _weigh(
+    samples: Sequence[TrainSample],
+    config: AlgorithmConfig,
+    behavior: npt.NDArray[np.float64],
+    proximal: npt.NDArray[np.float64],
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.bool_], dict[str, float]]:
+    """At each trainable token, [N], the product of all corrections and whether one bounded it; and their figures."""
+    numbers = {name: i for i, name in enumerate(dict.fromkeys(sample.sequence_id for sample in samples))}
+    index = np.repeat(
+        [numbers[sample.sequence_id] for sample in samples], [sample.num_trainable for sample in samples]
+    ).astype(np.int64)
+    advantages = _flat(samples, [_advantages(sample) for sample in samples])
+    weights, clipped = np.ones(len(behavior)), np.zeros(len(behavior), dtype=np.bool_)
+    metrics: dict[str, float] = {}
+    for section in config.corrections:
+        found = bind(CORRECTIONS, section)(
+            torch.from_numpy(behavior),
+            torch.from_numpy(proximal),
+            torch.ones(len(behavior), dtype=torch.bool),
+            torch.from_numpy(index),
+            torch.from_numpy(advantages),
+        )
+        factors = found.weights.detach().double().numpy()
+        if factors.shape != weights.shape or not (np.isfinite(factors) & (factors >= 0)).all():
+            raise ValueError(
+                f"the correction {section.kind!r} must give one finite weight of at least 0 for each of "
+                f"{len(weights)} tokens"
+            )
+        weights = weights * factors
+        if found.clipped is not None:
+            clipped |= found.clipped.numpy()
+        metrics.update({f"correction/{section.kind}/{name}": value for name, value in found.metrics.items()})
+    metrics.update(
+        {
+            "correction/tokens": float(len(weights)),
+            "correction/tokens_kept": float((weights > 0).sum()),
+            "correction/sequences": float(len(np.unique(index))),
+            "correction/sequences_kept": float(len(np.unique(index[weights > 0]))),
+        }
+    )
+    return weights, clipped, metrics
+
+
+def _with_weights(
+    samples: Sequence[TrainSample], weights: npt.NDArray[np.float64]
+) -> tuple[TrainSample, ...]:
+    """The samples with the weights [N] of all their trainable tokens as columns."""
+    result = []
+    ends = np.cumsum([sample.num_trainable for sample in samples])
+    for sample, end in zip(samples, ends, strict=True):
+        column = np.zeros(len(sample), dtype=np.float32)
+        column[sample.sampled] = weights[end - sample.num_trainable : end]
+        result.append(replace(sample, correction_weights=column))
+    return tuple(result)
+
+
+def _flat(
+    samples: Sequence[TrainSample], columns: Sequence[npt.NDArray[np.float32]]
+) -> npt.NDArray[np.float64]:
+    """A column of each sample at its trainable tokens, all in a row, [N]."""
+    parts = [column[sample.sampled] for sample, column in zip(samples, columns, strict=True)]
+    return np.concatenate([np.zeros(0), *parts]).astype(np.float64)
+
+
+def _integers(
+    samples: Sequence[TrainSample], columns: Sequence[npt.NDArray[np.int32]]
+) -> npt.NDArray[np.int64]:
+    parts = [column[sample.sampled] for sample, column in zip(samples, columns, strict=True)]
+    return np.concatenate([np.zeros(0, dtype=np.int64), *parts]).astype(np.int64)
+
+
+def _proximal(sample: TrainSample) -> npt.NDArray[np.float32]:
+    assert sample.proximal_logprobs is not None, f"{sample.sample_id} has not been scored"
+    return sample.proximal_logprobs
+
+
+def _advantages(sample: TrainSample) -> npt.NDArray[np.float32]:
+    assert sample.advantages is not None, f"{sample.sample_id} has no advantages yet"
+    return sample.advantages
