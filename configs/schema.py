@@ -162,6 +162,16 @@ class TrainerConfig(Section):
         """Whether there is a critic at all."""
         return bool(getattr(self.algorithm.advantage, "needs_critic", False))
 
+    @property
+    def critic_has_ranks(self) -> bool:
+        """Whether there is a critic, in processes of its own."""
+        return self.uses_critic and self.critic.placement == "own"
+
+    @property
+    def num_ranks(self) -> int:
+        """All processes that train a model: on GPUs, each has one."""
+        return self.parallel.world_size + (self.critic.parallel.world_size if self.critic_has_ranks else 0)
+
 
 class BroadcastSync(Section):
     """Weights go to the engines by process-group broadcast, in buckets."""

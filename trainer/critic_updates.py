@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,21 +14,13 @@ from polyturn.trainer.batch import TrainSample
 
 if TYPE_CHECKING:
     from polyturn.trainer.megatron.critic import MegatronCritic
-    from polyturn.trainer.updates import UpdateShare
+    from polyturn.trainer.updates import ScoredColumns, UpdateReport, UpdateShare
 
 Values = dict[str, npt.NDArray[np.float32]]
 """A column [T] by sample id."""
 REPORTED = ("loss", "clip_fraction", "error", "error_max", "grad_norm", "learning_rate")
 UNMOVED = {"policy_kl": 0.0}
 """The policy's metrics of an update that only the critic takes."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class CriticReport:
-    """What one data-parallel rank of a critic with ranks of its own did in a step."""
-
-    metrics: tuple[Mapping[str, float], ...]
-    """Per update, reduced over all ranks; their names begin with `critic/`."""
 
 
 def score_values(critic: MegatronCritic, samples: Sequence[TrainSample]) -> Values:
@@ -47,3 +39,27 @@ def in_warmup(config: RunConfig, *, num_critic_updates: int) -> bool:
     """Whether the step that follows so many updates of the critic trains the critic alone."""
     trainer = config.trainer
     return trainer.uses_critic and num_critic_updates < trainer.critic.warmup_steps * trainer.updates_per_step
+
+
+def with_values(
+    scores: Sequence[Mapping[str, ScoredColumns]], values: Sequence[Values]
+) -> list[dict[str, ScoredColumns]]:
+    """What the policy's ranks computed of the samples with what the critic's did."""
+    found = {sample_id: column for part in values for sample_id, column in part.items()}
+    return [
+        {sample_id: replace(columns, values=found[sample_id]) for sample_id, columns in part.items()}
+        for part in scores
+    ]
+
+
+def with_critic_metrics(
+    reports: Sequence[UpdateReport], metrics: Sequence[Mapping[str, float]]
+) -> list[UpdateReport]:
+    """The policy's reports with the critic's metrics of the same updates."""
+    return [
+        replace(
+            report,
+            metrics=tuple({**ours, **theirs} for ours, theirs in zip(report.metrics, metrics, strict=True)),
+        )
+        for report in reports
+    ]

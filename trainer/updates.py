@@ -151,6 +151,12 @@ def run_updates(
     return UpdateReport(metrics=tuple(metrics), trained_tokens=trained, seconds=time.perf_counter() - started)
 
 
+def critic_report(shares: Sequence[UpdateShare]) -> UpdateReport:
+    """The report of a rank of the policy that was left out of a step, because the critic warms up."""
+    trained = {sample.sample_id: sample.num_trainable for share in shares for sample in share.samples}
+    return UpdateReport(metrics=(UNMOVED,) * len(shares), trained_tokens=trained, seconds=0.0)
+
+
 def _refresh_reference(policy: MegatronPolicy, config: RunConfig) -> None:
     every = config.trainer.refresh_reference_every_steps * config.trainer.updates_per_step
     if (

@@ -16,8 +16,6 @@ from typing import Any
 import orjson
 import ray
 from ray._private import ray_constants
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema import BroadcastSync, RunConfig
@@ -26,12 +24,20 @@ from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.ports import free_port
 from polyturn.rollout.engines.server import SGLangServer
 from polyturn.trainer.batch import TrainSample
-from polyturn.trainer.updates import ScoredColumns, UpdateReport, UpdateShare, run_updates, score_samples
+from polyturn.trainer.critic_updates import in_warmup, with_critic_metrics, with_values
+from polyturn.trainer.critic_workers import CHECKPOINT_NAME, CriticGroup, make_critic
+from polyturn.trainer.rank_group import CLOSE_TIMEOUT_S, RankGroup
+from polyturn.trainer.updates import (
+    ScoredColumns,
+    UpdateReport,
+    UpdateShare,
+    critic_report,
+    run_updates,
+    score_samples,
+)
 from polyturn.trainer.weight_sync import SyncReport, WeightPublisher
 
 ADAPTER_NAME = "adapter"
-START_TIMEOUT_S = 600.0
-CLOSE_TIMEOUT_S = 20.0
 
 
 def start_ray(config: RunConfig) -> None:
@@ -44,7 +50,7 @@ def start_ray(config: RunConfig) -> None:
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
     # The ranks are counted as CPUs; engines take turns with them, so they ask for none.
-    num_cpus = max(config.trainer.parallel.world_size, 1)
+    num_cpus = config.trainer.num_ranks
     ray.init(
         num_cpus=num_cpus,
         include_dashboard=False,
@@ -90,6 +96,10 @@ class TrainerRank:
             reference_path=None if reference is None else resolve_model_path(reference),
             lora=trainer.lora,
         )
+        self._critic = None
+        if trainer.uses_critic and not trainer.critic_has_ranks:
+            self._critic = make_critic(self._config, model_path=self._model_path, parallel=trainer.parallel)
+            self._policy.keep_in_checkpoints("critic", self._critic.engine)
 
     def connect(self, engine_urls: Sequence[str], weights_directory: str) -> None:
         """Prepare to publish weights to the engines. Only rank 0 does anything."""
@@ -138,11 +148,11 @@ class TrainerRank:
 
     def score(self, samples: Sequence[TrainSample]) -> dict[str, ScoredColumns]:
         """The logprobs of this rank's samples under the weights as they are."""
-        return score_samples(self._policy, samples, config=self._config)
+        return score_samples(self._policy, samples, config=self._config, critic=self._critic)
 
     def update(self, shares: Sequence[UpdateShare]) -> UpdateReport:
         """Train on this rank's share of a step."""
-        return run_updates(self._policy, shares, config=self._config)
+        return run_updates(self._policy, shares, config=self._config, critic=self._critic)
 
     def begin_checkpoint(self, directory: str) -> None:
         self._policy.begin_checkpoint(Path(directory))
@@ -201,34 +211,18 @@ class EngineHost:
         self._server.stop()
 
 
-class TrainerGroup:
-    """All ranks of the trainer, seen from the driver."""
+class TrainerGroup(RankGroup):
+    """All ranks of the trainer, and those of a critic that has its own."""
 
     def __init__(self, config: RunConfig, *, model_path: Path) -> None:
-        parallel = config.trainer.parallel
-        self._tensor_parallel = parallel.tensor
-        on_gpu = config.trainer.device == "cuda"
-        bundle = {"CPU": 1, "GPU": 1} if on_gpu else {"CPU": 1}
-        self._placement: PlacementGroup = placement_group([bundle] * parallel.world_size, strategy="PACK")
-        ray.get(self._placement.ready(), timeout=START_TIMEOUT_S)
-        threads = str(config.trainer.threads_per_rank)
-        actor = ray.remote(TrainerRank)
-        self._ranks = [
-            actor.options(
-                num_cpus=1,
-                num_gpus=1 if on_gpu else 0,
-                runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"}},
-                scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    self._placement, placement_group_bundle_index=rank
-                ),
-            ).remote(config=config, model_path=str(model_path), rank=rank)
-            for rank in range(parallel.world_size)
-        ]
+        super().__init__(TrainerRank, config=config, model_path=model_path, parallel=config.trainer.parallel)
+        self._config = config
+        self._critic: CriticGroup | None = None
+        if config.trainer.critic_has_ranks:
+            self._critic = CriticGroup(config, model_path=model_path)
 
     def start_build(self) -> list[Any]:
-        """Begin to load the model on all ranks; the references to wait for."""
-        address, port = ray.get(self._ranks[0].rendezvous.remote(), timeout=START_TIMEOUT_S)
-        return [rank.build.remote(address, port) for rank in self._ranks]
+        return [*super().start_build(), *(self._critic.start_build() if self._critic else ())]
 
     def connect(self, engine_urls: Sequence[str], weights_directory: Path) -> None:
         self._on_all("connect", list(engine_urls), str(weights_directory))
@@ -240,49 +234,44 @@ class TrainerGroup:
         return reports[0]
 
     def score(self, shards: Sequence[Sequence[TrainSample]]) -> list[dict[str, ScoredColumns]]:
-        """The logprobs of one share per data-parallel rank, under the weights as they are."""
-        return self._on_shards("score", shards)
+        """What the models say of one share per data-parallel rank, under the weights as they are."""
+        if self._critic is None:
+            return self._on_shards("score", shards)
+        calls = self._critic.start_values(shards)
+        return with_values(self._on_shards("score", shards), ray.get(calls))
 
     def update(self, shards: Sequence[Sequence[UpdateShare]]) -> list[UpdateReport]:
         """Train on one share per data-parallel rank; the report of each."""
-        return self._on_shards("update", shards)
-
-    def _on_shards(self, method: str, shards: Sequence[Any]) -> list[Any]:
-        """Call with one share per data-parallel rank; the results of one tensor rank of each."""
-        assert len(shards) * self._tensor_parallel == len(self._ranks), "one share per data-parallel rank"
-        references = [ray.put(shard) for shard in shards]
-        # Megatron's default order: the tensor-parallel ranks of one data-parallel rank are neighbours.
-        calls = [
-            getattr(rank, method).remote(references[index // self._tensor_parallel])
-            for index, rank in enumerate(self._ranks)
-        ]
-        return ray.get(calls)[:: self._tensor_parallel]
+        if self._critic is None:
+            return self._on_shards("update", shards)
+        alone = in_warmup(self._config, num_critic_updates=self._critic.num_updates())
+        calls = self._critic.start_update(shards)
+        reports = [critic_report(shares) for shares in shards] if alone else self._on_shards("update", shards)
+        return with_critic_metrics(reports, ray.get(calls)[0])
 
     def begin_checkpoint(self, directory: Path) -> None:
-        """Copy the state on all ranks; they write it while the run goes on."""
-        directory.mkdir(parents=True, exist_ok=True)
-        self._on_all("begin_checkpoint", str(directory))
+        super().begin_checkpoint(directory)
+        if self._critic is not None:
+            self._critic.begin_checkpoint(directory / CHECKPOINT_NAME)
 
     def checkpoint_written(self) -> bool:
-        """Whether `finish_checkpoint` would not have to wait for a disk."""
-        return all(self._on_all("checkpoint_written"))
+        return super().checkpoint_written() and (self._critic is None or self._critic.checkpoint_written())
 
     def finish_checkpoint(self) -> None:
-        """Wait for the checkpoint that was begun.
-
-        Raises:
-            CheckpointError: a rank could not write it.
-        """
-        self._on_all("finish_checkpoint")
+        if self._critic is not None:
+            self._critic.finish_checkpoint()
+        super().finish_checkpoint()
 
     def find_checkpoint_faults(self, directory: Path) -> list[str]:
-        """What is wrong with the files of a checkpoint, which the ranks read among themselves."""
-        return [
-            fault for faults in self._on_all("find_checkpoint_faults", str(directory)) for fault in faults
-        ]
+        faults = super().find_checkpoint_faults(directory)
+        if self._critic is not None:
+            faults += self._critic.find_checkpoint_faults(directory / CHECKPOINT_NAME)
+        return faults
 
     def load_checkpoint(self, directory: Path) -> None:
-        self._on_all("load_checkpoint", str(directory))
+        super().load_checkpoint(directory)
+        if self._critic is not None:
+            self._critic.load_checkpoint(directory / CHECKPOINT_NAME)
 
     def save_hf(self, directory: Path) -> None:
         self._on_all("save_hf", str(directory))
@@ -290,14 +279,10 @@ class TrainerGroup:
     def close(self) -> None:
         """Leave the engines and end the actors."""
         try:
-            ray.get([rank.close.remote() for rank in self._ranks], timeout=CLOSE_TIMEOUT_S)
+            super().close()
         finally:
-            for rank in self._ranks:
-                ray.kill(rank)
-            remove_placement_group(self._placement)
-
-    def _on_all(self, method: str, *arguments: Any) -> list[Any]:
-        return ray.get([getattr(rank, method).remote(*arguments) for rank in self._ranks])
+            if self._critic is not None:
+                self._critic.close()
 
 
 class EngineGroup:

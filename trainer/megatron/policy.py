@@ -26,6 +26,7 @@ from polyturn.trainer.schedule import LearningRateSchedule
 if TYPE_CHECKING:
     from megatron.core.models.gpt.gpt_model import GPTModel
 
+    from polyturn.trainer.megatron.engine import Engine
     from polyturn.trainer.megatron.packed import PackedBatch
     from polyturn.trainer.megatron.reference import Reference
 
@@ -113,8 +114,9 @@ class MegatronPolicy:
                 megatron=megatron or {},
                 prepare=None if lora is None else partial(_add_adapters, hf_config, lora, seed),
             )
+            self._engines = {"policy": self._engine}
             self._checkpoints = PolicyCheckpoints(
-                {"policy": self._engine}, hf_config=hf_config, parallel=self.parallel, dtype=dtype
+                self._engines, hf_config=hf_config, parallel=self.parallel, dtype=dtype
             )
             self._load_initial(initial_path, with_optimizer=load_optimizer)
             self._reference = self._make_reference(reference_path) if keep_reference else None
@@ -219,6 +221,10 @@ class MegatronPolicy:
         if self.rank == 0:
             save_adapter(Path(directory), tensors, lora=self.lora, base_model=self.model_path)
         dist.barrier()
+
+    def keep_in_checkpoints(self, name: str, engine: Engine) -> None:
+        """Write and load another engine of this rank, a critic's, with every checkpoint."""
+        self._engines[name] = engine
 
     def save_checkpoint(self, directory: Path) -> None:
         """Write a checkpoint, from which the next update will be bitwise the same at the same layout."""

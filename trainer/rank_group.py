@@ -1,0 +1,101 @@
+"""The ranks of one model as Ray actors, seen from the driver."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from polyturn.configs.parallel import ParallelConfig
+from polyturn.configs.schema import RunConfig
+
+START_TIMEOUT_S = 600.0
+CLOSE_TIMEOUT_S = 20.0
+
+
+class RankGroup:
+    """Starts one actor per rank of a layout, and calls them together."""
+
+    def __init__(
+        self, actor_class: type, *, config: RunConfig, model_path: Path, parallel: ParallelConfig
+    ) -> None:
+        self._parallel = parallel
+        on_gpu = config.trainer.device == "cuda"
+        bundle = {"CPU": 1, "GPU": 1} if on_gpu else {"CPU": 1}
+        self._placement: PlacementGroup = placement_group([bundle] * parallel.world_size, strategy="PACK")
+        ray.get(self._placement.ready(), timeout=START_TIMEOUT_S)
+        threads = str(config.trainer.threads_per_rank)
+        actor = ray.remote(actor_class)
+        self._ranks = [
+            actor.options(
+                num_cpus=1,
+                num_gpus=1 if on_gpu else 0,
+                runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"}},
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    self._placement, placement_group_bundle_index=rank
+                ),
+            ).remote(config=config, model_path=str(model_path), rank=rank)
+            for rank in range(parallel.world_size)
+        ]
+
+    def start_build(self) -> list[Any]:
+        """Begin to load the model on all ranks; the references to wait for."""
+        address, port = ray.get(self._ranks[0].rendezvous.remote(), timeout=START_TIMEOUT_S)
+        return [rank.build.remote(address, port) for rank in self._ranks]
+
+    def begin_checkpoint(self, directory: Path) -> None:
+        """Copy the state on all ranks; they write it while the run goes on."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self._on_all("begin_checkpoint", str(directory))
+
+    def checkpoint_written(self) -> bool:
+        """Whether `finish_checkpoint` would not have to wait for a disk."""
+        return all(self._on_all("checkpoint_written"))
+
+    def finish_checkpoint(self) -> None:
+        """Wait for the checkpoint that was begun.
+
+        Raises:
+            CheckpointError: a rank could not write it.
+        """
+        self._on_all("finish_checkpoint")
+
+    def find_checkpoint_faults(self, directory: Path) -> list[str]:
+        """What is wrong with the files of a checkpoint, which the ranks read among themselves."""
+        return [
+            fault for faults in self._on_all("find_checkpoint_faults", str(directory)) for fault in faults
+        ]
+
+    def load_checkpoint(self, directory: Path) -> None:
+        self._on_all("load_checkpoint", str(directory))
+
+    def close(self) -> None:
+        """End the actors."""
+        try:
+            ray.get([rank.close.remote() for rank in self._ranks], timeout=CLOSE_TIMEOUT_S)
+        finally:
+            for rank in self._ranks:
+                ray.kill(rank)
+            remove_placement_group(self._placement)
+
+    def _on_all(self, method: str, *arguments: Any) -> list[Any]:
+        return ray.get([getattr(rank, method).remote(*arguments) for rank in self._ranks])
+
+    def _start_on_shards(self, method: str, shards: Sequence[Any]) -> list[Any]:
+        """Call with one share per data-parallel copy; references to what the first rank of each gives."""
+        assert len(shards) == self._parallel.data, "one share per data-parallel rank"
+        references = [ray.put(shard) for shard in shards]
+        # All ranks that share one copy of the model get the same share, and give the same.
+        calls = [
+            getattr(actor, method).remote(references[self._parallel.place(rank).data])
+            for rank, actor in enumerate(self._ranks)
+        ]
+        return [calls[rank] for rank in self._parallel.first_ranks()]
+
+    def _on_shards(self, method: str, shards: Sequence[Any]) -> list[Any]:
+        """The same, waited for. A rank that fails first is the one that is heard."""
+        return ray.get(self._start_on_shards(method, shards))
