@@ -69,13 +69,18 @@ def split_updates(
 ) -> list[tuple[UpdateShare, ...]]:
     """Cut a step into updates, and each update over the data-parallel ranks, balanced by cost.
 
-    Denominators are taken here, from the whole update, before anything is split. Returns one tuple of `num_updates`
-    shares per rank. Raises `ValueError` when there are too few samples for that.
+    An update has whole sequences: all segments of an episode are in one. Denominators are taken here, from the whole
+    update, before anything is split. Returns one tuple of `num_updates` shares per rank. Raises `ValueError` when there
+    are too few samples for that.
     """
-    bounds = [len(samples) * index // num_updates for index in range(num_updates + 1)]
+    by_sequence: dict[str, list[TrainSample]] = {}
+    for sample in samples:
+        by_sequence.setdefault(sample.sequence_id, []).append(sample)
+    sequences = list(by_sequence.values())
+    bounds = [len(sequences) * index // num_updates for index in range(num_updates + 1)]
     shares: list[list[UpdateShare]] = [[] for _ in range(num_ranks)]
     for low, high in itertools.pairwise(bounds):
-        update = samples[low:high]
+        update = [sample for sequence in sequences[low:high] for sample in sequence]
         counts = count_samples(update)
         for rank, part in enumerate(split_over_ranks(update, num_ranks, balance)):
             shares[rank].append(UpdateShare(samples=tuple(part), counts=counts))
