@@ -53,8 +53,8 @@ class Entry:
     """arXiv ids, joined by `, `; or another source in words."""
     gradients: Mapping[str, Gradient]
     """The claim, by placement. Policy losses and advantages: `loss`. KL estimators: `loss` for a term of the loss,
-    `loss_times_ratio` for one times policy / behavior with the ratio's own gradient, `loss_times_detached_ratio` without
-    it, `reward` for one that is taken off the reward without gradient. Empty: nothing is claimed."""
+    `loss_times_ratio` for one times policy / behavior with the ratio's own gradient, `loss_times_detached_ratio` for
+    one without it, `reward` for one that is taken off the reward without gradient. Empty: nothing is claimed."""
     example: Mapping[str, Any] = field(default_factory=dict)
     """Keys of the config's section that have no default, so that the battery can make one."""
 
