@@ -20,7 +20,7 @@ class CheckpointConfig(Section):
     """Write while the next step is played: a save then costs one copy of the state, in the memory of the host."""
     load: Path | None = None
     """What a new run begins with instead of `model.path`'s weights: a run, one of its checkpoints (with the optimizer's
-    state), a torch_dist directory or a Hugging Face directory. Null or an empty directory: `model.reference_path`, if
-    it is given."""
+    state), a torch_dist directory or a Hugging Face directory. An empty directory, into which nothing was saved yet:
+    the weights at `model.reference_path`, if it is given."""
     load_optimizer: bool = True
     """Take the optimizer's state, too, if `load` is a checkpoint."""

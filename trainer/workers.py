@@ -26,6 +26,7 @@ from polyturn.rollout.engines.server import SGLangServer
 from polyturn.trainer.batch import TrainSample
 from polyturn.trainer.critic_updates import in_warmup, with_critic_metrics, with_values
 from polyturn.trainer.critic_workers import CHECKPOINT_NAME, CriticGroup, make_critic
+from polyturn.trainer.megatron.checkpoints.sources import initial_weights
 from polyturn.trainer.rank_group import CLOSE_TIMEOUT_S, RankGroup
 from polyturn.trainer.updates import (
     ScoredColumns,
@@ -94,6 +95,8 @@ class TrainerRank:
             max_tokens_per_gpu=trainer.max_tokens_per_gpu,
             keep_reference=trainer.algorithm.needs_reference,
             reference_path=None if reference is None else resolve_model_path(reference),
+            initial_path=initial_weights(self._config),
+            load_optimizer=self._config.checkpoint.load_optimizer,
             lora=trainer.lora,
         )
         self._critic = None

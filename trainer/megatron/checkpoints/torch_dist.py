@@ -1,0 +1,144 @@
+"""A model's weights in Megatron-core's own format, `torch_dist`, at any layout.
+
+Upstream's writer starts a manager process and one process a file, which takes seconds; this one writes the same files
+from the rank itself. Weights only: what a run resumes from is the format beside this one.
+
+Import only after `install_cpu_compatibility`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import (
+    CheckpointingException,
+    ShardedObject,
+)
+from megatron.core.dist_checkpointing.strategies.base import LoadCommonStrategy
+from megatron.core.dist_checkpointing.strategies.torch import (
+    MCoreSavePlanner,
+    TorchDistSaveShardedStrategy,
+    _replace_state_dict_keys_with_sharded_keys,
+    mcore_to_pyt_state_dict,
+)
+from megatron.core.models.gpt.gpt_model import GPTModel
+from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict_saver import _save_state_dict
+
+from polyturn.trainer.megatron.checkpoints.manifest import sync_directory
+from polyturn.trainer.megatron.checkpoints.sources import TORCH_DIST_MARKER
+from polyturn.trainer.megatron.checkpoints.state import sharding_metadata
+from polyturn.trainer.megatron.checkpoints.trusted import check_metadata
+
+
+class _InProcessSave(TorchDistSaveShardedStrategy):
+    """Writes what its base class writes, by torch's own writer instead of processes of its own."""
+
+    def save(self, sharded_state_dict: Any, checkpoint_dir: Any) -> None:
+        by_key, _, _ = _replace_state_dict_keys_with_sharded_keys(
+            sharded_state_dict, self.keep_only_main_replica
+        )
+        _save_state_dict(
+            mcore_to_pyt_state_dict(by_key, False),
+            FileSystemWriter(checkpoint_dir, single_file_per_rank=True, thread_count=1, sync_files=True),
+            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
+        )
+
+
+class _NoCommonState(LoadCommonStrategy):
+    """Does not open `common.pt`: the weights do not need it, and those of other programs hold their own classes."""
+
+    can_handle_sharded_objects = True
+
+    def load_common(self, _checkpoint_dir: Any) -> dict[str, Any]:
+        return {}
+
+    def load_sharded_objects(self, _sharded_objects_state_dict: Any, _checkpoint_dir: Any) -> dict[str, Any]:
+        return {}
+
+    def check_backend_compatibility(self, _loaded_version: Any) -> None: ...
+
+    def check_version_compatibility(self, _loaded_version: Any) -> None: ...
+
+
+def save_torch_dist(chunks: Sequence[GPTModel], directory: Path, *, common: Mapping[str, Any]) -> None:
+    """Write the weights; the directory appears whole or not at all. Collective.
+
+    Args:
+        common: plain values to go into `common.pt`.
+
+    Raises:
+        ValueError: the directory is there already.
+        CheckpointException: a rank could not write; raised on all of them.
+    """
+    names: list[Any] = [f"{directory.name}.{uuid.uuid4().hex[:8]}.part"]
+    dist.broadcast_object_list(names, src=0)
+    part = directory.with_name(names[0])
+    if dist.get_rank() == 0:
+        part.mkdir(parents=True)
+    dist.barrier()
+    state: dict[str, Any] = {"checkpoint_version": 3.0, "iteration": 0, **common}
+    for index, chunk in enumerate(chunks):
+        name = "model" if len(chunks) == 1 else f"model{index}"
+        state[name] = chunk.sharded_state_dict(metadata=sharding_metadata())
+    dist_checkpointing.save(state, str(part), _InProcessSave("torch_dist", 1))
+    if dist.get_rank() == 0:
+        if directory.exists():
+            raise ValueError(f"{directory} is there already")
+        os.replace(part, directory)
+        sync_directory(directory.parent)
+    dist.barrier()
+
+
+@torch.no_grad()
+def load_torch_dist(chunks: Sequence[GPTModel], directory: Path) -> None:
+    """Fill this rank's part of the model, whatever layout wrote the checkpoint. Collective.
+
+    Raises:
+        ValueError: it is damaged, of another model, or its metadata is not to be trusted.
+    """
+    check_metadata(directory)
+    _check_files(directory)
+    state = {
+        str(index): _without_objects(chunk.sharded_state_dict(metadata=sharding_metadata()))
+        for index, chunk in enumerate(chunks)
+    }
+    targets = {
+        chunk_name: {name: value.data for name, value in chunk_state.items()}
+        for chunk_name, chunk_state in state.items()
+    }
+    try:
+        loaded = dist_checkpointing.load(state, str(directory), common_strategy=_NoCommonState())
+    except (CheckpointingException, CheckpointException, KeyError) as error:
+        told = str(error) or type(error).__name__
+        raise ValueError(f"{directory} does not fit this model: {told[:400]}") from error
+    for chunk_name, chunk_targets in targets.items():
+        for name, target in chunk_targets.items():
+            source = loaded[chunk_name][name]
+            if source.data_ptr() != target.data_ptr():
+                target.copy_(source)
+
+
+def _without_objects(state: dict[str, Any]) -> dict[str, Any]:
+    """Transformer Engine's extra states are left out: without FP8 training they say nothing, and without Transformer
+    Engine nobody has written them."""
+    return {name: value for name, value in state.items() if not isinstance(value, ShardedObject)}
+
+
+def _check_files(directory: Path) -> None:
+    marker = json.loads((directory / TORCH_DIST_MARKER).read_text(encoding="utf-8"))
+    if marker.get("sharded_backend") != "torch_dist":
+        raise ValueError(
+            f"{directory} has the format {marker.get('sharded_backend')!r}, and only 'torch_dist' can be read"
+        )
+    if not any(directory.glob("*.distcp")):
+        raise ValueError(f"{directory} has no .distcp file: it is not whole")
