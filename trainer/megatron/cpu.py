@@ -191,6 +191,35 @@ def _maybe_as_numpy(tensor: Any, as_numpy: bool = False, record_stream: bool = F
     return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
 
 
+def _fill_up(part: torch.Tensor, length: int) -> torch.Tensor:
+    return torch.cat([part, part.new_zeros(length - len(part), *part.shape[1:])])
+
+
+def _take_uneven(gather: Callable[..., Any], scatter: Callable[..., Any]) -> tuple[Any, Any]:
+    """Upstream's gather and reduce-scatter for parts of different lengths, which gloo refuses: as equal ones."""
+
+    def gather_parts(
+        input_: torch.Tensor, group: Any, output_split_sizes: Sequence[int] | None = None, *args: Any
+    ) -> torch.Tensor:
+        if output_split_sizes is None or group.size() == 1:
+            return gather(input_, group, None, *args)
+        longest = max(output_split_sizes)
+        parts = gather(_fill_up(input_, longest), group).split(longest)
+        return torch.cat([part[:size] for part, size in zip(parts, output_split_sizes, strict=True)])
+
+    def scatter_parts(
+        input_: torch.Tensor, group: Any, input_split_sizes: Sequence[int] | None = None, *args: Any
+    ) -> torch.Tensor:
+        if input_split_sizes is None or group.size() == 1:
+            return scatter(input_, group, None, *args)
+        longest = max(input_split_sizes)
+        parts = [_fill_up(part, longest) for part in input_.split(list(input_split_sizes))]
+        summed = scatter(torch.cat(parts), group)
+        return summed[: input_split_sizes[group.rank()]]
+
+    return gather_parts, scatter_parts
+
+
 def _answer_cuda_calls() -> None:
     # Optimizers import dynamo, whose tables name each of these functions and want them distinct: fill them first.
     importlib.import_module("torch._dynamo")
@@ -208,11 +237,15 @@ def _answer_cuda_calls() -> None:
 
 def _adapt_imported_modules() -> None:
     """Functions that a rewrite of literals does not reach."""
+    import megatron.core.tensor_parallel.mappings as mappings
     import megatron.core.tensor_parallel.random as random
     import megatron.core.transformer.moe.moe_utils as moe_utils
     import megatron.core.transformer.moe.token_dispatcher as token_dispatcher
 
     random._get_cuda_rng_state, random._set_cuda_rng_state = _get_rng_state, _set_rng_state
+    mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim = _take_uneven(
+        mappings._gather_along_first_dim, mappings._reduce_scatter_along_first_dim
+    )
     if not hasattr(moe_utils, "te_general_gemm"):
         # Upstream tests this name against None, and binds it only where Transformer Engine is installed.
         moe_utils.te_general_gemm = None

@@ -131,12 +131,12 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
 HAS_EXPERTS = ("qwen3_moe", "qwen3_moe-sparse", "glm4_moe", "deepseek_v3", "kimi_k2", "moonlight")
 
 
-def make_tiny(name: str, directory: Path) -> Path:
+def make_tiny(name: str, directory: Path, **overrides: Any) -> Path:
     """Write a tiny model as transformers saves it, with its own logits beside it."""
     import transformers
 
     class_name, changes = TINY[name]
-    config = getattr(transformers, class_name)(**{**_COMMON, **changes})
+    config = getattr(transformers, class_name)(**{**_COMMON, **changes, **overrides})
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():

@@ -1,0 +1,102 @@
+"""What a rank does in the tests of layouts: score, train for some updates, score again, export."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ranks_pool import RankContext
+
+from polyturn.configs.kl import KLInLoss
+from polyturn.configs.optimizer import OptimizerConfig
+from polyturn.configs.parallel import ParallelConfig
+from polyturn.configs.reductions import SequenceMean
+from polyturn.trainer.algorithms.objective import Objective
+from polyturn.trainer.batch import TrainSample, split_over_ranks
+from polyturn.trainer.updates import count_samples
+
+# A large epsilon keeps AdamW smooth where a gradient is nearly 0, so that rounding does not show as a whole step.
+SMOOTH = OptimizerConfig(learning_rate=0.01, epsilon=1e-3, weight_decay=0.1, clip_grad=0.5)
+OBJECTIVE = Objective(
+    kl=KLInLoss(kind="in_loss", coefficient=0.1),
+    entropy_coefficient=0.05,
+    reduction=SequenceMean(kind="sequence_mean"),
+    temperature=0.8,
+)
+NUM_UPDATES = 3
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """What one rank saw."""
+
+    before: dict[str, np.ndarray]
+    """The logprobs of its samples before the first update."""
+    metrics: list[dict[str, float]]
+    after: dict[str, np.ndarray]
+    """And after the last."""
+    digest: str
+    """Of the exported tensors, which are the same on all ranks."""
+    weights: dict[str, torch.Tensor] | None
+    """Those tensors, from rank 0."""
+
+
+def run_layouts(
+    context: RankContext,
+    path: Path,
+    layouts: Sequence[ParallelConfig],
+    samples: list[TrainSample],
+    settings: dict[str, Any],
+) -> list[Run]:
+    """Each layout in turn, in one process after the other's groups are gone."""
+    return [_run(context, path, layout, samples, settings) for layout in layouts]
+
+
+def _run(
+    context: RankContext,
+    path: Path,
+    layout: ParallelConfig,
+    samples: list[TrainSample],
+    settings: dict[str, Any],
+) -> Run:
+    from polyturn.trainer.megatron.policy import MegatronPolicy
+
+    counts = count_samples(samples)
+    settings = {"optimizer": SMOOTH, "max_tokens_per_gpu": 64 // layout.context, **settings}
+    policy = MegatronPolicy(path, parallel=layout, keep_reference=True, **settings, **context.address)
+    try:
+        own = split_over_ranks(samples, layout.data)[policy.data_parallel_rank]
+        before = _score(policy, own)
+        references = policy.reference_logprobs(own, temperature=OBJECTIVE.temperature)
+        scored = [
+            replace(sample, proximal_logprobs=before[sample.sample_id], reference_logprobs=reference)
+            for sample, reference in zip(own, references, strict=True)
+        ]
+        metrics = [
+            policy.train(scored, objective=OBJECTIVE, global_counts=counts) for _ in range(NUM_UPDATES)
+        ]
+        after = _score(policy, own)
+        weights = {name: tensor.clone() for name, tensor in policy.named_hf_tensors()}
+    finally:
+        policy.close()
+    digest = hashlib.sha256()
+    for name, tensor in weights.items():
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return Run(
+        before=before,
+        metrics=metrics,
+        after=after,
+        digest=digest.hexdigest(),
+        weights=weights if context.rank == 0 else None,
+    )
+
+
+def _score(policy: Any, samples: list[TrainSample]) -> dict[str, np.ndarray]:
+    columns = policy.logprobs(samples, temperature=OBJECTIVE.temperature)
+    return {sample.sample_id: column for sample, column in zip(samples, columns, strict=True)}
