@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 import torch
 import transformers
 
@@ -19,7 +20,7 @@ from polyturn.trainer.batch import split_over_ranks
 from polyturn.trainer.estimates import Estimates, estimate_advantages
 from polyturn.trainer.samples import make_samples
 from polyturn.trainer.updates import UpdateReport, split_updates, with_scores
-from polyturn.trainer.workers import TrainerRank
+from polyturn.trainer.workers import TrainerGroup, TrainerRank
 
 pytestmark = pytest.mark.stack
 
@@ -96,19 +97,23 @@ class Player:
         )
 
 
+def make_config(path: Path, *overrides: str) -> RunConfig:
+    return load_config("quickstart", [*OVERRIDES, f"model.path={path}", *overrides])
+
+
 def open_rank(path: Path, *overrides: str) -> TrainerRank:
-    config = load_config("quickstart", [*OVERRIDES, f"model.path={path}", *overrides])
-    rank = TrainerRank(config=config, model_path=str(path), rank=0)
+    rank = TrainerRank(config=make_config(path, *overrides), model_path=str(path), rank=0)
     rank.build("127.0.0.1", 0)
     return rank
 
 
 def take_step(
-    rank: TrainerRank, config: RunConfig, episodes: list[Episode]
+    trainer: TrainerRank | TrainerGroup, config: RunConfig, episodes: list[Episode]
 ) -> tuple[Estimates, UpdateReport]:
-    """What the driver does in a step, with one rank."""
+    """What the driver does in a step, with one rank of the policy, alone or in a group."""
     step = make_samples(episodes)
-    scores = [rank.score(shard) for shard in split_over_ranks(step.samples, 1)]
+    shards = split_over_ranks(step.samples, 1)
+    scores = trainer.score(shards) if isinstance(trainer, TrainerGroup) else [trainer.score(shards[0])]
     estimates = estimate_advantages(step, with_scores(step.samples, scores), config.trainer.algorithm)
     shares = split_updates(
         estimates.samples,
@@ -116,7 +121,9 @@ def take_step(
         num_ranks=1,
         balance=config.trainer.balance,
     )
-    return estimates, rank.update(shares[0])
+    if isinstance(trainer, TrainerGroup):
+        return estimates, trainer.update(shares)[0]
+    return estimates, trainer.update(shares[0])
 
 
 def test_ppo_learns_with_a_critic(make_model):
@@ -142,6 +149,32 @@ def test_ppo_learns_with_a_critic(make_model):
     assert np.mean(losses[-3:]) < 0.5 * losses[0], losses
     assert abs(explained[0]) < 0.2 and np.mean(explained[-3:]) > 0.5, explained
     assert np.mean(rewards[:2]) < 1.2 and np.mean(rewards[-3:]) > 1.4, rewards
+
+
+def test_a_critic_with_ranks_of_its_own_does_what_a_shared_one_does(ray_session, make_model, tmp_path):
+    path = make_model()
+    rank, player = open_rank(path), Player(path)
+    steps = [player.play(rank, step) for step in range(2)]
+    expected = [take_step(rank, rank._config, episodes) for episodes in steps]
+    rank.close()
+
+    group = TrainerGroup(make_config(path, "trainer.critic.placement=own"), model_path=path)
+    try:
+        ray.get(group.start_build())
+        for index, (episodes, (estimates, report)) in enumerate(zip(steps, expected, strict=True)):
+            found_estimates, found = take_step(group, group._config, episodes)
+            assert found_estimates.metrics == pytest.approx(estimates.metrics, abs=1e-6)
+            for ours, theirs in zip(found.metrics, report.metrics, strict=True):
+                assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
+            if index == 0:
+                group.begin_checkpoint(tmp_path / "step")
+                group.finish_checkpoint()
+                assert group.find_checkpoint_faults(tmp_path / "step") == []
+        group.load_checkpoint(tmp_path / "step")
+        _, again = take_step(group, group._config, steps[1])
+        assert again.metrics == found.metrics
+    finally:
+        group.close()
 
 
 def test_the_policy_waits_while_the_critic_warms_up_and_both_resume(make_model, tmp_path):
