@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import ray
 
@@ -13,7 +13,7 @@ from polyturn.configs.schema import RunConfig
 from polyturn.rollout.engines.ports import free_port
 from polyturn.trainer.batch import TrainSample, split_over_ranks
 from polyturn.trainer.critic_updates import Values, score_values, train_critic
-from polyturn.trainer.rank_group import RankGroup
+from polyturn.trainer.rank_group import Call, RankGroup
 from polyturn.trainer.updates import UpdateShare
 
 if TYPE_CHECKING:
@@ -124,8 +124,8 @@ class CriticGroup(RankGroup):
         )
         self._balance = config.trainer.balance
 
-    def start_values(self, shards: Sequence[Sequence[TrainSample]]) -> list[Any]:
-        """Begin to score a step; references to the values, by sample id."""
+    def start_values(self, shards: Sequence[Sequence[TrainSample]]) -> Call:
+        """Begin to score a step; it gives the values, by sample id."""
         samples = [sample for shard in shards for sample in shard]
         return self._start_on_shards("values", self._split(samples))
 
@@ -133,8 +133,8 @@ class CriticGroup(RankGroup):
         """Updates so far, those of the run that was resumed among them."""
         return int(self._on_all("num_updates")[0])
 
-    def start_update(self, shards: Sequence[Sequence[UpdateShare]]) -> list[Any]:
-        """Begin to train on a step; references to each data-parallel rank's metrics, which are all alike."""
+    def start_update(self, shards: Sequence[Sequence[UpdateShare]]) -> Call:
+        """Begin to train on a step; it gives each data-parallel rank's metrics, which are all alike."""
         own: list[list[UpdateShare]] = [[] for _ in range(self._parallel.data)]
         for shares in zip(*shards, strict=True):
             samples = [sample for share in shares for sample in share.samples]

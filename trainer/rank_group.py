@@ -17,6 +17,26 @@ START_TIMEOUT_S = 600.0
 CLOSE_TIMEOUT_S = 20.0
 
 
+class Call:
+    """A call under way on all ranks."""
+
+    def __init__(self, references: Sequence[Any], *, answering: Sequence[int]) -> None:
+        """`answering`: the ranks whose results are asked for."""
+        self._references = list(references)
+        self._answering = answering
+
+    def results(self) -> list[Any]:
+        """Wait for all ranks; what the answering ones gave.
+
+        Raises what the first of them to fail raised, and does not wait for the others: they may wait for it.
+        """
+        pending = list(self._references)
+        while pending:
+            done, pending = ray.wait(pending)
+            ray.get(done)
+        return ray.get([self._references[rank] for rank in self._answering])
+
+
 class RankGroup:
     """Starts one actor per rank of a layout, and calls them together."""
 
@@ -83,10 +103,11 @@ class RankGroup:
             remove_placement_group(self._placement)
 
     def _on_all(self, method: str, *arguments: Any) -> list[Any]:
-        return ray.get([getattr(rank, method).remote(*arguments) for rank in self._ranks])
+        calls = [getattr(rank, method).remote(*arguments) for rank in self._ranks]
+        return Call(calls, answering=range(len(calls))).results()
 
-    def _start_on_shards(self, method: str, shards: Sequence[Any]) -> list[Any]:
-        """Call with one share per data-parallel copy; references to what the first rank of each gives."""
+    def _start_on_shards(self, method: str, shards: Sequence[Any]) -> Call:
+        """Call with one share per data-parallel copy; the first rank of each answers."""
         assert len(shards) == self._parallel.data, "one share per data-parallel rank"
         references = [ray.put(shard) for shard in shards]
         # All ranks that share one copy of the model get the same share, and give the same.
@@ -94,8 +115,8 @@ class RankGroup:
             getattr(actor, method).remote(references[self._parallel.place(rank).data])
             for rank, actor in enumerate(self._ranks)
         ]
-        return [calls[rank] for rank in self._parallel.first_ranks()]
+        return Call(calls, answering=self._parallel.first_ranks())
 
     def _on_shards(self, method: str, shards: Sequence[Any]) -> list[Any]:
-        """The same, waited for. A rank that fails first is the one that is heard."""
-        return ray.get(self._start_on_shards(method, shards))
+        """The same, waited for."""
+        return self._start_on_shards(method, shards).results()

@@ -241,7 +241,7 @@ class TrainerGroup(RankGroup):
         if self._critic is None:
             return self._on_shards("score", shards)
         calls = self._critic.start_values(shards)
-        return with_values(self._on_shards("score", shards), ray.get(calls))
+        return with_values(self._on_shards("score", shards), calls.results())
 
     def update(self, shards: Sequence[Sequence[UpdateShare]]) -> list[UpdateReport]:
         """Train on one share per data-parallel rank; the report of each."""
@@ -250,7 +250,7 @@ class TrainerGroup(RankGroup):
         alone = in_warmup(self._config, num_critic_updates=self._critic.num_updates())
         calls = self._critic.start_update(shards)
         reports = [critic_report(shares) for shares in shards] if alone else self._on_shards("update", shards)
-        return with_critic_metrics(reports, ray.get(calls)[0])
+        return with_critic_metrics(reports, calls.results()[0])
 
     def begin_checkpoint(self, directory: Path) -> None:
         super().begin_checkpoint(directory)
