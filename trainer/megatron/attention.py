@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -26,6 +27,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional
 
 from polyturn.trainer.megatron.context import ContextSlice, whole_order
+from polyturn.trainer.prefix_tree import Sharing
 
 MAX_PADDING = 0.15
 """Share of padded positions up to which a shorter sequence joins a batch of longer ones."""
@@ -137,6 +139,10 @@ class PackedSequences(PackedSeqParams):
     lengths: list[int] = field(default_factory=list)
     """Of the whole sequences, padding included, whatever part of them this rank holds."""
     part: ContextSlice = field(default_factory=ContextSlice)
+    attend: Callable[..., torch.Tensor] | None = None
+    """(query, key, value, scale=...) -> the output, in place of this module's own ways."""
+    sharing: Sharing | None = None
+    """Where prefixes are shared, what that saves."""
 
     @cached_property
     def context_layout(self) -> ContextLayout:
@@ -223,6 +229,8 @@ class TorchPackedAttention(MegatronModule):
         assert attention_mask is None and attention_bias is None
         assert attn_mask_type in (None, AttnMaskType.causal, AttnMaskType.padding_causal), attn_mask_type
         assert isinstance(packed_seq_params, PackedSequences), "this attention runs on packed sequences only"
+        if packed_seq_params.attend is not None:
+            return packed_seq_params.attend(query, key, value, scale=self.scale)
         if packed_seq_params.part.size > 1:
             return self._attend_chunks(query, key, value, packed_seq_params.context_layout)
         layout = packed_seq_params.layout

@@ -13,26 +13,41 @@ import torch
 import torch.distributed as dist
 
 from polyturn.configs.parallel import ParallelConfig
+from polyturn.configs.shared_prefix import SharedPrefix
 from polyturn.trainer.batch import TrainSample, pack, split_packs
 from polyturn.trainer.megatron.context import ContextSlice
 from polyturn.trainer.megatron.engine import Engine
 from polyturn.trainer.megatron.packed import PackedBatch, make_packed_batch, scatter_rows
+from polyturn.trainer.megatron.tree_packs import make_tree_batch
+from polyturn.trainer.prefix_packs import pack_by_prefix
 
 
 def make_micro_batches(
-    samples: Sequence[TrainSample], *, max_tokens: int, parallel: ParallelConfig, device: torch.device
+    samples: Sequence[TrainSample],
+    *,
+    max_tokens: int,
+    parallel: ParallelConfig,
+    device: torch.device,
+    shared_prefix: SharedPrefix = "off",
 ) -> list[PackedBatch]:
     """This rank's micro-batches, as many as every other rank's. Collective.
 
     Args:
         max_tokens: of a micro-batch on one rank; the ranks that share sequences hold so many each.
+        shared_prefix: "group" puts samples with a common prefix together, "tree" computes it once for all of them.
     """
-    packs = pack(samples, max_tokens * parallel.context)
+    gather = pack if shared_prefix == "off" else pack_by_prefix
+    packs = gather(samples, max_tokens * parallel.context)
     most = torch.tensor(len(packs), device=device)
     dist.all_reduce(most, dist.ReduceOp.MAX)
     multiple = parallel.micro_batch_multiple()
     num_packs = -(-max(int(most), 1) // multiple) * multiple
     place = parallel.place(dist.get_rank())
+    if shared_prefix == "tree":
+        return [
+            make_tree_batch(group, device=device, multiple=parallel.pack_multiple())
+            for group in split_packs(packs, num_packs)
+        ]
     return [
         make_packed_batch(
             group,

@@ -15,6 +15,7 @@ import torch
 from polyturn.trainer.batch import TrainSample
 from polyturn.trainer.megatron.attention import PackedSequences, pack_lengths
 from polyturn.trainer.megatron.context import ContextSlice
+from polyturn.trainer.prefix_tree import Sharing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +45,11 @@ class PackedBatch:
     def num_rows(self) -> int:
         """N."""
         return len(self.sample_of_row)
+
+    @property
+    def sharing(self) -> Sharing:
+        """What is computed of the samples, all ranks that share them taken together."""
+        return self.sequences.sharing or Sharing.none([len(sample) for sample in self.samples])
 
 
 def predicting_rows(sampled: np.ndarray) -> np.ndarray:

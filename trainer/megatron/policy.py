@@ -16,11 +16,13 @@ import torch.distributed as dist
 from polyturn.configs.lora import LoraConfig
 from polyturn.configs.optimizer import OptimizerConfig
 from polyturn.configs.parallel import ParallelConfig
+from polyturn.configs.shared_prefix import SharedPrefix
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.batch import TrainSample
 from polyturn.trainer.megatron.cpu import install_cpu_compatibility
 from polyturn.trainer.megatron.hf_directory import HFWeights, read_config, write_hf_directory
+from polyturn.trainer.prefix_tree import Sharing
 from polyturn.trainer.schedule import LearningRateSchedule
 
 if TYPE_CHECKING:
@@ -61,6 +63,7 @@ class MegatronPolicy:
         initial_path: Path | None = None,
         load_optimizer: bool = True,
         lora: LoraConfig | None = None,
+        shared_prefix: SharedPrefix = "off",
     ) -> None:
         """Meet the other ranks and load the weights of a Hugging Face directory.
 
@@ -74,6 +77,7 @@ class MegatronPolicy:
             initial_path: a checkpoint, a torch_dist or a Hugging Face directory to begin with instead of `model_path`.
             load_optimizer: take the optimizer's state, too, if that is a checkpoint.
             lora: train adapters in place of the weights. The reference is then the policy without them.
+            shared_prefix: "tree" computes what samples of a micro-batch begin with once; see docs/shared_prefix.md.
 
         Raises:
             ValueError: the directory, the config or the layout cannot be used; one sentence says why.
@@ -89,6 +93,9 @@ class MegatronPolicy:
         self._refreshed = False
         self.parallel = parallel or ParallelConfig()
         self._max_tokens = max_tokens_per_gpu
+        self._shared_prefix: SharedPrefix = shared_prefix
+        self.sharing = Sharing()
+        """What updates have computed on this rank, and would have without shared prefixes."""
         hf_config = read_config(self.model_path)
         optimizer = optimizer or OptimizerConfig()
         self.schedule = LearningRateSchedule(
@@ -112,7 +119,7 @@ class MegatronPolicy:
                 device=device,
                 optimizer=optimizer,
                 megatron=megatron or {},
-                prepare=None if lora is None else partial(_add_adapters, hf_config, lora, seed),
+                prepare=partial(_prepare, hf_config, lora, seed, shared_prefix),
             )
             self._engines = {"policy": self._engine}
             self._checkpoints = PolicyCheckpoints(
@@ -184,9 +191,9 @@ class MegatronPolicy:
             ValueError: a sample lacks a column that the objective needs.
         """
         rate = self.schedule(self.num_updates) if learning_rate is None else learning_rate
-        metrics = self._engine.update(
-            self._pack(samples), objective=objective, counts=global_counts, learning_rate=rate
-        )
+        batches = self._pack(samples)
+        metrics = self._engine.update(batches, objective=objective, counts=global_counts, learning_rate=rate)
+        self.sharing = sum((batch.sharing for batch in batches), self.sharing)
         self.num_updates += 1
         return metrics
 
@@ -318,12 +325,27 @@ class MegatronPolicy:
         from polyturn.trainer.megatron.micro_batches import make_micro_batches
 
         return make_micro_batches(
-            samples, max_tokens=self._max_tokens, parallel=self.parallel, device=self._engine.device
+            samples,
+            max_tokens=self._max_tokens,
+            parallel=self.parallel,
+            device=self._engine.device,
+            shared_prefix=self._shared_prefix,
         )
 
 
-def _add_adapters(hf_config: Mapping[str, Any], lora: LoraConfig, seed: int, model: GPTModel) -> None:
+def _prepare(
+    hf_config: Mapping[str, Any],
+    lora: LoraConfig | None,
+    seed: int,
+    shared_prefix: SharedPrefix,
+    model: GPTModel,
+) -> None:
+    """What is changed in a chunk of the model before it is wrapped."""
     from polyturn.trainer.megatron.lora import add_adapters
     from polyturn.trainer.megatron.model import read_architecture
+    from polyturn.trainer.megatron.tree_attention import allow_trees
 
-    add_adapters(model, read_architecture(hf_config, tensor_parallel=1), lora, seed=seed)
+    if lora is not None:
+        add_adapters(model, read_architecture(hf_config, tensor_parallel=1), lora, seed=seed)
+    if shared_prefix == "tree":
+        allow_trees(model)

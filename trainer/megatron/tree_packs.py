@@ -1,0 +1,58 @@
+"""A micro-batch whose shared prefixes are computed once.
+
+Import only after `install_cpu_compatibility`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from polyturn.trainer.batch import TrainSample
+from polyturn.trainer.megatron.packed import PackedBatch, predicting_rows
+from polyturn.trainer.megatron.tree_attention import describe_tree
+from polyturn.trainer.prefix_tree import Node, PrefixTree, build_tree
+
+
+def make_tree_batch(
+    samples: Sequence[TrainSample], *, device: torch.device, multiple: int = 1
+) -> PackedBatch:
+    """Lay samples out as a tree, filled up to a multiple of `multiple` tokens with a sequence nobody reads.
+
+    A trainable token has its row in every sample that it is of: what is predicted there is computed once for each,
+    what leads up to it once for all. So whatever differs between the samples (the next token, its advantage, whether it
+    is trained on at all) stays their own.
+    """
+    tree = build_tree([sample.token_ids for sample in samples])
+    rows = [path[predicting_rows(s.sampled)] for s, path in zip(samples, tree.paths, strict=True)]
+    targets = [sample.token_ids[sample.sampled] for sample in samples]
+    num_rows = [len(found) for found in rows]
+    filled = _fill(tree, multiple)
+    nothing = np.zeros(0, dtype=np.int64)
+    return PackedBatch(
+        samples=tuple(samples),
+        input_ids=torch.from_numpy(filled.token_ids)[None].to(device),
+        position_ids=torch.from_numpy(filled.positions)[None].to(device),
+        sequences=describe_tree(filled, device, tree.sharing),
+        rows=torch.from_numpy(np.concatenate([nothing, *rows])).to(device),
+        targets=torch.from_numpy(np.concatenate([nothing, *targets])).to(device),
+        own_rows=torch.arange(sum(num_rows), device=device),
+        sample_of_row=torch.from_numpy(np.repeat(np.arange(len(samples)), num_rows)).to(device),
+    )
+
+
+def _fill(tree: PrefixTree, multiple: int) -> PrefixTree:
+    num_filling = -tree.num_tokens % multiple if tree.num_tokens else multiple
+    if not num_filling:
+        return tree
+    end = tree.num_tokens + num_filling
+    filling = Node(start=tree.num_tokens, end=end, descendants_end=end, depth=0)
+    return replace(
+        tree,
+        token_ids=np.concatenate([tree.token_ids, np.zeros(num_filling, dtype=np.int64)]),
+        positions=np.concatenate([tree.positions, np.arange(num_filling)]),
+        nodes=(*tree.nodes, filling),
+    )
