@@ -49,7 +49,10 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     problems = []
     for section, device in (("sglang", config.engines.device), ("megatron", config.trainer.device)):
         for key, problem in upstream.find_problems(section, getattr(config, section), device=device):
-            problems.append(f"{tree.value[section].value[key].origin}: {problem}")
+            node = tree.value[section]
+            for part in key.split("."):
+                node = node.value[part]
+            problems.append(f"{node.origin}: {problem}")
     if problems:
         raise ConfigError("\n".join(problems))
     return config

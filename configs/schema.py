@@ -151,6 +151,12 @@ class TrainerConfig(Section):
     algorithm: AlgorithmConfig = AlgorithmConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     parallel: ParallelConfig = ParallelConfig()
+
+    @property
+    def total_updates(self) -> int:
+        """Optimizer updates of the whole run."""
+        return self.num_steps * self.updates_per_step
+
     lora: LoraConfig | None = None
     """Train adapters in place of the weights; `{}` takes the defaults. The reference is the policy without them."""
     refresh_reference_every_steps: NonNegativeInt = 0
@@ -273,7 +279,8 @@ class RunConfig(Section):
     sglang: dict[str, Any] = {}
     """Further arguments of the SGLang server, checked against the installed package's own."""
     megatron: dict[str, Any] = {}
-    """Further fields of Megatron-core's TransformerConfig, checked against the installed package's own."""
+    """Further fields of Megatron-core's TransformerConfig, checked against the installed package's own. Under `ddp`
+    and `optimizer`, fields of its DistributedDataParallelConfig and OptimizerConfig."""
 
 
 class SuiteEntry(Section):

@@ -16,10 +16,9 @@ from typing import Any
 
 from polyturn.configs.annotations import accepts, describe_annotation
 from polyturn.configs.errors import did_you_mean
+from polyturn.configs.megatron_options import GROUPS, TRANSFORMER, Group, refuse_value
 from polyturn.configs.yaml_tree import describe
 
-_TRAINER_LAYOUT = "the trainer's layout is trainer.parallel"
-_FROM_MODEL = "it comes from the model's config.json"
 _ENGINE_LAYOUT = "the engines' layout is engines.num_engines and engines.tensor_parallel"
 
 OWNED_SGLANG: Mapping[str, str] = {
@@ -51,47 +50,6 @@ OWNED_SGLANG_ON_CPU: Mapping[str, str] = {
     "cuda_graph_backend_decode": "there are no CUDA graphs on a CPU",
     "cuda_graph_backend_prefill": "there are no CUDA graphs on a CPU",
 }
-OWNED_MEGATRON: Mapping[str, str] = {
-    "tensor_model_parallel_size": "set trainer.parallel.tensor",
-    "sequence_parallel": "it follows trainer.parallel.tensor",
-    **dict.fromkeys(
-        (
-            "pipeline_model_parallel_size",
-            "virtual_pipeline_model_parallel_size",
-            "context_parallel_size",
-            "expert_model_parallel_size",
-            "expert_tensor_parallel_size",
-        ),
-        _TRAINER_LAYOUT,
-    ),
-    **dict.fromkeys(("params_dtype", "pipeline_dtype", "autocast_dtype", "bf16", "fp16"), "set model.dtype"),
-    **dict.fromkeys(
-        (
-            "num_layers",
-            "hidden_size",
-            "ffn_hidden_size",
-            "num_attention_heads",
-            "num_query_groups",
-            "kv_channels",
-            "normalization",
-            "layernorm_epsilon",
-            "qk_layernorm",
-            "add_qkv_bias",
-            "add_bias_linear",
-            "gated_linear_unit",
-            "activation_func",
-        ),
-        _FROM_MODEL,
-    ),
-    **dict.fromkeys(
-        ("hidden_dropout", "attention_dropout"),
-        "dropout would make the trainer's logprobs differ from the engine's",
-    ),
-    "calculate_per_token_loss": "losses are sums that the trainer divides by global counts",
-    "use_cpu_initialization": "set trainer.device",
-    "perform_initialization": "every weight is loaded from model.path",
-    "variable_seq_lengths": "micro-batches are packed to differing lengths",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +67,45 @@ def find_problems(section: str, values: Mapping[str, Any], *, device: str) -> It
     """`(key, sentence)` for each key of the `sglang` or `megatron` section that the run could not use.
 
     `device` is the one that the section's package runs on. Nothing is yielded about a package that is not
-    installed, except for keys that are ours.
+    installed, except for keys that are ours. A key below a key is written with a dot.
     """
-    known = (sglang_arguments() if section == "sglang" else megatron_arguments()) or {}
-    owned = OWNED_SGLANG if section == "sglang" else OWNED_MEGATRON
-    if section == "sglang" and device == "cpu":
-        owned = {**owned, **OWNED_SGLANG_ON_CPU}
+    if section == "sglang":
+        owned = OWNED_SGLANG if device != "cpu" else {**OWNED_SGLANG, **OWNED_SGLANG_ON_CPU}
+        yield from _check("sglang", "SGLang server's arguments", values, sglang_arguments() or {}, owned)
+        return
+    below = {group.prefix.rstrip("."): group for group in GROUPS if group.prefix}
+    flat = {key: value for key, value in values.items() if key not in below}
+    yield from _check_megatron(TRANSFORMER, flat, device)
+    for name, group in below.items():
+        if isinstance(values.get(name, {}), Mapping):
+            yield from _check_megatron(group, values.get(name, {}), device)
+        else:
+            yield name, f"'megatron.{name}' must be a section, got {describe(values[name])}"
+
+
+def _check_megatron(group: Group, values: Mapping[str, Any], device: str) -> Iterator[tuple[str, str]]:
+    if not values:
+        return
+    known = megatron_arguments(group.class_name) or {}
+    section = f"megatron.{group.prefix}".rstrip(".")
+    package = f"Megatron-core {group.class_name}'s fields"
+    bad = set()
+    for key, problem in _check(section, package, values, known, group.owned):
+        bad.add(key)
+        yield group.prefix + key, problem
+    for key, value in values.items():
+        reason = refuse_value(group.prefix + key, value, device=device) if key not in bad else None
+        if reason is not None:
+            yield group.prefix + key, f"'{section}.{key}' cannot be {describe(value)}: {reason}"
+
+
+def _check(
+    section: str,
+    package: str,
+    values: Mapping[str, Any],
+    known: Mapping[str, Argument],
+    owned: Mapping[str, str],
+) -> Iterator[tuple[str, str]]:
     for key, value in values.items():
         argument = known.get(key)
         reason = owned.get(argument.field if argument else key)
@@ -123,11 +114,6 @@ def find_problems(section: str, values: Mapping[str, Any], *, device: str) -> It
         elif not known:
             continue
         elif argument is None:
-            package = (
-                "SGLang server's arguments"
-                if section == "sglang"
-                else "Megatron-core TransformerConfig's fields"
-            )
             hint = did_you_mean(key, known, f"{section}.") or f"; see the installed {package}"
             yield key, f"unknown key '{section}.{key}'{hint}"
         elif argument.choices and value is not None and value not in argument.choices:
@@ -156,18 +142,24 @@ def sglang_arguments() -> Mapping[str, Argument] | None:
     return declared or None
 
 
+_MEGATRON_SOURCES = (
+    "model_parallel_config.py",
+    "transformer/transformer_config.py",
+    "distributed/distributed_data_parallel_config.py",
+    "optimizer/optimizer_config.py",
+)
+
+
 @functools.cache
-def megatron_arguments() -> Mapping[str, Argument] | None:
-    """The fields of Megatron-core's TransformerConfig and its bases; None where it is not installed."""
+def megatron_arguments(class_name: str = "TransformerConfig") -> Mapping[str, Argument] | None:
+    """The fields of one of Megatron-core's config classes and its bases; None where it is not installed."""
     root = _package_directory("megatron")
     core = root / "core" if root else None
-    if core is None or not (core / "transformer" / "transformer_config.py").is_file():
+    if core is None or not all((core / source).is_file() for source in _MEGATRON_SOURCES):
         return None
-    classes = _classes(core / "model_parallel_config.py") | _classes(
-        core / "transformer" / "transformer_config.py"
-    )
+    classes = {name: node for source in _MEGATRON_SOURCES for name, node in _classes(core / source).items()}
     declared: dict[str, Argument] = {}
-    pending = ["TransformerConfig"]
+    pending = [class_name]
     while pending:
         node = classes.get(pending.pop())
         if node is None:

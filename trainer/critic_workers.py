@@ -37,6 +37,7 @@ def make_critic(config: RunConfig, *, model_path: Path, parallel: ParallelConfig
         optimizer=critic.optimizer,
         megatron=config.megatron,
         max_tokens_per_gpu=critic.max_tokens_per_gpu or trainer.max_tokens_per_gpu,
+        total_updates=trainer.total_updates,
         value_clip=critic.value_clip,
         seed=config.seed,
     )

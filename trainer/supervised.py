@@ -46,7 +46,8 @@ class SupervisedConfig:
         return LearningRateSchedule(
             peak=self.learning_rate,
             warmup_updates=self.warmup_updates,
-            num_updates=self.num_updates if self.cosine else None,
+            kind="cosine" if self.cosine else "constant",
+            num_updates=self.num_updates,
             final_fraction=self.final_fraction,
         )
 

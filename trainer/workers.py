@@ -93,6 +93,7 @@ class TrainerRank:
             master_address=address,
             master_port=port,
             max_tokens_per_gpu=trainer.max_tokens_per_gpu,
+            total_updates=trainer.total_updates,
             keep_reference=trainer.algorithm.needs_reference,
             reference_path=None if reference is None else resolve_model_path(reference),
             initial_path=initial_weights(self._config),

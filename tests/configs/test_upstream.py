@@ -16,6 +16,7 @@ from polyturn.configs import upstream
 from polyturn.configs.annotations import accepts
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.loader import load_config
+from polyturn.configs.megatron_options import DTYPES, GROUPS
 from polyturn.trainer.megatron.cpu import install_cpu_compatibility
 
 needs_sglang = pytest.mark.skipif(
@@ -83,13 +84,64 @@ def test_megatron_fields() -> None:
 def test_megatron_fields_read_from_source_are_those_of_the_class() -> None:
     # Imported too early, megatron.core would spoil this process for every later test.
     install_cpu_compatibility("cpu")
+    from megatron.core.distributed import DistributedDataParallelConfig
+    from megatron.core.optimizer import OptimizerConfig
     from megatron.core.transformer.transformer_config import TransformerConfig
 
-    read = upstream.megatron_arguments()
-    assert read is not None
-    true = {field.name for field in dataclasses.fields(TransformerConfig) if not field.name.startswith("_")}
-    assert set(read) == true
-    assert set(upstream.OWNED_MEGATRON) <= true
+    classes = (TransformerConfig, DistributedDataParallelConfig, OptimizerConfig)
+    for group, config_class in zip(GROUPS, classes, strict=True):
+        read = upstream.megatron_arguments(config_class.__name__)
+        assert read is not None and group.class_name == config_class.__name__
+        true = {field.name for field in dataclasses.fields(config_class) if not field.name.startswith("_")}
+        assert set(read) == true
+        assert set(group.owned) | set(group.needs_gpu) <= true
+        assert not set(group.owned) & set(group.needs_gpu)
+        assert {key.removeprefix("optimizer.") for key in DTYPES} <= true or group is not GROUPS[2]
+
+
+@needs_megatron
+def test_fields_of_the_gradient_buffers_and_the_optimizer() -> None:
+    assert problems("megatron", ddp={"overlap_grad_reduce": True, "bucket_size": 1000}) == []
+    assert problems("megatron", ddp={"bucketsize": 1}) == [
+        "unknown key 'megatron.ddp.bucketsize', did you mean 'megatron.ddp.bucket_size'?"
+    ]
+    assert problems("megatron", ddp={"bucket_size": "large"}) == [
+        "'megatron.ddp.bucket_size' must be an integer, got 'large'"
+    ]
+    assert problems("megatron", ddp=3) == ["'megatron.ddp' must be a section, got 3"]
+    assert "set trainer.optimizer.clip_grad" in problems("megatron", optimizer={"clip_grad": 1.0})[0]
+    assert problems("megatron", optimizer={"log_num_zeros_in_grad": True}) == []
+    wrong = problems("megatron", "cuda", optimizer={"exp_avg_dtype": "int4"})
+    assert wrong == [
+        "'megatron.optimizer.exp_avg_dtype' cannot be 'int4': it must be one of float32, float16, bfloat16, uint8"
+    ]
+
+
+@needs_megatron
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"moe_token_dispatcher_type": "flex"}, "DeepEP sends tokens between GPUs"),
+        ({"moe_enable_deepep": True}, "DeepEP sends tokens between GPUs"),
+        ({"fp8": "e4m3"}, "Transformer Engine"),
+        ({"cuda_graph_impl": "local"}, "CUDA graphs"),
+        (
+            {"optimizer": {"optimizer_cpu_offload": True, "optimizer_offload_fraction": 1.0}},
+            "no GPU whose memory",
+        ),
+        ({"optimizer": {"use_precision_aware_optimizer": True}}, "FusedAdam"),
+        ({"ddp": {"nccl_ub": True}}, "NCCL"),
+    ],
+)
+def test_what_needs_a_gpu_is_refused_without_one(values: dict[str, Any], why: str) -> None:
+    (problem,) = problems("megatron", "cpu", **values)
+    assert why in problem
+    assert problems("megatron", "cuda", **values) == []
+
+
+@needs_megatron
+def test_a_value_that_switches_a_gpu_option_off_is_no_fault() -> None:
+    assert problems("megatron", masked_softmax_fusion=False, cuda_graph_impl="none", fp8=None) == []
 
 
 @needs_sglang
@@ -108,13 +160,15 @@ def test_reading_imports_neither_package() -> None:
 def test_a_recipe_is_told_the_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("r.yaml").write_text(
-        "extends: quickstart\nsglang:\n  page_siz: 4\nmegatron: {bf16: true}\n", "utf-8"
+        "extends: quickstart\nsglang:\n  page_siz: 4\nmegatron:\n  bf16: true\n  ddp:\n    bucket: 4\n",
+        "utf-8",
     )
     with pytest.raises(ConfigError) as caught:
         load_config("r.yaml")
     assert str(caught.value).splitlines() == [
         "r.yaml:3: unknown key 'sglang.page_siz', did you mean 'sglang.page_size'?",
-        "r.yaml:4: 'megatron.bf16' is not yours to set: set model.dtype",
+        "r.yaml:5: 'megatron.bf16' is not yours to set: set model.dtype",
+        "r.yaml:7: unknown key 'megatron.ddp.bucket', did you mean 'megatron.ddp.bucket_size'?",
     ]
 
 

@@ -1,4 +1,4 @@
-"""The parts under the policy: source rewrites, pack layout, logprobs, optimizer, schedule."""
+"""The parts under the policy: source rewrites, pack layout, logprobs, optimizer."""
 
 import itertools
 import subprocess
@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyturn.trainer.megatron.cpu import NUM_REWRITES, install_cpu_compatibility, rewrite_source
-from polyturn.trainer.schedule import LearningRateSchedule
 
 install_cpu_compatibility("cpu")
 
@@ -90,11 +89,3 @@ def test_adam_is_torchs_adamw_with_the_fused_layout():
         torch.testing.assert_close(ours, theirs)
     assert our_optimizer.param_groups[0]["step"] == 4
     assert set(our_optimizer.state[ours]) == {"exp_avg", "exp_avg_sq"}
-
-
-def test_learning_rates_warm_up_and_decay():
-    constant = LearningRateSchedule(peak=1.0, warmup_updates=4)
-    assert [constant(update) for update in range(6)] == [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]
-    cosine = LearningRateSchedule(peak=2.0, warmup_updates=2, num_updates=12, final_fraction=0.1)
-    assert cosine(1) == 2.0 and cosine(7) == pytest.approx(1.1)
-    assert cosine(12) == cosine(100) == pytest.approx(0.2)

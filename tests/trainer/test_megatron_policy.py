@@ -312,7 +312,7 @@ def test_denominators_of_another_batch_are_noticed(make_model, make_samples):
 
 def test_what_cannot_be_trained_is_refused(make_model, tmp_path):
     path = make_model()
-    with pytest.raises(ValueError, match=r"megatron.hidden_sise is no field"):
+    with pytest.raises(ValueError, match=r"unknown key .megatron.hidden_sise., did you mean"):
         MegatronPolicy(path, megatron={"hidden_sise": 3}).close()
     cases = {
         "model_type": ("mamba", "model_type 'mamba' is not supported"),

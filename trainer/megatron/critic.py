@@ -97,6 +97,7 @@ class MegatronCritic:
         optimizer: OptimizerConfig,
         megatron: Mapping[str, Any],
         max_tokens_per_gpu: int,
+        total_updates: int | None = None,
         value_clip: float | None,
         seed: int,
     ) -> None:
@@ -112,9 +113,7 @@ class MegatronCritic:
         self.parallel = parallel
         self._max_tokens = max_tokens_per_gpu
         self._objective = ValueObjective(clip=value_clip)
-        self._schedule = LearningRateSchedule(
-            peak=optimizer.learning_rate, warmup_updates=optimizer.warmup_updates
-        )
+        self._schedule = LearningRateSchedule.from_config(optimizer, num_updates=total_updates)
         prepare: Callable[[Any], None] = partial(attach_value_head, seed=seed)
         self.engine = CriticEngine(
             hf_config, dtype=dtype, device=device, optimizer=optimizer, megatron=megatron, prepare=prepare

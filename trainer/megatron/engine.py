@@ -5,7 +5,6 @@ Import only after `install_cpu_compatibility`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -33,11 +32,13 @@ from polyturn.trainer.megatron.model import (
     read_architecture,
     transformer_config,
 )
-from polyturn.trainer.megatron.optimizer import make_optimizer
+from polyturn.trainer.megatron.optimizer import make_optimizer, step
+from polyturn.trainer.megatron.options import MegatronOptions
 from polyturn.trainer.megatron.packed import PackedBatch
 from polyturn.trainer.megatron.pipeline import (
     from_last_stage,
     is_last_stage,
+    no_sync,
     object_from_last_stage,
     run_schedule,
 )
@@ -59,9 +60,12 @@ class Engine:
         prepare: Callable[[GPTModel], None] | None = None,
     ) -> None:
         """`prepare` changes a chunk of the model before it is wrapped: adapters, another head."""
+        self._options = MegatronOptions.of(megatron, device=device)
         tensor_parallel = parallel_state.get_tensor_model_parallel_world_size()
         self.architecture: Architecture = read_architecture(hf_config, tensor_parallel=tensor_parallel)
-        self.config = transformer_config(hf_config, dtype=dtype, device=device, extra=megatron)
+        self.config = transformer_config(
+            hf_config, dtype=dtype, device=device, extra=self._options.transformer
+        )
         self.device = (
             torch.device("cpu") if device == "cpu" else torch.device("cuda", torch.cuda.current_device())
         )
@@ -75,6 +79,7 @@ class Engine:
             if chunk.post_process:
                 self._head = self._make_head(chunk)
         self._wrapped = [self._wrap(chunk, first=index == 0) for index, chunk in enumerate(self.chunks)]
+        self.config.no_sync_func = no_sync(self._wrapped)
         self._optimizer_config = optimizer
         self._bad_samples: list[str] = []
         self.optimizer: Any = None
@@ -85,7 +90,9 @@ class Engine:
 
     def build_optimizer(self) -> None:
         """Make the optimizer; in bfloat16 its float32 weights are taken from the model's, so load those before."""
-        self.optimizer = make_optimizer(self._wrapped, self.config, self._optimizer_config)
+        self.optimizer = make_optimizer(
+            self._wrapped, self.config, self._optimizer_config, extra=self._options.optimizer
+        )
         self.config.grad_scale_func = self.optimizer.scale_loss
         self.config.finalize_model_grads_func = self._finalize
 
@@ -122,7 +129,8 @@ class Engine:
         Returns the metrics of the global batch, the same on every rank.
 
         Raises:
-            FloatingPointError: a number that is not finite on a trainable token; names the sample.
+            FloatingPointError: a number that is not finite on a trainable token; names the sample. Or the gradient has
+                exploded, and the optimizer's config says stop.
         """
         self._bad_samples.clear()
         for chunk in self._wrapped:
@@ -134,15 +142,14 @@ class Engine:
             partial(self._train_step, objective=objective, counts=counts),
             forward_only=False,
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate * group.get("lr_mult", 1.0)
-        _, grad_norm, _ = self.optimizer.step()
-        if not math.isfinite(grad_norm):
-            raise FloatingPointError(
-                f"the gradient norm is {grad_norm}, though every trainable token is finite"
-            )
+        outcome = step(self.optimizer, self._optimizer_config, learning_rate=learning_rate)
         metrics = object_from_last_stage(_reduce(parts, counts) if is_last_stage() else None)
-        return {**metrics, "grad_norm": float(grad_norm), "learning_rate": learning_rate}
+        return {
+            **metrics,
+            "grad_norm": outcome.grad_norm,
+            "skipped": float(outcome.skipped),
+            "learning_rate": learning_rate,
+        }
 
     def share_params(self) -> None:
         """Make the optimizer's float32 weights, each rank's share of them, the weights of the model."""
@@ -182,7 +189,9 @@ class Engine:
         inner = Float16Module(self.config, chunk) if self.config.bf16 else chunk
         return DistributedDataParallel(
             self.config,
-            DistributedDataParallelConfig(grad_reduce_in_fp32=True, use_distributed_optimizer=True),
+            DistributedDataParallelConfig(
+                **{"grad_reduce_in_fp32": True, "use_distributed_optimizer": True, **self._options.ddp}
+            ),
             inner,
             # Buckets let communication begin early. What later chunks send is hidden behind the first one's work.
             disable_bucketing=not first,

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
-from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from megatron.core.transformer.multi_latent_attention import MultiLatentAttention
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from torch.nn import functional
@@ -26,22 +25,6 @@ from polyturn.trainer.megatron.layer_specs import block_spec
 from polyturn.trainer.megatron.layout import ModelLayout
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-OWNED_FIELDS = (
-    "tensor_model_parallel_size",
-    "pipeline_model_parallel_size",
-    "virtual_pipeline_model_parallel_size",
-    "context_parallel_size",
-    "expert_model_parallel_size",
-    "expert_tensor_parallel_size",
-    "sequence_parallel",
-    "params_dtype",
-    "bf16",
-    "calculate_per_token_loss",
-    "finalize_model_grads_func",
-    "moe_grouped_gemm",
-)
-"""Fields of TransformerConfig that the user's `megatron:` section may not set."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,13 +77,11 @@ def transformer_config(
         layout: None takes that of the groups that are up.
 
     Raises:
-        ValueError: a model family or feature that is not supported, or does not go with the layout, or a field that
-            does not exist or is not the user's to set.
+        ValueError: a model family or feature that is not supported, or does not go with the layout.
     """
     family = find_family(hf)
     layout = layout or ModelLayout.current()
     _refuse_layout(hf, layout)
-    _refuse_fields(extra)
     torch_dtype = DTYPES[dtype]
     settings: dict[str, Any] = {
         "num_layers": hf["num_hidden_layers"],
@@ -187,15 +168,6 @@ def _refuse_layout(hf: Mapping[str, Any], layout: ModelLayout) -> None:
         raise ValueError(f"parallel.expert={layout.expert} must divide the model's {experts} experts")
 
 
-def _refuse_fields(extra: Mapping[str, Any]) -> None:
-    known = {field.name for field in fields(TransformerConfig)}
-    for name in extra:
-        if name in OWNED_FIELDS:
-            raise ValueError(f"megatron.{name} is set by polyturn from the rest of the config")
-        if name not in known:
-            raise ValueError(f"megatron.{name} is no field of megatron-core's TransformerConfig")
-
-
 def build_model(
     config: TransformerConfig, architecture: Architecture, *, device: str, vp_stage: int | None = None
 ) -> GPTModel:
@@ -249,28 +221,3 @@ def _set_latent_epsilon(model: GPTModel, epsilon: float) -> None:
             module.linear_kv_up_proj.eps = epsilon
             if module.config.q_lora_rank is not None:
                 module.linear_q_up_proj.eps = epsilon
-
-
-class LogitRows:
-    """Makes a model compute logits only at chosen positions of a pack.
-
-    Most tokens of a multi-turn episode are observations, whose logits nobody reads; with a large vocabulary they would
-    be the largest tensors of all. Set `rows` (positions in the whole pack, [N]) before each forward pass.
-    """
-
-    def __init__(self, model: GPTModel) -> None:
-        self.rows: torch.Tensor | None = None
-        self._gathers = bool(model.config.sequence_parallel)
-        layer = model.output_layer
-        if self._gathers:
-            # The rows are chosen from the gathered sequence, so the layer must sum its input's gradient itself.
-            layer.sequence_parallel = False
-            layer.allreduce_dgrad = True
-        layer.register_forward_pre_hook(self._choose)
-
-    def _choose(self, _layer: torch.nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        assert self.rows is not None, "the rows of this pack were not set"
-        hidden, *rest = inputs
-        if self._gathers:
-            hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
-        return hidden.index_select(0, self.rows), *rest

@@ -46,6 +46,16 @@ def run_schedule(
     )
 
 
+def no_sync(chunks: Sequence[Any]) -> Any:
+    """What the schedules call so that gradients are reduced with a chunk's last micro-batch alone.
+
+    Without overlap they are reduced when all is done, and nothing needs to be held back.
+    """
+    if not chunks[0].ddp_config.overlap_grad_reduce:
+        return None
+    return [chunk.no_sync for chunk in chunks] if len(chunks) > 1 else chunks[0].no_sync
+
+
 def is_last_stage() -> bool:
     """Whether this rank holds the output layer."""
     return parallel_state.is_pipeline_last_stage()

@@ -53,6 +53,7 @@ class MegatronPolicy:
         optimizer: OptimizerConfig | None = None,
         megatron: Mapping[str, Any] | None = None,
         max_tokens_per_gpu: int = 8192,
+        total_updates: int | None = None,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
@@ -70,7 +71,9 @@ class MegatronPolicy:
         Args:
             dtype: "float32" or "bfloat16" (with float32 weights in the optimizer).
             device: "cpu" (gloo) or "cuda" (nccl). A process is one or the other for good.
-            megatron: further fields of Megatron-core's TransformerConfig.
+            megatron: further fields of Megatron-core's TransformerConfig; under `ddp` and `optimizer`, of its
+                DistributedDataParallelConfig and OptimizerConfig.
+            total_updates: of the run, where a learning rate schedule ends if it does not say.
             master_port: where rank 0 listens; of no meaning for a single rank.
             keep_reference: keep a frozen copy of the weights for `reference_logprobs`.
             reference_path: a Hugging Face directory with the reference's weights instead; of the same architecture.
@@ -98,9 +101,7 @@ class MegatronPolicy:
         """What updates have computed on this rank, and would have without shared prefixes."""
         hf_config = read_config(self.model_path)
         optimizer = optimizer or OptimizerConfig()
-        self.schedule = LearningRateSchedule(
-            peak=optimizer.learning_rate, warmup_updates=optimizer.warmup_updates
-        )
+        self.schedule = LearningRateSchedule.from_config(optimizer, num_updates=total_updates)
         self.num_updates = 0
         join_ranks(
             device=device,
