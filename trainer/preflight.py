@@ -14,7 +14,7 @@ from polyturn.configs.arithmetic import check_batch, num_cores, num_gpus
 from polyturn.configs.errors import ConfigError, nearest
 from polyturn.configs.memory import check_layout
 from polyturn.configs.model_shape import ModelShape
-from polyturn.configs.models import read_json, resolve_model_path
+from polyturn.configs.models import PRESET, read_json, resolve_model_path
 from polyturn.configs.schema import RunConfig
 from polyturn.envs.registry import list_environments, make
 from polyturn.envs.tasks import TaskSource
@@ -27,18 +27,28 @@ from polyturn.trainer.run_directory import RunDirectory
 logger = logging.getLogger(__name__)
 
 
-def preflight(config: RunConfig) -> None:
+def preflight(config: RunConfig, *, dry_run: bool = False) -> None:
     """Check all that a training run needs.
+
+    Args:
+        dry_run: a preset, which has no weights, will do; then nothing is asked of this machine, which is hardly the
+            one that would run it.
 
     Raises ConfigError with one sentence for the first thing that is wrong.
     """
     check_batch(config)
     _check_lengths(config)
     _check_upstream(config)
+    is_plan = dry_run and config.model.path.startswith(PRESET)
+    directory = resolve_model_path(config.model.path, needs_weights=not is_plan)
+    if is_plan:
+        _check_shape(config, ModelShape.read(directory), directory)
+        _check_tasks(config, (config.environment.train_split, config.evaluation.split))
+        return
     _check_machine(config)
     _check_ports(config)
     _check_run_directory(config)
-    _check_model(config, resolve_model_path(config.model.path))
+    _check_model(config, directory)
     # Last: opening an environment may take seconds.
     _check_tasks(config, (config.environment.train_split, config.evaluation.split))
 
@@ -77,6 +87,10 @@ def _check_model(config: RunConfig, directory: Path) -> None:
             f"model.path: the tokenizer in {directory} has {num_tokens} tokens, but the model's vocab_size is "
             f"{shape.vocab_size}; they are not of one model"
         )
+    _check_shape(config, shape, directory)
+
+
+def _check_shape(config: RunConfig, shape: ModelShape, directory: Path) -> None:
     if config.environment.max_tokens_per_episode > shape.max_positions:
         raise ConfigError(
             f"environment.max_tokens_per_episode is {config.environment.max_tokens_per_episode}, but the model in "

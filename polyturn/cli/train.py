@@ -37,7 +37,7 @@ def train(
 
     with reported():
         config = load_config(recipe, overrides or ())
-        preflight(config)
+        preflight(config, dry_run=dry_run)
         if dry_run:
             print_plan(config)
             return
