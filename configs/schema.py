@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, ValidationInfo, field_validator
+from pydantic import (
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from polyturn.configs.algorithm import AlgorithmConfig
 from polyturn.configs.balance import BalanceConfig
@@ -16,6 +24,7 @@ from polyturn.configs.optimizer import OptimizerConfig
 from polyturn.configs.parallel import ParallelConfig
 from polyturn.configs.rewards import EnvironmentReward, GroupRewardConfig, RewardChoice
 from polyturn.configs.section import Section
+from polyturn.configs.shared_prefix import SharedPrefix
 from polyturn.configs.tasks import TaskSources
 
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -148,6 +157,9 @@ class TrainerConfig(Section):
     threads_per_rank: PositiveInt = 1
     """CPU threads of a rank."""
     balance: BalanceConfig = BalanceConfig()
+    shared_prefix: SharedPrefix = "off"
+    """Samples that begin alike: each by itself, gathered in one micro-batch (`group`), or there with what they share
+    computed once (`tree`). Gradients are the same."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     parallel: ParallelConfig = ParallelConfig()
@@ -162,6 +174,15 @@ class TrainerConfig(Section):
     refresh_reference_every_steps: NonNegativeInt = 0
     """Make the policy the reference after every so many steps; 0: the reference stays what it is."""
     critic: CriticConfig = CriticConfig()
+
+    @model_validator(mode="after")
+    def _trees_are_whole(self) -> Self:
+        if self.shared_prefix == "tree" and self.parallel.context > 1:
+            raise ValueError(
+                "shared_prefix: tree needs whole sequences on a rank, and parallel.context divides them; "
+                "use shared_prefix: group, which computes samples one by one, or parallel.context: 1"
+            )
+        return self
 
     @property
     def uses_critic(self) -> bool:

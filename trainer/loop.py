@@ -16,13 +16,13 @@ from polyturn.rollout.collector import Group
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.prompts import Prompt
 from polyturn.rollout.store import TrajectoryStore
-from polyturn.trainer.batch import split_over_ranks
 from polyturn.trainer.checks import RunChecks
 from polyturn.trainer.estimates import Estimates, estimate_advantages
 from polyturn.trainer.interrupt import InterruptGuard
 from polyturn.trainer.metrics import MetricSink
 from polyturn.trainer.off_policy import correct, drop_unusable
 from polyturn.trainer.player import RolloutPlayer
+from polyturn.trainer.prefix_packs import rank_split
 from polyturn.trainer.progress import ProgressDisplay
 from polyturn.trainer.run_directory import RunDirectory, RunState
 from polyturn.trainer.samples import StepSamples, make_samples
@@ -153,7 +153,8 @@ class TrainingLoop:
         self._progress.phase(f"step {step}: scoring")
         with watch.measure("train"):
             trainer = self._config.trainer
-            shards = split_over_ranks(played.samples, trainer.parallel.data, trainer.balance)
+            split = rank_split(trainer.shared_prefix)
+            shards = split(played.samples, trainer.parallel.data, trainer.balance)
             scored = with_scores(played.samples, self._trainer.score(shards))
             scored, dropped = drop_unusable(scored)
             estimates = estimate_advantages(played, scored, trainer.algorithm)
@@ -169,6 +170,7 @@ class TrainingLoop:
                 num_updates=self._config.trainer.updates_per_step,
                 num_ranks=self._config.trainer.parallel.data,
                 balance=self._config.trainer.balance,
+                split=rank_split(self._config.trainer.shared_prefix),
             )
             return self._trainer.update(shares)
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from polyturn.configs.balance import BalanceConfig
+from polyturn.configs.shared_prefix import SharedPrefix
 from polyturn.trainer.balance import balance
-from polyturn.trainer.batch import TrainSample
+from polyturn.trainer.batch import TrainSample, split_over_ranks
 from polyturn.trainer.prefix_tree import MIN_SHARED, prefix_order
+
+Split = Callable[[Sequence[TrainSample], int, BalanceConfig | None], list[list[TrainSample]]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,6 +21,11 @@ class Cluster:
     samples: tuple[TrainSample, ...]
     num_tokens: int
     """Of their tree, at most."""
+
+
+def rank_split(shared_prefix: SharedPrefix) -> Split:
+    """How samples are shared out over ranks."""
+    return split_over_ranks if shared_prefix == "off" else split_by_prefix
 
 
 def prefix_clusters(samples: Sequence[TrainSample], max_tokens: int) -> list[Cluster]:

@@ -84,11 +84,10 @@ class Sharing:
     def __add__(self, other: Sharing) -> Sharing:
         return Sharing(**{name: getattr(self, name) + getattr(other, name) for name in self.__slots__})
 
-    def saved_fraction(self, *, token_flops: float, pair_flops: float) -> float:
-        """The share of all floating-point operations of the layers that is saved, given those of a token and a pair."""
-        separate = token_flops * self.num_separate_tokens + pair_flops * self.num_separate_pairs
-        shared = token_flops * self.num_tokens + pair_flops * self.num_pairs
-        return 1 - shared / separate if separate else 0.0
+    def saved_fraction(self, *, token: float = 0.0, pair: float = 0.0) -> float:
+        """The share that is saved of what a token and a pair cost."""
+        separate = token * self.num_separate_tokens + pair * self.num_separate_pairs
+        return 1 - (token * self.num_tokens + pair * self.num_pairs) / separate if separate else 0.0
 
 
 def build_tree(samples: Sequence[Tokens], *, min_shared: int = MIN_SHARED) -> PrefixTree:

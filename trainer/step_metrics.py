@@ -43,6 +43,10 @@ def step_metrics(
         "train/initial_kl": first["policy_kl"],
         "train/policy_kl": last["policy_kl"],
         "train/logprob_difference_max": largest_logprob_difference(estimates.samples)[0],
+        **{
+            f"shared_prefix/{name}_saved": statistics.fmean(report.shared_prefix[name] for report in reports)
+            for name in reports[0].shared_prefix
+        },
         "sync/bytes": float(sync_bytes),
         "policy/version": float(version),
         "policy/staleness_max": float(_largest_staleness(episodes, reports[0], version)),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +17,7 @@ from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.batch import TrainSample, split_over_ranks
 from polyturn.trainer.critic_updates import UNMOVED, in_warmup, score_values, train_critic
+from polyturn.trainer.prefix_packs import Split
 
 if TYPE_CHECKING:
     from polyturn.trainer.megatron.critic import MegatronCritic
@@ -40,6 +41,8 @@ class UpdateReport:
     trained_tokens: Mapping[str, int]
     """Trainable tokens of each sample that went into an update of this rank."""
     seconds: float
+    shared_prefix: Mapping[str, float] = field(default_factory=dict)
+    """The shares of this rank's work that shared prefixes saved; empty where they are not computed once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +69,7 @@ def split_updates(
     num_updates: int,
     num_ranks: int,
     balance: BalanceConfig | None = None,
+    split: Split = split_over_ranks,
 ) -> list[tuple[UpdateShare, ...]]:
     """Cut a step into updates, and each update over the data-parallel ranks, balanced by cost.
 
@@ -82,7 +86,7 @@ def split_updates(
     for low, high in itertools.pairwise(bounds):
         update = [sample for sequence in sequences[low:high] for sample in sequence]
         counts = count_samples(update)
-        for rank, part in enumerate(split_over_ranks(update, num_ranks, balance)):
+        for rank, part in enumerate(split(update, num_ranks, balance)):
             shares[rank].append(UpdateShare(samples=tuple(part), counts=counts))
     return [tuple(share) for share in shares]
 
@@ -153,7 +157,21 @@ def run_updates(
         for sample in share.samples:
             trained[sample.sample_id] = trained.get(sample.sample_id, 0) + sample.num_trainable
     _refresh_reference(policy, config)
-    return UpdateReport(metrics=tuple(metrics), trained_tokens=trained, seconds=time.perf_counter() - started)
+    return UpdateReport(
+        metrics=tuple(metrics),
+        trained_tokens=trained,
+        seconds=time.perf_counter() - started,
+        shared_prefix=_saved(policy) if config.trainer.shared_prefix == "tree" else {},
+    )
+
+
+def _saved(policy: MegatronPolicy) -> dict[str, float]:
+    sharing, flops = policy.take_sharing()
+    return {
+        "tokens": sharing.saved_fraction(token=1.0),
+        "attention": sharing.saved_fraction(pair=1.0),
+        "flops": sharing.saved_fraction(token=flops.token, pair=flops.pair),
+    }
 
 
 def critic_report(shares: Sequence[UpdateShare]) -> UpdateReport:

@@ -99,6 +99,7 @@ class TrainerRank:
             initial_path=initial_weights(self._config),
             load_optimizer=self._config.checkpoint.load_optimizer,
             lora=trainer.lora,
+            shared_prefix=trainer.shared_prefix,
         )
         self._critic = None
         if trainer.uses_critic and not trainer.critic_has_ranks:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from megatron.core.models.gpt.gpt_model import GPTModel
 
     from polyturn.trainer.megatron.engine import Engine
+    from polyturn.trainer.megatron.flops import LayerFlops
     from polyturn.trainer.megatron.packed import PackedBatch
     from polyturn.trainer.megatron.reference import Reference
 
@@ -97,8 +98,7 @@ class MegatronPolicy:
         self.parallel = parallel or ParallelConfig()
         self._max_tokens = max_tokens_per_gpu
         self._shared_prefix: SharedPrefix = shared_prefix
-        self.sharing = Sharing()
-        """What updates have computed on this rank, and would have without shared prefixes."""
+        self._sharing = Sharing()
         hf_config = read_config(self.model_path)
         optimizer = optimizer or OptimizerConfig()
         self.schedule = LearningRateSchedule.from_config(optimizer, num_updates=total_updates)
@@ -194,9 +194,16 @@ class MegatronPolicy:
         rate = self.schedule(self.num_updates) if learning_rate is None else learning_rate
         batches = self._pack(samples)
         metrics = self._engine.update(batches, objective=objective, counts=global_counts, learning_rate=rate)
-        self.sharing = sum((batch.sharing for batch in batches), self.sharing)
+        self._sharing = sum((batch.sharing for batch in batches), self._sharing)
         self.num_updates += 1
         return metrics
+
+    def take_sharing(self) -> tuple[Sharing, LayerFlops]:
+        """What updates computed on this rank since the last call, and would have without shared prefixes; its costs."""
+        from polyturn.trainer.megatron.flops import layer_flops
+
+        sharing, self._sharing = self._sharing, Sharing()
+        return sharing, layer_flops(self._engine.chunks)
 
     def named_hf_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every weight under its Hugging Face name, whole on every rank, in the same order on all; adapters merged.

@@ -326,6 +326,8 @@ def allow_trees(model: GPTModel) -> None:
     Raises:
         ValueError: its attention is another than this package's.
     """
+    if model.config.apply_rope_fusion:
+        raise ValueError("trainer.shared_prefix: tree needs megatron.apply_rope_fusion: false")
     for module in list(model.modules()):
         core = getattr(module, "core_attention", None)
         if core is not None and not isinstance(core, TorchPackedAttention):
