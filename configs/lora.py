@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import PositiveFloat, PositiveInt
 
 from polyturn.configs.section import Section
-
-LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""The projections of attention and MLP, as Hugging Face names them."""
 
 
 class LoraConfig(Section):
@@ -22,8 +17,13 @@ class LoraConfig(Section):
     """Rows of A and columns of B."""
     alpha: PositiveFloat = 64.0
     """The product B A is multiplied by alpha / rank."""
-    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] = LORA_TARGETS
-    """The linear layers that get adapters, by the last part of their Hugging Face names. Routed experts get none."""
+    target_modules: tuple[str, ...] = ()
+    """The linear layers that get adapters, by the last part of their Hugging Face names (`q_proj`); empty: all of
+    attention, MLP and shared experts. Routed experts get none."""
+
+    def adapts(self, name: str) -> bool:
+        """Whether a linear layer gets an adapter; `name` is that of its Hugging Face module."""
+        return not self.target_modules or name.rpartition(".")[2] in self.target_modules
 
     @property
     def scale(self) -> float:

@@ -47,7 +47,13 @@ class Site:
     """The Hugging Face modules that it is made of, in order: `model.layers.0.self_attn.q_proj`, ..."""
     join: Literal["copy", "qkv", "gate_up"]
     """How their rows are laid out in it."""
-    parallel: Literal["column", "row"]
+    parallel: Literal["column", "row", "whole"]
+    """How tensor parallelism splits it: by rows, by columns, or not at all."""
+
+    @property
+    def halves(self) -> bool:
+        """Whether Hugging Face fuses gate and up, too: tensor parallelism then splits each half of the rows."""
+        return self.join == "gate_up" and len(self.projections) == 1
 
 
 class LoraAdapter(torch.nn.Module):
@@ -65,16 +71,20 @@ class LoraAdapter(torch.nn.Module):
         self._sequence_parallel = bool(config.sequence_parallel)
         weight: torch.nn.Parameter = layer.weight  # type: ignore[assignment]
         self._rows = _rows_of_projections(site, weight.size(0), config)
-        self.targets = tuple(name for name in site.projections if _last(name) in lora.target_modules)
+        self.targets = tuple(name for name in site.projections if lora.adapts(name))
         for name, num_rows in zip(site.projections, self._rows, strict=True):
             if name in self.targets:
                 self._add_pair(name, num_rows, weight, seed)
 
     def _add_pair(self, name: str, num_rows: int, weight: torch.Tensor, seed: int) -> None:
-        column = self.site.parallel == "column"
-        a = torch.nn.Parameter(_initial_a(name, self._rank, weight, split=not column, seed=seed))
-        b = torch.nn.Parameter(weight.new_zeros(num_rows, self._rank))
-        for param, split_dim in ((a, None if column else 1), (b, 0 if column else None)):
+        split_a = 1 if self.site.parallel == "row" else None
+        split_b = 0 if self.site.parallel == "column" else None
+        a = torch.nn.Parameter(_initial_a(name, self._rank, weight, split=split_a is not None, seed=seed))
+        shape: tuple[int, ...] = (num_rows, self._rank)
+        if self.site.halves:
+            shape, split_b = (2, num_rows // 2, self._rank), None if split_b is None else 1
+        b = torch.nn.Parameter(weight.new_zeros(shape))
+        for param, split_dim in ((a, split_a), (b, split_b)):
             whole = split_dim is None
             param.tensor_model_parallel = not whole  # type: ignore[attr-defined]
             param.partition_dim = -1 if whole else split_dim  # type: ignore[attr-defined]
@@ -85,18 +95,12 @@ class LoraAdapter(torch.nn.Module):
         self.register_parameter(f"b_{_last(name)}", b)
 
     def pair(self, name: str) -> tuple[torch.nn.Parameter, torch.nn.Parameter]:
-        """A and B of a Hugging Face module, this rank's parts."""
+        """A [rank, in] and B [out, rank] of a Hugging Face module, this rank's parts; [2, out / 2, rank] for halves."""
         return self.get_parameter(f"a_{_last(name)}"), self.get_parameter(f"b_{_last(name)}")
 
-    def forward(self, hidden: torch.Tensor, norm_weight: torch.Tensor | None) -> torch.Tensor:
-        """What is added to the layer's output.
-
-        Args:
-            norm_weight: of the RMSNorm that is fused into the layer; its adapters see what the layer sees.
-        """
-        if norm_weight is not None:
-            gain = norm_weight + 1 if self._config.layernorm_zero_centered_gamma else norm_weight
-            hidden = functional.rms_norm(hidden, hidden.shape[-1:], gain, self._config.layernorm_epsilon)
+    def forward(self, hidden: torch.Tensor, layer: torch.nn.Module) -> torch.Tensor:
+        """What is added to the output of the layer, given its input."""
+        hidden = self._normed(hidden, layer)
         pairs = [self.pair(name) for name in self.targets]
         low = functional.linear(hidden, torch.cat([a for a, _ in pairs]))
         if self.site.parallel == "column":
@@ -104,16 +108,25 @@ class LoraAdapter(torch.nn.Module):
                 low = gather_from_sequence_parallel_region(low, tensor_parallel_output_grad=True)
             else:
                 low = copy_to_tensor_model_parallel_region(low)
-        elif self._sequence_parallel:
-            low = reduce_scatter_to_sequence_parallel_region(low)
-        else:
-            low = reduce_from_tensor_model_parallel_region(low)
+        elif self.site.parallel == "row":
+            if self._sequence_parallel:
+                low = reduce_scatter_to_sequence_parallel_region(low)
+            else:
+                low = reduce_from_tensor_model_parallel_region(low)
         parts = low.split(self._rank, -1)
         outputs = {
-            name: functional.linear(part, b)
+            name: functional.linear(part, b.view(-1, self._rank))
             for name, part, (_, b) in zip(self.targets, parts, pairs, strict=True)
         }
         return self._scale * self._join(outputs, low.shape[:-1], low)
+
+    def _normed(self, hidden: torch.Tensor, layer: Any) -> torch.Tensor:
+        """What the layer's own weight sees: a norm may be fused into it."""
+        weight = getattr(layer, "layer_norm_weight", None)
+        if weight is None:
+            return hidden
+        gain = weight + 1 if self._config.layernorm_zero_centered_gamma else weight
+        return functional.rms_norm(hidden, hidden.shape[-1:], gain, layer.eps)
 
     @torch.no_grad()
     def weight_delta(self) -> torch.Tensor:
@@ -121,7 +134,7 @@ class LoraAdapter(torch.nn.Module):
         products: dict[str, torch.Tensor] = {}
         for name in self.targets:
             a, b = self.pair(name)
-            products[name] = (b.float() @ a.float()).t()
+            products[name] = (b.view(-1, self._rank).float() @ a.float()).t()
         some = products[self.targets[0]]
         return self._scale * self._join(products, some.shape[:-1], some).t()
 
@@ -131,7 +144,7 @@ class LoraAdapter(torch.nn.Module):
             parts[name] if name in parts else like.new_zeros(*shape, num_rows)
             for name, num_rows in zip(self.site.projections, self._rows, strict=True)
         ]
-        if self.site.join != "qkv":
+        if len(outputs) == 1 or self.site.join != "qkv":
             return torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]
         head = self._config.kv_channels
         groups = self._rows[1] // head
@@ -145,7 +158,7 @@ def _last(name: str) -> str:
 
 def _rows_of_projections(site: Site, num_rows: int, config: TransformerConfig) -> tuple[int, ...]:
     """How many of a rank's `num_rows` rows belong to each projection."""
-    if site.join == "copy":
+    if len(site.projections) == 1:
         return (num_rows,)
     if site.join == "gate_up":
         return (num_rows // 2, num_rows // 2)
@@ -179,13 +192,13 @@ def find_sites(model: GPTModel, find_mapping: Callable[[str], Any]) -> list[Site
         if ".experts." in path or path.endswith(".router"):
             continue
         mapped = find_mapping(name)
-        assert mapped.split_dim in (0, 1) and mapped.join in ("copy", "qkv", "gate_up"), name
+        assert mapped.join in ("copy", "qkv", "gate_up"), name
         sites.append(
             Site(
                 path=path,
                 projections=tuple(hf_name.removesuffix(".weight") for hf_name in mapped.hf_names),
                 join=mapped.join,
-                parallel="column" if mapped.split_dim == 0 else "row",
+                parallel={0: "column", 1: "row", None: "whole"}[mapped.split_dim],
             )
         )
     return sites
@@ -206,7 +219,7 @@ def _check_targets(architecture: Architecture, lora: LoraConfig) -> None:
         _last(name.removesuffix(".weight"))
         for row in architecture.family.rows.values()
         for name in row.hf_names
-        if row.split_dim is not None and row.join in ("copy", "qkv", "gate_up") and name.endswith(".weight")
+        if not row.is_expert and "proj" in name and name.endswith(".weight")
     )
     for target in lora.target_modules:
         if target not in known:
@@ -221,7 +234,7 @@ def attach_lora(model: GPTModel, sites: Sequence[Site], lora: LoraConfig, *, see
         param.requires_grad_(False)
     adapters = LoraAdapters()
     for site in sites:
-        if not any(_last(name) in lora.target_modules for name in site.projections):
+        if not any(lora.adapts(name) for name in site.projections):
             continue
         layer = model.get_submodule(site.path)
         adapter = LoraAdapter(layer, site, config=model.config, lora=lora, seed=seed)
@@ -273,7 +286,7 @@ class _Addition:
         if not self._adapter.enabled:
             return output
         value, *bias = output
-        return value + self._adapter(inputs[0], getattr(layer, "layer_norm_weight", None)), *bias
+        return value + self._adapter(inputs[0], layer), *bias
 
 
 def _ask_for_gradient(_layer: torch.nn.Module, _inputs: Any, output: torch.Tensor) -> torch.Tensor:

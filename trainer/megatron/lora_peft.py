@@ -50,7 +50,7 @@ def _gather(param: Any) -> torch.Tensor:
         parts = [torch.empty_like(part) for _ in range(size)]
         dist.all_gather(parts, part.contiguous(), group=parallel_state.get_tensor_model_parallel_group())
         part = torch.cat(parts, param.partition_dim)
-    return part.cpu()
+    return part.reshape(-1, part.size(-1)).cpu()
 
 
 def save_adapter(
@@ -70,7 +70,7 @@ def save_adapter(
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": 0.0,
-        "target_modules": sorted(lora.target_modules),
+        "target_modules": sorted({name.split(".")[-3] for name in tensors}),
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,
