@@ -5,7 +5,7 @@ Import only after `install_cpu_compatibility`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import torch
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.algorithms.tokens import TokenBatch
+from polyturn.trainer.batch import TrainSample
 from polyturn.trainer.megatron.packed import PackedBatch, gather_rows
 
 
@@ -43,7 +44,6 @@ def token_batch(
     corrections = None
     if any(sample.correction_weights is not None for sample in samples):
         corrections = gather_rows(batch, [_column(sample, "correction_weights") for sample in samples])
-    sequences, prompts = counts.tokens_of_sequence, counts.tokens_of_prompt
     return TokenBatch(
         logprobs=logprobs,
         entropies=entropies,
@@ -51,11 +51,9 @@ def token_batch(
         sequence_index=batch.sample_of_row,
         num_sequences=len(samples),
         sequence_lengths=_of_rows(
-            batch, [sequences[s.sequence_id] if sequences else s.num_trainable for s in samples]
+            batch, [_total(s, counts.tokens_of_sequence, s.sequence_id) for s in samples]
         ),
-        prompt_lengths=_of_rows(
-            batch, [prompts[s.group_id] if prompts else s.num_trainable for s in samples]
-        ),
+        prompt_lengths=_of_rows(batch, [_total(s, counts.tokens_of_prompt, s.group_id) for s in samples]),
         turns=_integers(batch, [sample.turns for sample in samples]),
         policy_versions=_integers(batch, [sample.policy_versions for sample in samples]),
         advantages=advantages,
@@ -71,6 +69,11 @@ def _integers(batch: PackedBatch, columns: Sequence[np.ndarray]) -> torch.Tensor
     parts = [column[sample.sampled] for sample, column in zip(batch.samples, columns, strict=True)]
     values = np.concatenate([np.zeros(0, dtype=np.int64), *parts])
     return torch.from_numpy(values).to(batch.rows.device)
+
+
+def _total(sample: TrainSample, totals: Mapping[str, int], name: str) -> int:
+    """The trainable tokens of what the sample is part of. Totals leave out what has none, and may be of nothing."""
+    return totals[name] if totals and sample.num_trainable else sample.num_trainable
 
 
 def _of_rows(batch: PackedBatch, by_sample: Sequence[int]) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 from polyturn.configs import reductions as sections
 from polyturn.configs.algorithm import AlgorithmConfig
 from polyturn.configs.kl import KLInLoss, NoKL
-from polyturn.configs.losses import ClipLoss, SupervisedLoss
+from polyturn.configs.losses import ClipLoss, ReinforceLoss, SupervisedLoss
 from polyturn.trainer.algorithms.objective import Objective, evaluate_objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.algorithms.tokens import TokenBatch
@@ -285,3 +285,39 @@ def test_an_objective_is_what_the_config_says():
         temperature=0.7,
     )
     assert Objective.from_config(AlgorithmConfig(), temperature=1.0) == Objective()
+
+
+def test_a_rejected_token_has_no_policy_loss_but_is_held_by_the_penalties():
+    batch = make_batch()
+    weights = torch.where(batch.sequence_index == 0, 0.0, 2.0).double()
+    corrected, plain = (
+        replace(batch, correction_weights=column) for column in (weights, torch.ones_like(weights))
+    )
+    counts, rejected = count(batch), (batch.sequence_index == 0) & batch.mask
+    assert rejected.any()
+    _, alone, _ = evaluate(plain, Objective(), counts)
+    _, found, _ = evaluate(corrected, Objective(), counts)
+    # The denominators are those before rejection: what is left is not scaled up.
+    torch.testing.assert_close(found[0], alone[0] * weights)
+    objective = Objective(kl=IN_LOSS, entropy_coefficient=0.2)
+    _, held, _ = evaluate(corrected, objective, counts)
+    pull = 0.3 * (batch.logprobs - batch.reference_logprobs) / counts.num_tokens
+    torch.testing.assert_close(held[0][rejected], pull[rejected])
+    torch.testing.assert_close(held[1][rejected], torch.full_like(pull[rejected], -0.2 / counts.num_tokens))
+
+
+def test_decoupled_ppo_is_the_importance_weighted_policy_gradient_at_the_start_of_the_step():
+    """Three policies: where the policy is the proximal one, the slope is -w A with w = proximal / behavior."""
+    batch = make_batch()
+    weights = (batch.proximal_logprobs - batch.behavior_logprobs).exp()
+    batch = replace(batch, logprobs=batch.proximal_logprobs, correction_weights=weights)
+    counts = count(batch)
+    _, decoupled, _ = evaluate(batch, Objective(), counts)
+    _, two_policies, _ = evaluate(
+        replace(batch, correction_weights=None),
+        Objective(loss=ReinforceLoss(kind="reinforce", anchor="behavior")),
+        counts,
+    )
+    expected = torch.where(batch.mask, -weights * batch.advantages / counts.num_tokens, 0.0)
+    torch.testing.assert_close(decoupled[0], expected)
+    torch.testing.assert_close(two_policies[0], expected)
