@@ -50,6 +50,12 @@ def join_ranks(
             address=master_address, port=master_port, world_size=world_size, rank=rank, timeout=TIMEOUT
         )
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
+    form_groups(parallel, rank=rank)
+    model_parallel_cuda_manual_seed(seed)
+
+
+def form_groups(parallel: ParallelConfig, *, rank: int) -> None:
+    """Megatron-core's groups of a layout. The process group must be up."""
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor,
         pipeline_model_parallel_size=parallel.pipeline,
@@ -64,7 +70,6 @@ def join_ranks(
         create_gloo_process_groups=False,
     )
     assert parallel_state.get_data_parallel_rank() == parallel.place(rank).data
-    model_parallel_cuda_manual_seed(seed)
 
 
 def leave_ranks() -> None:
