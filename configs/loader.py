@@ -34,6 +34,8 @@ __all__ = [
 
 COMMAND_LINE = "command line"
 EXTENDS = "extends"
+ALGORITHMS = "algorithms/"
+"""Begins the name of a shipped algorithm in `extends`: a part of a recipe."""
 CONFIGS_DIRECTORY = Path(__file__).parent
 
 S = TypeVar("S", bound=BaseModel)
@@ -124,13 +126,13 @@ def json_schema() -> dict[str, Any]:
 
 
 def shipped_names(what: str) -> list[str]:
-    """The names of the YAML files that the package ships as `recipe` or `suite`."""
+    """The names of the YAML files that the package ships as `recipe`, `suite` or `algorithm`."""
     folder = CONFIGS_DIRECTORY / f"{what}s"
     return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
 
 
 def find_shipped(what: str, name: str | Path) -> Path:
-    """The YAML file called `name`, or the shipped recipe or suite of that name. Raises ConfigError."""
+    """The YAML file called `name`, or the shipped recipe, suite or algorithm of that name. Raises ConfigError."""
     path = Path(name)
     if path.is_file():
         return path
@@ -204,6 +206,8 @@ def _find_base(base: Tree, path: Path) -> Path:
     if beside.is_file():
         return beside
     try:
+        if base.value.startswith(ALGORITHMS):
+            return find_shipped("algorithm", base.value.removeprefix(ALGORITHMS))
         return find_shipped("recipe", base.value)
     except ConfigError as error:
         raise ConfigError(f"{base.origin}: 'extends': {error}") from error

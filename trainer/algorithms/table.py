@@ -1,0 +1,140 @@
+"""The tables of docs/algorithms.md, from the registries: `python -m polyturn.trainer.algorithms.table FILE` renews them."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from polyturn.configs import yaml_tree
+from polyturn.configs.algorithm import AlgorithmConfig
+from polyturn.configs.kl import KLInLoss, KLInReward
+from polyturn.configs.loader import find_shipped, shipped_names
+from polyturn.trainer.algorithms import builtin  # noqa: F401 - fills the registries
+from polyturn.trainer.algorithms.registry import (
+    ADVANTAGES,
+    CORRECTIONS,
+    KL_ESTIMATORS,
+    POLICY_LOSSES,
+    REDUCERS,
+    REWARD_POSTPROCESSORS,
+    Entry,
+    Registry,
+)
+
+REGISTRIES: Mapping[str, Registry[Any]] = {
+    "advantages": ADVANTAGES,
+    "losses": POLICY_LOSSES,
+    "kl": KL_ESTIMATORS,
+    "corrections": CORRECTIONS,
+    "reductions": REDUCERS,
+    "rewards": REWARD_POSTPROCESSORS,
+}
+"""By the name of their table."""
+TEST = "../tests/trainer/algorithms/battery/test_closed_forms.py"
+
+
+def table(registry: Registry[Any]) -> str:
+    """One row for each function: name, formula, gradient, paper, code, test, and the shipped configs that use it."""
+    rows = [
+        "| name | formula | gradient | paper | code | test | configs |",
+        "|---|---|---|---|---|---|---|",
+        *("| " + " | ".join(_cells(registry, entry)) + " |" for entry in registry),
+    ]
+    return "\n".join(rows)
+
+
+def renewed(text: str) -> str:
+    """A document with the tables between its marks `<!-- table NAME -->` and `<!-- end -->` made anew."""
+    for name, registry in REGISTRIES.items():
+        begin, end = f"<!-- table {name} -->\n", "\n<!-- end -->"
+        before, found, rest = text.partition(begin)
+        assert found, f"there is no table {name!r}"
+        _, found, after = rest.partition(end)
+        assert found, f"the table {name!r} has no end"
+        text = before + begin + table(registry) + end + after
+    return text
+
+
+def used_by(registry: Registry[Any], name: str) -> list[str]:
+    """The shipped algorithms that use a function."""
+    return [
+        shipped
+        for shipped in shipped_names("algorithm")
+        if name in kinds(registry, read_algorithm(shipped), written=written_keys(shipped))
+    ]
+
+
+def read_algorithm(name: str) -> AlgorithmConfig:
+    """The algorithm of a shipped file."""
+    return AlgorithmConfig.model_validate(_written(name))
+
+
+def written_keys(name: str) -> frozenset[str]:
+    """What a shipped file says about the algorithm, the rest being defaults."""
+    return frozenset(_written(name))
+
+
+def kinds(registry: Registry[Any], config: AlgorithmConfig, *, written: frozenset[str]) -> Iterator[str]:
+    """The names of the registry's functions that a config uses, as far as it was written and not a default."""
+    if registry is KL_ESTIMATORS:
+        if isinstance(config.kl, KLInLoss | KLInReward):
+            yield config.kl.estimator
+        return
+    keys = {
+        "advantages": "advantage",
+        "losses": "loss",
+        "reductions": "reduction",
+        "rewards": "reward_shaping",
+        "corrections": "corrections",
+    }
+    key = next(keys[name] for name, known in REGISTRIES.items() if known is registry)
+    section = getattr(config, key)
+    if key in written:
+        yield from (each.kind for each in (section if isinstance(section, list) else [section]))
+
+
+def _written(name: str) -> dict[str, Any]:
+    tree = yaml_tree.read_file(find_shipped("algorithm", name)).plain()
+    algorithm: dict[str, Any] = tree["trainer"]["algorithm"]
+    return algorithm
+
+
+def _cells(registry: Registry[Any], entry: Entry) -> Iterator[str]:
+    yield f"`{entry.name}`"
+    yield f"`{entry.formula}`"
+    yield "; ".join(_claim(place, claim) for place, claim in entry.gradients.items()) or "–"
+    yield ", ".join(_paper(source) for source in entry.paper.split(", "))
+    yield _code(entry)
+    yield f"[closed form]({TEST}), `-k {entry.name}`"
+    used = used_by(registry, entry.name)
+    yield ", ".join(f"[{name}](../configs/algorithms/{name}.yaml)" for name in used) or "–"
+
+
+def _claim(place: str, claim: str) -> str:
+    words = claim.replace("_", " ").replace("kl", "KL")
+    return words if place == "loss" else f"{words} as {place.replace('_', ' ')}"
+
+
+def _paper(source: str) -> str:
+    year, dot, number = source.partition(".")
+    is_id = dot and year.isdigit() and number.isdigit()
+    return f"[{source}](https://arxiv.org/abs/{source})" if is_id else source
+
+
+def _code(entry: Entry) -> str:
+    path = Path(inspect.getfile(entry.function)).resolve()
+    relative = path.relative_to(Path(__file__).resolve().parent)
+    return f"[{entry.function.__name__}](../trainer/algorithms/{relative.as_posix()})"
+
+
+def main() -> None:
+    """Renew the tables of the file that the command names."""
+    (path,) = (Path(argument) for argument in sys.argv[1:])
+    path.write_text(renewed(path.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
