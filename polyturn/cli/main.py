@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from polyturn import __version__
-from polyturn.cli import config, doctor, env, evaluate, serve, train
+from polyturn.cli import config, convert, doctor, env, evaluate, serve, train
 
 app = typer.Typer(
     name="polyturn",
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
+app.command("convert")(convert.convert)
 app.add_typer(env.app, name="env")
 app.add_typer(config.app, name="config")
 app.add_typer(serve.app, name="serve")

@@ -38,6 +38,11 @@ def read_config(directory: Path) -> dict[str, Any]:
     return config
 
 
+def config_dtype(config: Mapping[str, Any]) -> str:
+    """The dtype that a config.json names, or "float32" as transformers takes it."""
+    return str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
+
+
 class HFWeights(Mapping[str, torch.Tensor]):
     """The tensors of a directory by name, read one at a time."""
 
@@ -62,6 +67,10 @@ class HFWeights(Mapping[str, torch.Tensor]):
     def __len__(self) -> int:
         return len(self._files)
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor, from the files' headers alone."""
+        return {name: tuple(file.get_slice(name).get_shape()) for name, file in self._files.items()}
+
     def close(self) -> None:
         self._stack.close()
 
@@ -81,20 +90,28 @@ def _weight_files(directory: Path) -> list[Path]:
 
 
 def write_hf_directory(
-    directory: Path, *, source: Path, tensors: Iterable[tuple[str, torch.Tensor]], dtype: str
+    directory: Path,
+    *,
+    source: Path,
+    tensors: Iterable[tuple[str, torch.Tensor]],
+    dtype: str,
+    config_changes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a model directory like `source` (its config, tokenizer and every other small file) with these weights.
 
     The directory appears whole or not at all; one that is there already is replaced.
+
+    Args:
+        config_changes: keys of config.json to add or replace.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
     part = directory.with_name(f"{directory.name}.{uuid4().hex[:8]}.part")
     part.mkdir()
-    for path in sorted(source.iterdir()):
-        if path.is_file() and not path.name.endswith((*WEIGHT_SUFFIXES, ".index.json")):
-            # Not its permissions: a read-only source must give a directory that can be replaced.
-            shutil.copyfile(path, part / path.name)
+    copy_small_files(source, part)
     _set_dtype(part / "config.json", dtype)
+    if config_changes:
+        config = read_config(part) | dict(config_changes)
+        (part / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     _write_shards(part, tensors)
     if directory.exists():
         old = directory.with_name(f"{directory.name}.{uuid4().hex[:8]}.old")
@@ -103,6 +120,14 @@ def write_hf_directory(
         shutil.rmtree(old)
     else:
         part.rename(directory)
+
+
+def copy_small_files(source: Path, target: Path) -> None:
+    """Everything of a model directory but its weights: config, tokenizer, templates."""
+    for path in sorted(source.iterdir()):
+        if path.is_file() and not path.name.endswith((*WEIGHT_SUFFIXES, ".index.json")):
+            # Not its permissions: a read-only source must give a directory that can be replaced.
+            shutil.copyfile(path, target / path.name)
 
 
 def _set_dtype(path: Path, dtype: str) -> None:

@@ -9,7 +9,7 @@ Import only after `install_cpu_compatibility`.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +18,18 @@ from typing import Any
 import orjson
 import torch
 import torch.distributed as dist
+from megatron.core.models.gpt.gpt_model import GPTModel
 from safetensors import safe_open
 
 from polyturn.trainer.megatron.checkpoints.boxes import Box, Slab, copy_shared, slabs
 from polyturn.trainer.megatron.checkpoints.manifest import read_manifest
 from polyturn.trainer.megatron.checkpoints.state import (
+    BUFFER,
     RANDOM,
     WEIGHT,
     Kept,
     kept_state,
+    kept_weights,
     prepare_optimizer,
     restore_random_state,
 )
@@ -111,8 +114,11 @@ class CheckpointReader:
             return None
         return {name: file.get_tensor(name) for name in file.keys() if name.startswith(RANDOM)}  # noqa: SIM118
 
-    def assemble(self, engine: str, kept: Kept) -> dict[str, torch.Tensor]:
+    def assemble(self, engine: str, kept: Kept, *, only: str | None = None) -> dict[str, torch.Tensor]:
         """The states of a part, put together from what all ranks wrote: name -> [end - start], float32 or as written.
+
+        Args:
+            only: the one state that is wanted.
 
         Raises:
             ValueError: the checkpoint is of another model.
@@ -124,7 +130,7 @@ class CheckpointReader:
             for ours in slabs(box, kept.start, kept.end):
                 num_wanted += self._num_written(engine, box, ours)
                 for piece in self._candidates(engine, box.key, ours):
-                    for state in piece.entry.states:
+                    for state in piece.entry.states if only is None else (only,):
                         source = piece.entry.read(state)
                         if state not in result:
                             result[state] = torch.zeros(kept.end - kept.start, dtype=source.dtype)
@@ -219,6 +225,22 @@ def load_checkpoint(
     return reader.header
 
 
+@torch.no_grad()
+def load_weights(chunks: Sequence[GPTModel], directory: Path, *, engine: str = "policy") -> None:
+    """Fill models that nobody trains with a checkpoint's weights. Every rank calls it.
+
+    Raises:
+        ValueError: no finished checkpoint, or one of another model.
+    """
+    reader = CheckpointReader(directory)
+    try:
+        for kept in kept_weights(chunks):
+            (state,) = kept.states
+            kept.tensor.view(-1).copy_(reader.assemble(engine, kept, only=state)[state])
+    finally:
+        reader.close()
+
+
 def _store(kept: Kept, tensors: Mapping[str, torch.Tensor], *, with_moments: bool) -> None:
     wanted = set(kept.states) if with_moments or kept.owner is None else {WEIGHT}
     missing = wanted - set(tensors)
@@ -228,7 +250,7 @@ def _store(kept: Kept, tensors: Mapping[str, torch.Tensor], *, with_moments: boo
             "it was written with another kind of optimizer"
         )
     if kept.owner is None:
-        kept.tensor.view(-1).copy_(tensors["buffer"])
+        kept.tensor.view(-1).copy_(tensors[BUFFER])
         return
     device = kept.tensor.device
     moved = {name: tensors[name].to(device=device) for name in wanted}

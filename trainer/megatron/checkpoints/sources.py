@@ -12,6 +12,8 @@ from polyturn.configs.schema import RunConfig
 from polyturn.trainer.megatron.checkpoints.manifest import MARKER, find_faults
 
 TORCH_DIST_MARKER = "metadata.json"
+HF_FOLDER = "hf"
+"""In a torch_dist directory that we wrote: the model's config and tokenizer."""
 MEGATRON_LATEST = "latest_checkpointed_iteration.txt"
 
 

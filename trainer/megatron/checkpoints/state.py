@@ -8,7 +8,7 @@ Import only after `install_cpu_compatibility`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
 from polyturn.trainer.megatron.checkpoints.boxes import Box
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 WEIGHT = "param"
 """Megatron-core's name for the float32 weights among a parameter's states."""
+BUFFER = "buffer"
 RANDOM = "random."
 
 
@@ -57,9 +59,9 @@ def sharding_metadata() -> dict[str, Any]:
     }
 
 
-def sharded_tensors(engine: Engine) -> Iterator[ShardedTensor | ShardedTensorFactory]:
+def sharded_tensors(chunks: Sequence[GPTModel]) -> Iterator[ShardedTensor | ShardedTensorFactory]:
     """Every tensor of this rank's model that checkpoints know, as Megatron-core describes it."""
-    for chunk in engine.chunks:
+    for chunk in chunks:
         for value in nested_values(chunk.sharded_state_dict(metadata=sharding_metadata())):
             if isinstance(value, ShardedTensor | ShardedTensorFactory):
                 yield value
@@ -71,7 +73,7 @@ def kept_state(engine: Engine) -> list[Kept]:
     Raises:
         ValueError: Megatron-core does not say where a trained parameter belongs.
     """
-    described = {id(value.data): value for value in sharded_tensors(engine)}
+    described = {id(value.data): value for value in sharded_tensors(engine.chunks)}
     found = []
     for optimizer in engine.optimizers:
         for param in optimizer.model_param_group_index_map:
@@ -101,12 +103,27 @@ def kept_state(engine: Engine) -> list[Kept]:
                     boxes=_boxes(value, buffer),
                     start=0,
                     end=buffer.numel(),
-                    states={"buffer": buffer.detach().view(-1)},
+                    states={BUFFER: buffer.detach().view(-1)},
                     owner=None,
                     tensor=buffer,
                 )
             )
     return found
+
+
+def kept_weights(chunks: Sequence[GPTModel]) -> list[Kept]:
+    """The weights and buffers of models that nobody trains, each whole."""
+    return [
+        Kept(
+            boxes=_boxes(value, value.data),
+            start=0,
+            end=value.data.numel(),
+            states={WEIGHT if isinstance(value.data, torch.nn.Parameter) else BUFFER: value.data.view(-1)},
+            owner=None,
+            tensor=value.data,
+        )
+        for value in sharded_tensors(chunks)
+    ]
 
 
 def _boxes(value: ShardedTensor | ShardedTensorFactory | None, tensor: torch.Tensor) -> tuple[Box, ...]:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import _save_state_dict
 
 from polyturn.trainer.megatron.checkpoints.manifest import sync_directory
-from polyturn.trainer.megatron.checkpoints.sources import TORCH_DIST_MARKER
+from polyturn.trainer.megatron.checkpoints.sources import HF_FOLDER, TORCH_DIST_MARKER
 from polyturn.trainer.megatron.checkpoints.state import sharding_metadata
 from polyturn.trainer.megatron.checkpoints.trusted import check_metadata
+from polyturn.trainer.megatron.hf_directory import copy_small_files
 
 
 class _InProcessSave(TorchDistSaveShardedStrategy):
@@ -70,14 +72,14 @@ class _NoCommonState(LoadCommonStrategy):
     def check_version_compatibility(self, _loaded_version: Any) -> None: ...
 
 
-def save_torch_dist(chunks: Sequence[GPTModel], directory: Path, *, common: Mapping[str, Any]) -> None:
+def save_torch_dist(chunks: Sequence[GPTModel], directory: Path, *, hf_directory: Path) -> None:
     """Write the weights; the directory appears whole or not at all. Collective.
 
     Args:
-        common: plain values to go into `common.pt`.
+        hf_directory: its config and tokenizer are copied into `HF_FOLDER`, so that the way back needs nothing else.
 
     Raises:
-        ValueError: the directory is there already.
+        OSError: the directory is there already, and not empty.
         CheckpointException: a rank could not write; raised on all of them.
     """
     names: list[Any] = [f"{directory.name}.{uuid.uuid4().hex[:8]}.part"]
@@ -86,14 +88,15 @@ def save_torch_dist(chunks: Sequence[GPTModel], directory: Path, *, common: Mapp
     if dist.get_rank() == 0:
         part.mkdir(parents=True)
     dist.barrier()
-    state: dict[str, Any] = {"checkpoint_version": 3.0, "iteration": 0, **common}
+    # What Megatron-LM looks for in `common.pt`.
+    state: dict[str, Any] = {"checkpoint_version": 3.0, "iteration": 0}
     for index, chunk in enumerate(chunks):
         name = "model" if len(chunks) == 1 else f"model{index}"
         state[name] = chunk.sharded_state_dict(metadata=sharding_metadata())
     dist_checkpointing.save(state, str(part), _InProcessSave("torch_dist", 1))
     if dist.get_rank() == 0:
-        if directory.exists():
-            raise ValueError(f"{directory} is there already")
+        (part / HF_FOLDER).mkdir()
+        copy_small_files(hf_directory, part / HF_FOLDER)
         os.replace(part, directory)
         sync_directory(directory.parent)
     dist.barrier()
@@ -117,7 +120,12 @@ def load_torch_dist(chunks: Sequence[GPTModel], directory: Path) -> None:
         for chunk_name, chunk_state in state.items()
     }
     try:
-        loaded = dist_checkpointing.load(state, str(directory), common_strategy=_NoCommonState())
+        with warnings.catch_warnings():
+            # Upstream loads by a name that torch is about to drop.
+            warnings.filterwarnings(
+                "ignore", category=FutureWarning, message="`load_state_dict` is deprecated"
+            )
+            loaded = dist_checkpointing.load(state, str(directory), common_strategy=_NoCommonState())
     except (CheckpointingException, CheckpointException, KeyError) as error:
         told = str(error) or type(error).__name__
         raise ValueError(f"{directory} does not fit this model: {told[:400]}") from error

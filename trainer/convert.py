@@ -1,0 +1,313 @@
+"""`polyturn convert`: weights from one kind of directory into another, on one process or on all of torchrun's.
+
+Hugging Face -> torch_dist -> Hugging Face is bit for bit what it began with, and a run's checkpoint becomes either. FP8
+is made of a Hugging Face directory, matrix by matrix, without a model in memory.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+import yaml
+
+from polyturn.configs.models import resolve_model_path
+from polyturn.configs.parallel import ParallelConfig
+from polyturn.rollout.engines.ports import free_port
+from polyturn.trainer.megatron.checkpoints.manifest import find_faults
+from polyturn.trainer.megatron.checkpoints.sources import HF_FOLDER, WeightSource, find_source
+from polyturn.trainer.megatron.cpu import install_cpu_compatibility
+from polyturn.trainer.megatron.fp8_directory import FP8Cast
+from polyturn.trainer.megatron.hf_directory import HFWeights, config_dtype, read_config, write_hf_directory
+
+Kind = Literal["hf", "torch_dist", "fp8"]
+Tell = Callable[[str], None]
+DTYPES = ("float32", "bfloat16")
+STORE_TIMEOUT = timedelta(minutes=10)
+TELL_EVERY_S = 2.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ranks:
+    """This process among those that convert together."""
+
+    rank: int = 0
+    world_size: int = 1
+    address: str = "127.0.0.1"
+    port: int = 0
+
+    @classmethod
+    def from_torchrun(cls) -> Ranks:
+        """As torchrun's environment says, or one process without it."""
+        if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+            return cls()
+        return cls(
+            rank=int(os.environ["RANK"]),
+            world_size=int(os.environ["WORLD_SIZE"]),
+            address=os.environ.get("MASTER_ADDR", "127.0.0.1"),
+            port=int(os.environ.get("MASTER_PORT", "0")),
+        )
+
+    def meeting_port(self) -> int:
+        """A port for the ranks' own store: MASTER_PORT is torchrun's, through whose store rank 0 tells it."""
+        if self.world_size == 1:
+            return 0
+        is_agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        store = dist.TCPStore(
+            self.address,
+            self.port,
+            is_master=not is_agents and self.rank == 0,
+            wait_for_workers=False,
+            timeout=STORE_TIMEOUT,
+        )
+        if not is_agents:
+            return self.port
+        if self.rank == 0:
+            store.set("polyturn/port", str(free_port(self.address)))
+        return int(store.get("polyturn/port"))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """A conversion that nothing speaks against, as far as can be known before a weight is read."""
+
+    source: WeightSource
+    hf_directory: Path
+    """Whose config.json describes the model."""
+    target: Path
+    kind: Kind
+    dtype: str
+    parallel: ParallelConfig
+    ranks: Ranks
+
+
+def make_plan(
+    source: Path,
+    target: Path,
+    *,
+    to: Kind | None = None,
+    model: Path | None = None,
+    dtype: str | None = None,
+    tensor: int = 1,
+    pipeline: int = 1,
+    expert: int = 1,
+    ranks: Ranks | None = None,
+) -> Plan:
+    """Check everything that can be checked without reading weights.
+
+    Args:
+        to: None: torch_dist of a Hugging Face directory, and a Hugging Face directory of all else.
+        model: a Hugging Face directory with the model's config and tokenizer, where the source does not name one.
+        dtype: of the weights that are written; None: what config.json names.
+
+    Raises:
+        ValueError: the conversion cannot be done; one sentence says why.
+    """
+    ranks = ranks or Ranks()
+    found = find_source(source)
+    if found is None:
+        raise ValueError(f"{source} is empty")
+    kind: Kind = to or ("torch_dist" if found.kind == "hf" else "hf")
+    if (found.kind, kind) in {("hf", "hf"), ("torch_dist", "torch_dist")} and dtype is None:
+        raise ValueError(f"{source} is {kind} already: give --to, or --dtype for another dtype")
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ValueError(f"{target} is there already: name another, or delete it")
+    hf_directory = _hf_directory(found, model)
+    hf_config = read_config(hf_directory)
+    if "quantization_config" in hf_config:
+        raise ValueError(f"{hf_directory} is quantised: convert from the model in bfloat16")
+    dtype = dtype or config_dtype(hf_config)
+    if dtype not in DTYPES:
+        raise ValueError(f"the model's dtype is {dtype}: choose one of {', '.join(DTYPES)} with --dtype")
+    if ranks.world_size % (tensor * pipeline):
+        raise ValueError(
+            f"--tensor {tensor} x --pipeline {pipeline} must divide the {ranks.world_size} process(es): start as many "
+            "with torchrun"
+        )
+    plan = Plan(
+        source=found,
+        hf_directory=hf_directory,
+        target=target,
+        kind=kind,
+        dtype=dtype,
+        parallel=ParallelConfig(
+            tensor=tensor,
+            pipeline=pipeline,
+            expert=expert,
+            data=ranks.world_size // (tensor * pipeline),
+        ),
+        ranks=ranks,
+    )
+    _check_source(plan)
+    _check_model(plan)
+    _check_space(plan)
+    return plan
+
+
+def _hf_directory(source: WeightSource, model: Path | None) -> Path:
+    if model is not None:
+        return model
+    if source.kind == "hf":
+        return source.path
+    if (source.path / HF_FOLDER / "config.json").is_file():
+        return source.path / HF_FOLDER
+    # A checkpoint of a run stands in RUN/checkpoints/STEP.
+    config = source.path.parent.parent / "config.yaml"
+    if source.kind == "checkpoint" and config.is_file():
+        return resolve_model_path(yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["path"])
+    raise ValueError(
+        f"{source.path} does not say which model it is of: name its Hugging Face directory with --model"
+    )
+
+
+def _check_source(plan: Plan) -> None:
+    if plan.source.kind == "checkpoint":
+        for fault in find_faults(plan.source.path, read=False):
+            raise ValueError(fault)
+    if plan.source.kind == "hf":
+        with closing(HFWeights(plan.source.path)):
+            """Opened, so that every file is there and has a sound header."""
+
+
+def _check_model(plan: Plan) -> None:
+    """That Megatron-core can have this model in this layout. FP8 of a Hugging Face directory needs no model."""
+    if plan.kind == "fp8" and plan.source.kind == "hf":
+        return
+    install_cpu_compatibility("cpu")
+    from polyturn.trainer.megatron.layout import ModelLayout
+    from polyturn.trainer.megatron.model import read_architecture, transformer_config
+
+    parallel, hf_config = plan.parallel, read_config(plan.hf_directory)
+    layout = ModelLayout(tensor=parallel.tensor, pipeline=parallel.pipeline, expert=parallel.expert)
+    read_architecture(hf_config, tensor_parallel=parallel.tensor)
+    transformer_config(hf_config, dtype=plan.dtype, device="cpu", extra={}, layout=layout)
+
+
+def _check_space(plan: Plan) -> None:
+    files = plan.source.path.glob("*")
+    size = sum(path.stat().st_size for path in files if path.suffix in (".safetensors", ".distcp"))
+    # A checkpoint holds two moments beside each weight, all in float32.
+    needed = size // 3 if plan.source.kind == "checkpoint" else size
+    parent = plan.target.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    if not os.access(parent, os.W_OK):
+        raise ValueError(f"{parent} is no directory to write in")
+    free = shutil.disk_usage(parent).free
+    if needed > free:
+        raise ValueError(f"{parent} has {free / 1e9:.1f} GB free, and about {needed / 1e9:.1f} GB are needed")
+
+
+def convert(plan: Plan, tell: Tell) -> None:
+    """Do it. Every rank calls it; `tell` is told of the progress.
+
+    Raises:
+        ValueError: the weights are damaged or not those of the model.
+    """
+    if plan.kind == "fp8":
+        _convert_to_fp8(plan, tell)
+    else:
+        _convert_model(plan, plan.target, tell)
+
+
+def _convert_to_fp8(plan: Plan, tell: Tell) -> None:
+    whole = plan.source.path
+    if plan.source.kind != "hf":
+        whole = plan.target.with_name(f"{plan.target.name}.unquantised")
+        _convert_model(plan, whole, tell)
+    if plan.ranks.rank == 0:
+        tell("quantising in blocks of 128 x 128")
+        FP8Cast(whole).write(plan.target)
+        if plan.source.kind != "hf":
+            shutil.rmtree(whole)
+
+
+def _convert_model(plan: Plan, target: Path, tell: Tell) -> None:
+    """Through a model in memory, as each rank of the layout holds it."""
+    from polyturn.trainer.megatron.checkpoints.reader import load_weights
+    from polyturn.trainer.megatron.checkpoints.torch_dist import load_torch_dist, save_torch_dist
+    from polyturn.trainer.megatron.model import build_chunks, read_architecture, transformer_config
+    from polyturn.trainer.megatron.ranks import join_ranks, leave_ranks
+    from polyturn.trainer.megatron.weights import load_hf_weights, named_hf_tensors
+
+    ranks, hf_config = plan.ranks, read_config(plan.hf_directory)
+    join_ranks(
+        device="cpu",
+        parallel=plan.parallel,
+        seed=0,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        master_address=ranks.address,
+        master_port=ranks.meeting_port(),
+    )
+    try:
+        architecture = read_architecture(hf_config, tensor_parallel=plan.parallel.tensor)
+        config = transformer_config(hf_config, dtype=plan.dtype, device="cpu", extra={})
+        tell(f"building the model in {plan.dtype} for {plan.parallel.describe()}")
+        chunks = build_chunks(config, architecture, device="cpu")
+        if plan.source.kind == "hf":
+            with closing(HFWeights(plan.source.path)) as weights:
+                load_hf_weights(chunks, architecture, _Told(weights, tell))
+        elif plan.source.kind == "torch_dist":
+            tell(f"reading {plan.source.path}")
+            load_torch_dist(chunks, plan.source.path)
+        else:
+            tell(f"reading {plan.source.path}")
+            load_weights(chunks, plan.source.path)
+        tell(f"writing {target}")
+        if plan.kind == "torch_dist":
+            save_torch_dist(chunks, target, hf_directory=plan.hf_directory)
+            return
+        tensors = _told_export(named_hf_tensors(chunks, architecture), tell)
+        if ranks.rank == 0:
+            write_hf_directory(target, source=plan.hf_directory, tensors=tensors, dtype=plan.dtype)
+        else:
+            for _ in tensors:
+                continue
+        dist.barrier()
+    finally:
+        leave_ranks()
+
+
+class _Told(Mapping[str, torch.Tensor]):
+    """Weights that tell how many of them have been read."""
+
+    def __init__(self, weights: HFWeights, tell: Tell) -> None:
+        self._weights = weights
+        self._tell = tell
+        self._num_read = 0
+        self._told_at = time.monotonic()
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        self._num_read += 1
+        if time.monotonic() - self._told_at > TELL_EVERY_S:
+            self._told_at = time.monotonic()
+            self._tell(f"read {self._num_read} of {len(self._weights)} tensors")
+        return self._weights[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+
+def _told_export(
+    tensors: Iterator[tuple[str, torch.Tensor]], tell: Tell
+) -> Iterator[tuple[str, torch.Tensor]]:
+    told_at, num_bytes = time.monotonic(), 0
+    for number, (name, tensor) in enumerate(tensors, start=1):
+        yield name, tensor
+        num_bytes += tensor.numel() * tensor.element_size()
+        if time.monotonic() - told_at > TELL_EVERY_S:
+            told_at = time.monotonic()
+            tell(f"wrote {number} tensors, {num_bytes / 1e9:.1f} GB")
