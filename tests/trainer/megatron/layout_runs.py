@@ -40,6 +40,8 @@ class Run:
     metrics: list[dict[str, float]]
     after: dict[str, np.ndarray]
     """And after the last."""
+    trained: dict[str, int]
+    """Trainable tokens by sample, as this rank reports them."""
     digest: str
     """Of the exported tensors, which are the same on all ranks."""
     weights: dict[str, torch.Tensor] | None
@@ -52,9 +54,34 @@ def run_layouts(
     layouts: Sequence[ParallelConfig],
     samples: list[TrainSample],
     settings: dict[str, Any],
+    export: Path | None = None,
 ) -> list[Run]:
-    """Each layout in turn, in one process after the other's groups are gone."""
-    return [_run(context, path, layout, samples, settings) for layout in layouts]
+    """Each layout in turn, in one process after the other's groups are gone. The last one's model is exported."""
+    return [
+        _run(context.again(number), path, layout, samples, settings, export)
+        for number, layout in enumerate(layouts)
+    ]
+
+
+def train_on_faults(
+    context: RankContext, path: Path, layouts: Sequence[ParallelConfig], samples: list[TrainSample]
+) -> list[str]:
+    """What the rank raises in an update of each layout."""
+    return [_failure(context.again(number), path, layout, samples) for number, layout in enumerate(layouts)]
+
+
+def _failure(context: RankContext, path: Path, layout: ParallelConfig, samples: list[TrainSample]) -> str:
+    from polyturn.trainer.megatron.policy import MegatronPolicy
+
+    policy = MegatronPolicy(path, parallel=layout, max_tokens_per_gpu=64 // layout.context, **context.address)
+    try:
+        own = split_over_ranks(samples, layout.data)[policy.data_parallel_rank]
+        policy.train(own, objective=Objective(), global_counts=count_samples(samples))
+    except FloatingPointError as error:
+        return str(error)
+    finally:
+        policy.close()
+    return ""
 
 
 def _run(
@@ -63,6 +90,7 @@ def _run(
     layout: ParallelConfig,
     samples: list[TrainSample],
     settings: dict[str, Any],
+    export: Path | None,
 ) -> Run:
     from polyturn.trainer.megatron.policy import MegatronPolicy
 
@@ -82,6 +110,8 @@ def _run(
         ]
         after = _score(policy, own)
         weights = {name: tensor.clone() for name, tensor in policy.named_hf_tensors()}
+        if export is not None:
+            policy.save_hf(export)
     finally:
         policy.close()
     digest = hashlib.sha256()
@@ -92,6 +122,7 @@ def _run(
         before=before,
         metrics=metrics,
         after=after,
+        trained={sample.sample_id: sample.num_trainable for sample in own},
         digest=digest.hexdigest(),
         weights=weights if context.rank == 0 else None,
     )

@@ -20,12 +20,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 MAX_RANKS = 4
+MAX_MEETINGS = 8
+"""Process groups that one job may form, one after the other."""
 GRACE_S = 3.0
 """How long the other ranks may take to fail, too, once one has failed."""
 
@@ -42,6 +44,13 @@ class RankContext:
     world_size: int
     master_address: str
     master_port: int
+    spare_ports: tuple[int, ...] = ()
+    """For further meetings: a port stays taken for a while after its process group is gone."""
+
+    def again(self, number: int) -> RankContext:
+        """The same rank for the job's meeting `number`, from 0."""
+        port = (self.master_port, *self.spare_ports)[number]
+        return replace(self, master_port=port, spare_ports=())
 
     @property
     def address(self) -> dict[str, Any]:
@@ -95,14 +104,18 @@ class RankPool:
         assert 1 <= num_ranks <= MAX_RANKS, num_ranks
         module = sys.modules[function.__module__]
         assert module.__file__ is not None
-        port = _free_port()
+        port, *spare_ports = _free_ports(MAX_MEETINGS)
         ranks: dict[Connection, int] = {}
         try:
             for rank in range(num_ranks):
                 connection, pid = self._fork()
                 ranks[connection] = pid
                 context = RankContext(
-                    rank=rank, world_size=num_ranks, master_address="127.0.0.1", master_port=port
+                    rank=rank,
+                    world_size=num_ranks,
+                    master_address="127.0.0.1",
+                    master_port=port,
+                    spare_ports=tuple(spare_ports),
                 )
                 where = (function.__module__, module.__file__, function.__qualname__)
                 connection.send_bytes(pickle.dumps((where, pickle.dumps((context, arguments)))))
@@ -169,10 +182,12 @@ def _kill(pids: Iterable[int]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as listeners:
+        opened = [listeners.enter_context(socket.socket()) for _ in range(count)]
+        for listener in opened:
+            listener.bind(("127.0.0.1", 0))
+        return [int(listener.getsockname()[1]) for listener in opened]
 
 
 def _serve(control: socket.socket) -> None:
