@@ -21,7 +21,8 @@ from polyturn.envs.tasks import TaskSource
 from polyturn.rollout.engines.ports import is_free
 from polyturn.rollout.rewards_check import check_rewards, check_tasks
 from polyturn.rollout.task_sources import tasks_of
-from polyturn.trainer.megatron.checkpoints.manifest import find_faults
+from polyturn.trainer.megatron.checkpoints.manifest import MARKER, find_faults
+from polyturn.trainer.megatron.checkpoints.sources import initial_weights
 from polyturn.trainer.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ def preflight(config: RunConfig, *, dry_run: bool = False) -> None:
     _check_ports(config)
     _check_run_directory(config)
     _check_model(config, directory)
+    _check_initial_weights(config)
     # Last: opening an environment may take seconds.
     _check_tasks(config, (config.environment.train_split, config.evaluation.split))
 
@@ -97,6 +99,17 @@ def _check_shape(config: RunConfig, shape: ModelShape, directory: Path) -> None:
             f"{directory} has {shape.max_positions} positions"
         )
     check_layout(config, shape)
+
+
+def _check_initial_weights(config: RunConfig) -> None:
+    """`checkpoint.load`: what it is, and whether its files are whole as far as their sizes tell."""
+    try:
+        path = initial_weights(config)
+    except ValueError as error:
+        raise ConfigError(f"checkpoint.load: {error}") from error
+    if path is not None and (path / MARKER).is_file():
+        for fault in find_faults(path, read=False):
+            raise ConfigError(f"checkpoint.load: {fault}")
 
 
 def _check_weights(directory: Path) -> None:
