@@ -21,6 +21,7 @@ from polyturn.envs.tasks import TaskSource
 from polyturn.rollout.engines.ports import is_free
 from polyturn.rollout.rewards_check import check_rewards, check_tasks
 from polyturn.rollout.task_sources import tasks_of
+from polyturn.trainer.algorithms.plugins import check_plugins
 from polyturn.trainer.megatron.checkpoints.manifest import MARKER, find_faults
 from polyturn.trainer.megatron.checkpoints.sources import initial_weights
 from polyturn.trainer.run_directory import RunDirectory
@@ -39,6 +40,7 @@ def preflight(config: RunConfig, *, dry_run: bool = False) -> None:
     """
     check_batch(config)
     _check_lengths(config)
+    check_plugins(config.trainer.algorithm)
     _check_upstream(config)
     is_plan = dry_run and config.model.path.startswith(PRESET)
     directory = resolve_model_path(config.model.path, needs_weights=not is_plan)

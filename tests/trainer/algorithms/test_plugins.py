@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from polyturn.configs.algorithm import AlgorithmConfig
+from polyturn.configs.errors import ConfigError
+from polyturn.configs.loader import load_config
 from polyturn.configs.losses import ClipLoss
 from polyturn.configs.plugins import Plugin
 from polyturn.trainer.algorithms.plugins import bind, load_plugin
@@ -21,6 +25,7 @@ from polyturn.trainer.algorithms.registry import (
     Registry,
 )
 from polyturn.trainer.battery.kit import REGISTRIES
+from polyturn.trainer.preflight import preflight
 
 RIGHT = """
 def loss(batch, *, beta=0.1):
@@ -143,10 +148,33 @@ def test_an_unknown_name_is_told_the_nearest() -> None:
 
 def test_every_entry_says_what_it_is() -> None:
     for registry in REGISTRIES:
-        assert len(registry) or registry is CORRECTIONS
+        assert len(registry)
         for entry in registry:
             assert entry.formula and entry.paper and entry.function.__doc__, entry.name
             if entry.config is not None:
                 assert entry.config.model_validate({"kind": entry.name, **entry.example})
     for entry in KL_ESTIMATORS:
         assert set(entry.gradients) == {"loss", "loss_times_detached_ratio", "loss_times_ratio", "reward"}
+
+
+@pytest.mark.parametrize(
+    ("key", "section"),
+    [
+        ("loss", {"loss": {"kind": "plugin", "target": "{module}:los"}}),
+        ("advantage", {"advantage": {"kind": "plugin", "target": "{module}:loss", "options": {"step": 1}}}),
+        ("reduction", {"reduction": {"kind": "plugin", "target": "{module}:swapped"}}),
+        ("reward_shaping", {"reward_shaping": {"kind": "plugin", "target": "{module}:Reward"}}),
+        (
+            "corrections.1",
+            {"corrections": [{"kind": "veto"}, {"kind": "plugin", "target": "{module}:nothing"}]},
+        ),
+    ],
+)
+def test_a_wrong_plugin_ends_preflight(key: str, section: dict[str, Any], module: Path) -> None:
+    written = json.loads(json.dumps(section).replace("{module}", str(module)))
+    algorithm = AlgorithmConfig.model_validate(written)
+    config = load_config("quickstart")
+    config = config.model_copy(update={"trainer": config.trainer.model_copy(update={"algorithm": algorithm})})
+    with pytest.raises(ConfigError, match=rf"^trainer\.algorithm\.{key}: .*; a .* is `def ") as caught:
+        preflight(config)
+    assert "\n" not in str(caught.value)

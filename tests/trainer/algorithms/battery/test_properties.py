@@ -22,7 +22,7 @@ from polyturn.trainer.battery import Case, advantages, cases, corrections, postp
 from polyturn.trainer.battery.policy_losses import evaluate
 from polyturn.trainer.battery.rows import Row, count, padded, poisoned, random_rows, without_masked
 
-few = settings(max_examples=12, deadline=None, derandomize=True)
+few = settings(max_examples=8, deadline=None, derandomize=True)
 
 
 def every(registry: Any) -> pytest.MarkDecorator:

@@ -1,4 +1,7 @@
-"""The tables of docs/algorithms.md, from the registries: `python -m polyturn.trainer.algorithms.table FILE` renews them."""
+"""The tables of docs/algorithms.md, from the registries and the battery.
+
+`python -m polyturn.trainer.battery.table docs/algorithms.md` renews them.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,7 @@ from polyturn.trainer.algorithms.registry import (
     Entry,
     Registry,
 )
+from polyturn.trainer.battery.kit import checks
 
 REGISTRIES: Mapping[str, Registry[Any]] = {
     "advantages": ADVANTAGES,
@@ -33,6 +37,32 @@ REGISTRIES: Mapping[str, Registry[Any]] = {
     "rewards": REWARD_POSTPROCESSORS,
 }
 """By the name of their table."""
+KEYS = {
+    "rewards": "reward_shaping",
+    "advantages": "advantage",
+    "losses": "loss",
+    "corrections": "corrections",
+    "reductions": "reduction",
+}
+"""Where a config names a function of each registry, below `trainer.algorithm`."""
+NOTHING = "-"
+MAX_CONFIGS = 3
+CLAIMS = {
+    "zero": "zero",
+    "policy_gradient": "policy gradient",
+    "on_policy_gradient": "policy gradient, on-policy",
+    "scaled_policy_gradient": "(G - 1) / G policy gradient",
+    "reverse_kl": "KL(policy, other)",
+    "forward_kl": "KL(other, policy)",
+    "reverse_minus_forward_kl": "KL(policy, other) - KL(other, policy)",
+    "biased": "biased",
+}
+PLACES = {
+    "loss": "in the loss",
+    "loss_times_detached_ratio": "times the detached ratio",
+    "loss_times_ratio": "times the ratio",
+    "reward": "in the reward",
+}
 TEST = "../tests/trainer/algorithms/battery/test_closed_forms.py"
 
 
@@ -46,15 +76,34 @@ def table(registry: Registry[Any]) -> str:
     return "\n".join(rows)
 
 
+def kinds_table() -> str:
+    """One row for each kind of plug-in: where a config has it, and its signature."""
+    rows = ["| what | where in `trainer.algorithm` | signature |", "|---|---|---|"]
+    for name, registry in REGISTRIES.items():
+        if name in KEYS:
+            rows.append(f"| {registry.what} | `{KEYS[name]}` | `{registry.signature.text}` |")
+    return "\n".join(rows)
+
+
+def checks_table() -> str:
+    """One row for each check of the battery: what it is applied to, and what must hold."""
+    rows = ["| of | check | what must hold |", "|---|---|---|"]
+    for registry in REGISTRIES.values():
+        for name, check in checks(registry).items():
+            rows.append(f"| {registry.what} | `{name}` | {' '.join((check.__doc__ or '').split())} |")
+    return "\n".join(rows)
+
+
 def renewed(text: str) -> str:
     """A document with the tables between its marks `<!-- table NAME -->` and `<!-- end -->` made anew."""
-    for name, registry in REGISTRIES.items():
+    tables = {name: table(registry) for name, registry in REGISTRIES.items()}
+    for name, content in {**tables, "kinds": kinds_table(), "checks": checks_table()}.items():
         begin, end = f"<!-- table {name} -->\n", "\n<!-- end -->"
         before, found, rest = text.partition(begin)
         assert found, f"there is no table {name!r}"
         _, found, after = rest.partition(end)
         assert found, f"the table {name!r} has no end"
-        text = before + begin + table(registry) + end + after
+        text = before + begin + content + end + after
     return text
 
 
@@ -83,14 +132,7 @@ def kinds(registry: Registry[Any], config: AlgorithmConfig, *, written: frozense
         if isinstance(config.kl, KLInLoss | KLInReward):
             yield config.kl.estimator
         return
-    keys = {
-        "advantages": "advantage",
-        "losses": "loss",
-        "reductions": "reduction",
-        "rewards": "reward_shaping",
-        "corrections": "corrections",
-    }
-    key = next(keys[name] for name, known in REGISTRIES.items() if known is registry)
+    key = next(KEYS[name] for name, known in REGISTRIES.items() if known is registry)
     section = getattr(config, key)
     if key in written:
         yield from (each.kind for each in (section if isinstance(section, list) else [section]))
@@ -104,18 +146,19 @@ def _written(name: str) -> dict[str, Any]:
 
 def _cells(registry: Registry[Any], entry: Entry) -> Iterator[str]:
     yield f"`{entry.name}`"
-    yield f"`{entry.formula}`"
-    yield "; ".join(_claim(place, claim) for place, claim in entry.gradients.items()) or "–"
+    formula = entry.formula.replace("|", "\\|")
+    yield f"`{formula}`"
+    claims = [f"{CLAIMS[claim]} {PLACES[place]}" for place, claim in entry.gradients.items()]
+    if registry is not KL_ESTIMATORS:
+        claims = [CLAIMS[claim] for claim in entry.gradients.values()]
+    yield "; ".join(claims) or NOTHING
     yield ", ".join(_paper(source) for source in entry.paper.split(", "))
     yield _code(entry)
     yield f"[closed form]({TEST}), `-k {entry.name}`"
-    used = used_by(registry, entry.name)
-    yield ", ".join(f"[{name}](../configs/algorithms/{name}.yaml)" for name in used) or "–"
-
-
-def _claim(place: str, claim: str) -> str:
-    words = claim.replace("_", " ").replace("kl", "KL")
-    return words if place == "loss" else f"{words} as {place.replace('_', ' ')}"
+    # The one of its own name first.
+    used = sorted(used_by(registry, entry.name), key=lambda name: (name != entry.name, name))
+    shown = [f"[{name}](../configs/algorithms/{name}.yaml)" for name in used[:MAX_CONFIGS]]
+    yield ", ".join([*shown, "..."] if len(used) > MAX_CONFIGS else shown) or NOTHING
 
 
 def _paper(source: str) -> str:
@@ -126,8 +169,8 @@ def _paper(source: str) -> str:
 
 def _code(entry: Entry) -> str:
     path = Path(inspect.getfile(entry.function)).resolve()
-    relative = path.relative_to(Path(__file__).resolve().parent)
-    return f"[{entry.function.__name__}](../trainer/algorithms/{relative.as_posix()})"
+    relative = path.relative_to(Path(__file__).resolve().parents[1])
+    return f"[{entry.function.__name__}](../trainer/{relative.as_posix()})"
 
 
 def main() -> None:
