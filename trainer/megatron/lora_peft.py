@@ -6,7 +6,7 @@ Import only after `install_cpu_compatibility`.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from safetensors.torch import save_file
 
+from polyturn.configs.expert_layers import num_experts
 from polyturn.configs.lora import LoraConfig
+from polyturn.trainer.megatron.hf_directory import read_config
 from polyturn.trainer.megatron.lora import adapters_of
 
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -53,6 +55,16 @@ def _gather(param: Any) -> torch.Tensor:
     return part.reshape(-1, part.size(-1)).cpu()
 
 
+def _target_modules(names: Iterable[str], *, has_experts: bool) -> list[str]:
+    """The modules with adapters: by the last parts of their names, or in a model with experts by their whole names.
+
+    There `gate_proj` alone would also mean the routed experts', which have none. With transformers 5, PEFT 0.21 takes
+    even the whole name of a shared expert's for the routed ones', and cannot read it.
+    """
+    modules = {name.removeprefix(PREFIX).rpartition(".lora_")[0] for name in names}
+    return sorted(modules if has_experts else {name.rpartition(".")[2] for name in modules})
+
+
 def save_adapter(
     directory: Path, tensors: dict[str, torch.Tensor], *, lora: LoraConfig, base_model: Path
 ) -> None:
@@ -70,7 +82,7 @@ def save_adapter(
         "r": lora.rank,
         "lora_alpha": lora.alpha,
         "lora_dropout": 0.0,
-        "target_modules": sorted({name.split(".")[-3] for name in tensors}),
+        "target_modules": _target_modules(tensors, has_experts=num_experts(read_config(base_model)) > 0),
         "bias": "none",
         "fan_in_fan_out": False,
         "init_lora_weights": True,

@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
+from tiny_families import make_tiny
 
 from polyturn.configs.lora import LoraConfig
 from polyturn.configs.optimizer import OptimizerConfig
@@ -128,7 +129,8 @@ def test_adapters_train_as_peft_trains_them(make_model, make_samples, tmp_path, 
             delta = trained[f"{stem}.lora_B.weight"] @ trained[f"{stem}.lora_A.weight"]
             by_hand = by_hand + lora.alpha / lora.rank * delta
         torch.testing.assert_close(tensor, by_hand, atol=1e-6, rtol=1e-6)
-    assert sum(not torch.equal(merged[name], base[name]) for name in base) == 2 * len(lora.target_modules)
+    num_adapted = 2 * (len(lora.target_modules) or 7)
+    assert sum(not torch.equal(merged[name], base[name]) for name in base) == num_adapted
     fresh = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     again = peft.PeftModel.from_pretrained(fresh, tmp_path / "after").merge_and_unload()
     for name, tensor in again.state_dict().items():
@@ -202,7 +204,9 @@ def train_on_ranks(
         return found
 
 
-@pytest.mark.parametrize("layout", [{"tensor": 2}, {"context": 2, "data": 2}, {"tensor": 2, "pipeline": 2}], ids=str)
+@pytest.mark.parametrize(
+    "layout", [{"tensor": 2}, {"context": 2, "data": 2}, {"tensor": 2, "pipeline": 2}], ids=str
+)
 def test_ranks_train_the_same_adapters(rank_pool, make_model, make_samples, tmp_path, layout):
     path, samples = make_model("qwen3", tied=True), make_samples(LENGTHS)
     expected = rank_pool.run(1, train_on_ranks, path, samples, {}, tmp_path / "one")[0]
@@ -218,8 +222,93 @@ def test_ranks_train_the_same_adapters(rank_pool, make_model, make_samples, tmp_
             torch.testing.assert_close(tensor, theirs[key], atol=1e-5, rtol=1e-5)
 
 
+def train_a_family(context: Any, path: Path, layout: dict[str, int], directory: Path) -> list[Any]:
+    """Train adapters on everything that can have one; this rank's metrics and logprobs after."""
+    samples = family_samples()
+    parallel = ParallelConfig(**layout)
+    with open_policy(path, parallel=parallel, **context.address) as policy:
+        found = train(policy, with_proximal(policy, samples), counts_of(samples))
+        policy.save_adapter(directory / "adapter")
+        policy.save_checkpoint(directory / "checkpoint")
+        return [found, policy.logprobs(samples)]
+
+
+def family_samples() -> list[TrainSample]:
+    rng = np.random.default_rng(3)
+    return [
+        TrainSample(
+            sample_id=str(length),
+            group_id="g",
+            sequence_id=str(length),
+            token_ids=rng.integers(0, 301, length),
+            sampled=np.arange(length) > 2,
+            behavior_logprobs=np.full(length, -5.0, dtype=np.float32),
+            policy_versions=np.zeros(length, dtype=np.int32),
+            turns=np.zeros(length, dtype=np.int32),
+            advantages=rng.normal(size=length).astype(np.float32),
+        )
+        for length in (17, 30)
+    ]
+
+
+@torch.no_grad()
+def merge_by_hand(model: Any, adapters: dict[str, torch.Tensor]) -> None:
+    for name, a in adapters.items():
+        if name.endswith(".lora_A.weight"):
+            module = model.get_submodule(
+                name.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+            )
+            b = adapters[name.replace("lora_A", "lora_B")]
+            module.weight += LORA.alpha / LORA.rank * b @ a
+
+
+FAMILIES = [
+    ("deepseek_v3", {"tensor": 2, "expert": 2}),
+    ("glm4", {"tensor": 2, "pipeline": 2}),
+]
+
+
+@pytest.mark.parametrize(("family", "layout"), FAMILIES, ids=[name for name, _ in FAMILIES])
+def test_every_linear_layer_of_a_family_is_adapted_as_peft_reads_it(rank_pool, tmp_path, family, layout):
+    path = make_tiny(family, tmp_path / family, num_hidden_layers=2)
+    ((expected, logprobs),) = rank_pool.run(1, train_a_family, path, {}, tmp_path / "one")
+    num_ranks = ParallelConfig(**layout).world_size
+    for found, columns in rank_pool.run(num_ranks, train_a_family, path, layout, tmp_path / "more"):
+        for ours, theirs in zip(found, expected, strict=True):
+            assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+            assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
+        for one, other in zip(columns, logprobs, strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-4, rtol=0)
+    adapters = load_file(tmp_path / "one" / "adapter" / "adapter_model.safetensors")
+    sharded = load_file(tmp_path / "more" / "adapter" / "adapter_model.safetensors")
+    assert set(adapters) == set(sharded)
+    for name, tensor in adapters.items():
+        torch.testing.assert_close(sharded[name], tensor, atol=2e-5, rtol=1e-4)
+        assert tensor.any(), name
+
+    # What four ranks wrote, one rank reads.
+    with open_policy(path) as policy:
+        policy.load_checkpoint(tmp_path / "more" / "checkpoint")
+        policy.save_adapter(tmp_path / "again")
+    again = load_file(tmp_path / "again" / "adapter_model.safetensors")
+    for name, tensor in sharded.items():
+        assert torch.equal(again[name], tensor), name
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    if family == "glm4":
+        peft = pytest.importorskip("peft")
+        model = peft.PeftModel.from_pretrained(model, tmp_path / "one" / "adapter").eval()
+    else:
+        # PEFT cannot read adapters on shared experts with transformers 5.
+        merge_by_hand(model, adapters)
+    with torch.no_grad():
+        for sample, column in zip(family_samples(), logprobs, strict=True):
+            tokens = torch.from_numpy(sample.token_ids)
+            scores = model(input_ids=tokens[None]).logits[0, :-1].log_softmax(-1)
+            scores = scores.gather(1, tokens[1:, None]).squeeze(1)[sample.sampled[1:]]
+            np.testing.assert_allclose(column[sample.sampled], scores, atol=5e-5, rtol=0)
+
+
 def test_a_target_that_the_model_lacks_is_refused(make_model):
-    with pytest.raises(
-        ValueError, match=r"'w1', but this model's linear layers are .*q_proj"
-    ):
+    with pytest.raises(ValueError, match=r"'w1', but this model's linear layers are .*q_proj"):
         MegatronPolicy(make_model(), lora=LoraConfig(target_modules=("q_proj", "w1")))
