@@ -44,6 +44,8 @@ class Ranks:
     world_size: int = 1
     address: str = "127.0.0.1"
     port: int = 0
+    agent_listens: bool = False
+    """The port is that of a store which torchrun's agent hosts, not free for the ranks."""
 
     @classmethod
     def from_torchrun(cls) -> Ranks:
@@ -55,22 +57,16 @@ class Ranks:
             world_size=int(os.environ["WORLD_SIZE"]),
             address=os.environ.get("MASTER_ADDR", "127.0.0.1"),
             port=int(os.environ.get("MASTER_PORT", "0")),
+            agent_listens=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         )
 
     def meeting_port(self) -> int:
-        """A port for the ranks' own store: MASTER_PORT is torchrun's, through whose store rank 0 tells it."""
-        if self.world_size == 1:
-            return 0
-        is_agents = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        store = dist.TCPStore(
-            self.address,
-            self.port,
-            is_master=not is_agents and self.rank == 0,
-            wait_for_workers=False,
-            timeout=STORE_TIMEOUT,
-        )
-        if not is_agents:
+        """A port for the ranks' own store. Where the agent has its own, rank 0 tells the others through that."""
+        if not self.agent_listens:
             return self.port
+        store = dist.TCPStore(
+            self.address, self.port, is_master=False, wait_for_workers=False, timeout=STORE_TIMEOUT
+        )
         if self.rank == 0:
             store.set("polyturn/port", str(free_port(self.address)))
         return int(store.get("polyturn/port"))

@@ -82,7 +82,7 @@ def kept_state(engine: Engine) -> list[Kept]:
             states = optimizer._get_main_param_and_optimizer_states(param)
             found.append(
                 Kept(
-                    boxes=_boxes(described.get(id(param)), param),
+                    boxes=_boxes(described.get(id(param)), param, split=True),
                     start=owned.start,
                     end=owned.end,
                     # A step count of a tensor's own is no state of its elements.
@@ -126,8 +126,13 @@ def kept_weights(chunks: Sequence[GPTModel]) -> list[Kept]:
     ]
 
 
-def _boxes(value: ShardedTensor | ShardedTensorFactory | None, tensor: torch.Tensor) -> tuple[Box, ...]:
-    """Where a model's tensor belongs: one box, or two for gate and up projections in one tensor."""
+def _boxes(
+    value: ShardedTensor | ShardedTensorFactory | None, tensor: torch.Tensor, *, split: bool = False
+) -> tuple[Box, ...]:
+    """Where a model's tensor belongs: one box, or two for gate and up projections in one tensor.
+
+    `split`: the data-parallel ranks have ranges of it instead of copies, so each of theirs counts.
+    """
     if value is None:
         raise ValueError(
             f"a trained parameter of shape {tuple(tensor.shape)} is not in the model's sharded_state_dict: "
@@ -147,15 +152,16 @@ def _boxes(value: ShardedTensor | ShardedTensorFactory | None, tensor: torch.Ten
                 shape=(1,) * part.prepend_axis_num + tuple(part.local_shape),
                 flat_start=flat_start,
                 padded=part.allow_shape_mismatch,
-                main=_is_main(part.replica_id),
+                main=_is_main(part.replica_id, split=split),
             )
         )
     return tuple(boxes)
 
 
-def _is_main(replica_id: int | tuple[int, ...]) -> bool:
-    """Whether this rank's copy counts. The last number is the data-parallel rank, over which ranges are split."""
-    return isinstance(replica_id, int) or not any(replica_id[:-1])
+def _is_main(replica_id: int | tuple[int, ...], *, split: bool) -> bool:
+    """Whether this rank's copy counts, of those on other ranks. The last number is the data-parallel rank."""
+    numbers = (replica_id,) if isinstance(replica_id, int) else replica_id
+    return not any(numbers[:-1] if split else numbers)
 
 
 def num_optimizer_steps(engine: Engine) -> int:

@@ -1,0 +1,133 @@
+"""Checkpoints of the trainer's ranks: bitwise at the layout that wrote them, the same training at any other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from checkpoint_runs import (
+    Continued,
+    failing_save,
+    load_and_go_on,
+    save_and_go_on,
+    torch_dist_weights,
+)
+from ranks_pool import RankPool
+from tiny_families import make_tiny
+
+from polyturn.configs.parallel import ParallelConfig
+
+pytestmark = pytest.mark.stack
+
+LENGTHS = [5, 40, 17, 3, 33, 17, 61]
+
+DENSE = [
+    {},
+    {"tensor": 2},
+    {"pipeline": 2, "virtual_pipeline": 2},
+    {"data": 2},
+    {"context": 2},
+    {"tensor": 2, "pipeline": 2},
+    {"pipeline": 4},
+]
+MIXTURE = [
+    {},
+    {"data": 2, "expert": 2},
+    {"tensor": 2, "expert_tensor": 2},
+    {"pipeline": 2},
+    {"pipeline": 2, "data": 2, "expert": 2},
+    {"tensor": 2, "expert": 4, "data": 2},
+]
+SAVED: list[tuple[str, dict[str, int], list[dict[str, int]], str]] = [
+    ("qwen3", {"tensor": 2, "data": 2}, DENSE, "float32"),
+    ("qwen3", {"pipeline": 2, "virtual_pipeline": 2}, [{}, {"tensor": 2}], "bfloat16"),
+    ("glm4_moe", {"tensor": 2, "expert": 2, "data": 2}, MIXTURE, "float32"),
+    ("deepseek_v3", {}, [{"pipeline": 2, "data": 2, "expert": 2}], "float32"),
+]
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    made: dict[str, Path] = {}
+
+    def make(family: str) -> Path:
+        if family not in made:
+            made[family] = make_tiny(family, tmp_path_factory.mktemp(family))
+        return made[family]
+
+    return make
+
+
+def assert_equal(
+    ours: dict[str, torch.Tensor] | None, theirs: dict[str, torch.Tensor] | None, what: str
+) -> None:
+    """Bit for bit."""
+    assert ours is not None and theirs is not None and ours.keys() == theirs.keys(), what
+    for name, tensor in theirs.items():
+        assert torch.equal(ours[name], tensor), f"{what}: {name}"
+
+
+@pytest.mark.catalogue("B45")
+@pytest.mark.parametrize(
+    ("family", "saved", "loaded", "dtype"), SAVED, ids=[f"{family}-{dtype}" for family, _, _, dtype in SAVED]
+)
+def test_a_checkpoint_goes_on_at_any_layout(
+    rank_pool: RankPool,
+    tiny: Callable[[str], Path],
+    make_samples: Callable[..., Any],
+    tmp_path: Path,
+    family: str,
+    saved: dict[str, int],
+    loaded: list[dict[str, int]],
+    dtype: str,
+) -> None:
+    path, directory = tiny(family), tmp_path / "step"
+    samples = make_samples(LENGTHS)
+    parallel = ParallelConfig(**saved)
+    uninterrupted: Continued = rank_pool.run(
+        parallel.world_size, save_and_go_on, path, parallel, samples, directory, dtype
+    )[0]
+    assert uninterrupted.loaded is not None and uninterrupted.trained is not None
+    for layout in [parallel, *(ParallelConfig(**sizes) for sizes in loaded)]:
+        resumed = rank_pool.run(layout.world_size, load_and_go_on, path, layout, samples, directory, dtype)[0]
+        what = f"{family}: {parallel.describe()} -> {layout.describe()}"
+        assert resumed.num_updates == uninterrupted.num_updates == 2, what
+        assert_equal(resumed.loaded, uninterrupted.loaded, what)
+        if layout == parallel:
+            assert resumed.metrics == uninterrupted.metrics, what
+            assert_equal(resumed.trained, uninterrupted.trained, what)
+            continue
+        loose = {"float32": 1e-6, "bfloat16": 2e-2}[dtype]
+        for ours, theirs in zip(resumed.metrics, uninterrupted.metrics, strict=True):
+            assert ours["loss"] == pytest.approx(theirs["loss"], abs=loose), what
+        if dtype == "float32":
+            for name, tensor in uninterrupted.trained.items():
+                torch.testing.assert_close(resumed.trained[name], tensor, atol=1e-5, rtol=1e-5)
+
+
+def test_a_save_that_fails_on_one_rank_is_told_on_all_and_spares_the_one_before(
+    rank_pool: RankPool, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    for told, refused in rank_pool.run(2, failing_save, tiny("qwen3"), tmp_path):
+        assert "rank 1: IsADirectoryError" in told and "rank 0:" not in told
+        assert "no finished trainer checkpoint" in refused
+
+
+def test_torch_dist_weights_are_the_same_at_any_layout(
+    rank_pool: RankPool, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path, directory = tiny("glm4_moe"), tmp_path / "weights"
+    found = None
+    for sizes in (
+        {"tensor": 2, "expert": 2, "data": 2},
+        {"pipeline": 2, "data": 2, "expert": 2},
+        {"tensor": 2},
+        {},
+    ):
+        layout = ParallelConfig(**sizes)
+        weights = rank_pool.run(layout.world_size, torch_dist_weights, path, layout, directory)[0]
+        found = found or weights
+        assert_equal(weights, found, layout.describe())

@@ -1,0 +1,149 @@
+"""`polyturn convert` on real ranks and as a command: bit for bit, and refusals before anything starts."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from ranks_pool import RankContext, RankPool
+from safetensors.torch import load_file
+from tiny_families import make_tiny
+
+from polyturn.trainer.convert import Ranks, make_plan
+from polyturn.trainer.megatron.checkpoints.sources import find_source
+from polyturn.trainer.megatron.checkpoints.trusted import check_metadata
+
+pytestmark = pytest.mark.stack
+
+
+def run_convert(context: RankContext, source: Path, target: Path, settings: dict) -> list[str]:
+    """What was told of the progress."""
+    from polyturn.trainer.convert import convert
+
+    ranks = Ranks(
+        rank=context.rank,
+        world_size=context.world_size,
+        address=context.master_address,
+        port=context.master_port,
+    )
+    told: list[str] = []
+    convert(make_plan(source, target, ranks=ranks, **settings), told.append)
+    return told
+
+
+def save_checkpoint(context: RankContext, path: Path, directory: Path) -> None:
+    from polyturn.configs.parallel import ParallelConfig
+    from polyturn.trainer.megatron.policy import MegatronPolicy
+
+    policy = MegatronPolicy(path, parallel=ParallelConfig(tensor=2), **context.address)
+    try:
+        policy.save_checkpoint(directory)
+    finally:
+        policy.close()
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = make_tiny("glm4_moe", tmp_path_factory.mktemp("glm4_moe"))
+    (path / "tokenizer_config.json").write_text('{"model_max_length": 512}\n', encoding="utf-8")
+    return path
+
+
+def assert_same_model(ours: Path, theirs: Path, dtype: torch.dtype = torch.float32) -> None:
+    a, b = load_file(ours / "model.safetensors"), load_file(theirs / "model.safetensors")
+    assert a.keys() == b.keys()
+    for name, tensor in b.items():
+        expected = tensor if name.endswith("e_score_correction_bias") else tensor.to(dtype)
+        assert a[name].dtype == expected.dtype and torch.equal(a[name], expected), name
+    assert (ours / "tokenizer_config.json").read_bytes() == (theirs / "tokenizer_config.json").read_bytes()
+
+
+def test_hugging_face_to_torch_dist_and_back_is_bit_for_bit(
+    rank_pool: RankPool, mixture: Path, tmp_path: Path
+) -> None:
+    middle, wide, back = tmp_path / "middle", tmp_path / "wide", tmp_path / "back"
+    told = rank_pool.run(4, run_convert, mixture, middle, {"tensor": 2, "pipeline": 2, "expert": 2})[0]
+    assert any("writing" in text for text in told)
+    rank_pool.run(1, run_convert, middle, back, {})
+    assert_same_model(back, mixture)
+    assert json.loads((back / "config.json").read_text()) == json.loads((mixture / "config.json").read_text())
+    # The other way round: written by one rank, read by two, in another dtype.
+    rank_pool.run(1, run_convert, mixture, wide, {"dtype": "bfloat16"})
+    rank_pool.run(2, run_convert, wide, tmp_path / "half", {"pipeline": 2, "dtype": "bfloat16"})
+    assert_same_model(tmp_path / "half", mixture, torch.bfloat16)
+    assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "bfloat16"
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_checkpoint_becomes_a_hugging_face_directory(
+    rank_pool: RankPool, mixture: Path, tmp_path: Path
+) -> None:
+    step = tmp_path / "run" / "checkpoints" / "step_000001"
+    rank_pool.run(2, save_checkpoint, mixture, step)
+    with pytest.raises(ValueError, match="--model"):
+        make_plan(step, tmp_path / "out")
+    (tmp_path / "run" / "config.yaml").write_text(f"model: {{path: {mixture}}}\n", encoding="utf-8")
+    (step / "state.json").touch()
+    rank_pool.run(1, run_convert, tmp_path / "run", tmp_path / "out", {})
+    assert_same_model(tmp_path / "out", mixture)
+
+
+def test_the_command_under_torchrun_and_what_it_refuses(mixture: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    command += ["--standalone", "-m", "polyturn", "convert", str(mixture), str(tmp_path / "out")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    process = subprocess.run(
+        [*command, "--tensor", "2"], capture_output=True, text=True, timeout=300, check=False, env=environment
+    )
+    assert process.returncode == 0, process.stderr
+    assert process.stdout.strip() == f"torch_dist: {tmp_path / 'out'}"
+    assert find_source(tmp_path / "out") is not None
+    for arguments, told in {
+        (mixture, tmp_path / "out"): "is there already",
+        (tmp_path / "nowhere", tmp_path / "x"): "is no directory",
+    }.items():
+        with pytest.raises(ValueError, match=told):
+            make_plan(*arguments)
+    for settings, told in (
+        ({"tensor": 2}, "must divide the 1 process"),
+        ({"dtype": "int4"}, "int4"),
+        ({"to": "hf"}, "is hf already"),
+    ):
+        with pytest.raises(ValueError, match=told):
+            make_plan(mixture, tmp_path / "x", **settings)
+    unknown = shutil.copytree(mixture, tmp_path / "unknown")
+    config = json.loads((unknown / "config.json").read_text())
+    (unknown / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
+    with pytest.raises(ValueError, match="mamba"):
+        make_plan(unknown, tmp_path / "x")
+    (unknown / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        make_plan(unknown, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+class _Runs:
+    """A pickle of it would create a file when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return (os.mkdir, (str(self.path),))
+
+
+def test_a_pickle_that_names_a_function_is_not_run(tmp_path: Path) -> None:
+    (tmp_path / ".metadata").write_bytes(pickle.dumps({"state_dict_metadata": _Runs(tmp_path / "ran")}))
+    with pytest.raises(ValueError, match=r"names posix\.mkdir"):
+        check_metadata(tmp_path)
+    assert not (tmp_path / "ran").exists()
+    (tmp_path / ".metadata").write_bytes(b"\x80\x04nonsense")
+    with pytest.raises(ValueError, match="is damaged"):
+        check_metadata(tmp_path)
