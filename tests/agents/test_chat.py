@@ -99,6 +99,7 @@ def test_where_a_turn_ends_is_found_in_the_template(tokenizer, thinking):
     assert set(ChatRenderer(thinking).stop_token_ids) == ends
 
 
+@pytest.mark.catalogue("B38")
 def test_a_template_that_rewrites_history_still_gives_deltas(thinking):
     renderer = ChatRenderer(thinking)
     delta = renderer.extend([{"role": "user", "content": "And?"}], last_token_id=renderer.stop_token_ids[-1])

@@ -131,6 +131,37 @@ async def test_a_request_slot_is_free_during_tool_time():
     assert [group.num_dropped for group in groups] == [0, 0]
 
 
+@pytest.mark.catalogue("B48")
+async def test_what_ends_late_is_kept_like_what_ends_early():
+    """A step is all that was played for it, in the order of its prompts: short answers are not trained on first."""
+
+    class LongestFirst(CallThenAnswer):
+        """The lower a task's number, the more turns it takes."""
+
+        async def reply(self, *, messages, tools):
+            await asyncio.sleep(0.01)
+            num_made = sum(message["role"] == "tool" for message in messages)
+            if num_made < 6 - int(messages[0]["content"].split()[-1]):
+                return AssistantMessage(tool_calls=(ToolCall(id=str(num_made), name="work"),))
+            return AssistantMessage(content="answer")
+
+    ended = []
+    collector = make_collector(limits=RolloutLimits(max_concurrent_episodes=12, max_retries=0))
+    prompts = sorted(PromptCursor(len(TASKS), seed=0).take(6), key=lambda prompt: prompt.task_index)
+    try:
+        groups = await collector.collect(
+            prompts, samples_per_prompt=2, policy=LongestFirst(), on_episode=ended.append
+        )
+    finally:
+        collector.close()
+    order = [prompt.group_id for prompt in prompts]
+    assert ended[0].group_id == order[-1] and ended[-1].group_id == order[0]
+    assert [group.group_id for group in groups] == order
+    assert sorted(episode.episode_id for group in groups for episode in group.episodes) == sorted(
+        episode.episode_id for episode in ended
+    )
+
+
 async def test_waiting_for_a_slot_is_queue_time_and_not_generation_time():
     limits = RolloutLimits(max_concurrent_requests=1, max_retries=0)
     collector = make_collector(limits=limits)
@@ -152,7 +183,7 @@ async def test_environments_are_made_once_per_concurrent_episode_and_closed():
     assert all(env.closed for env in made)
 
 
-@pytest.mark.catalogue(43)
+@pytest.mark.catalogue("B43")
 async def test_a_failure_is_retried_with_a_fresh_attempt_then_dropped_and_never_scored():
     """Task 2 always fails, task 4 fails once per sample."""
     failures = {}
@@ -197,13 +228,13 @@ async def test_a_group_with_one_survivor_is_not_usable():
     assert (len(groups[0].episodes), groups[0].num_dropped, groups[0].is_usable) == (1, 2, False)
 
 
-@pytest.mark.catalogue(44)
+@pytest.mark.catalogue("B44")
 async def test_when_everything_fails_the_step_ends_with_the_reason():
     with pytest.raises(RolloutError, match=r"54 attempts failed, 54 of them with: the engine is gone"):
         await collect(make_collector(), CallThenAnswer(fail=lambda _: True))
 
 
-@pytest.mark.catalogue(44)
+@pytest.mark.catalogue("B44")
 async def test_a_long_row_of_failures_ends_the_step_early():
     attempts = []
     limits = RolloutLimits(max_concurrent_episodes=4, retry_delay_s=0)
@@ -217,7 +248,7 @@ async def test_a_long_row_of_failures_ends_the_step_early():
     assert len(attempts) < 60
 
 
-@pytest.mark.catalogue(44)
+@pytest.mark.catalogue("B44")
 async def test_a_wedge_ends_with_the_number_of_episodes_under_way():
     limits = RolloutLimits(stall_timeout_s=0.1)
     with pytest.raises(RolloutError, match=r"no episode ended for 0\.1 s, 18 are under way"):
@@ -255,7 +286,7 @@ async def test_episodes_that_outlast_the_drain_are_cancelled():
     assert sum(group.num_missing for group in groups) == 18
 
 
-@pytest.mark.catalogue(45)
+@pytest.mark.catalogue("B45")
 async def test_finished_episodes_of_a_stopped_collection_are_not_played_again():
     """Failed attempts count too: the resumed collection goes on with the attempt that comes next."""
     stop, kept = asyncio.Event(), []

@@ -40,6 +40,7 @@ async def generate(url, prompts, sampling):
         )
 
 
+@pytest.mark.catalogue("B25")
 async def test_logprobs_agree_with_transformers(fleet, tiny_model):
     import torch
     from transformers import AutoModelForCausalLM
@@ -58,6 +59,7 @@ async def test_logprobs_agree_with_transformers(fleet, tiny_model):
         assert set(generation.policy_versions) == {0}
 
 
+@pytest.mark.catalogue("B23", "B25")
 async def test_logprobs_are_those_at_the_sampling_temperature(fleet, tiny_model):
     import torch
     from transformers import AutoModelForCausalLM
@@ -73,7 +75,7 @@ async def test_logprobs_are_those_at_the_sampling_temperature(fleet, tiny_model)
     assert (reference - torch.tensor(generation.logprobs)).abs().max().item() <= 1e-4
 
 
-@pytest.mark.catalogue(50)
+@pytest.mark.catalogue("B50")
 async def test_a_seed_repeats_alone_and_in_a_batch(fleet):
     sampling = SamplingParams(max_tokens=24, seed=123)
     [alone] = await generate(fleet.url, [PROMPT], [sampling])
@@ -85,7 +87,7 @@ async def test_a_seed_repeats_alone_and_in_a_batch(fleet):
     assert batch[-1].token_ids != alone.token_ids
 
 
-@pytest.mark.catalogue(49)
+@pytest.mark.catalogue("B49")
 def test_checksums_of_the_engine_are_those_of_its_files(fleet, tiny_model):
     """Fused projections and a vocabulary that the engine pads included."""
     tensors = load_file(tiny_model / "model.safetensors")
@@ -101,7 +103,7 @@ def test_checksums_of_the_engine_are_those_of_its_files(fleet, tiny_model):
     ]
 
 
-@pytest.mark.catalogue(46)
+@pytest.mark.catalogue("B46")
 async def test_an_update_changes_version_weights_and_cached_prefixes(fleet, tiny_model, other_model):
     """The same prompt before and after an update: nothing of the old weights' KV cache is used."""
     [control] = fleet.controls
@@ -123,6 +125,7 @@ async def test_an_update_changes_version_weights_and_cached_prefixes(fleet, tiny
     assert after.logprobs == pytest.approx(without_cache.logprobs, abs=1e-5)
 
 
+@pytest.mark.catalogue("B47")
 async def test_pause_holds_requests_and_continue_lets_them_end(fleet):
     [control] = fleet.controls
     pending = asyncio.create_task(generate(fleet.url, [PROMPT], [SamplingParams(max_tokens=400, seed=1)]))

@@ -62,7 +62,7 @@ async def test_mean_interval_and_counts():
     assert (result.low, result.high) == pytest.approx((0.5313, 0.8881), abs=1e-4)
 
 
-@pytest.mark.catalogue(43)
+@pytest.mark.catalogue("B43")
 async def test_failures_are_excluded_and_counted():
     """The five tasks that fail would have been wrong: they must not lower the mean."""
 

@@ -15,7 +15,7 @@ from polyturn.rollout.prompts import PromptCursor
     sizes=st.lists(st.integers(0, 15), max_size=12),
     cut=st.integers(0, 12),
 )
-@pytest.mark.catalogue(45)
+@pytest.mark.catalogue("B45")
 def test_resumed_cursor_draws_what_an_uninterrupted_one_draws(num_tasks, seed, sizes, cut):
     whole = PromptCursor(num_tasks, seed=seed)
     uninterrupted = [prompt for size in sizes for prompt in whole.take(size)]

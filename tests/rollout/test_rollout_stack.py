@@ -55,7 +55,7 @@ async def collect(config, model, url, on_episode=None):
         collector.close()
 
 
-@pytest.mark.catalogue(50)
+@pytest.mark.catalogue("B50")
 async def test_a_seeded_collection_repeats_and_is_kept(fleet, tiny_model, tmp_path):
     config = run_config(tiny_model)
     store = TrajectoryStore(tmp_path)

@@ -201,7 +201,7 @@ async def test_when_every_group_reward_fails_the_step_ends_with_the_reason():
         await play(group_collector(reward), lambda prompt, count: "x", num_prompts=2)
 
 
-@pytest.mark.catalogue(45)
+@pytest.mark.catalogue("B45")
 async def test_a_resumed_step_is_scored_once():
     """Episodes from the journal have no group rewards yet; those of a finished step have them already."""
 

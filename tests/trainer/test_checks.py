@@ -48,6 +48,7 @@ def test_a_group_of_the_wrong_size_fails() -> None:
         checks.groups({"g": 7}, expected=8, dropped={}, step=1)
 
 
+@pytest.mark.catalogue("B38")
 @pytest.mark.parametrize(
     "trained",
     [[{"a": 3}], [{"a": 3}, {"a": 3, "b": 4}], [{"a": 3, "b": 4, "c": 1}], [{"a": 3, "b": 3}]],
