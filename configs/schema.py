@@ -119,6 +119,8 @@ class EnginesConfig(Section):
     """The run fails when an engine is not ready by then."""
     request_timeout_s: PositiveFloat = 600.0
     """A generation request fails after so many seconds, and its episode is tried again."""
+    routing_replay: bool = False
+    """Record the experts that each token was sent to, and replay them in the trainer (models with experts)."""
     router: RouterConfig = RouterConfig()
 
 
@@ -208,6 +210,8 @@ class BroadcastSync(Section):
     """Tensors are sent together up to this size."""
     timeout_s: PositiveFloat = 300.0
     """The run fails when a push takes longer."""
+    dtype: Literal["same", "fp8_block"] = "same"
+    """What the engines serve: the trainer's weights as they are, or cast to FP8 in 128 x 128 blocks at each sync."""
 
 
 class DiskSync(Section):
@@ -216,6 +220,8 @@ class DiskSync(Section):
     kind: Literal["disk"]
     directory: Path | None = None
     """None: a folder in the run directory."""
+    dtype: Literal["same", "fp8_block"] = "same"
+    """What the engines serve: the trainer's weights as they are, or cast to FP8 in 128 x 128 blocks at each sync."""
 
 
 WeightSync = Annotated[BroadcastSync | DiskSync, Field(discriminator="kind")]

@@ -53,6 +53,7 @@ def preflight(config: RunConfig, *, dry_run: bool = False) -> None:
     _check_run_directory(config)
     _check_model(config, directory)
     _check_initial_weights(config)
+    _check_fp8(config)
     # Last: opening an environment may take seconds.
     _check_tasks(config, (config.environment.train_split, config.evaluation.split))
 
@@ -101,6 +102,21 @@ def _check_shape(config: RunConfig, shape: ModelShape, directory: Path) -> None:
             f"{directory} has {shape.max_positions} positions"
         )
     check_layout(config, shape)
+
+
+def _check_fp8(config: RunConfig) -> None:
+    if config.weight_sync.dtype == "same":
+        return
+    if config.engines.device != "cuda":
+        raise ConfigError(
+            f"weight_sync.dtype: {config.weight_sync.dtype} needs engines on GPUs: set engines.device=cuda, or "
+            "weight_sync.dtype=same"
+        )
+    if config.checks.enabled and config.checks.weights_equal:
+        raise ConfigError(
+            "checks.weights_equal compares weights that engines hold as they were sent, and FP8 engines lay theirs out "
+            "anew: set checks.weights_equal=false"
+        )
 
 
 def _check_initial_weights(config: RunConfig) -> None:

@@ -125,7 +125,7 @@ class _Run:
         """Evaluate, train, evaluate, save. Raises `Interrupted` when asked to stop."""
         trainer = self._parts.trainer
         state = self._resume(trainer)
-        trainer.connect(self._parts.engine_urls, self._directory.weights)
+        trainer.connect(self._parts.engine_urls, self._directory.weights, self._directory.engine_model)
         sinks: list[MetricSink] = [JsonLinesSink(self._directory.metrics, last_step=state.step)]
         if self._config.logging.tensorboard:
             sinks.append(TensorBoardSink(self._directory.tensorboard, last_step=state.step))
@@ -237,7 +237,8 @@ def _running_stack(
         if config.cluster.address is None:
             stack.callback(start_reaper(directory.logs / "reaper.log").stop)
         stack.callback(ray.shutdown)
-        engines = EngineGroup(config, model_path=model_path, logs=directory.logs)
+        served = model_path if config.weight_sync.dtype == "same" else _fp8_model(model_path, directory)
+        engines = EngineGroup(config, model_path=served, logs=directory.logs)
         stack.callback(_ignoring_dead_actors(engines.close))
         urls = engines.start()
         trainer = TrainerGroup(config, model_path=model_path)
@@ -255,6 +256,15 @@ def _running_stack(
         running = stack.pop_all()
     with running:
         yield Stack(trainer=trainer, engine_urls=engine_urls, router_url=router.url)
+
+
+def _fp8_model(model_path: Path, directory: RunDirectory) -> Path:
+    """The model as engines must be started to take FP8 weights; made once a run."""
+    from polyturn.trainer.megatron.fp8_directory import FP8Cast
+
+    if not directory.engine_model.exists():
+        FP8Cast(model_path).write(directory.engine_model)
+    return directory.engine_model
 
 
 def _ignoring_dead_actors(close: Callable[[], None]) -> Callable[[], None]:

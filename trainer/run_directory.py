@@ -7,6 +7,7 @@ trajectories/step_000001.parquet
 journal/                        episodes of the step under way
 evaluation/                     trajectories of the held-out evaluations
 checkpoints/step_000001/        one file per rank, trainer.json with their checksums, and state.json
+engine_model/                   with weights synced in FP8: what the engines are started from
 policy/                         the final policy as a Hugging Face directory
 logs/                           engines and router
 summary.json                    how it went
@@ -125,6 +126,10 @@ class RunDirectory:
     @property
     def weights(self) -> Path:
         return self.path / "weights"
+
+    @property
+    def engine_model(self) -> Path:
+        return self.path / "engine_model"
 
     @property
     def summary(self) -> Path:

@@ -11,7 +11,7 @@ import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import orjson
 import ray
@@ -37,6 +37,9 @@ from polyturn.trainer.updates import (
     score_samples,
 )
 from polyturn.trainer.weight_sync import SyncReport, WeightPublisher
+
+if TYPE_CHECKING:
+    from polyturn.trainer.megatron.fp8_directory import FP8Cast
 
 ADAPTER_NAME = "adapter"
 
@@ -69,6 +72,7 @@ class TrainerRank:
         self._model_path = Path(model_path)
         self._rank = rank
         self._publisher: WeightPublisher | None = None
+        self._cast: FP8Cast | None = None
 
     def rendezvous(self) -> tuple[str, int]:
         """An address and a free port of this rank's host."""
@@ -106,11 +110,15 @@ class TrainerRank:
             self._critic = make_critic(self._config, model_path=self._model_path, parallel=trainer.parallel)
             self._policy.keep_in_checkpoints("critic", self._critic.engine)
 
-    def connect(self, engine_urls: Sequence[str], weights_directory: str) -> None:
+    def connect(self, engine_urls: Sequence[str], weights_directory: str, engine_model: str) -> None:
         """Prepare to publish weights to the engines. Only rank 0 does anything."""
         if self._rank != 0:
             return
         sync = self._config.weight_sync
+        if sync.dtype == "fp8_block":
+            from polyturn.trainer.megatron.fp8_directory import FP8Cast
+
+            self._cast = FP8Cast(self._model_path)
         engines = [EngineControl(url) for url in engine_urls]
         hf_config = orjson.loads((self._model_path / "config.json").read_bytes())
         new_checksums = partial(
@@ -139,14 +147,17 @@ class TrainerRank:
 
             directory = sync.directory or Path(weights_directory)
             self._publisher = DiskPublisher(
-                engines=engines, model_path=self._model_path, directory=directory, new_checksums=new_checksums
+                engines=engines,
+                model_path=self._model_path if sync.dtype == "same" else Path(engine_model),
+                directory=directory,
+                new_checksums=new_checksums,
             )
 
     def publish(self, version: int) -> SyncReport | None:
         """Send the weights to the engines. Every rank takes part; rank 0 reports."""
         tensors = self._policy.named_hf_tensors()
         if self._publisher is not None:
-            return self._publisher.publish(tensors, version=version)
+            return self._publisher.publish(self._cast(tensors) if self._cast else tensors, version=version)
         for _ in tensors:
             continue
         return None
@@ -229,8 +240,14 @@ class TrainerGroup(RankGroup):
     def start_build(self) -> list[Any]:
         return [*super().start_build(), *(self._critic.start_build() if self._critic else ())]
 
-    def connect(self, engine_urls: Sequence[str], weights_directory: Path) -> None:
-        self._on_all("connect", list(engine_urls), str(weights_directory))
+    def connect(self, engine_urls: Sequence[str], weights_directory: Path, engine_model: Path) -> None:
+        """Prepare to publish.
+
+        Args:
+            weights_directory: where versions go that are sent through disk.
+            engine_model: what the engines were started from, if that is not the trainer's model.
+        """
+        self._on_all("connect", list(engine_urls), str(weights_directory), str(engine_model))
 
     def publish(self, version: int) -> SyncReport:
         """Send the weights to the engines."""

@@ -10,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from polyturn.rollout.engines.checksum import engine_checksums
 from polyturn.trainer.megatron.fp8 import cast_tensors, dequantize_blocks, find_quantised, quantize_blocks
 from polyturn.trainer.megatron.fp8_directory import FP8Cast
+from polyturn.trainer.weight_sync.broadcast import make_buckets
 
 
 def all_e4m3() -> list[float]:
@@ -144,6 +146,10 @@ def test_an_fp8_directory_says_what_an_engine_must_know(make_wide_model: Path, t
     sent = dict(cast(before.items()))
     assert sent.keys() == after.keys()
     assert all(torch.equal(sent[key].float(), after[key].float()) for key in after)
+    buckets = list(make_buckets(sent.items(), bucket_bytes=2**20))
+    assert {len({tensor.dtype for _, tensor in bucket}) for bucket in buckets} == {1}
+    assert sorted(name for bucket in buckets for name, _ in bucket) == sorted(sent)
+    assert engine_checksums(sent, tied_embeddings=False)
     with pytest.raises(ValueError, match="quantised already"):
         FP8Cast(tmp_path / "fp8")
 
