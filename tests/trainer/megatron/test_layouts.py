@@ -208,6 +208,23 @@ def test_every_rank_names_the_sample_that_is_not_finite(rank_pool, tiny, samples
             assert text.count(f"sample {broken.sample_id}: the advantage of token") == 1, text
 
 
+OVERLAPPED = [
+    ("qwen3", {"data": 2, "pipeline": 2, "virtual_pipeline": 2}),
+    ("qwen3", {"context": 2, "data": 2}),
+    ("qwen3_moe", {"expert": 2, "data": 2}),
+]
+
+
+@pytest.mark.parametrize(
+    ("family", "layout"), OVERLAPPED, ids=[f"{family}-{name(layout)}" for family, layout in OVERLAPPED]
+)
+def test_gradients_summed_while_the_backward_pass_runs(rank_pool, tiny, samples, single, family, layout):
+    parallel = ParallelConfig(**layout)
+    settings = {"megatron": {"ddp": {"overlap_grad_reduce": True, "bucket_size": 5000}}}
+    ranks = rank_pool.run(parallel.world_size, run_layouts, tiny(family), [parallel], samples, settings)
+    compare([rank for (rank,) in ranks], parallel, single(family))
+
+
 BF16 = [
     ("qwen3", {"tensor": 2, "pipeline": 2}),
     ("qwen3", {"context": 2, "data": 2}),
