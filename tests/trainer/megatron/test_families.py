@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_families import HAS_EXPERTS, TINY, make_tiny, run_rank
+from ranks_pool import RankContext
+from safetensors.torch import load_file, save_file
+from tiny_families import HAS_EXPERTS, TINY, load_model, make_tiny, run_rank
 
 from polyturn.configs.parallel import ParallelConfig
 
@@ -56,3 +59,45 @@ def test_logits_are_those_of_transformers(rank_pool, tiny, layout: dict[str, Any
             error = (logits - expected).abs().max() / expected.abs().max()
             assert error <= TOLERANCE, f"{name}: {error}"
         assert all(rank[name]["names"] == ranks[0][name]["names"] for rank in ranks), "one order on all ranks"
+
+
+def load_rank(context: RankContext, directory: Path, parallel: Any) -> str:
+    """What a rank says of a directory that it loads."""
+    with context.joined(parallel):
+        try:
+            load_model(directory)
+        except ValueError as error:
+            return str(error)
+    return "loaded"
+
+
+def with_tensors(source: Path, target: Path, change: Callable[[dict[str, torch.Tensor]], Any]) -> Path:
+    shutil.copytree(source, target)
+    tensors = load_file(source / "model.safetensors")
+    change(tensors)
+    save_file(tensors, target / "model.safetensors")
+    return target
+
+
+@pytest.mark.parametrize("layout", [{"pipeline": 2}, {"expert": 2, "data": 2}], ids=["stages", "experts"])
+def test_all_ranks_learn_of_a_tensor_that_one_of_them_misses(rank_pool, tiny, tmp_path: Path, layout):
+    last = "model.layers.3.mlp.experts.7.down_proj.weight"
+    path = with_tensors(tiny("glm4_moe"), tmp_path / "less", lambda tensors: tensors.pop(last))
+    parallel = ParallelConfig(**layout)
+    assert (
+        rank_pool.run(2, load_rank, path, parallel)
+        == [f"the model's safetensors lack {last}, which its config.json calls for"] * 2
+    )
+    further = {"model.layers.4.eh_proj.weight": torch.zeros(2), "model.layers.1.gate.weight": torch.zeros(2)}
+    path = with_tensors(tiny("glm4_moe"), tmp_path / "more", lambda tensors: tensors.update(further))
+    assert (
+        rank_pool.run(2, load_rank, path, parallel)
+        == ["the model's safetensors hold model.layers.1.gate.weight, for which its config.json has no place"]
+        * 2
+    )
+
+
+def test_layers_that_predict_further_tokens_are_passed_over(rank_pool, tiny, tmp_path: Path):
+    further = {"model.layers.4.eh_proj.weight": torch.zeros(2), "model.layers.4.enorm.weight": torch.zeros(2)}
+    path = with_tensors(tiny("glm4_moe"), tmp_path / "more", lambda tensors: tensors.update(further))
+    assert rank_pool.run(1, load_rank, path, ParallelConfig()) == ["loaded"]

@@ -176,13 +176,12 @@ def run_rank(context: RankContext, directories: dict[str, Path], parallel: Any) 
     return results
 
 
-def _run_model(directory: Path) -> dict[str, Any]:
-    from safetensors.torch import load_file
-
+def load_model(directory: Path) -> tuple[list[Any], Any, Any]:
+    """This rank's part of a model with its weights: chunks, TransformerConfig, Architecture."""
     from polyturn.trainer.megatron.hf_directory import HFWeights, read_config
     from polyturn.trainer.megatron.layout import ModelLayout
     from polyturn.trainer.megatron.model import build_chunks, read_architecture, transformer_config
-    from polyturn.trainer.megatron.weights import load_hf_weights, mark_split_params, named_hf_tensors
+    from polyturn.trainer.megatron.weights import load_hf_weights, mark_split_params
 
     hf, layout = read_config(directory), ModelLayout.current()
     architecture = read_architecture(hf, tensor_parallel=layout.tensor)
@@ -190,6 +189,15 @@ def _run_model(directory: Path) -> dict[str, Any]:
     chunks = build_chunks(config, architecture, device="cpu")
     mark_split_params(chunks, architecture)
     load_hf_weights(chunks, architecture, HFWeights(directory))
+    return chunks, config, architecture
+
+
+def _run_model(directory: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    from polyturn.trainer.megatron.weights import named_hf_tensors
+
+    chunks, config, architecture = load_model(directory)
     stored = load_file(directory / "model.safetensors")
     names = []
     for name, tensor in named_hf_tensors(chunks, architecture):

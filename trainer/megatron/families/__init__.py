@@ -30,6 +30,11 @@ def find_family(hf: HFConfig) -> Family:
         raise ValueError(f"hidden_act {hf['hidden_act']!r} is not supported: only 'silu'")
     if hf.get("use_sliding_window"):
         raise ValueError("sliding-window attention is not supported")
+    if hf.get("quantization_config"):
+        raise ValueError(
+            "the model's config.json has a quantization_config, and the trainer needs weights that are not quantised: "
+            "use the model in bfloat16"
+        )
     family.refuse(hf)
     return family
 

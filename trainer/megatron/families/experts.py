@@ -65,6 +65,8 @@ def refuse_routers(hf: HFConfig) -> None:
         raise ValueError(
             f"scoring_func {hf['scoring_func']!r} is not supported: only 'sigmoid' with this family"
         )
+    if hf.get("topk_method", "noaux_tc") != "noaux_tc":
+        raise ValueError(f"topk_method {hf['topk_method']!r} is not supported: only 'noaux_tc'")
     if (hf.get("n_group") or 1) > 1 and hf["num_experts_per_tok"] // hf["topk_group"] != 2:
         raise ValueError(
             "groups of experts are chosen by their two best: num_experts_per_tok must be twice topk_group, "

@@ -1,0 +1,126 @@
+"""What the families read of a Hugging Face config, and what they refuse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from polyturn.configs.model_shape import FAMILIES as SHAPES
+from polyturn.configs.models import preset_directory, preset_names, read_json
+from polyturn.trainer.megatron.cpu import install_cpu_compatibility
+
+install_cpu_compatibility("cpu")
+
+from polyturn.trainer.megatron.families import FAMILIES, find_family  # noqa: E402
+from polyturn.trainer.megatron.families.rope import YarnScaling, read_rope  # noqa: E402
+from polyturn.trainer.megatron.layout import ModelLayout  # noqa: E402
+from polyturn.trainer.megatron.model import read_architecture, transformer_config  # noqa: E402
+
+
+def published(name: str, **changes: Any) -> dict[str, Any]:
+    return read_json(preset_directory(name) / "config.json") | changes
+
+
+def test_dry_runs_know_the_families_that_the_trainer_does() -> None:
+    assert sorted(SHAPES) == sorted(FAMILIES)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_published_configs_become_megatrons(name: str) -> None:
+    hf = published(name)
+    config = transformer_config(hf, dtype="bfloat16", device="cpu", extra={}, layout=ModelLayout())
+    assert config.num_layers == hf["num_hidden_layers"] and config.hidden_size == hf["hidden_size"]
+    assert config.calculate_per_token_loss and not config.moe_aux_loss_coeff
+    architecture = read_architecture(hf, tensor_parallel=8)
+    assert architecture.padded_vocab_size % 8 == 0
+    assert architecture.rope.base == hf["rope_theta"]
+
+
+def test_deepseek_as_published() -> None:
+    config = transformer_config(
+        published("deepseek-v3"), dtype="bfloat16", device="cpu", extra={}, layout=ModelLayout(pipeline=4)
+    )
+    assert config.moe_layer_freq == [0] * 3 + [1] * 58
+    assert (config.moe_router_num_groups, config.moe_router_group_topk, config.moe_router_topk) == (8, 4, 8)
+    assert config.moe_router_bias_update_rate == 0 and config.moe_router_dtype == "fp32"
+    assert (config.num_layers_in_first_pipeline_stage, config.num_layers_in_last_pipeline_stage) == (15, 14)
+    assert config.rotary_scaling_factor == 40 and config.mscale_all_dim == 1
+    kimi = transformer_config(
+        published("kimi-k2"), dtype="bfloat16", device="cpu", extra={}, layout=ModelLayout()
+    )
+    assert kimi.moe_router_num_groups is None and kimi.moe_layer_freq == [0] + [1] * 60
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("qwen3-4b", {"model_type": "qwen4"}, "model_type 'qwen4' is not supported, did you mean 'qwen3'"),
+        ("qwen3-4b", {"model_type": "gpt_oss"}, "'gpt_oss' is not supported: one of deepseek_v3, glm4"),
+        ("qwen3-4b", {"attention_bias": True}, "biases in the attention output"),
+        ("qwen3-4b", {"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported: only 'silu'"),
+        ("qwen2.5-7b", {"use_sliding_window": True}, "sliding-window attention is not supported"),
+        ("glm-4.5-air", {"norm_topk_prob": False}, "sigmoid routing without norm_topk_prob"),
+        (
+            "deepseek-v3",
+            {"topk_group": 2},
+            "num_experts_per_tok must be twice topk_group, not 8 with topk_group 2",
+        ),
+        ("deepseek-v3", {"scoring_func": "softmax"}, "scoring_func 'softmax' is not supported"),
+        ("deepseek-v3", {"topk_method": "greedy"}, "topk_method 'greedy' is not supported: only 'noaux_tc'"),
+        (
+            "deepseek-v3",
+            {"quantization_config": {"quant_method": "fp8"}},
+            "needs weights that are not quantised",
+        ),
+        ("deepseek-v3", {"rope_interleave": False}, "rope_interleave off is not supported"),
+    ],
+)
+def test_features_that_would_be_computed_otherwise_are_refused(
+    name: str, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        find_family(published(name, **changes))
+
+
+@pytest.mark.parametrize(
+    ("rope", "message"),
+    [
+        ({"type": "linear", "factor": 2.0}, "rope type 'linear' is not supported"),
+        (
+            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8},
+            "'yarn' is supported with lat",
+        ),
+    ],
+)
+def test_rope_types_that_are_refused(rope: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_architecture(published("qwen3-4b", rope_scaling=rope), tensor_parallel=1)
+
+
+def test_rope_of_transformers_4_and_5() -> None:
+    old = read_rope(published("deepseek-v3"))
+    assert isinstance(old.scaling, YarnScaling) and old.base == 10000
+    scaling = published("deepseek-v3")["rope_scaling"]
+    new = {key: value for key, value in scaling.items() if key != "type"}
+    parameters = {**new, "rope_type": "yarn", "rope_theta": 10000}
+    hf = {key: value for key, value in published("deepseek-v3").items() if not key.startswith("rope")}
+    assert read_rope({**hf, "rope_parameters": parameters}) == old
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "message"),
+    [
+        ("glm-4-9b", ModelLayout(tensor=4), r"parallel\.tensor=4 must divide the model's 2 key-value heads"),
+        ("qwen3-4b", ModelLayout(expert=2), r"parallel\.expert=2 asks for experts, and the model has none"),
+        ("qwen3-30b-a3b", ModelLayout(expert=3), r"parallel\.expert=3 must divide the model's 128 experts"),
+        (
+            "qwen3-4b",
+            ModelLayout(pipeline=5, virtual_pipeline=2),
+            "36 layers do not divide among 5 pipeline ranks",
+        ),
+    ],
+)
+def test_layouts_that_do_not_fit(name: str, layout: ModelLayout, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        transformer_config(published(name), dtype="bfloat16", device="cpu", extra={}, layout=layout)
