@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from polyturn.agents.policy import Generation
+from polyturn.agents.routing import NO_ROUTING
 
 UNSAMPLED_VERSION = -1
 
@@ -28,11 +29,14 @@ class Segment:
     """The turn of each token; the tokens before the first answer belong to turn 0."""
     role: str = ""
     """Who wrote it in an episode of several agents, such as `solver/0`; else empty."""
+    routed_experts: tuple[str, ...] = ()
+    """Which experts the engine sent each token to, as `agents.routing` has it; empty where nothing was recorded."""
 
     def __post_init__(self) -> None:
         columns = (self.token_ids, self.sampled, self.logprobs, self.policy_versions, self.turns)
         lengths = {len(column) for column in columns}
         assert len(lengths) == 1, f"columns of unequal length: {[len(c) for c in columns]}"
+        assert len(self.routed_experts) in (0, *lengths), "routed experts of other tokens"
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -51,7 +55,13 @@ class Ledger:
     _logprobs: list[float] = field(default_factory=list)
     _policy_versions: list[int] = field(default_factory=list)
     _turns: list[int] = field(default_factory=list)
+    _routed_experts: list[str] = field(default_factory=list)
     _turn: int = 0
+
+    @property
+    def num_routed(self) -> int:
+        """Of how many tokens, from the first on, the routing is recorded."""
+        return len(self._routed_experts)
 
     @property
     def token_ids(self) -> tuple[int, ...]:
@@ -74,6 +84,8 @@ class Ledger:
             generation.logprobs,
             generation.policy_versions,
         )
+        self._routed_experts.extend(generation.routed_experts)
+        assert len(self._routed_experts) < max(len(self), 1), "no layer has seen the last token yet"
         self._turn += 1
 
     def to_segment(self, *, role: str = "") -> Segment:
@@ -85,7 +97,13 @@ class Ledger:
             policy_versions=tuple(self._policy_versions),
             turns=tuple(self._turns),
             role=role,
+            routed_experts=self._routing_column(),
         )
+
+    def _routing_column(self) -> tuple[str, ...]:
+        if not self._routed_experts:
+            return ()
+        return (*self._routed_experts, *[NO_ROUTING] * (len(self) - len(self._routed_experts)))
 
     def _extend(
         self,

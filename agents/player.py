@@ -93,7 +93,11 @@ async def play_tokens(
             if budget <= 0:
                 return _Stop(Outcome.TRUNCATED, "max_tokens_per_episode")
             ledger.append_observation(new_ids)
-            request = replace(sampling, max_tokens=min(limits.max_tokens_per_turn, budget))
+            request = replace(
+                sampling,
+                max_tokens=min(limits.max_tokens_per_turn, budget),
+                routing_from=ledger.num_routed,
+            )
             seeds = functools.partial(derive_seed, seed, turn)
             with record.clock("generate_s"):
                 generation = await _generate_turn(policy, ledger.token_ids, request, seeds)
@@ -161,13 +165,20 @@ async def _generate_turn(
     token_ids: list[int] = []
     logprobs: list[float] = []
     versions: list[int] = []
+    routed: list[str] = []
     finish_reason: FinishReason = "abort"
     for attempt in range(MAX_INTERRUPTIONS + 1):
-        request = replace(sampling, max_tokens=sampling.max_tokens - len(token_ids), seed=seeds(attempt))
+        request = replace(
+            sampling,
+            max_tokens=sampling.max_tokens - len(token_ids),
+            seed=seeds(attempt),
+            routing_from=sampling.routing_from + len(routed),
+        )
         part = await policy.generate(prompt_ids=[*prompt_ids, *token_ids], sampling=request)
         token_ids += part.token_ids
         logprobs += part.logprobs
         versions += part.policy_versions
+        routed += part.routed_experts
         finish_reason = part.finish_reason
         if finish_reason == "abort" and len(token_ids) >= sampling.max_tokens:
             finish_reason = "length"
@@ -182,6 +193,7 @@ async def _generate_turn(
         logprobs=tuple(logprobs),
         policy_versions=tuple(versions),
         finish_reason=finish_reason,
+        routed_experts=tuple(routed),
     )
 
 

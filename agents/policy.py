@@ -20,6 +20,8 @@ class SamplingParams:
     max_tokens: int = 256
     seed: int | None = None
     """Honoured where the engine supports seeded sampling."""
+    routing_from: int = 0
+    """The first token, counted from the prompt's first, whose routing is not recorded yet."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,6 +33,9 @@ class Generation:
     """Natural-log probability of each token under the sampler, at the sampling temperature."""
     policy_versions: tuple[int, ...]
     finish_reason: FinishReason
+    routed_experts: tuple[str, ...] = ()
+    """As `agents.routing` has them, of the tokens from `SamplingParams.routing_from` on; not of the last sampled one,
+    which no layer has seen. Empty where the engine records nothing."""
 
     def __post_init__(self) -> None:
         lengths = {len(self.token_ids), len(self.logprobs), len(self.policy_versions)}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import httpx
 
 from polyturn.agents.http import Retries, post_json
 from polyturn.agents.policy import FinishReason, Generation, PolicyFault, SamplingParams
+from polyturn.agents.routing import read_routing
 
 UNVERSIONED = "default"
 """What a server calls the weights that it started with."""
@@ -29,12 +31,15 @@ class SGLangPolicy:
         stop_token_ids: Sequence[int],
         stop_strings: Sequence[str] = (),
         retries: Retries | None = None,
+        record_routing: bool = False,
     ) -> None:
+        """`record_routing` asks for the experts of each token, of a server that was started to tell them."""
         self._client = client
         self._url = f"{url.rstrip('/')}/generate"
         self._stop_token_ids = tuple(stop_token_ids)
         self._stop_strings = tuple(stop_strings)
         self._retries = retries or Retries()
+        self._record_routing = record_routing
 
     async def generate(self, *, prompt_ids: Sequence[int], sampling: SamplingParams) -> Generation:
         """Sample a continuation.
@@ -54,7 +59,14 @@ class SGLangPolicy:
         if sampling.seed is not None:
             params["sampling_seed"] = sampling.seed
         payload = {"input_ids": list(prompt_ids), "sampling_params": params, "return_logprob": True}
-        return read_generation(await post_json(self._client, self._url, payload, retries=self._retries))
+        if self._record_routing:
+            payload["return_routed_experts"] = True
+            payload["routed_experts_start_len"] = sampling.routing_from
+        answer = await post_json(self._client, self._url, payload, retries=self._retries)
+        generation = read_generation(answer)
+        if not self._record_routing:
+            return generation
+        return _with_routing(generation, answer, num_before=len(prompt_ids) - sampling.routing_from)
 
 
 def read_generation(answer: Mapping[str, Any]) -> Generation:
@@ -87,6 +99,18 @@ def read_generation(answer: Mapping[str, Any]) -> Generation:
         policy_versions=_versions(meta, len(token_ids)),
         finish_reason=_finish_reason(reason),
     )
+
+
+def _with_routing(generation: Generation, answer: Mapping[str, Any], *, num_before: int) -> Generation:
+    """The generation with the record of its tokens and of `num_before` tokens before them, without the last one."""
+    text = answer["meta_info"].get("routed_experts")
+    num_tokens = num_before + len(generation.token_ids) - 1
+    if text is None:
+        # What was aborted has no record: the next request asks for it, too.
+        if generation.finish_reason == "abort":
+            return generation
+        raise PolicyFault("the engine's answer has no routed_experts; it was not started to record them")
+    return replace(generation, routed_experts=read_routing(text, num_tokens=max(num_tokens, 0)))
 
 
 def _versions(meta: Mapping[str, Any], length: int) -> tuple[int, ...]:

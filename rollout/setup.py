@@ -100,6 +100,7 @@ async def open_policy(config: RunConfig, *, model_path: Path, url: str) -> Async
             url=url,
             stop_token_ids=renderer.stop_token_ids,
             stop_strings=renderer.stop_strings,
+            record_routing=config.engines.routing_replay,
         )
 
 

@@ -70,6 +70,9 @@ SCHEMA = pa.schema(
     metadata={"polyturn_trajectories": "1"},
 )
 TOKEN_COLUMNS = ("token_ids", "sampled", "logprobs", "policy_versions", "turns")
+ROUTING_COLUMN = "routed_experts"
+SCHEMA_WITH_ROUTING = SCHEMA.append(pa.field(ROUTING_COLUMN, pa.list_(pa.string())))
+"""Of files whose engine recorded the experts of each token."""
 
 
 class TrajectoryStore:
@@ -149,7 +152,8 @@ def write_episodes(
 ) -> None:
     """Write a columnar file of episodes that is either complete or not there."""
     rows = [row for episode in episodes for row in _rows(step, episode, advantages or {})]
-    table = pa.Table.from_pylist(rows, schema=SCHEMA)
+    has_routing = any(segment.routed_experts for episode in episodes for segment in episode.segments)
+    table = pa.Table.from_pylist(rows, schema=SCHEMA_WITH_ROUTING if has_routing else SCHEMA)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".tmp")
     with partial.open("wb") as file:
@@ -162,7 +166,7 @@ def write_episodes(
 def read_episodes(path: Path) -> list[Episode]:
     """The episodes of a columnar file. Raises `ValueError` if it is not one of ours."""
     table = pq.read_table(path)
-    if not table.schema.equals(SCHEMA):
+    if not (table.schema.equals(SCHEMA) or table.schema.equals(SCHEMA_WITH_ROUTING)):
         raise ValueError(f"{path} does not have the columns of a trajectory file of this version")
     rows: dict[str, list[dict[str, Any]]] = {}
     for row in table.to_pylist():
@@ -191,7 +195,7 @@ def _rows(step: int, episode: Episode, advantages: Mapping[str, float]) -> list[
             "segment": index,
             "role": segment.role,
             "advantage": advantages.get(episode.part_id(segment.role)),
-            **{name: getattr(segment, name) for name in TOKEN_COLUMNS},
+            **{name: getattr(segment, name) for name in (*TOKEN_COLUMNS, ROUTING_COLUMN)},
         }
         for index, segment in enumerate(episode.segments)
     ] or [{**common, "segment": None, "advantage": advantages.get(episode.episode_id)}]
@@ -226,7 +230,11 @@ def _episode(rows: Sequence[Mapping[str, Any]]) -> Episode:
         tools={name: ToolUsage(**usage) for name, usage in first["tools"]},
         messages=tuple(orjson.loads(first["messages"])),
         segments=tuple(
-            Segment(**{name: tuple(row[name]) for name in TOKEN_COLUMNS}, role=row["role"])
+            Segment(
+                **{name: tuple(row[name]) for name in TOKEN_COLUMNS},
+                role=row["role"],
+                routed_experts=tuple(row.get(ROUTING_COLUMN) or ()),
+            )
             for row in rows
             if row["segment"] is not None
         ),

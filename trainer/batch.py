@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polyturn.agents.ledger import Segment
+from polyturn.agents.routing import routing_array
 from polyturn.configs.balance import BalanceConfig
 from polyturn.trainer.balance import balance
 
@@ -46,6 +47,9 @@ class TrainSample:
     correction_weights: npt.NDArray[np.float32] | None = None
     """What each token's policy loss is multiplied by, 0 for rejected ones; None where nothing is corrected."""
 
+    routed_experts: npt.NDArray[np.int16] | None = None
+    """[T, layers x experts per token], the engine's choice, -1 where it recorded none. None: the trainer's own."""
+
     def __post_init__(self) -> None:
         columns = (
             self.token_ids,
@@ -62,6 +66,10 @@ class TrainSample:
         )
         shapes = {column.shape for column in columns if column is not None}
         assert len(shapes) == 1 and len(self.token_ids) > 0, f"{self.sample_id}: columns of shapes {shapes}"
+        routing = self.routed_experts
+        assert routing is None or len(routing) == len(self.token_ids), (
+            f"{self.sample_id}: routing of other tokens"
+        )
         assert not self.sampled[0], f"{self.sample_id}: the first token has no context to be sampled from"
 
     def __len__(self) -> int:
@@ -85,6 +93,7 @@ class TrainSample:
             behavior_logprobs=np.array(segment.logprobs, dtype=np.float32),
             policy_versions=np.array(segment.policy_versions, dtype=np.int32),
             turns=np.array(segment.turns, dtype=np.int32),
+            routed_experts=routing_array(segment.routed_experts),
         )
 
 

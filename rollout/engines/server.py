@@ -51,6 +51,7 @@ OWNED_ARGUMENTS: Mapping[str, str] = {
     "tensor_parallel_size": "engines.tensor_parallel",
     "dtype": "model.dtype",
     "enable_deterministic_inference": "rollout.sampling.seeded",
+    "enable_return_routed_experts": "engines.routing_replay",
     "random_seed": "seed",
     "weight_version": "the trainer's weight sync",
     "base_gpu_id": "the engine's place among engines.num_engines",
@@ -169,6 +170,7 @@ def server_arguments(
         # Said explicitly: `auto` turns float32 into float16.
         "dtype": dtype,
         "enable_deterministic_inference": seeded,
+        "enable_return_routed_experts": config.routing_replay,
         # Every engine samples its own stream when requests carry no seed.
         "random_seed": (random_seed + index) % 2**31,
         "weight_version": "0",
