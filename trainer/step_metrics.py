@@ -64,6 +64,7 @@ def step_metrics(
     ):
         if name in last:
             row[f"train/{name}"] = statistics.fmean(metrics[name] for metrics in reports[0].metrics)
+    row["train/skipped_updates"] = sum(metrics["skipped"] for metrics in reports[0].metrics)
     for name in last:
         if name.startswith("critic/"):
             row[name] = statistics.fmean(metrics[name] for metrics in reports[0].metrics)
