@@ -13,10 +13,11 @@ import numpy.typing as npt
 import torch
 
 from polyturn.configs.algorithm import AlgorithmConfig
-from polyturn.trainer.algorithms import corrections  # noqa: F401 - registers them
+from polyturn.trainer.algorithms import corrections, losses  # noqa: F401 - registers them
 from polyturn.trainer.algorithms.diagnostics import mismatch, mismatch_by
 from polyturn.trainer.algorithms.plugins import bind
-from polyturn.trainer.algorithms.registry import CORRECTIONS
+from polyturn.trainer.algorithms.registry import CORRECTIONS, POLICY_LOSSES
+from polyturn.trainer.algorithms.tokens import TokenBatch
 from polyturn.trainer.batch import TrainSample
 
 
@@ -70,9 +71,13 @@ def correct(samples: Sequence[TrainSample], config: AlgorithmConfig, *, version:
     ages = version - _integers(samples, [sample.policy_versions for sample in samples])
     turns = _integers(samples, [sample.turns for sample in samples])
     metrics.update({f"offpolicy/{name}": value for name, value in mismatch(behavior, proximal).items()})
+    flags = {
+        "clipped_fraction": clipped,
+        "rejected_fraction": weights == 0,
+        "loss_clipped_fraction": _clipped_by_loss(samples, config),
+    }
     for what, groups in (("age", np.maximum(ages, 0)), ("turn", turns)):
-        found = mismatch_by(groups, behavior, proximal, clipped=clipped, rejected=weights == 0)
-        for group, figures in found.items():
+        for group, figures in mismatch_by(groups, behavior, proximal, flags).items():
             metrics.update({f"offpolicy/{what}_{group}/{name}": value for name, value in figures.items()})
     return Corrected(samples=tuple(samples), metrics=metrics)
 
@@ -120,6 +125,34 @@ def _weigh(
     return weights, clipped, metrics
 
 
+def _clipped_by_loss(samples: Sequence[TrainSample], config: AlgorithmConfig) -> npt.NDArray[np.bool_]:
+    """Which trainable tokens, [N], the policy loss bounds before the first update, where policy and proximal are one.
+
+    None where its ratio is against the proximal policy; elsewhere those that come too late to be learnt from.
+    """
+    counts = [sample.num_trainable for sample in samples]
+    lengths = torch.from_numpy(np.repeat(np.array(counts, dtype=np.int64), counts))
+    proximal = torch.from_numpy(_flat(samples, [_proximal(sample) for sample in samples]))
+    batch = TokenBatch(
+        logprobs=proximal,
+        entropies=torch.zeros_like(proximal),
+        mask=torch.ones_like(proximal, dtype=torch.bool),
+        sequence_index=torch.from_numpy(np.repeat(np.arange(len(samples)), counts)),
+        num_sequences=len(samples),
+        sequence_lengths=lengths,
+        prompt_lengths=lengths,
+        turns=torch.from_numpy(_integers(samples, [sample.turns for sample in samples])),
+        policy_versions=torch.from_numpy(_integers(samples, [sample.policy_versions for sample in samples])),
+        advantages=torch.from_numpy(_flat(samples, [_advantages(sample) for sample in samples])),
+        behavior_logprobs=torch.from_numpy(_flat(samples, [sample.behavior_logprobs for sample in samples])),
+        proximal_logprobs=proximal,
+        reference_logprobs=_if_all(samples, [sample.reference_logprobs for sample in samples]),
+        correction_weights=_if_all(samples, [sample.correction_weights for sample in samples]),
+    )
+    clipped: npt.NDArray[np.bool_] = bind(POLICY_LOSSES, config.loss)(batch).clipped.numpy()
+    return clipped
+
+
 def _with_weights(
     samples: Sequence[TrainSample], weights: npt.NDArray[np.float64]
 ) -> tuple[TrainSample, ...]:
@@ -139,6 +172,14 @@ def _flat(
     """A column of each sample at its trainable tokens, all in a row, [N]."""
     parts = [column[sample.sampled] for sample, column in zip(samples, columns, strict=True)]
     return np.concatenate([np.zeros(0), *parts]).astype(np.float64)
+
+
+def _if_all(
+    samples: Sequence[TrainSample], columns: Sequence[npt.NDArray[np.float32] | None]
+) -> torch.Tensor | None:
+    """The same as a tensor; None where a sample does not have the column."""
+    found = [column for column in columns if column is not None]
+    return torch.from_numpy(_flat(samples, found)) if len(found) == len(columns) else None
 
 
 def _integers(

@@ -127,11 +127,23 @@ def test_figures_by_age_and_by_turn():
     assert capped["offpolicy/age_2/clipped_fraction"] == 0.5
 
 
+def test_a_loss_against_the_sampler_clips_stale_tokens_before_the_first_update():
+    logs = [math.log(1.1), math.log(1.4), math.log(1.4)]
+    samples = [
+        make_sample("a", logs, versions=[5, 5, 3]),
+        make_sample("b", logs, versions=[5, 5, 3], advantage=-1.0),
+    ]
+    for anchor, by_age in (("behavior", {0: 1 / 4, 2: 1 / 2}), ("proximal", {0: 0.0, 2: 0.0})):
+        section = AlgorithmConfig.model_validate({"loss": {"kind": "clip", "anchor": anchor}})
+        found = correct(samples, section, version=5).metrics
+        for age, expected in by_age.items():
+            assert found[f"offpolicy/age_{age}/loss_clipped_fraction"] == expected
+
+
 def test_groups_are_put_together_by_powers_of_two():
     groups = np.array([0, 3, 4, 7, 8, 15, 16, 31, 32])
     logs = np.zeros(len(groups))
-    none = np.zeros(len(groups), dtype=bool)
-    found = mismatch_by(groups, logs, logs, clipped=none, rejected=none)
+    found = mismatch_by(groups, logs, logs, {})
     assert {name: figures["tokens"] for name, figures in found.items()} == {
         "0": 1, "3": 1, "4_to_7": 2, "8_to_15": 2, "16_to_31": 2, "32_to_63": 1,
     }  # fmt: skip

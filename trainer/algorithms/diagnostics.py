@@ -7,6 +7,7 @@ were drawn by it.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -51,11 +52,9 @@ def mismatch_by(
     groups: npt.NDArray[np.integer],
     behavior: Float64,
     proximal: Float64,
-    *,
-    clipped: npt.NDArray[np.bool_],
-    rejected: npt.NDArray[np.bool_],
+    flags: Mapping[str, npt.NDArray[np.bool_]],
 ) -> dict[str, dict[str, float]]:
-    """The same of each group of tokens, with `tokens`, `clipped_fraction` and `rejected_fraction`.
+    """The same of each group of tokens, with `tokens` and, of each flag, the fraction of tokens that have it.
 
     `groups` numbers them, from 0. Groups from 4 on are put together by powers of 2, `4_to_7`, `8_to_15` and so on, so
     that there are never many.
@@ -67,8 +66,7 @@ def mismatch_by(
         name = str(low) if low < 4 else f"{low}_to_{2 * low - 1}"
         figures[name] = {
             "tokens": float(here.sum()),
-            "clipped_fraction": float(clipped[here].mean()),
-            "rejected_fraction": float(rejected[here].mean()),
+            **{flag: float(found[here].mean()) for flag, found in flags.items()},
             **mismatch(behavior[here], proximal[here]),
         }
     return figures
