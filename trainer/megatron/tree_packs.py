@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from polyturn.trainer.batch import TrainSample
-from polyturn.trainer.megatron.packed import PackedBatch, predicting_rows
+from polyturn.trainer.megatron.packed import PackedBatch, make_packed_batch, predicting_rows
 from polyturn.trainer.megatron.tree_attention import describe_tree
 from polyturn.trainer.prefix_tree import Node, PrefixTree, build_tree
 
@@ -24,9 +24,11 @@ def make_tree_batch(
 
     A trainable token has its row in every sample that it is of: what is predicted there is computed once for each,
     what leads up to it once for all. So whatever differs between the samples (the next token, its advantage, whether it
-    is trained on at all) stays their own.
+    is trained on at all) stays their own. Samples that share nothing are laid side by side as ever.
     """
     tree = build_tree([sample.token_ids for sample in samples])
+    if tree.sharing.num_tokens == tree.sharing.num_separate_tokens:
+        return make_packed_batch(samples, device=device, multiple=multiple)
     rows = [path[predicting_rows(s.sampled)] for s, path in zip(samples, tree.paths, strict=True)]
     targets = [sample.token_ids[sample.sampled] for sample in samples]
     num_rows = [len(found) for found in rows]
@@ -45,7 +47,7 @@ def make_tree_batch(
 
 
 def _fill(tree: PrefixTree, multiple: int) -> PrefixTree:
-    num_filling = -tree.num_tokens % multiple if tree.num_tokens else multiple
+    num_filling = -tree.num_tokens % multiple
     if not num_filling:
         return tree
     end = tree.num_tokens + num_filling
