@@ -94,9 +94,11 @@ class RankGroup:
         self._on_all("load_checkpoint", str(directory))
 
     def close(self) -> None:
-        """End the actors."""
+        """End the actors, also those that wait for one that has failed."""
+        calls = [rank.close.remote() for rank in self._ranks]
         try:
-            ray.get([rank.close.remote() for rank in self._ranks], timeout=CLOSE_TIMEOUT_S)
+            closed, _busy = ray.wait(calls, num_returns=len(calls), timeout=CLOSE_TIMEOUT_S)
+            ray.get(closed)
         finally:
             for rank in self._ranks:
                 ray.kill(rank)
