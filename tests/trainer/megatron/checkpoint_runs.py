@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from layout_runs import OBJECTIVE, SMOOTH
 from ranks_pool import RankContext
@@ -92,6 +93,50 @@ def failing_save(context: RankContext, path: Path, directory: Path) -> tuple[str
         except ValueError as error:
             return told, str(error)
         raise AssertionError("a checkpoint that was not finished was loaded")
+    finally:
+        policy.close()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Begun:
+    """A policy before its first update."""
+
+    logprobs: list[np.ndarray]
+    references: list[np.ndarray]
+    num_updates: int
+    num_optimizer_steps: int
+
+
+def train_and_leave(
+    context: RankContext, path: Path, samples: list[TrainSample], directory: Path
+) -> list[np.ndarray]:
+    """Train, leave a checkpoint `step` and a Hugging Face directory `hf`; the logprobs then."""
+    policy = _open(context, path, ParallelConfig(), "float32")
+    try:
+        _train(policy, samples, samples, NUM_BEFORE)
+        policy.save_checkpoint(directory / "step")
+        policy.save_hf(directory / "hf")
+        return policy.logprobs(samples)
+    finally:
+        policy.close()
+
+
+def begin_with(
+    context: RankContext, path: Path, samples: list[TrainSample], initial: Path, load_optimizer: bool
+) -> Begun:
+    """What a new run is before its first update."""
+    from polyturn.trainer.megatron.checkpoints.state import num_optimizer_steps
+
+    policy = _open(
+        context, path, ParallelConfig(), "float32", initial_path=initial, load_optimizer=load_optimizer
+    )
+    try:
+        return Begun(
+            logprobs=policy.logprobs(samples),
+            references=policy.reference_logprobs(samples),
+            num_updates=policy.num_updates,
+            num_optimizer_steps=num_optimizer_steps(policy._engine),
+        )
     finally:
         policy.close()
 

@@ -6,14 +6,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from checkpoint_runs import (
     Continued,
+    begin_with,
     failing_save,
     load_and_go_on,
     save_and_go_on,
     torch_dist_weights,
+    train_and_leave,
 )
 from ranks_pool import RankPool
 from tiny_families import make_tiny
@@ -114,6 +117,28 @@ def test_a_save_that_fails_on_one_rank_is_told_on_all_and_spares_the_one_before(
     for told, refused in rank_pool.run(2, failing_save, tiny("qwen3"), tmp_path):
         assert "rank 1: IsADirectoryError" in told and "rank 0:" not in told
         assert "no finished trainer checkpoint" in refused
+
+
+@pytest.mark.parametrize(
+    ("kind", "load_optimizer", "steps"), [("step", True, 2), ("step", False, 0), ("hf", True, 0)]
+)
+def test_a_new_run_begins_with_other_weights_and_its_reference_with_it(
+    rank_pool: RankPool,
+    tiny: Callable[[str], Path],
+    make_samples: Callable[..., Any],
+    tmp_path: Path,
+    kind: str,
+    load_optimizer: bool,
+    steps: int,
+) -> None:
+    path, samples = tiny("qwen3"), make_samples(LENGTHS)
+    (trained,) = rank_pool.run(1, train_and_leave, path, samples, tmp_path)
+    (begun,) = rank_pool.run(1, begin_with, path, samples, tmp_path / kind, load_optimizer)
+    for ours, reference, theirs in zip(begun.logprobs, begun.references, trained, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+        np.testing.assert_array_equal(reference, theirs)
+    assert begun.num_updates == 0, "its schedule is its own"
+    assert begun.num_optimizer_steps == steps
 
 
 def test_torch_dist_weights_are_the_same_at_any_layout(

@@ -42,7 +42,7 @@ from polyturn.trainer.megatron.checkpoints.trusted import check_metadata
 from polyturn.trainer.megatron.hf_directory import copy_small_files
 
 
-class _InProcessSave(TorchDistSaveShardedStrategy):
+class InProcessSave(TorchDistSaveShardedStrategy):
     """Writes what its base class writes, by torch's own writer instead of processes of its own."""
 
     def save(self, sharded_state_dict: Any, checkpoint_dir: Any) -> None:
@@ -93,7 +93,7 @@ def save_torch_dist(chunks: Sequence[GPTModel], directory: Path, *, hf_directory
     for index, chunk in enumerate(chunks):
         name = "model" if len(chunks) == 1 else f"model{index}"
         state[name] = chunk.sharded_state_dict(metadata=sharding_metadata())
-    dist_checkpointing.save(state, str(part), _InProcessSave("torch_dist", 1))
+    dist_checkpointing.save(state, str(part), InProcessSave("torch_dist", 1))
     if dist.get_rank() == 0:
         (part / HF_FOLDER).mkdir()
         copy_small_files(hf_directory, part / HF_FOLDER)

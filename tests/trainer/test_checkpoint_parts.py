@@ -1,0 +1,222 @@
+"""The parts of checkpoints that need no ranks: boxes, files with checksums, telling directories apart."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+
+from polyturn.configs.schema import RunConfig
+from polyturn.trainer.megatron.checkpoints.boxes import Box, copy_shared, slabs
+from polyturn.trainer.megatron.checkpoints.manifest import (
+    CheckpointError,
+    checksum,
+    describe_file,
+    find_faults,
+    read_manifest,
+    write_manifest,
+)
+from polyturn.trainer.megatron.checkpoints.safetensors_file import write_safetensors
+from polyturn.trainer.megatron.checkpoints.sources import find_source, initial_weights
+from polyturn.trainer.preflight import preflight
+
+
+def cut(size: int, parts: list[float]) -> list[tuple[int, int]]:
+    """A dimension or a range divided at some fractions: (start, end) of each part, none of them empty."""
+    points = sorted({0, size, *(int(part * size) for part in parts)})
+    return list(itertools.pairwise(points))
+
+
+def shares(
+    shape: tuple[int, ...], cuts: list[list[float]], ranges: list[float]
+) -> list[tuple[Box, int, int]]:
+    """A tensor divided into a grid of boxes, and each box into ranges of its elements: what ranks hold."""
+    boxes: list[tuple[tuple[int, ...], tuple[int, ...]]] = [((), ())]
+    for size, parts in zip(shape, cuts, strict=True):
+        boxes = [
+            ((*offset, start), (*part, end - start))
+            for offset, part in boxes
+            for start, end in cut(size, parts)
+        ]
+    found = []
+    for offset, part in boxes:
+        box = Box(
+            key="w", global_shape=shape, offset=offset, shape=part, flat_start=0, padded=False, main=True
+        )
+        found += [(box, start, end) for start, end in cut(math.prod(part), ranges)]
+    return found
+
+
+fractions = st.lists(st.floats(0, 1), max_size=2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.integers(1, 5), min_size=1, max_size=3).flatmap(
+        lambda shape: st.tuples(
+            st.just(tuple(shape)),
+            *(st.lists(fractions, min_size=len(shape), max_size=len(shape)) for _ in range(2)),
+            fractions,
+            fractions,
+        )
+    )
+)
+def test_what_one_layout_holds_fills_any_other(case: Any) -> None:
+    shape, cuts, other_cuts, ranges, other_ranges = case
+    whole = torch.arange(math.prod(shape), dtype=torch.float32).view(shape)
+
+    def flat(box: Box, start: int, end: int) -> torch.Tensor:
+        window = tuple(slice(o, o + n) for o, n in zip(box.offset, box.shape, strict=True))
+        return whole[window].reshape(-1)[start:end].clone()
+
+    written = [(box, start, end, flat(box, start, end)) for box, start, end in shares(shape, cuts, ranges)]
+    for box, start, end in shares(shape, other_cuts, other_ranges):
+        target = torch.full((end - start,), -1.0)
+        num_copied = 0
+        for ours in slabs(box, start, end):
+            for their_box, their_start, their_end, source in written:
+                for theirs in slabs(their_box, their_start, their_end):
+                    num_copied += copy_shared(target, ours, source, theirs)
+        assert num_copied == end - start
+        assert torch.equal(target, flat(box, start, end))
+
+
+def test_two_boxes_in_one_flat_tensor() -> None:
+    """Gate and up projections of one rank of two: rows 2..3 and 6..7 of [8, 3], one after the other."""
+    whole = torch.arange(24.0).view(8, 3)
+    local = torch.cat([whole[2:4], whole[6:8]]).reshape(-1)
+    boxes = [
+        Box(
+            key="w",
+            global_shape=(8, 3),
+            offset=(row, 0),
+            shape=(2, 3),
+            flat_start=start,
+            padded=False,
+            main=True,
+        )
+        for row, start in ((2, 0), (6, 6))
+    ]
+    target = torch.zeros(24)
+    (everything,) = slabs(
+        Box(key="w", global_shape=(8, 3), offset=(0, 0), shape=(8, 3), flat_start=0, padded=False, main=True),
+        0,
+        24,
+    )
+    for box in boxes:
+        for theirs in slabs(box, 4, 9):
+            copy_shared(target, everything, local[4:9], theirs)
+    expected = torch.zeros(24)
+    expected[[10, 11, 18, 19, 20]] = torch.tensor([10.0, 11, 18, 19, 20])
+    assert torch.equal(target, expected)
+
+
+def test_a_streamed_file_is_what_safetensors_reads_and_its_checksum_that_of_its_bytes(tmp_path: Path) -> None:
+    tensors = {
+        "bytes": torch.arange(7, dtype=torch.uint8),
+        "half": torch.randn(3, 5).bfloat16(),
+        "whole": torch.randn(4, 1),
+        "count": torch.tensor([2**40]),
+        "fp8": torch.randn(9).to(torch.float8_e4m3fn),
+        "empty": torch.zeros(0),
+    }
+    path = tmp_path / "rank.safetensors"
+    written = write_safetensors(path, tensors, {"index": "[]"})
+    assert written == describe_file(path)
+    assert struct.unpack("<Q", path.read_bytes()[:8])[0] % 8 == 0
+    with safe_open(path, framework="pt") as file:
+        assert file.metadata() == {"index": "[]"}
+        assert set(file.keys()) == set(tensors)
+        for name, tensor in tensors.items():
+            read = file.get_tensor(name)
+            assert read.dtype == tensor.dtype
+            assert torch.equal(read.view(torch.uint8), tensor.view(torch.uint8))
+    assert [path.name for path in tmp_path.iterdir()] == ["rank.safetensors"]
+
+
+def test_ranks_look_at_different_files_and_together_at_all(tmp_path: Path) -> None:
+    files = []
+    for index in range(5):
+        path = tmp_path / f"file-{index}"
+        path.write_bytes(bytes([index]) * 100)
+        files.append(describe_file(path))
+    write_manifest(tmp_path, {"num_updates": 3}, files)
+    assert read_manifest(tmp_path)[0] == {"num_updates": 3}
+    damaged = tmp_path / "file-3"
+    damaged.write_bytes(bytes([9]) * 100)
+    assert checksum(damaged) != files[3].crc32
+    assert find_faults(tmp_path, read=False) == []
+    found = [find_faults(tmp_path, share=share, num_shares=2) for share in range(2)]
+    assert found == [[], [f"{damaged} is damaged: its checksum does not fit"]]
+    assert issubclass(CheckpointError, RuntimeError)
+
+
+def config_of(tmp_path: Path, **changes: Any) -> RunConfig:
+    return RunConfig.model_validate(
+        {
+            "name": "trial",
+            "output_dir": tmp_path / "runs",
+            "environment": {"id": "polyturn/TwoHopSearch-v0", "max_tokens_per_episode": 512},
+            "model": {"path": "builtin:tiny-searcher", "dtype": "float32", **changes.pop("model", {})},
+            "rollout": {"prompts_per_step": 2, "samples_per_prompt": 2},
+            "trainer": {"num_steps": 1, "global_batch_size": 4, "device": "cpu"},
+            "engines": {"device": "cpu"},
+            **changes,
+        }
+    )
+
+
+def test_what_a_run_begins_with(tmp_path: Path) -> None:
+    empty, reference = tmp_path / "empty", tmp_path / "reference"
+    empty.mkdir()
+    reference.mkdir()
+    (reference / "config.json").write_text("{}")
+    assert initial_weights(config_of(tmp_path)) is None
+    assert initial_weights(config_of(tmp_path, model={"reference_path": str(reference)})) is None
+    assert initial_weights(config_of(tmp_path, checkpoint={"load": empty})) is None
+    fallen_back = config_of(tmp_path, checkpoint={"load": empty}, model={"reference_path": str(reference)})
+    assert initial_weights(fallen_back) == reference
+    assert initial_weights(config_of(tmp_path, checkpoint={"load": reference})) == reference
+    with pytest.raises(ValueError, match="is no directory"):
+        initial_weights(config_of(tmp_path, checkpoint={"load": tmp_path / "typo"}))
+    with pytest.raises(ValueError, match=r"checkpoint\.load: .*typo is no directory"):
+        preflight(config_of(tmp_path, checkpoint={"load": tmp_path / "typo"}))
+
+
+def test_directories_are_told_apart(tmp_path: Path) -> None:
+    torch_dist = tmp_path / "megatron" / "iter_0000012"
+    torch_dist.mkdir(parents=True)
+    (torch_dist / "metadata.json").write_text(json.dumps({"sharded_backend": "torch_dist"}))
+    (torch_dist.parent / "latest_checkpointed_iteration.txt").write_text("12\n")
+    for directory in (torch_dist, torch_dist.parent):
+        source = find_source(directory)
+        assert source is not None and (source.kind, source.path) == ("torch_dist", torch_dist)
+    (torch_dist.parent / "latest_checkpointed_iteration.txt").write_text("13\n")
+    with pytest.raises(ValueError, match="names 13"):
+        find_source(torch_dist.parent)
+    run = tmp_path / "run"
+    for step in (1, 2, 3):
+        directory = run / "checkpoints" / f"step_{step:06d}"
+        directory.mkdir(parents=True)
+        if step < 3:
+            write_manifest(directory, {}, [])
+    source = find_source(run)
+    assert source is not None and source.kind == "checkpoint" and source.path.name == "step_000002"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "readme").touch()
+    with pytest.raises(ValueError, match="nothing to load"):
+        find_source(tmp_path / "other")
+
+
+def test_fp8_is_for_gpus(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"weight_sync\.dtype: fp8_block needs engines on GPUs"):
+        preflight(config_of(tmp_path, weight_sync={"kind": "broadcast", "dtype": "fp8_block"}))
