@@ -199,8 +199,8 @@ def _check_machine(config: RunConfig) -> None:
         cores = num_cores()
         if parallel.world_size > cores:
             raise ConfigError(
-                f"trainer.parallel asks for {parallel.world_size} ranks (tensor {parallel.tensor} x data "
-                f"{parallel.data}), but this machine has {cores} core(s); lower one of them"
+                f"trainer.parallel asks for {parallel.world_size} ranks ({parallel.describe()}), but this machine has "
+                f"{cores} core(s); lower one of them"
             )
     wanted = num_gpus(config)
     # Without torch there is nothing to count GPUs with, and nothing that could train on them.
