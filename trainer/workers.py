@@ -103,6 +103,7 @@ class TrainerRank:
             initial_path=initial_weights(self._config),
             load_optimizer=self._config.checkpoint.load_optimizer,
             lora=trainer.lora,
+            routing_replay=self._config.engines.routing_replay,
             shared_prefix=trainer.shared_prefix,
         )
         self._critic = None

@@ -42,6 +42,7 @@ from polyturn.trainer.megatron.pipeline import (
     object_from_last_stage,
     run_schedule,
 )
+from polyturn.trainer.megatron.routing_replay import RoutingReplay
 from polyturn.trainer.megatron.tokens import find_bad_samples, token_batch
 from polyturn.trainer.megatron.weights import mark_split_params
 
@@ -80,6 +81,8 @@ class Engine:
                 self._head = self._make_head(chunk)
         self._wrapped = [self._wrap(chunk, first=index == 0) for index, chunk in enumerate(self.chunks)]
         self.config.no_sync_func = no_sync(self._wrapped)
+        self.replay: RoutingReplay | None = None
+        """Set to let the routers of experts choose what the engine chose."""
         self._optimizer_config = optimizer
         self._bad_samples: list[str] = []
         self.optimizer: Any = None
@@ -133,6 +136,8 @@ class Engine:
                 exploded, and the optimizer's config says stop.
         """
         self._bad_samples.clear()
+        if self.replay is not None:
+            self.replay.clear()
         for chunk in self._wrapped:
             chunk.zero_grad_buffer()
         self.optimizer.zero_grad()
@@ -201,6 +206,8 @@ class Engine:
         self, chunk: torch.nn.Module, batch: PackedBatch, temperature: float, entropy: Entropy
     ) -> torch.Tensor:
         """A chunk's output: hidden states, or from the last one [1, M, 1 or 2] scores of this rank's rows."""
+        if self.replay is not None:
+            self.replay.begin(batch.routed_experts)
         if self._head is not None:
             self._head.request = LogprobRequest(
                 rows=batch.rows, targets=batch.targets, temperature=temperature, entropy=entropy

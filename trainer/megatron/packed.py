@@ -40,6 +40,8 @@ class PackedBatch:
     """[M]: which of the N rows they are, ascending."""
     sample_of_row: torch.Tensor
     """[N]: the index in `samples`."""
+    routed_experts: torch.Tensor | None = None
+    """[T, layers x experts per token] int16: what the engine chose, -1 where no record is. None: nothing to replay."""
 
     @property
     def num_rows(self) -> int:
@@ -88,7 +90,25 @@ def make_packed_batch(
         targets=torch.from_numpy(whole.token_ids[rows + 1]).to(device),
         own_rows=torch.from_numpy(own_rows).to(device),
         sample_of_row=torch.from_numpy(whole.sample_of_row).to(device),
+        routed_experts=_lay_routing(samples, whole.lengths, held, device),
     )
+
+
+def _lay_routing(
+    samples: Sequence[TrainSample], lengths: Sequence[int], held: npt.NDArray[np.int64], device: torch.device
+) -> torch.Tensor | None:
+    """The samples' routing at the places of a pack that this rank holds; their lengths there may be padded."""
+    widths = {sample.routed_experts.shape[1] for sample in samples if sample.routed_experts is not None}
+    if not widths:
+        return None
+    (width,) = widths
+    whole = np.full((sum(lengths), width), -1, dtype=np.int16)
+    start = 0
+    for sample, length in zip(samples, lengths, strict=False):
+        if sample.routed_experts is not None:
+            whole[start : start + len(sample)] = sample.routed_experts
+        start += length
+    return torch.from_numpy(whole[held]).to(device)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -66,6 +67,7 @@ class MegatronPolicy:
         load_optimizer: bool = True,
         lora: LoraConfig | None = None,
         shared_prefix: SharedPrefix = "off",
+        routing_replay: bool = False,
     ) -> None:
         """Meet the other ranks and load the weights of a Hugging Face directory.
 
@@ -82,6 +84,7 @@ class MegatronPolicy:
             load_optimizer: take the optimizer's state, too, if that is a checkpoint.
             lora: train adapters in place of the weights. The reference is then the policy without them.
             shared_prefix: "tree" computes what samples of a micro-batch begin with once; see docs/shared_prefix.md.
+            routing_replay: send each token to the experts that the engine recorded (`TrainSample.routed_experts`).
 
         Raises:
             ValueError: the directory, the config or the layout cannot be used; one sentence says why.
@@ -90,6 +93,7 @@ class MegatronPolicy:
         from polyturn.trainer.megatron.checkpoints.keeper import PolicyCheckpoints
         from polyturn.trainer.megatron.engine import Engine
         from polyturn.trainer.megatron.ranks import join_ranks
+        from polyturn.trainer.megatron.routing_replay import RoutingReplay
 
         self.model_path = Path(model_path)
         self.dtype = dtype
@@ -122,6 +126,12 @@ class MegatronPolicy:
                 megatron=megatron or {},
                 prepare=partial(_prepare, hf_config, lora, seed, shared_prefix),
             )
+            if routing_replay:
+                if shared_prefix == "tree":
+                    raise ValueError(
+                        "engines.routing_replay does not go with shared_prefix=tree; turn one off"
+                    )
+                self._engine.replay = RoutingReplay(self._engine.chunks)
             self._engines = {"policy": self._engine}
             self._checkpoints = PolicyCheckpoints(
                 self._engines, hf_config=hf_config, parallel=self.parallel, dtype=dtype
@@ -163,8 +173,10 @@ class MegatronPolicy:
         """The same of the frozen reference: another model's weights, or those that this policy began with."""
         if self._reference is None:
             raise ValueError("this policy keeps no reference: construct it with keep_reference=True")
+        # What the engine chose was the policy's choice: the reference makes its own.
+        unrouted = [replace(sample, routed_experts=None) for sample in samples]
         with self._reference.in_place():
-            return self.logprobs(samples, temperature=temperature)
+            return self.logprobs(unrouted, temperature=temperature)
 
     def refresh_reference(self) -> None:
         """Make the policy as it is the reference from now on; checkpoints then hold it."""
