@@ -87,7 +87,9 @@ class _TokenLogprobs(torch.autograd.Function):
         if keep:
             kept = _logits(*operands, temperature)
             for rows in _row_tiles(kept):
-                kept[rows] = sums.add(kept[rows], rows, places[rows])
+                exponentials = sums.add(kept[rows], rows, places[rows])
+                if entropy != "gradient":
+                    kept[rows] = exponentials
         else:
             for rows, cols in _tiles(operands):
                 sums.add(
@@ -116,7 +118,11 @@ class _TokenLogprobs(torch.autograd.Function):
         hidden, weight, places, shift, offset, entropies = ctx.saved_tensors
         operands = _operands(hidden, weight, ctx.columns)
         slopes = _Slopes.of(
-            grad_logprobs, grad_entropies, offset=offset, entropies=entropies, temperature=ctx.temperature
+            grad_logprobs,
+            grad_entropies,
+            offset=offset,
+            entropies=entropies if ctx.entropy == "gradient" else None,
+            temperature=ctx.temperature,
         )
         gradients = _Gradients.start(operands, weight, wanted=ctx.needs_input_grad)
         kept, ctx.kept = ctx.kept, None
@@ -127,7 +133,9 @@ class _TokenLogprobs(torch.autograd.Function):
         else:
             for rows, cols in _tiles(operands):
                 tile = _logits(operands[0][rows], operands[1][cols], ctx.temperature)
-                tile.sub_(shift[rows, None]).exp_()
+                tile.sub_(shift[rows, None])
+                if ctx.entropy != "gradient":
+                    tile.exp_()
                 slopes.apply(tile, rows, places[rows] - cols.start)
                 gradients.add(tile, rows, cols)
         grad_hidden = None if gradients.hidden is None else gradients.hidden.to(hidden.dtype)
@@ -159,7 +167,7 @@ class _RowSums:
         )
 
     def add(self, tile: torch.Tensor, rows: slice, places: torch.Tensor) -> torch.Tensor:
-        """Take in a tile of logits of these rows; returns exp(z - m). Destroys the tile.
+        """Take in a tile of logits of these rows; returns exp(z - m). With entropies the tile becomes z - m.
 
         `places` are the targets' columns in the tile, or outside it.
         """
@@ -195,7 +203,7 @@ class _RowSums:
 
 @dataclass(frozen=True, slots=True)
 class _Slopes:
-    """The loss's gradient to the logits, row by row: from e = exp(z - shift), constant e + slope e log e."""
+    """The loss's gradient to the logits, row by row: with x = z - shift, exp(x) (constant + slope x)."""
 
     constant: torch.Tensor
     slope: torch.Tensor | None
@@ -212,24 +220,24 @@ class _Slopes:
         entropies: torch.Tensor | None,
         temperature: float,
     ) -> _Slopes:
-        """With `offset` such that log p = log e + offset."""
+        """With `offset` such that log p = x + offset; `entropies` only where gradients flow through them."""
         scale = offset.exp() / temperature
         grad = torch.zeros_like(offset) if grad_logprobs is None else grad_logprobs
         constant, slope = -grad * scale, None
-        if grad_entropies is not None:
-            slope = -grad_entropies * scale
+        if entropies is not None:
+            slope = torch.zeros_like(scale) if grad_entropies is None else -grad_entropies * scale
             constant = constant + slope * (offset + entropies)
         return cls(constant, slope, grad / temperature)
 
     def apply(self, tile: torch.Tensor, rows: slice, places: torch.Tensor) -> None:
-        """Turn a tile of e into the gradient, in place."""
+        """Turn a tile of exp(x), or with a slope of x, into the gradient, in place."""
         if tile.numel() == 0:
             return
-        # xlogy: an e of 0 has no part.
-        bent = None if self.slope is None else torch.special.xlogy(tile, tile).mul_(self.slope[rows, None])
-        tile.mul_(self.constant[rows, None])
-        if bent is not None:
-            tile.add_(bent)
+        if self.slope is None:
+            tile.mul_(self.constant[rows, None])
+        else:
+            factors = (tile * self.slope[rows, None]).add_(self.constant[rows, None])
+            tile.exp_().mul_(factors)
         here = (places >= 0) & (places < tile.size(1))
         values = torch.where(here, self.chosen[rows], 0.0)
         tile.scatter_add_(1, places.clamp(0, tile.size(1) - 1)[:, None], values[:, None])
