@@ -11,6 +11,8 @@ from polyturn.configs.schema import RunConfig
 from polyturn.configs.stages import StageSizes, stage_layers
 
 BYTES = {"float32": 4, "bfloat16": 2}
+STATE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1}
+"""Of a number of the optimizer's state, by the names that `megatron.optimizer` takes."""
 CPU_KV_TOKENS = 65536
 """The engine's KV pool on a CPU where `sglang.max_total_tokens` does not say."""
 
@@ -21,6 +23,8 @@ class MemoryEstimate:
 
     stages: tuple[dict[str, int], ...]
     """Of one trainer rank on each pipeline stage."""
+    host: tuple[int, ...]
+    """What such a rank keeps in its host's memory: the optimizer's state as far as it is offloaded, the reference."""
     engine: dict[str, int]
     """Of one tensor-parallel rank of an engine."""
 
@@ -58,10 +62,10 @@ def estimate_memory(config: RunConfig, shape: ModelShape) -> MemoryEstimate:
 
     With P parameters on a trainer rank of b bytes each (4 for float32, 2 for bfloat16): weights b·P, float32 gradients
     4·P, and of the distributed optimizer's state its share: Adam's two moments 8·P/d, and for bfloat16 the float32
-    weights 4·P/d. d is the number of ranks that hold the same weights: data x context, and for experts the ranks of a
-    stage divided by expert x expert_tensor. A frozen reference adds its weights b·P. With adapters nothing but the
-    weights is counted: the adapters are small, and the reference is the policy without them. Of the logits only a tile
-    exists at a time.
+    weights 4·P/d (fewer bytes with the dtypes of `megatron.optimizer`). d is the number of ranks that hold the same
+    weights: data x context, and for experts the ranks of a stage divided by expert x expert_tensor. A frozen reference
+    has weights b·P, which wait in the host's memory. With adapters nothing but the weights is counted: the adapters
+    are small, and the reference is the policy without them. Of the logits only a tile exists at a time.
 
     An engine holds weights b·P, split over its tensor-parallel ranks, and b bytes for each element of its KV pool.
 
@@ -72,21 +76,36 @@ def estimate_memory(config: RunConfig, shape: ModelShape) -> MemoryEstimate:
     parallel = config.trainer.parallel
     copies = parallel.data * parallel.context
     expert_copies = parallel.tensor * copies // (parallel.expert * parallel.expert_tensor)
-    state_bytes = 8 if config.model.dtype == "float32" else 12
-    stages = []
+    state_bytes, share_offloaded = _optimizer_state(config)
+    stages, host = [], []
     for counts in stage_parameters(shape, parallel, user_stage_sizes(config)):
+        state = -(-state_bytes * counts.dense // copies) + -(-state_bytes * counts.experts // expert_copies)
+        offloaded = round(share_offloaded * state)
         parts = {
             "weights": size * counts.total,
             "gradients": 4 * counts.total,
-            "optimizer": -(-state_bytes * counts.dense // copies)
-            + -(-state_bytes * counts.experts // expert_copies),
+            "optimizer": state - offloaded,
         }
         if config.trainer.lora is not None:
-            parts["gradients"] = parts["optimizer"] = 0
-        elif config.trainer.algorithm.needs_reference:
+            parts["gradients"] = parts["optimizer"] = offloaded = 0
+        elif config.trainer.algorithm.needs_reference and config.trainer.device == "cpu":
             parts["reference"] = size * counts.total
+        elif config.trainer.algorithm.needs_reference:
+            offloaded += size * counts.total
         stages.append(parts)
-    return MemoryEstimate(stages=tuple(stages), engine=_engine_memory(config, shape))
+        host.append(offloaded)
+    return MemoryEstimate(stages=tuple(stages), host=tuple(host), engine=_engine_memory(config, shape))
+
+
+def _optimizer_state(config: RunConfig) -> tuple[int, float]:
+    """Bytes for each parameter, and the share of them in the host's memory."""
+    options = config.megatron.get("optimizer", {})
+    kinds = ["exp_avg_dtype", "exp_avg_sq_dtype"]
+    if config.model.dtype != "float32":
+        kinds.append("main_params_dtype")
+    state_bytes = sum(STATE_BYTES[options.get(kind, "float32")] for kind in kinds)
+    offloads = bool(options.get("optimizer_cpu_offload"))
+    return state_bytes, float(options.get("optimizer_offload_fraction", 0.0)) if offloads else 0.0
 
 
 def check_layout(config: RunConfig, shape: ModelShape) -> None:

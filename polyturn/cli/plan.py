@@ -54,6 +54,8 @@ def print_plan(config: RunConfig) -> None:
         for name, sizes in parts
     ]
     typer.echo(table(rows))
+    if any(estimate.host):
+        typer.echo(f"and for each trainer rank up to {human_bytes(max(estimate.host))} of its host's memory")
     typer.echo(f"\n# tasks\n{table(_task_rows(config))}\n\n# reward\n{table(_reward_rows(config))}")
     missing = [p.distribution for p in PACKAGES if p.needed_to_train and p.installed_version() is None]
     if missing:

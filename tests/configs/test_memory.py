@@ -166,6 +166,35 @@ def test_the_state_of_experts_is_split_over_the_ranks_that_hold_them() -> None:
     assert estimate.rank["optimizer"] == 12 * counts.dense // 4 + 12 * counts.experts // 2
 
 
+def test_the_state_of_the_optimizer_by_its_dtypes_and_place() -> None:
+    model = shape()
+    count = model.num_parameters
+    options = [
+        "model.dtype=bfloat16",
+        "trainer.device=cuda",
+        "trainer.parallel.data=1",
+        "megatron.optimizer={use_precision_aware_optimizer: true, exp_avg_dtype: bfloat16, exp_avg_sq_dtype: uint8}",
+    ]
+    estimate = estimate_memory(load_config("quickstart", options), model)
+    assert estimate.rank["optimizer"] == 7 * count and estimate.host == (0,)
+    options += [
+        "megatron.optimizer.optimizer_cpu_offload=true",
+        "megatron.optimizer.optimizer_offload_fraction=1.0",
+    ]
+    estimate = estimate_memory(load_config("quickstart", options), model)
+    assert estimate.rank["optimizer"] == 0 and estimate.host == (7 * count,)
+    estimate = estimate_memory(
+        load_config("quickstart", [*options, "trainer.algorithm.kl.kind=in_loss"]), model
+    )
+    assert "reference" not in estimate.rank and estimate.host == (9 * count,)
+
+
+def test_adapters_leave_the_weights_alone() -> None:
+    model = shape()
+    estimate = estimate_memory(load_config("quickstart", ["trainer.lora={}"]), model)
+    assert estimate.rank == {"weights": 4 * model.num_parameters, "gradients": 0, "optimizer": 0}
+
+
 def test_the_fullest_stage_stands_for_the_rank(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("extends: [search_r1, preset:glm-4.5-355b]\nname: big\n", encoding="utf-8")
