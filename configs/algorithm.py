@@ -23,6 +23,9 @@ class AlgorithmConfig(Section):
     """Episodes that a limit ended: like others, or compared with but not trained on, or as if never played."""
     advantage: Advantage = GroupAdvantage()
     loss: Loss = ClipLoss()
+    proximal: Literal["scored", "behavior"] = "scored"
+    """The logprobs of the step's start are scored by the trainer, or taken to be the sampler's: this saves a forward
+    pass over every step, and the in-run checks that compare the two are off."""
     corrections: list[Correction] = []
     """What makes up for the difference of sampler and trainer; the weights of several are multiplied."""
     kl: KL = NoKL()
@@ -63,6 +66,25 @@ class AlgorithmConfig(Section):
                 f"corrections: the loss {self.loss.kind!r} has its ratio against behavior, which makes up for the "
                 f"difference that {weighing[0].kind!r} corrects, so that it would count twice; take loss.anchor: "
                 "proximal, or leave the correction out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _nobody_asks_for_what_is_not_scored(self) -> Self:
+        if self.proximal == "scored":
+            return self
+        user = None
+        if getattr(self.loss, "anchor", "behavior") == "proximal":
+            user = "loss.anchor is proximal; take loss.anchor: behavior"
+        elif self.corrections:
+            user = "corrections compare the two; leave them out"
+        elif isinstance(self.kl, KLInReward) or (
+            isinstance(self.kl, KLInLoss) and self.kl.anchor == "proximal"
+        ):
+            user = "the KL is one of the proximal policy; take kl in_loss to another"
+        if user is not None:
+            raise ValueError(
+                f"proximal: behavior leaves the step's start unscored, but {user}, or proximal: scored"
             )
         return self
 

@@ -177,10 +177,10 @@ class TrainingLoop:
     def _check_step(
         self, step: int, groups: Sequence[Group], estimates: Estimates, reports: Sequence[UpdateReport]
     ) -> None:
-        first = reports[0].metrics[0]
-        self._checks.initial_kl(first["policy_kl"], step=step)
-        difference, where = largest_logprob_difference(estimates.samples)
-        self._checks.logprob_difference(difference, step=step, where=f"sample {where}")
+        if self._config.trainer.algorithm.proximal == "scored":
+            self._checks.initial_kl(reports[0].metrics[0]["policy_kl"], step=step)
+            difference, where = largest_logprob_difference(estimates.samples)
+            self._checks.logprob_difference(difference, step=step, where=f"sample {where}")
         self._checks.groups(
             {group.group_id: len(group.episodes) for group in groups},
             expected=self._config.rollout.samples_per_prompt,

@@ -24,6 +24,7 @@ from polyturn.rollout.task_sources import tasks_of
 from polyturn.trainer.algorithms.plugins import check_plugins
 from polyturn.trainer.megatron.checkpoints.manifest import MARKER, find_faults
 from polyturn.trainer.megatron.checkpoints.sources import initial_weights
+from polyturn.trainer.preflight_models import check_models
 from polyturn.trainer.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ def preflight(config: RunConfig, *, dry_run: bool = False) -> None:
     check_batch(config)
     _check_lengths(config)
     check_plugins(config.trainer.algorithm)
+    _check_comparison(config)
     _check_upstream(config)
     is_plan = dry_run and config.model.path.startswith(PRESET)
     directory = resolve_model_path(config.model.path, needs_weights=not is_plan)
@@ -52,6 +54,7 @@ def preflight(config: RunConfig, *, dry_run: bool = False) -> None:
     _check_ports(config)
     _check_run_directory(config)
     _check_model(config, directory)
+    check_models(config, directory)
     _check_initial_weights(config)
     _check_fp8(config)
     # Last: opening an environment may take seconds.
@@ -73,6 +76,15 @@ def _check_lengths(config: RunConfig) -> None:
         raise ConfigError(
             f"environment.max_tokens_per_turn is {limits.max_tokens_per_turn}, which leaves no room for a prompt in "
             f"environment.max_tokens_per_episode={limits.max_tokens_per_episode}"
+        )
+
+
+def _check_comparison(config: RunConfig) -> None:
+    unscored = config.trainer.algorithm.proximal != "scored"
+    if unscored and config.checks.enabled and config.checks.max_logprob_difference is not None:
+        raise ConfigError(
+            "checks.max_logprob_difference compares trainer and engine, but trainer.algorithm.proximal=behavior leaves "
+            "the trainer's logprobs unscored; set the one to null or the other to scored"
         )
 
 
@@ -201,6 +213,11 @@ def _check_machine(config: RunConfig) -> None:
             raise ConfigError(
                 f"trainer.parallel asks for {parallel.world_size} ranks ({parallel.describe()}), but this machine has "
                 f"{cores} core(s); lower one of them"
+            )
+        if config.trainer.num_ranks > cores:
+            raise ConfigError(
+                f"the policy and the critic ask for {config.trainer.num_ranks} ranks, but this machine has {cores} "
+                "core(s); set trainer.critic.placement=shared, or lower one of them"
             )
     wanted = num_gpus(config)
     # Without torch there is nothing to count GPUs with, and nothing that could train on them.

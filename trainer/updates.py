@@ -100,10 +100,14 @@ def score_samples(
 ) -> dict[str, ScoredColumns]:
     """What the step needs to know of the samples, by sample id.
 
-    The logprobs of the policy as it is; those of the reference if there is a KL; values if there is a critic here.
+    The logprobs of the policy as it is, unless the sampler's stand in for them; those of the reference if there is a
+    KL; values if there is a critic here.
     """
     temperature = config.rollout.sampling.temperature
-    proximal = policy.logprobs(samples, temperature=temperature)
+    if config.trainer.algorithm.proximal == "scored":
+        proximal = policy.logprobs(samples, temperature=temperature)
+    else:
+        proximal = [sample.behavior_logprobs for sample in samples]
     reference: Sequence[npt.NDArray[np.float32] | None] = [None] * len(samples)
     if config.trainer.algorithm.needs_reference:
         reference = policy.reference_logprobs(samples, temperature=temperature)

@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from polyturn.configs.algorithm import AlgorithmConfig
+from polyturn.configs.errors import ConfigError
+from polyturn.configs.loader import load_config
 from polyturn.trainer.algorithms.diagnostics import mismatch, mismatch_by
 from polyturn.trainer.batch import TrainSample
 from polyturn.trainer.off_policy import correct, drop_unusable
-from polyturn.trainer.updates import count_samples, split_updates
+from polyturn.trainer.preflight import preflight
+from polyturn.trainer.updates import count_samples, score_samples, split_updates, with_scores
 
 FAR = 77.0
 """Stands where nothing was sampled: it must not be read."""
@@ -207,3 +210,22 @@ def test_a_plugin_with_a_weight_that_is_not_one_is_refused(tmp_path):
             continue
         with pytest.raises(ValueError, match="one finite weight of at least 0"):
             correct([make_sample("a", [0.1])], config(section), version=5)
+
+
+UNSCORED = ["trainer.algorithm.proximal=behavior", "trainer.algorithm.loss.anchor=behavior"]
+
+
+def test_the_samplers_logprobs_stand_in_for_a_step_that_is_not_scored():
+    samples = [make_sample("a", [0.1, 0.2]), make_sample("b", [0.3])]
+    # No policy is there to be asked.
+    scores = score_samples(None, samples, config=load_config("quickstart", UNSCORED))
+    for sample in with_scores(samples, [scores]).values():
+        assert (
+            sample.proximal_logprobs[sample.sampled].tolist()
+            == sample.behavior_logprobs[sample.sampled].tolist()
+        )
+
+
+def test_a_check_that_compares_with_what_is_not_scored_is_refused_at_start():
+    with pytest.raises(ConfigError, match="max_logprob_difference compares trainer and engine"):
+        preflight(load_config("quickstart", UNSCORED))

@@ -36,8 +36,9 @@ def token_batch(
     samples = batch.samples
     behavior = gather_rows(batch, [sample.behavior_logprobs for sample in samples])
     proximal, reference, advantages = behavior, None, torch.zeros_like(behavior)
-    if objective.needs_advantages:
+    if objective.needs_advantages or all(sample.proximal_logprobs is not None for sample in samples):
         proximal = gather_rows(batch, [_column(sample, "proximal_logprobs") for sample in samples])
+    if objective.needs_advantages:
         advantages = gather_rows(batch, [_column(sample, "advantages") for sample in samples])
     if objective.needs_reference:
         reference = gather_rows(batch, [_column(sample, "reference_logprobs") for sample in samples])

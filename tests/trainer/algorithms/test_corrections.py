@@ -165,3 +165,31 @@ def test_two_importance_weights_are_refused_and_rejections_are_not():
 def test_a_range_must_hold_one(kind):
     with pytest.raises(ValidationError, match="must have 1 between them"):
         AlgorithmConfig.model_validate({"corrections": [{"kind": kind, "low": 1.5, "high": 2}]})
+
+
+@pytest.mark.parametrize(
+    ("rest", "reason"),
+    [
+        ({"loss": {"kind": "clip"}}, r"loss\.anchor is proximal"),
+        ({"loss": {"kind": "cispo"}}, r"loss\.anchor is proximal"),
+        ({"loss": {"kind": "topr"}, "corrections": [{"kind": "veto"}]}, "corrections compare the two"),
+        (
+            {"loss": {"kind": "dppo"}, "kl": {"kind": "in_loss", "anchor": "proximal"}},
+            "take kl in_loss to another",
+        ),
+        (
+            {"loss": {"kind": "dppo"}, "advantage": {"kind": "rloo"}, "kl": {"kind": "in_reward"}},
+            "take kl in_loss to another",
+        ),
+        ({"loss": {"kind": "clip", "anchor": "behavior"}}, None),
+        ({"loss": {"kind": "policy_gradient"}, "kl": {"kind": "in_loss"}}, None),
+    ],
+)
+def test_what_is_not_scored_must_not_be_asked_for(rest, reason):
+    written = {"proximal": "behavior", **rest}
+    AlgorithmConfig.model_validate(rest)
+    if reason is None:
+        AlgorithmConfig.model_validate(written)
+        return
+    with pytest.raises(ValidationError, match=reason):
+        AlgorithmConfig.model_validate(written)
