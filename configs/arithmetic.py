@@ -82,6 +82,15 @@ def placement(config: RunConfig) -> list[Placed]:
                 note=_place(trainer.parallel, rank) + threads,
             )
         )
+    if trainer.critic_has_ranks:
+        for rank in range(trainer.critic.parallel.world_size):
+            rows.append(
+                Placed(
+                    name=f"critic rank {rank}",
+                    device=_devices(trainer.device, 1),
+                    note=_place(trainer.critic.parallel, rank),
+                )
+            )
     return rows
 
 
@@ -89,7 +98,7 @@ def num_gpus(config: RunConfig) -> int:
     """GPUs that the run needs: engines and trainer ranks have their own."""
     engines, trainer = config.engines, config.trainer
     for_engines = engines.num_engines * engines.tensor_parallel if engines.device == "cuda" else 0
-    return for_engines + (trainer.parallel.world_size if trainer.device == "cuda" else 0)
+    return for_engines + (trainer.num_ranks if trainer.device == "cuda" else 0)
 
 
 def num_cores() -> int:

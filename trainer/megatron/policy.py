@@ -24,6 +24,7 @@ from polyturn.trainer.batch import TrainSample
 from polyturn.trainer.megatron.cpu import install_cpu_compatibility
 from polyturn.trainer.megatron.hf_directory import HFWeights, read_config, write_hf_directory
 from polyturn.trainer.prefix_tree import Sharing
+from polyturn.trainer.preflight_models import same_architecture
 from polyturn.trainer.schedule import LearningRateSchedule
 
 if TYPE_CHECKING:
@@ -127,10 +128,6 @@ class MegatronPolicy:
                 prepare=partial(_prepare, hf_config, lora, seed, shared_prefix),
             )
             if routing_replay:
-                if shared_prefix == "tree":
-                    raise ValueError(
-                        "engines.routing_replay does not go with shared_prefix=tree; turn one off"
-                    )
                 self._engine.replay = RoutingReplay(self._engine.chunks)
             self._engines = {"policy": self._engine}
             self._checkpoints = PolicyCheckpoints(
@@ -331,11 +328,12 @@ class MegatronPolicy:
             load_hf_weights(base, self._engine.architecture, weights)
 
     def _make_reference(self, path: Path | None) -> Reference:
-        from polyturn.trainer.megatron.reference import Reference, check_same_architecture
+        from polyturn.trainer.megatron.reference import Reference
 
         if path is None:
             return Reference(self._engine.chunks, keep_weights=self.lora is None)
-        check_same_architecture(read_config(self.model_path), path, what="model.reference_path")
+        ours, theirs = read_config(self.model_path), read_config(path)
+        same_architecture(ours, theirs, source=path, what="model.reference_path")
         reference = Reference(self._engine.chunks)
         with reference.in_place():
             self._load_hf(path)

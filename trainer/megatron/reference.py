@@ -8,29 +8,13 @@ Import only after `install_cpu_compatibility`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 import torch
 from megatron.core.models.gpt.gpt_model import GPTModel
 
-from polyturn.trainer.megatron.hf_directory import read_config
 from polyturn.trainer.megatron.lora import BaseWeights, adapters_off
-
-FREE_KEYS = (
-    "_name_or_path",
-    "architectures",
-    "bos_token_id",
-    "dtype",
-    "eos_token_id",
-    "pad_token_id",
-    "torch_dtype",
-    "transformers_version",
-    "use_cache",
-)
-"""Keys of config.json in which a reference may differ from the policy: none of them changes a logprob."""
 
 
 class Reference:
@@ -77,18 +61,3 @@ def _on_cpu(param: torch.Tensor) -> torch.Tensor:
     copy = param.detach().cpu().clone()
     # Pinned memory is what a GPU reads and writes at full speed.
     return copy.pin_memory() if param.is_cuda else copy
-
-
-def check_same_architecture(policy: Mapping[str, Any], directory: Path, *, what: str) -> None:
-    """Whether a directory's config.json describes the same computation as the policy's.
-
-    Raises:
-        ValueError: it does not; names the first key that differs.
-    """
-    other = read_config(directory)
-    for key in sorted((policy.keys() | other.keys()) - set(FREE_KEYS)):
-        if policy.get(key) != other.get(key):
-            raise ValueError(
-                f"{what}: {directory} has {key}={other.get(key)!r} in its config.json, the policy has "
-                f"{policy.get(key)!r}; they must be models of one architecture"
-            )
