@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from polyturn.configs.balance import BalanceConfig
 from polyturn.configs.shared_prefix import SharedPrefix
 from polyturn.trainer.balance import balance
 from polyturn.trainer.batch import TrainSample, split_over_ranks
-from polyturn.trainer.prefix_tree import MIN_SHARED, prefix_order
+from polyturn.trainer.prefix_tree import MIN_SHARED, Tokens, prefix_order
 
 Split = Callable[[Sequence[TrainSample], int, BalanceConfig | None], list[list[TrainSample]]]
 
@@ -28,12 +30,34 @@ def rank_split(shared_prefix: SharedPrefix) -> Split:
     return split_over_ranks if shared_prefix == "off" else split_by_prefix
 
 
+def prefix_keys(samples: Sequence[TrainSample]) -> list[Tokens]:
+    """For each sample a number per token, equal where the tokens may be computed once: the token ids.
+
+    Where the experts of tokens are replayed, equal tokens that were sent to different ones are different.
+    """
+    if all(sample.routed_experts is None for sample in samples):
+        return [sample.token_ids for sample in samples]
+    (width,) = {sample.routed_experts.shape[1] for sample in samples if sample.routed_experts is not None}
+    nowhere = np.full((1, width), -1, dtype=np.int16)
+    rows = [
+        np.broadcast_to(nowhere, (len(sample), width))
+        if sample.routed_experts is None
+        else sample.routed_experts
+        for sample in samples
+    ]
+    routing = np.ascontiguousarray(np.concatenate(rows), dtype=np.int16)
+    _, ways = np.unique(routing.view(np.dtype((np.void, 2 * width))).ravel(), return_inverse=True)
+    tokens = np.concatenate([sample.token_ids for sample in samples])
+    _, keys = np.unique(ways.astype(np.int64) * (int(tokens.max()) + 1) + tokens, return_inverse=True)
+    return np.split(keys.astype(np.int64), np.cumsum([len(sample) for sample in samples])[:-1])
+
+
 def prefix_clusters(samples: Sequence[TrainSample], max_tokens: int) -> list[Cluster]:
     """Gather samples with a common prefix, up to `max_tokens` tokens with the prefix counted once.
 
     A sample that is longer than that is a cluster of its own.
     """
-    order, shared = prefix_order([sample.token_ids for sample in samples])
+    order, shared = prefix_order(prefix_keys(samples))
     clusters: list[Cluster] = []
     members: list[TrainSample] = []
     num_tokens = 0

@@ -161,8 +161,6 @@ def test_the_record_decides_in_every_layout(rank_pool, tiny_path):
 def test_what_cannot_be_replayed_is_refused(make_model, tiny_path):
     with pytest.raises(ValueError, match="the model has no experts"):
         MegatronPolicy(make_model(), routing_replay=True)
-    with pytest.raises(ValueError, match="does not go with shared_prefix=tree"):
-        MegatronPolicy(tiny_path, routing_replay=True, shared_prefix="tree")
     policy = MegatronPolicy(tiny_path, routing_replay=True)
     try:
         samples = [replace(s, routed_experts=s.routed_experts[:, :-1]) for s in make_samples(recorded=True)]

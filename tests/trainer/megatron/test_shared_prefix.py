@@ -187,3 +187,41 @@ def test_a_model_with_another_attention_is_refused(tiny):
 
     with pytest.raises(ValueError, match="apply_rope_fusion"):
         MegatronPolicy(tiny("qwen3"), shared_prefix="tree", megatron={"apply_rope_fusion": True})
+
+
+def with_routing(samples: list[TrainSample]) -> list[TrainSample]:
+    """A record of four layers with two of eight experts: common prefixes went one way, but for one sample."""
+    rng = np.random.default_rng(3)
+    tree = build_tree([sample.token_ids for sample in samples], min_shared=1)
+    ways = rng.permuted(np.tile(np.arange(8), (tree.num_tokens, 4, 1)), axis=2)[..., :2]
+    routing = [ways[path].reshape(len(path), -1).astype(np.int16) for path in tree.paths]
+    routing[2][10:] = (routing[2][10:] + 1) % 8
+    for record in routing:
+        record[-1] = -1
+    return [replace(s, routed_experts=record) for s, record in zip(samples, routing, strict=True)]
+
+
+@pytest.mark.catalogue("B40")
+def test_tokens_that_were_routed_apart_are_not_one(samples):
+    from polyturn.trainer.prefix_packs import prefix_keys
+
+    plain = build_tree(prefix_keys(samples))
+    routed = build_tree(prefix_keys(with_routing(samples)))
+    # The third sample shares 30 tokens, of which it was sent the common way with the first 10 only.
+    assert routed.num_tokens - plain.num_tokens >= 30
+    assert routed.sharing.num_separate_tokens - routed.num_tokens > 100
+    keys = prefix_keys(with_routing(samples))
+    assert (keys[0][:30] == keys[1][:30]).all() and (keys[0][:10] == keys[2][:10]).all()
+    assert (keys[0][10:30] != keys[2][10:30]).all()
+
+
+@pytest.mark.stack
+def test_routing_is_replayed_on_trees(rank_pool, tiny, samples):
+    routed = with_routing(samples)
+    settings = {**SETTINGS, "routing_replay": True}
+    arguments = (tiny("qwen3_moe"), [ParallelConfig()], routed)
+    ((apart,),) = rank_pool.run(1, run_layouts, *arguments, settings)
+    ((tree,),) = rank_pool.run(1, run_layouts, *arguments, {**settings, "shared_prefix": "tree"})
+    compare([tree], apart)
+    ((unrecorded,),) = rank_pool.run(1, run_layouts, tiny("qwen3_moe"), [ParallelConfig()], samples, SETTINGS)
+    assert any(np.abs(apart.before[name] - column).max() > 1e-3 for name, column in unrecorded.before.items())
