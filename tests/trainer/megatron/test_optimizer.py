@@ -13,8 +13,15 @@ from polyturn.configs.optimizer import OptimizerConfig
 from polyturn.configs.parallel import ParallelConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.batch import TrainSample, split_over_ranks
+from polyturn.trainer.megatron.cpu import install_cpu_compatibility
 from polyturn.trainer.megatron.policy import MegatronPolicy
 from polyturn.trainer.updates import count_samples
+
+install_cpu_compatibility("cpu")
+
+from polyturn.trainer.megatron.layout import ModelLayout  # noqa: E402
+from polyturn.trainer.megatron.model import transformer_config  # noqa: E402
+from polyturn.trainer.megatron.options import MegatronOptions  # noqa: E402
 
 LENGTHS = [5, 40, 17, 2, 33, 17, 60, 9]
 SMOOTH = OptimizerConfig(learning_rate=0.01, epsilon=1e-3, weight_decay=0.1, clip_grad=1e9)
@@ -254,3 +261,42 @@ def test_gradients_reduced_while_the_backward_pass_runs_are_the_same(rank_pool, 
         for ddp in ({}, {"overlap_grad_reduce": True, "bucket_size": 3000})
     ]
     assert_close(*results)
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"moe_token_dispatcher_type": "flex", "moe_enable_deepep": True},
+        {"moe_token_dispatcher_type": "flex", "moe_flex_dispatcher_backend": "deepep"},
+    ],
+)
+def test_deepep_reaches_megatron_where_there_are_gpus(extra):
+    """As far as a CPU can tell: the section is valid, and Megatron-core's config takes it."""
+    options = MegatronOptions.of({**extra, "moe_router_dtype": "fp32"}, device="cuda")
+    hf = {
+        "model_type": "qwen3_moe",
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "moe_intermediate_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "norm_topk_prob": True,
+        "rms_norm_eps": 1e-6,
+        "max_position_embeddings": 128,
+    }
+    layout = ModelLayout(expert=2)
+    config = transformer_config(hf, dtype="bfloat16", device="cuda", extra=options.transformer, layout=layout)
+    assert config.moe_token_dispatcher_type == "flex"
+    assert config.moe_flex_dispatcher_backend == "deepep"
+
+
+def test_options_of_the_optimizer_become_numbers_of_torch():
+    options = MegatronOptions.of(
+        {"optimizer": {"use_precision_aware_optimizer": True, "exp_avg_dtype": "bfloat16"}}, device="cuda"
+    )
+    assert options.optimizer == {"use_precision_aware_optimizer": True, "exp_avg_dtype": torch.bfloat16}

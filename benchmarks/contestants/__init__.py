@@ -1,0 +1,1 @@
+"""Who takes part in `train_step.py`."""
