@@ -18,7 +18,7 @@ from checkpoint_runs import (
     torch_dist_weights,
     train_and_leave,
 )
-from ranks_pool import RankPool
+from ranks_pool import RankFailure, RankPool
 from tiny_families import make_tiny
 
 from polyturn.configs.parallel import ParallelConfig
@@ -156,3 +156,26 @@ def test_torch_dist_weights_are_the_same_at_any_layout(
         weights = rank_pool.run(layout.world_size, torch_dist_weights, path, layout, directory)[0]
         found = found or weights
         assert_equal(weights, found, layout.describe())
+
+
+def test_damaged_torch_dist_files_are_refused(
+    rank_pool: RankPool, tiny: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path, directory = tiny("qwen3"), tmp_path / "weights"
+    rank_pool.run(1, torch_dist_weights, path, ParallelConfig(), directory)
+    (file,) = directory.glob("*.distcp")
+    whole = file.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 255
+    for damaged in (whole[: len(whole) // 2], bytes(flipped)):
+        file.write_bytes(damaged)
+        with pytest.raises(RankFailure, match="the torch_dist checkpoint cannot be used"):
+            rank_pool.run(1, torch_dist_weights, path, ParallelConfig(), directory)
+    # Megatron-LM's have no checksums: a file cut short still shows.
+    (directory / "checksums.json").unlink()
+    file.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RankFailure, match="is damaged or of another model"):
+        rank_pool.run(1, torch_dist_weights, path, ParallelConfig(), directory)
+    file.unlink()
+    with pytest.raises(RankFailure, match=r"has no \.distcp file"):
+        rank_pool.run(1, torch_dist_weights, path, ParallelConfig(), directory)

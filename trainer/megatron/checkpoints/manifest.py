@@ -92,21 +92,23 @@ def sync_directory(directory: Path) -> None:
         os.close(descriptor)
 
 
-def write_manifest(directory: Path, header: Mapping[str, Any], files: Iterable[WrittenFile]) -> None:
+def write_manifest(
+    directory: Path, header: Mapping[str, Any], files: Iterable[WrittenFile], *, marker: str = MARKER
+) -> None:
     """Declare a checkpoint finished."""
     listed = [asdict(file) for file in files]
-    write_sealed(directory / MARKER, {"format": FORMAT, "header": dict(header), "files": listed})
+    write_sealed(directory / marker, {"format": FORMAT, "header": dict(header), "files": listed})
 
 
-def read_manifest(directory: Path) -> tuple[dict[str, Any], list[WrittenFile]]:
+def read_manifest(directory: Path, *, marker: str = MARKER) -> tuple[dict[str, Any], list[WrittenFile]]:
     """The header and the files of a finished checkpoint.
 
     Raises:
         ValueError: the directory holds none, or one of another format.
     """
-    path = directory / MARKER
+    path = directory / marker
     if not path.is_file():
-        raise ValueError(f"{directory} holds no finished trainer checkpoint: it has no {MARKER}")
+        raise ValueError(f"{directory} holds no finished trainer checkpoint: it has no {marker}")
     value = read_sealed(path)
     if value.get("format") != FORMAT:
         raise ValueError(
@@ -115,7 +117,9 @@ def read_manifest(directory: Path) -> tuple[dict[str, Any], list[WrittenFile]]:
     return value["header"], [WrittenFile(**file) for file in value["files"]]
 
 
-def find_faults(directory: Path, *, share: int = 0, num_shares: int = 1, read: bool = True) -> list[str]:
+def find_faults(
+    directory: Path, *, share: int = 0, num_shares: int = 1, read: bool = True, marker: str = MARKER
+) -> list[str]:
     """What is wrong with a checkpoint, one sentence each; empty when nothing is.
 
     Args:
@@ -123,7 +127,7 @@ def find_faults(directory: Path, *, share: int = 0, num_shares: int = 1, read: b
         read: compare the checksums, too, for which every byte is read; otherwise marker, presence and sizes.
     """
     try:
-        _, files = read_manifest(directory)
+        _, files = read_manifest(directory, marker=marker)
     except ValueError as error:
         return [str(error)]
     faults = []

@@ -35,11 +35,22 @@ from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import _save_state_dict
 
-from polyturn.trainer.megatron.checkpoints.manifest import sync_directory
+from polyturn.trainer.megatron.checkpoints.manifest import (
+    WrittenFile,
+    describe_file,
+    find_faults,
+    sync_directory,
+    write_manifest,
+)
 from polyturn.trainer.megatron.checkpoints.sources import HF_FOLDER, TORCH_DIST_MARKER
 from polyturn.trainer.megatron.checkpoints.state import sharding_metadata
 from polyturn.trainer.megatron.checkpoints.trusted import check_metadata
 from polyturn.trainer.megatron.hf_directory import copy_small_files
+
+CHECKSUMS = "checksums.json"
+"""Of every file, where we wrote the directory; Megatron-LM writes none, and damage then shows only in the structure."""
+ADAPTERS = "lora."
+"""The module of a model that holds LoRA's."""
 
 
 class InProcessSave(TorchDistSaveShardedStrategy):
@@ -94,12 +105,23 @@ def save_torch_dist(chunks: Sequence[GPTModel], directory: Path, *, hf_directory
         name = "model" if len(chunks) == 1 else f"model{index}"
         state[name] = chunk.sharded_state_dict(metadata=sharding_metadata())
     dist_checkpointing.save(state, str(part), InProcessSave("torch_dist", 1))
+    files = _describe_files(part)
     if dist.get_rank() == 0:
+        write_manifest(part, {}, files, marker=CHECKSUMS)
         (part / HF_FOLDER).mkdir()
         copy_small_files(hf_directory, part / HF_FOLDER)
         os.replace(part, directory)
         sync_directory(directory.parent)
     dist.barrier()
+
+
+def _describe_files(directory: Path) -> list[WrittenFile]:
+    """Size and checksum of every file, each taken by some rank."""
+    paths = sorted(path for path in directory.iterdir() if path.is_file())
+    ours = [describe_file(path) for path in paths[dist.get_rank() :: dist.get_world_size()]]
+    gathered: list[list[WrittenFile]] = [[]] * dist.get_world_size()
+    dist.all_gather_object(gathered, ours)
+    return [file for files in gathered for file in files]
 
 
 @torch.no_grad()
@@ -109,10 +131,10 @@ def load_torch_dist(chunks: Sequence[GPTModel], directory: Path) -> None:
     Raises:
         ValueError: it is damaged, of another model, or its metadata is not to be trusted.
     """
-    check_metadata(directory)
     _check_files(directory)
+    check_metadata(directory)
     state = {
-        str(index): _without_objects(chunk.sharded_state_dict(metadata=sharding_metadata()))
+        str(index): _weights_of(chunk.sharded_state_dict(metadata=sharding_metadata()))
         for index, chunk in enumerate(chunks)
     }
     targets = {
@@ -127,8 +149,8 @@ def load_torch_dist(chunks: Sequence[GPTModel], directory: Path) -> None:
             )
             loaded = dist_checkpointing.load(state, str(directory), common_strategy=_NoCommonState())
     except (CheckpointingException, CheckpointException, KeyError) as error:
-        told = str(error) or type(error).__name__
-        raise ValueError(f"{directory} does not fit this model: {told[:400]}") from error
+        told = (str(error) or type(error).__name__).strip().splitlines()[-1]
+        raise ValueError(f"{directory} is damaged or of another model: {told}") from error
     for chunk_name, chunk_targets in targets.items():
         for name, target in chunk_targets.items():
             source = loaded[chunk_name][name]
@@ -136,10 +158,14 @@ def load_torch_dist(chunks: Sequence[GPTModel], directory: Path) -> None:
                 target.copy_(source)
 
 
-def _without_objects(state: dict[str, Any]) -> dict[str, Any]:
-    """Transformer Engine's extra states are left out: without FP8 training they say nothing, and without Transformer
-    Engine nobody has written them."""
-    return {name: value for name, value in state.items() if not isinstance(value, ShardedObject)}
+def _weights_of(state: dict[str, Any]) -> dict[str, Any]:
+    """Without adapters, which belong to the run, and without Transformer Engine's extra states: when nothing is trained
+    in FP8 they say nothing, and without Transformer Engine nobody has written them."""
+    return {
+        name: value
+        for name, value in state.items()
+        if not isinstance(value, ShardedObject) and not name.startswith(ADAPTERS)
+    }
 
 
 def _check_files(directory: Path) -> None:
@@ -148,5 +174,14 @@ def _check_files(directory: Path) -> None:
         raise ValueError(
             f"{directory} has the format {marker.get('sharded_backend')!r}, and only 'torch_dist' can be read"
         )
-    if not any(directory.glob("*.distcp")):
-        raise ValueError(f"{directory} has no .distcp file: it is not whole")
+    faults: list[str] = []
+    if (directory / CHECKSUMS).is_file():
+        faults = find_faults(
+            directory, share=dist.get_rank(), num_shares=dist.get_world_size(), marker=CHECKSUMS
+        )
+    elif not any(directory.glob("*.distcp")):
+        faults = [f"{directory} has no .distcp file"]
+    gathered: list[list[str]] = [[]] * dist.get_world_size()
+    dist.all_gather_object(gathered, faults)
+    for fault in (fault for found in gathered for fault in found):
+        raise ValueError(f"{fault}: the torch_dist checkpoint cannot be used")
