@@ -304,11 +304,11 @@ class MegatronPolicy:
         """The weights that training begins with, and the optimizer that takes them up."""
         from polyturn.trainer.megatron.checkpoints.sources import find_source
         from polyturn.trainer.megatron.checkpoints.torch_dist import load_torch_dist
-        from polyturn.trainer.megatron.reference import check_same_architecture
 
         source = None if path is None else find_source(path)
         if source is not None and source.kind == "hf":
-            check_same_architecture(read_config(self.model_path), source.path, what="checkpoint.load")
+            ours, theirs = read_config(self.model_path), read_config(source.path)
+            same_architecture(ours, theirs, source=source.path, what="checkpoint.load")
             self._load_hf(source.path)
         elif source is not None and source.kind == "torch_dist":
             load_torch_dist(self._engine.chunks, source.path)
