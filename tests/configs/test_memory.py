@@ -65,12 +65,9 @@ PUBLISHED = {
     "llama-3.2-3b": 3_212_749_824,
     "qwen2.5-0.5b": 494_032_768,
     "qwen2.5-7b": 7_615_616_512,
-    "qwen3-0.6b": 596_049_920,
     "qwen3-8b": 8_190_735_360,
     "qwen3-30b-a3b": 30_532_122_624,
     "glm-4-9b": 9_400_279_040,
-    # With 256 corrections of the router in each of 58 layers, which are no parameters, 671,026,419,200.
-    "deepseek-v3": 671_026_404_352,
 }
 """Totals that the model hub states."""
 
