@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from polyturn.configs.errors import ConfigError
@@ -134,7 +135,23 @@ def check_layout(config: RunConfig, shape: ModelShape) -> None:
             if shape.experts
             else f"trainer.parallel.expert is {parallel.expert}, but the model has no experts; set it to 1"
         )
+    for axis, size, what in _widths(shape):
+        ranks = getattr(parallel, axis)
+        if size % ranks:
+            raise ConfigError(
+                f"trainer.parallel.{axis} is {ranks}, which must divide the {size} channels of the model's {what}"
+            )
     stage_parameters(shape, parallel, user_stage_sizes(config))
+
+
+def _widths(shape: ModelShape) -> Iterator[tuple[str, int, str]]:
+    """Which axis splits which inner width: the axis, the width, what it is of."""
+    experts = shape.experts
+    if experts is None or not all(experts.layers):
+        yield "tensor", shape.ffn_size, "MLP"
+    if experts is not None:
+        yield "expert_tensor", experts.ffn_size, "experts"
+        yield "tensor", experts.shared_ffn_size, "shared experts"
 
 
 def user_stage_sizes(config: RunConfig) -> StageSizes:

@@ -242,6 +242,10 @@ def test_a_preset_has_no_weights_to_run_with() -> None:
             "{data: 3, expert: 3}",
             r"trainer\.parallel\.expert is 3, which must divide the model's 128 experts",
         ),
+        (
+            "{data: 5, expert_tensor: 5}",
+            r"expert_tensor is 5, which must divide the 768 channels of the model's experts",
+        ),
         ("{pipeline: 49}", r"48 layers cannot be divided among 49 pipeline stages"),
         (
             "{pipeline: 2, virtual_pipeline: 5}",
