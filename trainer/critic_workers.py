@@ -40,6 +40,7 @@ def make_critic(config: RunConfig, *, model_path: Path, parallel: ParallelConfig
         total_updates=trainer.total_updates,
         value_clip=critic.value_clip,
         seed=config.seed,
+        shared_prefix="group" if parallel.context > 1 else trainer.shared_prefix,
     )
 
 

@@ -18,6 +18,7 @@ import torch
 
 from polyturn.configs.optimizer import OptimizerConfig
 from polyturn.configs.parallel import ParallelConfig
+from polyturn.configs.shared_prefix import SharedPrefix
 from polyturn.trainer.algorithms.objective import ObjectiveSums
 from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.algorithms.value_loss import value_loss
@@ -28,6 +29,7 @@ from polyturn.trainer.megatron.hf_directory import HFWeights, read_config
 from polyturn.trainer.megatron.lora import BaseWeights
 from polyturn.trainer.megatron.micro_batches import finite_columns, make_micro_batches
 from polyturn.trainer.megatron.packed import PackedBatch, gather_rows
+from polyturn.trainer.megatron.tree_attention import allow_trees
 from polyturn.trainer.megatron.value_head import ValueHead, WithoutOutput, attach_value_head
 from polyturn.trainer.megatron.weights import OUTPUT_WEIGHT, load_hf_weights
 from polyturn.trainer.schedule import LearningRateSchedule
@@ -100,6 +102,7 @@ class MegatronCritic:
         total_updates: int | None = None,
         value_clip: float | None,
         seed: int,
+        shared_prefix: SharedPrefix = "off",
     ) -> None:
         """Load the backbone of a Hugging Face directory and give it a new value head.
 
@@ -114,7 +117,8 @@ class MegatronCritic:
         self._max_tokens = max_tokens_per_gpu
         self._objective = ValueObjective(clip=value_clip)
         self._schedule = LearningRateSchedule.from_config(optimizer, num_updates=total_updates)
-        prepare: Callable[[Any], None] = partial(attach_value_head, seed=seed)
+        self._shared_prefix: SharedPrefix = shared_prefix
+        prepare: Callable[[Any], None] = partial(_prepare, seed, shared_prefix)
         self.engine = CriticEngine(
             hf_config, dtype=dtype, device=device, optimizer=optimizer, megatron=megatron, prepare=prepare
         )
@@ -159,8 +163,19 @@ class MegatronCritic:
 
     def _pack(self, samples: Sequence[TrainSample]) -> list[PackedBatch]:
         return make_micro_batches(
-            samples, max_tokens=self._max_tokens, parallel=self.parallel, device=self.engine.device
+            samples,
+            max_tokens=self._max_tokens,
+            parallel=self.parallel,
+            device=self.engine.device,
+            shared_prefix=self._shared_prefix,
         )
+
+
+def _prepare(seed: int, shared_prefix: SharedPrefix, model: Any) -> None:
+    """What is changed in a chunk of the model before it is wrapped."""
+    attach_value_head(model, seed=seed)
+    if shared_prefix == "tree":
+        allow_trees(model)
 
 
 def _column(sample: TrainSample, name: str) -> npt.NDArray[np.float32]:

@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from layout_runs import Run, run_layouts
+from layout_runs import SMOOTH, Run, run_layouts
+from ranks_pool import RankContext
 from tiny_families import HAS_EXPERTS, make_tiny
 
 from polyturn.configs.parallel import ParallelConfig
 from polyturn.trainer.batch import TrainSample
 from polyturn.trainer.prefix_tree import PrefixTree, build_tree
+from polyturn.trainer.updates import count_samples
 
 TOLERANCE = 1e-5
 SETTINGS = {"max_tokens_per_gpu": 170}
@@ -225,3 +227,44 @@ def test_routing_is_replayed_on_trees(rank_pool, tiny, samples):
     compare([tree], apart)
     ((unrecorded,),) = rank_pool.run(1, run_layouts, tiny("qwen3_moe"), [ParallelConfig()], samples, SETTINGS)
     assert any(np.abs(apart.before[name] - column).max() > 1e-3 for name, column in unrecorded.before.items())
+
+
+def train_critics(context: RankContext, path: Path, samples: list[TrainSample]) -> list[Any]:
+    """The values, metrics and values after two updates of a critic on samples, and of one on trees."""
+    from polyturn.trainer.megatron.critic import MegatronCritic
+
+    found = []
+    with context.joined(ParallelConfig()):
+        for mode in ("off", "tree"):
+            critic = MegatronCritic(
+                path,
+                dtype="float32",
+                device="cpu",
+                parallel=ParallelConfig(),
+                optimizer=SMOOTH,
+                megatron={},
+                max_tokens_per_gpu=170,
+                value_clip=0.3,
+                seed=0,
+                shared_prefix=mode,
+            )
+            before = critic.values(samples)
+            scored = [
+                replace(s, values=v, returns=np.cos(s.behavior_logprobs))
+                for s, v in zip(samples, before, strict=True)
+            ]
+            metrics = [critic.train(scored, global_counts=count_samples(scored)) for _ in range(2)]
+            found.append((before, metrics, critic.values(samples)))
+    return found
+
+
+@pytest.mark.stack
+def test_a_critic_learns_on_trees_as_on_samples(rank_pool, tiny, samples):
+    (found,) = rank_pool.run(1, train_critics, tiny("llama"), samples)
+    apart, tree = found
+    for ours, theirs in ((tree[0], apart[0]), (tree[2], apart[2])):
+        for one, other in zip(ours, theirs, strict=True):
+            np.testing.assert_allclose(one, other, atol=TOLERANCE, rtol=TOLERANCE)
+    for one, other in zip(tree[1], apart[1], strict=True):
+        assert one == pytest.approx(other, rel=TOLERANCE, abs=TOLERANCE)
+        assert other["grad_norm"] > 0.01
