@@ -34,6 +34,9 @@ class SandwichLayerSubmodules(TransformerLayerSubmodules):
 class SandwichLayer(TransformerLayer):
     """A layer that norms the outputs of its attention and of its MLP before it adds them to the residual."""
 
+    self_attn_bda: Any
+    mlp_bda: Any
+
     def __init__(
         self, config: TransformerConfig, submodules: SandwichLayerSubmodules, *args: Any, **kwargs: Any
     ) -> None:

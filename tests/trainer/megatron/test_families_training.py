@@ -18,7 +18,7 @@ pytestmark = pytest.mark.stack
 
 LENGTHS = [5, 40, 17, 3, 33]
 TOLERANCE = 1e-5
-TWO_RANKS = [{"tensor": 2}, {"pipeline": 2}]
+TWO_RANKS = [{"tensor": 2}, {"pipeline": 2}, {"context": 2}]
 TWO_RANKS_OF_EXPERTS = [*TWO_RANKS, {"expert": 2, "data": 2}]
 
 
