@@ -2,5 +2,6 @@
 
 from polyturn.trainer.battery.failures import BatteryFailure
 from polyturn.trainer.battery.kit import Case, cases, checks, run_battery, run_check
+from polyturn.trainer.battery.ranks import check_over_ranks
 
-__all__ = ["BatteryFailure", "Case", "cases", "checks", "run_battery", "run_check"]
+__all__ = ["BatteryFailure", "Case", "cases", "check_over_ranks", "checks", "run_battery", "run_check"]

@@ -173,19 +173,27 @@ def run_battery(
 
 
 def _variants(config: type[Section], example: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The defaults, then each field that is a choice or a switch at each of its other values."""
+    """The defaults, then each field that is a choice, a switch or off by its default, at each other value."""
     yield "", {}
     hints = typing.get_type_hints(config)
     for name, field in config.model_fields.items():
         if name == "kind":
             continue
         default = example.get(name, field.default)
-        hint = hints[name]
-        choices: tuple[Any, ...] = ()
-        if typing.get_origin(hint) is typing.Literal:
-            choices = typing.get_args(hint)
-        elif hint is bool:
-            choices = (False, True)
-        for choice in choices:
+        is_share = any(getattr(limit, "le", None) == 1 for limit in field.metadata)
+        for choice in _choices(hints[name], default, is_share=is_share):
             if choice != default:
                 yield f"-{name}={choice}", {name: choice}
+
+
+def _choices(hint: Any, default: Any, *, is_share: bool) -> tuple[Any, ...]:
+    if typing.get_origin(hint) is typing.Literal:
+        return typing.get_args(hint)
+    if hint is bool:
+        return (False, True)
+    if default is None and float in typing.get_args(hint):
+        return (3.0,)
+    # A coefficient that is off, and a discount that is none.
+    if hint is float and (default == 0.0 or (default == 1.0 and is_share)):
+        return (0.5,)
+    return ()

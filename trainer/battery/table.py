@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 from collections.abc import Iterator, Mapping
@@ -116,6 +117,7 @@ def used_by(registry: Registry[Any], name: str) -> list[str]:
     ]
 
 
+@functools.cache
 def read_algorithm(name: str) -> AlgorithmConfig:
     """The algorithm of a shipped file."""
     return AlgorithmConfig.model_validate(_written(name))
@@ -138,6 +140,7 @@ def kinds(registry: Registry[Any], config: AlgorithmConfig, *, written: frozense
         yield from (each.kind for each in (section if isinstance(section, list) else [section]))
 
 
+@functools.cache
 def _written(name: str) -> dict[str, Any]:
     tree = yaml_tree.read_file(find_shipped("algorithm", name)).plain()
     algorithm: dict[str, Any] = tree["trainer"]["algorithm"]

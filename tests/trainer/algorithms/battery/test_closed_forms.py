@@ -393,7 +393,10 @@ def gae(step: RewardBatch, config: Any) -> Trajectories:
             steps_ahead = 1
             if config.per == "turn" and t + 1 < len(turns):
                 steps_ahead = turns[t + 1] - turns[t]
-            gamma, decay = config.gamma**steps_ahead, config.gae_lambda**steps_ahead
+            decay = config.gae_lambda
+            if config.length_adaptive:
+                decay = max(0.0, 1 - 1 / (config.length_adaptive * len(values)))
+            gamma, decay = config.gamma**steps_ahead, decay**steps_ahead
             last = rho[t] + gamma * following - values[t] + gamma * decay * last
             advantages[t], following = last, values[t]
         result.append(advantages)
