@@ -300,3 +300,15 @@ def test_options_of_the_optimizer_become_numbers_of_torch():
         {"optimizer": {"use_precision_aware_optimizer": True, "exp_avg_dtype": "bfloat16"}}, device="cuda"
     )
     assert options.optimizer == {"use_precision_aware_optimizer": True, "exp_avg_dtype": torch.bfloat16}
+
+
+def test_gradients_may_be_summed_in_the_weights_dtype(make_model, make_samples):
+    """Less memory for less precision: near the update with float32 gradients, not equal to it."""
+    results = []
+    for ddp in ({}, {"grad_reduce_in_fp32": False}):
+        with open_policy(make_model(), dtype="bfloat16", megatron={"ddp": ddp}) as policy:
+            metrics = train(policy, scored(policy, make_samples(LENGTHS)))
+            (dtype,) = {gradient.dtype for gradient in gradients_of(policy).values()}
+            results.append((metrics["grad_norm"], dtype))
+    assert [dtype for _, dtype in results] == [torch.float32, torch.bfloat16]
+    assert results[1][0] == pytest.approx(results[0][0], rel=0.02)
