@@ -29,6 +29,31 @@ OBJECTIVE = Objective(
     temperature=0.8,
 )
 NUM_UPDATES = 3
+LENGTHS = [5, 40, 17, 3, 33, 17, 61]
+VOCAB_SIZE = 301
+
+
+def make_samples(lengths: Sequence[int] = LENGTHS) -> list[TrainSample]:
+    """Random samples with about half of their tokens trainable; the second and the last are one sequence."""
+    rng = np.random.default_rng(0)
+    samples = []
+    for i, length in enumerate(lengths):
+        sampled = rng.random(length) < 0.5
+        sampled[0], sampled[-1] = False, True
+        samples.append(
+            TrainSample(
+                sample_id=f"sample-{i}",
+                group_id=f"group-{i // 2}",
+                sequence_id="shared" if i in (1, len(lengths) - 1) else f"sequence-{i}",
+                token_ids=rng.integers(0, VOCAB_SIZE, length),
+                sampled=sampled,
+                behavior_logprobs=rng.normal(-5, 0.3, length).astype(np.float32),
+                policy_versions=np.zeros(length, dtype=np.int32),
+                turns=np.zeros(length, dtype=np.int32),
+                advantages=np.full(length, rng.normal(), dtype=np.float32),
+            )
+        )
+    return samples
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

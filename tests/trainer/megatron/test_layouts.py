@@ -10,47 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from layout_runs import Run, run_layouts, train_on_faults
+from layout_runs import Run, make_samples, run_layouts, train_on_faults
+from layout_table import DENSE, FAMILIES, MIXTURE, make_steady, name
 from safetensors.torch import load_file
-from tiny_families import HAS_EXPERTS, make_tiny
 
 from polyturn.configs.parallel import ParallelConfig
+from polyturn.trainer.batch import TrainSample
 
 pytestmark = pytest.mark.stack
 
-LENGTHS = [5, 40, 17, 3, 33, 17, 61]
 TOLERANCE = 1e-5
-
-DENSE = [
-    {"tensor": 2},
-    {"pipeline": 2},
-    {"context": 2},
-    {"data": 2},
-    {"pipeline": 2, "virtual_pipeline": 2},
-    {"tensor": 2, "pipeline": 2},
-    {"tensor": 2, "context": 2},
-    {"pipeline": 2, "context": 2},
-    {"tensor": 2, "data": 2},
-    {"context": 2, "data": 2},
-    {"pipeline": 2, "virtual_pipeline": 2, "data": 2},
-    {"pipeline": 3},
-    {"pipeline": 4},
-    {"context": 4},
-]
-MIXTURE = [
-    {"expert": 2, "data": 2},
-    {"tensor": 2, "expert_tensor": 2},
-    {"tensor": 2, "expert": 2},
-    {"context": 2, "expert": 2},
-    {"expert": 2, "data": 2, "pipeline": 2},
-    {"tensor": 2, "expert": 4, "data": 2},
-    {"tensor": 2, "expert": 2, "expert_tensor": 2, "data": 2},
-    {"tensor": 2, "data": 2},
-]
-
-
-def name(layout: dict[str, int]) -> str:
-    return "-".join(f"{axis}{size}" for axis, size in layout.items())
 
 
 @pytest.fixture(scope="module")
@@ -59,21 +28,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
     def make(family: str) -> Path:
         if family not in made:
-            # Small weights keep a mixture's updates from magnifying rounding, as they do where routing is steep.
-            initializer_range = 0.05 if family in HAS_EXPERTS else 0.2
-            made[family] = make_tiny(
-                family, tmp_path_factory.mktemp(family), initializer_range=initializer_range
-            )
+            made[family] = make_steady(family, tmp_path_factory.mktemp(family))
         return made[family]
 
     return make
 
 
 @pytest.fixture(scope="module")
-def samples(make_samples: Callable[..., Any]) -> list[Any]:
-    """Two of them are one sequence, in different micro-batches or on different ranks."""
-    made = make_samples(LENGTHS)
-    return [replace(sample, sequence_id="one") if i in (1, 6) else sample for i, sample in enumerate(made)]
+def samples() -> list[TrainSample]:
+    return make_samples()
 
 
 @pytest.fixture(scope="module")
@@ -140,15 +103,6 @@ def test_a_mixture_of_experts_trains_as_on_one_rank(rank_pool, tiny, samples, si
     compare([rank for (rank,) in ranks], parallel, single("qwen3_moe"))
 
 
-FAMILIES = [
-    ("glm4_moe", {"tensor": 2, "pipeline": 2, "expert": 2}),
-    ("glm4_moe", {"context": 2, "expert": 2, "pipeline": 2}),
-    ("deepseek_v3", {"tensor": 2, "context": 2, "expert": 4}),
-    ("deepseek_v3", {"tensor": 2, "pipeline": 2, "expert": 2}),
-    ("glm4", {"tensor": 2, "context": 2}),
-]
-
-
 @pytest.mark.parametrize(
     ("family", "layout"), FAMILIES, ids=[f"{family}-{name(layout)}" for family, layout in FAMILIES]
 )
@@ -177,7 +131,7 @@ def test_untied_embeddings_and_the_exported_directory(rank_pool, tiny, samples, 
     [{"data": 2}, {"pipeline": 2}, {"pipeline": 2, "virtual_pipeline": 2}, {"context": 2}, {"tensor": 2}],
     ids=name,
 )
-def test_packs_with_nothing_to_train_keep_the_ranks_in_step(rank_pool, tiny, make_samples, single_of, layout):
+def test_packs_with_nothing_to_train_keep_the_ranks_in_step(rank_pool, tiny, single_of, layout):
     """Data-parallel ranks pack into different numbers, and one pack has no trainable token."""
     samples = make_samples([10, 50, 50, 50])
     samples[2] = replace(samples[2], sampled=np.zeros(50, dtype=np.bool_))
