@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import megatron.core.transformer.multi_latent_attention as latent_attention
 import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.models.gpt.gpt_layer_specs import HAVE_TE, get_mlp_module_spec_for_backend
@@ -134,6 +135,8 @@ def _attention(config: TransformerConfig, backend: Any) -> ModuleSpec:
 
 
 def _latent_attention(backend: Any) -> ModuleSpec:
+    # Upstream compares its modules with this one, which is a mock where Transformer Engine is missing.
+    latent_attention.TELinear = backend.linear()
     return ModuleSpec(
         module=MLASelfAttention,
         params={"attn_mask_type": AttnMaskType.causal},

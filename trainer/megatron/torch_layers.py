@@ -10,11 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import megatron.core.transformer.multi_latent_attention as latent_attention
 import torch
 from megatron.core.dist_checkpointing.utils import replace_prefix_for_sharding
 from megatron.core.models.backends import LocalSpecProvider
-from megatron.core.models.gpt.gpt_layer_specs import HAVE_TE
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear
 from megatron.core.transformer.mlp import MLPSubmodules
@@ -212,13 +210,3 @@ class TorchSpecProvider(LocalSpecProvider):
         return TEGroupedMLP, MLPSubmodules(
             linear_fc1=TorchGroupedColumnLinear, linear_fc2=TorchGroupedRowLinear
         )
-
-
-class _NeverBuilt:
-    """Stands for a module of Transformer Engine where there is none."""
-
-
-if not HAVE_TE:
-    # Upstream asks whether a module is one of these, which are mocks where Transformer Engine is missing.
-    latent_attention.TELinear = TorchLinear
-    latent_attention.TEColumnParallelLinear = _NeverBuilt
