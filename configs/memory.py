@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from polyturn.configs.adapter_shape import adapter_parameters
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.model_shape import ModelShape, RankParameters, Split
 from polyturn.configs.parallel import ParallelConfig
@@ -46,16 +47,22 @@ def stage_parameters(
     Raises:
         ConfigError: the layers cannot be divided so.
     """
-    virtual = parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None
-    try:
-        stages = stage_layers(shape.num_layers, parallel.pipeline, virtual, given=sizes)
-    except ValueError as error:
-        raise ConfigError(f"trainer.parallel: {error}") from error
+    stages = _layers_of_stages(shape, parallel, sizes)
     split = Split(tensor=parallel.tensor, expert=parallel.expert, expert_tensor=parallel.expert_tensor)
     return [
         shape.on_stage(layers, split, first=stage == 0, last=stage == parallel.pipeline - 1)
         for stage, layers in enumerate(stages)
     ]
+
+
+def _layers_of_stages(
+    shape: ModelShape, parallel: ParallelConfig, sizes: StageSizes | None
+) -> list[list[int]]:
+    virtual = parallel.virtual_pipeline if parallel.virtual_pipeline > 1 else None
+    try:
+        return stage_layers(shape.num_layers, parallel.pipeline, virtual, given=sizes)
+    except ValueError as error:
+        raise ConfigError(f"trainer.parallel: {error}") from error
 
 
 def estimate_memory(config: RunConfig, shape: ModelShape) -> MemoryEstimate:
@@ -65,8 +72,10 @@ def estimate_memory(config: RunConfig, shape: ModelShape) -> MemoryEstimate:
     4·P, and of the distributed optimizer's state its share: Adam's two moments 8·P/d, and for bfloat16 the float32
     weights 4·P/d (fewer bytes with the dtypes of `megatron.optimizer`). d is the number of ranks that hold the same
     weights: data x context, and for experts the ranks of a stage divided by expert x expert_tensor. A frozen reference
-    has weights b·P, which wait in the host's memory. With adapters nothing but the weights is counted: the adapters
-    are small, and the reference is the policy without them. Of the logits only a tile exists at a time.
+    has weights b·P, which wait in the host's memory. With A parameters in adapters, gradients and optimizer are theirs,
+    4·A and a share of 8·A or 12·A, beside their weights b·A, and the reference is the policy without them. A critic in
+    the same processes has weights, gradients and optimizer of its own, but no output layer. Of the logits only a tile
+    exists at a time.
 
     An engine holds weights b·P, split over its tensor-parallel ranks, and b bytes for each element of its KV pool.
 
@@ -79,7 +88,7 @@ def estimate_memory(config: RunConfig, shape: ModelShape) -> MemoryEstimate:
     expert_copies = parallel.tensor * copies // (parallel.expert * parallel.expert_tensor)
     state_bytes, share_offloaded = _optimizer_state(config)
     stages, host = [], []
-    for counts in stage_parameters(shape, parallel, user_stage_sizes(config)):
+    for stage, counts in enumerate(stage_parameters(shape, parallel, user_stage_sizes(config))):
         state = -(-state_bytes * counts.dense // copies) + -(-state_bytes * counts.experts // expert_copies)
         offloaded = round(share_offloaded * state)
         parts = {
@@ -88,14 +97,36 @@ def estimate_memory(config: RunConfig, shape: ModelShape) -> MemoryEstimate:
             "optimizer": state - offloaded,
         }
         if config.trainer.lora is not None:
-            parts["gradients"] = parts["optimizer"] = offloaded = 0
+            adapters = _adapter_parameters(config, shape, stage)
+            offloaded = round(share_offloaded * state_bytes * adapters / copies)
+            parts["adapters"] = size * adapters
+            parts["gradients"] = 4 * adapters
+            parts["optimizer"] = -(-state_bytes * adapters // copies) - offloaded
         elif config.trainer.algorithm.needs_reference and config.trainer.device == "cpu":
             parts["reference"] = size * counts.total
         elif config.trainer.algorithm.needs_reference:
             offloaded += size * counts.total
+        if config.trainer.uses_critic and not config.trainer.critic_has_ranks:
+            critic = counts.total - _output_parameters(config, shape, stage)
+            parts["critic"] = (size + 4) * critic + state - state_bytes * (counts.total - critic) // copies
         stages.append(parts)
         host.append(offloaded)
     return MemoryEstimate(stages=tuple(stages), host=tuple(host), engine=_engine_memory(config, shape))
+
+
+def _adapter_parameters(config: RunConfig, shape: ModelShape, stage: int) -> int:
+    """Those of the adapters on one rank of a pipeline stage."""
+    assert config.trainer.lora is not None
+    layers = _layers_of_stages(shape, config.trainer.parallel, user_stage_sizes(config))[stage]
+    return adapter_parameters(shape, config.trainer.lora, layers, tensor=config.trainer.parallel.tensor)
+
+
+def _output_parameters(config: RunConfig, shape: ModelShape, stage: int) -> int:
+    """Those of the output layer that one rank of a pipeline stage holds beside the embedding."""
+    parallel = config.trainer.parallel
+    if stage < parallel.pipeline - 1 or (shape.tied_embeddings and parallel.pipeline == 1):
+        return 0
+    return -(-shape.vocab_size // parallel.tensor) * shape.hidden_size
 
 
 def _optimizer_state(config: RunConfig) -> tuple[int, float]:

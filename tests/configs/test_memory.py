@@ -186,10 +186,28 @@ def test_the_state_of_the_optimizer_by_its_dtypes_and_place() -> None:
     assert "reference" not in estimate.rank and estimate.host == (9 * count,)
 
 
-def test_adapters_leave_the_weights_alone() -> None:
+def test_only_adapters_have_gradients_and_optimizer() -> None:
     model = shape()
-    estimate = estimate_memory(load_config("quickstart", ["trainer.lora={}"]), model)
-    assert estimate.rank == {"weights": 4 * model.num_parameters, "gradients": 0, "optimizer": 0}
+    lora = ["trainer.lora.rank=8", 'trainer.lora.target_modules=["q_proj","down_proj"]']
+    estimate = estimate_memory(load_config("quickstart", lora), model)
+    queries = model.hidden_size + model.num_heads * model.head_dim
+    adapters = 8 * model.num_layers * (queries + model.ffn_size + model.hidden_size)
+    assert estimate.rank == {
+        "weights": 4 * model.num_parameters,
+        "adapters": 4 * adapters,
+        "gradients": 4 * adapters,
+        "optimizer": 4 * adapters,
+    }
+
+
+def test_a_shared_critic_is_another_model_without_an_output_layer() -> None:
+    model = shape()
+    ppo = ["trainer.algorithm.advantage.kind=ppo_gae", "trainer.parallel.data=1"]
+    table = 0 if model.tied_embeddings else model.vocab_size * model.hidden_size
+    estimate = estimate_memory(load_config("quickstart", ppo), model)
+    assert estimate.rank["critic"] == (4 + 4 + 8) * (model.num_parameters - table)
+    own = estimate_memory(load_config("quickstart", [*ppo, "trainer.critic.placement=own"]), model)
+    assert "critic" not in own.rank
 
 
 def test_the_fullest_stage_stands_for_the_rank(tmp_path: Path) -> None:

@@ -13,7 +13,9 @@ import transformers
 from safetensors.torch import load_file
 from tiny_families import make_tiny
 
+from polyturn.configs.adapter_shape import adapter_parameters
 from polyturn.configs.lora import LoraConfig
+from polyturn.configs.model_shape import ModelShape
 from polyturn.configs.optimizer import OptimizerConfig
 from polyturn.configs.parallel import ParallelConfig
 from polyturn.trainer.algorithms.objective import Objective
@@ -230,7 +232,8 @@ def train_a_family(context: Any, path: Path, layout: dict[str, int], directory: 
         found = train(policy, with_proximal(policy, samples), counts_of(samples))
         policy.save_adapter(directory / "adapter")
         policy.save_checkpoint(directory / "checkpoint")
-        return [found, policy.logprobs(samples)]
+        num_adapted = sum(p.numel() for chunk in policy._engine.chunks for p in chunk.lora.parameters())
+        return [found, policy.logprobs(samples), num_adapted]
 
 
 def family_samples() -> list[TrainSample]:
@@ -271,9 +274,16 @@ FAMILIES = [
 @pytest.mark.parametrize(("family", "layout"), FAMILIES, ids=[name for name, _ in FAMILIES])
 def test_every_linear_layer_of_a_family_is_adapted_as_peft_reads_it(rank_pool, tmp_path, family, layout):
     path = make_tiny(family, tmp_path / family, num_hidden_layers=2)
-    ((expected, logprobs),) = rank_pool.run(1, train_a_family, path, {}, tmp_path / "one")
+    ((expected, logprobs, num_adapted),) = rank_pool.run(1, train_a_family, path, {}, tmp_path / "one")
     num_ranks = ParallelConfig(**layout).world_size
-    for found, columns in rank_pool.run(num_ranks, train_a_family, path, layout, tmp_path / "more"):
+    shape, tensor = ModelShape.read(path), layout["tensor"]
+    assert num_adapted == adapter_parameters(shape, LORA, range(2), tensor=1)
+    results = rank_pool.run(num_ranks, train_a_family, path, layout, tmp_path / "more")
+    stages = [range(2)] if "pipeline" not in layout else [range(1), range(1, 2)]
+    for rank, (found, columns, num_own) in enumerate(results):
+        assert num_own == adapter_parameters(
+            shape, LORA, stages[rank * len(stages) // num_ranks], tensor=tensor
+        )
         for ours, theirs in zip(found, expected, strict=True):
             assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
             assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-3)
