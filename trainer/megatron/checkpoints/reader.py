@@ -28,8 +28,10 @@ from polyturn.trainer.megatron.checkpoints.state import (
     RANDOM,
     WEIGHT,
     Kept,
+    finish_optimizer,
     kept_state,
     kept_weights,
+    model_shard,
     prepare_optimizer,
     restore_random_state,
 )
@@ -193,7 +195,7 @@ class CheckpointReader:
 def load_checkpoint(
     engines: Mapping[str, Engine], directory: Path, *, same_layout: bool, with_optimizer: bool = True
 ) -> dict[str, Any]:
-    """Restore this rank, and return the header. Every rank calls it.
+    """Restore this rank, and return the header. Collective.
 
     Args:
         same_layout: the layout is the one that wrote the checkpoint, so this rank's own file holds what it needs, and
@@ -201,8 +203,31 @@ def load_checkpoint(
         with_optimizer: False takes the weights alone.
 
     Raises:
-        ValueError: no finished checkpoint, or one of another model.
+        ValueError: no finished checkpoint, or one of another model; raised on all ranks.
     """
+    fault, header = None, {}
+    try:
+        header = _restore(engines, directory, same_layout=same_layout, with_optimizer=with_optimizer)
+    except ValueError as error:
+        fault = str(error)
+    raise_on_all(fault)
+    for engine in engines.values():
+        finish_optimizer(engine)
+    return header
+
+
+def raise_on_all(fault: str | None) -> None:
+    """Raise what any rank found, on all of them: one that went on alone would wait for ever. Collective."""
+    gathered: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, fault)
+    for told in gathered:
+        if told is not None:
+            raise ValueError(told)
+
+
+def _restore(
+    engines: Mapping[str, Engine], directory: Path, *, same_layout: bool, with_optimizer: bool
+) -> dict[str, Any]:
     reader = CheckpointReader(directory)
     try:
         for name, engine in engines.items():
@@ -216,7 +241,6 @@ def load_checkpoint(
                 else:
                     tensors = reader.assemble(name, kept)
                 _store(kept, tensors, with_moments=num_steps > 0)
-            engine.share_params()
         random = reader.random_state() if same_layout else None
         if random is not None:
             restore_random_state(random)
@@ -253,5 +277,9 @@ def _store(kept: Kept, tensors: Mapping[str, torch.Tensor], *, with_moments: boo
         kept.tensor.view(-1).copy_(tensors[BUFFER])
         return
     device = kept.tensor.device
-    moved = {name: tensors[name].to(device=device) for name in wanted}
+    # Copies: what was read may be a window on the file.
+    moved = {name: tensors[name].to(device=device, copy=True) for name in wanted}
     kept.owner._set_main_param_and_optimizer_states(kept.tensor, moved)
+    shard = model_shard(kept.owner, kept.tensor)
+    if shard is not None:
+        shard.copy_(moved[WEIGHT])

@@ -79,7 +79,7 @@ def kept_state(engine: Engine) -> list[Kept]:
         for param in optimizer.model_param_group_index_map:
             owned = optimizer._get_model_param_range_map(param)["param"]
             size = owned.end - owned.start
-            states = optimizer._get_main_param_and_optimizer_states(param)
+            states = _states(optimizer, param)
             found.append(
                 Kept(
                     boxes=_boxes(described.get(id(param)), param, split=True),
@@ -109,6 +109,22 @@ def kept_state(engine: Engine) -> list[Kept]:
                 )
             )
     return found
+
+
+def _states(optimizer: Any, param: torch.nn.Parameter) -> dict[str, torch.Tensor]:
+    shard = model_shard(optimizer, param)
+    if shard is not None and not optimizer.optimizer.state.get(shard):
+        # Before the first step there is nothing but the model's own weights.
+        return {WEIGHT: shard.float()}
+    return optimizer._get_main_param_and_optimizer_states(param)
+
+
+def model_shard(optimizer: Any, param: torch.nn.Parameter) -> torch.Tensor | None:
+    """This rank's range of the model's own tensor, where the optimizer itself keeps the float32 weights of it."""
+    if not optimizer.config.use_precision_aware_optimizer_no_fp8_or_ds_fp8:
+        return None
+    group, position = optimizer.model_param_group_index_map[param]
+    return optimizer.optimizer.param_groups[group]["params"][position]
 
 
 def kept_weights(chunks: Sequence[GPTModel]) -> list[Kept]:
@@ -165,8 +181,10 @@ def _is_main(replica_id: int | tuple[int, ...], *, split: bool) -> bool:
 
 
 def num_optimizer_steps(engine: Engine) -> int:
-    """How often the optimizer was stepped; FusedAdam's layout keeps it in the parameter groups."""
-    return max((int(group.get("step", 0)) for group in _groups(engine)), default=0)
+    """How often the optimizer was stepped. FusedAdam keeps it in the parameter groups, torch's AdamW, which steps what
+    is offloaded to the CPU, beside each parameter's moments."""
+    in_groups = [int(group.get("step", 0)) for group in _groups(engine)]
+    return max([0, *in_groups, *(int(state["step"]) for state in _own_step_counts(engine))])
 
 
 def prepare_optimizer(engine: Engine, num_steps: int) -> None:
@@ -183,6 +201,24 @@ def prepare_optimizer(engine: Engine, num_steps: int) -> None:
             group["step"] = num_steps
         else:
             group.pop("step", None)
+    for state in _own_step_counts(engine):
+        state["step"] = torch.full_like(state["step"], num_steps)
+
+
+def finish_optimizer(engine: Engine) -> None:
+    """Make restored state what is stepped: the weights of the model, and of an optimizer on the CPU."""
+    for optimizer in engine.optimizers:
+        take_over = getattr(optimizer.optimizer, "_sync_hdo_state_to_sub_optimizers", None)
+        if take_over is not None:
+            take_over()
+    engine.share_params()
+
+
+def _own_step_counts(engine: Engine) -> Iterator[dict[str, Any]]:
+    """The states of parameters that have a step count of their own."""
+    for optimizer in engine.optimizers:
+        if optimizer.optimizer is not None:
+            yield from (state for state in optimizer.optimizer.state.values() if "step" in state)
 
 
 def _groups(engine: Engine) -> Iterator[dict[str, Any]]:

@@ -42,6 +42,7 @@ from polyturn.trainer.megatron.checkpoints.manifest import (
     sync_directory,
     write_manifest,
 )
+from polyturn.trainer.megatron.checkpoints.reader import raise_on_all
 from polyturn.trainer.megatron.checkpoints.sources import HF_FOLDER, TORCH_DIST_MARKER
 from polyturn.trainer.megatron.checkpoints.state import sharding_metadata
 from polyturn.trainer.megatron.checkpoints.trusted import check_metadata
@@ -181,7 +182,4 @@ def _check_files(directory: Path) -> None:
         )
     elif not any(directory.glob("*.distcp")):
         faults = [f"{directory} has no .distcp file"]
-    gathered: list[list[str]] = [[]] * dist.get_world_size()
-    dist.all_gather_object(gathered, faults)
-    for fault in (fault for found in gathered for fault in found):
-        raise ValueError(f"{fault}: the torch_dist checkpoint cannot be used")
+    raise_on_all(f"{faults[0]}: the torch_dist checkpoint cannot be used" if faults else None)
