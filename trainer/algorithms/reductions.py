@@ -132,7 +132,7 @@ def sequence_sum_norm(
 @REDUCERS.register(
     "prompt_mean",
     config=sections.PromptMean,
-    paper="SkyRL's prompt_mean",
+    paper="2510.13786",
     formula="1/P sum_p (sum_{i in p, t} m_it l_it / sum_{i in p, t} m_it)",
 )
 def prompt_mean(
@@ -142,7 +142,7 @@ def prompt_mean(
     return _ones(mask) / (max(counts.num_prompts, 1) * batch.prompt_lengths.clamp(min=1))
 
 
-@REDUCERS.register("token_sum", config=sections.TokenSum, paper="1707.06347", formula="sum_it m_it l_it")
+@REDUCERS.register("token_sum", config=sections.TokenSum, paper="Williams 1992", formula="sum_it m_it l_it")
 def token_sum(
     mask: torch.Tensor, batch: TokenBatch, counts: GlobalCounts, config: sections.TokenSum
 ) -> torch.Tensor:
