@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -13,8 +13,9 @@ from polyturn.agents.chat import ChatRenderer, load_tokenizer
 from polyturn.agents.continuation import make_renderer
 from polyturn.agents.dialects import Dialect, make_dialect
 from polyturn.agents.player import EpisodeLimits, play_messages, play_tokens
-from polyturn.agents.policy import SamplingParams
+from polyturn.agents.policy import SamplingParams, TokenPolicy
 from polyturn.agents.sglang_policy import SGLangPolicy
+from polyturn.agents.spread import SpreadPolicy
 from polyturn.configs.rewards import EnvironmentReward
 from polyturn.configs.schema import RunConfig
 from polyturn.envs.registry import make
@@ -91,17 +92,27 @@ def message_play(*, limits: EpisodeLimits) -> Play:
 
 
 @asynccontextmanager
-async def open_policy(config: RunConfig, *, model_path: Path, url: str) -> AsyncIterator[SGLangPolicy]:
-    """The policy behind `url`, an engine or a router, with connections of its own."""
+async def open_policy(
+    config: RunConfig, *, model_path: Path, url: str | Sequence[str]
+) -> AsyncIterator[TokenPolicy]:
+    """The policy behind `url`, an engine or a router, with connections of its own.
+
+    Several URLs are engines to ask directly: sglang-router 0.3.2 drops the request for a record of the routing.
+    """
+    urls = (url,) if isinstance(url, str) else tuple(url)
     renderer = make_renderer(load_tokenizer(model_path), make_dialect(config.model.dialect))
     async with open_client(timeout_s=config.engines.request_timeout_s) as client:
-        yield SGLangPolicy(
-            client=client,
-            url=url,
-            stop_token_ids=renderer.stop_token_ids,
-            stop_strings=renderer.stop_strings,
-            record_routing=config.engines.routing_replay,
-        )
+        policies = [
+            SGLangPolicy(
+                client=client,
+                url=each,
+                stop_token_ids=renderer.stop_token_ids,
+                stop_strings=renderer.stop_strings,
+                record_routing=config.engines.routing_replay and not isinstance(url, str),
+            )
+            for each in urls
+        ]
+        yield policies[0] if len(policies) == 1 else SpreadPolicy(policies)
 
 
 def open_client(*, timeout_s: float) -> httpx.AsyncClient:

@@ -27,8 +27,10 @@ OnEpisode = Callable[[Episode], None]
 class RolloutPlayer:
     """Plays training prompts and held-out tasks through one router; a context manager."""
 
-    def __init__(self, config: RunConfig, *, model_path: Path, url: str, guard: InterruptGuard) -> None:
-        """`url` is the router's. When the guard is asked to stop, no further episode starts."""
+    def __init__(
+        self, config: RunConfig, *, model_path: Path, url: str | Sequence[str], guard: InterruptGuard
+    ) -> None:
+        """`url` is the router's, or those of the engines. When the guard is asked to stop, no further episode starts."""
         self._config = config
         self._model_path = model_path
         self._url = url

@@ -86,7 +86,7 @@ def train(config: RunConfig) -> Path:
                 RolloutPlayer(
                     config,
                     model_path=resolve_model_path(config.model.path),
-                    url=parts.router_url,
+                    url=parts.engine_urls if config.engines.routing_replay else parts.router_url,
                     guard=guard,
                 )
             )

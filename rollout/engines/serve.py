@@ -12,7 +12,10 @@ import sys
 from polyturn.rollout.engines import sglang_cpu
 
 if sglang_cpu.is_for_cpu(sys.argv):
-    sglang_cpu.install(seeded="--enable-deterministic-inference" in sys.argv)
+    sglang_cpu.install(
+        seeded="--enable-deterministic-inference" in sys.argv,
+        records_routing="--enable-return-routed-experts" in sys.argv,
+    )
 
 
 def main() -> None:

@@ -32,8 +32,13 @@ def is_for_cpu(arguments: Sequence[str]) -> bool:
     return "--device=cpu" in arguments or ("--device", "cpu") in pairs
 
 
-def install(*, seeded: bool) -> None:
-    """Put the stand-ins in place; with `seeded` also let deterministic inference through on torch_native."""
+def install(*, seeded: bool, records_routing: bool = False) -> None:
+    """Put the stand-ins in place.
+
+    Args:
+        seeded: also let deterministic inference through on torch_native.
+        records_routing: also let the record of routed experts lie in ordinary memory.
+    """
     os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
     # SGLang compiles its seeded sampler with torch.compile; on a CPU that needs a C++ compiler and a minute.
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
@@ -43,6 +48,8 @@ def install(*, seeded: bool) -> None:
         _install_sgl_kernel()
     if seeded:
         _admit_seeded_sampling()
+    if records_routing:
+        _keep_routing_in_ordinary_memory()
 
 
 def _is_present(name: str) -> bool:
@@ -176,3 +183,10 @@ def _admit_seeded_sampling() -> None:
     if "torch_native" not in choices.DETERMINISTIC_ATTENTION_BACKEND_CHOICES:
         choices.DETERMINISTIC_ATTENTION_BACKEND_CHOICES.append("torch_native")
     operations.enable_batch_invariant_mode = lambda *_, **__: None
+
+
+def _keep_routing_in_ordinary_memory() -> None:
+    """The record of routed experts is gathered in host memory that SGLang registers with CUDA for fast copies."""
+    import sglang.srt.mem_cache.pool_host.common as host_memory
+
+    host_memory._cuda_host_register = lambda *_, **__: None
