@@ -30,7 +30,7 @@ class RolloutPlayer:
     def __init__(
         self, config: RunConfig, *, model_path: Path, url: str | Sequence[str], guard: InterruptGuard
     ) -> None:
-        """`url` is the router's, or those of the engines. When the guard is asked to stop, no further episode starts."""
+        """`url` is the router's, or the engines'. When the guard is asked to stop, no further episode starts."""
         self._config = config
         self._model_path = model_path
         self._url = url

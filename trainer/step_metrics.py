@@ -5,9 +5,12 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
 from polyturn.agents.episode import Episode, Outcome
 from polyturn.rollout.collector import Group
 from polyturn.tools.metrics import ToolUsage
+from polyturn.trainer.batch import TrainSample
 from polyturn.trainer.estimates import Estimates
 from polyturn.trainer.updates import UpdateReport, largest_logprob_difference
 
@@ -65,10 +68,26 @@ def step_metrics(
         if name in last:
             row[f"train/{name}"] = statistics.fmean(metrics[name] for metrics in reports[0].metrics)
     row["train/skipped_updates"] = sum(metrics["skipped"] for metrics in reports[0].metrics)
+    row.update(routing_metrics(estimates.samples))
     for name in last:
         if name.startswith("critic/"):
             row[name] = statistics.fmean(metrics[name] for metrics in reports[0].metrics)
     return row
+
+
+def routing_metrics(samples: Sequence[TrainSample]) -> dict[str, float]:
+    """Which part of the tokens, and of the sampled ones, has a record of its experts; nothing where none is kept."""
+    if all(sample.routed_experts is None for sample in samples):
+        return {}
+    recorded = [
+        np.zeros(len(sample), dtype=np.bool_)
+        if sample.routed_experts is None
+        else (sample.routed_experts >= 0).all(1)
+        for sample in samples
+    ]
+    sampled = np.concatenate([sample.sampled for sample in samples])
+    found = np.concatenate(recorded)
+    return {"routing/replayed": float(found.mean()), "routing/sampled_replayed": float(found[sampled].mean())}
 
 
 def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
