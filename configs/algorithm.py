@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import NonNegativeFloat, model_validator
 
-from polyturn.configs.advantages import Advantage, AdvantageSection, GroupAdvantage, NoShaping, RewardShaping
+from polyturn.configs.advantages import Advantage, GroupAdvantage, NoShaping, RewardShaping
 from polyturn.configs.corrections import Correction, CorrectionSection
 from polyturn.configs.kl import KL, KLInLoss, KLInReward, NoKL
 from polyturn.configs.losses import ClipLoss, Loss
@@ -87,8 +87,3 @@ class AlgorithmConfig(Section):
                 f"proximal: behavior leaves the step's start unscored, but {user}, or proximal: scored"
             )
         return self
-
-    @property
-    def needs_critic(self) -> bool:
-        """Whether the advantages are estimated from a critic's values."""
-        return isinstance(self.advantage, AdvantageSection) and self.advantage.needs_critic

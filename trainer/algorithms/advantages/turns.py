@@ -75,6 +75,7 @@ def gigpo(step: RewardBatch, config: GiGPOAdvantage) -> Advantages:
         return _normalized(group.values, config)
 
     whole = by_group(step, outcomes(step), compare, config=config, min_spread=config.min_spread)
+    groups = step.groups()
     states: dict[tuple[str, str], list[tuple[int, int]]] = {}
     num_steps = 0
     for index, (part, turns) in enumerate(zip(step.parts, returns, strict=True)):
@@ -92,7 +93,7 @@ def gigpo(step: RewardBatch, config: GiGPOAdvantage) -> Advantages:
             continue
         for (index, turn), value in zip(members, _normalized(found, config), strict=True):
             values[index][turn] += config.step_weight * value
-            trainable[index] |= len(step.groups()[step.parts[index].group_id]) > 1
+            trainable[index] |= len(groups[step.parts[index].group_id]) > 1
     metrics = {
         **whole.metrics,
         "gigpo/num_states": float(len(states)),
