@@ -18,9 +18,9 @@ from safetensors import safe_open
 from polyturn.configs.schema import RunConfig
 from polyturn.trainer.megatron.checkpoints.boxes import Box, copy_shared, slabs
 from polyturn.trainer.megatron.checkpoints.manifest import (
-    CheckpointError,
     checksum,
     describe_file,
+    describe_folders,
     find_faults,
     read_manifest,
     write_manifest,
@@ -157,7 +157,19 @@ def test_ranks_look_at_different_files_and_together_at_all(tmp_path: Path) -> No
     assert find_faults(tmp_path, read=False) == []
     found = [find_faults(tmp_path, share=share, num_shares=2) for share in range(2)]
     assert found == [[], [f"{damaged} is damaged: its checksum does not fit"]]
-    assert issubclass(CheckpointError, RuntimeError)
+
+
+def test_folders_in_a_checkpoint_are_looked_at_too(tmp_path: Path) -> None:
+    reference = tmp_path / "reference" / "model.safetensors"
+    reference.parent.mkdir()
+    reference.write_bytes(bytes(10))
+    own = tmp_path / "critic"
+    own.mkdir()
+    write_manifest(own, {}, [])
+    write_manifest(tmp_path, {}, describe_folders(tmp_path))
+    assert [file.name for file in read_manifest(tmp_path)[1]] == ["reference/model.safetensors"]
+    reference.write_bytes(bytes(9))
+    assert find_faults(tmp_path) == [f"{reference} has 9 bytes, not the 10 that were written"]
 
 
 def config_of(tmp_path: Path, **changes: Any) -> RunConfig:

@@ -29,6 +29,7 @@ class WrittenFile:
     """A file of a checkpoint."""
 
     name: str
+    """Its path in the checkpoint's directory."""
     num_bytes: int
     crc32: int
 
@@ -42,9 +43,20 @@ def checksum(path: Path) -> int:
     return value
 
 
-def describe_file(path: Path) -> WrittenFile:
+def describe_file(path: Path, *, name: str | None = None) -> WrittenFile:
     """Size and checksum of a file as it lies there."""
-    return WrittenFile(name=path.name, num_bytes=path.stat().st_size, crc32=checksum(path))
+    return WrittenFile(name=name or path.name, num_bytes=path.stat().st_size, crc32=checksum(path))
+
+
+def describe_folders(directory: Path) -> list[WrittenFile]:
+    """The files of the folders in a checkpoint, but for those that are checkpoints of their own."""
+    return [
+        describe_file(path, name=str(path.relative_to(directory)))
+        for folder in sorted(directory.iterdir())
+        if folder.is_dir() and not (folder / MARKER).is_file()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    ]
 
 
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:

@@ -35,7 +35,7 @@ from polyturn.trainer.megatron.checkpoints.state import (
     prepare_optimizer,
     restore_random_state,
 )
-from polyturn.trainer.megatron.checkpoints.writer import file_name
+from polyturn.trainer.megatron.checkpoints.writer import FILE_PREFIX, file_name
 from polyturn.trainer.megatron.engine import Engine
 
 
@@ -80,6 +80,8 @@ class CheckpointReader:
         self.num_steps: dict[str, int] = {}
         self._files: dict[str, Any] = {}
         for file in written:
+            if not file.name.startswith(FILE_PREFIX):
+                continue
             path = directory / file.name
             if not path.is_file():
                 self.close()

@@ -22,6 +22,7 @@ from polyturn.trainer.megatron.checkpoints.manifest import (
     MARKER,
     CheckpointError,
     WrittenFile,
+    describe_folders,
     write_manifest,
 )
 from polyturn.trainer.megatron.checkpoints.safetensors_file import write_safetensors
@@ -85,7 +86,8 @@ class CheckpointWriter:
         faults = [f"rank {rank}: {text}" for rank, (_, text) in enumerate(gathered) if text]
         if not faults and dist.get_rank() == 0:
             try:
-                write_manifest(pending.directory, pending.header, [file for file, _ in gathered])
+                files = [file for file, _ in gathered] + describe_folders(pending.directory)
+                write_manifest(pending.directory, pending.header, files)
             except OSError as error:
                 faults = [f"rank 0: {error}"]
         told = [faults]
@@ -96,8 +98,11 @@ class CheckpointWriter:
             ) from fault
 
 
+FILE_PREFIX = "rank-"
+
+
 def file_name(rank: int, world_size: int) -> str:
-    return f"rank-{rank:05d}-of-{world_size:05d}.safetensors"
+    return f"{FILE_PREFIX}{rank:05d}-of-{world_size:05d}.safetensors"
 
 
 @torch.no_grad()
