@@ -221,8 +221,15 @@ def test_a_run_that_is_stopped_and_killed_trains_what_an_uninterrupted_one_does(
     killed.wait()
     assert_gone(family, within_s=20)
 
-    process = train(*overrides, "resume=true")
+    # The newest checkpoint is damaged, and the layout is another one.
+    older, newest = sorted((path / "checkpoints").glob("step_??????"))[-2:]
+    damaged = newest / "rank-00001-of-00002.safetensors"
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    process = train(*overrides, "resume=true", "trainer.parallel={tensor: 2, data: 1}")
     assert process.returncode == 0, process.stdout + process.stderr
+    assert f"{damaged} is damaged" in process.stdout and f"going on from {older}" in process.stdout
     assert run_path(process) == path
     assert [row["step"] for row in read_metrics(path / "metrics.jsonl")] == list(range(1, NUM_STEPS + 1))
     assert prompts_by_step(path) == prompts_by_step(finished)

@@ -183,7 +183,6 @@ class _Run:
         return state
 
     def _warn(self, text: str) -> None:
-        logger.warning("%s", text)
         self._progress.message(f"warning: {text}")
 
     def _stop_if_asked(self, loop: TrainingLoop) -> None:
