@@ -67,7 +67,7 @@ def step_metrics(
     ):
         if name in last:
             row[f"train/{name}"] = statistics.fmean(metrics[name] for metrics in reports[0].metrics)
-    row["train/skipped_updates"] = sum(metrics["skipped"] for metrics in reports[0].metrics)
+    row["train/skipped_updates"] = sum(metrics.get("skipped", 0.0) for metrics in reports[0].metrics)
     row.update(routing_metrics(estimates.samples))
     for name in last:
         if name.startswith("critic/"):

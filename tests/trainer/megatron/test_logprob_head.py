@@ -203,3 +203,27 @@ def test_columns_of_several_ranks_are_those_of_one(rank_pool, num_ranks, num_col
         torch.testing.assert_close(sum(rank[2] for rank in found), gradients[0])
         torch.testing.assert_close(torch.cat([rank[3] for rank in found])[:num_columns], gradients[1])
         assert (torch.cat([rank[3] for rank in found])[num_columns:] == 0).all()
+
+
+@pytest.mark.parametrize("kept_elements", [0, 10**6])
+def test_bfloat16_operands_make_float32_sums(kept_elements):
+    """Logits are never rounded to bfloat16: against float64 of the same numbers the error is float32's."""
+    hidden, weight, targets = make(50, 400, size=32, dtype=torch.bfloat16)
+    values, entropies = token_logprobs(
+        hidden,
+        weight,
+        targets,
+        columns=alone(400),
+        temperature=0.8,
+        entropy="gradient",
+        kept_elements=kept_elements,
+    )
+    assert values.dtype == entropies.dtype == torch.float32
+    wide = [tensor.detach().double().requires_grad_() for tensor in (hidden, weight)]
+    expected = naive(*wide, targets, 0.8)
+    for ours, theirs in zip((values, entropies), expected, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, atol=3e-5, rtol=1e-5)
+    gradients = torch.autograd.grad(values.sum(), (hidden, weight))
+    for ours, theirs in zip(gradients, torch.autograd.grad(expected[0].sum(), wide), strict=True):
+        assert ours.dtype == torch.bfloat16
+        torch.testing.assert_close(ours.double(), theirs, atol=1e-2, rtol=1e-2)
