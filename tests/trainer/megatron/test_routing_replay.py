@@ -17,6 +17,7 @@ from polyturn.configs.parallel import ParallelConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.batch import TrainSample, split_over_ranks
 from polyturn.trainer.megatron.policy import MegatronPolicy
+from polyturn.trainer.step_metrics import routing_metrics
 from polyturn.trainer.updates import count_samples
 
 pytestmark = pytest.mark.stack
@@ -168,3 +169,16 @@ def test_what_cannot_be_replayed_is_refused(make_model, tiny_path):
             policy.logprobs(samples)
     finally:
         policy.close()
+
+
+@pytest.mark.catalogue("B40")
+def test_tokens_without_a_record_are_counted():
+    recorded, bare = make_samples(recorded=True), make_samples(recorded=False)
+    assert routing_metrics(bare) == {}
+    num_tokens = 2 * sum(LENGTHS)
+    figures = routing_metrics([*recorded, *bare])
+    # Each recorded sample lacks its last two tokens, both sampled; three tokens of each sample are not sampled.
+    missing = 2 * len(LENGTHS) + sum(LENGTHS)
+    assert figures["routing/replayed"] == pytest.approx(1 - missing / num_tokens)
+    missing -= 3 * len(LENGTHS)
+    assert figures["routing/sampled_replayed"] == pytest.approx(1 - missing / (num_tokens - 6 * len(LENGTHS)))
