@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from polyturn.configs.algorithm import AlgorithmConfig
 from polyturn.configs.errors import ConfigError
@@ -35,9 +36,15 @@ def bind(registry: Registry[P], config: Section) -> P:
         ValueError: there is none of that name, or it is a plug-in that `load_plugin` refuses.
     """
     if isinstance(config, Plugin):
-        return load_plugin(registry, config.target, config.options)
+        return cast(P, _loaded_once(registry, config.target, json.dumps(config.options)))
     entry = registry[getattr(config, "kind")]  # noqa: B009 - a Section in general has none
     return functools.partial(entry.function, config=config) if entry.config else entry.function
+
+
+@functools.cache
+def _loaded_once(registry: Registry[Any], target: str, options: str) -> Any:
+    """A plug-in is bound for every micro-batch, but an object of a class is made once in a process."""
+    return load_plugin(registry, target, json.loads(options))
 
 
 def load_plugin(registry: Registry[P], target: str, options: Mapping[str, Any] | None = None) -> P:

@@ -139,6 +139,13 @@ def test_a_section_is_bound_to_what_it_names(module: Path) -> None:
     assert own("batch") == ("batch", 9)
 
 
+def test_an_object_of_a_class_is_made_once(module: Path) -> None:
+    section = Plugin(kind="plugin", target=f"{module}:Reward", options={"scale": 2})
+    first: Any = bind(REWARD_POSTPROCESSORS, section)
+    assert bind(REWARD_POSTPROCESSORS, section.model_copy()) is first
+    assert bind(REWARD_POSTPROCESSORS, section.model_copy(update={"options": {"scale": 3}})) is not first
+
+
 def test_an_unknown_name_is_told_the_nearest() -> None:
     with pytest.raises(ValueError, match="there is no policy loss 'clp', did you mean 'clip'"):
         POLICY_LOSSES["clp"]
