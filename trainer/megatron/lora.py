@@ -36,6 +36,10 @@ from polyturn.configs.lora import LoraConfig
 from polyturn.trainer.megatron.model import Architecture
 from polyturn.trainer.megatron.weights import chunk_mapping
 
+Parallel = Literal["column", "row", "whole"]
+PARALLEL: dict[int | None, Parallel] = {0: "column", 1: "row", None: "whole"}
+"""By the dimension that tensor parallelism splits a weight along."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Site:
@@ -47,7 +51,7 @@ class Site:
     """The Hugging Face modules that it is made of, in order: `model.layers.0.self_attn.q_proj`, ..."""
     join: Literal["copy", "qkv", "gate_up"]
     """How their rows are laid out in it."""
-    parallel: Literal["column", "row", "whole"]
+    parallel: Parallel
     """How tensor parallelism splits it: by rows, by columns, or not at all."""
 
     @property
@@ -198,7 +202,7 @@ def find_sites(model: GPTModel, find_mapping: Callable[[str], Any]) -> list[Site
                 path=path,
                 projections=tuple(hf_name.removesuffix(".weight") for hf_name in mapped.hf_names),
                 join=mapped.join,
-                parallel={0: "column", 1: "row", None: "whole"}[mapped.split_dim],
+                parallel=PARALLEL[mapped.split_dim],
             )
         )
     return sites
