@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ def check_models(config: RunConfig, directory: Path) -> None:
     """Check what the config asks for beside the policy, whose directory is given. Raises ConfigError."""
     _check_reference(config, directory)
     _check_critic(config, directory)
+    _check_shared_prefix(config)
     if config.engines.routing_replay and ModelShape.read(directory).experts is None:
         raise ConfigError("engines.routing_replay: the model has no experts; set it to false")
 
@@ -47,6 +49,21 @@ def same_architecture(
                 f"{what}: {source} has {key}={other.get(key)!r} in its config.json, the policy has "
                 f"{policy.get(key)!r}; they must be models of one architecture"
             )
+
+
+def _check_shared_prefix(config: RunConfig) -> None:
+    if config.trainer.shared_prefix != "tree":
+        return
+    if config.megatron.get("apply_rope_fusion"):
+        raise ConfigError(
+            "trainer.shared_prefix=tree follows the positions of a tree, and megatron.apply_rope_fusion counts from 0; "
+            "turn one off"
+        )
+    if config.trainer.device == "cuda" and importlib.util.find_spec("transformer_engine") is not None:
+        raise ConfigError(
+            "trainer.shared_prefix=tree needs the attention of the torch layers, and with Transformer Engine installed "
+            "its own is used; set it to group, which computes samples one by one"
+        )
 
 
 def _check_reference(config: RunConfig, directory: Path) -> None:

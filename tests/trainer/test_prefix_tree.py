@@ -7,10 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from polyturn.configs.errors import ConfigError
 from polyturn.configs.loader import load_config
+from polyturn.configs.models import resolve_model_path
 from polyturn.trainer.batch import TrainSample, split_over_ranks
 from polyturn.trainer.prefix_packs import pack_by_prefix, rank_split, split_by_prefix
 from polyturn.trainer.prefix_tree import MIN_SHARED, Sharing, build_tree
+from polyturn.trainer.preflight_models import check_models
 
 
 def sample(number: int, token_ids: np.ndarray) -> TrainSample:
@@ -142,6 +145,23 @@ def test_samples_that_share_nothing_are_split_as_ever(lengths: list[int], num_ra
     assert rank_split("off") is split_over_ranks
     best = max(sum(map(len, share)) for share in split_over_ranks(samples, num_ranks))
     assert max(sum(map(len, share)) for share in shares) <= best + MIN_SHARED * len(samples)
+
+
+def test_what_has_no_trees_is_refused_before_the_start(tmp_path, monkeypatch) -> None:
+    directory = resolve_model_path("builtin:tiny-searcher")
+
+    def check(*changes: str) -> None:
+        check_models(load_config("quickstart", ["trainer.shared_prefix=tree", *changes]), directory)
+
+    check()
+    with pytest.raises(ConfigError, match="apply_rope_fusion counts from 0"):
+        check("megatron.apply_rope_fusion=true", "trainer.device=cuda")
+    (tmp_path / "transformer_engine").mkdir()
+    (tmp_path / "transformer_engine" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    check()
+    with pytest.raises(ConfigError, match="set it to group"):
+        check("trainer.device=cuda")
 
 
 def test_a_layout_that_divides_sequences_is_refused_with_the_way_out() -> None:
