@@ -11,7 +11,7 @@ import pytest
 import torch
 from ranks_pool import RankContext
 from safetensors.torch import load_file, save_file
-from tiny_families import HAS_EXPERTS, TINY, load_model, make_tiny, run_rank
+from tiny_families import HAS_EXPERTS, TINY, load_model, make_tiny, run_rank, run_without
 
 from polyturn.configs.parallel import ParallelConfig
 
@@ -59,6 +59,24 @@ def test_logits_are_those_of_transformers(rank_pool, tiny, layout: dict[str, Any
             error = (logits - expected).abs().max() / expected.abs().max()
             assert error <= TOLERANCE, f"{name}: {error}"
         assert all(rank[name]["names"] == ranks[0][name]["names"] for rank in ranks), "one order on all ranks"
+
+
+WITHOUT: list[tuple[str, str, dict[str, Any]]] = [
+    ("glm4", "glm4", {"rotary_interleaved": False}),
+    ("glm4_moe", "glm4_moe", {"moe_router_topk_scaling_factor": 1.0}),
+    ("qwen3_moe-sparse", "qwen3_moe", {"moe_router_pre_softmax": False}),
+    ("deepseek_v3", "deepseek_v3", {"moe_router_num_groups": None, "moe_router_group_topk": None}),
+    ("deepseek_v3", "deepseek_v3", {"mscale_all_dim": 0.0}),
+    ("deepseek_v3", "deepseek_v3", {"beta_fast": 1.0}),
+    ("deepseek_v3", "deepseek_v3", {"rope_type": "rope", "rotary_scaling_factor": 1.0}),
+]
+
+
+def test_the_tiny_models_show_what_sets_their_families_apart(rank_pool, tiny):
+    directories = {name: tiny(name) for name, _, _ in WITHOUT}
+    (errors,) = rank_pool.run(1, run_without, directories, WITHOUT, ParallelConfig())
+    for (name, _, fields), error in zip(WITHOUT, errors, strict=True):
+        assert error > 100 * TOLERANCE, f"{name} without {fields}: {error}"
 
 
 def load_rank(context: RankContext, directory: Path, parallel: Any) -> str:

@@ -24,7 +24,7 @@ _COMMON = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
-    "initializer_range": 0.2,
+    "initializer_range": 0.15,
     "rms_norm_eps": 1e-6,
     "pad_token_id": None,
     "bos_token_id": 1,
@@ -51,9 +51,10 @@ _LATENT = {
 }
 _YARN = {
     "rope_type": "yarn",
-    "rope_theta": 10000.0,
+    # So that the few rotated dimensions fall on both sides of the ramp.
+    "rope_theta": 100.0,
     "factor": 8.0,
-    "original_max_position_embeddings": 16,
+    "original_max_position_embeddings": 4096,
     "beta_fast": 32,
     "beta_slow": 1,
     "mscale": 1.0,
@@ -190,6 +191,36 @@ def load_model(directory: Path) -> tuple[list[Any], Any, Any]:
     mark_split_params(chunks, architecture)
     load_hf_weights(chunks, architecture, HFWeights(directory))
     return chunks, config, architecture
+
+
+def run_without(
+    context: RankContext,
+    directories: dict[str, Path],
+    changes: list[tuple[str, str, dict[str, Any]]],
+    parallel: Any,
+) -> list[float]:
+    """How far the logits are from transformers', relatively, with other fields in the family's TransformerConfig.
+
+    Args:
+        changes: each the name of a tiny model, its family's `model_type` and the fields.
+    """
+    from dataclasses import replace
+
+    from polyturn.trainer.megatron.families import FAMILIES
+
+    errors = []
+    with context.joined(parallel):
+        for name, model_type, fields in changes:
+            family = FAMILIES[model_type]
+            FAMILIES[model_type] = replace(
+                family, settings=lambda hf, family=family, fields=fields: {**family.settings(hf), **fields}
+            )
+            logits = _logits(*load_model(directories[name]))
+            FAMILIES[model_type] = family
+            expected = torch.load(directories[name] / "logits.pt")
+            assert logits is not None
+            errors.append(float((logits - expected).abs().max() / expected.abs().max()))
+    return errors
 
 
 def _run_model(directory: Path) -> dict[str, Any]:
