@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from polyturn.agents.episode import Episode, Outcome
+from polyturn.agents.episode import Episode, Outcome, TurnRecord
 from polyturn.agents.ledger import Ledger
 from polyturn.agents.policy import Generation
 from polyturn.configs.advantages import CentredAdvantage
@@ -95,6 +95,22 @@ def test_a_failed_episode_never_reaches_the_trainer() -> None:
     )
     with pytest.raises(AssertionError, match="never trained on"):
         make_samples([failed, make_episode("g", 1, 1.0)])
+
+
+def test_turns_belong_to_the_role_that_took_them() -> None:
+    episode = make_episode("g", 0, 1.75)
+    segments = tuple(replace(episode.segments[0], role=role) for role in ("a/0", "b/0"))
+    records = tuple(
+        TurnRecord(role=role, reward=reward, anchor=anchor)
+        for role, reward, anchor in (("a/0", 0.25, "x"), ("b/0", 0.5, "y"), ("a/0", 1.0, "z"))
+    )
+    episode = replace(episode, segments=segments, turn_records=records)
+    first, second = make_samples([episode]).parts
+    # Both are worth the episode's reward; what the other one's turns were paid comes with their own last turn.
+    assert (first.turn_rewards, first.anchors) == ((0.25, 1.5), ("x", "z"))
+    assert (second.turn_rewards, second.anchors) == ((1.75,), ("y",))
+    own = make_samples([replace(episode, role_rewards={"a/0": 3.0})]).parts[0]
+    assert own.turn_rewards == (0.0, 3.0), "a reward of its own came at the end"
 
 
 def test_roles_are_compared_with_their_like() -> None:
