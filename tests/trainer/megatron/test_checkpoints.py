@@ -109,6 +109,12 @@ def test_a_checkpoint_goes_on_at_any_layout(
         if dtype == "float32":
             for name, tensor in uninterrupted.trained.items():
                 torch.testing.assert_close(resumed.trained[name], tensor, atol=1e-5, rtol=1e-5)
+    if dtype == "bfloat16":
+        # What is kept are float32 weights, so a run may go on in float32, too.
+        (finer,) = rank_pool.run(1, load_and_go_on, path, ParallelConfig(), samples, directory, "float32")
+        rounded = {name: tensor.bfloat16() for name, tensor in finer.loaded.items()}
+        assert_equal(rounded, uninterrupted.loaded, "float32")
+        assert any(not torch.equal(finer.loaded[name], tensor.float()) for name, tensor in rounded.items())
 
 
 def test_a_save_that_fails_on_one_rank_is_told_on_all_and_spares_the_one_before(
