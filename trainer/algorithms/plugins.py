@@ -38,7 +38,8 @@ def bind(registry: Registry[P], config: Section) -> P:
     if isinstance(config, Plugin):
         return cast(P, _loaded_once(registry, config.target, json.dumps(config.options)))
     entry = registry[getattr(config, "kind")]  # noqa: B009 - a Section in general has none
-    return functools.partial(entry.function, config=config) if entry.config else entry.function
+    function = functools.partial(entry.function, config=config) if entry.config else entry.function
+    return cast(P, function)
 
 
 @functools.cache
@@ -70,11 +71,11 @@ def load_plugin(registry: Registry[P], target: str, options: Mapping[str, Any] |
         if not callable(made):
             raise ValueError(f"{target}: its objects cannot be called; {as_method}")
         _check(made, target, signature, {}, as_method)
-        return made
+        return cast(P, made)
     if not callable(found):
         raise ValueError(f"{target} is of type {type(found).__name__}, not a function or a class; {right}")
     _check(found, target, signature, options, right)
-    return functools.partial(found, **options) if options else found
+    return cast(P, functools.partial(found, **options) if options else found)
 
 
 def check_plugins(config: AlgorithmConfig) -> None:

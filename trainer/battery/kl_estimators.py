@@ -80,7 +80,7 @@ def check_nan_shows(estimator: KLEstimator, seed: int) -> None:
         columns = [logprobs.clone(), other.clone()]
         columns[place][token] = math.nan
         require(
-            bool(estimator(*columns, mask)[token].isnan()),
+            bool(estimator(columns[0], columns[1], mask)[token].isnan()),
             "a NaN on a trainable token gives a finite estimate",
         )
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from polyturn.trainer.algorithms.advantages.types import RewardBatch, RewardPart, TokenColumns
 
 GROUP_SIZES = {"mixed": 4, "pair": 2, "ragged": 3, "alone": 1, "uniform": 3}
-
-Column = npt.NDArray[np.generic]
 
 
 def random_step(
@@ -77,7 +75,7 @@ def map_samples(step: RewardBatch, change: Callable[[TokenColumns], TokenColumns
     )
 
 
-def map_columns(sample: TokenColumns, change: Callable[[Column], Column]) -> TokenColumns:
+def map_columns(sample: TokenColumns, change: Callable[[Any], Any]) -> TokenColumns:
     """The sample with each of its columns changed."""
     return TokenColumns(
         sampled=change(sample.sampled),
