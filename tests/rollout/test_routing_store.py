@@ -1,0 +1,51 @@
+"""The record of routed experts in journal and trajectories: a column that is there only when something was recorded."""
+
+from __future__ import annotations
+
+import pyarrow.parquet as pq
+import pytest
+
+from polyturn.agents.episode import Episode, Outcome
+from polyturn.agents.ledger import Ledger
+from polyturn.agents.policy import Generation
+from polyturn.rollout.store import TrajectoryStore
+
+
+def episode(name: str, routed: tuple[str, ...]) -> Episode:
+    ledger = Ledger()
+    ledger.append_observation([1, 2])
+    ledger.append_generation(
+        Generation(
+            token_ids=(3, 4),
+            logprobs=(-1.0, -2.0),
+            policy_versions=(0, 0),
+            finish_reason="stop",
+            routed_experts=routed,
+        )
+    )
+    return Episode(
+        episode_id=name,
+        group_id="g",
+        env_id="env",
+        task_id="task",
+        seed=0,
+        outcome=Outcome.COMPLETED,
+        stop_reason="terminated",
+        reward=1.0,
+        segments=(ledger.to_segment(),),
+    )
+
+
+@pytest.mark.catalogue("B40")
+@pytest.mark.parametrize("routed", [("AAE=", "AgM=", "BAU="), ()], ids=["recorded", "bare"])
+def test_the_record_survives_journal_and_trajectories(tmp_path, routed):
+    store = TrajectoryStore(tmp_path)
+    # One episode of an engine that records, one of a policy that does not.
+    episodes = [episode("one", routed), episode("two", ())]
+    for each in episodes:
+        store.journal(1, each)
+    assert store.journaled(1) == episodes
+    store.write_step(1, episodes)
+    assert store.read_step(1) == episodes
+    assert ("routed_experts" in pq.read_schema(store.path(1)).names) == bool(routed)
+    store.close()
