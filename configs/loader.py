@@ -118,7 +118,7 @@ def json_schema() -> dict[str, Any]:
     schema = RunConfig.model_json_schema()
     file_names = {
         "type": "string",
-        "description": "A YAML file below this one, relative to it, a shipped recipe, or preset:NAME.",
+        "description": "A YAML file below this one, relative to it, a shipped recipe, preset:NAME or algorithms/NAME.",
     }
     schema["properties"][EXTENDS] = {"anyOf": [file_names, {"type": "array", "items": file_names}]}
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
