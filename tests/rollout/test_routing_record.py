@@ -1,0 +1,112 @@
+"""The real engine's record of routed experts: over turns, against transformers' routers, and in the trainer."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from polyturn.agents.ledger import Ledger
+from polyturn.agents.policy import SamplingParams
+from polyturn.agents.routing import routing_array
+from polyturn.agents.sglang_policy import SGLangPolicy
+from polyturn.configs.schema import EnginesConfig
+from polyturn.rollout.engines.server import SGLangServer
+from polyturn.rollout.setup import open_client
+from polyturn.trainer.batch import TrainSample
+
+pytestmark = pytest.mark.stack
+
+NUM_LAYERS, TOP_K = 2, 2
+
+
+@pytest.fixture(scope="module")
+def moe_model(tiny_model, tmp_path_factory) -> Path:
+    """The tiny model's tokenizer with a mixture of experts."""
+    import torch
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    directory = shutil.copytree(tiny_model, tmp_path_factory.mktemp("models") / "moe")
+    config = Qwen3MoeConfig(
+        vocab_size=300,
+        hidden_size=64,
+        intermediate_size=128,
+        moe_intermediate_size=64,
+        num_experts=8,
+        num_experts_per_tok=TOP_K,
+        norm_topk_prob=True,
+        num_hidden_layers=NUM_LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=4096,
+        eos_token_id=2,
+        bos_token_id=None,
+        pad_token_id=0,
+        tie_word_embeddings=False,
+        initializer_range=0.15,
+    )
+    torch.manual_seed(1)
+    Qwen3MoeForCausalLM(config).save_pretrained(directory)
+    return directory
+
+
+async def play(url: str) -> Ledger:
+    """Three turns, each with a longer prompt."""
+    ledger = Ledger()
+    async with open_client(timeout_s=120) as client:
+        policy = SGLangPolicy(client=client, url=url, stop_token_ids=(2,), record_routing=True)
+        for turn in range(3):
+            ledger.append_observation(list(range(20 + turn, 52)))
+            sampling = SamplingParams(max_tokens=12, routing_from=ledger.num_routed)
+            ledger.append_generation(await policy.generate(prompt_ids=ledger.token_ids, sampling=sampling))
+            assert ledger.num_routed == len(ledger) - 1
+    return ledger
+
+
+def routers_choice(path: Path, token_ids: tuple[int, ...]) -> np.ndarray:
+    """[tokens, layers, experts per token], sorted, of transformers' routers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
+    chosen: list[np.ndarray] = []
+    for layer in model.model.layers:
+        layer.mlp.gate.register_forward_hook(lambda _m, _i, output: chosen.append(output[2].numpy()))
+    with torch.no_grad():
+        model(torch.tensor([token_ids]))
+    return np.sort(np.stack(chosen, 1), -1)
+
+
+@pytest.mark.catalogue("B40")
+async def test_the_engine_records_what_its_routers_chose(moe_model, tmp_path):
+    from polyturn.trainer.megatron.policy import MegatronPolicy
+
+    server = SGLangServer(
+        config=EnginesConfig(device="cpu", routing_replay=True, start_timeout_s=400),
+        model_path=moe_model,
+        sglang={"max_total_tokens": 4096, "max_running_requests": 4},
+        dtype="float32",
+        seeded=False,
+        log_path=tmp_path / "engine.log",
+    )
+    with server:
+        server.wait_ready()
+        segment = (await play(server.url)).to_segment()
+    record = routing_array(segment.routed_experts)
+    assert record is not None and record.shape == (len(segment), NUM_LAYERS * TOP_K)
+    assert (record[-1] == -1).all()
+    found = np.sort(record[:-1].reshape(-1, NUM_LAYERS, TOP_K), -1)
+    same = (found == routers_choice(moe_model, segment.token_ids)[:-1]).all(-1)
+    # A tie that rounding decides otherwise is no fault of the record.
+    assert same.mean() > 0.98
+
+    sample = TrainSample.from_segment(segment, sample_id="s", group_id="g", sequence_id="s")
+    policy = MegatronPolicy(moe_model, routing_replay=True)
+    try:
+        (column,) = policy.logprobs([sample])
+    finally:
+        policy.close()
+    assert abs(column - sample.behavior_logprobs)[sample.sampled].max() < 1e-4
