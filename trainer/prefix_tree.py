@@ -18,6 +18,8 @@ MIN_SHARED = 16
 """Shorter runs are not worth a node of their own: they are computed once for each branch."""
 
 Tokens = npt.NDArray[np.int64]
+Branch = tuple[int, int, int]
+"""The first and, behind it, the last of sorted samples that go on together, and the length up to which they do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,7 +101,9 @@ def build_tree(samples: Sequence[Tokens], *, min_shared: int = MIN_SHARED) -> Pr
     token_ids: list[Tokens] = []
     paths: list[Tokens] = [np.zeros(0, dtype=np.int64)] * len(samples)
     # Depth first: what lies behind a node is put on top of what lies beside it.
-    waiting = [(branch, 0, ()) for branch in reversed(branches.behind(0, len(order), 0))] if order else []
+    waiting: list[tuple[Branch, int, tuple[Tokens, ...]]] = []
+    if order:
+        waiting += [(branch, 0, ()) for branch in reversed(branches.behind(0, len(order), 0))]
     num_tokens = 0
     while waiting:
         (first, last, end), depth, path = waiting.pop()
@@ -168,11 +172,11 @@ class _Branches:
     shared: Sequence[int]
     min_shared: int
 
-    def behind(self, low: int, high: int, depth: int) -> list[tuple[int, int, int]]:
-        """Ranges of the samples [low, high) that go on together behind their first `depth` tokens, and how far."""
+    def behind(self, low: int, high: int, depth: int) -> list[Branch]:
+        """How the samples [low, high) go on behind their first `depth` tokens."""
         return list(self._part(low, high, depth, depth))
 
-    def _part(self, low: int, high: int, depth: int, common: int) -> Iterator[tuple[int, int, int]]:
+    def _part(self, low: int, high: int, depth: int, common: int) -> Iterator[Branch]:
         """The same where the samples have `common` tokens in common, but too few of them behind `depth`.
 
         Those that have more in common go on together, and each branch gets the common run for itself.
