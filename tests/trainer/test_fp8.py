@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import FineGrainedFP8Config
 
 from polyturn.rollout.engines.checksum import engine_checksums
 from polyturn.trainer.megatron.fp8 import cast_tensors, dequantize_blocks, find_quantised, quantize_blocks
@@ -134,6 +135,8 @@ def test_an_fp8_directory_says_what_an_engine_must_know(make_wide_model: Path, t
     config = json.loads((tmp_path / "fp8" / "config.json").read_text())["quantization_config"]
     assert config["quant_method"] == "fp8" and config["weight_block_size"] == [128, 128]
     assert config["activation_scheme"] == "dynamic" and "lm_head" in config["modules_to_not_convert"]
+    theirs = FineGrainedFP8Config.from_dict(dict(config))
+    assert tuple(theirs.weight_block_size) == (128, 128) and theirs.activation_scheme == "dynamic"
     name = "model.layers.0.mlp.down_proj.weight"
     assert after[name].dtype == torch.float8_e4m3fn
     back = dequantize_blocks(after[name], after[f"{name}_scale_inv"])
