@@ -138,8 +138,6 @@ def _layout_settings(layout: ModelLayout) -> dict[str, Any]:
 
 def _stage_settings(settings: Mapping[str, Any], layout: ModelLayout) -> dict[str, Any]:
     """Numbers of layers of the first and last stage, where the layers do not divide evenly."""
-    if settings.get("pipeline_model_parallel_layout") is not None:
-        return {}
     stages = divide_layers(
         settings["num_layers"],
         layout.pipeline,
