@@ -19,7 +19,7 @@ MIN_SHARED = 16
 
 Tokens = npt.NDArray[np.int64]
 Branch = tuple[int, int, int]
-"""The first and, behind it, the last of sorted samples that go on together, and the length up to which they do."""
+"""(first, last, end): the sorted samples [first, last) are alike in their first `end` tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
