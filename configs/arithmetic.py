@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from polyturn.configs.advantages import GroupedSection
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.parallel import ParallelConfig
 from polyturn.configs.schema import RunConfig
@@ -30,10 +31,12 @@ def check_batch(config: RunConfig) -> str:
             "rollout.prompts_per_step x rollout.samples_per_prompt must equal trainer.global_batch_size x "
             f"trainer.updates_per_step, but {sampled_side} and {trained_side}; for example set {fix}"
         )
-    if rollout.samples_per_prompt == 1:
+    advantage = trainer.algorithm.advantage
+    compares = isinstance(advantage, GroupedSection) and advantage.singletons != "batch_mean"
+    if rollout.samples_per_prompt == 1 and compares:
         raise ConfigError(
             "rollout.samples_per_prompt is 1, but a group of one episode has no baseline and trains nothing; "
-            "use at least 2"
+            "use at least 2, or a trainer.algorithm.advantage that does not compare within groups (ppo_gae)"
         )
     if trainer.global_batch_size < trainer.parallel.data:
         raise ConfigError(

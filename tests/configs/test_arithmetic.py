@@ -35,6 +35,9 @@ def test_groups_of_one_and_empty_ranks_are_refused() -> None:
     one = ["rollout.samples_per_prompt=1", "rollout.prompts_per_step=4", "trainer.global_batch_size=4"]
     with pytest.raises(ConfigError, match="a group of one episode has no baseline"):
         check_batch(load_config("quickstart", one))
+    # A critic is a baseline, and so is the batch.
+    for advantage in ("{kind: ppo_gae}", "{kind: rloo, singletons: batch_mean}"):
+        check_batch(load_config("quickstart", [*one, f"trainer.algorithm.advantage={advantage}"]))
     few = ["rollout.samples_per_prompt=2", "rollout.prompts_per_step=1", "trainer.global_batch_size=2"]
     with pytest.raises(ConfigError, match=r"trainer.parallel.data=4 ranks"):
         check_batch(load_config("quickstart", [*few, "trainer.parallel.data=4"]))
