@@ -25,7 +25,6 @@ from polyturn.trainer.algorithms.plugins import check_plugins
 from polyturn.trainer.megatron.checkpoints.manifest import MARKER, find_faults
 from polyturn.trainer.megatron.checkpoints.sources import initial_weights
 from polyturn.trainer.preflight_models import check_models
-from polyturn.trainer.preflight_models import check_models
 from polyturn.trainer.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -55,7 +54,6 @@ def preflight(config: RunConfig, *, dry_run: bool = False) -> None:
     _check_ports(config)
     _check_run_directory(config)
     _check_model(config, directory)
-    check_models(config, directory)
     check_models(config, directory)
     _check_initial_weights(config)
     _check_fp8(config)
@@ -215,11 +213,6 @@ def _check_machine(config: RunConfig) -> None:
             raise ConfigError(
                 f"trainer.parallel asks for {parallel.world_size} ranks ({parallel.describe()}), but this machine has "
                 f"{cores} core(s); lower one of them"
-            )
-        if config.trainer.num_ranks > cores:
-            raise ConfigError(
-                f"the policy and the critic ask for {config.trainer.num_ranks} ranks, but this machine has {cores} "
-                "core(s); set trainer.critic.placement=shared, or lower one of them"
             )
         if config.trainer.num_ranks > cores:
             raise ConfigError(
