@@ -128,6 +128,7 @@ class TrainerRank:
             device=self._config.engines.device,
             tensor_parallel=self._config.engines.tensor_parallel,
             num_kv_heads=hf_config.get("num_key_value_heads"),
+            num_experts=hf_config.get("num_experts") or hf_config.get("n_routed_experts") or 0,
         )
         if isinstance(sync, BroadcastSync):
             from polyturn.trainer.weight_sync.broadcast import BroadcastPublisher

@@ -2,13 +2,15 @@
 
 `/weights_checker` of SGLang hashes each parameter of its own model: on a CPU the first 8 bytes of the SHA-256 of the
 tensor's bytes (`sglang.srt.managers.mm_utils.tensor_hash`), on CUDA a word hash (`cuda_hash.py`). Its model fuses q,
-k, v and gate, up along dimension 0, pads the vocabulary with rows of zeros, splits tensors over its tensor-parallel
-ranks, and has no tensor for a tied `lm_head`. Dense models in the manner of Llama, Qwen2 and Qwen3 are covered.
+k, v and gate, up along dimension 0, stacks the experts of a layer, pads the vocabulary with rows of zeros, splits
+tensors over its tensor-parallel ranks, and has no tensor for a tied `lm_head`. Models in the manner of Llama, Qwen2,
+Qwen3 and Qwen3-MoE are covered; those with latent attention are not.
 """
 
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -24,6 +26,9 @@ FUSED = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
     "gate_up_proj": ("gate_proj", "up_proj"),
 }
+STACKED = {"w13_weight": ("gate_proj", "up_proj"), "w2_weight": ("down_proj",)}
+"""The engine's tensors [experts, rows, columns] of a layer's experts, and what is concatenated in each of them."""
+_EXPERT = re.compile(r"(.+\.mlp\.experts)\.\d+\.(\w+)\.weight")
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 SPLIT_BY_COLUMN = (".o_proj.weight", ".down_proj.weight")
 SPLIT_BY_KV_HEAD = (".k_proj.", ".v_proj.")
@@ -43,6 +48,9 @@ def tensor_checksum(tensor: Tensor, *, device: EngineDevice = "cpu") -> str:
 
 def engine_name(name: str) -> str:
     """The engine's name of the tensor that holds the Hugging Face tensor `name`."""
+    if expert := _EXPERT.fullmatch(name):
+        stacked = next(stacked for stacked, parts in STACKED.items() if expert[2] in parts)
+        return f"{expert[1]}.{stacked}"
     for fused, parts in FUSED.items():
         for part in parts:
             if f".{part}." in name:
@@ -50,8 +58,16 @@ def engine_name(name: str) -> str:
     return name
 
 
-def fused_names(name: str) -> tuple[str, ...]:
-    """The Hugging Face names of the engine's tensor `name`, to be concatenated along dimension 0."""
+def fused_names(name: str, *, num_experts: int = 0) -> tuple[str, ...]:
+    """The Hugging Face names of the engine's tensor `name`, to be concatenated along dimension 0.
+
+    Those of stacked experts come expert by expert.
+    """
+    experts, _, stacked = name.rpartition(".")
+    if stacked in STACKED:
+        return tuple(
+            f"{experts}.{expert}.{part}.weight" for expert in range(num_experts) for part in STACKED[stacked]
+        )
     for fused, parts in FUSED.items():
         if f".{fused}." in name:
             return tuple(name.replace(f".{fused}.", f".{part}.") for part in parts)
@@ -72,12 +88,14 @@ class EngineChecksums:
         device: EngineDevice = "cpu",
         tensor_parallel: int = 1,
         num_kv_heads: int | None = None,
+        num_experts: int = 0,
     ) -> None:
         """`num_kv_heads` is needed when it is smaller than `tensor_parallel`: engines then share heads."""
         self._tied = tied_embeddings
         self._device = device
         self._size = tensor_parallel
         self._num_kv_heads = num_kv_heads if num_kv_heads is not None else tensor_parallel
+        self._num_experts = num_experts
         self._waiting: dict[str, dict[str, Tensor]] = {}
         self._checksums: dict[str, str] = {}
 
@@ -86,7 +104,7 @@ class EngineChecksums:
         if self._tied and name == "lm_head.weight":
             return
         target = engine_name(name)
-        wanted = fused_names(target)
+        wanted = fused_names(target, num_experts=self._num_experts)
         parts = self._waiting.setdefault(target, {})
         parts[name] = tensor
         if len(parts) == len(wanted):
@@ -100,7 +118,7 @@ class EngineChecksums:
         """Checksum by the engine's tensor name. Raises `ValueError` when a part of a fused tensor is missing."""
         if self._waiting:
             name, parts = next(iter(self._waiting.items()))
-            missing = ", ".join(sorted(set(fused_names(name)) - set(parts)))
+            missing = ", ".join(sorted(set(fused_names(name, num_experts=self._num_experts)) - set(parts)))
             raise ValueError(f"the engine's {name} needs {missing}, which the trainer did not give")
         return self._checksums
 
@@ -119,10 +137,13 @@ class EngineChecksums:
 
 
 def engine_checksums(
-    named_tensors: Iterable[tuple[str, Tensor]] | Mapping[str, Tensor], *, tied_embeddings: bool
+    named_tensors: Iterable[tuple[str, Tensor]] | Mapping[str, Tensor],
+    *,
+    tied_embeddings: bool,
+    num_experts: int = 0,
 ) -> dict[str, str]:
     """`EngineChecksums` of all tensors at once, for an engine of one rank on a CPU."""
-    checksums = EngineChecksums(tied_embeddings=tied_embeddings)
+    checksums = EngineChecksums(tied_embeddings=tied_embeddings, num_experts=num_experts)
     items = named_tensors.items() if isinstance(named_tensors, Mapping) else named_tensors
     for name, tensor in items:
         checksums.add(name, tensor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from polyturn.agents.policy import SamplingParams
 from polyturn.agents.routing import routing_array
 from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.schema import EnginesConfig
+from polyturn.rollout.engines.checksum import engine_checksums
+from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.server import SGLangServer
 from polyturn.rollout.setup import open_client
 from polyturn.trainer.batch import TrainSample
@@ -53,6 +56,22 @@ def moe_model(tiny_model, tmp_path_factory) -> Path:
     return directory
 
 
+@pytest.fixture(scope="module")
+def engine_url(moe_model, tmp_path_factory) -> Iterator[str]:
+    """An engine that serves it and records the routing."""
+    server = SGLangServer(
+        config=EnginesConfig(device="cpu", routing_replay=True, start_timeout_s=400),
+        model_path=moe_model,
+        sglang={"max_total_tokens": 4096, "max_running_requests": 4},
+        dtype="float32",
+        seeded=False,
+        log_path=tmp_path_factory.mktemp("logs") / "engine.log",
+    )
+    with server:
+        server.wait_ready()
+        yield server.url
+
+
 async def play(url: str) -> Ledger:
     """Three turns, each with a longer prompt."""
     ledger = Ledger()
@@ -81,20 +100,10 @@ def routers_choice(path: Path, token_ids: tuple[int, ...]) -> np.ndarray:
 
 
 @pytest.mark.catalogue("B40")
-async def test_the_engine_records_what_its_routers_chose(moe_model, tmp_path):
+async def test_the_engine_records_what_its_routers_chose(moe_model, engine_url):
     from polyturn.trainer.megatron.policy import MegatronPolicy
 
-    server = SGLangServer(
-        config=EnginesConfig(device="cpu", routing_replay=True, start_timeout_s=400),
-        model_path=moe_model,
-        sglang={"max_total_tokens": 4096, "max_running_requests": 4},
-        dtype="float32",
-        seeded=False,
-        log_path=tmp_path / "engine.log",
-    )
-    with server:
-        server.wait_ready()
-        segment = (await play(server.url)).to_segment()
+    segment = (await play(engine_url)).to_segment()
     record = routing_array(segment.routed_experts)
     assert record is not None and record.shape == (len(segment), NUM_LAYERS * TOP_K)
     assert (record[-1] == -1).all()
@@ -110,3 +119,21 @@ async def test_the_engine_records_what_its_routers_chose(moe_model, tmp_path):
     finally:
         policy.close()
     assert abs(column - sample.behavior_logprobs)[sample.sampled].max() < 1e-4
+
+
+@pytest.mark.catalogue("B49")
+def test_the_checksums_of_stacked_experts_are_the_engines(moe_model, engine_url):
+    from safetensors.torch import load_file
+
+    engine = EngineControl(engine_url)
+    try:
+        found = engine.weight_checksums()
+    finally:
+        engine.close()
+    weights = load_file(moe_model / "model.safetensors")
+    assert engine_checksums(weights, tied_embeddings=False, num_experts=8) == found
+    swapped = dict(weights)
+    name = "model.layers.1.mlp.experts.{}.down_proj.weight"
+    swapped[name.format(2)], swapped[name.format(5)] = weights[name.format(5)], weights[name.format(2)]
+    differing = engine_checksums(swapped, tied_embeddings=False, num_experts=8).items() ^ found.items()
+    assert {key for key, _ in differing} == {"model.layers.1.mlp.experts.w2_weight"}
