@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from polyturn.agents.episode import Episode, Outcome
+from polyturn.agents.ledger import Ledger
+from polyturn.agents.policy import Generation
 from polyturn.trainer.batch import TrainSample
 
 VOCAB_SIZE = 301
@@ -88,6 +91,45 @@ def make_samples() -> Callable[..., list[TrainSample]]:
                 )
             )
         return samples
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_episode() -> Callable[..., Episode]:
+    """Makes an episode of one answer: `make_episode("g", 0, 1.0, num_sampled=5, truncated=True)`."""
+
+    def make(
+        group_id: str,
+        sample: int,
+        reward: float,
+        *,
+        num_sampled: int = 3,
+        num_segments: int = 1,
+        truncated: bool = False,
+    ) -> Episode:
+        ledger = Ledger()
+        ledger.append_observation([1, 2])
+        if num_sampled:
+            ledger.append_generation(
+                Generation(
+                    token_ids=tuple(range(num_sampled)),
+                    logprobs=(-1.0,) * num_sampled,
+                    policy_versions=(0,) * num_sampled,
+                    finish_reason="stop",
+                )
+            )
+        return Episode(
+            episode_id=f"{group_id}.{sample}.0",
+            group_id=group_id,
+            env_id="env",
+            task_id="task",
+            seed=0,
+            outcome=Outcome.TRUNCATED if truncated else Outcome.COMPLETED,
+            stop_reason="max_turns" if truncated else "terminated",
+            reward=reward,
+            segments=(ledger.to_segment(),) * num_segments,
+        )
 
     return make
 

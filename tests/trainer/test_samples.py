@@ -9,41 +9,12 @@ from dataclasses import replace
 import pytest
 
 from polyturn.agents.episode import Episode, Outcome, TurnRecord
-from polyturn.agents.ledger import Ledger
-from polyturn.agents.policy import Generation
 from polyturn.configs.advantages import CentredAdvantage
 from polyturn.configs.algorithm import AlgorithmConfig
 from polyturn.trainer.batch import TrainSample
 from polyturn.trainer.estimates import Estimates, estimate_advantages
 from polyturn.trainer.samples import make_samples
 from polyturn.trainer.updates import split_updates
-
-
-def make_episode(
-    group_id: str, sample: int, reward: float, *, num_sampled: int = 3, num_segments: int = 1
-) -> Episode:
-    ledger = Ledger()
-    ledger.append_observation([1, 2])
-    if num_sampled:
-        ledger.append_generation(
-            Generation(
-                token_ids=tuple(range(num_sampled)),
-                logprobs=(-1.0,) * num_sampled,
-                policy_versions=(0,) * num_sampled,
-                finish_reason="stop",
-            )
-        )
-    return Episode(
-        episode_id=f"{group_id}.{sample}.0",
-        group_id=group_id,
-        env_id="env",
-        task_id="task",
-        seed=0,
-        outcome=Outcome.COMPLETED,
-        stop_reason="terminated",
-        reward=reward,
-        segments=(ledger.to_segment(),) * num_segments,
-    )
 
 
 def estimate(episodes: list[Episode], algorithm: AlgorithmConfig | None = None) -> Estimates:
@@ -60,7 +31,7 @@ def advantage_of(sample: TrainSample) -> float:
     return value
 
 
-def test_each_segment_is_a_sample_with_its_episodes_advantage() -> None:
+def test_each_segment_is_a_sample_with_its_episodes_advantage(make_episode) -> None:
     episodes = [make_episode("g", 0, 1.0, num_segments=3), make_episode("g", 1, 0.0)]
     result = estimate(episodes)
     assert [sample.sample_id for sample in result.samples] == ["g.0.0/0", "g.0.0/1", "g.0.0/2", "g.1.0/0"]
@@ -70,7 +41,7 @@ def test_each_segment_is_a_sample_with_its_episodes_advantage() -> None:
 
 
 @pytest.mark.catalogue("B4")
-def test_a_lonely_episode_and_a_silent_one_are_not_trained_on() -> None:
+def test_a_lonely_episode_and_a_silent_one_are_not_trained_on(make_episode) -> None:
     episodes = [
         make_episode("alone", 0, 1.0),
         make_episode("g", 0, 1.0),
@@ -82,7 +53,7 @@ def test_a_lonely_episode_and_a_silent_one_are_not_trained_on() -> None:
 
 
 @pytest.mark.catalogue("B43")
-def test_a_failed_episode_never_reaches_the_trainer() -> None:
+def test_a_failed_episode_never_reaches_the_trainer(make_episode) -> None:
     failed = Episode(
         episode_id="g.0.0",
         group_id="g",
@@ -97,7 +68,7 @@ def test_a_failed_episode_never_reaches_the_trainer() -> None:
         make_samples([failed, make_episode("g", 1, 1.0)])
 
 
-def test_turns_belong_to_the_role_that_took_them() -> None:
+def test_turns_belong_to_the_role_that_took_them(make_episode) -> None:
     episode = make_episode("g", 0, 1.75)
     segments = tuple(replace(episode.segments[0], role=role) for role in ("a/0", "b/0"))
     records = tuple(
@@ -113,7 +84,7 @@ def test_turns_belong_to_the_role_that_took_them() -> None:
     assert own.turn_rewards == (0.0, 3.0), "a reward of its own came at the end"
 
 
-def test_roles_are_compared_with_their_like() -> None:
+def test_roles_are_compared_with_their_like(make_episode) -> None:
     def with_roles(sample: int, rewards: dict[str, float]) -> Episode:
         episode = make_episode("g", sample, 0.25)
         segments = tuple(replace(episode.segments[0], role=role) for role in rewards)
@@ -142,7 +113,7 @@ def test_roles_are_compared_with_their_like() -> None:
 
 @pytest.mark.parametrize(("num_updates", "num_ranks"), [(1, 1), (1, 2), (3, 2), (2, 4)])
 def test_updates_cover_every_sample_once_with_denominators_of_the_whole(
-    num_updates: int, num_ranks: int
+    make_episode, num_updates: int, num_ranks: int
 ) -> None:
     rng = random.Random(0)
     episodes = [

@@ -7,9 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from polyturn.agents.episode import Episode, Outcome
-from polyturn.agents.ledger import Ledger
-from polyturn.agents.policy import Generation
+from polyturn.agents.episode import Episode
 from polyturn.configs.advantages import CentredAdvantage, GroupAdvantage, OverlongShaping
 from polyturn.configs.algorithm import AlgorithmConfig
 from polyturn.configs.kl import KLInReward
@@ -20,30 +18,6 @@ from polyturn.trainer.samples import make_samples
 
 OVERLONG = OverlongShaping(kind="overlong", max_tokens=8, buffer_tokens=4, factor=2.0)
 CENTRED = CentredAdvantage(kind="dr_grpo")
-
-
-def episode(sample: int, reward: float, *, length: int = 3, truncated: bool = False) -> Episode:
-    ledger = Ledger()
-    ledger.append_observation([1, 2])
-    ledger.append_generation(
-        Generation(
-            token_ids=tuple(range(length)),
-            logprobs=(-1.0,) * length,
-            policy_versions=(0,) * length,
-            finish_reason="stop",
-        )
-    )
-    return Episode(
-        episode_id=f"g.{sample}.0",
-        group_id="g",
-        env_id="env",
-        task_id="task",
-        seed=0,
-        outcome=Outcome.TRUNCATED if truncated else Outcome.COMPLETED,
-        stop_reason="max_turns" if truncated else "terminated",
-        reward=reward,
-        segments=(ledger.to_segment(),),
-    )
 
 
 def estimate(episodes: list[Episode], algorithm: AlgorithmConfig, **columns: float) -> Estimates:
@@ -58,9 +32,9 @@ def estimate(episodes: list[Episode], algorithm: AlgorithmConfig, **columns: flo
     return estimate_advantages(step, scored, algorithm)
 
 
-def test_the_punishment_of_long_answers_grows_over_the_buffer() -> None:
+def test_the_punishment_of_long_answers_grows_over_the_buffer(make_episode) -> None:
     lengths = (3, 4, 5, 6, 8, 20)
-    episodes = [episode(i, 1.0, length=n) for i, n in enumerate(lengths)]
+    episodes = [make_episode("g", i, 1.0, num_sampled=n) for i, n in enumerate(lengths)]
     found = estimate(episodes, AlgorithmConfig(reward_shaping=OVERLONG, advantage=CENTRED))
     shaped = [1.0, 1.0, 0.5, 0.0, -1.0, -1.0]
     mean = sum(shaped) / 6
@@ -74,8 +48,12 @@ def test_a_buffer_longer_than_the_answer_is_refused() -> None:
 
 
 @pytest.mark.catalogue("B11", "B42")
-def test_a_truncated_episode_is_trained_on_masked_or_as_if_never_played() -> None:
-    episodes = [episode(0, 1.0), episode(1, 0.0), episode(2, 0.5, truncated=True)]
+def test_a_truncated_episode_is_trained_on_masked_or_as_if_never_played(make_episode) -> None:
+    episodes = [
+        make_episode("g", 0, 1.0),
+        make_episode("g", 1, 0.0),
+        make_episode("g", 2, 0.5, truncated=True),
+    ]
 
     def found(truncated: str) -> Estimates:
         return estimate(episodes, AlgorithmConfig(truncated=truncated, advantage=CENTRED))
@@ -93,13 +71,17 @@ def test_a_truncated_episode_is_trained_on_masked_or_as_if_never_played() -> Non
     assert dropped.metrics["truncated/num_dropped"] == 1
 
 
-def test_masking_keeps_the_reward_in_the_comparison() -> None:
-    episodes = [episode(0, 1.0), episode(1, 0.0), episode(2, 0.0, truncated=True)]
+def test_masking_keeps_the_reward_in_the_comparison(make_episode) -> None:
+    episodes = [
+        make_episode("g", 0, 1.0),
+        make_episode("g", 1, 0.0),
+        make_episode("g", 2, 0.0, truncated=True),
+    ]
     found = estimate(episodes, AlgorithmConfig(truncated="mask", advantage=CENTRED))
     assert found.advantages["g.0.0"] == pytest.approx(2 / 3)
 
 
-def test_a_plugin_shapes_rewards_and_is_told_what_it_gave(tmp_path) -> None:
+def test_a_plugin_shapes_rewards_and_is_told_what_it_gave(make_episode, tmp_path) -> None:
     (tmp_path / "mine.py").write_text(
         "def half(rewards, parts, scale=0.5):\n    return [scale * r for r in rewards]\n"
         "def short(rewards, parts):\n    return rewards[:1]\n"
@@ -110,7 +92,7 @@ def test_a_plugin_shapes_rewards_and_is_told_what_it_gave(tmp_path) -> None:
         plugin = Plugin(kind="plugin", target=f"{tmp_path / 'mine.py'}:{name}", options=options)
         return AlgorithmConfig(reward_shaping=plugin, advantage=CENTRED)
 
-    episodes = [episode(0, 1.0), episode(1, 0.0)]
+    episodes = [make_episode("g", 0, 1.0), make_episode("g", 1, 0.0)]
     assert list(estimate(episodes, algorithm("half")).advantages.values()) == [0.25, -0.25]
     assert list(estimate(episodes, algorithm("half", scale=4.0)).advantages.values()) == [2.0, -2.0]
     with pytest.raises(ValueError, match="1 rewards for 2 episodes"):
@@ -119,7 +101,7 @@ def test_a_plugin_shapes_rewards_and_is_told_what_it_gave(tmp_path) -> None:
         estimate(episodes, algorithm("broken"))
 
 
-def test_an_estimator_of_ones_own_must_fit_the_samples(tmp_path) -> None:
+def test_an_estimator_of_ones_own_must_fit_the_samples(make_episode, tmp_path) -> None:
     (tmp_path / "mine.py").write_text(
         "import numpy as np\n"
         "from polyturn.trainer.algorithms.advantages import Advantages\n"
@@ -132,7 +114,7 @@ def test_an_estimator_of_ones_own_must_fit_the_samples(tmp_path) -> None:
         target = f"{tmp_path / 'mine.py'}:make"
         return AlgorithmConfig(advantage=Plugin(kind="plugin", target=target, options={"value": value}))
 
-    episodes = [episode(0, 1.0), episode(1, 0.0)]
+    episodes = [make_episode("g", 0, 1.0), make_episode("g", 1, 0.0)]
     assert list(estimate(episodes, algorithm(2.0)).advantages.values()) == [2.0, 2.0]
     with pytest.raises(ValueError, match="shapes"):
         estimate(episodes, algorithm(7.0))
@@ -141,11 +123,11 @@ def test_an_estimator_of_ones_own_must_fit_the_samples(tmp_path) -> None:
 
 
 @pytest.mark.catalogue("B12")
-def test_a_kl_in_the_reward_is_a_penalty_of_tokens_and_not_divided_by() -> None:
+def test_a_kl_in_the_reward_is_a_penalty_of_tokens_and_not_divided_by(make_episode) -> None:
     kl = KLInReward(kind="in_reward", coefficient=0.5)
     with pytest.raises(ValueError, match="divides rewards"):
         AlgorithmConfig(kl=kl, advantage=GroupAdvantage())
-    episodes = [episode(0, 1.0, length=2), episode(1, 0.0, length=4)]
+    episodes = [make_episode("g", 0, 1.0, num_sampled=2), make_episode("g", 1, 0.0, num_sampled=4)]
     algorithm = AlgorithmConfig(kl=kl, advantage=CENTRED)
     found = estimate(episodes, algorithm, proximal_logprobs=-1.0, reference_logprobs=-1.5)
     # k1 is 0.5 a token: the rewards are 1 - 2 * 0.25 and 0 - 4 * 0.25.

@@ -9,9 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from polyturn.agents.episode import Episode, Outcome
-from polyturn.agents.ledger import Ledger
-from polyturn.agents.policy import Generation
 from polyturn.configs.algorithm import AlgorithmConfig
 from polyturn.configs.loader import load_config
 from polyturn.trainer.algorithms.advantages import RewardBatch
@@ -121,31 +118,7 @@ def test_a_price_is_for_those_who_earned() -> None:
         load_plugin(REWARD_POSTPROCESSORS, REWARD, {"per_thousand": -1.0})
 
 
-def episode(sample: int, reward: float, num_sampled: int) -> Episode:
-    ledger = Ledger()
-    ledger.append_observation([1, 2])
-    ledger.append_generation(
-        Generation(
-            token_ids=tuple(range(num_sampled)),
-            logprobs=(-1.0,) * num_sampled,
-            policy_versions=(0,) * num_sampled,
-            finish_reason="stop",
-        )
-    )
-    return Episode(
-        episode_id=f"g.{sample}.0",
-        group_id="g",
-        env_id="env",
-        task_id="task",
-        seed=0,
-        outcome=Outcome.COMPLETED,
-        stop_reason="terminated",
-        reward=reward,
-        segments=(ledger.to_segment(),),
-    )
-
-
-def test_a_step_is_estimated_with_plugins() -> None:
+def test_a_step_is_estimated_with_plugins(make_episode) -> None:
     algorithm = AlgorithmConfig.model_validate(
         {
             "reward_shaping": {"kind": "plugin", "target": REWARD, "options": {"per_thousand": 100.0}},
@@ -153,7 +126,13 @@ def test_a_step_is_estimated_with_plugins() -> None:
         }
     )
     # Equal rewards, but the longer answer costs more.
-    step = make_samples([episode(0, 1.0, 6), episode(1, 1.0, 3), episode(2, 0.0, 3)])
+    step = make_samples(
+        [
+            make_episode("g", 0, 1.0, num_sampled=6),
+            make_episode("g", 1, 1.0, num_sampled=3),
+            make_episode("g", 2, 0.0, num_sampled=3),
+        ]
+    )
     result = estimate_advantages(step, {sample.sample_id: sample for sample in step.samples}, algorithm)
     assert result.advantages == pytest.approx({"g.0.0": 0.0, "g.1.0": 1.0, "g.2.0": -1.0})
 
