@@ -25,6 +25,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+from polyturn.rollout.engines.ports import free_port
+
 MAX_RANKS = 4
 MAX_MEETINGS = 8
 """Process groups that one job may form, one after the other."""
@@ -183,11 +185,10 @@ def _kill(pids: Iterable[int]) -> None:
 
 
 def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as listeners:
-        opened = [listeners.enter_context(socket.socket()) for _ in range(count)]
-        for listener in opened:
-            listener.bind(("127.0.0.1", 0))
-        return [int(listener.getsockname()[1]) for listener in opened]
+    ports: list[int] = []
+    for _ in range(count):
+        ports.append(free_port("127.0.0.1", avoid=ports))
+    return ports
 
 
 def _serve(control: socket.socket) -> None:
