@@ -120,7 +120,8 @@ async def test_a_mixture_of_files_is_trained_on_with_a_rubric(tmp_path, monkeypa
     assert sources == {"a": 48, "b": 16}
     episodes = [episode for group in groups for episode in group.episodes]
     assert {episode.outcome for episode in episodes} == {Outcome.COMPLETED}
-    for group, episode in ((group, episode) for group in groups for episode in group.episodes):
+    played = [(group, episode) for group in groups for episode in group.episodes]
+    for group, episode in played:
         parts = episode.reward_parts
         if episode.task_id.startswith("b"):
             assert parts == {"multiple_choice": 1.0, "group.variety": 0.0}
