@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import socket
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from polyturn.rollout.engines.ports import free_port
 from polyturn.trainer.algorithms.protocols import PolicyLoss, Reducer
 from polyturn.trainer.algorithms.reductions import GlobalCounts, weighted_sum
 from polyturn.trainer.battery.failures import require_equal
@@ -136,7 +136,7 @@ def check_over_ranks(
         BatteryFailure: they differ.
         torch.multiprocessing.ProcessRaisedException: a process failed.
     """
-    address = f"tcp://127.0.0.1:{_free_port()}"
+    address = f"tcp://127.0.0.1:{free_port('127.0.0.1')}"
     context = torch.multiprocessing.get_context("spawn")
     results: Any = context.SimpleQueue()
     torch.multiprocessing.spawn(
@@ -172,9 +172,3 @@ def _gather_slices(logprobs: torch.Tensor, group: dist.ProcessGroup) -> torch.Te
     dist.all_gather(received, sent, group=group)
     before, after = torch.cat([*received[:rank], sent[:0]]), torch.cat([*received[rank + 1 :], sent[:0]])
     return torch.cat([before, own, after])[: len(logprobs)]
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
