@@ -22,7 +22,7 @@ def load_tokenizer(path: str | Path) -> Any:
         raise ValueError(f"{path}: no such model directory")
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
     if not tokenizer.chat_template:
         raise ValueError(f"{path}: the tokenizer has no chat template")
     return tokenizer

@@ -255,7 +255,7 @@ def _convert_model(plan: Plan, target: Path, tell: Tell) -> None:
                 load_hf_weights(chunks, architecture, _Told(weights, tell))
         elif plan.source.kind == "torch_dist":
             tell(f"reading {plan.source.path}")
-            load_torch_dist(chunks, plan.source.path)
+            load_torch_dist(chunks, plan.source.path, vocab_size=architecture.vocab_size)
         else:
             tell(f"reading {plan.source.path}")
             load_weights(chunks, plan.source.path)

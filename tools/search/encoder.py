@@ -64,8 +64,10 @@ class TransformerEncoder:
         self._max_tokens = max_tokens
         self._batch_size = batch_size
         self._device = device
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
-        self._model: Any = AutoModel.from_pretrained(str(path), local_files_only=True).eval().to(device)
+        # A directory may bring code of its own, which is never run, nor asked about.
+        files: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(str(path), **files)
+        self._model: Any = AutoModel.from_pretrained(str(path), **files).eval().to(device)
 
     @property
     def dimension(self) -> int:

@@ -311,7 +311,7 @@ class MegatronPolicy:
             same_architecture(ours, theirs, source=source.path, what="checkpoint.load")
             self._load_hf(source.path)
         elif source is not None and source.kind == "torch_dist":
-            load_torch_dist(self._engine.chunks, source.path)
+            load_torch_dist(self._engine.chunks, source.path, vocab_size=self._engine.architecture.vocab_size)
         else:
             self._load_hf(self.model_path)
         self._engine.build_optimizer()

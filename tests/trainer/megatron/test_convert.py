@@ -9,16 +9,17 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from ranks_pool import RankContext, RankPool
+from ranks_pool import RankContext, RankFailure, RankPool
 from safetensors.torch import load_file
 from tiny_families import make_tiny
+from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
 
 from polyturn.trainer.convert import Ranks, make_plan
 from polyturn.trainer.megatron.checkpoints.sources import find_source
-from polyturn.trainer.megatron.checkpoints.trusted import check_metadata
 
 pytestmark = pytest.mark.stack
 
@@ -130,7 +131,7 @@ def test_the_command_under_torchrun_and_what_it_refuses(mixture: Path, tmp_path:
 
 
 class _Runs:
-    """A pickle of it would create a file when it is read."""
+    """A pickle of it would create a directory when it is read."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -139,11 +140,46 @@ class _Runs:
         return (os.mkdir, (str(self.path),))
 
 
-def test_a_pickle_that_names_a_function_is_not_run(tmp_path: Path) -> None:
-    (tmp_path / ".metadata").write_bytes(pickle.dumps({"state_dict_metadata": _Runs(tmp_path / "ran")}))
-    with pytest.raises(ValueError, match=r"names posix\.mkdir"):
-        check_metadata(tmp_path)
-    assert not (tmp_path / "ran").exists()
-    (tmp_path / ".metadata").write_bytes(b"\x80\x04nonsense")
-    with pytest.raises(ValueError, match="is damaged"):
-        check_metadata(tmp_path)
+def test_a_torch_dist_checkpoint_runs_nothing(rank_pool: RankPool, mixture: Path, tmp_path: Path) -> None:
+    sound = tmp_path / "sound"
+    rank_pool.run(1, run_convert, mixture, sound, {})
+    (sound / "checksums.json").unlink()
+    ran = tmp_path / "ran"
+    name = "decoder.final_layernorm.weight"
+    attack = pickle.dumps(_Runs(ran))
+
+    def plant(index: Any, directory: Path) -> None:
+        """The attack in place of a tensor's bytes."""
+        (place,) = (place for key, place in index.storage_data.items() if key.fqn == name)
+        place.relative_path, place.offset, place.length = "attack", 0, len(attack)
+        (directory / "attack").write_bytes(attack)
+
+    def declare(index: Any, directory: Path) -> None:
+        plant(index, directory)
+        index.state_dict_metadata[name] = BytesStorageMetadata()
+
+    def add(index: Any, _directory: Path) -> None:
+        index.state_dict_metadata["decoder.layers.9.weight"] = index.state_dict_metadata[name]
+        (place,) = (place for key, place in index.storage_data.items() if key.fqn == name)
+        index.storage_data[MetadataIndex("decoder.layers.9.weight", (0,))] = place
+
+    def shorten(index: Any, _directory: Path) -> None:
+        embedding = index.state_dict_metadata["embedding.word_embeddings.weight"]
+        embedding.size = torch.Size([290, 32])
+        embedding.chunks[0].sizes = torch.Size([290, 32])
+
+    for number, (change, told) in enumerate(
+        (
+            (plant, f"attack: {name} cannot be read"),
+            (declare, "is stored as a pickled object, which is not loaded"),
+            (add, "holds decoder.layers.9.weight, for which the model's config.json has no place"),
+            (shorten, r"has the shape \[290, 32\], and the model's config calls for \[301, 32\]"),
+        )
+    ):
+        directory = shutil.copytree(sound, tmp_path / f"attack-{number}")
+        index = pickle.loads((directory / ".metadata").read_bytes())
+        change(index, directory)
+        (directory / ".metadata").write_bytes(pickle.dumps(index))
+        with pytest.raises(RankFailure, match=told):
+            rank_pool.run(1, run_convert, directory, tmp_path / "out", {})
+        assert not ran.exists() and not (tmp_path / "out").exists()

@@ -116,17 +116,29 @@ def _split_range(
         first = stop
 
 
+def overlap(ours: Slab, theirs: Slab) -> bool:
+    """Whether two slabs of one tensor have elements in common."""
+    low, high = _common(ours, theirs)
+    return all(a < b for a, b in zip(low, high, strict=True))
+
+
 def copy_shared(target: torch.Tensor, ours: Slab, source: torch.Tensor, theirs: Slab) -> int:
     """Copy what both slabs hold from the flat tensor `source` into the flat tensor `target`; the elements copied."""
+    if not overlap(ours, theirs):
+        return 0
+    low, high = _common(ours, theirs)
+    _window(target, ours, low, high).copy_(_window(source, theirs, low, high))
+    return math.prod(b - a for a, b in zip(low, high, strict=True))
+
+
+def _common(ours: Slab, theirs: Slab) -> tuple[list[int], list[int]]:
+    """The first and the end of what both hold, by dimension."""
     low = [max(a, b) for a, b in zip(ours.offset, theirs.offset, strict=True)]
     high = [
         min(a + n, b + m)
         for a, n, b, m in zip(ours.offset, ours.shape, theirs.offset, theirs.shape, strict=True)
     ]
-    if any(a >= b for a, b in zip(low, high, strict=True)):
-        return 0
-    _window(target, ours, low, high).copy_(_window(source, theirs, low, high))
-    return math.prod(b - a for a, b in zip(low, high, strict=True))
+    return low, high
 
 
 def _window(flat: torch.Tensor, slab: Slab, low: Sequence[int], high: Sequence[int]) -> torch.Tensor:

@@ -8,22 +8,19 @@ Import only after `install_cpu_compatibility`.
 
 from __future__ import annotations
 
+import io
 import json
+import math
 import os
+import pickle
 import uuid
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.mapping import (
-    CheckpointingException,
-    ShardedObject,
-)
-from megatron.core.dist_checkpointing.strategies.base import LoadCommonStrategy
 from megatron.core.dist_checkpointing.strategies.torch import (
     MCoreSavePlanner,
     TorchDistSaveShardedStrategy,
@@ -32,9 +29,9 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 )
 from megatron.core.models.gpt.gpt_model import GPTModel
 from torch.distributed.checkpoint import FileSystemWriter
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_saver import _save_state_dict
 
+from polyturn.trainer.megatron.checkpoints.boxes import Slab, copy_shared, overlap, slabs
 from polyturn.trainer.megatron.checkpoints.manifest import (
     WrittenFile,
     describe_file,
@@ -44,14 +41,16 @@ from polyturn.trainer.megatron.checkpoints.manifest import (
 )
 from polyturn.trainer.megatron.checkpoints.reader import raise_on_all
 from polyturn.trainer.megatron.checkpoints.sources import HF_FOLDER, TORCH_DIST_MARKER
-from polyturn.trainer.megatron.checkpoints.state import sharding_metadata
-from polyturn.trainer.megatron.checkpoints.trusted import check_metadata
+from polyturn.trainer.megatron.checkpoints.state import Kept, kept_weights, sharding_metadata
+from polyturn.trainer.megatron.checkpoints.trusted import StoredChunk, StoredTensor, read_index
 from polyturn.trainer.megatron.hf_directory import copy_small_files
 
 CHECKSUMS = "checksums.json"
 """Of every file, where we wrote the directory; Megatron-LM writes none, and damage then shows only in the structure."""
 ADAPTERS = "lora."
 """The module of a model that holds LoRA's."""
+OPTIMIZERS = ("optimizer.", "chained_")
+"""How Megatron-LM's names of an optimizer's state begin."""
 
 
 class InProcessSave(TorchDistSaveShardedStrategy):
@@ -66,22 +65,6 @@ class InProcessSave(TorchDistSaveShardedStrategy):
             FileSystemWriter(checkpoint_dir, single_file_per_rank=True, thread_count=1, sync_files=True),
             planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
         )
-
-
-class _NoCommonState(LoadCommonStrategy):
-    """Does not open `common.pt`: the weights do not need it, and those of other programs hold their own classes."""
-
-    can_handle_sharded_objects = True
-
-    def load_common(self, _checkpoint_dir: Any) -> dict[str, Any]:
-        return {}
-
-    def load_sharded_objects(self, _sharded_objects_state_dict: Any, _checkpoint_dir: Any) -> dict[str, Any]:
-        return {}
-
-    def check_backend_compatibility(self, _loaded_version: Any) -> None: ...
-
-    def check_version_compatibility(self, _loaded_version: Any) -> None: ...
 
 
 def save_torch_dist(chunks: Sequence[GPTModel], directory: Path, *, hf_directory: Path) -> None:
@@ -126,47 +109,95 @@ def _describe_files(directory: Path) -> list[WrittenFile]:
 
 
 @torch.no_grad()
-def load_torch_dist(chunks: Sequence[GPTModel], directory: Path) -> None:
+def load_torch_dist(chunks: Sequence[GPTModel], directory: Path, *, vocab_size: int) -> None:
     """Fill this rank's part of the model, whatever layout wrote the checkpoint. Collective.
 
+    Only tensors are read, by torch's reader of tensors alone: nothing that the checkpoint stores as a pickled object is
+    opened.
+
+    Args:
+        vocab_size: without padding; the checkpoint's own padding may be another than ours.
+
     Raises:
-        ValueError: it is damaged, of another model, or its metadata is not to be trusted.
+        ValueError: it is damaged, of another model, or its index is not to be trusted; on all ranks.
     """
     _check_files(directory)
-    check_metadata(directory)
-    state = {
-        str(index): _weights_of(chunk.sharded_state_dict(metadata=sharding_metadata()))
-        for index, chunk in enumerate(chunks)
-    }
-    targets = {
-        chunk_name: {name: value.data for name, value in chunk_state.items()}
-        for chunk_name, chunk_state in state.items()
-    }
+    fault, used, stored = None, set[str](), dict[str, StoredTensor | None]()
     try:
-        with warnings.catch_warnings():
-            # Upstream loads by a name that torch is about to drop.
-            warnings.filterwarnings(
-                "ignore", category=FutureWarning, message="`load_state_dict` is deprecated"
+        stored = read_index(directory)
+        for kept in kept_weights(chunks):
+            if not kept.boxes[0].key.startswith(ADAPTERS):
+                _fill(kept, stored, directory, vocab_size)
+                used.update(box.key for box in kept.boxes)
+    except (ValueError, OSError) as error:
+        fault = str(error)
+    raise_on_all(fault)
+    _refuse_unused(stored, used, directory)
+
+
+def _fill(kept: Kept, stored: Mapping[str, StoredTensor | None], directory: Path, vocab_size: int) -> None:
+    target = kept.tensor.view(-1)
+    for box in kept.boxes:
+        source = stored.get(box.key)
+        if source is None:
+            told = "as a pickled object, which is not loaded" if box.key in stored else "nowhere"
+            raise ValueError(f"{directory}: {box.key}, which the model's config calls for, is stored {told}")
+        fits = source.shape == box.global_shape or (
+            box.padded and source.shape[1:] == box.global_shape[1:] and source.shape[0] >= vocab_size
+        )
+        if not fits:
+            raise ValueError(
+                f"{directory}: {box.key} has the shape {list(source.shape)}, and the model's config calls for "
+                f"{[vocab_size, *box.global_shape[1:]] if box.padded else list(box.global_shape)}"
             )
-            loaded = dist_checkpointing.load(state, str(directory), common_strategy=_NoCommonState())
-    except (CheckpointingException, CheckpointException, KeyError) as error:
-        told = (str(error) or type(error).__name__).strip().splitlines()[-1]
-        raise ValueError(f"{directory} is damaged or of another model: {told}") from error
-    for chunk_name, chunk_targets in targets.items():
-        for name, target in chunk_targets.items():
-            source = loaded[chunk_name][name]
-            if source.data_ptr() != target.data_ptr():
-                target.copy_(source)
+        for ours in slabs(box, kept.start, kept.end):
+            num_wanted = math.prod(
+                max(min(first + size, limit) - first, 0)
+                for first, size, limit in zip(ours.offset, ours.shape, source.shape, strict=True)
+            )
+            if num_wanted < math.prod(ours.shape):
+                target[ours.flat_start : ours.flat_start + math.prod(ours.shape)] = 0
+            num_copied = 0
+            for chunk in source.chunks:
+                theirs = Slab(offset=chunk.offset, shape=chunk.shape, flat_start=0)
+                if overlap(ours, theirs):
+                    num_copied += copy_shared(target, ours, _read(chunk, box.key), theirs)
+            if num_copied != num_wanted:
+                raise ValueError(
+                    f"{directory}: of the {num_wanted} numbers of {box.key} that this rank needs, the files hold "
+                    f"{num_copied}"
+                )
 
 
-def _weights_of(state: dict[str, Any]) -> dict[str, Any]:
-    """Without adapters, which belong to the run, and without Transformer Engine's extra states: when nothing is trained
-    in FP8 they say nothing, and without Transformer Engine nobody has written them."""
-    return {
-        name: value
-        for name, value in state.items()
-        if not isinstance(value, ShardedObject) and not name.startswith(ADAPTERS)
-    }
+def _read(chunk: StoredChunk, key: str) -> torch.Tensor:
+    """The numbers of a chunk, flat."""
+    try:
+        with chunk.path.open("rb") as file:
+            file.seek(chunk.start)
+            tensor = torch.load(io.BytesIO(file.read(chunk.num_bytes)), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError) as error:
+        told = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{chunk.path}: {key} cannot be read: {told}") from error
+    if (
+        type(tensor) is not torch.Tensor
+        or tuple(tensor.shape) != chunk.shape
+        or tensor.layout != torch.strided
+    ):
+        raise ValueError(
+            f"{chunk.path}: what is stored as {key} is no tensor of the shape {list(chunk.shape)}"
+        )
+    return tensor.reshape(-1)
+
+
+def _refuse_unused(stored: Mapping[str, StoredTensor | None], used: set[str], directory: Path) -> None:
+    """Weights that no rank has a place for. The state of an optimizer, which other programs store beside them, is no
+    weight."""
+    gathered: list[set[str]] = [set()] * dist.get_world_size()
+    dist.all_gather_object(gathered, used)
+    unused = {name for name, tensor in stored.items() if tensor is not None}.difference(*gathered)
+    unused = {name for name in unused if not name.startswith((*OPTIMIZERS, ADAPTERS))}
+    if unused:
+        raise ValueError(f"{directory} holds {min(unused)}, for which the model's config.json has no place")
 
 
 def _check_files(directory: Path) -> None:
