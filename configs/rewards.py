@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, FiniteFloat, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import (
+    BeforeValidator,
+    Field,
+    FiniteFloat,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
 from polyturn.configs.section import Section
 
@@ -86,6 +94,21 @@ RewardChoice = Annotated[
     EnvironmentReward | RuleReward | FunctionReward | RemoteReward | RubricReward,
     Field(discriminator="kind"),
 ]
+
+
+def _by_rule_name(given: Any) -> Any:
+    """A list of rules' names as a mapping of each name to its rule."""
+    if not isinstance(given, list | tuple) or not all(isinstance(name, str) for name in given):
+        return given
+    return {name: {"kind": "rule", "name": name} for name in given}
+
+
+NamedRewards = Annotated[
+    dict[str, RewardChoice],
+    BeforeValidator(_by_rule_name, json_schema_input_type=list[str] | dict[str, RewardChoice]),
+]
+"""Rewards by name, or a list of rules' names."""
+
 OptionalReward = Annotated[
     EnvironmentReward | RuleReward | FunctionReward | RemoteReward | RubricReward | None,
     Field(discriminator="kind"),

@@ -41,6 +41,8 @@ class EnvironmentConfig(Section):
     """In place of the environment's own tasks: a file's path, a source, or a list of such as a mixture."""
     train_split: str = "train"
     """The split whose tasks are trained on."""
+    train_on_heldout: bool = False
+    """Say true to train on a split that is held out by its name, or that the evaluation plays."""
     max_turns: PositiveInt = 8
     """An episode is truncated after so many assistant messages."""
     max_tokens_per_turn: PositiveInt = 256

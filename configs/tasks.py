@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, NonNegativeInt, PositiveFloat, PositiveInt
 
-from polyturn.configs.rewards import OptionalReward
+from polyturn.configs.rewards import NamedRewards, OptionalReward
 from polyturn.configs.section import Section
 
 
@@ -17,6 +17,20 @@ class TaskEnvironment(Section):
     """A registered id."""
     options: dict[str, Any] = {}
     """Keyword arguments of the environment's constructor."""
+
+
+def _by_id(given: Any) -> Any:
+    """A list of ids as a mapping of each id to its environment."""
+    if not isinstance(given, list | tuple) or not all(isinstance(env_id, str) for env_id in given):
+        return given
+    return {env_id: {"id": env_id} for env_id in given}
+
+
+NamedEnvironments = Annotated[
+    dict[str, TaskEnvironment],
+    BeforeValidator(_by_id, json_schema_input_type=list[str] | dict[str, TaskEnvironment]),
+]
+"""Environments by name, or a list of ids."""
 
 
 class TaskSourceConfig(Section):
@@ -43,9 +57,9 @@ class TaskSourceConfig(Section):
     metadata_key: str = "metadata"
     """The key of a mapping that rewards and environments may read."""
     environment_key: str = "environment"
-    """The key of the row's own environment: an id, or `{id, options}`."""
+    """The key of the row's own environment: a name of `environments`."""
     reward_key: str = "reward"
-    """The key of the row's own reward: a rule's name, or a mapping as the section `reward`."""
+    """The key of the row's own reward: a name of `rewards`."""
     other_keys: Literal["refuse", "keep", "drop"] = "refuse"
     """Further keys of a row are errors, or go into the metadata, or are left out."""
     check_rows: NonNegativeInt | None = None
@@ -54,6 +68,13 @@ class TaskSourceConfig(Section):
     """For rows that name none; null: the run's."""
     reward: OptionalReward = None
     """For rows that name none; null: the run's."""
+    environments: NamedEnvironments = {}
+    """What rows may choose by name: a list of ids, or `{name: {id, options}}`."""
+    rewards: NamedRewards = {}
+    """What rows may choose by name: a list of rules, or `{name: ...}` with mappings as the section `reward`."""
+    trusted_rows: bool = False
+    """Whether rows may describe environments and rewards themselves, with options, code and URLs. Whoever writes such
+    a file runs code here."""
 
 
 def _as_sources(given: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import Any
 from polyturn.configs.tasks import TaskSourceConfig
 from polyturn.envs.messages import AssistantMessage, Message, Observation
 from polyturn.envs.rewards.choices import LETTERS
-from polyturn.envs.rewards.factory import reward_from_row
+from polyturn.envs.rewards.factory import read_reward
 from polyturn.envs.rewards.rules import MultipleChoice
 from polyturn.envs.rewards.types import EpisodeView, Score, as_score, is_async
 from polyturn.envs.scripts import Script
@@ -57,7 +57,7 @@ class SingleTurnEnv(ToolEnv):
         if tasks is None:
             known_split(split, SPLITS)
         super().__init__(tasks=tasks, split=split, max_turns=max_turns, render_mode=render_mode)
-        self._rule = reward_from_row(dict(reward) if isinstance(reward, Mapping) else reward)
+        self._rule = read_reward(dict(reward) if isinstance(reward, Mapping) else reward)
         if is_async(self._rule):
             raise ValueError(
                 f"SingleTurn's own reward must be a rule or a function that is not async, not {reward!r}"

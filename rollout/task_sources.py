@@ -9,6 +9,39 @@ from polyturn.envs.tasks import TaskSource
 from polyturn.envs.tasks.open import open_tasks
 
 
+HELDOUT_NAMES = frozenset(
+    (
+        "heldout",
+        "held_out",
+        "held-out",
+        "test",
+        "testing",
+        "validation",
+        "valid",
+        "val",
+        "dev",
+        "eval",
+        "evaluation",
+    )
+)
+
+
+def check_train_split(config: RunConfig) -> None:
+    """Raise `ValueError` for a split to train on that is held out, unless the config says that this is meant."""
+    environment, split = config.environment, config.environment.train_split
+    if environment.train_on_heldout:
+        return
+    if split.lower() in HELDOUT_NAMES:
+        why = "is held out by its name"
+    elif split == config.evaluation.split:
+        why = "is the one that evaluation.split plays"
+    else:
+        return
+    raise ValueError(
+        f"environment.train_split: '{split}' {why}; train on another split, or say environment.train_on_heldout=true"
+    )
+
+
 def task_configs(config: RunConfig, split: str) -> list[TaskSourceConfig] | None:
     """What the config names as the tasks of a split; None: they are the environment's own.
 

@@ -8,8 +8,11 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import referencing
+import referencing.exceptions
 from jsonschema import Draft202012Validator, SchemaError, ValidationError
 from jsonschema.validators import extend
+from referencing.jsonschema import DRAFT202012
 
 # JSON Schema takes 3.0 for an integer; a Python function that wants an int does not.
 _Validator = extend(
@@ -94,7 +97,33 @@ def _compile(document: str) -> Any:
         _Validator.check_schema(schema)
     except SchemaError as error:
         raise ValueError(f"the parameters of a tool are no JSON schema: {error.message}") from error
-    return _Validator(schema)
+    _check_references(schema, schema)
+    # A registry that fetches nothing: a schema of somebody else must not choose a URL that is read here.
+    return _Validator(schema, registry=referencing.Registry())
+
+
+def _check_references(node: Any, schema: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for a reference that leads out of the schema, or to nothing in it."""
+    if isinstance(node, list):
+        for item in node:
+            _check_references(item, schema)
+    if not isinstance(node, dict):
+        return
+    for key, value in node.items():
+        if key not in ("$ref", "$dynamicRef") or not isinstance(value, str):
+            _check_references(value, schema)
+            continue
+        if not value.startswith("#"):
+            raise ValueError(
+                f"the parameters of a tool refer to {value[:200]!r}: only what stands in the schema itself is read"
+            )
+        root = referencing.Resource.from_contents(schema, default_specification=DRAFT202012)
+        try:
+            referencing.Registry().with_resource("", root).resolver().lookup(value)
+        except referencing.exceptions.Unresolvable as error:
+            raise ValueError(
+                f"the parameters of a tool refer to {value[:200]!r}, which is not in their schema"
+            ) from error
 
 
 def _exact_types(parameters: Mapping[str, Any]) -> dict[str, frozenset[type]] | None:

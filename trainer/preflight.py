@@ -20,7 +20,7 @@ from polyturn.envs.registry import list_environments, make
 from polyturn.envs.tasks import TaskSource
 from polyturn.rollout.engines.ports import is_free
 from polyturn.rollout.rewards_check import check_rewards, check_tasks
-from polyturn.rollout.task_sources import tasks_of
+from polyturn.rollout.task_sources import check_train_split, tasks_of
 from polyturn.trainer.algorithms.plugins import check_plugins
 from polyturn.trainer.megatron.checkpoints.manifest import MARKER, find_faults
 from polyturn.trainer.megatron.checkpoints.sources import initial_weights
@@ -41,6 +41,7 @@ def preflight(config: RunConfig, *, dry_run: bool = False) -> None:
     """
     check_batch(config)
     _check_lengths(config)
+    _check_train_split(config)
     check_plugins(config.trainer.algorithm)
     _check_comparison(config)
     _check_upstream(config)
@@ -77,6 +78,13 @@ def _check_lengths(config: RunConfig) -> None:
             f"environment.max_tokens_per_turn is {limits.max_tokens_per_turn}, which leaves no room for a prompt in "
             f"environment.max_tokens_per_episode={limits.max_tokens_per_episode}"
         )
+
+
+def _check_train_split(config: RunConfig) -> None:
+    try:
+        check_train_split(config)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _check_comparison(config: RunConfig) -> None:

@@ -62,9 +62,9 @@ def make_group_rewards(configs: Sequence[GroupRewardConfig]) -> tuple[GroupPart,
     )
 
 
-def reward_from_row(given: Any) -> Reward:
-    """The reward of a row: the name of a rule, or a mapping as the section `reward`, whose `kind` may be left out of a
-    rule. Raises `ValueError`.
+def read_reward(given: Any) -> Reward:
+    """A reward from the name of a rule, or from a mapping as the section `reward`, whose `kind` may be left out of a
+    rule. It may load code: not for data that nobody vouches for. Raises `ValueError`.
     """
     if isinstance(given, str):
         given = {"kind": "rule", "name": given}

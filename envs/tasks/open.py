@@ -95,14 +95,28 @@ def _reader(source: TaskSourceConfig) -> RowReader:
         reward=source.reward_key,
         others=source.other_keys,
     )
-    environment = source.environment
+    rewards = {}
     reward = None
-    if source.reward is not None:
+    if source.reward is not None or source.rewards:
         from polyturn.envs.rewards.factory import make_reward
 
-        reward = make_reward(source.reward)
+        for name, choice in source.rewards.items():
+            try:
+                rewards[name] = make_reward(choice)
+            except ValueError as error:
+                raise ValueError(f"{source_name(source)}: rewards.{name}: {error}") from error
+        reward = None if source.reward is None else make_reward(source.reward)
+    environments = {}
+    for name, environment in source.environments.items():
+        try:
+            environments[name] = read_environment(environment.model_dump())
+        except ValueError as error:
+            raise ValueError(f"{source_name(source)}: environments.{name}: {error}") from error
     return RowReader(
         keys,
-        environment=None if environment is None else read_environment(environment.model_dump()),
+        environment=None if source.environment is None else read_environment(source.environment.model_dump()),
         reward=reward,
+        environments=environments,
+        rewards=rewards,
+        trusted=source.trusted_rows,
     )

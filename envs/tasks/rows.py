@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -31,9 +31,9 @@ class RowKeys:
     metadata: str = "metadata"
     """A mapping."""
     environment: str = "environment"
-    """A registered id, or `{id, options}`."""
+    """The name of one that the reader was given."""
     reward: str = "reward"
-    """The name of a rule, or a mapping as the section `reward` of a config."""
+    """The name of one that the reader was given."""
     others: Literal["refuse", "keep", "drop"] = "refuse"
     """Further keys are errors, or become metadata, or are left out."""
 
@@ -47,7 +47,11 @@ class RowKeys:
 
 
 class RowReader:
-    """Makes tasks of rows, by one set of keys."""
+    """Makes tasks of rows, by one set of keys.
+
+    Rows are data: they choose rewards and environments by name among those that the reader was given, and can bring
+    none. Only rows that are trusted describe them, and with them code to load.
+    """
 
     def __init__(
         self,
@@ -55,12 +59,26 @@ class RowReader:
         *,
         environment: EnvironmentChoice | None = None,
         reward: Reward | None = None,
+        environments: Mapping[str, EnvironmentChoice] | None = None,
+        rewards: Mapping[str, Reward] | None = None,
+        trusted: bool = False,
     ) -> None:
-        """`environment` and `reward` are those of rows that name none."""
+        """
+        Args:
+            keys: Which key holds what.
+            environment: Of rows that name none.
+            reward: Of rows that name none.
+            environments: What rows may choose, by name.
+            rewards: What rows may choose, by name.
+            trusted: Whether rows may also describe a reward or an environment, as a config does.
+        """
         self.keys = keys or RowKeys()
         self._known = frozenset(self.keys.all)
         self._environment = environment
         self._reward = reward
+        self._named_environments = dict(environments or {})
+        self._named_rewards = dict(rewards or {})
+        self._trusted = trusted
         self._rewards: dict[str, Reward] = {}
         self._environments: dict[str, EnvironmentChoice] = {}
 
@@ -126,19 +144,29 @@ class RowReader:
         raise ValueError(f"{where}: missing key {self.keys.label!r}{_nearest_key(self.keys.label, row)}")
 
     def _resolve(self, given: Any, where: str) -> Reward:
-        """The reward that a row names; rows that name the same share it."""
+        """The reward that a row chooses; rows that describe the same share it."""
+        if isinstance(given, str) and given in self._named_rewards:
+            return self._named_rewards[given]
+        if not self._trusted:
+            raise self._not_declared(given, self.keys.reward, "rewards", self._named_rewards, where)
         spec = json.dumps(given, sort_keys=True)
         if spec not in self._rewards:
-            from polyturn.envs.rewards.factory import reward_from_row
+            from polyturn.envs.rewards.factory import read_reward
 
             try:
-                self._rewards[spec] = reward_from_row(given)
+                self._rewards[spec] = read_reward(given)
             except ValueError as error:
                 raise ValueError(f"{where}: {self.keys.reward!r}: {error}") from error
         return self._rewards[spec]
 
     def _choice(self, given: Any, where: str) -> EnvironmentChoice:
-        """The environment that a row names; rows that name the same share the value."""
+        """The environment that a row chooses; rows that describe the same share the value."""
+        if isinstance(given, str) and given in self._named_environments:
+            return self._named_environments[given]
+        if not self._trusted:
+            raise self._not_declared(
+                given, self.keys.environment, "environments", self._named_environments, where
+            )
         spec = json.dumps(given, sort_keys=True)
         if spec not in self._environments:
             try:
@@ -146,6 +174,27 @@ class RowReader:
             except ValueError as error:
                 raise ValueError(f"{where}: {self.keys.environment!r}: {error}") from error
         return self._environments[spec]
+
+    def _not_declared(
+        self, given: Any, key: str, option: str, names: Iterable[str], where: str
+    ) -> ValueError:
+        """The error for a row that chooses what the recipe does not offer."""
+        names = list(names)
+        if not isinstance(given, str):
+            return ValueError(
+                f"{where}: {key!r}: a row may not describe {option}, only choose one by name among those that the "
+                f"source declares under {option!r}{_offered(names)}; if you vouch for every row as for code of your "
+                "own, set the source's trusted_rows: true"
+            )
+        near = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"declare it there{_offered(names)}"
+        return ValueError(
+            f"{where}: {key!r}: {given[:80]!r} is not among those that the source declares under {option!r}; {hint}"
+        )
+
+
+def _offered(names: Sequence[str]) -> str:
+    return f" ({', '.join(names)})" if names else " (none so far)"
 
 
 def read_environment(given: Any) -> EnvironmentChoice:

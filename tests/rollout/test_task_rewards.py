@@ -21,7 +21,7 @@ from polyturn.rollout.limits import RolloutLimits
 from polyturn.rollout.prompts import PromptCursor
 from polyturn.rollout.setup import message_play, run_reward
 from polyturn.rollout.store import TrajectoryStore
-from polyturn.rollout.task_sources import tasks_of
+from polyturn.rollout.task_sources import check_train_split, tasks_of
 from polyturn.trainer.estimates import estimate_advantages
 from polyturn.trainer.preflight import _check_tasks
 from polyturn.trainer.samples import make_samples
@@ -86,7 +86,13 @@ async def test_a_mixture_of_files_is_trained_on_with_a_rubric(tmp_path, monkeypa
             "id": "polyturn/SingleTurn-v0",
             "tasks": [
                 {"path": "a.jsonl@[:-10]", "weight": 3},
-                {"path": "b.jsonl", "weight": 1, "prompt_key": "q", "label_key": "gold"},
+                {
+                    "path": "b.jsonl",
+                    "weight": 1,
+                    "prompt_key": "q",
+                    "label_key": "gold",
+                    "rewards": ["multiple_choice"],
+                },
             ],
         },
         evaluation={"tasks": "a.jsonl@[-10:]"},
@@ -263,6 +269,26 @@ async def test_endless_generated_tasks_are_read_ahead_and_played():
     collector = group_collector(lambda episodes: [0.0 for _ in episodes], tasks)
     groups = await play(collector, lambda prompt, count: "x", num_prompts=12)
     assert len({group.episodes[0].task_id for group in groups}) == 12
+
+
+@pytest.mark.parametrize(
+    ("environment", "evaluation", "words"),
+    [
+        ({"train_split": "heldout"}, {}, "'heldout' is held out by its name"),
+        ({"train_split": "Test"}, {}, "'Test' is held out by its name"),
+        ({"train_split": "validation"}, {"split": "train"}, "'validation' is held out by its name"),
+        ({"train_split": "all"}, {"split": "all"}, "'all' is the one that evaluation.split plays"),
+    ],
+)
+def test_a_heldout_split_is_trained_on_only_where_the_recipe_says_so(environment, evaluation, words):
+    def config(**more):
+        return run_config(
+            environment={"id": "polyturn/SingleTurn-v0", **environment, **more}, evaluation=evaluation
+        )
+
+    with pytest.raises(ValueError, match=words):
+        check_train_split(config())
+    check_train_split(config(train_on_heldout=True))
 
 
 NO_SUCH = {"id": "polyturn/TwoHopSearch-v0", "options": {"top_k": 0}}

@@ -7,7 +7,7 @@ import pytest
 from polyturn.configs.rewards import GroupRewardConfig
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.plugins import load_object
-from polyturn.envs.rewards.factory import make_group_rewards, reward_from_row
+from polyturn.envs.rewards.factory import make_group_rewards, read_reward
 from polyturn.envs.rewards.signature import load_reward
 from polyturn.envs.rewards.types import EpisodeView, is_async
 from polyturn.envs.tasks import Task
@@ -73,7 +73,7 @@ def test_functions_and_classes_are_loaded_with_their_options(rewards):
     assert is_async(load_reward(rewards + "later"))
     assert is_async(load_reward(rewards + "AsyncJudge"))
     row = {"kind": "function", "target": rewards + "scaled", "options": {"factor": 2}}
-    assert reward_from_row(row)(VIEW) == 8.0
+    assert read_reward(row)(VIEW) == 8.0
     assert load_reward("polyturn.envs.rewards.rules:ExactMatch", {"answer": "tag"}).answer == "tag"
 
 

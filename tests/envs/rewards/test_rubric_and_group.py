@@ -6,7 +6,7 @@ import pytest
 
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.messages import AssistantMessage
-from polyturn.envs.rewards.factory import reward_from_row
+from polyturn.envs.rewards.factory import read_reward
 from polyturn.envs.rewards.group import GroupPart, diversity, rank, score_group
 from polyturn.envs.rewards.rubric import EnvironmentGrade, Part, Rubric
 from polyturn.envs.rewards.types import EpisodeView, Score, as_score
@@ -71,13 +71,13 @@ def test_a_rubric_from_a_config():
             },
         ],
     }
-    rubric = reward_from_row(row)
+    rubric = read_reward(row)
     assert rubric(view("x", "x")) == Score(value=1.0, parts={"right": 1.0, "tags": 0.0})
     with pytest.raises(ValueError, match="exact_match: the label"):
         rubric.check_label(None)
     row["parts"][1]["name"] = "right"
     with pytest.raises(ValueError, match="two parts of the rubric have the name 'right'"):
-        reward_from_row(row)
+        read_reward(row)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ TASKS = ListTasks([Task.from_prompt("t", "p", label="x")])
 def test_a_reward_takes_the_place_of_the_grade():
     env = Half(tasks=TASKS)
     assert play(env)[1] == 0.5
-    env.graded_by = reward_from_row("exact_match")
+    env.graded_by = read_reward("exact_match")
     _, reward, terminated, _, info = play(env)
     assert (reward, terminated, info["reward_parts"]) == (1.0, True, {"exact_match": 1.0})
     assert play(env, "y")[1] == 0.0
@@ -157,7 +157,7 @@ def test_a_tasks_own_reward_goes_before_all():
         task_id="t", messages=({"role": "user", "content": "p"},), label="x", reward=lambda episode: 0.75
     )
     env = Half(tasks=ListTasks([task]))
-    env.graded_by = reward_from_row("exact_match")
+    env.graded_by = read_reward("exact_match")
     assert play(env)[4]["reward_parts"] == {"reward": 0.75}
 
 

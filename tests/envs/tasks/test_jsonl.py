@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from polyturn.envs.rewards.rules import make_rule
 from polyturn.envs.tasks import EnvironmentChoice, JsonlTasks, ListTasks, RowKeys, RowReader, Task, jsonl
 
 
@@ -111,15 +112,18 @@ def test_rows_may_name_environment_and_reward(tmp_path):
     path = write(
         tmp_path,
         {"prompt": "p", "answer": "a", "environment": "polyturn/SingleTurn-v0", "reward": "f1"},
-        {
-            "prompt": "p",
-            "answer": "1",
-            "environment": {"id": "polyturn/TwoHopSearch-v0", "options": {"num_people": 9}},
-            "reward": {"name": "numeric", "options": {"absolute": 0.5}},
-        },
+        {"prompt": "p", "answer": "1", "environment": "small", "reward": "near"},
         {"prompt": "p", "answer": "1"},
     )
-    usual = RowReader(environment=EnvironmentChoice(env_id="usual"))
+    small = EnvironmentChoice(env_id="polyturn/TwoHopSearch-v0", options={"num_people": 9})
+    usual = RowReader(
+        environment=EnvironmentChoice(env_id="usual"),
+        environments={
+            "polyturn/SingleTurn-v0": EnvironmentChoice(env_id="polyturn/SingleTurn-v0"),
+            "small": small,
+        },
+        rewards={"f1": make_rule("f1"), "near": make_rule("numeric", {"absolute": 0.5})},
+    )
     first, second, third = list(map(JsonlTasks(path, reader=usual).__getitem__, range(3)))
     assert first.environment == EnvironmentChoice(env_id="polyturn/SingleTurn-v0")
     assert second.environment.options == {"num_people": 9}
@@ -147,9 +151,10 @@ def test_rows_may_name_environment_and_reward(tmp_path):
         ({"reward": {"name": "f1", "options": {"anser": "tag"}}}, r":2: 'reward': .* did you mean 'answer'"),
     ],
 )
-def test_a_wrong_environment_or_reward_is_named_by_line(tmp_path, row, words):
+def test_what_a_trusted_row_describes_wrongly_is_named_by_line(tmp_path, row, words):
+    trusted = RowReader(trusted=True)
     with pytest.raises(ValueError, match=words):
-        JsonlTasks(write(tmp_path, GOOD, {"id": "2", "prompt": "p", "answer": "a", **row}))
+        JsonlTasks(write(tmp_path, GOOD, {"id": "2", "prompt": "p", "answer": "a", **row}), reader=trusted)
 
 
 def test_long_integers_keep_all_their_digits(tmp_path):
