@@ -75,6 +75,7 @@ class Episode:
     segments: tuple[Segment, ...] = ()
     timings: EpisodeTimings = field(default_factory=EpisodeTimings)
     error: str | None = None
+    """Why it failed: a sentence, and in the lines under it a bounded traceback where there is one."""
 
     def __post_init__(self) -> None:
         failed = self.outcome is Outcome.FAILED

@@ -17,6 +17,7 @@ import gymnasium
 from polyturn.agents.chat import ChatRenderer
 from polyturn.agents.dialects import Dialect
 from polyturn.agents.episode import Episode, EpisodeTimings, Outcome, TurnRecord
+from polyturn.agents.failures import failure_reason, failure_text
 from polyturn.agents.ledger import Ledger
 from polyturn.agents.policy import (
     FinishReason,
@@ -28,6 +29,7 @@ from polyturn.agents.policy import (
 )
 from polyturn.agents.seeds import derive_seed
 from polyturn.envs.faults import EnvironmentFault
+from polyturn.envs.hooks import current_task, is_interruption
 from polyturn.envs.messages import AssistantMessage, Message, Observation
 from polyturn.envs.tasks import Task
 from polyturn.envs.tool_env import ToolEnv
@@ -238,19 +240,21 @@ class _Record:
     started: float = field(default_factory=time.perf_counter)
 
     async def run(self, play: Callable[[], Awaitable[_Stop]], task: Task | str | None) -> _Stop:
-        """Play to the end, to the time limit, or to a fault."""
+        """Play to the end, to the time limit, or to whatever exception ends this episode and no other."""
         self.task_id = task.task_id if isinstance(task, Task) else task or ""
-        limit = asyncio.timeout(self.limits.timeout_s)
+        limit, own_task = asyncio.timeout(self.limits.timeout_s), current_task()
         try:
             async with limit:
                 return await play()
-        except TimeoutError:
-            if not limit.expired():
+        except TimeoutError as error:
+            if limit.expired():
+                return _Stop(Outcome.TRUNCATED, "timeout_s")
+            return _Stop(Outcome.FAILED, failure_reason(error), failure_text(error))
+        except BaseException as error:
+            # The border of one episode: whatever its code raises ends no other.
+            if is_interruption(error, own_task):
                 raise
-            return _Stop(Outcome.TRUNCATED, "timeout_s")
-        except (EnvironmentFault, PolicyFault) as fault:
-            kind = "environment_fault" if isinstance(fault, EnvironmentFault) else "policy_fault"
-            return _Stop(Outcome.FAILED, kind, str(fault))
+            return _Stop(Outcome.FAILED, failure_reason(error), failure_text(error))
 
     async def reset(self, task: Task | str | None) -> tuple[Observation, Any]:
         """The first messages, and the specs of the tools."""

@@ -141,6 +141,8 @@ class RolloutConfig(Section):
     """Tool calls at once."""
     max_retries: NonNegativeInt = 2
     """How often a failed episode is played again before it is dropped and counted."""
+    max_failure_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """The run stops when a larger share of the attempts of one step failed, once there are enough to tell."""
     sampling: SamplingConfig = SamplingConfig()
 
 

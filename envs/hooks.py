@@ -7,6 +7,8 @@ import contextvars
 import copy
 import functools
 import inspect
+import signal
+import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from typing import Any
@@ -32,6 +34,31 @@ def in_threads(executor: Executor | None) -> Offload:
         )
 
     return offload
+
+
+def current_task() -> asyncio.Task[Any] | None:
+    """The task that runs; None outside of an event loop."""
+    try:
+        return asyncio.current_task()
+    except RuntimeError:
+        return None
+
+
+def is_interruption(error: BaseException, task: asyncio.Task[Any] | None) -> bool:
+    """Whether an exception is meant for whoever plays the episode in `task`, and was not raised by code of the episode.
+
+    That is a cancellation of the task, the end of a coroutine that is thrown away, and the user's Ctrl-C. Code of an
+    episode may raise the same exceptions; then they are its failure like any other.
+    """
+    if isinstance(error, asyncio.CancelledError):
+        return task is not None and task.cancelling() > 0
+    if isinstance(error, GeneratorExit):
+        return current_task() is not task
+    if isinstance(error, KeyboardInterrupt):
+        # Ctrl-C raises it in the main thread only, and only where nobody else handles the signal.
+        is_main = threading.current_thread() is threading.main_thread()
+        return is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    return False
 
 
 def is_async_function(function: Callable[..., Any]) -> bool:

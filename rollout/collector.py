@@ -12,7 +12,9 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from polyturn.agents.episode import Episode, Outcome
+from polyturn.agents.failures import failure_reason, failure_text, sentence_of
 from polyturn.envs.faults import EnvironmentFault
+from polyturn.envs.hooks import current_task, is_interruption
 from polyturn.envs.rewards.group import GroupPart
 from polyturn.envs.tasks import EnvironmentChoice, ListTasks, Task, TaskSource
 from polyturn.envs.tasks.prefetch import PrefetchedTasks
@@ -34,7 +36,7 @@ class RolloutError(RuntimeError):
 
 
 class Play(Protocol):
-    """Plays one episode. A fault of policy or environment is an episode with the outcome FAILED."""
+    """Plays one episode. What raises in it, or behind it, is an episode with the outcome FAILED."""
 
     async def __call__(
         self,
@@ -128,8 +130,41 @@ class Collector:
     async def play(
         self, prompt: Prompt, sample: int, attempt: int, *, policy: LimitedPolicy, tools: asyncio.Semaphore
     ) -> Episode:
-        """Play one attempt in an environment of the pool."""
-        task = await self.task(prompt)
+        """Play one attempt. Whatever goes wrong in it is an episode that failed."""
+        own_task = current_task()
+        task: Task | None = None
+        seed = episode_seed(run_seed=self._seed, group_id=prompt.group_id, sample=sample, attempt=attempt)
+        identity = episode_id(prompt.group_id, sample, attempt)
+        try:
+            task = await self.task(prompt)
+            return await self._play_task(task, prompt, seed, identity, policy=policy, tools=tools)
+        except BaseException as error:
+            if is_interruption(error, own_task):
+                raise
+            choice = None if task is None else task.environment
+            return Episode(
+                episode_id=identity,
+                group_id=prompt.group_id,
+                env_id="" if choice is None else choice.env_id,
+                task_id="" if task is None else task.task_id,
+                seed=seed,
+                outcome=Outcome.FAILED,
+                stop_reason=failure_reason(error),
+                reward=None,
+                error=failure_text(error),
+            )
+
+    async def _play_task(
+        self,
+        task: Task,
+        prompt: Prompt,
+        seed: int,
+        identity: str,
+        *,
+        policy: LimitedPolicy,
+        tools: asyncio.Semaphore,
+    ) -> Episode:
+        """Play in an environment of the pool."""
         env = self._pool.take(task.environment)
         if env is None:
             env = await self._in_thread(partial(self._pool.make, task.environment))
@@ -139,10 +174,8 @@ class Collector:
                 env=LimitedEnv(env, tools),
                 policy=policy,
                 task=task,
-                seed=episode_seed(
-                    run_seed=self._seed, group_id=prompt.group_id, sample=sample, attempt=attempt
-                ),
-                episode_id=episode_id(prompt.group_id, sample, attempt),
+                seed=seed,
+                episode_id=identity,
                 group_id=prompt.group_id,
                 executor=self._threads,
             )
@@ -211,9 +244,10 @@ class _Collection:
         self._attempts: dict[tuple[str, int], list[Episode]] = {}
         self._samples_per_prompt = 0
         self._scored: dict[str, tuple[Episode, ...]] = {}
-        self._num_survived = 0
+        self._num_survived = self._num_failed = 0
         self._num_playing = 0
         self._faults: Counter[str] = Counter()
+        self._kinds: Counter[str] = Counter()
 
     async def run(
         self, prompts: Sequence[Prompt], samples_per_prompt: int, finished: Iterable[Episode], drain_s: float
@@ -226,7 +260,7 @@ class _Collection:
         for episode in finished:
             group_id, sample, _ = parse_episode_id(episode.episode_id)
             if (group_id, sample) in self._attempts:
-                self._record(episode)
+                self._keep(episode)
         jobs = [
             asyncio.create_task(self._sample(prompt, sample))
             for prompt in prompts
@@ -293,7 +327,8 @@ class _Collection:
                     )
                 finally:
                     self._num_playing -= 1
-            self._record(episode)
+            self._keep(episode)
+            self._count(episode)
             self._on_episode(episode)
             self._give_up_early()
         await self._score_if_complete(prompt)
@@ -313,6 +348,7 @@ class _Collection:
                 return
             except EnvironmentFault as fault:
                 self._faults[str(fault)] += 1
+                self._kinds["group_reward_fault"] += 1
                 await self._delay(self._limits.retry_delay_s * 2**retry)
 
     def _attempts_of(self, prompt: Prompt) -> list[list[Episode]]:
@@ -330,27 +366,42 @@ class _Collection:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stop.wait(), timeout=seconds)
 
-    def _record(self, episode: Episode) -> None:
+    def _keep(self, episode: Episode) -> None:
         group_id, sample, _ = parse_episode_id(episode.episode_id)
         self._attempts[group_id, sample].append(episode)
         if episode.outcome is Outcome.FAILED:
-            self._faults[episode.error or episode.stop_reason] += 1
-        else:
-            self._num_survived += 1
+            self._faults[sentence_of(episode.error or episode.stop_reason)] += 1
+            self._kinds[episode.stop_reason] += 1
+
+    def _count(self, episode: Episode) -> None:
+        """What was played before, perhaps on machinery that has been mended since, is kept and not counted."""
+        failed = episode.outcome is Outcome.FAILED
+        self._num_failed += failed
+        self._num_survived += not failed
         self._ended.set()
 
     def _give_up_early(self) -> None:
-        """Do not play a whole step when nothing but failures came back from more than one full round of episodes."""
-        patience = max(MIN_FAILURES_TO_GIVE_UP, 2 * self._limits.max_concurrent_episodes)
-        if not self._num_survived and self._faults.total() > patience:
+        """Do not go on when too large a share of all attempts that were played here failed."""
+        num_failed, num_survived = self._num_failed, self._num_survived
+        if num_failed <= max(
+            MIN_FAILURES_TO_GIVE_UP, min(self._limits.max_concurrent_episodes, len(self._attempts))
+        ):
+            return
+        if not num_survived and num_failed > 2 * self._limits.max_concurrent_episodes:
             raise RolloutError(f"no episode survived: {self._why()}")
+        share, most = num_failed / (num_failed + num_survived), self._limits.max_failure_share
+        if num_survived and share > most:
+            raise RolloutError(
+                f"{share:.0%} of the attempts failed, and rollout.max_failure_share allows {most:.0%}: {self._why()}"
+            )
 
     def _why(self) -> str:
-        """How many attempts failed, and the most frequent reason."""
+        """How many attempts failed, the most frequent reason, and how many of each kind."""
         if not self._faults:
             return "none was played"
+        kinds = ", ".join(f"{count} {kind}" for kind, count in self._kinds.most_common())
         reason, count = self._faults.most_common(1)[0]
-        return f"{self._faults.total()} attempts failed, {count} of them with: {reason}"
+        return f"{self._faults.total()} attempts failed, {count} of them with: {reason} ({kinds})"
 
     def _group(self, prompt: Prompt) -> Group:
         survivors = self._survivors(prompt)

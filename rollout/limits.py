@@ -36,6 +36,8 @@ class RolloutLimits:
     """Wait before the first retry; doubles with each."""
     stall_timeout_s: float | None = None
     """Give up when no attempt has ended for so long."""
+    max_failure_share: float = 0.5
+    """Give up when a larger share of the attempts of one collection failed, once there are enough to tell."""
 
     @classmethod
     def from_config(cls, config: RolloutConfig, *, episode_timeout_s: float) -> RolloutLimits:
@@ -45,6 +47,7 @@ class RolloutLimits:
             max_concurrent_episodes=config.max_concurrent_episodes,
             max_concurrent_tools=config.max_concurrent_tools,
             max_retries=config.max_retries,
+            max_failure_share=config.max_failure_share,
             stall_timeout_s=2 * episode_timeout_s,
         )
 

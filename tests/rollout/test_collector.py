@@ -1,6 +1,8 @@
 """The scheduler: limits that are never exceeded, failures that are never scored, and no wedge."""
 
 import asyncio
+import itertools
+import sys
 import threading
 import time
 
@@ -255,12 +257,64 @@ async def test_a_wedge_ends_with_the_number_of_episodes_under_way():
         await collect(make_collector(limits=limits), CallThenAnswer(seconds=60))
 
 
-async def test_a_bug_is_not_taken_for_a_failure():
-    async def broken(**_):
-        raise TypeError("a bug")
+async def test_an_unexpected_exception_is_a_failed_attempt_whose_traceback_is_kept():
+    """Whatever an environment, a task source or a player raises ends that attempt and no other."""
 
-    with pytest.raises(TypeError, match="a bug"):
-        await collect(make_collector(player=broken), CallThenAnswer())
+    class Odd(ListTasks):
+        def __getitem__(self, index):
+            if index == 1:
+                raise LookupError("row 1 is gone")
+            return super().__getitem__(index)
+
+    async def sometimes_broken(**arguments):
+        if arguments["task"].task_id == "task-3":
+            raise TypeError("half a surrogate: \ud800")
+        if arguments["task"].task_id == "task-4":
+            sys.exit(2)
+        return await play(**arguments)
+
+    attempts = []
+    collector = Collector(
+        make_env=SlowEnv, tasks=Odd(list(TASKS)), play=sometimes_broken, limits=FAST, seed=0
+    )
+    groups = await collect(collector, CallThenAnswer(), on_episode=attempts.append)
+    dropped = {group.prompt.task_index: group.num_dropped for group in groups}
+    assert dropped == {0: 0, 1: 3, 2: 0, 3: 3, 4: 3, 5: 0}
+    failed = {episode.task_id: episode for episode in attempts if episode.outcome is Outcome.FAILED}
+    assert {episode.stop_reason for episode in failed.values()} == {"unexpected_error"}
+    sentence, *trace = failed["task-3"].error.splitlines()
+    assert sentence == "TypeError: half a surrogate: \\ud800"
+    assert any("in sometimes_broken" in line for line in trace)
+    assert failed["task-4"].error.startswith("SystemExit: 2\n")
+    assert failed[""].error.startswith("LookupError: row 1 is gone\n")
+    assert all(len(episode.error) < 6000 for episode in failed.values())
+
+
+async def test_an_environment_that_cannot_be_made_is_a_failed_attempt():
+    made = itertools.count()
+
+    def make_env():
+        if next(made) % 2:
+            raise OSError("no port is free")
+        return SlowEnv()
+
+    groups = await collect(make_collector(make_env), CallThenAnswer(), samples=1)
+    assert sum(len(group.episodes) for group in groups) >= 5
+
+
+@pytest.mark.catalogue("B44")
+async def test_too_large_a_share_of_failures_stops_the_step_and_says_which_kind():
+    def fail(messages):
+        return messages[0]["content"] in {"question 0", "question 1", "question 2", "question 3"}
+
+    limits = RolloutLimits(max_concurrent_episodes=4, retry_delay_s=0, max_failure_share=0.6)
+    with pytest.raises(
+        RolloutError, match=r"max_failure_share allows 60%: 33 attempts failed, 33 .*\(33 policy_fault\)"
+    ):
+        await collect(make_collector(limits=limits), CallThenAnswer(fail=fail), samples=10)
+    lenient = RolloutLimits(max_concurrent_episodes=4, retry_delay_s=0, max_failure_share=1.0)
+    groups = await collect(make_collector(limits=lenient), CallThenAnswer(fail=fail), samples=10)
+    assert sum(len(group.episodes) for group in groups) == 20
 
 
 async def test_stop_lets_running_episodes_end_and_starts_none():
