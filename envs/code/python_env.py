@@ -84,10 +84,7 @@ class PythonToolEnv(ToolEnv):
         self.state_of(
             PythonTool
         ).close()  # the episode is over: do not hold its interpreter until the next one
-        verdict = verify(str(self.task.label), message.content, mode="box_only")
-        if not verdict.decided:
-            self.metrics["undecided"] = 1.0
-        return {"correct": float(verdict.correct)}
+        return {"correct": verify(str(self.task.label), message.content, mode="box_only").score()}
 
     def oracle(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> AssistantMessage:  # type: ignore[override]
         """Runs the task's own program, and answers with what it prints."""

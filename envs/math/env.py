@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from polyturn.envs.math.calculator import calculator as calculator_tool
 from polyturn.envs.math.tasks import check_split, file_tasks, generated_tasks, gsm8k_sample
 from polyturn.envs.messages import AssistantMessage, Message
-from polyturn.envs.rewards.math import MathVerifier, Verdict, shared_verifier
+from polyturn.envs.rewards.math import MathVerifier, Verdict, gold_texts, shared_verifier, unpayable_reason
 from polyturn.envs.scripts import Script
 from polyturn.envs.tasks import Task, TaskSource
 from polyturn.envs.tool_env import ToolEnv
@@ -27,8 +27,8 @@ class MathEnv(ToolEnv):
     """Answer a problem. The reward is 1.0 for an answer that equals the gold answer, in whatever form, else 0.0.
 
     With `max_attempts` above 1 a wrong answer is told to be wrong and may be mended; the k-th attempt earns
-    `attempt_decay ** (k - 1)`. How the last verdict came about is a metric, `verdict_<reason>`: what could not be
-    decided in time is `verdict_timeout`, and no mere zero.
+    `attempt_decay ** (k - 1)`. How the last verdict came about is a metric, `verdict_<reason>`: what costs too much to
+    compare is `verdict_too_costly`. A verdict that says nothing about the answer is a fault, and no zero.
     """
 
     def __init__(
@@ -116,21 +116,20 @@ class MathEnv(ToolEnv):
 
     def begin(self, task: Task) -> Sequence[Message]:
         self._num_attempts, self._verdict = 0, None
-        if not isinstance(task.label, str) or not task.label.strip():
-            raise ValueError(
-                f"the label of task {task.task_id!r} must be the answer as a text, not {task.label!r}"
-            )
+        gold_texts(task.label)
         return task.messages
+
+    def check_label(self, label: Any) -> None:
+        """Raise `ValueError` for a label that no answer can be paid for."""
+        if reason := unpayable_reason(label):
+            raise ValueError(reason)
 
     def follow_up(self, message: AssistantMessage) -> Sequence[Message]:
         """Judges the answer; a wrong one with attempts left is told so."""
         self._num_attempts += 1
         verifier = self._verifier or shared_verifier()
         self._verdict = verdict = verifier.verify(self.task.label, message.content, mode=self._mode)
-        if not verdict.decided:
-            # Of all attempts, not only the last: an undecided one is a fact about the grader.
-            self.metrics["undecided"] = self.metrics.get("undecided", 0.0) + 1.0
-        if verdict.correct or self._num_attempts >= self._max_attempts:
+        if verdict.score() or self._num_attempts >= self._max_attempts:
             return ()
         left = self._max_attempts - self._num_attempts
         return ({"role": "user", "content": f"{_feedback(verdict)} {_attempts_left(left)}"},)
@@ -149,7 +148,7 @@ class MathEnv(ToolEnv):
     ) -> AssistantMessage:
         """Gives the task's answer."""
         del messages, tools
-        return AssistantMessage(content=f"The answer is \\boxed{{{self.task.label}}}.")
+        return AssistantMessage(content=f"The answer is \\boxed{{{gold_texts(self.task.label)[0]}}}.")
 
     def random_policy(self, seed: int) -> Script:
         """Gives whole numbers at random, now and then after a calculation."""
@@ -189,8 +188,8 @@ def _feedback(verdict: Verdict) -> str:
         return "There is no final answer in what you wrote."
     if verdict.reason == "hedge":
         return "Give one answer, not several."
-    if not verdict.decided:
-        return "Your answer could not be checked in time; write it in a simpler form."
+    if verdict.reason in ("too_costly", "too_large"):
+        return "Your answer is too large to be checked; write it in a simpler form."
     return "That is not the right answer."
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, get_args
 from polyturn.envs.code.answers import find_code
 from polyturn.envs.code.reports import LIMIT_S
 from polyturn.envs.code.unit_tests import UnitTests, cases_as_test, grade_unit_tests
-from polyturn.envs.rewards.math import Mode, shared_verifier
+from polyturn.envs.rewards.math import Mode, gold_texts, shared_verifier, unpayable_reason
 from polyturn.envs.rewards.types import EpisodeView, Score
 from polyturn.tools.shared_sandboxes import BackendName, SharedSandboxes
 
@@ -30,16 +30,16 @@ class MathRule:
             raise ValueError(f"math: mode must be one of {', '.join(get_args(Mode))}, not {self.mode!r}")
 
     def __call__(self, episode: EpisodeView) -> Score:
-        self.check_label(episode.label)
-        verdict = shared_verifier().verify(str(episode.label), episode.answer, mode=self.mode)
-        # An answer that takes the verifier too long is not right, and is told apart from one that is wrong.
-        undecided = {} if verdict.decided else {"undecided": 1.0}
-        return Score(value=float(verdict.correct), parts={self.name: float(verdict.correct), **undecided})
+        verdict = shared_verifier().verify(gold_texts(episode.label), episode.answer, mode=self.mode)
+        value = verdict.score()
+        # An answer that costs the verifier too much is not right, and is told apart from one that is wrong.
+        costly = {"too_costly": 1.0} if verdict.reason == "too_costly" else {}
+        return Score(value=value, parts={self.name: value, **costly})
 
     def check_label(self, label: Any) -> None:
         """Raise `ValueError` for a label that cannot be graded against."""
-        if isinstance(label, bool) or not isinstance(label, str | int | float) or not str(label).strip():
-            raise ValueError(f"math: the label must be a number or a text with the answer, not {label!r}")
+        if reason := unpayable_reason(label):
+            raise ValueError(f"math: no answer can be paid for the label {label!r:.100}: {reason}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

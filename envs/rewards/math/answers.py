@@ -142,9 +142,17 @@ def _list(tokens: Sequence[Token], nesting: int) -> Answer | None:
     parts, separators = _split(tokens, ("sep",))
     if not separators:
         return None
-    items = tuple(_flat(_read(part, nesting + 1) for part in parts if part))
+    items = _items(parts, nesting)
     joiner = next((word for word in separators if word in ("or", "and")), ",")
     return items[0] if len(items) == 1 else Many(items, joiner=joiner)
+
+
+def _items(parts: Sequence[Sequence[Token]], nesting: int) -> tuple[Answer, ...]:
+    """What stands between separators, of which there must be something."""
+    items = tuple(_flat(_read(part, nesting + 1) for part in parts if part))
+    if not items:
+        raise Unreadable("a list of nothing")
+    return items
 
 
 def _flat(items: Iterator[Answer]) -> Iterator[Answer]:
@@ -223,7 +231,10 @@ def _bracketed(tokens: Sequence[Token], nesting: int) -> Answer | None:
         return _set(inner, nesting)
     parts, separators = _split(inner, ("sep",))
     if opener in ("(", "[", "<<") and separators:
-        return Many(tuple(_read(part, nesting + 1) for part in parts if part), opener, closer)
+        items = tuple(_read(part, nesting + 1) for part in parts if part)
+        if not items:
+            raise Unreadable("a list of nothing")
+        return Many(items, opener, closer)
     if opener == "[" and inner:
         return Many((_read(inner, nesting + 1),), opener, closer)
     return None
@@ -237,7 +248,7 @@ def _set(inner: Sequence[Token], nesting: int) -> Answer:
         if len(found) == 1 and any(token.kind in _RELATIONS for token in parts[1]):
             return _read(parts[1], nesting + 1)
     parts, _ = _split(inner, ("sep",))
-    return Many(tuple(_flat(_read(part, nesting + 1) for part in parts if part)), "{", "}")
+    return Many(_items(parts, nesting), "{", "}")
 
 
 def _matrix(inner: Sequence[Token], nesting: int) -> Answer:

@@ -72,7 +72,7 @@ def decide(gold: str, answer: str, *, deep: bool) -> tuple[bool, Reason]:
 def _decide(gold: str, answer: str, deep: bool) -> tuple[bool, Reason]:
     if _DERIVATIVE.search(gold) or _DERIVATIVE.search(answer):
         raise Unreadable("a derivative", foreign=True)
-    equality = Equality(f"{gold}|{answer}", deep=deep)
+    equality = Equality(f"{gold}|{answer}".encode(errors="surrogatepass"), deep=deep)
     compare = Comparison(equality)
     left = read_answer(gold)
     right = read_answer(answer)

@@ -34,7 +34,7 @@ class Equality:
         deep: Whether to decide what takes more than exact arithmetic; else that raises `Undecided`.
     """
 
-    def __init__(self, seed: str, *, deep: bool) -> None:
+    def __init__(self, seed: bytes, *, deep: bool) -> None:
         self._random = random.Random(seed)
         self.deep = deep
         self.symbolic = False

@@ -1,4 +1,4 @@
-"""A pool of processes that are killed when they take too long."""
+"""A pool of processes with a bound on their processor time, not on the clock: a busy machine changes no verdict."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import queue
+import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import threading
 import time
 from typing import Any
 
-from polyturn.envs.rewards.math.verdict import Reason
+from polyturn.envs.rewards.math.verdict import UNDECIDED, Reason
 
 START_SECONDS = 60.0
 """How long the first process may take to import its libraries."""
@@ -29,6 +30,10 @@ from polyturn.envs.rewards.math.worker import main
 main(int(sys.argv[1]))
 """
 _PACKAGES = ("polyturn", "polyturn.envs", "polyturn.envs.rewards")
+
+
+EXCEEDED = 3
+"""The exit code of a worker that ran out of memory or stack on its comparison."""
 
 
 class WorkerDied(Exception):
@@ -47,7 +52,7 @@ class Worker:
         """The answer to one request.
 
         Raises:
-            TimeoutError: there was none in time; the worker must be killed.
+            TimeoutError: there was none in `deadline_s` seconds of the clock; the worker must be killed.
             WorkerDied: it has ended.
         """
         ends = time.monotonic() + deadline_s
@@ -77,13 +82,14 @@ class WorkerPool:
 
     Args:
         num_workers: How many comparisons run at once; more wait.
-        deadline_s: Seconds that one comparison may take, from when a worker has it.
+        cpu_s: Seconds of processor time that one comparison may take.
+        wall_s: Seconds of the clock after which a worker is given up, from when it has the comparison.
     """
 
-    def __init__(self, *, num_workers: int = 2, deadline_s: float = 0.7) -> None:
-        if num_workers < 1 or deadline_s <= 0:
-            raise ValueError(f"a pool needs workers and time, not {num_workers} and {deadline_s} s")
-        self._deadline_s = deadline_s
+    def __init__(self, *, num_workers: int = 2, cpu_s: float = 2.0, wall_s: float = 60.0) -> None:
+        if num_workers < 1 or min(cpu_s, wall_s) <= 0:
+            raise ValueError(f"a pool needs workers and time, not {num_workers}, {cpu_s} s and {wall_s} s")
+        self._cpu_s, self._wall_s = cpu_s, wall_s
         self._slots: queue.LifoQueue[Worker | None] = queue.LifoQueue()
         for _ in range(num_workers):
             self._slots.put(None)
@@ -93,7 +99,7 @@ class WorkerPool:
         self._control: socket.socket | None = None
         self._closed = False
         self.num_killed = 0
-        """Workers killed at their deadline."""
+        """Workers that were ended by a bound on their time."""
 
     @property
     def zygote_pid(self) -> int | None:
@@ -101,28 +107,35 @@ class WorkerPool:
         return self._zygote.pid if self._zygote is not None else None
 
     def compare(self, gold: str, answer: str) -> tuple[bool, Reason]:
-        """Compare in a worker; `timeout` and `worker_died` are reasons, not errors.
+        """Compare in a worker; `too_costly`, `timeout` and `worker_died` are reasons, not errors.
+
+        What says nothing about the answer is tried once more.
 
         Raises:
             RuntimeError: the pool is closed, or its processes cannot be started.
         """
+        result = self._compare(gold, answer)
+        return self._compare(gold, answer) if result[1] in UNDECIDED else result
+
+    def _compare(self, gold: str, answer: str) -> tuple[bool, Reason]:
         worker = self._slots.get()
         try:
             if self._closed:
                 raise RuntimeError("the verifier is closed")
             if worker is None:
                 worker = self._fork()
-            correct, reason = worker.ask([gold, answer], self._deadline_s)
+            correct, reason = worker.ask([gold, answer, self._cpu_s], self._wall_s)
             return bool(correct), reason
         except TimeoutError:
             self.num_killed += 1
-            self._kill(worker)
+            self._end(worker)
             worker = None
             return False, "timeout"
         except WorkerDied:
-            self._kill(worker)
+            code = self._end(worker)
             worker = None
-            return False, "worker_died"
+            self.num_killed += code == -signal.SIGPROF
+            return False, "too_costly" if code in (-signal.SIGPROF, EXCEEDED) else "worker_died"
         finally:
             self._slots.put(worker)
 
@@ -176,17 +189,19 @@ class WorkerPool:
                     ) from None
         raise AssertionError
 
-    def _kill(self, worker: Worker | None) -> None:
+    def _end(self, worker: Worker | None) -> int | None:
+        """End a worker that may have ended by itself: its exit code, or minus the signal; None where that is lost."""
         assert worker is not None
         worker.close()
         with self._lock:
             if self._control is None:
-                return
+                return None
             try:
                 self._control.sendall(b"K%d" % worker.pid)
-                _line(self._control)
+                return int(_line(self._control))
             except (OSError, EOFError):
                 self._stop()
+                return None
 
     def _start(self) -> socket.socket:
         if self._closed:

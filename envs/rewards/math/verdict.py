@@ -17,8 +17,10 @@ Reason = Literal[
     "unreadable",
     "undefined",
     "too_large",
+    "too_costly",
     "timeout",
     "worker_died",
+    "failed",
 ]
 """How a verdict came about.
 
@@ -26,9 +28,15 @@ Reason = Literal[
 the answers are of different kinds or sizes, or sets, intervals and relations of equal parts; `symbolic`: decided by
 high-precision evaluation or by math-verify in a worker. The others say why there is no answer to compare:
 `no_answer`: none was given; `hedge`: several at once; `unreadable`: the text is no mathematics that can be read;
-`undefined`: it has no value, as 1/0; `too_large`: it exceeds the caps; `timeout`: the deadline passed and the worker
-was killed; `worker_died`: the worker ended, for want of memory for example.
+`undefined`: it has no value, as 1/0; `too_large`: it exceeds the caps; `too_costly`: comparing it takes more processor
+time or memory than any answer may. The last three say nothing about the answer: `timeout`: the worker had no processor
+for so long that it was given up; `worker_died`: somebody ended it; `failed`: a fault in the verifier.
 """
+UNDECIDED: frozenset[Reason] = frozenset(("timeout", "worker_died", "failed"))
+
+
+class Unverified(RuntimeError):
+    """Nothing could be found out about an answer: a failure of the grader, which is never worth 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,8 +51,18 @@ class Verdict:
 
     @property
     def decided(self) -> bool:
-        """False where the verdict says nothing about the answer: a deadline passed or a worker died."""
-        return self.reason not in ("timeout", "worker_died")
+        """False where the verdict says nothing about the answer."""
+        return self.reason not in UNDECIDED
+
+    def score(self) -> float:
+        """1.0 for a right answer, 0.0 for a wrong one.
+
+        Raises:
+            Unverified: the verdict says nothing about the answer.
+        """
+        if not self.decided:
+            raise Unverified(f"the answer could not be compared with the label: {self.reason}")
+        return float(self.correct)
 
 
 class Unreadable(ValueError):

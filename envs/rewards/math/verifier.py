@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import functools
+import logging
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +13,11 @@ from typing import Literal, get_args
 
 from polyturn.envs.rewards.math.decide import MAX_CHARACTERS, decide
 from polyturn.envs.rewards.math.extract import extract, gold_answer
+from polyturn.envs.rewards.math.labels import Label, gold_texts
 from polyturn.envs.rewards.math.pool import WorkerPool
-from polyturn.envs.rewards.math.verdict import Reason, Undecided, Unreadable, Verdict
+from polyturn.envs.rewards.math.verdict import UNDECIDED, Reason, Undecided, Unreadable, Verdict
 
+_log = logging.getLogger(__name__)
 MAX_INLINE = 600
 """Characters of an answer that is read in the calling thread: what is longer could hold it up for long."""
 
@@ -27,47 +30,60 @@ class MathVerifier:
     """Says whether predictions are right. Safe in threads and in asyncio; uses no signals.
 
     Most pairs are decided in the calling thread in well below a millisecond; the others in a pool of processes, where
-    each has a deadline. The pool starts at its first use; `close` ends it, and it dies with this process.
+    each has so much processor time. The pool starts at its first use; `close` ends it, and it dies with this process.
 
     Args:
         num_workers: Processes of the pool.
-        deadline_s: Seconds that a comparison in the pool may take.
+        cpu_s: Seconds of processor time that a comparison in the pool may take; beyond them an answer is `too_costly`.
+        wall_s: Seconds of the clock after which a worker is given up, and the comparison tried once more.
     """
 
-    def __init__(self, *, num_workers: int = 2, deadline_s: float = 0.7) -> None:
-        self.pool = WorkerPool(num_workers=num_workers, deadline_s=deadline_s)
+    def __init__(self, *, num_workers: int = 2, cpu_s: float = 2.0, wall_s: float = 60.0) -> None:
+        self.pool = WorkerPool(num_workers=num_workers, cpu_s=cpu_s, wall_s=wall_s)
         self._num_workers = num_workers
         self._threads: ThreadPoolExecutor | None = None
 
-    def verify(self, gold: str, prediction: str, *, mode: Mode = "text") -> Verdict:
+    def verify(self, gold: Label, prediction: str, *, mode: Mode = "text") -> Verdict:
         """Compare a prediction with the gold answer.
 
         Args:
-            gold: The answer, or a solution with a box or `####`.
+            gold: The answer, or a solution with a box or `####`; or a list of right answers, of which one is enough.
             prediction: An answer or a reply, as `mode` says.
             mode: See `Mode`.
 
         Raises:
-            ValueError: an unknown mode.
+            ValueError: an unknown mode, or a label that is neither text nor number nor a list of such.
             RuntimeError: the processes cannot be started, or the verifier is closed.
         """
         started = time.perf_counter()
-        answer, result = self._quickly(gold, prediction, mode)
-        if result is None:
-            assert answer is not None
-            result = self.pool.compare(gold_answer(gold), answer)
-        return _verdict(result, answer, started)
+        answer = _answer(prediction, mode)
+        results: list[tuple[bool, Reason]] = []
+        for text in _golds(gold):
+            result = self._quickly(text, answer)
+            if result is None:
+                assert answer is not None
+                result = self.pool.compare(gold_answer(text), answer)
+            results.append(result)
+            if result[0]:
+                break
+        return _verdict(results, answer, started)
 
-    async def verify_async(self, gold: str, prediction: str, *, mode: Mode = "text") -> Verdict:
+    async def verify_async(self, gold: Label, prediction: str, *, mode: Mode = "text") -> Verdict:
         """As `verify`, without holding up the event loop."""
         started = time.perf_counter()
-        answer, result = self._quickly(gold, prediction, mode)
-        if result is None:
-            if self._threads is None:
-                self._threads = ThreadPoolExecutor(self._num_workers, thread_name_prefix="math-verifier")
-            compare = functools.partial(self.pool.compare, gold_answer(gold), answer or "")
-            result = await asyncio.get_running_loop().run_in_executor(self._threads, compare)
-        return _verdict(result, answer, started)
+        answer = _answer(prediction, mode)
+        results: list[tuple[bool, Reason]] = []
+        for text in _golds(gold):
+            result = self._quickly(text, answer)
+            if result is None:
+                if self._threads is None:
+                    self._threads = ThreadPoolExecutor(self._num_workers, thread_name_prefix="math-verifier")
+                compare = functools.partial(self.pool.compare, gold_answer(text), answer or "")
+                result = await asyncio.get_running_loop().run_in_executor(self._threads, compare)
+            results.append(result)
+            if result[0]:
+                break
+        return _verdict(results, answer, started)
 
     def warm(self) -> None:
         """Start the pool now, so that no verdict waits for it."""
@@ -85,22 +101,23 @@ class MathVerifier:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _quickly(
-        self, gold: str, prediction: str, mode: Mode
-    ) -> tuple[str | None, tuple[bool, Reason] | None]:
-        """The answer in the prediction, and the result where no worker is needed for it."""
-        answer = _answer(prediction, mode)
+    def _quickly(self, gold: str, answer: str | None) -> tuple[bool, Reason] | None:
+        """The result where no worker is needed for it."""
         if answer is None or not answer.strip():
-            return None, (False, "no_answer")
+            return False, "no_answer"
         if MAX_INLINE < max(len(gold), len(answer)) <= MAX_CHARACTERS:
-            return answer, None
+            return None
         try:
-            return answer, decide(gold_answer(gold), answer, deep=False)
+            return decide(gold_answer(gold), answer, deep=False)
         except (Undecided, Unreadable):
-            return answer, None
+            return None
+        except Exception:  # noqa: BLE001
+            # A reader that fails on a text must not give its author a way out of a wrong answer unseen.
+            _log.exception("the verifier failed on %r and %r", gold[:MAX_INLINE], answer[:MAX_INLINE])
+            return False, "failed"
 
 
-def verify(gold: str, prediction: str, *, mode: Mode = "text") -> Verdict:
+def verify(gold: Label, prediction: str, *, mode: Mode = "text") -> Verdict:
     """Compare with the verifier that this process shares. See `MathVerifier.verify`."""
     return shared_verifier().verify(gold, prediction, mode=mode)
 
@@ -123,6 +140,14 @@ def _answer(prediction: str, mode: Mode) -> str | None:
     return extract(prediction, box_only=mode == "box_only")
 
 
-def _verdict(result: tuple[bool, Reason], answer: str | None, started: float) -> Verdict:
-    correct, reason = result
+def _golds(gold: Label) -> tuple[str, ...]:
+    # Any text is a gold answer here, if one that nothing equals: what a model wrote may be compared with it.
+    return (gold,) if isinstance(gold, str) else gold_texts(gold)
+
+
+def _verdict(results: list[tuple[bool, Reason]], answer: str | None, started: float) -> Verdict:
+    """The verdict on comparisons with several gold answers: right with one, undecided where one says nothing."""
+    correct, reason = max(results, key=lambda result: (result[0], result[1] in UNDECIDED))
+    if reason == "no_answer":
+        answer = answer if answer and answer.strip() else None
     return Verdict(correct=correct, reason=reason, extracted=answer, seconds=time.perf_counter() - started)

@@ -2,8 +2,9 @@
 
 One parent process ("zygote") imports mpmath and math-verify once and forks a worker whenever it is asked to, so that a
 killed worker is replaced in milliseconds. It speaks with its owner through a socket: `F` with a file descriptor forks a
-worker that serves JSON lines on that descriptor, and answers its process id; `K` and an id kills that worker. The end
-of the socket is the end of the owner: the zygote kills its workers and exits, and workers die with the zygote.
+worker that serves JSON lines on that descriptor, and answers its process id; `K` and an id ends that worker, and
+answers how it ended. The kernel ends a worker whose comparison takes more processor time than it may. The end of the
+socket is the end of the owner: the zygote kills its workers and exits, and workers die with the zygote.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import sys
 from typing import Any, NoReturn
 
 from polyturn.envs.rewards.math.decide import decide
+from polyturn.envs.rewards.math.pool import EXCEEDED
 from polyturn.envs.rewards.math.verdict import Reason, Unreadable
 
 MEMORY_BYTES = 2 << 30
@@ -48,10 +50,11 @@ def main(descriptor: int) -> None:
             control.sendall(b"%d\n" % pid)
         elif request.startswith(b"K"):
             pid = int(request[1:])
+            code = 0
             if pid in workers:
                 workers.remove(pid)
-                _kill(pid)
-            control.sendall(b"killed\n")
+                code = _kill(pid)
+            control.sendall(b"%d\n" % code)
     for pid in workers:
         _kill(pid)
 
@@ -64,6 +67,10 @@ def compare_deeply(gold: str, answer: str) -> tuple[bool, Reason]:
         if max(len(gold), len(answer)) > MAX_FOREIGN:
             return False, "too_large"
         return by_math_verify(gold, answer)
+    except (MemoryError, RecursionError):
+        raise
+    except Exception:  # noqa: BLE001  no text may end the comparison of another
+        return False, "failed"
 
 
 def by_math_verify(gold: str, answer: str) -> tuple[bool, Reason]:
@@ -119,6 +126,9 @@ def _number(code: str, *_: object) -> Any:
 
 def _serve(descriptor: int, zygote: int) -> NoReturn:
     """A worker's life: a JSON line in, a JSON line out."""
+    # The kernel's own answer to SIGPROF ends the process, whatever code it is in.
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != zygote:
         os._exit(0)
@@ -129,19 +139,24 @@ def _serve(descriptor: int, zygote: int) -> NoReturn:
     try:
         with socket.socket(fileno=descriptor) as channel, channel.makefile("rwb") as lines:
             for line in lines:
-                gold, answer = json.loads(line)
-                lines.write(json.dumps(compare_deeply(gold, answer)).encode() + b"\n")
+                gold, answer, cpu_s = json.loads(line)
+                signal.setitimer(signal.ITIMER_PROF, cpu_s)
+                result = compare_deeply(gold, answer)
+                signal.setitimer(signal.ITIMER_PROF, 0)
+                lines.write(json.dumps(result).encode() + b"\n")
                 lines.flush()
-    except (MemoryError, RecursionError, OSError):
+    except (MemoryError, RecursionError):
+        status = EXCEEDED
+    except OSError:
         status = 1
     finally:
         os._exit(status)
 
 
-def _kill(pid: int) -> None:
-    """End a worker; it is this process's child, so the id is still its own."""
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+def _kill(pid: int) -> int:
+    """End a worker, and say how it ended; it is this process's child, so the id is still its own."""
+    os.kill(pid, signal.SIGKILL)  # without effect on one that is ending already
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 if __name__ == "__main__":

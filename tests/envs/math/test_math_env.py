@@ -5,6 +5,7 @@ import random
 
 import pytest
 
+from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.math.calculator import calculate
 from polyturn.envs.math.problems import make_problems
 from polyturn.envs.messages import AssistantMessage
@@ -14,13 +15,14 @@ from polyturn.envs.tasks import Task
 from polyturn.tools.types import ToolCall, ToolError
 
 IDS = ["polyturn/GSM8K-v0", "polyturn/Math-v0", "polyturn/MathCalculator-v0", "polyturn/MathRetry-v0"]
+COSTLY = r"\int_0^1 \frac{x^{40}+x^{13}+1}{x^{41}+x^{17}+3x+5} dx"
 
 
 def say(text: str) -> AssistantMessage:
     return AssistantMessage(content=text)
 
 
-def task_of(label: str) -> dict:
+def task_of(label) -> dict:
     return {"task": Task.from_prompt("t", "What is it?", label=label)}
 
 
@@ -152,16 +154,43 @@ def test_the_calculator_refuses_in_words(expression):
         calculate(expression)
 
 
-def test_a_verdict_that_was_cut_off_is_a_metric_and_no_mere_zero():
-    with MathVerifier(deadline_s=0.2) as verifier:
+def test_an_answer_that_costs_too_much_is_wrong_and_counted():
+    with MathVerifier(cpu_s=0.2) as verifier:
         verifier.warm()
         env = make("polyturn/Math-v0", verifier=verifier)
         env.reset(options=task_of("1"))
-        *_, info = env.step(say(r"\boxed{\int_0^{\infty}e^{-x^{x^{x}}}dx}"))
+        *_, info = env.step(say(rf"\boxed{{{COSTLY}}}"))
         assert info["reward_parts"] == {"correct": 0.0}
-        assert info["metrics"] == {"undecided": 1.0, "attempts": 1.0, "verdict_timeout": 1.0}
+        assert info["metrics"] == {"attempts": 1.0, "verdict_too_costly": 1.0}
     env.reset(options=task_of("1"))
     assert env.step(say(r"\boxed{2}"))[4]["metrics"] == {"attempts": 1.0, "verdict_number": 1.0}
+
+
+def test_a_verifier_that_finds_nothing_out_is_a_fault():
+    with MathVerifier(num_workers=1, cpu_s=60, wall_s=0.1) as verifier:
+        env = make("polyturn/Math-v0", verifier=verifier)
+        env.reset(options=task_of("1"))
+        with pytest.raises(EnvironmentFault, match="could not be compared with the label: timeout"):
+            env.step(say(rf"\boxed{{{COSTLY}}}"))
+
+
+@pytest.mark.parametrize("label", [42, 42.0, "42", ["41", "42"], [41, 42]])
+def test_a_label_may_be_a_number_or_a_list_of_right_answers(label):
+    env = make("polyturn/Math-v0")
+    env.reset(options=task_of(label))
+    assert env.step(say(r"\boxed{42}"))[1] == 1.0
+    env.reset(options=task_of(label))
+    assert env.step(say(r"\boxed{43}"))[1] == 0.0
+    env.unwrapped.check_label(label)
+
+
+@pytest.mark.parametrize(
+    "label",
+    ["((", r"\begin{cases} x=1 \\ y=2", "", None, True, [], float("nan"), r"\frac{1}{0}", "10^{10^{10}}!"],
+)
+def test_a_label_that_no_answer_can_be_paid_for_is_named(label):
+    with pytest.raises(ValueError, match=r"must be|cannot|can be read|no value|bounds"):
+        make("polyturn/Math-v0").unwrapped.check_label(label)
 
 
 async def test_episodes_run_in_an_event_loop():
@@ -267,7 +296,7 @@ def test_the_made_answers_are_right():
     assert checked > 80
 
 
-def test_a_label_that_is_no_text_is_a_fault():
+def test_a_label_that_names_no_answer_is_a_fault():
     env = make("polyturn/Math-v0")
-    with pytest.raises(Exception, match="must be the answer as a text"):
+    with pytest.raises(Exception, match="the label must be a number or a text"):
         env.reset(options=task_of(None))
