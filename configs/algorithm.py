@@ -42,6 +42,20 @@ class AlgorithmConfig(Section):
         )
 
     @model_validator(mode="after")
+    def _shaped_rewards_are_compared(self) -> Self:
+        if self.advantage.kind == "gdpo" and self.reward_shaping.kind != "none":
+            raise ValueError(
+                f"reward_shaping {self.reward_shaping.kind}: it changes the reward, and the advantage 'gdpo' compares "
+                "the reward's parts, which it leaves as they are; make it a part of the reward, or take grpo"
+            )
+        if self.advantage.kind == "maxrl" and self.reward_shaping.kind == "overlong":
+            raise ValueError(
+                "reward_shaping overlong: the advantage 'maxrl' divides by the mean of a group's rewards, which the "
+                "punishment makes negative, and a group with such a mean teaches nothing; take grpo"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _penalties_are_part_of_the_return(self) -> Self:
         advantage = self.advantage
         if isinstance(self.kl, KLInReward) and not getattr(advantage, "takes_penalties", True):

@@ -12,16 +12,14 @@ Partition = list[list[int]]
 
 
 def balance(lengths: Sequence[int], num_bins: int, config: BalanceConfig) -> Partition:
-    """Split sequences of these lengths into bins of like cost. Every bin gets one or more; their numbers may differ.
+    """Split sequences of these lengths into bins of like cost; their numbers may differ.
 
-    The result depends on the lengths and their order only.
-
-    Raises:
-        ValueError: fewer sequences than bins.
+    Every bin gets one or more, unless there are fewer sequences than bins: then as many bins as lack one are empty. The
+    result depends on the lengths and their order only.
     """
-    if len(lengths) < num_bins:
-        raise ValueError(f"{len(lengths)} samples cannot feed {num_bins} data-parallel ranks")
     costs = [sequence_cost(length, config.attention_tokens) for length in lengths]
+    if not costs:
+        return [[] for _ in range(num_bins)]
     return _fill_empty(METHODS[config.method](costs, num_bins), costs)
 
 
@@ -78,8 +76,8 @@ def _costliest_first(costs: Sequence[float]) -> list[int]:
 def _fill_empty(bins: Partition, costs: Sequence[float]) -> Partition:
     """Give each empty bin the cheapest item of the bin with the most: no bin becomes heavier than the heaviest was."""
     for number in range(len(bins)):
-        if not bins[number]:
-            crowded = max(bins, key=len)
+        crowded = max(bins, key=len)
+        if not bins[number] and len(crowded) > 1:
             cheapest = min(crowded, key=lambda index: costs[index])
             crowded.remove(cheapest)
             bins[number].append(cheapest)

@@ -102,8 +102,7 @@ def split_over_ranks(
 ) -> list[list[TrainSample]]:
     """Give every sample to one data-parallel rank, so that the ranks have work for like times.
 
-    Raises:
-        ValueError: fewer samples than ranks.
+    With fewer samples than ranks some ranks get none: they take part with micro-batches of padding.
     """
     shares = balance([len(sample) for sample in samples], num_ranks, config or BalanceConfig())
     return [[samples[index] for index in share] for share in shares]

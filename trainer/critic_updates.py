@@ -21,6 +21,8 @@ Values = dict[str, npt.NDArray[np.float32]]
 REPORTED = ("loss", "clip_fraction", "error", "error_max", "grad_norm", "learning_rate")
 UNMOVED = {"policy_kl": 0.0}
 """The policy's metrics of an update that only the critic takes."""
+SKIPPED = {**UNMOVED, "skipped": 1.0}
+"""The metrics of an update that has nothing to train on: nobody takes it."""
 
 
 def score_values(critic: MegatronCritic, samples: Sequence[TrainSample]) -> Values:

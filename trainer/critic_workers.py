@@ -92,8 +92,8 @@ class CriticRank:
         return self._critic.num_updates
 
     def update(self, shares: Sequence[UpdateShare]) -> list[dict[str, float]]:
-        """Train on this rank's share of a step; the metrics of each update."""
-        return [train_critic(self._critic, share) for share in shares]
+        """Train on this rank's share of a step; the metrics of each update, none for one that is skipped."""
+        return [{} if share.is_empty else train_critic(self._critic, share) for share in shares]
 
     def begin_checkpoint(self, directory: str) -> None:
         self._checkpoints.begin(Path(directory), num_updates=self._critic.num_updates)

@@ -155,7 +155,7 @@ class TrainingLoop:
             trainer = self._config.trainer
             split = rank_split(trainer.shared_prefix)
             shards = split(played.samples, trainer.parallel.data, trainer.balance)
-            scored = with_scores(played.samples, self._trainer.score(shards))
+            scored = with_scores(played.samples, self._trainer.score(shards) if played.samples else ())
             scored, dropped = drop_unusable(scored)
             estimates = estimate_advantages(played, scored, trainer.algorithm)
             corrected = correct(estimates.samples, trainer.algorithm, version=self.state.policy_version)
@@ -178,7 +178,7 @@ class TrainingLoop:
         self, step: int, groups: Sequence[Group], estimates: Estimates, reports: Sequence[UpdateReport]
     ) -> None:
         if self._config.trainer.algorithm.proximal == "scored":
-            self._checks.initial_kl(reports[0].metrics[0]["policy_kl"], step=step)
+            self._checks.initial_kl(reports[0].initial_kl, step=step)
             difference, where = largest_logprob_difference(estimates.samples)
             self._checks.logprob_difference(difference, step=step, where=f"sample {where}")
         self._checks.groups(

@@ -64,6 +64,9 @@ def correct(samples: Sequence[TrainSample], config: AlgorithmConfig, *, version:
     behavior = _flat(samples, [sample.behavior_logprobs for sample in samples])
     proximal = _flat(samples, [_proximal(sample) for sample in samples])
     metrics: dict[str, float] = {}
+    if not len(behavior):
+        metrics = {f"offpolicy/{name}": value for name, value in mismatch(behavior, proximal).items()}
+        return Corrected(samples=tuple(samples), metrics=metrics)
     weights, clipped = np.ones(len(behavior)), np.zeros(len(behavior), dtype=np.bool_)
     if config.corrections:
         weights, clipped, metrics = _weigh(samples, config, behavior, proximal)

@@ -96,9 +96,6 @@ def split_by_prefix(
     """As `split_over_ranks`, but samples with a common prefix stay together as far as the balance allows.
 
     Clusters are cut into ever smaller parts, down to single samples; what counts is the most loaded rank.
-
-    Raises:
-        ValueError: fewer samples than ranks.
     """
     by_tokens = BalanceConfig(method=(config or BalanceConfig()).method)
     total = sum(len(sample) for sample in samples)

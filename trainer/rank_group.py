@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -109,16 +110,30 @@ class RankGroup:
         return Call(calls, answering=range(len(calls))).results()
 
     def _start_on_shards(self, method: str, shards: Sequence[Any]) -> Call:
-        """Call with one share per data-parallel copy; the first rank of each answers."""
+        """Call with one share per data-parallel copy; the first rank of each answers.
+
+        All ranks that share one copy of the model get the same share and find the same, so that of the others nothing
+        but their end, or their failure, leaves the rank.
+        """
         assert len(shards) == self._parallel.data, "one share per data-parallel rank"
         references = [ray.put(shard) for shard in shards]
-        # All ranks that share one copy of the model get the same share, and give the same.
-        calls = [
-            getattr(actor, method).remote(references[self._parallel.place(rank).data])
-            for rank, actor in enumerate(self._ranks)
-        ]
-        return Call(calls, answering=self._parallel.first_ranks())
+        answering = self._parallel.first_ranks()
+        calls = []
+        for rank, actor in enumerate(self._ranks):
+            share = references[self._parallel.place(rank).data]
+            call = getattr(actor, method).remote if rank in answering else partial(_silently, actor, method)
+            calls.append(call(share))
+        return Call(calls, answering=answering)
 
     def _on_shards(self, method: str, shards: Sequence[Any]) -> list[Any]:
         """The same, waited for."""
         return self._start_on_shards(method, shards).results()
+
+
+def _silently(actor: Any, method: str, share: Any) -> Any:
+    """Call an actor's method there, and let its result stay behind."""
+    return actor.__ray_call__.remote(_call, method, share)
+
+
+def _call(rank: Any, method: str, share: Any) -> None:
+    getattr(rank, method)(share)

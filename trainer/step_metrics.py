@@ -30,7 +30,7 @@ def step_metrics(
 ) -> dict[str, float]:
     """All figures of one step. `version` is the policy's after the step; its tokens are of earlier ones."""
     episodes = [episode for group in groups for episode in group.episodes]
-    first, last = reports[0].metrics[0], reports[0].metrics[-1]
+    last = reports[0].metrics[-1]
     rollout_seconds = seconds["generate"] + seconds["tools"]
     num_sampled = sum(episode.num_sampled_tokens for episode in episodes)
     num_tokens = sum(len(segment) for episode in episodes for segment in episode.segments)
@@ -43,7 +43,7 @@ def step_metrics(
         "rollout/tokens_per_second": num_sampled / rollout_seconds if rollout_seconds > 0 else 0.0,
         "train/tokens": float(num_tokens),
         "train/tokens_per_second": num_tokens / seconds["train"] if seconds["train"] > 0 else 0.0,
-        "train/initial_kl": first["policy_kl"],
+        "train/initial_kl": reports[0].initial_kl,
         "train/policy_kl": last["policy_kl"],
         "train/logprob_difference_max": largest_logprob_difference(estimates.samples)[0],
         **{
@@ -65,13 +65,15 @@ def step_metrics(
         "behavior_kl",
         "reference_kl",
     ):
-        if name in last:
-            row[f"train/{name}"] = statistics.fmean(metrics[name] for metrics in reports[0].metrics)
+        found = [metrics[name] for metrics in reports[0].metrics if name in metrics]
+        if found:
+            row[f"train/{name}"] = statistics.fmean(found)
     row["train/skipped_updates"] = sum(metrics.get("skipped", 0.0) for metrics in reports[0].metrics)
+    row["train/empty_updates"] = float(reports[0].num_empty)
     row.update(routing_metrics(estimates.samples))
-    for name in last:
-        if name.startswith("critic/"):
-            row[name] = statistics.fmean(metrics[name] for metrics in reports[0].metrics)
+    critic_names = {name for metrics in reports[0].metrics for name in metrics if name.startswith("critic/")}
+    for name in sorted(critic_names):
+        row[name] = statistics.fmean(metrics[name] for metrics in reports[0].metrics if name in metrics)
     return row
 
 

@@ -16,7 +16,7 @@ from polyturn.configs.schema import RunConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.batch import TrainSample, split_over_ranks
-from polyturn.trainer.critic_updates import UNMOVED, in_warmup, score_values, train_critic
+from polyturn.trainer.critic_updates import SKIPPED, UNMOVED, in_warmup, score_values, train_critic
 from polyturn.trainer.prefix_packs import Split
 
 if TYPE_CHECKING:
@@ -31,6 +31,11 @@ class UpdateShare:
     samples: tuple[TrainSample, ...]
     counts: GlobalCounts
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no rank has a token to train on."""
+        return self.counts.num_tokens == 0
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UpdateReport:
@@ -43,6 +48,16 @@ class UpdateReport:
     seconds: float
     shared_prefix: Mapping[str, float] = field(default_factory=dict)
     """The shares of this rank's work that shared prefixes saved; empty where they are not computed once."""
+
+    @property
+    def initial_kl(self) -> float:
+        """The policy's KL of the first update that was taken: no weight had changed before it. 0 where none was."""
+        return next((update["policy_kl"] for update in self.metrics if update != SKIPPED), 0.0)
+
+    @property
+    def num_empty(self) -> int:
+        """Updates that nobody took, because there was nothing to train on."""
+        return sum(update == SKIPPED for update in self.metrics)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,8 +89,8 @@ def split_updates(
     """Cut a step into updates, and each update over the data-parallel ranks, balanced by cost.
 
     An update has whole sequences: all segments of an episode are in one. Denominators are taken here, from the whole
-    update, before anything is split. Returns one tuple of `num_updates` shares per rank. Raises `ValueError` when there
-    are too few samples for that.
+    update, before anything is split. Returns one tuple of `num_updates` shares per rank. With few samples some ranks
+    have none of an update, or all ranks have none: that update is skipped.
     """
     by_sequence: dict[str, list[TrainSample]] = {}
     for sample in samples:
@@ -143,7 +158,11 @@ def run_updates(
     config: RunConfig,
     critic: MegatronCritic | None = None,
 ) -> UpdateReport:
-    """Update once per share: the critic, if there is one here, and the policy, unless the critic is warming up."""
+    """Update once per share: the critic, if there is one here, and the policy, unless the critic is warming up.
+
+    An update that no rank has a token for is skipped and counted: a step of the optimizer without a gradient would
+    still move the weights, by momentum and decay. The schedule goes on, so that updates and policy versions stay level.
+    """
     started = time.perf_counter()
     objective = Objective.from_config(
         config.trainer.algorithm, temperature=config.rollout.sampling.temperature
@@ -152,6 +171,10 @@ def run_updates(
     trained: dict[str, int] = {}
     critic_alone = critic is not None and in_warmup(config, num_critic_updates=critic.num_updates)
     for share in shares:
+        if share.is_empty:
+            metrics.append(SKIPPED)
+            policy.num_updates += not critic_alone
+            continue
         found = {} if critic is None else train_critic(critic, share)
         if critic_alone:
             metrics.append({**UNMOVED, **found})
@@ -181,7 +204,8 @@ def _saved(policy: MegatronPolicy) -> dict[str, float]:
 def critic_report(shares: Sequence[UpdateShare]) -> UpdateReport:
     """The report of a rank of the policy that was left out of a step, because the critic warms up."""
     trained = {sample.sample_id: sample.num_trainable for share in shares for sample in share.samples}
-    return UpdateReport(metrics=(UNMOVED,) * len(shares), trained_tokens=trained, seconds=0.0)
+    metrics = tuple(SKIPPED if share.is_empty else UNMOVED for share in shares)
+    return UpdateReport(metrics=metrics, trained_tokens=trained, seconds=0.0)
 
 
 def _refresh_reference(policy: MegatronPolicy, config: RunConfig) -> None:

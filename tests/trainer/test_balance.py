@@ -48,8 +48,13 @@ def test_no_share_is_empty_even_where_that_balances(method):
     """Two long samples, two shares and a crowd of short ones."""
     bins = balance([100, 1, 1], 3, BalanceConfig(method=method))
     assert sorted(map(len, bins)) == [1, 1, 1]
-    with pytest.raises(ValueError, match="2 samples cannot feed 3"):
-        balance([5, 5], 3, BalanceConfig(method=method))
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("num_samples", [0, 1, 2])
+def test_with_fewer_samples_than_shares_some_are_empty(method, num_samples):
+    bins = balance([5] * num_samples, 3, BalanceConfig(method=method))
+    assert sorted(map(len, bins)) == [0] * (3 - num_samples) + [1] * num_samples
 
 
 @pytest.mark.parametrize("num_bins", [2, 4, 8])

@@ -132,8 +132,9 @@ def test_one_group_is_divided_rather_than_left_to_one_rank() -> None:
     samples = groups(np.random.default_rng(4), 1, 8, prompt=20, answer=400)
     shares = split_by_prefix(samples, 4)
     assert all(shares) and sum(map(len, shares)) == 8
-    with pytest.raises(ValueError, match="cannot feed"):
-        split_by_prefix(samples[:2], 4)
+    few = split_by_prefix(samples[:2], 4)
+    assert sorted(map(len, few)) == [0, 0, 1, 1]
+    assert split_by_prefix([], 2) == [[], []]
 
 
 @given(st.lists(st.integers(1, 60), min_size=4, max_size=12), st.integers(1, 4))

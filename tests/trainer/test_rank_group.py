@@ -44,7 +44,11 @@ def test_shares_answers_and_failures(ray_session, tmp_path, monkeypatch):
     assert group._on_shards("take", ["first", "second"]) == [(0, "first"), (1, "second")]
     everything = group._start_on_shards("take", ["first", "second"])
     everything._answering = range(4)
-    assert everything.results() == [(0, "first"), (1, "second"), (2, "first"), (3, "second")]
+    assert everything.results() == [(0, "first"), (1, "second"), None, None], (
+        "one answer of each copy travels"
+    )
+    with pytest.raises(AttributeError, match="no attribute"):
+        group._on_shards("nothing", ["first", "second"])
     failing = Call([rank.fail_on_last.remote() for rank in group._ranks], answering=[0])
     with pytest.raises(KeyError, match="this rank's own trouble"):
         failing.results()

@@ -36,7 +36,8 @@ def overlong(
 def postprocess(step: RewardBatch, processor: RewardPostprocessor) -> RewardBatch:
     """The step with the rewards that the processor makes of it.
 
-    What it adds or takes is paid at a part's last turn, so that the rewards of turns still add up.
+    What it adds or takes is paid at a part's last turn, so that the rewards of turns still add up. What the task paid
+    is kept beside it, since that alone says whether the answers of a group differ.
 
     Raises:
         ValueError: it returned another number of rewards, or one that is not finite.
@@ -59,4 +60,4 @@ def _with_reward(part: RewardPart, reward: float) -> RewardPart:
     turns = part.turn_rewards
     if turns:
         turns = (*turns[:-1], turns[-1] + reward - part.reward)
-    return replace(part, reward=reward, turn_rewards=turns)
+    return replace(part, reward=reward, turn_rewards=turns, unshaped=part.own)

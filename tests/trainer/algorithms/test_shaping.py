@@ -6,12 +6,22 @@ from dataclasses import replace
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 
 from polyturn.agents.episode import Episode
-from polyturn.configs.advantages import CentredAdvantage, GroupAdvantage, OverlongShaping
+from polyturn.configs.advantages import (
+    Advantage,
+    CentredAdvantage,
+    GDPOAdvantage,
+    GroupAdvantage,
+    GroupedSection,
+    MaxRLAdvantage,
+    OverlongShaping,
+)
 from polyturn.configs.algorithm import AlgorithmConfig
 from polyturn.configs.kl import KLInReward
 from polyturn.configs.plugins import Plugin
+from polyturn.trainer.algorithms.registry import ADVANTAGES
 from polyturn.trainer.algorithms.value_loss import value_loss
 from polyturn.trainer.estimates import Estimates, estimate_advantages
 from polyturn.trainer.samples import make_samples
@@ -33,13 +43,69 @@ def estimate(episodes: list[Episode], algorithm: AlgorithmConfig, **columns: flo
 
 
 def test_the_punishment_of_long_answers_grows_over_the_buffer(make_episode) -> None:
-    lengths = (3, 4, 5, 6, 8, 20)
-    episodes = [make_episode("g", i, 1.0, num_sampled=n) for i, n in enumerate(lengths)]
+    lengths = (3, 4, 5, 6, 8, 20, 3)
+    rewards = [1.0] * 6 + [0.0]
+    episodes = [
+        make_episode("g", i, reward, num_sampled=n)
+        for i, (reward, n) in enumerate(zip(rewards, lengths, strict=True))
+    ]
     found = estimate(episodes, AlgorithmConfig(reward_shaping=OVERLONG, advantage=CENTRED))
-    shaped = [1.0, 1.0, 0.5, 0.0, -1.0, -1.0]
-    mean = sum(shaped) / 6
+    shaped = [1.0, 1.0, 0.5, 0.0, -1.0, -1.0, 0.0]
+    mean = sum(shaped) / 7
     assert list(found.advantages.values()) == pytest.approx([value - mean for value in shaped])
     assert found.metrics["shaping/reward_mean"] == pytest.approx(mean)
+
+
+SHAPEABLE = sorted(
+    entry.name
+    for entry in ADVANTAGES
+    if issubclass(entry.config, GroupedSection) and entry.name not in ("gdpo", "maxrl")
+)
+
+
+@pytest.mark.parametrize("kind", SHAPEABLE)
+@pytest.mark.parametrize("reward", [0.0, 1.0])
+def test_answers_of_one_reward_are_alike_however_long_they_are(
+    make_episode, kind: str, reward: float
+) -> None:
+    """Groups are told apart by what the task paid: DAPO filters on accuracy, and punishes length in what is left."""
+    lengths = (2, 3, 6, 4)
+    uniform = [make_episode("u", i, reward, num_sampled=n) for i, n in enumerate(lengths)]
+    telling = [make_episode("t", i, float(i == 0), num_sampled=n) for i, n in enumerate(lengths)]
+
+    def found(**options: str) -> Estimates:
+        section = TypeAdapter(Advantage).validate_python({"kind": kind, "whiten": False, **options})
+        return estimate([*uniform, *telling], AlgorithmConfig(reward_shaping=OVERLONG, advantage=section))
+
+    dropped = found(uniform="drop")
+    assert {sample.group_id for sample in dropped.samples} == {"t"}
+    assert dropped.metrics["group/num_uniform"] == 1
+    kept = found(uniform="zero")
+    assert len(kept.samples) == 8
+    assert all(kept.advantages[episode.episode_id] == 0 for episode in uniform)
+    # Where rewards differ, the punishment is in what is compared.
+    assert kept.advantages["t.2.0"] < kept.advantages["t.1.0"]
+
+
+def test_a_kl_in_the_reward_makes_no_group_tell_anything_and_is_kept_where_it_stays(make_episode) -> None:
+    episodes = [make_episode("g", 0, 0.0, num_sampled=2), make_episode("g", 1, 0.0, num_sampled=4)]
+
+    def found(uniform: str) -> Estimates:
+        advantage = CentredAdvantage(kind="dr_grpo", uniform=uniform)
+        kl = KLInReward(kind="in_reward", coefficient=0.5)
+        algorithm = AlgorithmConfig(kl=kl, advantage=advantage, reward_shaping=OVERLONG)
+        return estimate(episodes, algorithm, proximal_logprobs=-1.0, reference_logprobs=-1.5)
+
+    assert found("drop").samples == ()
+    # 2 and 4 tokens at 0.25 each.
+    assert list(found("zero").advantages.values()) == pytest.approx([0.25, -0.25])
+
+
+def test_shaping_that_an_advantage_does_not_read_is_refused() -> None:
+    with pytest.raises(ValueError, match="compares the reward's parts"):
+        AlgorithmConfig(reward_shaping=OVERLONG, advantage=GDPOAdvantage(kind="gdpo"))
+    with pytest.raises(ValueError, match="the punishment makes negative"):
+        AlgorithmConfig(reward_shaping=OVERLONG, advantage=MaxRLAdvantage(kind="maxrl"))
 
 
 def test_a_buffer_longer_than_the_answer_is_refused() -> None:

@@ -55,6 +55,11 @@ def outcomes(step: RewardBatch) -> tuple[float, ...]:
     )
 
 
+def own_rewards(step: RewardBatch) -> tuple[float, ...]:
+    """What the task paid each part: neither shaped nor less penalties."""
+    return tuple(float(part.own.reward) for part in step.parts)
+
+
 def mean(values: Sequence[float]) -> float:
     """Correctly rounded sums, so the mean of equal numbers is that number up to one rounding, in any order."""
     return math.fsum(values) / len(values)
@@ -79,17 +84,20 @@ def by_group(
     *,
     config: GroupedSection,
     min_spread: float = 0.0,
+    telling: Sequence[float] | None = None,
+    staying: Sequence[float] | None = None,
 ) -> Compared:
     """Compare the values within each group; `config` says what becomes of singletons and uniform groups.
 
     Args:
         values: One for each part.
         min_spread: A group whose largest and smallest value differ by less counts as uniform.
+        telling: By these a group is uniform or not, where the values hold more than that; None: by the values.
+        staying: What uniform groups that stay are compared by; None: by what told them.
     """
-    groups = [
-        Group(group_id=group_id, indices=tuple(indices), values=tuple(values[i] for i in indices))
-        for group_id, indices in step.groups().items()
-    ]
+    telling = values if telling is None else telling
+    staying = telling if staying is None else staying
+    groups = [_group(group_id, indices, telling) for group_id, indices in step.groups().items()]
     advantages = [0.0] * len(values)
     trainable = [True] * len(values)
     uniform = [False] * len(values)
@@ -103,14 +111,36 @@ def by_group(
             for index in group.indices:
                 uniform[index] = True
                 trainable[index] = config.uniform != "drop"
+            rest = _group(group.group_id, group.indices, staying)
+            if rest.spread > 0.0 and rest.spread >= min_spread:
+                _fill(advantages, rest, compare)
         else:
-            for index, advantage in zip(group.indices, compare(group), strict=True):
-                advantages[index] = advantage
+            _fill(advantages, _group(group.group_id, group.indices, values), compare)
     return Compared(
         advantages=tuple(advantages),
         trainable=tuple(trainable),
         uniform=tuple(uniform),
         metrics=group_metrics(groups, min_spread=min_spread),
+    )
+
+
+def by_outcome(
+    step: RewardBatch, compare: Compare, *, config: GroupedSection, min_spread: float = 0.0
+) -> Compared:
+    """Compare the rewards within each group, shaped and less penalties, where the task's own rewards differ.
+
+    Four wrong answers are alike, whichever of them is too long: what shaping adds orders the answers of a group that
+    has something to tell, and makes no group tell anything. Where uniform groups stay, what is left to them is the
+    penalties, which are of the policy and not of the task.
+    """
+    return by_group(
+        step,
+        outcomes(step),
+        compare,
+        config=config,
+        min_spread=min_spread,
+        telling=own_rewards(step),
+        staying=outcomes(step.own),
     )
 
 
@@ -127,6 +157,15 @@ def group_metrics(groups: Sequence[Group], *, min_spread: float) -> dict[str, fl
         "group/size_min": float(min(sizes, default=0)),
         "group/size_max": float(max(sizes, default=0)),
     }
+
+
+def _group(group_id: str, indices: Sequence[int], values: Sequence[float]) -> Group:
+    return Group(group_id=group_id, indices=tuple(indices), values=tuple(values[i] for i in indices))
+
+
+def _fill(advantages: list[float], group: Group, compare: Compare) -> None:
+    for index, advantage in zip(group.indices, compare(group), strict=True):
+        advantages[index] = advantage
 
 
 def _against_the_rest(values: Sequence[float], index: int) -> float:

@@ -23,9 +23,11 @@ from polyturn.trainer.algorithms.advantages.comparison import (
     Compared,
     Group,
     by_group,
+    by_outcome,
     deviation,
     mean,
     outcomes,
+    own_rewards,
     standardize,
 )
 from polyturn.trainer.algorithms.advantages.finish import finish_compared
@@ -46,7 +48,7 @@ def grpo(step: RewardBatch, config: GroupAdvantage) -> Advantages:
     def compare(group: Group) -> list[float]:
         return standardize(group.values, epsilon=config.epsilon)
 
-    compared = by_group(step, outcomes(step), compare, config=config, min_spread=config.min_spread)
+    compared = by_outcome(step, compare, config=config, min_spread=config.min_spread)
     return finish_compared(step, compared, config=config)
 
 
@@ -59,7 +61,7 @@ def grpo(step: RewardBatch, config: GroupAdvantage) -> Advantages:
 )
 def dr_grpo(step: RewardBatch, config: CentredAdvantage) -> Advantages:
     """Dr.GRPO: nothing is divided by, neither here nor, with its reduction, by an answer's length."""
-    return finish_compared(step, by_group(step, outcomes(step), _centre, config=config), config=config)
+    return finish_compared(step, by_outcome(step, _centre, config=config), config=config)
 
 
 @ADVANTAGES.register(
@@ -76,7 +78,7 @@ def rloo(step: RewardBatch, config: LeaveOneOutAdvantage) -> Advantages:
         size = len(group.values)
         return [size / (size - 1) * value for value in _centre(group)]
 
-    return finish_compared(step, by_group(step, outcomes(step), compare, config=config), config=config)
+    return finish_compared(step, by_outcome(step, compare, config=config), config=config)
 
 
 @ADVANTAGES.register(
@@ -88,7 +90,7 @@ def rloo(step: RewardBatch, config: LeaveOneOutAdvantage) -> Advantages:
 )
 def gpg(step: RewardBatch, config: GPGAdvantage) -> Advantages:
     """GPG: what uniform groups leave out is made up for by the others. Singletons count on neither side."""
-    compared = by_group(step, outcomes(step), _centre, config=config)
+    compared = by_outcome(step, _centre, config=config)
     sizes = {group_id: len(indices) for group_id, indices in step.groups().items()}
     several = [sizes[part.group_id] > 1 for part in step.parts]
     telling = sum(among and not flat for among, flat in zip(several, compared.uniform, strict=True))
@@ -124,7 +126,7 @@ def opo(step: RewardBatch, config: OptimalBaselineAdvantage) -> Advantages:
         baseline = math.fsum(weighted) / total
         return [value - baseline for value in group.values]
 
-    return finish_compared(step, by_group(step, outcomes(step), compare, config=config), config=config)
+    return finish_compared(step, by_outcome(step, compare, config=config), config=config)
 
 
 @ADVANTAGES.register(
@@ -145,7 +147,7 @@ def maxrl(step: RewardBatch, config: MaxRLAdvantage) -> Advantages:
             return [0.0] * len(group.values)
         return [(value - centre) / centre for value in group.values]
 
-    compared = by_group(step, outcomes(step), compare, config=config)
+    compared = by_outcome(step, compare, config=config)
     counted = Compared(
         advantages=compared.advantages,
         trainable=compared.trainable,
@@ -180,7 +182,7 @@ def gdpo(step: RewardBatch, config: GDPOAdvantage) -> Advantages:
     names = sorted(config.weights or found_parts)
     columns = [[part.reward_parts.get(name, 0.0) for part in step.parts] for name in names]
     if not names:
-        names, columns = ["reward"], [[part.reward for part in step.parts]]
+        names, columns = ["reward"], [list(own_rewards(step))]
 
     def compare(group: Group) -> list[float]:
         return standardize(group.values, epsilon=config.epsilon)

@@ -16,7 +16,13 @@ from polyturn.configs.advantages import (
     ReinforcePlusPlusAdvantage,
     ReinforcePlusPlusBaselineAdvantage,
 )
-from polyturn.trainer.algorithms.advantages.comparison import Group, by_group, mean, outcomes
+from polyturn.trainer.algorithms.advantages.comparison import (
+    Group,
+    by_group,
+    mean,
+    outcomes,
+    own_rewards,
+)
 from polyturn.trainer.algorithms.advantages.finish import finish
 from polyturn.trainer.algorithms.advantages.types import (
     Advantages,
@@ -59,7 +65,8 @@ def reinforce_plus_plus_baseline(step: RewardBatch, config: ReinforcePlusPlusBas
         return [value - centre for value in group.values]
 
     outcomes(step)
-    compared = by_group(step, [part.reward for part in step.parts], compare, config=config)
+    rewards = [part.reward for part in step.parts]
+    compared = by_group(step, rewards, compare, config=config, telling=own_rewards(step))
     paid = [
         token_rewards(part, outcome, pay_turns=False)
         for part, outcome in zip(step.parts, compared.advantages, strict=True)

@@ -8,9 +8,11 @@ from polyturn.configs.advantages import GiGPOAdvantage, TurnAdvantage
 from polyturn.trainer.algorithms.advantages.comparison import (
     Group,
     by_group,
+    by_outcome,
     deviation,
     mean,
     outcomes,
+    own_rewards,
 )
 from polyturn.trainer.algorithms.advantages.finish import finish
 from polyturn.trainer.algorithms.advantages.returns import discounted_sums
@@ -38,8 +40,9 @@ def turn_level(step: RewardBatch, config: TurnAdvantage) -> Advantages:
     With all of the reward at the end, gamma 1 and equally many turns, this is GRPO; without scale, Dr.GRPO.
     """
     outcomes(step)
-    returns = turn_returns(step, config.gamma)
-    whole = by_group(step, [part.reward for part in step.parts], lambda group: group.values, config=config)
+    returns, own = turn_returns(step, config.gamma), turn_returns(step.own, config.gamma)
+    rewards = [part.reward for part in step.parts]
+    whole = by_group(step, rewards, lambda group: group.values, config=config, telling=own_rewards(step))
     metrics = dict(whole.metrics)
     trainable = list(whole.trainable)
     values = [np.zeros(len(turns)) for turns in returns]
@@ -48,7 +51,7 @@ def turn_level(step: RewardBatch, config: TurnAdvantage) -> Advantages:
         if len(indices) == 1:
             values[indices[0]] += whole.advantages[indices[0]]
             continue
-        differ = _compare_turns(indices, returns, values, config)
+        differ = _compare_turns(indices, returns, own, values, config)
         flat_groups += not differ
         for index in indices:
             trainable[index] = differ or config.uniform != "drop"
@@ -69,12 +72,12 @@ def gigpo(step: RewardBatch, config: GiGPOAdvantage) -> Advantages:
     A state is told by its anchor, within its group only. A step alone in its state, or of a state that is not known,
     has no step advantage.
     """
-    returns = turn_returns(step, config.gamma)
+    returns, own = turn_returns(step, config.gamma), turn_returns(step.own, config.gamma)
 
     def compare(group: Group) -> list[float]:
         return _normalized(group.values, config)
 
-    whole = by_group(step, outcomes(step), compare, config=config, min_spread=config.min_spread)
+    whole = by_outcome(step, compare, config=config, min_spread=config.min_spread)
     groups = step.groups()
     states: dict[tuple[str, str], list[tuple[int, int]]] = {}
     num_steps = 0
@@ -89,7 +92,7 @@ def gigpo(step: RewardBatch, config: GiGPOAdvantage) -> Advantages:
     for members in states.values():
         found = [float(returns[index][turn]) for index, turn in members]
         num_compared += len(members) if len(members) > 1 else 0
-        if len(members) == 1 or not _differ(found, config):
+        if len(members) == 1 or not _differ([float(own[index][turn]) for index, turn in members], config):
             continue
         for (index, turn), value in zip(members, _normalized(found, config), strict=True):
             values[index][turn] += config.step_weight * value
@@ -119,16 +122,22 @@ def _turn_rewards(part: RewardPart) -> Float64:
 
 
 def _compare_turns(
-    indices: list[int], returns: list[Float64], values: list[Float64], config: TurnAdvantage
+    indices: list[int],
+    returns: list[Float64],
+    own: list[Float64],
+    values: list[Float64],
+    config: TurnAdvantage,
 ) -> bool:
-    """Fill in the advantages of one group's turns. Whether any of them differ."""
+    """Fill in the advantages of one group's turns. Whether any differ, by the returns before shaping (`own`)."""
     differ = False
     baseline: list[float] = []
+    telling: list[float] = []
     for turn in range(max(len(returns[index]) for index in indices)):
         reached = [index for index in indices if turn < len(returns[index])]
         if len(reached) > 1:
             baseline = [float(returns[index][turn]) for index in reached]
-        if not _differ(baseline, config):
+            telling = [float(own[index][turn]) for index in reached]
+        if not _differ(telling, config):
             continue
         differ = True
         scale = deviation(baseline) + config.epsilon if config.scale == "std" else 1.0

@@ -53,6 +53,13 @@ class RewardPart:
     """By turn, a digest of the state in which it was taken; empty where nothing is known of the states."""
     truncated: bool = False
     """A limit ended the episode, not the task."""
+    unshaped: RewardPart | None = None
+    """The part as the task paid it, where post-processing made another reward of that; None: it is as it was."""
+
+    @property
+    def own(self) -> RewardPart:
+        """With the task's own reward, which says whether a group has anything to tell: shaping only orders it."""
+        return self.unshaped or self
 
     @property
     def num_trainable(self) -> int:
@@ -65,6 +72,11 @@ class RewardBatch:
     """All parts of a step, in any order: every statistic is one of the whole step."""
 
     parts: tuple[RewardPart, ...]
+
+    @property
+    def own(self) -> RewardBatch:
+        """The same with the rewards that the tasks paid, before they were shaped."""
+        return RewardBatch(parts=tuple(part.own for part in self.parts))
 
     def groups(self) -> dict[str, list[int]]:
         """The positions of each group's parts."""

@@ -1,0 +1,215 @@
+"""Steps and updates with little or nothing to train on: a case of the loop, never an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polyturn.agents.episode import Episode
+from polyturn.configs.loader import load_config, shipped_names
+from polyturn.configs.schema import RunConfig
+from polyturn.rollout.groups import Group
+from polyturn.rollout.prompts import Prompt
+from polyturn.trainer.batch import TrainSample
+from polyturn.trainer.critic_updates import SKIPPED
+from polyturn.trainer.estimates import Estimates, estimate_advantages
+from polyturn.trainer.off_policy import correct
+from polyturn.trainer.prefix_packs import rank_split
+from polyturn.trainer.samples import make_samples
+from polyturn.trainer.step_metrics import step_metrics
+from polyturn.trainer.updates import UpdateReport, UpdateShare, critic_report, split_updates
+from polyturn.trainer.workers import TrainerGroup, TrainerRank
+
+Episodes = Callable[..., Episode]
+
+
+def algorithm_config(tmp_path: Path, name: str, *overrides: str) -> RunConfig:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"extends: [quickstart, algorithms/{name}]\nname: trial\n")
+    return load_config(recipe, ["trainer.global_batch_size=4", "trainer.updates_per_step=4", *overrides])
+
+
+def scored(samples: tuple[TrainSample, ...]) -> dict[str, TrainSample]:
+    """With every column that an algorithm may ask for."""
+    columns = ("proximal_logprobs", "reference_logprobs", "values")
+    return {
+        sample.sample_id: replace(
+            sample, **{name: np.full(len(sample), -1.0, dtype=np.float32) for name in columns}
+        )
+        for sample in samples
+    }
+
+
+def play(make_episode: Episodes, kind: str) -> list[Episode]:
+    """4 x 4 episodes of which few or none are left to train on."""
+    rewards = [[0.0] * 4 for _ in range(4)]
+    if kind == "one group differs":
+        rewards[2] = [1.0, 0.0, 0.0, 0.0]
+    return [
+        make_episode(
+            f"g{group}",
+            index,
+            reward,
+            truncated=kind == "all truncated",
+            num_sampled=0 if kind == "no tokens" else 3,
+        )
+        for group, of_group in enumerate(rewards)
+        for index, reward in enumerate(of_group)
+    ]
+
+
+def cut(config: RunConfig, samples: tuple[TrainSample, ...]) -> list[tuple[UpdateShare, ...]]:
+    return split_updates(
+        samples,
+        num_updates=config.trainer.updates_per_step,
+        num_ranks=2,
+        balance=config.trainer.balance,
+        split=rank_split(config.trainer.shared_prefix),
+    )
+
+
+@pytest.mark.parametrize("truncated", ["train", "drop", "mask"])
+@pytest.mark.parametrize("kind", ["all uniform", "one group differs", "all truncated", "no tokens"])
+@pytest.mark.parametrize("name", [name for name in shipped_names("algorithm") if name != "supervised"])
+def test_every_shipped_algorithm_takes_a_step_that_has_little_to_tell(
+    tmp_path: Path, make_episode: Episodes, name: str, kind: str, truncated: str
+) -> None:
+    config = algorithm_config(tmp_path, name, f"trainer.algorithm.truncated={truncated}")
+    algorithm = config.trainer.algorithm
+    episodes = play(make_episode, kind)
+    step = make_samples(episodes)
+    estimates = estimate_advantages(step, scored(step.samples), algorithm)
+    corrected = correct(estimates.samples, algorithm, version=0)
+    if getattr(algorithm.advantage, "uniform", "zero") == "drop":
+        assert {sample.group_id for sample in corrected.samples} <= {"g2"}
+    shares = cut(config, corrected.samples)
+    assert all(len(of_rank) == 4 for of_rank in shares)
+    found = sorted(sample.sample_id for of_rank in shares for share in of_rank for sample in share.samples)
+    assert found == sorted(sample.sample_id for sample in corrected.samples)
+    estimates = replace(
+        estimates, samples=corrected.samples, metrics={**estimates.metrics, **corrected.metrics}
+    )
+    reports = [critic_report(of_rank) for of_rank in shares]
+    row = metrics_of(episodes, estimates, reports)
+    num_empty = 4 - min(4, len({sample.sequence_id for sample in corrected.samples}))
+    assert (row["train/empty_updates"], row["train/skipped_updates"]) == (num_empty, num_empty)
+
+
+def metrics_of(
+    episodes: list[Episode], estimates: Estimates, reports: list[UpdateReport]
+) -> dict[str, float]:
+    groups = [
+        Group(
+            group_id=group_id,
+            prompt=Prompt(task_index=0, epoch=0, position=0, group_id=group_id),
+            episodes=tuple(episode for episode in episodes if episode.group_id == group_id),
+            num_expected=4,
+            num_dropped=0,
+            num_retries=0,
+        )
+        for group_id in dict.fromkeys(episode.group_id for episode in episodes)
+    ]
+    return step_metrics(
+        groups=groups,
+        estimates=estimates,
+        reports=reports,
+        seconds={"generate": 1.0, "tools": 0.0, "train": 1.0},
+        total_seconds=2.0,
+        version=4,
+        sync_bytes=0,
+    )
+
+
+@given(
+    lengths=st.lists(st.integers(0, 4), max_size=5),
+    num_updates=st.integers(1, 4),
+    num_ranks=st.integers(1, 3),
+)
+def test_any_number_of_samples_is_cut_into_any_number_of_updates(
+    lengths: list[int], num_updates: int, num_ranks: int
+) -> None:
+    samples = [
+        TrainSample(
+            sample_id=f"e{index}/0",
+            group_id="g",
+            sequence_id=f"e{index}",
+            token_ids=np.arange(length + 1),
+            sampled=np.arange(length + 1) > 0,
+            behavior_logprobs=np.zeros(length + 1, dtype=np.float32),
+            policy_versions=np.zeros(length + 1, dtype=np.int32),
+            turns=np.zeros(length + 1, dtype=np.int32),
+        )
+        for index, length in enumerate(lengths)
+    ]
+    for split in (rank_split("off"), rank_split("tree")):
+        shares = split_updates(samples, num_updates=num_updates, num_ranks=num_ranks, split=split)
+        assert len(shares) == num_ranks and {len(of_rank) for of_rank in shares} == {num_updates}
+        for update in zip(*shares, strict=True):
+            total = sum(sample.num_trainable for share in update for sample in share.samples)
+            # All ranks agree on the denominators, and so on whether there is an update at all.
+            assert {share.counts.num_tokens for share in update} == {total}
+            assert {share.is_empty for share in update} == {total == 0}
+
+
+SMALL = (
+    "trainer.algorithm.advantage={kind: grpo, uniform: drop}",
+    "trainer.global_batch_size=1",
+    "trainer.updates_per_step=2",
+    "rollout.prompts_per_step=1",
+    "rollout.samples_per_prompt=2",
+    "trainer.max_tokens_per_gpu=64",
+)
+
+
+@pytest.mark.stack
+def test_an_empty_update_moves_nothing_and_keeps_count(make_model, make_samples) -> None:
+    """After an update with momentum, one without a gradient would move the weights."""
+    path = make_model()
+    config = load_config("quickstart", [*SMALL, f"model.path={path}", "trainer.parallel.data=1"])
+    rank = TrainerRank(config=config, model_path=str(path), rank=0)
+    rank.build("127.0.0.1", 0)
+    try:
+        (sample,) = make_samples([6])
+        (shares,) = split_updates([with_proximal(sample)], num_updates=2, num_ranks=1)
+        assert [share.is_empty for share in shares] == [True, False]
+        first = rank.update(shares)
+        assert first.metrics[0] == SKIPPED and first.metrics[1]["grad_norm"] > 0
+        before = {name: tensor.clone() for name, tensor in rank._policy.named_hf_tensors()}
+        (nothing,) = split_updates([], num_updates=2, num_ranks=1)
+        report = rank.update(nothing)
+        assert report.metrics == (SKIPPED, SKIPPED) and report.trained_tokens == {}
+        assert all(tensor.equal(before[name]) for name, tensor in rank._policy.named_hf_tensors())
+        assert rank._policy.num_updates == 4, "schedules and versions count on"
+        assert "grad_norm" in rank.update(shares).metrics[1]
+    finally:
+        rank.close()
+
+
+def with_proximal(sample: TrainSample) -> TrainSample:
+    return replace(sample, proximal_logprobs=sample.behavior_logprobs)
+
+
+@pytest.mark.stack
+def test_an_update_with_samples_on_one_rank_of_two(ray_session, make_model, make_samples) -> None:
+    path = make_model()
+    config = load_config("quickstart", [*SMALL, f"model.path={path}", "trainer.parallel.data=2"])
+    group = TrainerGroup(config, model_path=path)
+    try:
+        ray.get(group.start_build())
+        (sample,) = make_samples([6])
+        scores = group.score([[sample], []])
+        assert [len(part) for part in scores] == [1, 0]
+        shares = split_updates([with_proximal(sample)], num_updates=2, num_ranks=2)
+        reports = group.update(shares)
+        assert all(report.metrics[0] == SKIPPED for report in reports)
+        assert reports[0].metrics == reports[1].metrics and reports[0].metrics[1]["grad_norm"] > 0
+        assert [name for report in reports for name in report.trained_tokens] == [sample.sample_id]
+    finally:
+        group.close()
