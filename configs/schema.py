@@ -99,7 +99,7 @@ class RouterConfig(Section):
     policy: Literal["cache_aware", "round_robin", "random", "power_of_two"] = "cache_aware"
     """How requests are spread over the engines; cache_aware sends an episode's turns to one engine."""
     host: str = "127.0.0.1"
-    """The address to listen on."""
+    """The address to listen on, or a name of this machine's."""
     port: Port = 0
     """0 picks a free port."""
 
@@ -113,8 +113,9 @@ class EnginesConfig(Section):
     """Ranks that share one engine's weights."""
     device: Literal["cpu", "cuda"] = "cuda"
     """What the engines run on."""
-    host: str = "127.0.0.1"
-    """The address that the engines listen on."""
+    host: str | None = None
+    """The address that the engines listen on, each on its host; null: loopback, or in a Ray cluster that was joined the
+    address by which its node is known. Others are told the node's address in place of 0.0.0.0 and ::."""
     port: Port = 0
     """The first engine's port; the others follow. 0 picks free ports."""
     start_timeout_s: PositiveFloat = 600.0

@@ -34,6 +34,7 @@ OWNED_SGLANG: Mapping[str, str] = {
     "dtype": "set model.dtype",
     "random_seed": "set seed",
     "enable_deterministic_inference": "set rollout.sampling.seeded",
+    "enable_return_routed_experts": "set engines.routing_replay",
     "tp_size": "set engines.tensor_parallel",
     "dp_size": _ENGINE_LAYOUT,
     "pp_size": _ENGINE_LAYOUT,

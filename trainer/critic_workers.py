@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import ray
 
+from polyturn.configs.addresses import bind_address
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema import RunConfig
 from polyturn.rollout.engines.ports import free_port
 from polyturn.trainer.batch import TrainSample, split_over_ranks
 from polyturn.trainer.critic_updates import Values, score_values, train_critic
-from polyturn.trainer.rank_group import Call, RankGroup
+from polyturn.trainer.rank_group import Call, RankGroup, see_own_gpu
 from polyturn.trainer.updates import UpdateShare
 
 if TYPE_CHECKING:
@@ -54,11 +55,12 @@ class CriticRank:
 
     def rendezvous(self) -> tuple[str, int]:
         """An address and a free port of this rank's host."""
-        address = ray.util.get_node_ip_address()
+        address = bind_address(ray.util.get_node_ip_address())
         return address, free_port(address)
 
     def build(self, address: str, port: int) -> None:
         """Join the other ranks and load the model."""
+        see_own_gpu(self._config.trainer.device)
         from polyturn.trainer.megatron.cpu import install_cpu_compatibility
 
         trainer = self._config.trainer

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from polyturn.configs import upstream
+from polyturn.configs.addresses import LOOPBACK
 from polyturn.configs.arithmetic import check_batch, num_cores, num_gpus
 from polyturn.configs.errors import ConfigError, nearest
 from polyturn.configs.memory import check_layout
@@ -18,7 +19,7 @@ from polyturn.configs.models import PRESET, read_json, resolve_model_path
 from polyturn.configs.schema import RunConfig
 from polyturn.envs.registry import list_environments, make
 from polyturn.envs.tasks import TaskSource
-from polyturn.rollout.engines.ports import is_free
+from polyturn.rollout.engines.ports import claim_port
 from polyturn.rollout.rewards_check import check_rewards, check_tasks
 from polyturn.rollout.task_sources import check_train_split, tasks_of
 from polyturn.trainer.algorithms.plugins import check_plugins
@@ -241,25 +242,24 @@ def _check_machine(config: RunConfig) -> None:
 
 
 def _check_ports(config: RunConfig) -> None:
+    """Addresses and ports of this machine; the engines of a Ray cluster that is joined may be on others."""
     engines, router = config.engines, config.engines.router
-    wanted = [
-        ("engines.port", engines.host, engines.port + i) for i in range(engines.num_engines) if engines.port
-    ]
-    if router.port:
-        wanted.append(("engines.router.port", router.host, router.port))
-    taken: dict[int, str] = {}
-    for key, host, port in wanted:
-        if port > 65535:
-            raise ConfigError(
-                f"{key}: {engines.num_engines} engines from port {engines.port} go beyond port 65535"
-            )
-        if port in taken:
-            raise ConfigError(
-                f"{key}: port {port} is also one of {taken[port]}; choose another, or 0 for a free one"
-            )
-        taken[port] = key
-        if config.cluster.address is None and not is_free(host, port):
-            raise ConfigError(f"{key}: port {port} on {host} is taken; choose another, or 0 for a free one")
+    ports = [engines.port + i for i in range(engines.num_engines)] if engines.port else [0]
+    if ports[-1] > 65535:
+        raise ConfigError(
+            f"engines.port: {engines.num_engines} engines from port {engines.port} go beyond port 65535"
+        )
+    if router.port and router.port in ports:
+        raise ConfigError(
+            f"engines.router.port: port {router.port} is also one of engines.port; choose another, or 0 for a free one"
+        )
+    try:
+        claim_port(router.host, router.port, section="engines.router")
+        if config.cluster.address is None:
+            for port in ports:
+                claim_port(engines.host or LOOPBACK, port, section="engines")
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _check_run_directory(config: RunConfig) -> None:

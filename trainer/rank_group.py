@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,16 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from polyturn.configs.parallel import ParallelConfig
 from polyturn.configs.schema import RunConfig
+from polyturn.rollout.engines.devices import assigned_gpus, gpu_environment
 
 START_TIMEOUT_S = 600.0
 CLOSE_TIMEOUT_S = 20.0
+
+
+def see_own_gpu(device: str) -> None:
+    """Hide the GPUs of others from this actor, where Ray was told not to, before CUDA is first used."""
+    if device == "cuda":
+        os.environ.update(gpu_environment(assigned_gpus(ray.get_gpu_ids(), 1)))
 
 
 class Call:

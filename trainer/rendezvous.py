@@ -19,7 +19,8 @@ def open_store(*, address: str, port: int, world_size: int, rank: int, timeout: 
     """
     if rank != 0:
         return dist.TCPStore(address, port, world_size, is_master=False, timeout=timeout)
-    listener = socket.create_server((address, port))
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = socket.create_server((address, port), family=family)
     # The store owns the descriptor from here on.
     return dist.TCPStore(
         address, port, world_size, is_master=True, timeout=timeout, master_listen_fd=listener.detach()

@@ -17,17 +17,20 @@ import orjson
 import ray
 from ray._private import ray_constants
 
+from polyturn.configs.addresses import bind_address
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema import BroadcastSync, RunConfig
 from polyturn.rollout.engines.checksum import EngineChecksums
 from polyturn.rollout.engines.control import EngineControl
+from polyturn.rollout.engines.devices import assigned_gpus
 from polyturn.rollout.engines.ports import free_port
 from polyturn.rollout.engines.server import SGLangServer
 from polyturn.trainer.batch import TrainSample
+from polyturn.trainer.cluster import Node, check_cluster
 from polyturn.trainer.critic_updates import in_warmup, with_critic_metrics, with_values
 from polyturn.trainer.critic_workers import CHECKPOINT_NAME, CriticGroup, make_critic
 from polyturn.trainer.megatron.checkpoints.sources import initial_weights
-from polyturn.trainer.rank_group import CLOSE_TIMEOUT_S, RankGroup
+from polyturn.trainer.rank_group import CLOSE_TIMEOUT_S, RankGroup, see_own_gpu
 from polyturn.trainer.updates import (
     ScoredColumns,
     UpdateReport,
@@ -44,10 +47,18 @@ if TYPE_CHECKING:
 ADAPTER_NAME = "adapter"
 
 
-def start_ray(config: RunConfig) -> None:
-    """Join the cluster that the config names, or start a private one on this machine's loopback."""
+def start_ray(config: RunConfig, *, num_gpus: int | None = None) -> None:
+    """Join the cluster that the config names, or start a private one on this machine's loopback.
+
+    Args:
+        num_gpus: of a private one; None: those that this process sees.
+
+    Raises:
+        ConfigError: the cluster has no room for the run.
+    """
     if config.cluster.address is not None:
         ray.init(address=config.cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        check_cluster(config, [Node.of(entry) for entry in ray.nodes() if entry["Alive"]])
         return
     # Ray takes its loopback mode, in which nothing listens beyond this machine, for Windows and macOS alone. The
     # constant is for this process, which has read the variable already; the variable is for the processes of Ray.
@@ -57,6 +68,7 @@ def start_ray(config: RunConfig) -> None:
     num_cpus = config.trainer.num_ranks
     ray.init(
         num_cpus=num_cpus,
+        num_gpus=num_gpus,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
@@ -76,11 +88,12 @@ class TrainerRank:
 
     def rendezvous(self) -> tuple[str, int]:
         """An address and a free port of this rank's host."""
-        address = ray.util.get_node_ip_address()
+        address = bind_address(ray.util.get_node_ip_address())
         return address, free_port(address)
 
     def build(self, address: str, port: int) -> None:
         """Join the other ranks and load the model."""
+        see_own_gpu(self._config.trainer.device)
         from polyturn.trainer.megatron.policy import MegatronPolicy
 
         trainer, reference = self._config.trainer, self._config.model.reference_path
@@ -204,29 +217,45 @@ class EngineHost:
     """One SGLang server, started on the host where Ray places this actor."""
 
     def __init__(self, *, config: RunConfig, model_path: str, log_path: str, port: int, index: int) -> None:
+        self._config = config
+        self._model_path = Path(model_path)
+        self._log_path = Path(log_path)
+        self._port = port
+        self._index = index
+        self._server: SGLangServer | None = None
+
+    def start(self, timeout_s: float) -> str:
+        """Start the server and wait until it is healthy; its URL, as all nodes of the cluster may use it.
+
+        Raises:
+            ValueError: it cannot have its port, or its GPUs.
+            EngineError: it ended, or was not healthy in time.
+        """
+        config, engines = self._config, self._config.engines
+        on_gpu = engines.device == "cuda"
         self._server = SGLangServer(
-            config=config.engines,
-            model_path=Path(model_path),
+            config=engines,
+            model_path=self._model_path,
             sglang=config.sglang,
             dtype=config.model.dtype,
             seeded=config.rollout.sampling.seeded,
-            port=port,
-            log_path=Path(log_path),
-            index=index,
+            gpus=assigned_gpus(ray.get_gpu_ids(), engines.tensor_parallel) if on_gpu else (),
+            port=self._port,
+            log_path=self._log_path,
+            index=self._index,
             random_seed=config.seed,
+            own_address=bind_address(ray.util.get_node_ip_address()),
         )
-
-    def start(self, timeout_s: float) -> str:
-        """Start the server and wait until it is healthy; its URL."""
         self._server.start()
         self._server.wait_ready(timeout_s)
         return self._server.url
 
     def alive(self) -> bool:
-        return self._server.alive()
+        return self._server is not None and self._server.alive()
 
     def stop(self) -> None:
-        self._server.stop()
+        if self._server is not None:
+            self._server.stop()
 
 
 class TrainerGroup(RankGroup):

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from polyturn.configs.addresses import LOOPBACK
 from polyturn.configs.schema import EnginesConfig, RunConfig
 from polyturn.rollout.engines.control import EngineControl
+from polyturn.rollout.engines.devices import gpus_of_engine
 from polyturn.rollout.engines.ports import free_port
 from polyturn.rollout.engines.router import Router
-from polyturn.rollout.engines.server import SGLangServer
+from polyturn.rollout.engines.server import SGLangServer, engine_host
 
 
 class Fleet:
@@ -33,14 +36,15 @@ class Fleet:
         sglang: Mapping[str, Any] | None = None,
         random_seed: int = 0,
     ) -> None:
-        """Choose the ports; nothing starts. Raises `ValueError` when a port is taken."""
+        """Choose ports and GPUs; nothing starts. Raises `ValueError` when there are none."""
         self._config = config
         self._log_directory = log_directory
         self._router: Router | None = None
         self._controls: tuple[EngineControl, ...] = ()
+        host = engine_host(config.host, own_address=LOOPBACK)
         ports: list[int] = []
         for index in range(config.num_engines):
-            ports.append(config.port + index if config.port else free_port(config.host, avoid=ports))
+            ports.append(config.port + index if config.port else free_port(host, avoid=ports))
         self.servers = tuple(
             SGLangServer(
                 config=config,
@@ -49,6 +53,11 @@ class Fleet:
                 dtype=dtype,
                 seeded=seeded,
                 log_path=log_directory / f"engine_{index}.log",
+                gpus=(
+                    gpus_of_engine(index, config.tensor_parallel, os.environ)
+                    if config.device == "cuda"
+                    else ()
+                ),
                 port=port,
                 index=index,
                 random_seed=random_seed,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import random
 import socket
 from collections.abc import Collection
+
+from polyturn.configs.addresses import bind_address
 
 # Below the range that Linux takes outgoing connections' ports from (32768 and up): a server takes seconds to
 # bind.
@@ -12,21 +15,30 @@ FREE_RANGE = range(20000, 32768)
 
 
 def is_free(host: str, port: int) -> bool:
-    """Whether a server could bind `host:port` now."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
+    """Whether a server could bind `port` of `host`, an address or a name, now.
+
+    Raises:
+        ValueError: no port of `host` could be bound on this machine.
+    """
+    address = bind_address(host)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((address, port))
             # With SO_REUSEADDR two sockets may bind one port while neither listens.
             probe.listen(1)
-        except OSError:
+    except OSError as error:
+        if error.errno in (errno.EADDRINUSE, errno.EACCES):
             return False
+        raise ValueError(
+            f"{host} is no address of this machine, {socket.gethostname()}: {error.strerror}"
+        ) from error
     return True
 
 
 def free_port(host: str, *, avoid: Collection[int] = ()) -> int:
-    """A port of `host` that is free now, not in `avoid`."""
+    """A port of `host` that is free now, not in `avoid`. Raises `ValueError` where there is none."""
     for _ in range(1000):
         port = random.choice(FREE_RANGE)
         if port not in avoid and is_free(host, port):
@@ -34,13 +46,19 @@ def free_port(host: str, *, avoid: Collection[int] = ()) -> int:
     raise ValueError(f"no free port found on {host} between {FREE_RANGE.start} and {FREE_RANGE.stop - 1}")
 
 
-def claim_port(host: str, port: int, *, key: str, avoid: Collection[int] = ()) -> int:
-    """`port` if it is free, or a free one for 0. `key` names the option in the error.
+def claim_port(host: str, port: int, *, section: str, avoid: Collection[int] = ()) -> int:
+    """`port` if it is free, or a free one for 0. `section` holds the options `host` and `port`, for the error.
 
-    Raises `ValueError` when the port is taken.
+    Raises `ValueError` when the port is taken, or `host` is not this machine's.
     """
-    if port == 0:
-        return free_port(host, avoid=avoid)
-    if not is_free(host, port):
-        raise ValueError(f"{key}: port {port} on {host} is taken; choose another, or 0 for a free one")
-    return port
+    try:
+        if port == 0:
+            return free_port(host, avoid=avoid)
+        if is_free(host, port):
+            return port
+    except ValueError as error:
+        raise ValueError(f"{section}.host: {error}") from error
+    privileged = " or for root alone" if port < 1024 else ""
+    raise ValueError(
+        f"{section}.port: port {port} on {host} is taken{privileged}; choose another, or 0 for a free one"
+    )

@@ -35,8 +35,8 @@ class SupervisedProcess:
         """`environment` is added to ours; output goes to `log_path`; `name` is for error messages."""
         self.name = name
         self.log_path = log_path
-        self._command = list(command)
-        self._environment = {**os.environ, **(environment or {})}
+        self.command = tuple(command)
+        self.environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self._owner_fd: int | None = None
 
@@ -50,11 +50,11 @@ class SupervisedProcess:
         try:
             with self.log_path.open("ab") as log:
                 self._process = subprocess.Popen(
-                    [*supervisor, *flags, "--", *self._command],
+                    [*supervisor, *flags, "--", *self.command],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
-                    env=self._environment,
+                    env=self.environment,
                     pass_fds=(read_end,),
                     # Ctrl-C in the owner's terminal is the owner's to handle: it drains before it stops us.
                     start_new_session=True,

@@ -11,6 +11,13 @@ from typing import Any, Self
 
 import httpx
 
+from polyturn.configs.addresses import (
+    LOOPBACK,
+    advertised_address,
+    bind_address,
+    bracketed,
+    http_url,
+)
 from polyturn.configs.schema import RouterConfig
 from polyturn.rollout.engines.ports import claim_port, free_port
 from polyturn.rollout.engines.process import EngineError, SupervisedProcess
@@ -26,17 +33,19 @@ class Router:
         self, *, config: RouterConfig, worker_urls: Sequence[str], request_timeout_s: float, log_path: Path
     ) -> None:
         """`worker_urls` are the engines, which must be ready. Raises `ValueError` when the port is taken."""
-        self.host = config.host
-        self.port = claim_port(config.host, config.port, key="engines.router.port")
+        bound = bind_address(config.host)
+        self.host = advertised_address(bound)
+        self.port = claim_port(bound, config.port, section="engines.router")
         self._num_workers = len(worker_urls)
         arguments: dict[str, Any] = {
-            "host": config.host,
+            # It reads host and port as one text, which names and bare IPv6 addresses are not.
+            "host": bracketed(bound),
             "port": self.port,
             "worker_urls": list(worker_urls),
             "policy": config.policy,
             # By default metrics listen on every interface, at a port that two routers would share.
-            "prometheus_host": "127.0.0.1",
-            "prometheus_port": free_port("127.0.0.1", avoid=(self.port,)),
+            "prometheus_host": LOOPBACK,
+            "prometheus_port": free_port(LOOPBACK, avoid=(self.port,)),
             "health_check_endpoint": "/health",
             "health_check_interval_secs": 2,
             "health_failure_threshold": 2,
@@ -59,7 +68,8 @@ class Router:
 
     @property
     def url(self) -> str:
-        return f"http://{self.host}:{self.port}"
+        """Where this host, the only one that asks the router, reaches it."""
+        return http_url(self.host, self.port)
 
     def start(self) -> None:
         """Start the process; returns at once."""

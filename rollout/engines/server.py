@@ -12,7 +12,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from polyturn.configs.addresses import LOOPBACK, advertised_address, bind_address, http_url
 from polyturn.configs.schema import EnginesConfig
+from polyturn.configs.upstream import find_problems
+from polyturn.rollout.engines.devices import gpu_environment
 from polyturn.rollout.engines.ports import claim_port
 from polyturn.rollout.engines.process import SupervisedProcess
 
@@ -42,22 +45,6 @@ ENVIRONMENT: Mapping[str, str] = {
     "SGLANG_ENABLE_HEALTH_ENDPOINT_GENERATION": "0",
 }
 
-OWNED_ARGUMENTS: Mapping[str, str] = {
-    "model_path": "model.path",
-    "host": "engines.host",
-    "port": "engines.port",
-    "device": "engines.device",
-    "tp_size": "engines.tensor_parallel",
-    "tensor_parallel_size": "engines.tensor_parallel",
-    "dtype": "model.dtype",
-    "enable_deterministic_inference": "rollout.sampling.seeded",
-    "enable_return_routed_experts": "engines.routing_replay",
-    "random_seed": "seed",
-    "weight_version": "the trainer's weight sync",
-    "base_gpu_id": "the engine's place among engines.num_engines",
-}
-"""Arguments that we set ourselves, and from what."""
-
 
 class SGLangServer:
     """One server: `start`, `wait_ready`, use `url`, `stop`."""
@@ -71,16 +58,26 @@ class SGLangServer:
         dtype: str,
         seeded: bool,
         log_path: Path,
+        gpus: Sequence[str] = (),
         port: int = 0,
         index: int = 0,
         random_seed: int = 0,
+        own_address: str = LOOPBACK,
     ) -> None:
-        """`sglang` are further server arguments in snake case; port 0 takes a free one; `index` picks the GPUs.
+        """Choose the port; nothing starts.
+
+        Args:
+            sglang: Further server arguments in snake case.
+            gpus: Those that are the engine's own, as `gpus_of_engine` and `assigned_gpus` name them; none on a CPU.
+            port: 0 takes a free one.
+            index: The engine's number in the run, which seeds it.
+            own_address: This host's, as those who call the engine know it.
 
         Raises `ValueError` when the port is taken or `sglang` sets an argument that we own.
         """
-        self.host = config.host
-        self.port = claim_port(config.host, port, key="engines.port")
+        host = engine_host(config.host, own_address=own_address)
+        self.host = advertised_address(bind_address(host), own=own_address)
+        self.port = claim_port(host, port, section="engines")
         self._timeout_s = config.start_timeout_s
         self._rendezvous = Path(tempfile.gettempdir()) / f"polyturn-rendezvous-{uuid.uuid4().hex}"
         arguments = server_arguments(
@@ -89,6 +86,7 @@ class SGLangServer:
             sglang=sglang,
             dtype=dtype,
             seeded=seeded,
+            host=bind_address(host),
             port=self.port,
             index=index,
             random_seed=random_seed,
@@ -99,7 +97,11 @@ class SGLangServer:
             log_path=log_path,
             environment={
                 **ENVIRONMENT,
-                **(cpu_environment(config.tensor_parallel) if config.device == "cpu" else {}),
+                **(
+                    cpu_environment(config.tensor_parallel)
+                    if config.device == "cpu"
+                    else gpu_environment(gpus)
+                ),
                 # Its ranks meet in a file: the store of a TCP rendezvous would listen on every interface.
                 "SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE": f"file://{self._rendezvous}",
             },
@@ -107,7 +109,8 @@ class SGLangServer:
 
     @property
     def url(self) -> str:
-        return f"http://{self.host}:{self.port}"
+        """Where the engine is reached, also from other hosts if it listens there."""
+        return http_url(self.host, self.port)
 
     def start(self) -> None:
         """Start the process; returns at once."""
@@ -139,6 +142,11 @@ class SGLangServer:
         self.stop()
 
 
+def engine_host(host: str | None, *, own_address: str) -> str:
+    """What an engine listens on: `engines.host`, or where that says nothing the address that its callers know."""
+    return own_address if host is None else host
+
+
 def cpu_environment(tensor_parallel: int) -> dict[str, str]:
     """The environment of a server on the CPU. Several ranks are given a core each: SGLang wants to be told which."""
     cores = sorted(os.sched_getaffinity(0))
@@ -154,16 +162,16 @@ def server_arguments(
     dtype: str,
     seeded: bool,
     port: int,
+    host: str = LOOPBACK,
     index: int = 0,
     random_seed: int = 0,
 ) -> list[str]:
     """The command line of one server. Raises `ValueError` when `sglang` sets an argument that we own."""
-    for name in sglang:
-        if name in OWNED_ARGUMENTS:
-            raise ValueError(f"sglang.{name} is set from {OWNED_ARGUMENTS[name]}; set that instead")
+    for _, problem in find_problems("sglang", sglang, device=config.device):
+        raise ValueError(problem)
     ours: dict[str, Any] = {
         "model_path": str(model_path),
-        "host": config.host,
+        "host": host,
         "port": port,
         "device": config.device,
         "tp_size": config.tensor_parallel,
@@ -180,7 +188,8 @@ def server_arguments(
     if config.device == "cpu":
         ours |= CPU_ARGUMENTS
     else:
-        ours["base_gpu_id"] = index * config.tensor_parallel
+        # The process sees its own GPUs alone.
+        ours["base_gpu_id"] = 0
     return command_line(ours | dict(sglang))
 
 

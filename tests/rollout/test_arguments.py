@@ -36,7 +36,7 @@ def test_cpu_flags_only_on_a_cpu():
     assert "--sleep-on-idle" in on_cpu
     assert "--attention-backend" not in on_gpu
     assert "--max-total-tokens" not in on_gpu
-    assert value_of(on_gpu, "--base-gpu-id") == "2"
+    assert value_of(on_gpu, "--base-gpu-id") == "0"
     assert is_for_cpu(on_cpu)
     assert not is_for_cpu(on_gpu)
     assert is_for_cpu(["--device=cpu"])
@@ -47,7 +47,7 @@ def test_free_arguments_override_the_cpu_defaults_and_nothing_that_is_ours():
     assert words.count("--max-total-tokens") == 1
     assert value_of(words, "--max-total-tokens") == "99"
     assert value_of(words, "--schedule-policy") == "fcfs"
-    with pytest.raises(ValueError, match=r"sglang\.port is set from engines\.port"):
+    with pytest.raises(ValueError, match=r"'sglang\.port' is not yours to set: set engines\.port"):
         arguments(sglang={"port": 1})
 
 

@@ -186,8 +186,8 @@ def test_a_taken_port_is_named():
         port = taken.getsockname()[1]
         assert not is_free("127.0.0.1", port)
         with pytest.raises(ValueError, match=f"engines.port: port {port} on 127.0.0.1 is taken"):
-            claim_port("127.0.0.1", port, key="engines.port")
-    assert claim_port("127.0.0.1", port, key="engines.port") == port
+            claim_port("127.0.0.1", port, section="engines")
+    assert claim_port("127.0.0.1", port, section="engines") == port
 
 
 def test_free_ports_stay_below_those_of_outgoing_connections():

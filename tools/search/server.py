@@ -18,6 +18,7 @@ from typing import Any
 
 import orjson
 
+from polyturn.configs.addresses import advertised_address, bind_address, http_url
 from polyturn.tools.search.pages import PageFile
 from polyturn.tools.search.types import Hit, Retriever, SearchFailed, SearchUnavailable
 from polyturn.tools.search.wire import (
@@ -175,7 +176,7 @@ def run_server(app: SearchApp, *, host: str, port: int, on_start: Callable[[str]
     """Serve until interrupted. Raises `ValueError` when the address cannot be had."""
     listener = _listen(host, port)
     server = _server(app)
-    on_start(f"http://{host}:{listener.getsockname()[1]}")
+    on_start(_url(listener))
     try:
         server.run(sockets=[listener])
     finally:
@@ -190,7 +191,7 @@ def served(app: SearchApp, *, host: str = "127.0.0.1", port: int = 0) -> Iterato
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:
-        yield f"http://{host}:{listener.getsockname()[1]}"
+        yield _url(listener)
     finally:
         server.should_exit = True
         thread.join()
@@ -209,12 +210,19 @@ def _server(app: SearchApp) -> Any:
     )
 
 
+def _url(listener: socket.socket) -> str:
+    """Where the server is found: by this machine's name, where it listens on all of its addresses."""
+    address, port = listener.getsockname()[:2]
+    return http_url(advertised_address(address, own=socket.gethostname()), port)
+
+
 def _listen(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    address = bind_address(host)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind((host, port))
+        listener.bind((address, port))
         listener.listen(1024)
     except OSError as error:
         listener.close()
