@@ -22,6 +22,7 @@ from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.envs.tasks import ListTasks, Task, TaskSource
 from polyturn.envs.tasks.splits import known_split
 from polyturn.envs.tool_env import ToolEnv
+from polyturn.tools.bounded_answers import BoundedSyncTransport
 from polyturn.tools.decorator import tool
 from polyturn.tools.types import ToolError, ToolSpec
 
@@ -77,7 +78,11 @@ class CustomerServiceEnv(ToolEnv):
             raise ValueError("user 'llm' needs user_url and user_model")
         self._shop_seed = shop_seed
         self._llm = (user_url, user_model) if user_url and user_model and user == "llm" else None
-        self._client = httpx.Client(timeout=user_timeout_s) if self._llm else None
+        self._client = (
+            httpx.Client(timeout=user_timeout_s, transport=BoundedSyncTransport(httpx.HTTPTransport()))
+            if self._llm
+            else None
+        )
         super().__init__(tasks=tasks, split=split, max_turns=max_turns, render_mode=render_mode)
 
     def tasks(self, split: str) -> TaskSource:

@@ -8,6 +8,7 @@ import httpx
 
 from polyturn.envs.customer_service.scenarios import Scenario
 from polyturn.envs.faults import EnvironmentFault
+from polyturn.tools.secrets import blank_credentials, public_url
 
 LEAVES = "###END###"
 """What the model writes when the customer leaves."""
@@ -49,7 +50,7 @@ class LLMUser:
         """The model's first message."""
         text = self._ask()
         if text is None:
-            raise EnvironmentFault(f"{self._url}: the customer left before saying anything")
+            raise EnvironmentFault(f"{public_url(self._url)}: the customer left before saying anything")
         return text
 
     def reply(self, message: str) -> str | None:
@@ -65,7 +66,9 @@ class LLMUser:
             response.raise_for_status()
             text = _content(response.json())
         except (httpx.HTTPError, ValueError) as error:
-            raise EnvironmentFault(f"{self._url}: the customer cannot speak: {error}") from error
+            raise EnvironmentFault(
+                f"{public_url(self._url)}: the customer cannot speak: {blank_credentials(str(error))}"
+            ) from error
         self._messages.append({"role": "assistant", "content": text})
         return None if LEAVES in text else text
 

@@ -25,6 +25,8 @@ from polyturn.configs.rewards import RemoteReward
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.rewards.breaker import Breaker
 from polyturn.envs.rewards.types import EpisodeView, RewardValue, as_score
+from polyturn.tools.bounded_answers import BoundedSyncTransport
+from polyturn.tools.secrets import blank_credentials, public_url
 
 FIRST_DELAY_S = 0.1
 MAX_DELAY_S = 5.0
@@ -55,10 +57,13 @@ class RemoteGrader:
         """Raises `ValueError` for a url that is none. Sends nothing yet."""
         url = httpx.URL(config.url)
         if url.scheme not in ("http", "https") or not url.host:
-            raise ValueError(f"url: {config.url!r} is not an http(s) address")
+            raise ValueError(f"url: {public_url(config.url)!r} is not an http(s) address")
         self._config = config
         self._waiting: queue.Queue[_Waiting | None] = queue.Queue()
-        self._client = httpx.Client(trust_env=False)
+        self._url = public_url(config.url)
+        self._client = httpx.Client(
+            transport=BoundedSyncTransport(httpx.HTTPTransport(trust_env=False)), trust_env=False
+        )
         self._breaker = Breaker(num_failures=config.breaker_failures, reset_s=config.breaker_reset_s)
         self._gathering = threading.Lock()
         self._starting = threading.Lock()
@@ -106,7 +111,7 @@ class RemoteGrader:
                 except EnvironmentFault as fault:
                     _settle(batch, fault)
                 except Exception as error:  # noqa: BLE001  nobody else could tell those who wait
-                    _settle(batch, EnvironmentFault(f"{self._config.url}: {type(error).__name__}: {error}"))
+                    _settle(batch, EnvironmentFault(f"{self._url}: {type(error).__name__}: {error}"))
             if is_last:
                 return
 
@@ -138,7 +143,7 @@ class RemoteGrader:
                 time.sleep(max(0.0, min(delay, deadline - time.monotonic())))
             problem, answer = self._post(content, deadline)
             if answer is not None:
-                _hand_out(answer, batch, self._config.url)
+                _hand_out(answer, batch, self._url)
                 return
         raise EnvironmentFault(f"{problem}; tried {self._config.max_retries + 1} times")
 
@@ -149,14 +154,14 @@ class RemoteGrader:
             raise EnvironmentFault(self._too_late())
         if not self._breaker.allows():
             raise EnvironmentFault(
-                f"{config.url} failed {config.breaker_failures} times in a row and is left alone for "
+                f"{self._url} failed {config.breaker_failures} times in a row and is left alone for "
                 f"{config.breaker_reset_s:g} s"
             )
         try:
             status, body = self._exchange(content, deadline)
         except httpx.HTTPError as error:
             self._breaker.failed()
-            problem = f"{config.url} cannot be reached: {type(error).__name__}: {error}"
+            problem = f"{self._url} cannot be reached: {type(error).__name__}: {error}"
             if isinstance(error, _NEVER_ARRIVED):
                 return problem, None
             if isinstance(error, httpx.TimeoutException):
@@ -164,14 +169,14 @@ class RemoteGrader:
             raise EnvironmentFault(problem) from error
         if status >= 500:
             self._breaker.failed()
-            return f"{config.url} answered {status}: {body[:200]!r}", None
+            return f"{self._url} answered {status}: {blank_credentials(repr(body[:200]))}", None
         self._breaker.succeeded()
         if status != 200:
-            raise EnvironmentFault(f"{config.url} answered {status}: {body[:200]!r}")
+            raise EnvironmentFault(f"{self._url} answered {status}: {blank_credentials(repr(body[:200]))}")
         try:
             return "", orjson.loads(body)
         except orjson.JSONDecodeError as error:
-            raise EnvironmentFault(f"{config.url} answered something that is not JSON: {error}") from error
+            raise EnvironmentFault(f"{self._url} answered something that is not JSON: {error}") from error
 
     def _exchange(self, content: bytes, deadline: float) -> tuple[int, bytes]:
         """Status and body, by the deadline even where they come drop by drop. Raises `httpx.HTTPError`."""
@@ -188,7 +193,7 @@ class RemoteGrader:
             return response.status_code, b"".join(parts)
 
     def _too_late(self) -> str:
-        return f"{self._config.url} gave no reward within {self._config.deadline_s:g} s"
+        return f"{self._url} gave no reward within {self._config.deadline_s:g} s"
 
 
 def _body(episode: EpisodeView) -> orjson.Fragment:

@@ -45,6 +45,23 @@ def secret() -> str:
 
 
 @server.tool()
+def environment() -> str:
+    """Tell all variables and arguments, in several spellings."""
+    import base64
+    import json
+
+    texts = [f"{name}={value}" for name, value in os.environ.items()] + sys.argv
+    encoded = [base64.b64encode(value.encode()).decode() for value in os.environ.values()]
+    return "\n".join([*texts, json.dumps(texts), json.dumps(json.dumps(texts)), *encoded])
+
+
+@server.tool(description=f"Needs {os.environ.get('NOTEBOOK_KEY')}.")
+def keyed(key: str = os.environ.get("NOTEBOOK_KEY", "")) -> str:
+    """Described below the decorator."""
+    return key
+
+
+@server.tool()
 async def wait(seconds: float) -> str:
     """Wait."""
     await asyncio.sleep(seconds)

@@ -147,6 +147,31 @@ def test_secrets_are_blanked_out_and_no_other_variable_is_passed_on(
     assert "abcdef" not in repr(HttpServer(url="http://x/mcp", headers={"Authorization": "Bearer abcdef"}))
 
 
+def test_plain_values_stay_and_secrets_go_in_every_spelling() -> None:
+    key = 'sk-"quoted"/1234'
+    server = StdioServer(
+        command=[sys.executable, str(SERVER), "stdio", f"--api-key={key}", "--mode", "production"],
+        environment={"NOTEBOOK_KEY": key, "LOG_LEVEL": "info", "PHRASE": "swordfish"},
+        secret_names=["PHRASE"],
+    )
+    with McpTools(server) as connected:
+        said = call(connected, "environment").content
+        described = {tool.spec.name: tool.spec for tool in connected.tools}["keyed"]
+    assert "info" in said and "production" in said and "swordfish" not in said
+    assert "sk-" not in said and "c2st" not in said  # nor in base64
+    assert "sk-" not in described.description and "sk-" not in str(described.parameters)
+    assert HttpServer(url="http://u:pw@h/mcp?token=abcdef").name == "http://h/mcp"
+    headers = {"Authorization": "Bearer abcdef-1", "Accept-Language": "english"}
+    secrets = HttpServer(url="http://u:pass-1@h/mcp?token=qwertz", headers=headers).secrets
+    assert secrets.blank("abcdef-1 pass-1 qwertz english") == "[Authorization] [password] [token] english"
+
+
+def test_an_endless_line_ends_the_server() -> None:
+    with McpTools(stdio_server()) as server:
+        with pytest.raises(ServerFault, match=r"a line has more than 16,777,216 bytes"):
+            call(server, "long", {"length": 17_000_000})
+
+
 def test_a_server_that_dies_is_a_fault_that_tells_what_it_wrote_but_no_secret() -> None:
     with McpTools(stdio_server()) as server:
         with pytest.raises(

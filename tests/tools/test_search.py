@@ -1,13 +1,22 @@
 """Search: ranking, ties, both forms of the index, and the passage file."""
 
+import gzip
 import json
 
+import orjson
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from polyturn.tools.search.bm25 import BM25Index
-from polyturn.tools.search.corpus import Passage, Passages, offsets_path, write_offsets, write_passages
+from polyturn.tools.search.corpus import (
+    Passage,
+    Passages,
+    offsets_path,
+    read_passages,
+    write_offsets,
+    write_passages,
+)
 from polyturn.tools.search.render import NOTHING_FOUND, render_hits
 from polyturn.tools.search.tool import search_tool
 from polyturn.tools.toolset import Toolset
@@ -45,7 +54,7 @@ def test_the_passage_that_says_most_comes_first(index):
     assert index.search("žofie ørsted", 1)[0].text == PASSAGES[3].text
 
 
-@pytest.mark.parametrize("query", ["", "   ", "the of and", "zzz", "(((", '"', "\x00", "<|im_end|>"])
+@pytest.mark.parametrize("query", ["", "   ", "zzz", "(((", '"', "\x00", "<|im_end|>"])
 def test_a_query_without_known_words_finds_nothing(index, query):
     assert index.search(query, 3) == []
 
@@ -136,9 +145,61 @@ def test_a_file_that_changed_and_a_broken_row_are_told(tmp_path):
         Passages(path)[4]
 
 
-def test_titles_that_the_format_cannot_hold_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="title of passage 'x'"):
-        write_passages(tmp_path / "p", [Passage(id="x", title='a "b"', text="")])
+def test_any_title_and_text_comes_back(tmp_path):
+    passages = [Passage(id="x", title='a "b"\nc', text="d\n"), Passage(id="y", title="", text='"q"\nr')]
+    write_passages(tmp_path / "p", passages)
+    assert list(Passages(tmp_path / "p")) == passages
+
+
+def test_rows_of_beir_and_compressed_files_are_read(tmp_path):
+    rows = b"".join(
+        orjson.dumps({"_id": f"d{n}", "title": title, "text": f"{title} is a town.", "metadata": {}}) + b"\n"
+        for n, title in enumerate(("Ashford", "Ludwick"))
+    )
+    (tmp_path / "corpus.jsonl").write_bytes(rows)
+    (tmp_path / "corpus.jsonl.gz").write_bytes(gzip.compress(rows))
+    for name in ("corpus.jsonl", "corpus.jsonl.gz"):
+        built = BM25Index.build(tmp_path / name, tmp_path / f"index of {name}")
+        for index in (built, BM25Index.open(tmp_path / f"index of {name}")):
+            [hit] = index.search("Ludwick", 1)
+            assert (hit.passage_id, hit.title, hit.text) == ("d1", "Ludwick", "Ludwick is a town.")
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress(rows)[:-12])
+    with pytest.raises(ValueError, match=r"cut\.jsonl\.gz:\d+: .*damaged"):
+        list(read_passages(tmp_path / "cut.jsonl.gz"))
+
+
+@pytest.mark.parametrize(
+    ("query", "title"),
+    [
+        ("The Who", "The Who"),
+        ("who is it?", "The Who"),
+        ("Zurich", "Zürich"),
+        ("ZÜRICH", "Zürich"),
+        ("Zu\u0308rich", "Zürich"),
+        ("Sao Paulo", "São Paulo"),
+        ("北京", "中国"),
+        ("東京タワー", "日本"),
+        ("\uff4d\uff41\uff52\uff41", "Mara"),
+    ],
+)
+def test_words_of_any_script_are_found(query, title):
+    texts = {
+        "The Who": "The Who play loud.",
+        "Zürich": "Zürich liegt am See.",
+        "São Paulo": "São Paulo is large.",
+        "中国": "中国的首都是北京。",
+        "日本": "高さ333メートルの東京タワーがある。",
+        "Mara": "Mara sings.",
+    }
+    index = BM25Index.build([Passage(id=name, title=name, text=text) for name, text in texts.items()])
+    assert index.search(query, 1)[0].title == title
+
+
+def test_an_index_whose_words_were_read_otherwise_is_not_opened(tmp_path):
+    BM25Index.build(PASSAGES, tmp_path)
+    (tmp_path / "tantivy" / "polyturn_analysis").unlink()
+    with pytest.raises(ValueError, match=r"reads words differently; remove .* and build it again"):
+        BM25Index.open(tmp_path)
 
 
 def test_the_tool_renders_results_as_search_r1_does():

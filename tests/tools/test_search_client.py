@@ -141,7 +141,7 @@ def test_a_refused_query_is_not_asked_again_and_harms_no_other():
         assert (first[0].title, second[0].title) == ("Town 1", "Town 2")
         assert isinstance(refused, SearchFailed)
         assert "HTTP 422" in str(refused)
-        assert "at most 100000 characters" in str(refused)
+        assert "at most 10000 characters" in str(refused)
         assert client.counts.num_retries == 0
 
 

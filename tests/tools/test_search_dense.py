@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from polyturn.tools.search import dense
 from polyturn.tools.search.bm25 import BM25Index
 from polyturn.tools.search.corpus import Passage, write_passages
 from polyturn.tools.search.dense import DenseIndex, DenseOptions
@@ -109,6 +110,24 @@ def test_an_inverted_list_that_holds_fewer_gives_fewer(many):
     assert 0 < len(index.search(many[0].title, 40)) < 40
 
 
+def test_an_index_is_trained_on_passages_from_everywhere(many, monkeypatch):
+    """Sorted files begin with rows that are like no others."""
+    monkeypatch.setattr(dense, "_TRAINING_ROWS", 100)
+    encoded = []
+
+    class Seen(Letters):
+        def encode(self, texts):
+            encoded.append(list(texts))
+            return super().encode(texts)
+
+    index = DenseIndex.build(many, encoder=Seen(), options=DenseOptions(factory="IVF2,Flat"))
+    texts = [f"{passage.title}\n{passage.text}" for passage in many]
+    positions = [texts.index(text) for text in encoded[0]]
+    assert len(positions) == 100 and max(positions) > len(many) * 0.9 and min(positions) < len(many) * 0.1
+    assert sum(len(chunk) for chunk in encoded) == len(many)
+    assert index.search(many[-1].title, 1)[0].passage_id == many[-1].id
+
+
 def test_a_directory_holds_words_vectors_or_both(model, tmp_path):
     corpus, folder = tmp_path / "corpus.jsonl", tmp_path / "index"
     write_passages(corpus, PASSAGES)
@@ -160,6 +179,10 @@ def test_wrong_uses_are_told(tmp_path):
         DenseIndex.build([], encoder=Letters())
     with pytest.raises(ValueError, match="cannot make an index 'Best'"):
         DenseIndex.build(PASSAGES, encoder=Letters(), options=DenseOptions(factory="Best"))
+    with pytest.raises(ValueError, match="cannot train the index on 3 passages: "):
+        DenseIndex.build(PASSAGES[:3], encoder=Letters(), options=DenseOptions(factory="IVF200,Flat"))
+    with pytest.raises(ValueError, match="cannot set 'speed=1'"):
+        DenseIndex.build(PASSAGES, encoder=Letters(), options=DenseOptions(search_options="speed=1"))
     with pytest.raises(ValueError, match="holds no dense index"):
         DenseIndex.open(tmp_path)
     DenseIndex.build(PASSAGES, tmp_path, encoder=Letters())

@@ -3,12 +3,14 @@
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 
 import httpx
 import pytest
 
+from polyturn.tools.search import patient_protocol
 from polyturn.tools.search.bm25 import BM25Index
 from polyturn.tools.search.corpus import Passage, write_passages
 from polyturn.tools.search.pages import PageFile
@@ -55,8 +57,37 @@ def test_one_query_or_many(server):
 
 
 def test_the_default_top_k(server):
-    for body in ({}, {"topk": None}, {"topk": 0}):
+    for body in ({}, {"topk": None}):
         assert len(retrieve(server, queries=["Ashford"], **body)[0]) == 2
+
+
+def test_a_small_request_does_not_get_a_huge_answer(server):
+    response = server.post("/retrieve", json={"queries": ["a"] * 4096, "topk": 1000})
+    assert response.status_code == 413 and "ask for fewer" in response.json()["detail"]
+
+
+def test_a_websocket_is_declined(server):
+    upgrade = {
+        "connection": "upgrade",
+        "upgrade": "websocket",
+        "sec-websocket-version": "13",
+        "sec-websocket-key": "x" * 24,
+    }
+    assert server.get("/retrieve", headers=upgrade).status_code == 405
+
+
+def test_half_a_request_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(patient_protocol, "HEAD_S", 0.2)
+    with served(SearchApp(INDEX, body_timeout_s=0.2)) as url:
+        address = ("127.0.0.1", int(url.rpartition(":")[2]))
+        head = b"POST /retrieve HTTP/1.1\r\nHost: x\r\n"
+        for sent, answer in ((b"", b""), (head, b""), (head + b"Content-Length: 100\r\n\r\n{", b"408")):
+            with socket.create_connection(address, timeout=20) as connection:
+                connection.sendall(sent)
+                assert answer in connection.recv(4096)
+        with httpx.Client(base_url=url) as http:
+            # A connection is as good for a second request as for the first.
+            assert [http.get("/health").status_code for _ in range(2)] == [200, 200]
 
 
 def test_pages_are_those_of_the_file_and_the_passages(server):

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+from polyturn.tools.secrets import (
+    Secrets,
+    public_url,
+    secrets_in_arguments,
+    secrets_in_mapping,
+    secrets_in_url,
+)
+
 _GUARD = Path(__file__).with_name("guard.py")
-_SHORTEST_SECRET = 4
-"""Values below it, such as "1", are no secrets, and hiding them would garble texts."""
 
 
 class Server(Protocol):
@@ -23,8 +29,8 @@ class Server(Protocol):
         ...
 
     @property
-    def secrets(self) -> Mapping[str, str]:
-        """What must not be read, by name."""
+    def secrets(self) -> Secrets:
+        """What must not be read."""
         ...
 
     def transport(self, errors: TextIO) -> contextlib.AbstractAsyncContextManager[Any]:
@@ -42,7 +48,10 @@ class StdioServer:
     command: Sequence[str]
     """Program and arguments; no shell reads them."""
     environment: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """Variables such as keys. Their values are blanked out in whatever the server says."""
+    """Variables such as keys. Values of those that are secrets by name or look (see `tools/secrets.py`) are blanked out
+    in whatever the server says."""
+    secret_names: Collection[str] = ()
+    """Further variables whose values are secrets."""
     working_directory: str | Path | None = None
 
     def __post_init__(self) -> None:
@@ -54,8 +63,11 @@ class StdioServer:
         return Path(self.command[0]).name + "".join(f" {Path(part).name}" for part in self.command[1:2])
 
     @property
-    def secrets(self) -> Mapping[str, str]:
-        return self.environment
+    def secrets(self) -> Secrets:
+        declared = [(name, self.environment[name]) for name in self.secret_names if name in self.environment]
+        return Secrets(
+            [*declared, *secrets_in_mapping(self.environment), *secrets_in_arguments(self.command)]
+        )
 
     def transport(self, errors: TextIO) -> contextlib.AbstractAsyncContextManager[Any]:
         from mcp.client.stdio import StdioServerParameters, stdio_client
@@ -74,7 +86,10 @@ class HttpServer:
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    """Sent with every request. Their values are blanked out in whatever the server says."""
+    """Sent with every request. Values of those that are secrets by name or look are blanked out in whatever the server
+    says."""
+    secret_names: Collection[str] = ()
+    """Further headers whose values are secrets."""
 
     def __post_init__(self) -> None:
         if not self.url.startswith(("http://", "https://")):
@@ -82,27 +97,24 @@ class HttpServer:
 
     @property
     def name(self) -> str:
-        return self.url.partition("?")[0].rpartition("@")[2]
+        return public_url(self.url)
 
     @property
-    def secrets(self) -> Mapping[str, str]:
-        return self.headers
+    def secrets(self) -> Secrets:
+        declared = [(name, self.headers[name]) for name in self.secret_names if name in self.headers]
+        return Secrets([*declared, *secrets_in_mapping(self.headers), *secrets_in_url(self.url)])
 
     @contextlib.asynccontextmanager
     async def transport(self, errors: TextIO) -> AsyncIterator[Any]:
         import httpx2
         from mcp.client.streamable_http import streamable_http_client
 
+        from polyturn.tools.mcp.http import BoundedTransport
+
         del errors
         timeout = httpx2.Timeout(30.0, read=None)  # how long an answer may take is the caller's to say
-        async with httpx2.AsyncClient(headers=dict(self.headers), timeout=timeout) as client:
+        async with httpx2.AsyncClient(
+            headers=dict(self.headers), timeout=timeout, transport=BoundedTransport()
+        ) as client:
             async with streamable_http_client(self.url, http_client=client) as streams:
                 yield streams
-
-
-def blank_secrets(text: str, secrets: Mapping[str, str]) -> str:
-    """`text` with each secret's value replaced by its name."""
-    for name, value in sorted(secrets.items(), key=lambda item: -len(item[1])):
-        if len(value) >= _SHORTEST_SECRET:
-            text = text.replace(value, f"[{name}]")
-    return text

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any
 
-from polyturn.tools.mcp.servers import Server, blank_secrets
+from polyturn.tools.mcp.servers import Server
 from polyturn.tools.types import ToolError
 
 _TAIL = 2000
@@ -26,6 +26,7 @@ class Session:
 
     def __init__(self, server: Server, start_timeout_s: float) -> None:
         self._server = server
+        self._secrets = server.secrets
         self._start_timeout_s = start_timeout_s
         self._client: Any = None
         self._failure: str | None = None
@@ -72,7 +73,7 @@ class Session:
             return await self._answer(self._client.call_tool(name, dict(arguments)), None)
         except MCPError as error:
             if error.code == INVALID_PARAMS:
-                raise ToolError(blank_secrets(error.message, self._server.secrets)) from error
+                raise ToolError(self._secrets.blank(error.message)) from error
             raise self._fault(f"{type(error).__name__}: {error}") from None
 
     async def close(self) -> None:
@@ -139,8 +140,8 @@ class Session:
         return f"; it wrote: {text}" if text else ""
 
     def _fault(self, what: str) -> ServerFault:
-        said = blank_secrets(f"{what}{self._wrote}", self._server.secrets)
-        return ServerFault(f"MCP server {blank_secrets(self._server.name, self._server.secrets)!r}: {said}")
+        said = self._secrets.blank(f"{what}{self._wrote}")
+        return ServerFault(f"MCP server {self._secrets.blank(self._server.name)!r}: {said}")
 
 
 def _innermost(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Self
 from polyturn.tools.decorator import Tool
 from polyturn.tools.limits import ToolLimits
 from polyturn.tools.mcp.loop import background_loop
-from polyturn.tools.mcp.servers import Server, blank_secrets
+from polyturn.tools.mcp.servers import Server
 from polyturn.tools.mcp.session import ServerFault, Session
 from polyturn.tools.types import ToolError, ToolSpec
 
@@ -26,7 +26,8 @@ class McpTools:
     an environment's `step`, from none. What the server calls an error is a `ToolError`, which the model reads; a call
     that takes too long is a timed-out result; a server that is gone or fails is a `ServerFault`, and ends the episode.
 
-    Secrets of the server (its environment, its headers) are blanked out in results and errors.
+    Secrets of the server (of its environment, headers, arguments and url) are blanked out in descriptions, results and
+    errors.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class McpTools:
         """
         _require_mcp()
         self._server = server
+        self._secrets = server.secrets
         self._start_timeout_s = start_timeout_s
         self._limits = ToolLimits(timeout_s=call_timeout_s, max_output_chars=max_output_chars)
         self._loop = background_loop()
@@ -108,8 +110,8 @@ class McpTools:
         name = listed.name
         spec = ToolSpec(
             name=f"{prefix}{name}",
-            description=inspect.cleandoc(listed.description or ""),
-            parameters={"type": "object", "properties": {}, **listed.input_schema},
+            description=self._secrets.blank(inspect.cleandoc(listed.description or "")),
+            parameters=self._secrets.blank_tree({"type": "object", "properties": {}, **listed.input_schema}),
         )
 
         async def call(**arguments: Any) -> str:
@@ -119,9 +121,11 @@ class McpTools:
 
     async def _call(self, name: str, arguments: Mapping[str, Any]) -> str:
         if self._session is None:
-            raise ServerFault(f"the session with MCP server {self._server.name!r} is closed")
+            raise ServerFault(
+                f"the session with MCP server {self._secrets.blank(self._server.name)!r} is closed"
+            )
         result = await self._loop.await_(self._session.call(name, arguments))
-        text = blank_secrets(text_of(result), self._server.secrets)
+        text = self._secrets.blank(text_of(result))
         if result.is_error:
             raise ToolError(text or f"The tool {name!r} failed, and did not say why.")
         return text

@@ -5,8 +5,10 @@ The index holds positions of passages only; titles and texts stay in the passage
 
 from __future__ import annotations
 
+import re
 import shutil
-from collections.abc import Callable, Iterable
+import unicodedata
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +25,18 @@ _TOKENIZER = "polyturn_english"
 # A bound, not an allocation. What fits becomes one segment, and one segment is searched faster than many.
 _HEAP_BYTES = 1024 * 1024 * 1024
 _INDEX_NAME = "tantivy"
+_ANALYSIS_NAME, _ANALYSIS = "polyturn_analysis", "all words, accents folded, ideographs apart\n"
+"""Which file of an index says how its words were read, and what it says."""
+_IDEOGRAPH = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]"
+)
+"""Letters of scripts that put no spaces between words: each counts as a word."""
 
 
 class BM25Index:
-    """BM25 over title and text of passages: words lower-cased, English function words dropped, stemmed.
+    """BM25 over title and text of passages: words in lower case without accents, stemmed; Chinese by letter.
+
+    English function words of a query are dropped, unless it has no other (the band "The Who").
 
     Made by `build` or `open`. Searches may run in several threads at once.
     """
@@ -38,7 +48,8 @@ class BM25Index:
         self._index = index
         self._passages = passages
         self._searcher = index.searcher()
-        self._analyzer = _analyzer()
+        self._analyzer = _analyzer(drop=STOP_WORDS)
+        self._full_analyzer = _analyzer()
         self._finder = PassageFinder(passages)
 
     @classmethod
@@ -77,6 +88,7 @@ class BM25Index:
             partial = folder / f"{_INDEX_NAME}.partial"
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir()
+            (partial / _ANALYSIS_NAME).write_text(_ANALYSIS, encoding="utf-8")
             index = tantivy.Index(_schema(), path=str(partial))
         if len(store) == 0:
             raise ValueError("there are no passages to index")
@@ -87,7 +99,7 @@ class BM25Index:
             document = tantivy.Document()
             document.add_unsigned(_POSITION, position)
             passage = store[position]
-            document.add_text(_FIELD, f"{passage.title}\n{passage.text}")
+            document.add_text(_FIELD, _spaced(f"{passage.title}\n{passage.text}"))
             writer.add_document(document)
             if on_passage is not None:
                 on_passage(position + 1)
@@ -109,6 +121,12 @@ class BM25Index:
         folder = Path(directory)
         if not (folder / _INDEX_NAME).is_dir() or not tantivy.Index.exists(str(folder / _INDEX_NAME)):
             raise ValueError(f"{folder} holds no search index")
+        analysis = folder / _INDEX_NAME / _ANALYSIS_NAME
+        if not analysis.is_file() or analysis.read_text(encoding="utf-8") != _ANALYSIS:
+            raise ValueError(
+                f"{folder} holds an index that reads words differently; remove {folder / _INDEX_NAME} "
+                "and build it again"
+            )
         index = tantivy.Index.open(str(folder / _INDEX_NAME))
         # The index names its tokenizer without containing it. Only writing needs it: a query is split by `_parse`.
         return cls(index, Passages(folder / PASSAGES_NAME))
@@ -140,7 +158,8 @@ class BM25Index:
 
     def _parse(self, query: str) -> Any | None:
         """Any of the query's words; None without any. Tantivy's query language would read `a:b` and `NOT` as syntax."""
-        words = self._analyzer.analyze(query)
+        query = _spaced(query)
+        words = self._analyzer.analyze(query) or self._full_analyzer.analyze(query)
         clauses = [
             (
                 tantivy.Occur.Should,
@@ -168,12 +187,20 @@ def _schema() -> Any:
     return builder.build()
 
 
-def _analyzer() -> Any:
-    return (
+def _analyzer(drop: Sequence[str] = ()) -> Any:
+    builder = (
         tantivy.TextAnalyzerBuilder(tantivy.Tokenizer.simple())
         .filter(tantivy.Filter.remove_long(64))
         .filter(tantivy.Filter.lowercase())
-        .filter(tantivy.Filter.custom_stopword(list(STOP_WORDS)))
-        .filter(tantivy.Filter.stemmer("english"))
-        .build()
+        .filter(tantivy.Filter.ascii_fold())
     )
+    if drop:
+        builder = builder.filter(tantivy.Filter.custom_stopword(list(drop)))
+    return builder.filter(tantivy.Filter.stemmer("english")).build()
+
+
+def _spaced(text: str) -> str:
+    """The text in composed letters, with spaces around those of scripts that put none between words."""
+    if text.isascii():
+        return text
+    return _IDEOGRAPH.sub(r" \g<0> ", unicodedata.normalize("NFKC", text))

@@ -17,10 +17,12 @@ from typing import Any, Self
 
 import httpx
 
+from polyturn.tools.bounded_answers import AnswerTooLarge, BoundedTransport
 from polyturn.tools.search.breaker import CircuitBreaker
 from polyturn.tools.search.recording import Recorder
 from polyturn.tools.search.types import Hit, SearchFailed, SearchUnavailable
 from polyturn.tools.search.wire import SearchR1Wire, Wire
+from polyturn.tools.secrets import blank_credentials, public_url
 
 Hits = tuple[Hit, ...]
 Key = tuple[str, int]
@@ -104,9 +106,12 @@ class SearchClient:
             ValueError: the url is none.
         """
         if not url.startswith(("http://", "https://")):
-            raise ValueError(f"a search server's url begins with http:// or https://, unlike {url!r}")
+            raise ValueError(
+                f"a search server's url begins with http:// or https://, unlike {public_url(url)!r}"
+            )
         self._wire = wire or SearchR1Wire()
-        self.url = url.rstrip("/").removesuffix(self._wire.path) + self._wire.path
+        self._address = url.rstrip("/").removesuffix(self._wire.path) + self._wire.path
+        self.url = public_url(self._address)
         self.options = options or ClientOptions()
         self.counts = ClientCounts()
         self._transport = transport
@@ -199,9 +204,7 @@ class SearchClient:
         asyncio.set_event_loop(loop)
         limit = self.options.max_requests
         self._http = httpx.AsyncClient(
-            transport=self._transport() if self._transport else None,
-            # A server closes what is idle for 5 s: leave first, or a request may meet a connection that is closing.
-            limits=httpx.Limits(max_connections=limit, max_keepalive_connections=limit, keepalive_expiry=2.0),
+            transport=BoundedTransport(self._transport() if self._transport else self._connections(limit)),
             timeout=None,
             trust_env=False,
         )
@@ -215,6 +218,13 @@ class SearchClient:
             loop.run_until_complete(asyncio.gather(*self._tasks, return_exceptions=True))
             loop.run_until_complete(self._http.aclose())
             loop.close()
+
+    def _connections(self, limit: int) -> httpx.AsyncHTTPTransport:
+        # A server closes what is idle for 5 s: leave first, or a request may meet a connection that is closing.
+        return httpx.AsyncHTTPTransport(
+            limits=httpx.Limits(max_connections=limit, max_keepalive_connections=limit, keepalive_expiry=2.0),
+            trust_env=False,
+        )
 
     def _send(self) -> None:
         """Send what has gathered, in requests of one top_k each. Runs in the client's loop."""
@@ -275,11 +285,16 @@ class SearchClient:
             last = attempt == self.options.max_retries
             self.counts.num_requests += 1
             try:
-                response = await self._http.post(self.url, content=body, headers=dict(self._wire.headers))
+                response = await self._http.post(
+                    self._address, content=body, headers=dict(self._wire.headers)
+                )
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 self._breaker.fail()
                 if last:
                     raise SearchUnavailable(f"{self.url}: {type(error).__name__}: {error}") from error
+            except AnswerTooLarge as error:
+                self._breaker.fail()
+                raise SearchFailed(str(error)) from error
             except httpx.HTTPError as error:
                 self._breaker.fail()
                 raise SearchFailed(f"the connection broke ({type(error).__name__})") from error
@@ -301,7 +316,7 @@ class SearchClient:
         if response.status_code >= 400:
             # The server works: it is the request that it does not like.
             self._breaker.succeed()
-            raise _Refused(f"HTTP {response.status_code}: {response.text[:_SHOWN]}")
+            raise _Refused(f"HTTP {response.status_code}: {blank_credentials(response.text[:_SHOWN])}")
         try:
             answers = self._wire.read(response.content, num_queries=num_queries)
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -1,16 +1,19 @@
 """Passages on disk: a JSONL file that is mapped into memory, with the byte offset of every row beside it.
 
-Rows are those of the wiki-18 dump that Search-R1 uses: `{"id": "17", "contents": "\"Title\"\nText"}`.
+Rows are those of the wiki-18 dump that Search-R1 uses, `{"id": "17", "contents": "\"Title\"\nText"}`, or those of
+BEIR's `corpus.jsonl`, `{"_id": "17", "title": "Title", "text": "Text"}`. A file named `*.gz` is read as gzip.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import mmap
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol, cast
 
 import numpy as np
 import orjson
@@ -50,15 +53,14 @@ def offsets_path(path: str | Path) -> Path:
 def write_passages(path: str | Path, passages: Iterable[PassageLike]) -> int:
     """Write passages as JSONL together with their offsets. Returns how many there were.
 
-    Raises:
-        ValueError: a title holds a line break or a double quote, which the format cannot tell from its own.
+    A title that wiki-18's format cannot hold, with a line break or a double quote, is written in a field of its own.
     """
     offsets = [0]
     with Path(path).open("wb") as file:
         for passage in passages:
-            if "\n" in passage.title or '"' in passage.title:
-                raise ValueError(f"the title of passage {passage.id!r} holds a line break or a double quote")
             row = {"id": passage.id, "contents": f'"{passage.title}"\n{passage.text}'}
+            if "\n" in passage.title or '"' in passage.title:
+                row = {"id": passage.id, "title": passage.title, "text": passage.text}
             file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
             offsets.append(file.tell())
     np.array(offsets, dtype="<u8").tofile(offsets_path(path))
@@ -89,10 +91,23 @@ def read_passages(path: str | Path) -> Iterator[Passage]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such passage file")
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                yield parse_row(line, where=f"{path}:{number}")
+    number = 0
+    try:
+        with _open(path) as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield parse_row(line, where=f"{path}:{number}")
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}:{number + 1}: the compressed file is damaged: {error}") from error
+
+
+def is_compressed(path: Path) -> bool:
+    """Whether a passage file has to be unpacked before it can be mapped into memory."""
+    return path.suffix.lower() == ".gz"
+
+
+def _open(path: Path) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(path, "rb")) if is_compressed(path) else path.open("rb")
 
 
 class Passages:
@@ -146,8 +161,8 @@ def place_passages(directory: Path, passages: Iterable[PassageLike] | Path | Non
 
     Args:
         directory: It is made if need be.
-        passages: A file in wiki-18's format is linked, with its offsets here; others are written; None takes those that
-            are there.
+        passages: A file of passages is linked, with its offsets here; a compressed one and others are written; None
+            takes those that are there.
 
     Raises:
         ValueError: there are none, or the directory has passages already.
@@ -159,6 +174,8 @@ def place_passages(directory: Path, passages: Iterable[PassageLike] | Path | Non
         if isinstance(passages, Path) and not passages.is_file():
             raise ValueError(f"{passages}: no such passage file")
         directory.mkdir(parents=True, exist_ok=True)
+        if isinstance(passages, Path) and is_compressed(passages):
+            passages = read_passages(passages)
         if isinstance(passages, Path):
             path.symlink_to(passages.resolve())
             write_offsets(path)
@@ -175,10 +192,16 @@ def parse_row(row: bytes, *, where: str) -> Passage:
     """
     try:
         fields = orjson.loads(row)
-        contents, passage_id = fields["contents"], str(fields["id"])
-    except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{where}: not a row with 'id' and 'contents': {error}") from error
-    if not isinstance(contents, str):
-        raise ValueError(f"{where}: 'contents' must be a text, not {type(contents).__name__}")
-    title, _, text = contents.partition("\n")
-    return Passage(id=passage_id, title=title.strip('"'), text=text)
+    except ValueError as error:
+        raise ValueError(f"{where}: not a row of JSON: {error}") from error
+    names = fields.keys() if isinstance(fields, dict) else set()
+    passage_id = next((fields[name] for name in ("id", "_id") if name in names), None)
+    if passage_id is None or not names & {"contents", "text"}:
+        raise ValueError(f"{where}: not a row with 'id' and 'contents', or with '_id', 'title' and 'text'")
+    for name in ("contents", "title", "text"):
+        if not isinstance(fields.get(name, ""), str):
+            raise ValueError(f"{where}: '{name}' must be a text, not {type(fields[name]).__name__}")
+    if "contents" in names:
+        title, _, text = fields["contents"].partition("\n")
+        return Passage(id=str(passage_id), title=title.strip('"'), text=text)
+    return Passage(id=str(passage_id), title=fields.get("title", ""), text=fields["text"])

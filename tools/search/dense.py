@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,7 +62,8 @@ class DenseIndex:
         self._parts = parts
         self._finder = PassageFinder(parts.passages)
         if parts.options.search_options:
-            _faiss().ParameterSpace().set_index_parameters(parts.vectors, parts.options.search_options)
+            with _told(f"set {parts.options.search_options!r}"):
+                _faiss().ParameterSpace().set_index_parameters(parts.vectors, parts.options.search_options)
 
     @classmethod
     def build(
@@ -93,10 +95,8 @@ class DenseIndex:
             store = place_passages(Path(directory), passages)
         if len(store) == 0:
             raise ValueError("there are no passages to index")
-        try:
+        with _told(f"make an index {options.factory!r} of {len(store):,} passages"):
             vectors = faiss.index_factory(encoder.dimension, options.factory, faiss.METRIC_INNER_PRODUCT)
-        except RuntimeError as error:
-            raise ValueError(f"faiss cannot make an index {options.factory!r}: {error}") from error
         _fill(vectors, store, encoder, options.passage_prefix, on_passage)
         if directory is not None:
             partial = Path(directory) / f"{_FOLDER}.partial"
@@ -119,13 +119,19 @@ class DenseIndex:
         folder = Path(directory) / _FOLDER
         if not (folder / _VECTORS_NAME).is_file():
             raise ValueError(f"{directory} holds no dense index")
-        options = DenseOptions(**json.loads((folder / _OPTIONS_NAME).read_text(encoding="utf-8")))
+        try:
+            options = DenseOptions(**json.loads((folder / _OPTIONS_NAME).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise ValueError(
+                f"{folder / _OPTIONS_NAME}: not the options of a dense index: {error}"
+            ) from error
         if encoder is None:
             if options.model is None:
                 raise ValueError(f"{directory} does not name its encoder's model; give an encoder")
             encoder = TransformerEncoder(options.model, pooling=options.pooling)
         faiss = _faiss()
-        vectors = faiss.read_index(str(folder / _VECTORS_NAME), faiss.IO_FLAG_MMAP_IFC)
+        with _told(f"read {folder / _VECTORS_NAME}"):
+            vectors = faiss.read_index(str(folder / _VECTORS_NAME), faiss.IO_FLAG_MMAP_IFC)
         if vectors.d != encoder.dimension:
             raise ValueError(
                 f"{directory} has vectors of {vectors.d} numbers, the encoder makes {encoder.dimension}"
@@ -167,22 +173,42 @@ class DenseIndex:
 def _fill(
     vectors: Any, store: Store, encoder: Encoder, prefix: str, on_passage: Callable[[int], None] | None
 ) -> None:
-    """Encode all passages into an index, which is trained on the first of them if it needs to be."""
-    pending: list[Any] = []
-    num_rows = 0
+    """Encode all passages into an index, which is trained on a sample of them if it needs to be.
+
+    The sample is drawn over the whole corpus: files are often sorted, and their first rows like no others.
+    """
+
+    def encode(positions: Sequence[int]) -> Any:
+        passages = [store[at] for at in positions]
+        return encoder.encode([f"{prefix}{passage.title}\n{passage.text}" for passage in passages])
+
+    sampled: dict[int, Any] = {}
+    if not vectors.is_trained:
+        chosen = np.random.default_rng(0).permutation(len(store))[:_TRAINING_ROWS]
+        positions = sorted(int(at) for at in chosen)
+        for start in range(0, len(positions), _ENCODED_AT_ONCE):
+            chunk = positions[start : start + _ENCODED_AT_ONCE]
+            sampled.update(zip(chunk, encode(chunk), strict=True))
+        with _told(f"train the index on {len(sampled):,} passages"):
+            vectors.train(np.stack(list(sampled.values())))
     for start in range(0, len(store), _ENCODED_AT_ONCE):
-        chunk = [store[at] for at in range(start, min(start + _ENCODED_AT_ONCE, len(store)))]
-        pending.append(encoder.encode([f"{prefix}{passage.title}\n{passage.text}" for passage in chunk]))
-        num_rows += len(chunk)
-        if vectors.is_trained or num_rows >= min(_TRAINING_ROWS, len(store)):
-            rows = np.concatenate(pending)
-            if not vectors.is_trained:
-                vectors.train(rows)
-            vectors.add(rows)
-            pending = []
+        stop = min(start + _ENCODED_AT_ONCE, len(store))
+        missing = [at for at in range(start, stop) if at not in sampled]
+        encoded = dict(zip(missing, encode(missing), strict=True)) if missing else {}
+        rows = [encoded[at] if at in encoded else sampled.pop(at) for at in range(start, stop)]
+        vectors.add(np.stack(rows))
         if on_passage is not None:
-            on_passage(num_rows)
-    assert not pending, "all rows are in the index"
+            on_passage(stop)
+
+
+@contextlib.contextmanager
+def _told(what: str) -> Iterator[None]:
+    """What faiss raises, as a `ValueError` that says what was tried."""
+    try:
+        yield
+    except RuntimeError as error:
+        said = str(error).rpartition("Error: ")[2] or str(error)
+        raise ValueError(f"faiss cannot {what}: {said.strip()}") from error
 
 
 def _faiss() -> Any:

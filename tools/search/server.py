@@ -50,6 +50,7 @@ class SearchApp:
         top_k: int = 3,
         pages: PageFile | None = None,
         num_threads: int | None = None,
+        body_timeout_s: float = 30.0,
     ) -> None:
         """
         Args:
@@ -57,7 +58,9 @@ class SearchApp:
             top_k: Passages for a request that does not say.
             pages: Further pages for `/access`.
             num_threads: Searches at once; None: one for each core.
+            body_timeout_s: How long a request's body may take to arrive.
         """
+        self._body_timeout_s = body_timeout_s
         self._retriever = retriever
         self._top_k = top_k
         self._pages = pages
@@ -72,7 +75,10 @@ class SearchApp:
         }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
+        """Answer one request. There are no websockets."""
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
         assert scope["type"] == "http", "run with lifespan off"
         status, body = await self._respond(scope, receive)
         await send({"type": "http.response.start", "status": status, "headers": _headers(body)})
@@ -91,7 +97,14 @@ class SearchApp:
                 return 405, _detail(f"{path} does not answer {method}")
             return 404, _detail(f"there is no {path}; there are {', '.join(known)}")
         try:
-            return 200, await route(await _body(receive))
+            async with asyncio.timeout(self._body_timeout_s):
+                body = await _body(receive)
+        except TimeoutError:
+            return 408, _detail(f"the body did not come within {self._body_timeout_s:g} s")
+        except BadRequest as error:
+            return error.status, _detail(str(error))
+        try:
+            return 200, await route(body)
         except BadRequest as error:
             return error.status, _detail(str(error))
         except (SearchFailed, SearchUnavailable) as error:
@@ -203,9 +216,17 @@ def _server(app: SearchApp) -> Any:
         import uvicorn
     except ImportError as error:
         raise ValueError("serving needs uvicorn; install it with: pip install 'polyturn[search]'") from error
+    from polyturn.tools.search.patient_protocol import PatientProtocol
+
     return uvicorn.Server(
         uvicorn.Config(
-            app, lifespan="off", log_level="warning", access_log=False, timeout_graceful_shutdown=5
+            app,
+            http=PatientProtocol,
+            ws="none",
+            lifespan="off",
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=5,
         )
     )
 

@@ -18,7 +18,9 @@ from polyturn.tools.search.types import Hit, SearchFailed
 
 MAX_QUERIES = 4096
 MAX_TOP_K = 1000
-MAX_QUERY_CHARS = 100_000
+MAX_QUERY_CHARS = 10_000
+MAX_HITS = 16_384
+"""Of one answer, over all its queries: a small request must not ask for a huge answer."""
 
 
 class Wire(Protocol):
@@ -97,10 +99,16 @@ def read_request(body: bytes, *, default_top_k: int) -> RetrieveRequest:
         raise BadRequest(f"at most {MAX_QUERIES} queries may be asked at once, not {len(queries)}")
     if any(len(query) > MAX_QUERY_CHARS for query in queries):
         raise BadRequest(f"a query may have at most {MAX_QUERY_CHARS} characters")
-    # Search-R1's server takes null and 0 for its default.
-    top_k = fields.get("topk") or default_top_k
+    top_k = fields.get("topk")
+    if top_k is None:
+        top_k = default_top_k
     if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= MAX_TOP_K:
-        raise BadRequest(f"'topk' must be a whole number from 1 to {MAX_TOP_K}")
+        raise BadRequest(f"'topk' must be a whole number from 1 to {MAX_TOP_K}, or null for the default")
+    if len(queries) * top_k > MAX_HITS:
+        raise BadRequest(
+            f"{len(queries)} queries of {top_k} passages each are more than {MAX_HITS} passages; ask for fewer at once",
+            status=413,
+        )
     return_scores = fields.get("return_scores", False)
     if not isinstance(return_scores, bool):
         raise BadRequest("'return_scores' must be true or false")
