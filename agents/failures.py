@@ -6,6 +6,7 @@ import traceback
 
 from polyturn.agents.policy import PolicyFault
 from polyturn.envs.faults import EnvironmentFault
+from polyturn.tools.secrets import blank_credentials
 
 MAX_SENTENCE_CHARS = 1_000
 MAX_TRACEBACK_CHARS = 4_000
@@ -62,8 +63,11 @@ def _trace(error: BaseException) -> str:
 
 
 def _printable(text: str) -> str:
-    """Half a surrogate pair can be stored nowhere."""
-    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+    """Without credentials, and without half a surrogate pair, which can be stored nowhere.
+
+    Every message of a failure passes here on its way to journals, logs and terminals.
+    """
+    return blank_credentials(text.encode("utf-8", "backslashreplace").decode("utf-8"))
 
 
 def _shortened(text: str, limit: int) -> str:

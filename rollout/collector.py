@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from polyturn.agents.episode import Episode, Outcome
-from polyturn.agents.failures import failure_reason, failure_text, sentence_of
+from polyturn.agents.failures import failure_reason, failure_text, message_of, sentence_of
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.hooks import current_task, is_interruption
 from polyturn.envs.rewards.group import GroupPart
@@ -347,7 +347,7 @@ class _Collection:
                 self._scored[group_id] = await self._collector.add_group_rewards(prompt, survivors)
                 return
             except EnvironmentFault as fault:
-                self._faults[str(fault)] += 1
+                self._faults[message_of(fault)] += 1
                 self._kinds["group_reward_fault"] += 1
                 await self._delay(self._limits.retry_delay_s * 2**retry)
 

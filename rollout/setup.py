@@ -27,6 +27,10 @@ from polyturn.rollout.collector import Collector, Play
 from polyturn.rollout.connections import StackedConnections
 from polyturn.rollout.limits import RolloutLimits
 from polyturn.rollout.task_sources import tasks_of
+from polyturn.tools.bounded_answers import BoundedTransport
+
+MAX_GENERATION_BYTES = 256 * 1024 * 1024
+"""Of an engine's answer: tokens, logprobs and routed experts of one turn."""
 
 
 def build_collector(
@@ -116,7 +120,9 @@ async def open_policy(
 
 
 def open_client(*, timeout_s: float) -> httpx.AsyncClient:
-    """A client for many requests at once; `timeout_s` bounds each."""
+    """A client for many requests at once; `timeout_s` bounds each, `MAX_GENERATION_BYTES` each answer."""
     return httpx.AsyncClient(
-        transport=StackedConnections(), timeout=httpx.Timeout(timeout_s, connect=30.0), trust_env=False
+        transport=BoundedTransport(StackedConnections(), max_bytes=MAX_GENERATION_BYTES),
+        timeout=httpx.Timeout(timeout_s, connect=30.0),
+        trust_env=False,
     )

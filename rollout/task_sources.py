@@ -8,7 +8,6 @@ from polyturn.envs.registry import make
 from polyturn.envs.tasks import TaskSource
 from polyturn.envs.tasks.open import open_tasks
 
-
 HELDOUT_NAMES = frozenset(
     (
         "heldout",

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import typer
 
 from polyturn.configs.errors import ConfigError
+from polyturn.tools.secrets import blank_credentials
 
 RUN_FAILED = 1
 BAD_INPUT = 2
@@ -29,5 +30,5 @@ def reported() -> Iterator[None]:
 
 def print_error(error: Exception) -> None:
     """Each line of the message as an error of its own."""
-    for line in str(error).splitlines() or [type(error).__name__]:
+    for line in blank_credentials(str(error)).splitlines() or [type(error).__name__]:
         typer.echo(f"error: {line}", err=True)
