@@ -19,12 +19,12 @@ _GZIP_OR_ZLIB = 47
 """zlib's window bits for "either header"."""
 
 
-class AnswerTooLarge(httpx.RequestError):
-    """A service answered more than it may. Asking again would give the same."""
+class UnreadableAnswer(httpx.RequestError):
+    """A service answered more than it may, or compressed it badly. Asking again would give the same."""
 
 
 class BoundedTransport(httpx.AsyncBaseTransport):
-    """Another transport whose answers end with `AnswerTooLarge` beyond `max_bytes`, compressed ones included."""
+    """Another transport whose answers end with `UnreadableAnswer` beyond `max_bytes`, compressed ones included."""
 
     def __init__(self, inner: httpx.AsyncBaseTransport, *, max_bytes: int = MAX_ANSWER_BYTES) -> None:
         self._inner = inner
@@ -68,7 +68,7 @@ class BoundedSyncTransport(httpx.BaseTransport):
 class AnswerReader:
     """Decodes the chunks of one answer and counts what comes out.
 
-    Raises, from `read`:
+    Raises, from `read` and `finish`:
         ValueError: there is too much, or it is compressed in a way that is not gzip or deflate, or badly.
     """
 
@@ -77,6 +77,7 @@ class AnswerReader:
         self._max_bytes = max_bytes
         self._encoding = encoding
         self._zlib = zlib.decompressobj(_GZIP_OR_ZLIB) if encoding in ("gzip", "x-gzip", "deflate") else None
+        self._num_read = 0
 
     @classmethod
     def of(cls, headers: MutableMapping[str, str], *, max_bytes: int) -> AnswerReader:
@@ -88,19 +89,34 @@ class AnswerReader:
 
     def read(self, chunk: bytes) -> bytes:
         """What a chunk of the wire means."""
-        if self._zlib is not None:
-            try:
-                chunk = self._zlib.decompress(chunk, self._left + 1)
-            except zlib.error as error:
-                raise ValueError(f"the answer is damaged: {error}") from error
-        elif self._encoding not in ("", "identity"):
-            raise ValueError(
-                f"the answer is compressed with {self._encoding[:40]!r}, which was not asked for"
-            )
-        self._left -= len(chunk)
+        self._num_read += len(chunk)
+        if self._zlib is None:
+            if self._encoding not in ("", "identity"):
+                raise ValueError(
+                    f"the answer is compressed with {self._encoding[:40]!r}, which was not asked for"
+                )
+            return self._count(chunk)
+        parts = []
+        try:
+            while chunk:
+                if self._zlib.eof:  # gzip may consist of several members
+                    self._zlib = zlib.decompressobj(_GZIP_OR_ZLIB)
+                parts.append(self._count(self._zlib.decompress(chunk, self._left + 1)))
+                chunk = self._zlib.unused_data if self._zlib.eof else b""
+        except zlib.error as error:
+            raise ValueError(f"the answer is damaged: {error}") from error
+        return b"".join(parts)
+
+    def finish(self) -> None:
+        """Nothing more comes."""
+        if self._zlib is not None and self._num_read and not self._zlib.eof:
+            raise ValueError("the answer is damaged: it ends in the middle")
+
+    def _count(self, decoded: bytes) -> bytes:
+        self._left -= len(decoded)
         if self._left < 0:
             raise ValueError(f"the answer has more than {self._max_bytes:,} bytes")
-        return chunk
+        return decoded
 
 
 class _AsyncStream(httpx.AsyncByteStream):
@@ -108,11 +124,12 @@ class _AsyncStream(httpx.AsyncByteStream):
         self._inner, self._reader, self._request = inner, reader, request
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for chunk in self._inner:
-            try:
+        try:
+            async for chunk in self._inner:
                 yield self._reader.read(chunk)
-            except ValueError as error:
-                raise AnswerTooLarge(str(error), request=self._request) from error
+            self._reader.finish()
+        except ValueError as error:
+            raise UnreadableAnswer(str(error), request=self._request) from error
 
     async def aclose(self) -> None:
         await self._inner.aclose()
@@ -123,11 +140,12 @@ class _SyncStream(httpx.SyncByteStream):
         self._inner, self._reader, self._request = inner, reader, request
 
     def __iter__(self) -> Iterator[bytes]:
-        for chunk in self._inner:
-            try:
+        try:
+            for chunk in self._inner:
                 yield self._reader.read(chunk)
-            except ValueError as error:
-                raise AnswerTooLarge(str(error), request=self._request) from error
+            self._reader.finish()
+        except ValueError as error:
+            raise UnreadableAnswer(str(error), request=self._request) from error
 
     def close(self) -> None:
         self._inner.close()

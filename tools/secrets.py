@@ -20,8 +20,11 @@ _SECRET_NAME = re.compile(
     r"|(?:\A|[-_.])(?:auth|dsn|jwt|pass|pat|sig)|[-_.]pwd)(?:[-_.]?(?:id|value|base64|b64))?\Z",
     re.IGNORECASE,
 )
-_OPAQUE = re.compile(r"(?=[^A-Za-z]*[A-Za-z])(?=[^0-9]*[0-9])[A-Za-z0-9+/=_.~-]{20,}\Z")
-"""Long, without spaces, letters and digits mixed: looks drawn at random."""
+_OPAQUE = re.compile(
+    r"(?:sk-|sk_|ghp_|gho_|ghs_|github_pat_|glpat-|hf_|xox[a-z]-|AKIA|AIza|eyJ|npm_|pypi-)[A-Za-z0-9+/=_.~-]{8,}\Z"
+    r"|(?=[^A-Za-z]*[A-Za-z])(?=[^0-9]*[0-9])[A-Za-z0-9+/=_.~-]{20,}\Z"
+)
+"""Begins as the keys of well-known services do; or long, without spaces, letters and digits mixed: drawn at random."""
 _SHORTEST = 4
 """Values below it, such as "1", are no secrets, and hiding them would garble texts."""
 _SCHEME_WORD = re.compile(r"(?:bearer|basic|token|apikey|digest)\s+(?=\S)", re.IGNORECASE)
@@ -31,9 +34,9 @@ _NAMED_VALUE = re.compile(
     r"((?:[?&](?:key|token|sig|auth)=)"
     r"|(?:--(?:key|token|auth)[= ])"
     r"|(?:(?:api|access|account|secret|private|subscription|refresh|auth|bearer|session|id)[-_.]?(?:key|token)"
-    r"|(?:client[-_.]?)?secret|password|passwd|signature|credential)[\"']?\s{0,3}[=:]\s{0,3}[\"']?"
+    r"|(?:client[-_.]?)?secret|password|passwd|signature|credential)\\?[\"']?\s{0,3}[=:]\s{0,3}\\?[\"']?"
     r"|--[a-z-]{0,30}(?:key|token|secret|password)[= ])"
-    r"(?!\[)[^\s&;,\"')}]{4,4000}",
+    r"(?!\[)[^\s&;,\"'\\)}]{4,4000}",
     re.IGNORECASE,
 )
 _AUTHORIZATION = re.compile(

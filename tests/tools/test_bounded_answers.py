@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import httpx
 import pytest
 
-from polyturn.tools.bounded_answers import AnswerTooLarge, BoundedSyncTransport, BoundedTransport
+from polyturn.tools.bounded_answers import BoundedSyncTransport, BoundedTransport, UnreadableAnswer
 from polyturn.tools.search.client import ClientOptions, SearchClient
 from polyturn.tools.search.types import SearchFailed
 
@@ -20,6 +20,8 @@ BOMB = gzip.compress(b"0" * 200_000_000, compresslevel=9)
 ANSWERS = {
     "/small": (b"hello", None),
     "/gzip": (gzip.compress(b"hello"), "gzip"),
+    "/members": (gzip.compress(b"hel") + gzip.compress(b"lo"), "gzip"),
+    "/short": (gzip.compress(b"hello" * 1000)[:-9], "gzip"),
     "/just": (b"x" * LIMIT, None),
     "/large": (b"x" * (LIMIT + 1), None),
     "/bomb": (BOMB, "gzip"),
@@ -70,7 +72,8 @@ def get(url: str, path: str) -> tuple[bytes, bytes]:
 
 
 @pytest.mark.parametrize(
-    ("path", "body"), [("/small", b"hello"), ("/gzip", b"hello"), ("/just", b"x" * LIMIT)]
+    ("path", "body"),
+    [("/small", b"hello"), ("/gzip", b"hello"), ("/members", b"hello"), ("/just", b"x" * LIMIT)],
 )
 def test_what_fits_comes_whole(url: str, path: str, body: bytes) -> None:
     assert get(url, path) == (body, body)
@@ -83,10 +86,11 @@ def test_what_fits_comes_whole(url: str, path: str, body: bytes) -> None:
         ("/bomb", "more than 100,000 bytes"),
         ("/brotli", "compressed with 'br'"),
         ("/cut", "damaged"),
+        ("/short", "ends in the middle"),
     ],
 )
 def test_what_does_not_fit_is_an_error(url: str, path: str, words: str) -> None:
-    with pytest.raises(AnswerTooLarge, match=words):
+    with pytest.raises(UnreadableAnswer, match=words):
         get(url, path)
 
 

@@ -30,6 +30,8 @@ from polyturn.tools.secrets import (
         ("sent Bearer abc.def-ghi", "sent Bearer [credentials]"),
         ("npx x --api-key=sk-123456 --token abcdef", "npx x --api-key=[credentials] --token [credentials]"),
         ('{"access_token": "abcdef", "a": 1}', '{"access_token": "[credentials]", "a": 1}'),
+        (r'"headers: {\"X-API-KEY\":\"abcdef\"}"', r'"headers: {\"X-API-KEY\":\"[credentials]\"}"'),
+        ("https://mcp.example/mcp?exaApiKey=exa-abc123", "https://mcp.example/mcp?exaApiKey=[credentials]"),
         ("postgres://u:p@ss@h/db", "postgres://[credentials]@h/db"),
     ],
 )
@@ -62,12 +64,14 @@ def test_secrets_are_told_by_name_and_by_look() -> None:
         "GH_PAT": "ghp_abcd",
         "DATABASE_URL": "postgres://u:hidden@h/db",
         "Content-Type": "application/json",
+        "ANYTHING": "sk-THIS-IS-A-SECRET",
         "X-Drawn": "a8f7d6e5c4b3a2918273a8f7d6",
     }
     assert [value for _, value in secrets_in_mapping(values)] == [
         "hunter2",
         "ghp_abcd",
         "hidden",
+        "sk-THIS-IS-A-SECRET",
         "a8f7d6e5c4b3a2918273a8f7d6",
     ]
     command = [

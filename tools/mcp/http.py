@@ -29,6 +29,7 @@ class _Stream(httpx2.AsyncByteStream):
     async def __aiter__(self) -> AsyncIterator[bytes]:
         async for chunk in self._inner:
             yield self._reader.read(chunk)
+        self._reader.finish()
 
     async def aclose(self) -> None:
         await self._inner.aclose()

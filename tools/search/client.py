@@ -17,7 +17,7 @@ from typing import Any, Self
 
 import httpx
 
-from polyturn.tools.bounded_answers import AnswerTooLarge, BoundedTransport
+from polyturn.tools.bounded_answers import BoundedTransport, UnreadableAnswer
 from polyturn.tools.search.breaker import CircuitBreaker
 from polyturn.tools.search.recording import Recorder
 from polyturn.tools.search.types import Hit, SearchFailed, SearchUnavailable
@@ -292,7 +292,7 @@ class SearchClient:
                 self._breaker.fail()
                 if last:
                     raise SearchUnavailable(f"{self.url}: {type(error).__name__}: {error}") from error
-            except AnswerTooLarge as error:
+            except UnreadableAnswer as error:
                 self._breaker.fail()
                 raise SearchFailed(str(error)) from error
             except httpx.HTTPError as error:
