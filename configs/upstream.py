@@ -16,41 +16,9 @@ from typing import Any
 
 from polyturn.configs.annotations import accepts, describe_annotation
 from polyturn.configs.errors import did_you_mean
-from polyturn.configs.megatron_options import GROUPS, TRANSFORMER, Group, refuse_value
+from polyturn.configs.megatron_options import GROUPS, TRANSFORMER, Group, refuse_together, refuse_value
+from polyturn.configs.sglang_options import BOUNDS, OPEN_SGLANG, OWNED_SGLANG, OWNED_SGLANG_ON_CPU
 from polyturn.configs.yaml_tree import describe
-
-_ENGINE_LAYOUT = "the engines' layout is engines.num_engines and engines.tensor_parallel"
-
-OWNED_SGLANG: Mapping[str, str] = {
-    "model_path": "set model.path",
-    "tokenizer_path": "set model.path",
-    "served_model_name": "nothing of Polyturn asks for it by name",
-    "weight_version": "weight sync stamps the version",
-    "host": "set engines.host",
-    "port": "set engines.port",
-    "device": "set engines.device",
-    "base_gpu_id": "the engine's index decides it",
-    "gpu_id_step": "the engine's index decides it",
-    "dtype": "set model.dtype",
-    "random_seed": "set seed",
-    "enable_deterministic_inference": "set rollout.sampling.seeded",
-    "enable_return_routed_experts": "set engines.routing_replay",
-    "tp_size": "set engines.tensor_parallel",
-    "dp_size": _ENGINE_LAYOUT,
-    "pp_size": _ENGINE_LAYOUT,
-    "nnodes": _ENGINE_LAYOUT,
-    "node_rank": _ENGINE_LAYOUT,
-    "dist_init_addr": _ENGINE_LAYOUT,
-    "skip_tokenizer_init": "evaluation and health checks send text",
-    "skip_server_warmup": "the readiness check is the warm-up",
-    "log_level_http": "the engine's log would fill with one line a request",
-    "api_key": "engines listen on engines.host alone and are called without a key",
-}
-OWNED_SGLANG_ON_CPU: Mapping[str, str] = {
-    "attention_backend": "only torch_native runs on a CPU",
-    "cuda_graph_backend_decode": "there are no CUDA graphs on a CPU",
-    "cuda_graph_backend_prefill": "there are no CUDA graphs on a CPU",
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +39,43 @@ def find_problems(section: str, values: Mapping[str, Any], *, device: str) -> It
     installed, except for keys that are ours. A key below a key is written with a dot.
     """
     if section == "sglang":
-        owned = OWNED_SGLANG if device != "cpu" else {**OWNED_SGLANG, **OWNED_SGLANG_ON_CPU}
-        yield from _check("sglang", "SGLang server's arguments", values, sglang_arguments() or {}, owned)
+        yield from _check_sglang(values, device)
         return
     below = {group.prefix.rstrip("."): group for group in GROUPS if group.prefix}
     flat = {key: value for key, value in values.items() if key not in below}
-    yield from _check_megatron(TRANSFORMER, flat, device)
+    problems = list(_check_megatron(TRANSFORMER, flat, device))
     for name, group in below.items():
         if isinstance(values.get(name, {}), Mapping):
-            yield from _check_megatron(group, values.get(name, {}), device)
+            problems += _check_megatron(group, values.get(name, {}), device)
         else:
-            yield name, f"'megatron.{name}' must be a section, got {describe(values[name])}"
+            problems.append((name, f"'megatron.{name}' must be a section, got {describe(values[name])}"))
+    yield from problems
+    if not problems:
+        for key, reason in refuse_together(values, device=device):
+            yield key, f"'megatron.{key}': {reason}"
+
+
+def _check_sglang(values: Mapping[str, Any], device: str) -> Iterator[tuple[str, str]]:
+    known = sglang_arguments() or {}
+    owned = OWNED_SGLANG if device != "cpu" else {**OWNED_SGLANG, **OWNED_SGLANG_ON_CPU}
+    bad = set()
+    for key, problem in _check("sglang", "SGLang server's arguments", values, known, owned):
+        bad.add(key)
+        yield key, problem
+    for key, value in values.items():
+        field = known[key].field if key in known else key
+        if key in bad or not known:
+            continue
+        if field not in OPEN_SGLANG:
+            yield (
+                key,
+                f"'sglang.{key}' is not open: whether it changes what the engines sample has not been decided here",
+            )
+        elif field in BOUNDS and isinstance(value, int | float):
+            least, most = BOUNDS[field]
+            if not least <= value <= most:
+                upper = "" if most == float("inf") else f" and at most {most:g}"
+                yield key, f"'sglang.{key}' must be at least {least:g}{upper}, got {describe(value)}"
 
 
 def _check_megatron(group: Group, values: Mapping[str, Any], device: str) -> Iterator[tuple[str, str]]:
@@ -95,7 +89,15 @@ def _check_megatron(group: Group, values: Mapping[str, Any], device: str) -> Ite
         bad.add(key)
         yield group.prefix + key, problem
     for key, value in values.items():
-        reason = refuse_value(group.prefix + key, value, device=device) if key not in bad else None
+        if key in bad:
+            continue
+        if key not in group.open:
+            yield (
+                group.prefix + key,
+                f"'{section}.{key}' is not open: whether it changes what the model computes has not been decided here",
+            )
+            continue
+        reason = refuse_value(group.open[key], value, device=device)
         if reason is not None:
             yield group.prefix + key, f"'{section}.{key}' cannot be {describe(value)}: {reason}"
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
+from megatron.core.transformer.enums import AttnBackend
 
-from polyturn.configs.megatron_options import DTYPES, OPTIMIZER
+from polyturn.configs.megatron_options import DTYPES
 from polyturn.configs.upstream import find_problems
 
 
@@ -33,11 +34,15 @@ class MegatronOptions:
         for _, problem in find_problems("megatron", section, device=device):
             raise ValueError(problem)
         optimizer = {
-            key: getattr(torch, value) if OPTIMIZER.prefix + key in DTYPES else value
+            key: getattr(torch, value) if key in DTYPES else value
             for key, value in section.get("optimizer", {}).items()
         }
         return cls(
-            transformer={key: value for key, value in section.items() if key not in ("ddp", "optimizer")},
+            transformer={
+                key: AttnBackend[value] if key == "attention_backend" else value
+                for key, value in section.items()
+                if key not in ("ddp", "optimizer")
+            },
             ddp=section.get("ddp", {}),
             optimizer=optimizer,
         )

@@ -112,7 +112,7 @@ def test_samples_in_another_order_make_the_same_update(make_model, make_samples)
         {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 1},
         {"recompute_granularity": "selective"},
         {"recompute_granularity": "selective", "recompute_modules": ["core_attn", "mlp"]},
-        {"ddp": {"bucket_size": 1000}, "optimizer": {"log_num_zeros_in_grad": True}},
+        {"ddp": {"bucket_size": 1000, "check_for_nan_in_grad": True}},
     ],
     ids=["full-uniform", "full-block", "selective", "selective-mlp", "buckets"],
 )
