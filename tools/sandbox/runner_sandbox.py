@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from polyturn.tools.sandbox.runner.framing import encode
 from polyturn.tools.sandbox.types import MIB, ExecResult, Limits
 
 GRACE_S = 5.0
@@ -63,10 +64,10 @@ class RunnerSandbox:
             raise ValueError(f"timeout_s must be positive, got {timeout_s}")
         if isinstance(arguments, str) or any("\0" in argument for argument in arguments):
             raise ValueError("arguments must be a sequence of strings without zero bytes")
+        program = encode({"code": code, "arguments": list(arguments)})
         question = {
             "op": "exec",
-            "code": code,
-            "arguments": list(arguments),
+            "program_bytes": len(program),
             "timeout_s": timeout_s,
             "fresh": fresh,
         }
@@ -79,7 +80,7 @@ class RunnerSandbox:
             try:
                 header, body = room.ask(
                     question,
-                    stdin.encode("utf-8", "surrogatepass"),
+                    program + stdin.encode("utf-8", "surrogatepass"),
                     within_s=timeout_s + GRACE_S,
                     max_body_bytes=2 * self._limits.output_bytes,
                 )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .confine import Confinement
-from .framing import Decoder, FramingError, encode, write_all
+from .framing import Decoder, FramingError, encode_header, write_all
 from .job import in_child, run_many, run_once
 from .processes import Children
 from .streams import Streams
@@ -27,12 +27,11 @@ class HostGone(Exception):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Question:
-    """The code to run."""
+    """What the runner knows of the code to run: neither the program nor its stdin, which wait on the host's link."""
 
-    code: str
-    arguments: list[str]
+    program_bytes: int
+    stdin_bytes: int
     timeout_s: float
-    stdin: bytes
 
 
 class Interpreter:
@@ -42,8 +41,8 @@ class Interpreter:
         self.pid = pid
         self.link = link
 
-    def ask(self, question: Question, theirs: tuple[int, ...], cpu_s: int | None) -> None:
-        """Wakes it and hands it the code. Raises OSError where it is gone."""
+    def ask(self, theirs: tuple[int, ...], cpu_s: int | None) -> None:
+        """Wakes it and hands it the descriptors of a program and its streams. Raises OSError where it is gone."""
         if cpu_s is not None:
             hard = resource.prlimit(self.pid, resource.RLIMIT_CPU)[1]
             used = _cpu_seconds(self.pid)
@@ -51,7 +50,6 @@ class Interpreter:
         os.kill(self.pid, signal.SIGCONT)
         self.link.setblocking(True)
         socket.send_fds(self.link, [b"x"], theirs)
-        write_all(self.link.fileno(), encode({"code": question.code, "arguments": question.arguments}))
         self.link.setblocking(False)
 
     def answer(self, decoder: Decoder) -> int | None:
@@ -87,26 +85,33 @@ class Executor:
         self._children = Children()
         self._interpreter: Interpreter | None = None
 
-    def run(self, question: Question, *, fresh: bool) -> tuple[dict[str, Any], bytes]:
-        """The answer to an `exec` question. Raises HostGone."""
+    def run(self, question: Question, answers: int, *, fresh: bool) -> None:
+        """Takes the rest of an `exec` question from the link and writes the answer to `answers`.
+
+        Raises HostGone, and EOFError where the link ends.
+        """
         start = time.monotonic()
-        streams = Streams(question.stdin, self.config.output_bytes)
+        streams = Streams(self._host, question.program_bytes, question.stdin_bytes, self.config.output_bytes)
         try:
             execution = self._run_fresh if fresh else self._run_persistent
             outcome = execution(question, streams, start)
-            stdout, stderr = streams.stdout, streams.stderr
+            _keep_open(self.config.work)
+            failed = outcome["status"] == "ok" and outcome["exit_code"] == 1
+            if failed and streams.ended_by_memory_error():
+                detail = "MemoryError: the code needed more memory than it may use"
+                outcome |= {"status": "oom", "detail": detail}
+            stdout, stderr = streams.sizes
+            header = {
+                **outcome,
+                "seconds": time.monotonic() - start,
+                "stdout": stdout,
+                "stderr": stderr,
+            }
+            streams.finish()
+            write_all(answers, encode_header(header, stdout + stderr))
+            streams.write_to(answers)
         finally:
             streams.close()
-            _keep_open(self.config.work)
-        if outcome["status"] == "ok" and outcome["exit_code"] == 1 and _ended_by_memory_error(stderr):
-            outcome |= {"status": "oom", "detail": "MemoryError: the code needed more memory than it may use"}
-        header = {
-            **outcome,
-            "seconds": time.monotonic() - start,
-            "stdout": len(stdout),
-            "stderr": len(stderr),
-        }
-        return header, stdout + stderr
 
     def _fork(self, streams: Streams | None, work: Callable[[int], int]) -> tuple[int, int]:
         """A child's pid, and the descriptor where it tells of a failed set-up."""
@@ -122,9 +127,7 @@ class Executor:
 
     def _run_fresh(self, question: Question, streams: Streams, start: float) -> dict[str, Any]:
         def work(setup: int) -> int:
-            return run_once(
-                self._confinement, self._namespace, streams.theirs, setup, question.code, question.arguments
-            )
+            return run_once(self._confinement, self._namespace, streams.theirs, setup, streams.program)
 
         try:
             pid, told = self._fork(streams, work)
@@ -132,7 +135,6 @@ class Executor:
             return _outcome("setup_error", detail=f"fork: {error}")
         try:
             streams.watch(self._children.wakeup, select.POLLIN)
-            streams.watch(self._host, 0)
             reason = self._wait(
                 streams, start + question.timeout_s, lambda: self._children.status(pid) is not None
             )
@@ -180,7 +182,8 @@ class Executor:
             return status is not None
 
         try:
-            interpreter.ask(question, streams.theirs, self.config.cpu_s if self.config.rlimits else None)
+            theirs = (*streams.theirs, streams.program)
+            interpreter.ask(theirs, self.config.cpu_s if self.config.rlimits else None)
         except OSError as error:
             self._clean_up(kill_interpreter=True)
             return _outcome(
@@ -190,7 +193,6 @@ class Executor:
             streams.after_fork()
         streams.watch(self._children.wakeup, select.POLLIN)
         streams.watch(interpreter.link.fileno(), select.POLLIN)
-        streams.watch(self._host, 0)
         reason = self._wait(streams, start + question.timeout_s, is_done)
         if broken and not statuses:
             # It closed its link: by ending, whose status is on its way, or on purpose, which makes it useless.
@@ -307,8 +309,3 @@ def _cpu_seconds(pid: int) -> float:
     with open(f"/proc/{pid}/stat") as stat:
         fields = stat.read().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _ended_by_memory_error(stderr: bytes) -> bool:
-    last_line = stderr.rstrip(b"\n").rpartition(b"\n")[2]
-    return last_line.startswith(b"MemoryError")

@@ -9,7 +9,7 @@ from typing import Any
 
 LENGTHS = struct.Struct(">II")
 MAX_HEADER_BYTES = 64 << 20
-"""A header holds the code to run, so it may be long; the bound keeps a broken stream from claiming memory."""
+"""A program's header holds the code to run, so it may be long; the bound keeps a broken stream from claiming memory."""
 
 
 class FramingError(Exception):
@@ -18,8 +18,23 @@ class FramingError(Exception):
 
 def encode(header: dict[str, Any], body: bytes = b"") -> bytes:
     """One frame."""
+    return encode_header(header, len(body)) + body
+
+
+def encode_header(header: dict[str, Any], body_bytes: int) -> bytes:
+    """The beginning of a frame, which a body of so many bytes is to follow."""
     text = json.dumps(header).encode()
-    return LENGTHS.pack(len(text), len(body)) + text + body
+    return LENGTHS.pack(len(text), body_bytes) + text
+
+
+def decode(data: bytes) -> dict[str, Any]:
+    """The header of the one frame that `data` is. Raises FramingError."""
+    decoder = Decoder()
+    decoder.feed(data)
+    frame = decoder.next_frame()
+    if frame is None:
+        raise FramingError("a frame was cut off")
+    return frame[0]
 
 
 class Decoder:
@@ -47,28 +62,45 @@ class Decoder:
         end = start + body_bytes
         if len(self._buffer) < end:
             return None
-        try:
-            header = json.loads(self._buffer[LENGTHS.size : start])
-        except ValueError as error:
-            raise FramingError(f"a header is not JSON: {error}") from None
-        if not isinstance(header, dict):
-            raise FramingError("a header is not an object")
+        header = _parse(self._buffer[LENGTHS.size : start])
         body = bytes(self._buffer[start:end])
         del self._buffer[:end]
         return header, body
 
 
-def read_frame(fd: int, decoder: Decoder) -> tuple[dict[str, Any], bytes]:
-    """Waits for a whole frame. Raises EOFError when the stream ends."""
-    while (frame := decoder.next_frame()) is None:
-        data = os.read(fd, 1 << 16)
-        if not data:
+def read_header(fd: int) -> tuple[dict[str, Any], int]:
+    """Waits for the beginning of a frame; the header, and how many bytes of body are still to be read.
+
+    Not a byte more is read. Raises EOFError when the stream ends, FramingError where it carries no frames.
+    """
+    header_bytes, body_bytes = LENGTHS.unpack(read_exactly(fd, LENGTHS.size))
+    if header_bytes > MAX_HEADER_BYTES or body_bytes > MAX_HEADER_BYTES:
+        raise FramingError(f"a frame of {header_bytes} + {body_bytes} bytes is larger than allowed")
+    return _parse(read_exactly(fd, header_bytes)), body_bytes
+
+
+def read_exactly(fd: int, size: int) -> bytes:
+    """So many bytes. Raises EOFError where the stream ends before."""
+    data = bytearray()
+    while len(data) < size:
+        more = os.read(fd, size - len(data))
+        if not more:
             raise EOFError
-        decoder.feed(data)
-    return frame
+        data += more
+    return bytes(data)
 
 
-def write_all(fd: int, data: bytes) -> None:
+def _parse(text: bytes | bytearray) -> dict[str, Any]:
+    try:
+        header = json.loads(text)
+    except ValueError as error:
+        raise FramingError(f"a header is not JSON: {error}") from None
+    if not isinstance(header, dict):
+        raise FramingError("a header is not an object")
+    return header
+
+
+def write_all(fd: int, data: bytes | memoryview) -> None:
     """Writes every byte to a blocking descriptor."""
     view = memoryview(data)
     while view:

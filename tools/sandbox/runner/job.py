@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from . import source as sources
 from .confine import Confinement
-from .framing import Decoder, encode, read_frame, write_all
+from .framing import decode, encode, write_all
 
 SETUP_FAILED = 125
 
@@ -42,14 +42,14 @@ def run_once(
     namespace: dict[str, Any],
     streams: tuple[int, ...],
     setup: int,
-    source: str,
-    arguments: list[str],
+    program: int,
 ) -> int:
-    """In a fork: confines it, runs the source in `namespace`, and ends as an interpreter would."""
-    _enter(confinement, streams, keep=(setup,))
-    sys.argv[:] = ["main.py", *arguments]
+    """In a fork: confines it, runs in `namespace` what comes from `program`, and ends as an interpreter would."""
+    _enter(confinement, streams, keep=(setup, program))
+    question = _read_program(program)
+    sys.argv[:] = ["main.py", *question["arguments"]]
     os.close(setup)
-    status = sources.run_source(source, "main.py", namespace)
+    status = sources.run_source(question["code"], "main.py", namespace)
     try:
         threading._shutdown()  # type: ignore[attr-defined] # waits for the code's threads
         atexit._run_exitfuncs()
@@ -65,23 +65,23 @@ def run_once(
 def run_many(confinement: Confinement, namespace: dict[str, Any], link: socket.socket, setup: int) -> int:
     """In a fork: confines it and runs what comes over `link`, in one `namespace`, until the link ends.
 
-    Each question is one byte that carries the three descriptors, then a frame `{"code", "arguments"}`; the answer is a
-    frame `{"exit_code"}`.
+    Each question is one byte that carries four descriptors: stdin, stdout, stderr, and the pipe with the program. The
+    answer is a frame `{"exit_code"}`.
     """
     null = os.open("/dev/null", os.O_RDWR)
     _enter(confinement, (null, null, null), keep=(setup, link.fileno(), null), one_execution=False)
     os.close(setup)
     own_pid = os.getpid()
-    decoder = Decoder()
     number = 0
     while True:
-        data, fds, _, _ = socket.recv_fds(link, 1, 3)
+        data, fds, _, _ = socket.recv_fds(link, 1, 4)
         if not data:
             return 0
-        for target, fd in enumerate(fds):
+        *streams, program = fds
+        for target, fd in enumerate(streams):
             os.dup2(fd, target)
             os.close(fd)
-        question, _ = read_frame(link.fileno(), decoder)
+        question = _read_program(program)
         number += 1
         sys.stdin = sources.open_stdin()
         sys.argv[:] = [f"exec_{number}.py", *question["arguments"]]
@@ -93,6 +93,12 @@ def run_many(confinement: Confinement, namespace: dict[str, Any], link: socket.s
             os.dup2(null, target)
         answer: dict[str, Any] = {"exit_code": status}
         write_all(link.fileno(), encode(answer))
+
+
+def _read_program(fd: int) -> dict[str, Any]:
+    """The frame `{"code", "arguments"}` that comes over a pipe, which is closed then."""
+    with os.fdopen(fd, "rb", closefd=True) as pipe:
+        return decode(pipe.read())
 
 
 def _enter(

@@ -13,7 +13,7 @@ from . import files
 from .config import Config
 from .confine import Confinement
 from .execution import Executor, HostGone, Question
-from .framing import Decoder, FramingError, encode, read_frame, write_all
+from .framing import FramingError, encode, read_exactly, read_header, write_all
 from .libc import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, PR_SET_NO_NEW_PRIVS, drop_capabilities, prctl
 from .source import become_script
 
@@ -35,19 +35,26 @@ def serve(reading: int, writing: int, *, drop_privileges: bool = True) -> None:
     prctl(PR_SET_NO_NEW_PRIVS, 1)
     if drop_privileges:
         drop_capabilities()
-    decoder = Decoder()
     executor: Executor | None = None
     try:
         while True:
-            header, body = read_frame(reading, decoder)
+            header, body_bytes = read_header(reading)
             if header.get("op") == "configure":
                 executor, answer = _configure(header, reading)
-                reply = (answer, b"")
+                write_all(writing, encode(answer))
             elif executor is None:
                 raise FramingError("the first question must be `configure`")
+            elif header.get("op") == "exec":
+                # The body stays where it is: what the runner had in its memory, the code could find there.
+                question = Question(
+                    program_bytes=header["program_bytes"],
+                    stdin_bytes=body_bytes - header["program_bytes"],
+                    timeout_s=float(header["timeout_s"]),
+                )
+                executor.run(question, writing, fresh=bool(header["fresh"]))
             else:
-                reply = _answer(executor, header, body)
-            write_all(writing, encode(*reply))
+                body = read_exactly(reading, body_bytes)
+                write_all(writing, encode(*_answer(executor, header, body)))
     except (EOFError, HostGone, BrokenPipeError):
         return  # and with the first process the kernel ends all others
 
@@ -85,14 +92,6 @@ def _configure(header: dict[str, Any], host: int) -> tuple[Executor, dict[str, A
 
 def _answer(executor: Executor, header: dict[str, Any], body: bytes) -> tuple[dict[str, Any], bytes]:
     match header.get("op"):
-        case "exec":
-            question = Question(
-                code=header["code"],
-                arguments=list(header["arguments"]),
-                timeout_s=float(header["timeout_s"]),
-                stdin=body,
-            )
-            return executor.run(question, fresh=bool(header["fresh"]))
         case "read" | "write":
             return _answer_file(executor.config.work, header, body)
         case "ping":
