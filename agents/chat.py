@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from polyturn.envs.messages import Message
+from polyturn.agents.chat_template import PROBE_TOOL, USER, ChatTemplate, TemplateForm, TemplateRefusal, ToolPrompt
+from polyturn.agents.history import Shape, keeps_turn, messages_of, shape_of
+from polyturn.agents.shielding import Shield, ShieldedEncoder, TextFinder
+from polyturn.agents.thoughts import THOUGHT_MARKS
+from polyturn.agents.turn_ends import TurnEnd, find_turn_end, model_stop_ids, tail
+from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.tools.types import ToolSpec
+
+History = Literal["template", "sampled"]
+"""What becomes of earlier turns: what the template makes of them, or what they were when they were sampled."""
 
 
 def load_tokenizer(path: str | Path) -> Any:
@@ -31,36 +39,55 @@ def load_tokenizer(path: str | Path) -> Any:
 class ChatRenderer:
     """Renders messages with a tokenizer's chat template.
 
-    The text of messages never turns into special tokens: where a message holds the text of one (`<|im_end|>`), that
-    text is encoded by itself as ordinary tokens. All else is encoded in one go with the template's own text.
+    The template is tried at the start: with a user's message, a tool's result and two results behind a turn, what it
+    writes there must hold their texts, and what cannot be written in any form is refused. The text of messages never
+    turns into tokens that mark something: where a message holds the text of one (`<|im_end|>`, `</tool_response>`), that
+    text is encoded as plain text.
 
     Raises:
         ValueError: the template cannot be used turn by turn, or nothing tells where a turn ends.
     """
 
-    def __init__(self, tokenizer: Any, *, template_options: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        template_options: Mapping[str, Any] | None = None,
+        tool_prompt: ToolPrompt = "auto",
+        history: History = "template",
+    ) -> None:
         """
         Args:
             tokenizer: A `transformers` tokenizer with a chat template.
             template_options: Further variables of the template, such as `enable_thinking`.
+            tool_prompt: Who writes tool specs, calls and results.
+            history: Whether `continues` heeds what the template makes of earlier turns.
         """
         self._tokenizer = tokenizer
-        self._options = dict(template_options or {})
-        self._special_text = _pattern_of_specials(tokenizer)
-        self._special_ids = frozenset(tokenizer.all_special_ids) | {
-            token_id for token_id, token in tokenizer.added_tokens_decoder.items() if token.special
-        }
-        closing = self._after_reply(({"role": "user", "content": "Go on."},))[:1]
-        ends = {token_id for token_id in closing if token_id in self._special_ids} | {tokenizer.eos_token_id}
-        self._stop_token_ids = tuple(sorted(token_id for token_id in ends if token_id is not None))
+        self._history = history
+        self._encoder = ShieldedEncoder(tokenizer)
+        self._template = ChatTemplate(tokenizer, options=template_options, tool_prompt=tool_prompt)
+        known = model_stop_ids(tokenizer)
+        self._plain = self._turn_end(known, calls=False)
+        stops = {*known, *self._ids_of(self._plain.stops)}
+        self._calling = self._plain
+        if not self._template.form.tools_as_text:
+            self._calling = self._turn_end(
+                frozenset({*stops, *self._ids_of({self._plain.close} if self._plain.close else ())}), calls=True
+            )
+        self._stop_token_ids = tuple(sorted(stops | self._ids_of(self._calling.stops)))
         if not self._stop_token_ids:
             raise ValueError(
                 "the chat template ends a turn with no special token, and the tokenizer has no eos token"
             )
+        frame = (self._plain.frame | self._calling.frame) & self._encoder.marks
+        thoughts = {*THOUGHT_MARKS, *THOUGHT_MARKS.values()}
+        self._own = TextFinder((frame | (self._encoder.special & self._encoder.marks)) - thoughts)
+        self._shapes: dict[Shape, bool] = {}
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
-        """The tokens that end a turn: the template's own and the tokenizer's eos."""
+        """The tokens that end a turn: the tokenizer's eos, those of the model's two configs, and the template's own."""
         return self._stop_token_ids
 
     @property
@@ -70,25 +97,90 @@ class ChatRenderer:
 
     @property
     def special_token_ids(self) -> frozenset[int]:
-        """The tokens that no message text can turn into."""
-        return self._special_ids
+        """The tokens that the tokenizer itself flags as special. No message text can turn into one."""
+        return frozenset(self._tokenizer.all_special_ids) | self._ids_of(
+            self._encoder.special & self._encoder.ids.keys()
+        )
+
+    @property
+    def mark_token_ids(self) -> frozenset[int]:
+        """The added tokens that mark something, flagged as special or not. No text of others can turn into one."""
+        return frozenset(self._ids_of(self._encoder.marks))
+
+    @property
+    def form(self) -> TemplateForm:
+        """What is done to messages for this template."""
+        return self._template.form
 
     def start(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = ()) -> list[int]:
-        """The tokens of the conversation so far and of the head of the assistant's turn."""
-        shield = _Shield(self._special_text, (messages, [tool.to_openai() for tool in tools]))
-        shielded_messages, shielded_tools = shield.value
-        return self._encode(self._render(shielded_messages, shielded_tools), shield)
+        """The tokens of the conversation so far and of the head of the assistant's turn.
 
-    def extend(self, observation: Sequence[Message], *, last_token_id: int) -> list[int]:
+        Raises:
+            ValueError: the template refuses the conversation.
+        """
+        shield = self._shield(messages, tools)
+        return self._encoder.encode(self._template.render(shield.messages, shield.tools), shield)
+
+    def extend(
+        self, observation: Sequence[Message], *, last_token_id: int, tools: Sequence[ToolSpec] = ()
+    ) -> list[int]:
         """The tokens that follow a sampled turn: the end of that turn, `observation`, the head of the next turn.
+
+        A turn that was ended by any of `stop_token_ids` is not ended again; one that was cut is ended first.
 
         Args:
             observation: The new messages.
-            last_token_id: The last sampled token. A turn that was cut before its end is closed first.
+            last_token_id: The last sampled token.
+            tools: Those of `start`; they matter to tokenizers that have another template where there are tools.
+
+        Raises:
+            ValueError: the template refuses the observation.
         """
-        token_ids = self._after_reply(observation)
-        closed = token_ids[0] == last_token_id and last_token_id in self._stop_token_ids
-        return token_ids[1:] if closed else token_ids
+        shield = self._shield(observation, tools if self._template.needs_tools else ())
+        text, end = self._behind_turn(shield.messages, shield.tools, shield.fresh_word())
+        start = text.find(end.close) if end.close else -1
+        if last_token_id in self._stop_token_ids:
+            if start < 0 or end.close is None:
+                return self._encoder.encode(text, shield, behind=self._added_text(last_token_id))
+            if end.belongs_to_turn or last_token_id == self._encoder.ids[end.close]:
+                return self._encoder.encode(text[start + len(end.close) :], shield, behind=end.close)
+            return self._encoder.encode(text[start:], shield, behind=self._added_text(last_token_id))
+        # What closes a call has been sampled with it, or was cut off with the turn.
+        if end is not self._plain and start >= 0:
+            text = text[start:]
+        return self._encoder.encode(text, shield, behind=self._anchor())
+
+    def continues(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = ()) -> bool:
+        """Whether the template, given the whole conversation, leaves what is before its last observation as it was.
+
+        Where it does not (earlier thoughts are dropped, tools move to the last message), the conversation begins anew
+        with `start`. Always true with `history="sampled"`. A conversation that the template refuses goes on as it is.
+
+        Args:
+            messages: All of them, the new observation included.
+        """
+        if self._history == "sampled":
+            return True
+        shape = shape_of(messages, with_tools=bool(tools))
+        if shape not in self._shapes:
+            self._shapes[shape] = self._keeps(shape)
+        return self._shapes[shape]
+
+    def opens_thought(self, observation: Sequence[Message], *, is_first: bool) -> bool:
+        """Whether the head of the turn behind an observation opens a thought, so that the sampled text goes on with it."""
+        if is_first or not observation or observation[-1]["role"] != "tool":
+            return self._plain.opens_thought
+        return self._calling.opens_thought
+
+    def with_call_ids(self, message: AssistantMessage, num_before: int) -> AssistantMessage:
+        """The message with the ids that the template wants for its calls, the first of which is that of this number."""
+        if self.form.call_ids == "any":
+            return message
+        calls = tuple(
+            replace(call, id=self.form.call_id(call.name or "unknown", num_before + number))
+            for number, call in enumerate(message.tool_calls)
+        )
+        return replace(message, tool_calls=calls)
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of a sampled turn without the token that ended it. Bytes that are not UTF-8 become U+FFFD."""
@@ -97,98 +189,63 @@ class ChatRenderer:
             list(token_ids[:end]), skip_special_tokens=False, clean_up_tokenization_spaces=False
         )
 
-    def _after_reply(self, observation: Sequence[Message]) -> list[int]:
-        """All tokens that the template puts after the text of an assistant turn when `observation` follows it.
+    def _behind_turn(
+        self, observation: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], reply: str
+    ) -> tuple[str, TurnEnd]:
+        """All text that the template puts behind that of an assistant turn when `observation` follows it.
 
-        What the template makes of a turn does not depend on the turns before it, so a stand-in conversation of one
-        short turn serves for any history: its text is found again, and what stands behind it is the delta.
+        A stand-in conversation of one short turn serves for any history: its text is found again, and what stands
+        behind it is the delta. Whether the history lets it is a question for `continues`.
         """
-        shield = _Shield(self._special_text, list(observation))
-        reply = shield.fresh_word()
-        head: list[Message] = [{"role": "user", "content": "Hello."}, {"role": "assistant", "content": reply}]
-        rendered = self._render([*head, *shield.value], None)
-        if rendered.count(reply) != 1:
-            times = rendered.count(reply)
-            raise ValueError(
-                f"the chat template renders an assistant turn {times} times, so turns cannot be appended"
-            )
-        return self._encode(rendered.partition(reply)[2], shield)
+        results = list(itertools.takewhile(lambda message: message["role"] == "tool", observation))
+        head: list[Mapping[str, Any]] = [{"role": "user", "content": USER}]
+        if not results or self.form.tools_as_text:
+            turn: Mapping[str, Any] = {"role": "assistant", "content": reply}
+            return tail(self._template.render([*head, turn, *observation], tools), reply), self._plain
+        calls = self._template.stand_in_calls(results)
+        answers = [
+            {**result, "tool_call_id": calls[min(number, len(calls) - 1)]["id"]}
+            for number, result in enumerate(results)
+        ]
+        turn = {"role": "assistant", "content": "", "tool_calls": calls}
+        calls[-1]["function"]["arguments"] = {"query": reply}
+        rendered = self._template.render([*head, turn, *answers, *observation[len(results) :]], tools)
+        return tail(rendered, reply), self._calling
 
-    def _render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] | None) -> str:
-        return self._tokenizer.apply_chat_template(
-            list(messages), tools=tools or None, tokenize=False, add_generation_prompt=True, **self._options
+    def _keeps(self, shape: Shape) -> bool:
+        messages, last = messages_of(shape, self.form)
+        if last is None:
+            return True
+        tools = [PROBE_TOOL] if shape.with_tools else []
+        observation = messages[last + 1 :]
+        try:
+            before = self._template.render(messages[:last], tools)
+            whole = self._template.render(messages, tools)
+            delta, _ = self._behind_turn(observation, tools if self._template.needs_tools else [], "Wreply")
+        except TemplateRefusal:
+            return True
+        return whole.startswith(before) and keeps_turn(whole[len(before) :], messages[last], delta)
+
+    def _turn_end(self, stops: frozenset[int], *, calls: bool) -> TurnEnd:
+        texts = frozenset(text for text, token_id in self._encoder.ids.items() if token_id in stops)
+        return find_turn_end(self._template, self._encoder, texts, calls=calls)
+
+    def _ids_of(self, texts: Iterable[str]) -> set[int]:
+        return {self._encoder.ids[text] for text in texts}
+
+    def _added_text(self, token_id: int) -> str | None:
+        """The text of a stop token, if it is one of the added ones."""
+        return next((text for text, known in self._encoder.ids.items() if known == token_id), self._anchor())
+
+    def _anchor(self) -> str | None:
+        return self._plain.close
+
+    def _shield(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> Shield:
+        return Shield(
+            messages, [tool.to_openai() for tool in tools], foreign=self._encoder.foreign, own=self._own
         )
 
     def _encode_text(self, text: str) -> list[int]:
-        """A text by itself, none of it as special tokens."""
-        shield = _Shield(self._special_text, text)
-        return self._encode(shield.value, shield)
-
-    def _encode(self, text: str, shield: _Shield) -> list[int]:
-        token_ids: list[int] = []
-        for part, ordinary in shield.split(text):
-            token_ids += self._tokenizer.encode(part, add_special_tokens=False, split_special_tokens=ordinary)
-        return token_ids
-
-
-class _Shield:
-    """Hides the text of special tokens in messages behind words that no template or tokenizer takes for anything."""
-
-    def __init__(self, specials: re.Pattern[str], value: Any) -> None:
-        texts = list(_strings(value))
-        self._prefix = next(
-            prefix
-            for prefix in (f"standin{number}n" for number in itertools.count())
-            if not any(prefix in text for text in texts)
-        )
-        self._hidden: list[str] = []
-        self._specials = specials
-        self.value = self._hide(value)
-
-    def fresh_word(self) -> str:
-        """A word that occurs nowhere in the messages."""
-        return f"{self._prefix}reply"
-
-    def split(self, rendered: str) -> Iterable[tuple[str, bool]]:
-        """The parts of a rendered text in order, and whether each is hidden text: to be encoded as ordinary tokens."""
-        for index, part in enumerate(re.split(rf"{self._prefix}(\d+)e", rendered)):
-            if index % 2:
-                yield self._hidden[int(part)], True
-            elif part:
-                yield part, False
-
-    def _hide(self, value: Any) -> Any:
-        if isinstance(value, str):
-            return self._specials.sub(self._replace, value)
-        if isinstance(value, Mapping):
-            return {self._hide(key): self._hide(item) for key, item in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [self._hide(item) for item in value]
-        return value
-
-    def _replace(self, match: re.Match[str]) -> str:
-        self._hidden.append(match[0])
-        return f"{self._prefix}{len(self._hidden) - 1}e"
-
-
-def _pattern_of_specials(tokenizer: Any) -> re.Pattern[str]:
-    """Matches the text of a special token, and at the end of a text also the beginning of one.
-
-    A text that ends in `<|im_` must not grow into a special token with what the template puts behind it.
-    """
-    added = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
-    specials = sorted({*added, *tokenizer.all_special_tokens}, key=len, reverse=True)
-    beginnings = sorted(
-        {text[:length] for text in specials for length in range(1, len(text))}, key=len, reverse=True
-    )
-    alternatives = [re.escape(text) for text in specials] + [rf"{re.escape(text)}\Z" for text in beginnings]
-    return re.compile("|".join(alternatives) or r"(?!)")
-
-
-def _strings(value: Any) -> Iterable[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from itertools.chain.from_iterable(map(_strings, (*value.keys(), *value.values())))
-    elif isinstance(value, (list, tuple)):
-        yield from itertools.chain.from_iterable(map(_strings, value))
+        """A text by itself, none of it as tokens that mark something."""
+        shield = Shield([{"role": "user", "content": text}], foreign=self._encoder.foreign, own=self._own)
+        return self._encoder.encode(shield.messages[0]["content"], shield)

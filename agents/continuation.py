@@ -5,18 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from polyturn.agents.chat import ChatRenderer
+from polyturn.agents.chat import ChatRenderer, History
+from polyturn.agents.chat_template import ToolPrompt
 from polyturn.agents.dialects import Dialect, TagDialect
 from polyturn.envs.messages import Message
 from polyturn.envs.search.styles import Tags
 from polyturn.tools.types import ToolSpec
 
 
-def make_renderer(tokenizer: Any, dialect: Dialect) -> ChatRenderer:
+def make_renderer(
+    tokenizer: Any,
+    dialect: Dialect,
+    *,
+    template_options: Mapping[str, Any] | None = None,
+    tool_prompt: ToolPrompt = "auto",
+    history: History = "template",
+) -> ChatRenderer:
     """The renderer that a dialect's conversations need. Raises `ValueError` as `ChatRenderer` does."""
     if isinstance(dialect, TagDialect):
-        return ContinuationRenderer(tokenizer, tags=dialect.tags)
-    return ChatRenderer(tokenizer)
+        return ContinuationRenderer(tokenizer, tags=dialect.tags, template_options=template_options)
+    return ChatRenderer(
+        tokenizer, template_options=template_options, tool_prompt=tool_prompt, history=history
+    )
 
 
 class ContinuationRenderer(ChatRenderer):
@@ -30,7 +40,7 @@ class ContinuationRenderer(ChatRenderer):
     def __init__(
         self, tokenizer: Any, *, tags: Tags, template_options: Mapping[str, Any] | None = None
     ) -> None:
-        super().__init__(tokenizer, template_options=template_options)
+        super().__init__(tokenizer, template_options=template_options, history="sampled")
         self._tags = tags
 
     @property
@@ -42,8 +52,11 @@ class ContinuationRenderer(ChatRenderer):
         del tools
         return super().start(messages) + self._encode_text(self._tags.opening)
 
-    def extend(self, observation: Sequence[Message], *, last_token_id: int) -> list[int]:
+    def extend(
+        self, observation: Sequence[Message], *, last_token_id: int, tools: Sequence[ToolSpec] = ()
+    ) -> list[int]:
         """The tokens that go on after a sampled text: `observation` as text."""
+        del tools
         closed = last_token_id in self.stop_token_ids
         token_ids = super().extend((), last_token_id=last_token_id) if closed else []
         for message in observation:

@@ -15,6 +15,8 @@ class Message(TypedDict):
 
     role: Role
     content: str
+    reasoning: NotRequired[str]
+    """What an assistant thought before `content`; chat templates get it under the name that they know."""
     tool_calls: NotRequired[list[dict[str, Any]]]
     tool_call_id: NotRequired[str]
     name: NotRequired[str]
@@ -37,13 +39,22 @@ class AssistantMessage:
     """An action: one assistant message with its text, its parsed tool calls and the raw text behind both."""
 
     content: str = ""
+    reasoning: str | None = None
+    """What it thought, without the marks around it; never graded as content. None: it did not think at all."""
     tool_calls: tuple[ToolCall, ...] = ()
     raw_text: str | None = None
     """The text as the policy wrote it; None when the policy speaks in messages."""
 
+    @property
+    def text(self) -> str:
+        """Content and reasoning as one text, `<think>...</think>` before the content where it thought."""
+        return self.content if self.reasoning is None else f"<think>{self.reasoning}</think>\n{self.content}"
+
     def to_message(self) -> Message:
         """The message as it stands in a transcript."""
         message: Message = {"role": "assistant", "content": self.content}
+        if self.reasoning is not None:
+            message["reasoning"] = self.reasoning
         if self.tool_calls:
             message["tool_calls"] = [
                 {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": dict(c.arguments)}}

@@ -81,7 +81,7 @@ class PeerTextEnv(ToolEnv):
     def follow_up(self, message: AssistantMessage) -> Sequence[Message]:
         episode = self._episode
         assert episode is not None
-        answer = self._in_peer(lambda: episode.step(message.content))
+        answer = self._in_peer(lambda: episode.step(message.text))
         self._paid.append(float(answer.reward))
         self.metrics.update({"peer_return": sum(self._paid), **answer.metrics})
         if answer.done:

@@ -239,7 +239,10 @@ class Regex(_AnswerRule):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Format:
-    """1 for a message that is made of these tags, each once, in this order, none empty, and nothing beside them."""
+    """1 for a message that is made of these tags, each once, in this order, none empty, and nothing beside them.
+
+    Reasoning that was told apart from the content counts as `<think>...</think>` before it.
+    """
 
     name: ClassVar[str] = "format"
 
@@ -256,7 +259,7 @@ class Format:
             raise ValueError(f"format: a tag stands twice in {list(self.tags)}")
 
     def __call__(self, episode: EpisodeView) -> float:
-        rest = episode.answer.strip()
+        rest = episode.message.text.strip()
         if len(rest) > 10 * MAX_CHARS:
             return 0.0
         for tag in self.tags:

@@ -183,7 +183,7 @@ class SearchEnv(ToolEnv):
         unread = any(call.error is not None for call in action.tool_calls)
         silent = not action.tool_calls and find_answer(self.style, action.content) is None
         self._desk.count("num_invalid_actions", float(unread or silent))
-        thought, closed, _ = action.content.partition("</think>")
+        thought, closed, _ = action.text.partition("</think>")
         self._desk.count(
             "num_thought_words", float(len(thought.replace("<think>", " ").split())) if closed else 0.0
         )

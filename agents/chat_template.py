@@ -1,0 +1,397 @@
+"""A chat template, and the form in which it takes messages: found out by trying, once, at the start."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any, Literal
+
+
+ToolPrompt = Literal["auto", "template", "text"]
+"""Who writes tool specs, calls and results: the template, or Polyturn as text; auto: the template where it can."""
+
+OWNED_OPTIONS = (
+    "messages",
+    "tools",
+    "documents",
+    "add_generation_prompt",
+    "continue_final_message",
+    "tokenize",
+    "chat_template",
+    "conversation",
+    "return_dict",
+)
+"""What is no option of a template, because rendering sets it."""
+
+USER, SYSTEM, ANSWER, THOUGHT, RESULT, NAME = (
+    "Wuser",
+    "Wsystem",
+    "Wanswer",
+    "Wthought",
+    "Wresult",
+    "wname",
+)
+"""Words that stand for texts in probes: no template changes them or takes them for anything."""
+
+_TOOLS_TEXT = """# Tools
+
+You can call functions. These are their specifications:
+<tools>
+{specs}
+</tools>
+
+To call one, write its name and its arguments as JSON:
+<tool_call>
+{{"name": ..., "arguments": {{...}}}}
+</tool_call>"""
+_PARTS = ("text", "input_text", "output_text")
+
+
+class TemplateRefusal(ValueError):
+    """The template raised, or left out what it was to show."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TemplateForm:
+    """What is done to messages before a template sees them."""
+
+    folds_system: bool = False
+    """The system message stands before the first user message: the template has no such role."""
+    merges_users: bool = False
+    """User messages that follow each other are one: the template wants user and assistant to alternate."""
+    reasoning_key: str | None = None
+    """Under which name an assistant message holds its reasoning; None: as `<think>...</think>` in its content."""
+    tools_as_text: bool = False
+    """Specs stand in the system message, calls in the assistant's text and results in user messages."""
+    call_ids: Literal["any", "nine", "names"] = "any"
+    """`nine` letters and digits (Mistral), or `names` of functions with numbers (Kimi)."""
+    arguments_as_text: bool = False
+    """A call's arguments are JSON text, not an object."""
+    one_call: bool = False
+    """The template knows one call per message; results of several can follow it all the same."""
+
+    def call_id(self, name: str, number: int) -> str:
+        """The id of an episode's call of that number, counted from 0."""
+        if self.call_ids == "nine":
+            return f"call{number:05d}"
+        return f"functions.{name}:{number}" if self.call_ids == "names" else f"call_{number}"
+
+    def prepare(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]
+    ) -> tuple[list[dict[str, Any]], list[Mapping[str, Any]]]:
+        """Messages and tools as the template takes them.
+
+        Raises:
+            TemplateRefusal: a message holds something other than text.
+        """
+        taken = [self._prepare(message) for message in messages]
+        if self.tools_as_text:
+            taken = _with_tools_as_text(taken, tools)
+            tools = ()
+        if self.folds_system:
+            taken = _with_folded_system(taken)
+        if self.merges_users:
+            taken = _with_merged_users(taken)
+        return taken, list(tools)
+
+    def _prepare(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        taken = {**message, "content": _text_of(message.get("content"))}
+        reasoning = taken.pop("reasoning", None)
+        if reasoning and self.reasoning_key:
+            taken[self.reasoning_key] = reasoning
+        elif reasoning:
+            taken["content"] = f"<think>\n{reasoning}\n</think>\n\n{taken['content'] or ''}"
+        if calls := taken.get("tool_calls"):
+            taken["tool_calls"] = [self._prepare_call(call) for call in calls]
+        if taken.get("tool_call_id") is not None:
+            taken["tool_call_id"] = self._taken_id(taken["tool_call_id"])
+        return taken
+
+    def _prepare_call(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        function = dict(call.get("function") or {})
+        arguments = function.get("arguments", {})
+        if self.arguments_as_text and not isinstance(arguments, str):
+            function["arguments"] = json.dumps(arguments, ensure_ascii=False)
+        elif not self.arguments_as_text and isinstance(arguments, str):
+            function["arguments"] = _object_of(arguments)
+        taken = {**call, "type": call.get("type", "function"), "function": function}
+        if "id" in call:
+            taken["id"] = self._taken_id(call["id"])
+        return taken
+
+    def _taken_id(self, call_id: str) -> str:
+        if self.call_ids != "nine" or re.fullmatch(r"[A-Za-z0-9]{9}", call_id):
+            return call_id
+        numbered = re.fullmatch(r"call_(\d{1,5})", call_id)
+        return self.call_id("", int(numbered[1])) if numbered else hashlib.sha256(call_id.encode()).hexdigest()[:9]
+
+
+class ChatTemplate:
+    """The chat template of a tokenizer, with what it makes of messages known."""
+
+    def __init__(
+        self, tokenizer: Any, *, options: Mapping[str, Any] | None = None, tool_prompt: ToolPrompt = "auto"
+    ) -> None:
+        """Raises `ValueError` for an option that the template does not read, and where it renders no conversation."""
+        self._tokenizer = tokenizer
+        self._options = dict(options or {})
+        self._check_options()
+        self.needs_tools = isinstance(tokenizer.chat_template, Mapping) and "tool_use" in tokenizer.chat_template
+        """Whether it is another template with tools than without."""
+        self.form = TemplateForm()
+        self.form = self._learn_roles()
+        self.tool_fault: str | None = None
+        """Why the template cannot write tool results itself; None where it can."""
+        self._learn_tools(tool_prompt)
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] = (),
+        *,
+        generation: bool = True,
+    ) -> str:
+        """The conversation as text, with the head of the assistant's turn behind it if `generation`.
+
+        Raises:
+            TemplateRefusal: the template raised.
+        """
+        taken, tools = self.form.prepare(messages, tools)
+        return self._render(taken, tools, generation=generation)
+
+    def stand_in_calls(self, results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Calls that these tool messages can answer; the argument of each is a word of its own (`call_word`)."""
+        calls = [
+            {
+                "id": result.get("tool_call_id") or self.form.call_id(result.get("name") or NAME, number),
+                "type": "function",
+                "function": {"name": result.get("name") or NAME, "arguments": {"query": call_word(number)}},
+            }
+            for number, result in enumerate(results)
+        ]
+        return calls[:1] if self.form.one_call else calls
+
+    def _render(
+        self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], *, generation: bool
+    ) -> str:
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    list(messages),
+                    tools=list(tools) or None,
+                    tokenize=False,
+                    add_generation_prompt=generation,
+                    **self._options,
+                )
+            )
+        except Exception as error:  # a template is code of the model's: what it raises is its refusal
+            raise TemplateRefusal(
+                f"the chat template refuses a conversation of {_outline(messages)}: {error or type(error).__name__}"
+            ) from error
+
+    def _check_options(self) -> None:
+        template = self._tokenizer.chat_template
+        text = "\n".join(template.values()) if isinstance(template, Mapping) else str(template)
+        for name in self._options:
+            if name in OWNED_OPTIONS:
+                raise ValueError(f"template option {name!r} is set by rendering and cannot be given")
+            if not re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", text):
+                near = difflib.get_close_matches(name, set(re.findall(r"[A-Za-z_]\w*", text)), n=1, cutoff=0.8)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"the chat template reads no option {name!r}{hint}")
+
+    def _learn_roles(self) -> TemplateForm:
+        user = {"role": "user", "content": USER}
+        system = {"role": "system", "content": SYSTEM}
+        form = TemplateForm()
+        if not self._shows([SYSTEM, USER], [system, user]):
+            form = replace(form, folds_system=True)
+        if not self._shows([ANSWER, USER], [{"role": "user", "content": ANSWER}, user]):
+            form = replace(form, merges_users=True)
+        for key in ("reasoning_content", "reasoning", "thinking"):
+            reply = {"role": "assistant", "content": ANSWER, key: THOUGHT}
+            if self._shows([THOUGHT, ANSWER], [user, reply], generation=False):
+                return replace(form, reasoning_key=key)
+        return form
+
+    def _learn_tools(self, tool_prompt: ToolPrompt) -> None:
+        """Find the form in which the template writes a call and its result; else they are text."""
+        roles, faults = self.form, []
+        ids: tuple[Literal["any", "nine"], ...] = ("any", "nine")
+        for call_ids, as_text in product(ids, (False, True)) if tool_prompt != "text" else ():
+            self.form = replace(roles, call_ids=call_ids, arguments_as_text=as_text)
+            try:
+                self._try_tools(1)
+            except TemplateRefusal as error:
+                faults.append(str(error))
+                continue
+            self._learn_parallel()
+            return
+        self.tool_fault = faults[0] if faults else None
+        if tool_prompt == "template":
+            raise ValueError(
+                f"{self.tool_fault}; model.tool_prompt: text has tools written as text in system and user messages"
+            )
+        self.form = replace(roles, tools_as_text=True)
+
+    def _try_tools(self, num_results: int) -> None:
+        # Another name than the call's: what is found in the text is the call's own.
+        results = [
+            {"role": "tool", "name": "other", "tool_call_id": self.form.call_id(NAME, i), "content": f"{RESULT}{i}"}
+            for i in range(num_results)
+        ]
+        calls = self.stand_in_calls([{**result, "name": NAME} for result in results])
+        text = self.render(
+            [
+                {"role": "user", "content": USER},
+                {"role": "assistant", "content": "", "tool_calls": calls},
+                *results,
+            ],
+            [PROBE_TOOL] if self.needs_tools else (),
+        )
+        if not all(result["content"] in text for result in results):
+            raise TemplateRefusal("the chat template leaves tool results out of the conversation")
+        if any(text.count(call_word(i)) != 1 for i in range(len(calls))):
+            raise TemplateRefusal("the chat template leaves the arguments of tool calls out of the conversation")
+        if "'query'" in text or '\\"query\\"' in text:
+            raise TemplateRefusal("the chat template does not write the arguments of tool calls as JSON")
+        if NAME not in text and self.form.call_ids == "any" and calls[0]["id"] in text:
+            self.form = replace(self.form, call_ids="names")
+
+    def _learn_parallel(self) -> None:
+        try:
+            self._try_tools(2)
+        except TemplateRefusal:
+            several, self.form = self.form, replace(self.form, one_call=True)
+            try:
+                self._try_tools(2)
+            except TemplateRefusal as error:
+                self.form = several
+                raise ValueError(
+                    f"{error}, where a turn makes two calls; model.tool_prompt: text has tools written as text"
+                ) from error
+
+    def _shows(
+        self, words: Sequence[str], messages: Sequence[Mapping[str, Any]], *, generation: bool = True
+    ) -> bool:
+        try:
+            text = self._render(messages, (), generation=generation)
+        except TemplateRefusal:
+            return False
+        return all(word in text for word in words)
+
+
+PROBE_TOOL: Mapping[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": NAME,
+        "description": "Look it up.",
+        "parameters": {
+            "type": "object",
+            "properties": {"query": {"type": "string", "description": "What to look up."}},
+            "required": ["query"],
+        },
+    },
+}
+
+
+def call_word(number: int) -> str:
+    """The argument of a stand-in call."""
+    return f"Wargument{number}w"
+
+
+def _with_tools_as_text(
+    messages: Sequence[dict[str, Any]], tools: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    taken: list[dict[str, Any]] = []
+    for message in messages:
+        if message["role"] == "tool":
+            result = f"<tool_response>\n{message['content'] or ''}\n</tool_response>"
+            if taken and taken[-1].get("results"):
+                taken[-1] = {**taken[-1], "content": f"{taken[-1]['content']}\n{result}"}
+            else:
+                taken.append({"role": "user", "content": result, "results": True})
+        else:
+            taken.append(_with_calls_as_text(message))
+    if tools:
+        specs = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+        told = _TOOLS_TEXT.format(specs=specs)
+        if taken and taken[0]["role"] == "system":
+            taken[0] = {**taken[0], "content": f"{taken[0]['content']}\n\n{told}"}
+        else:
+            taken.insert(0, {"role": "system", "content": told})
+    return [{key: value for key, value in message.items() if key != "results"} for message in taken]
+
+
+def _with_calls_as_text(message: dict[str, Any]) -> dict[str, Any]:
+    calls = message.get("tool_calls")
+    if not calls:
+        return message
+    texts = [message["content"]] if message["content"] else []
+    for call in calls:
+        function = {"name": call["function"].get("name", ""), "arguments": call["function"].get("arguments", {})}
+        texts.append(f"<tool_call>\n{json.dumps(function, ensure_ascii=False)}\n</tool_call>")
+    return {key: value for key, value in message.items() if key != "tool_calls"} | {"content": "\n".join(texts)}
+
+
+def _with_folded_system(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    heads = [message["content"] for message in messages if message["role"] == "system"]
+    rest = [message for message in messages if message["role"] != "system"]
+    if not heads:
+        return rest
+    head = "\n\n".join(heads)
+    if rest and rest[0]["role"] == "user":
+        return [{**rest[0], "content": f"{head}\n\n{rest[0]['content']}"}, *rest[1:]]
+    return [{"role": "user", "content": head}, *rest]
+
+
+def _with_merged_users(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    taken: list[dict[str, Any]] = []
+    for message in messages:
+        if taken and message["role"] == taken[-1]["role"] == "user":
+            taken[-1] = {**taken[-1], "content": f"{taken[-1]['content']}\n\n{message['content']}"}
+        else:
+            taken.append(message)
+    return taken
+
+
+def _text_of(content: Any) -> Any:
+    """The text of OpenAI content parts; any other content as it is."""
+    if not isinstance(content, (list, tuple)):
+        return content
+    texts = []
+    for part in content:
+        kind = part.get("type") if isinstance(part, Mapping) else None
+        if isinstance(part, str):
+            texts.append(part)
+        elif kind in _PARTS and isinstance(part.get("text"), str):
+            texts.append(part["text"])
+        else:
+            raise TemplateRefusal(f"a message holds a part of type {kind!r}, and only text can be rendered")
+    return "".join(texts)
+
+
+def _object_of(text: str) -> Any:
+    """The object that JSON text says; the text itself where it says none."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return value if isinstance(value, dict) else text
+
+
+def _outline(messages: Sequence[Mapping[str, Any]]) -> str:
+    """The roles in order, for a sentence."""
+    return ", ".join(_roles(messages)) or "no messages"
+
+
+def _roles(messages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    for message in messages[-6:]:
+        yield f"{message.get('role')} with {len(message['tool_calls'])} tool calls" if message.get(
+            "tool_calls"
+        ) else str(message.get("role"))

@@ -1,0 +1,170 @@
+"""Where a sampled turn ends in what a chat template writes, and which tokens end one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polyturn.agents.chat_template import (
+    ANSWER,
+    NAME,
+    PROBE_TOOL,
+    RESULT,
+    USER,
+    ChatTemplate,
+    TemplateRefusal,
+    call_word,
+)
+from polyturn.agents.shielding import ShieldedEncoder
+from polyturn.agents.thoughts import is_open
+from polyturn.configs.models import read_json
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TurnEnd:
+    """How the template goes on after a turn."""
+
+    close: str | None
+    """The token with which it ends the turn, or begins what comes after a turn that it does not end."""
+    belongs_to_turn: bool
+    """Whether that token only ends the turn. GLM's `<|observation|>` does not: it is the head of what follows."""
+    stops: frozenset[str]
+    """The tokens of the template that a policy ends such a turn with."""
+    frame: frozenset[str]
+    """All added tokens behind the turn: those that mark messages."""
+    opens_thought: bool
+    """Whether the head of the next turn opens a thought."""
+
+
+def model_stop_ids(tokenizer: Any) -> frozenset[int]:
+    """The ids that end a turn by the model's files: the tokenizer's eos, and those of its two configs.
+
+    `<|eom_id|>` is one for every model that has it, as it is for SGLang. Raises `ConfigError` for unreadable files.
+    """
+    ids = _as_ids(tokenizer.eos_token_id)
+    directory = Path(str(getattr(tokenizer, "name_or_path", "") or ""))
+    for name in ("config.json", "generation_config.json"):
+        if directory.name and (directory / name).is_file():
+            config = read_json(directory / name)
+            ids |= _as_ids(config.get("eos_token_id"))
+            if isinstance(inner := config.get("text_config"), Mapping):
+                ids |= _as_ids(inner.get("eos_token_id"))
+    message_end = tokenizer.get_added_vocab().get("<|eom_id|>")
+    return frozenset(ids | _as_ids(message_end))
+
+
+def find_turn_end(
+    template: ChatTemplate, encoder: ShieldedEncoder, known_stops: frozenset[str], *, calls: bool
+) -> TurnEnd:
+    """How the template goes on after a turn that answers, or that calls a tool.
+
+    Three continuations of one conversation are compared: by an observation, by nothing, and by the head of the next turn.
+
+    Args:
+        known_stops: The texts of tokens that are known to end turns.
+
+    Raises:
+        TemplateRefusal: the template does not show the turn, or not the observation behind it.
+    """
+    turn, observation, word = _probe(template, calls=calls)
+    head = [{"role": "user", "content": USER}, turn]
+    tools = [PROBE_TOOL] if template.needs_tools and calls else []
+    behind = tail(template.render([*head, *observation], tools), word)
+    shown = behind.find(observation[0]["content"])
+    if shown < 0:
+        raise TemplateRefusal("the chat template leaves what follows an assistant's turn out of the conversation")
+    region = [token for _, token in encoder.tokens_in(behind[:shown])]
+    alone = _tail_or_none(template, head, tools, word, generation=False)
+    opened = _tail_or_none(template, head, tools, word, generation=True)
+    close = _close(behind[:shown], alone or "", encoder, known_stops, calls=calls)
+    ends = [token for _, token in encoder.tokens_in(alone or "")]
+    special_ends = [token for token in ends if token in encoder.special or token in known_stops]
+    if close in ends or not special_ends:
+        stops = {close} if close else set()
+    else:
+        # The last turn of a conversation ends otherwise than earlier ones, as in gpt-oss.
+        stops = {next((token for token in special_ends if token in known_stops), special_ends[0])}
+    in_opened = encoder.tokens_in(opened if opened is not None else alone or "")
+    first = next((t for _, t in in_opened if t in encoder.special or t in known_stops or t == close), None)
+    after_close = region[region.index(close) :] if close in region else region
+    generation = behind[shown + len(observation[-1]["content"]) :]
+    return TurnEnd(
+        close=close,
+        belongs_to_turn=close is not None and first == close,
+        stops=frozenset(stops),
+        frame=frozenset(after_close) | {token for _, token in encoder.tokens_in(generation)},
+        opens_thought=is_open(generation),
+    )
+
+
+def tail(rendered: str, word: str) -> str:
+    """What stands behind the only occurrence of a word."""
+    if (times := rendered.count(word)) != 1:
+        raise TemplateRefusal(
+            f"the chat template renders an assistant turn {times} times, so turns cannot be appended"
+        )
+    return rendered.partition(word)[2]
+
+
+def _probe(
+    template: ChatTemplate, *, calls: bool
+) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
+    """A turn, what follows it, and the last word of the turn's own text."""
+    if not calls:
+        return {"role": "assistant", "content": ANSWER}, [{"role": "user", "content": RESULT}], ANSWER
+    result = {
+        "role": "tool",
+        "name": NAME,
+        "tool_call_id": template.form.call_id(NAME, 0),
+        "content": RESULT,
+    }
+    turn = {"role": "assistant", "content": "", "tool_calls": template.stand_in_calls([result])}
+    return turn, [result], call_word(0)
+
+
+def _close(
+    region: str, alone: str, encoder: ShieldedEncoder, known_stops: frozenset[str], *, calls: bool
+) -> str | None:
+    """The token that ends the turn in `region`, the text between it and the observation.
+
+    Args:
+        alone: What stands behind the turn where it is the last.
+    """
+    tokens = [token for _, token in encoder.tokens_in(region)]
+    for token in tokens:
+        if token in known_stops:
+            return token
+    specials = [token for token in tokens if token in encoder.special]
+    if not calls:
+        return specials[0] if specials else None
+    # Behind the argument the call itself ends, perhaps with tokens of its own, before the turn does.
+    own = [token for _, token in encoder.tokens_in(alone) if token in encoder.special]
+    if own and region.startswith(alone):
+        return own[-1]
+    common = 0
+    while common < min(len(region), len(alone)) and region[common] == alone[common]:
+        common += 1
+    behind = [token for start, token in encoder.tokens_in(region) if start >= common]
+    return next((token for token in behind if token in encoder.special), None)
+
+
+def _tail_or_none(
+    template: ChatTemplate,
+    messages: Sequence[Mapping[str, Any]],
+    tools: Sequence[Mapping[str, Any]],
+    word: str,
+    *,
+    generation: bool,
+) -> str | None:
+    """What stands behind the turn where nothing follows; None where the template refuses that."""
+    try:
+        return tail(template.render(messages, tools, generation=generation), word)
+    except TemplateRefusal:
+        return None
+
+
+def _as_ids(value: Any) -> set[int]:
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return {int(item) for item in values if isinstance(item, int) and not isinstance(item, bool)}
