@@ -8,7 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from polyturn.agents.chat_template import PROBE_TOOL, USER, ChatTemplate, TemplateForm, TemplateRefusal, ToolPrompt
+from polyturn.agents.chat_template import (
+    PROBE_TOOL,
+    USER,
+    ChatTemplate,
+    TemplateForm,
+    TemplateRefusal,
+    ToolPrompt,
+)
 from polyturn.agents.history import Shape, keeps_turn, messages_of, shape_of
 from polyturn.agents.shielding import Shield, ShieldedEncoder, TextFinder
 from polyturn.agents.thoughts import THOUGHT_MARKS
@@ -40,9 +47,8 @@ class ChatRenderer:
     """Renders messages with a tokenizer's chat template.
 
     The template is tried at the start: with a user's message, a tool's result and two results behind a turn, what it
-    writes there must hold their texts, and what cannot be written in any form is refused. The text of messages never
-    turns into tokens that mark something: where a message holds the text of one (`<|im_end|>`, `</tool_response>`), that
-    text is encoded as plain text.
+    writes there must hold their texts, and what cannot be written in any form is refused. Texts of others never turn
+    into tokens that mark something: `<|im_end|>` or `</tool_response>` in a message is encoded as plain text.
 
     Raises:
         ValueError: the template cannot be used turn by turn, or nothing tells where a turn ends.
@@ -73,7 +79,8 @@ class ChatRenderer:
         self._calling = self._plain
         if not self._template.form.tools_as_text:
             self._calling = self._turn_end(
-                frozenset({*stops, *self._ids_of({self._plain.close} if self._plain.close else ())}), calls=True
+                frozenset({*stops, *self._ids_of({self._plain.close} if self._plain.close else ())}),
+                calls=True,
             )
         self._stop_token_ids = tuple(sorted(stops | self._ids_of(self._calling.stops)))
         if not self._stop_token_ids:
@@ -167,7 +174,7 @@ class ChatRenderer:
         return self._shapes[shape]
 
     def opens_thought(self, observation: Sequence[Message], *, is_first: bool) -> bool:
-        """Whether the head of the turn behind an observation opens a thought, so that the sampled text goes on with it."""
+        """Whether the head of the turn behind an observation opens a thought, with which the sampled text goes on."""
         if is_first or not observation or observation[-1]["role"] != "tool":
             return self._plain.opens_thought
         return self._calling.opens_thought

@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Literal
 
-
 ToolPrompt = Literal["auto", "template", "text"]
 """Who writes tool specs, calls and results: the template, or Polyturn as text; auto: the template where it can."""
 
@@ -128,7 +127,11 @@ class TemplateForm:
         if self.call_ids != "nine" or re.fullmatch(r"[A-Za-z0-9]{9}", call_id):
             return call_id
         numbered = re.fullmatch(r"call_(\d{1,5})", call_id)
-        return self.call_id("", int(numbered[1])) if numbered else hashlib.sha256(call_id.encode()).hexdigest()[:9]
+        return (
+            self.call_id("", int(numbered[1]))
+            if numbered
+            else hashlib.sha256(call_id.encode()).hexdigest()[:9]
+        )
 
 
 class ChatTemplate:
@@ -141,7 +144,9 @@ class ChatTemplate:
         self._tokenizer = tokenizer
         self._options = dict(options or {})
         self._check_options()
-        self.needs_tools = isinstance(tokenizer.chat_template, Mapping) and "tool_use" in tokenizer.chat_template
+        self.needs_tools = (
+            isinstance(tokenizer.chat_template, Mapping) and "tool_use" in tokenizer.chat_template
+        )
         """Whether it is another template with tools than without."""
         self.form = TemplateForm()
         self.form = self._learn_roles()
@@ -201,7 +206,9 @@ class ChatTemplate:
             if name in OWNED_OPTIONS:
                 raise ValueError(f"template option {name!r} is set by rendering and cannot be given")
             if not re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", text):
-                near = difflib.get_close_matches(name, set(re.findall(r"[A-Za-z_]\w*", text)), n=1, cutoff=0.8)
+                near = difflib.get_close_matches(
+                    name, set(re.findall(r"[A-Za-z_]\w*", text)), n=1, cutoff=0.8
+                )
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ValueError(f"the chat template reads no option {name!r}{hint}")
 
@@ -242,7 +249,12 @@ class ChatTemplate:
     def _try_tools(self, num_results: int) -> None:
         # Another name than the call's: what is found in the text is the call's own.
         results = [
-            {"role": "tool", "name": "other", "tool_call_id": self.form.call_id(NAME, i), "content": f"{RESULT}{i}"}
+            {
+                "role": "tool",
+                "name": "other",
+                "tool_call_id": self.form.call_id(NAME, i),
+                "content": f"{RESULT}{i}",
+            }
             for i in range(num_results)
         ]
         calls = self.stand_in_calls([{**result, "name": NAME} for result in results])
@@ -257,7 +269,9 @@ class ChatTemplate:
         if not all(result["content"] in text for result in results):
             raise TemplateRefusal("the chat template leaves tool results out of the conversation")
         if any(text.count(call_word(i)) != 1 for i in range(len(calls))):
-            raise TemplateRefusal("the chat template leaves the arguments of tool calls out of the conversation")
+            raise TemplateRefusal(
+                "the chat template leaves the arguments of tool calls out of the conversation"
+            )
         if "'query'" in text or '\\"query\\"' in text:
             raise TemplateRefusal("the chat template does not write the arguments of tool calls as JSON")
         if NAME not in text and self.form.call_ids == "any" and calls[0]["id"] in text:
@@ -334,9 +348,14 @@ def _with_calls_as_text(message: dict[str, Any]) -> dict[str, Any]:
         return message
     texts = [message["content"]] if message["content"] else []
     for call in calls:
-        function = {"name": call["function"].get("name", ""), "arguments": call["function"].get("arguments", {})}
+        function = {
+            "name": call["function"].get("name", ""),
+            "arguments": call["function"].get("arguments", {}),
+        }
         texts.append(f"<tool_call>\n{json.dumps(function, ensure_ascii=False)}\n</tool_call>")
-    return {key: value for key, value in message.items() if key != "tool_calls"} | {"content": "\n".join(texts)}
+    return {key: value for key, value in message.items() if key != "tool_calls"} | {
+        "content": "\n".join(texts)
+    }
 
 
 def _with_folded_system(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -392,6 +411,8 @@ def _outline(messages: Sequence[Mapping[str, Any]]) -> str:
 
 def _roles(messages: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for message in messages[-6:]:
-        yield f"{message.get('role')} with {len(message['tool_calls'])} tool calls" if message.get(
-            "tool_calls"
-        ) else str(message.get("role"))
+        yield (
+            f"{message.get('role')} with {len(message['tool_calls'])} tool calls"
+            if message.get("tool_calls")
+            else str(message.get("role"))
+        )

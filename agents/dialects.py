@@ -17,7 +17,9 @@ from polyturn.tools.types import ToolCall
 
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _EXAMPLE = '{"name": ..., "arguments": {...}}'
-_MARKS = re.compile(f"(?P<call>{_OPEN})|(?P<opening>{ANY_OPENING.pattern})|(?P<closing>{ANY_CLOSING.pattern})")
+_MARKS = re.compile(
+    f"(?P<call>{_OPEN})|(?P<opening>{ANY_OPENING.pattern})|(?P<closing>{ANY_CLOSING.pattern})"
+)
 _DECODER = json.JSONDecoder()
 _MAX_CALL_CHARS = 65_536
 """So far the end of a call is sought whose texts hold the mark of its end."""

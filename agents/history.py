@@ -53,7 +53,10 @@ def messages_of(shape: Shape, form: TemplateForm) -> tuple[list[dict[str, Any]],
     messages: list[dict[str, Any]] = []
     last, num_calls, unanswered = None, 0, [form.call_id(NAME, 0)]
     for index, each in enumerate(shape.messages):
-        message: dict[str, Any] = {"role": each.role, "content": f"W{index}content" if each.has_content else ""}
+        message: dict[str, Any] = {
+            "role": each.role,
+            "content": f"W{index}content" if each.has_content else "",
+        }
         if each.role == "assistant":
             last = index
             if each.reasoning is not None:

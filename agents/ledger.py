@@ -1,13 +1,14 @@
 """The ledger: the tokens of an episode as they truly were.
 
 A sampled token enters with the id, logprob and policy version that the engine returned; an observation is appended
-as unsampled tokens. Nothing is ever re-tokenised from text, so the columns only grow.
+as unsampled tokens. No sampled token is ever re-tokenised from text, so the columns only grow. Where history is
+rewritten, a branch begins: earlier turns stand in it as unsampled tokens, and each stays sampled in its own segment.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from polyturn.agents.policy import Generation
 from polyturn.agents.routing import NO_ROUTING
@@ -48,7 +49,7 @@ class Segment:
 
 @dataclass(slots=True)
 class Ledger:
-    """Append-only token record of one episode."""
+    """Append-only token record of one episode. Its columns are those of the newest segment."""
 
     _token_ids: list[int] = field(default_factory=list)
     _sampled: list[bool] = field(default_factory=list)
@@ -57,6 +58,7 @@ class Ledger:
     _turns: list[int] = field(default_factory=list)
     _routed_experts: list[str] = field(default_factory=list)
     _turn: int = 0
+    _earlier: list[Segment] = field(default_factory=list)
 
     @property
     def num_routed(self) -> int:
@@ -67,8 +69,26 @@ class Ledger:
     def token_ids(self) -> tuple[int, ...]:
         return tuple(self._token_ids)
 
+    @property
+    def last_token_id(self) -> int:
+        return self._token_ids[-1]
+
     def __len__(self) -> int:
         return len(self._token_ids)
+
+    def branch(self, token_ids: Sequence[int]) -> None:
+        """Begin a segment with these tokens, none of them sampled here; what was written so far is kept as it is."""
+        self._earlier.append(self.to_segment())
+        for column in (
+            self._token_ids,
+            self._sampled,
+            self._logprobs,
+            self._policy_versions,
+            self._turns,
+            self._routed_experts,
+        ):
+            column.clear()
+        self.append_observation(token_ids)
 
     def append_observation(self, token_ids: Sequence[int]) -> None:
         """Append tokens that the policy did not sample."""
@@ -88,8 +108,13 @@ class Ledger:
         assert len(self._routed_experts) < max(len(self), 1), "no layer has seen the last token yet"
         self._turn += 1
 
+    def to_segments(self, *, role: str = "") -> tuple[Segment, ...]:
+        """All segments in order, each token sampled in one of them; none for an empty ledger."""
+        earlier = tuple(replace(segment, role=role) for segment in self._earlier)
+        return (*earlier, self.to_segment(role=role)) if len(self) else earlier
+
     def to_segment(self, *, role: str = "") -> Segment:
-        """The ledger as an immutable segment."""
+        """The newest segment."""
         return Segment(
             token_ids=tuple(self._token_ids),
             sampled=tuple(self._sampled),

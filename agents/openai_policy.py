@@ -10,6 +10,7 @@ import httpx
 
 from polyturn.agents.http import Retries, post_json
 from polyturn.agents.policy import PolicyFault
+from polyturn.agents.thoughts import split_thought
 from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.tools.types import ToolCall, ToolSpec
 
@@ -33,6 +34,7 @@ class OpenAIPolicy:
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._request = {"model": model, "temperature": temperature, "max_tokens": max_tokens}
         self._retries = retries or Retries()
+        self._reasoning_key: str | None = None
 
     async def reply(self, *, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> AssistantMessage:
         """Answer the conversation.
@@ -40,7 +42,7 @@ class OpenAIPolicy:
         Raises:
             PolicyFault: the endpoint failed, or its answer holds no message.
         """
-        payload: dict[str, Any] = {**self._request, "messages": [_to_wire(message) for message in messages]}
+        payload: dict[str, Any] = {**self._request, "messages": self._to_wire(messages)}
         if tools:
             payload["tools"] = [tool.to_openai() for tool in tools]
         answer = await post_json(
@@ -49,14 +51,45 @@ class OpenAIPolicy:
         try:
             message = answer["choices"][0]["message"]
             calls = [_read_call(call) for call in message.get("tool_calls") or []]
-            return AssistantMessage(content=message.get("content") or "", tool_calls=tuple(calls))
+            told = next((key for key in _REASONING_KEYS if isinstance(message.get(key), str)), None)
+            self._reasoning_key = told or self._reasoning_key
+            thought, content = _read_content(message.get("content"))
+            return AssistantMessage(
+                content=content, reasoning=message[told] if told else thought, tool_calls=tuple(calls)
+            )
         except (KeyError, IndexError, TypeError, AttributeError) as error:
             raise PolicyFault(f"{self._url}: the answer holds no message: {str(answer)[:300]}") from error
 
+    def _to_wire(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        return [_to_wire(message, self._reasoning_key) for message in messages]
 
-def _to_wire(message: Message) -> dict[str, Any]:
-    """The message with the arguments of its calls as JSON text, which is how the endpoint wants them."""
+
+_REASONING_KEYS = ("reasoning_content", "reasoning")
+
+
+def _read_content(content: Any) -> tuple[str | None, str]:
+    """The thought in an answer's content, None without one, and its text. Content may be a list of parts."""
+    if not isinstance(content, list):
+        return split_thought(content or "")
+    texts: dict[str, list[str]] = {}
+    for part in content:
+        kind = part["type"]
+        inside = part.get(kind, part.get("text", ""))
+        text = inside if isinstance(inside, str) else "".join(piece["text"] for piece in inside)
+        texts.setdefault("thought" if kind in ("thinking", "reasoning") else "text", []).append(text)
+    thought, text = split_thought("".join(texts.get("text", ())))
+    return ("".join(texts["thought"]), text) if "thought" in texts else (thought, text)
+
+
+def _to_wire(message: Message, reasoning_key: str | None) -> dict[str, Any]:
+    """The message with the arguments of its calls as JSON text, which is how the endpoint wants them.
+
+    Reasoning goes back with calls alone, under the key that the endpoint gave it: some want it there, none elsewhere.
+    """
     wire: dict[str, Any] = dict(message)
+    reasoning = wire.pop("reasoning", None)
+    if reasoning and reasoning_key and message.get("tool_calls"):
+        wire[reasoning_key] = reasoning
     if calls := message.get("tool_calls"):
         wire["tool_calls"] = [
             {**call, "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}}

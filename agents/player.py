@@ -69,9 +69,10 @@ async def play_tokens(
 ) -> Episode:
     """Play one episode with a policy that samples tokens.
 
-    Every prompt is the ledger so far, so the recorded tokens are those that the policy saw and sampled. Sampled tokens
-    are never cut, and the ledger never grows beyond `limits.max_tokens_per_episode`. A turn that ran into a limit in
-    the middle of an answer ends the episode as truncated, ungraded.
+    Every prompt is the newest segment of the ledger, so the recorded tokens are those that the policy saw and sampled.
+    Where the chat template rewrites earlier turns, a new segment begins with what it makes of them. Sampled tokens are
+    never cut, and no segment grows beyond `limits.max_tokens_per_episode`. A turn that ran into a limit in the middle
+    of an answer ends the episode as truncated, ungraded.
 
     Args:
         env: Not shared with an episode that still runs. A `ToolEnv` is awaited; any other steps in a thread.
@@ -90,11 +91,19 @@ async def play_tokens(
         observation, tools = await record.reset(task)
         for turn in range(limits.max_turns):
             ledger = ledgers.setdefault(record.role, Ledger())
-            new_ids = _render(renderer, ledger, observation, tools)
-            budget = limits.max_tokens_per_episode - len(ledger) - len(new_ids)
+            in_thought = renderer.opens_thought(observation, is_first=not len(ledger))
+            branches = len(ledger) > 0 and not renderer.continues(record.conversation, tools)
+            if branches:
+                new_ids = renderer.start(record.conversation, tools)
+            else:
+                new_ids = _render(renderer, ledger, observation, tools)
+            budget = limits.max_tokens_per_episode - len(new_ids) - (0 if branches else len(ledger))
             if budget <= 0:
                 return _Stop(Outcome.TRUNCATED, "max_tokens_per_episode")
-            ledger.append_observation(new_ids)
+            if branches:
+                ledger.branch(new_ids)
+            else:
+                ledger.append_observation(new_ids)
             request = replace(
                 sampling,
                 max_tokens=min(limits.max_tokens_per_turn, budget),
@@ -104,7 +113,8 @@ async def play_tokens(
             with record.clock("generate_s"):
                 generation = await _generate_turn(policy, ledger.token_ids, request, seeds)
             ledger.append_generation(generation)
-            action = dialect.parse(renderer.decode(generation.token_ids))
+            parsed = dialect.parse(renderer.decode(generation.token_ids), in_thought=in_thought)
+            action = renderer.with_call_ids(parsed, record.num_tool_calls)
             record.add_action(action)
             if generation.finish_reason == "length":
                 if budget <= limits.max_tokens_per_turn:
@@ -157,7 +167,7 @@ def _render(
     """The tokens of an observation: of a whole conversation so far where the ledger is empty, else what it adds."""
     if not len(ledger):
         return renderer.start(observation, tools)
-    return renderer.extend(observation, last_token_id=ledger.token_ids[-1])
+    return renderer.extend(observation, last_token_id=ledger.last_token_id, tools=tools)
 
 
 async def _generate_turn(
@@ -349,7 +359,9 @@ class _Record:
             num_tool_errors=self.num_tool_errors,
             tools=self.tools,
             messages=tuple(self.messages),
-            segments=tuple(ledger.to_segment(role=role) for role, ledger in ledgers.items() if len(ledger)),
+            segments=tuple(
+                segment for role, ledger in ledgers.items() for segment in ledger.to_segments(role=role)
+            ),
             timings=EpisodeTimings(**self.seconds, total_s=time.perf_counter() - self.started),
             error=stop.error,
         )

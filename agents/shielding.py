@@ -1,4 +1,4 @@
-"""Text that stays text: whatever a message says, it never becomes a token that marks the structure of a conversation."""
+"""Text that stays text: whatever a message says, it never becomes a token that marks a conversation's structure."""
 
 from __future__ import annotations
 
@@ -116,8 +116,8 @@ class ShieldedEncoder:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if not hasattr(backend, "to_str"):
             raise ValueError(
-                f"a {type(tokenizer).__name__} cannot be used: it has no tokenizer.json of the tokenizers library; save the "
-                "model with a fast tokenizer"
+                f"a {type(tokenizer).__name__} cannot be used: it has no tokenizer.json of the tokenizers library; "
+                "save the model with a fast tokenizer"
             )
         self._tokenizer = tokenizer
         self.ids = {
@@ -135,7 +135,7 @@ class ShieldedEncoder:
         """The texts of added tokens that mean something by themselves; others are words or white space."""
         self.foreign = TextFinder(self.marks)
         self._all = TextFinder(self.ids)
-        self._backend = backend
+        self._backend: Any = backend
         self._respelled: Any = None
         self._spelling: dict[str, str] = {}
         self._real_ids: dict[int, int] = {}
@@ -155,9 +155,7 @@ class ShieldedEncoder:
         if shield is not None and shield.hidden:
             token_ids = self._encode_revealed(whole, shield)
         else:
-            token_ids = self._tokenizer.encode(
-                whole, add_special_tokens=False, split_special_tokens=False
-            )
+            token_ids = self._tokenizer.encode(whole, add_special_tokens=False, split_special_tokens=False)
         if behind is not None:
             assert token_ids[0] == self.ids[behind], f"{behind!r} did not become a token of its own"
             return token_ids[1:]

@@ -60,7 +60,7 @@ def find_turn_end(
 ) -> TurnEnd:
     """How the template goes on after a turn that answers, or that calls a tool.
 
-    Three continuations of one conversation are compared: by an observation, by nothing, and by the head of the next turn.
+    Three ways to go on are compared: with an observation, with nothing, and with the head of the next turn.
 
     Args:
         known_stops: The texts of tokens that are known to end turns.
@@ -74,7 +74,9 @@ def find_turn_end(
     behind = tail(template.render([*head, *observation], tools), word)
     shown = behind.find(observation[0]["content"])
     if shown < 0:
-        raise TemplateRefusal("the chat template leaves what follows an assistant's turn out of the conversation")
+        raise TemplateRefusal(
+            "the chat template leaves what follows an assistant's turn out of the conversation"
+        )
     region = [token for _, token in encoder.tokens_in(behind[:shown])]
     alone = _tail_or_none(template, head, tools, word, generation=False)
     opened = _tail_or_none(template, head, tools, word, generation=True)
@@ -108,9 +110,7 @@ def tail(rendered: str, word: str) -> str:
     return rendered.partition(word)[2]
 
 
-def _probe(
-    template: ChatTemplate, *, calls: bool
-) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
+def _probe(template: ChatTemplate, *, calls: bool) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
     """A turn, what follows it, and the last word of the turn's own text."""
     if not calls:
         return {"role": "assistant", "content": ANSWER}, [{"role": "user", "content": RESULT}], ANSWER

@@ -65,6 +65,14 @@ class ModelConfig(Section):
     """The reference of a KL penalty, written like `path`; null: the weights that the run begins with."""
     dialect: Literal["hermes", "search_r1", "asearcher", "r1_searcher", "research"] = "hermes"
     """How the model writes its actions: JSON tool calls (hermes), or the tags of a style of search."""
+    template_options: dict[str, Any] = {}
+    """Further variables of the chat template in every rendering, such as `enable_thinking: false`."""
+    tool_prompt: Literal["auto", "template", "text"] = "auto"
+    """Who writes tool specs, calls and results: the chat template, or Polyturn as text in system and user messages;
+    auto: the template where it can."""
+    history: Literal["template", "sampled"] = "template"
+    """What becomes of earlier turns: what the chat template makes of them (where it rewrites them, as by dropping
+    thoughts, the episode goes on in a new segment), or what they were when they were sampled."""
 
 
 class SamplingConfig(Section):

@@ -17,7 +17,7 @@ from polyturn.agents.policy import SamplingParams, TokenPolicy
 from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.agents.spread import SpreadPolicy
 from polyturn.configs.rewards import EnvironmentReward
-from polyturn.configs.schema import RunConfig
+from polyturn.configs.schema import ModelConfig, RunConfig
 from polyturn.envs.registry import make
 from polyturn.envs.rewards.factory import make_group_rewards, make_reward
 from polyturn.envs.rewards.types import Reward
@@ -57,13 +57,27 @@ def build_collector(
         group_rewards=make_group_rewards(config.group_rewards) if with_group_rewards else (),
         tasks=tasks_of(config, split),
         play=token_play(
-            renderer=make_renderer(load_tokenizer(model_path), dialect),
+            renderer=renderer_of(config.model, model_path, dialect),
             dialect=dialect,
             limits=episode_limits(config),
             temperature=temperature,
         ),
         limits=RolloutLimits.from_config(config.rollout, episode_timeout_s=environment.episode_timeout_s),
         seed=config.seed,
+    )
+
+
+def renderer_of(model: ModelConfig, model_path: Path, dialect: Dialect) -> ChatRenderer:
+    """What turns conversations into tokens, as the config's model section says.
+
+    Raises `ValueError` when there is no tokenizer, or when its chat template cannot be used.
+    """
+    return make_renderer(
+        load_tokenizer(model_path),
+        dialect,
+        template_options=model.template_options,
+        tool_prompt=model.tool_prompt,
+        history=model.history,
     )
 
 
@@ -104,7 +118,7 @@ async def open_policy(
     Several URLs are engines to ask directly: sglang-router 0.3.2 drops the request for a record of the routing.
     """
     urls = (url,) if isinstance(url, str) else tuple(url)
-    renderer = make_renderer(load_tokenizer(model_path), make_dialect(config.model.dialect))
+    renderer = renderer_of(config.model, model_path, make_dialect(config.model.dialect))
     async with open_client(timeout_s=config.engines.request_timeout_s) as client:
         policies = [
             SGLangPolicy(

@@ -190,7 +190,7 @@ def test_text_does_not_grow_into_special_tokens_with_the_templates_own(chatml):
 
 
 def test_ordinary_text_is_encoded_in_one_go_with_the_template(chatml):
-    observation = [{"role": "user", "content": "a < b, <tool_call> and standin0n0e"}]
+    observation = [{"role": "user", "content": "a < b, <tool_ call> and standin0n0e"}]
     delta = ChatRenderer(chatml).extend(observation, last_token_id=chatml.eos_token_id)
     text = f"\n<|im_start|>user\n{observation[0]['content']}<|im_end|>\n<|im_start|>assistant\n"
     assert delta == chatml.encode(text)

@@ -33,7 +33,40 @@ def test_text_without_a_call_is_content():
 def test_thoughts_call_nothing():
     message = parse(f"<think>perhaps {CALL}</think>{CALL}")
     assert len(message.tool_calls) == 1
-    assert message.content == f"<think>perhaps {CALL}</think>"
+    assert (message.reasoning, message.content) == (f"perhaps {CALL}", "")
+
+
+MARKED_CALL = CALL.replace('"x"', '"what does </think> mean"')
+
+
+@pytest.mark.parametrize(
+    ("text", "in_thought", "reasoning", "content", "num_calls"),
+    [
+        ("<think>1+1 is 2</think>\n\n2", False, "1+1 is 2", "2", 0),
+        ("1+1 is 2</think>\n\n2", True, "1+1 is 2", "2", 0),
+        ("1+1 is 2</think>\n\n2", False, "1+1 is 2", "2", 0),
+        ("2", True, "2", "", 0),
+        ("<think></think>2", False, "", "2", 0),
+        ("[THINK]hm[/THINK]2", False, "hm", "2", 0),
+        (MARKED_CALL, False, None, "", 1),
+        (f"{CALL} that ends in </think>, see", False, None, "that ends in </think>, see", 1),
+        (f"<think>perhaps {CALL}", False, f"perhaps {CALL}", "", 0),
+        (f"perhaps {CALL}", True, f"perhaps {CALL}", "", 0),
+        (f"perhaps {MARKED_CALL}", True, f"perhaps {MARKED_CALL}", "", 0),
+        (f"perhaps {CALL}</think>{CALL}", True, f"perhaps {CALL}", "", 1),
+        (f"<think>a</think>{CALL}<think>b</think>c", False, "a\nb", "c", 1),
+    ],
+)
+def test_reasoning_stands_beside_the_content(text, in_thought, reasoning, content, num_calls):
+    message = HermesDialect().parse(text, in_thought=in_thought)
+    assert (message.reasoning, message.content, len(message.tool_calls)) == (reasoning, content, num_calls)
+    assert all(call.error is None for call in message.tool_calls)
+    assert message.to_message().get("reasoning") == reasoning
+
+
+def test_a_call_may_hold_the_mark_of_its_own_end():
+    (call,) = parse(CALL.replace('"x"', '"</tool_call> \\"quoted\\" <tool_call>"')).tool_calls
+    assert call.arguments == {"query": '</tool_call> "quoted" <tool_call>'}
 
 
 @pytest.mark.parametrize(
