@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
-import math
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import gymnasium
 
@@ -28,13 +27,17 @@ from polyturn.agents.policy import (
     TokenPolicy,
 )
 from polyturn.agents.seeds import derive_seed
+from polyturn.envs.border import read_reset, read_step
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.hooks import current_task, is_interruption
 from polyturn.envs.messages import AssistantMessage, Message, Observation
 from polyturn.envs.tasks import Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.metrics import UNKNOWN_TOOL, ToolUsage
+from polyturn.tools.plain import clean_text, shown
 from polyturn.tools.types import ToolResult, ToolSpec
+
+Value = TypeVar("Value")
 
 MAX_INTERRUPTIONS = 8
 """How often the generation of one turn may be aborted by the engine and taken up again."""
@@ -276,7 +279,8 @@ class _Record:
                 )
             else:
                 observation, info = await self._in_thread(self.env.reset, seed=self.seed, options=options)
-        self.task_id = str(info.get("task_id", self.task_id))
+        observation, info = self._enter(read_reset, (observation, info))
+        self.task_id = info.get("task_id", self.task_id)
         self._hear(observation, info)
         self.tool_names = frozenset(spec.name for spec in info.get("tools", ()))
         return observation, info.get("tools", ())
@@ -288,11 +292,9 @@ class _Record:
                 result = await self.env.step_async(action, executor=self.executor)
             else:
                 result = await self._in_thread(self.env.step, action)
-        observation, reward, terminated, truncated, info = result
-        if not math.isfinite(reward):
-            raise EnvironmentFault(f"the environment gave the reward {reward}")
-        self.reward += float(reward)
-        self.turn_records[-1] = replace(self.turn_records[-1], reward=float(reward))
+        observation, reward, terminated, truncated, info = self._enter(read_step, result)
+        self.reward += reward
+        self.turn_records[-1] = replace(self.turn_records[-1], reward=reward)
         self._hear(observation, info)
         for name, part in info.get("reward_parts", {}).items():
             self.reward_parts[name] = self.reward_parts.get(name, 0.0) + part
@@ -303,8 +305,22 @@ class _Record:
         if terminated:
             return observation, _Stop(Outcome.COMPLETED, "terminated")
         if truncated:
-            return observation, _Stop(Outcome.TRUNCATED, str(info.get("stop_reason", "environment")))
+            return observation, _Stop(Outcome.TRUNCATED, info.get("stop_reason", "environment"))
         return observation, None
+
+    def _enter(self, read: Callable[[Any], Value], given: Any) -> Value:
+        """What the environment gave, checked. Raises `EnvironmentFault` for what cannot be played or kept."""
+        try:
+            return read(given)
+        except ValueError as error:
+            raise EnvironmentFault(f"{self.env_id}: task {shown(self.task_id)}: {error}") from error
+
+    @property
+    def env_id(self) -> str:
+        inner = self.env.unwrapped
+        if isinstance(inner, ToolEnv):
+            return inner.env_id
+        return getattr(self.env.spec, "id", type(inner).__name__)
 
     def _count(self, result: ToolResult) -> None:
         self.num_tool_errors += not result.ok
@@ -322,7 +338,7 @@ class _Record:
         self.role = info.get("role", self.role)
         self.conversations.setdefault(self.role, []).extend(observation)
         self.messages += (_addressed(message, self.role) for message in observation)
-        self.anchors[self.role] = str(info.get("anchor") or observation_digest(observation))
+        self.anchors[self.role] = info.get("anchor") or observation_digest(observation)
 
     def add_action(self, action: AssistantMessage) -> None:
         message = action.to_message()
@@ -337,15 +353,11 @@ class _Record:
 
     def episode(self, stop: _Stop, ledgers: dict[str, Ledger]) -> Episode:
         failed = stop.outcome is Outcome.FAILED
-        inner = self.env.unwrapped
-        env_id = (
-            inner.env_id if isinstance(inner, ToolEnv) else getattr(self.env.spec, "id", type(inner).__name__)
-        )
         return Episode(
             episode_id=self.episode_id,
             group_id=self.group_id,
-            env_id=env_id,
-            task_id=self.task_id,
+            env_id=clean_text(self.env_id),
+            task_id=clean_text(self.task_id),
             seed=self.seed,
             outcome=stop.outcome,
             stop_reason=stop.reason,
@@ -363,7 +375,7 @@ class _Record:
                 segment for role, ledger in ledgers.items() for segment in ledger.to_segments(role=role)
             ),
             timings=EpisodeTimings(**self.seconds, total_s=time.perf_counter() - self.started),
-            error=stop.error,
+            error=None if stop.error is None else clean_text(stop.error),
         )
 
     async def _in_thread(self, function: Any, *args: Any, **kwargs: Any) -> Any:

@@ -1,10 +1,9 @@
-"""How a tool environment runs its hooks: where they stand or in threads, awaited or not; and small copies."""
+"""How a tool environment runs its hooks: where they stand or in threads, awaited or not."""
 
 from __future__ import annotations
 
 import asyncio
 import contextvars
-import copy
 import functools
 import inspect
 import signal
@@ -12,8 +11,6 @@ import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from typing import Any
-
-from polyturn.envs.messages import Message
 
 Offload = Callable[[Callable[[], Any]], Awaitable[Any]]
 """Runs a function somewhere and gives its value."""
@@ -67,14 +64,3 @@ def is_async_function(function: Callable[..., Any]) -> bool:
     return (
         inspect.iscoroutinefunction(function) if code is None else bool(code.co_flags & inspect.CO_COROUTINE)
     )
-
-
-def copy_message(message: Message) -> Message:
-    """A message that shares nothing with the other; most are flat, and texts need no copy."""
-    if type(message) is dict:
-        for value in message.values():
-            if type(value) is not str:
-                break
-        else:
-            return message.copy()
-    return copy.deepcopy(message)

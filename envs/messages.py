@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, NotRequired, TypedDict
 
+from polyturn.tools.plain import clean_text, is_plain, recordable
 from polyturn.tools.types import ToolCall
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -51,13 +52,16 @@ class AssistantMessage:
         return self.content if self.reasoning is None else f"<think>{self.reasoning}</think>\n{self.content}"
 
     def to_message(self) -> Message:
-        """The message as it stands in a transcript."""
-        message: Message = {"role": "assistant", "content": self.content}
+        """The message as it stands in a transcript, which JSON can hold whatever the policy wrote."""
+        message: Message = {"role": "assistant", "content": clean_text(self.content)}
         if self.reasoning is not None:
-            message["reasoning"] = self.reasoning
+            message["reasoning"] = clean_text(self.reasoning)
         if self.tool_calls:
-            message["tool_calls"] = [
-                {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": dict(c.arguments)}}
-                for c in self.tool_calls
-            ]
+            message["tool_calls"] = [_to_record(call) for call in self.tool_calls]
         return message
+
+
+def _to_record(call: ToolCall) -> dict[str, Any]:
+    arguments = dict(call.arguments) if is_plain(call.arguments) else recordable(call.arguments)
+    function = {"name": clean_text(call.name), "arguments": arguments}
+    return {"id": clean_text(call.id), "type": "function", "function": function}

@@ -18,28 +18,30 @@ An author writes tools, `grade`, and where the tasks come from:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import gymnasium
 
+from polyturn.envs.border import ROLES, read_messages, read_numbers, read_text
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.hooks import (
     Offload,
-    copy_message,
     in_threads,
     inline,
     is_async_function,
 )
-from polyturn.envs.messages import AssistantMessage, Message, Observation, one_line
+from polyturn.envs.messages import AssistantMessage, Message, Observation, Role, one_line
 from polyturn.envs.rewards.types import EpisodeView, Grade, Reward, Score, as_score, is_async
 from polyturn.envs.scripts import Script, random_script
 from polyturn.envs.spaces import ChatSpace, ReplySpace
 from polyturn.envs.tasks import Task, TaskSource
 from polyturn.tools.decorator import tools_of
+from polyturn.tools.plain import as_number, shown
 from polyturn.tools.stateful import StatefulTool
 from polyturn.tools.toolset import ToolLike, Toolset
 from polyturn.tools.types import ToolCall, ToolResult, ToolSpec
@@ -89,7 +91,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
             )
         self.toolset = Toolset([*tools_of(self), *tools])
         self.render_mode = render_mode
-        self.observation_space = ChatSpace()
+        self.observation_space = ChatSpace(tuple(get_args(Role)))
         self.action_space = ReplySpace(self.toolset.specs)
         self._given_tasks = tasks
         self._split = split
@@ -238,9 +240,13 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
             open_state = functools.partial(self.toolset.open_state, task, self.np_random)
             await self._guard("setting up the tools", open_state, offload=offload)
         observation = await self._messages("begin", task, offload)
+        with self._entering("begin()"):
+            if not observation:
+                raise ValueError("a conversation needs a message to begin with")
         self._done, self._num_turns, self._transcript = False, 0, list(observation)
         info: dict[str, Any] = {"task_id": task.task_id, "tools": self.tools}
-        info |= {name: value for name, value in (("role", self.role), ("anchor", self.anchor)) if value}
+        marks = (("role", read_text(self.role)), ("anchor", read_text(self.anchor)))
+        info |= {name: value for name, value in marks if value}
         return observation, info
 
     async def _step(self, action: AssistantMessage, offload: Offload) -> StepResult:
@@ -266,7 +272,8 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         else:
             observation = await self._messages("follow_up", action, offload)
         info: dict[str, Any] = {"reward_parts": {}, "tool_results": tuple(results)}
-        reward = self.turn_reward
+        with self._entering("turn_reward"):
+            reward = turn_reward = as_number(self.turn_reward)
         terminated = self._finished or (not action.tool_calls and not observation)
         if terminated:
             score = await self._score(action, offload)
@@ -275,12 +282,15 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         truncated = not terminated and self._num_turns == self._max_turns
         if truncated:
             info["stop_reason"] = "max_turns"
-        if self.turn_reward:
-            info["reward_parts"] = {**info["reward_parts"], "turns": self.turn_reward}
-        marks = {"metrics": dict(self.metrics), "role": self.role, "anchor": self.anchor}
+        if turn_reward:
+            info["reward_parts"] = {**info["reward_parts"], "turns": turn_reward}
+        with self._entering("metrics"):
+            metrics = read_numbers(self.metrics)
+        marks = {"metrics": metrics, "role": read_text(self.role), "anchor": read_text(self.anchor)}
         info |= {name: value for name, value in marks.items() if value}
         if self.role:
-            info["role_rewards"] = dict(self.role_rewards)
+            with self._entering("role_rewards"):
+                info["role_rewards"] = read_numbers(self.role_rewards)
         self._done = terminated or truncated
         self._transcript += observation
         return observation, reward, terminated, truncated, info
@@ -311,12 +321,19 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
     async def _messages(self, hook: str, argument: Any, offload: Offload) -> Observation:
         """What `begin` or `follow_up` returns, copied: whoever keeps an observation must not share it with the task."""
         messages = await self._guard(hook, getattr(self, hook), argument, offload=offload)
-        observation = tuple(map(copy_message, messages))
-        if observation not in self.observation_space:
-            raise TypeError(
-                f"{self.env_id}: {hook}() must return messages with a role and a content, not {messages!r}"
-            )
-        return observation
+        with self._entering(f"{hook}()"):
+            # Only a prompt may hold what an assistant said.
+            roles = ROLES if hook == "begin" else ROLES - {"assistant"}
+            return read_messages(messages, roles=roles & self.observation_space.roles)
+
+    @contextlib.contextmanager
+    def _entering(self, what: str) -> Iterator[None]:
+        """Around the reading of a value of the author's code: what it cannot be read as is a fault."""
+        try:
+            yield
+        except ValueError as error:
+            task = shown(self.task.task_id)
+            raise EnvironmentFault(f"{self.env_id}: {what} failed on task {task}: {error}") from error
 
     async def _score(self, message: AssistantMessage, offload: Offload) -> Score:
         """The grade of the final answer: by what grades in its place where there is such, else by `grade`."""
@@ -336,11 +353,8 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         self, what: str, function: Callable[..., Any], argument: Any, name: str | None, offload: Offload
     ) -> Score:
         value = await self._guard(what, function, argument, offload=offload)
-        try:
+        with self._entering(what):
             return as_score(value, name=name)
-        except ValueError as error:
-            where = f"{self.env_id}: {what} failed on task {self.task.task_id!r}"
-            raise EnvironmentFault(f"{where}: {error}") from error
 
     def _reward(self) -> Reward | None:
         """What grades in place of `grade`."""

@@ -11,6 +11,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
+from polyturn.tools.plain import as_number
+
 Value = TypeVar("Value")
 
 
@@ -124,8 +126,11 @@ class ToolLimits:
             raise ValueError(f"truncate must be 'middle' or 'end', not {self.truncate!r}")
 
     def cost_of(self, arguments: Mapping[str, Any]) -> float:
-        """The price of one call."""
-        return float(self.cost(arguments) if callable(self.cost) else self.cost)
+        """The price of one call. Raises `ValueError` where it is no finite number."""
+        try:
+            return as_number(self.cost(arguments) if callable(self.cost) else self.cost)
+        except ValueError as error:
+            raise ValueError(f"the cost of a call: {error}") from error
 
     def shorten(self, text: str) -> tuple[str, bool]:
         """The text as the model is shown it, and whether it was cut.

@@ -99,6 +99,8 @@ def plain(value: Any) -> Any:
         return dict(value)
     if isinstance(value, (set, frozenset, tuple)):
         return list(value)
+    if hasattr(value, "tolist"):  # of NumPy and torch
+        return value.tolist()
     raise TypeError(f"a tool's result must be a text or JSON, not a {type(value).__name__}")
 
 

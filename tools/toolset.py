@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from polyturn.tools.decorator import Tool, as_tool, tools_of
 from polyturn.tools.limits import GivenUp, call_with_deadline
 from polyturn.tools.metrics import UNKNOWN_TOOL, ToolUsage
+from polyturn.tools.plain import clean_text, shown, unfit
 from polyturn.tools.schemas import plain
 from polyturn.tools.stateful import StateFactory, StatefulTool, as_state_factory
 from polyturn.tools.types import ToolCall, ToolError, ToolResult, ToolSpec
@@ -21,6 +22,10 @@ from polyturn.tools.validation import ArgumentChecker, nearest, not_made
 
 State = TypeVar("State", bound=StatefulTool)
 ToolLike = Tool | Callable[..., Any] | type[StatefulTool] | StateFactory
+MAX_NAME = 64
+"""Characters of a name that is no tool's which the model is shown again."""
+_UNPRINTABLE = "for integer string conversion"
+"""In what Python says of an integer of too many digits."""
 Offload = Callable[[Callable[[], Any]], Awaitable[Any]]
 """Runs a function elsewhere, such as in a thread, and gives its value."""
 
@@ -129,7 +134,13 @@ class Toolset:
         if call.error is not None:
             return call.error
         if call.name not in self._tools:
-            return f"There is no tool {call.name!r}{nearest(call.name, self._tools)}. {self._listing()}"
+            near = nearest(call.name, self._tools)
+            return f"There is no tool {shown(call.name, limit=MAX_NAME)}{near}. {self._listing()}"
+        for name, value in call.arguments.items():
+            if type(value) is str and value.isascii():
+                continue
+            if problem := unfit(value, where=shown(name, limit=MAX_NAME).strip("'")):
+                return not_made(call.name, problem)
         return self._checkers[call.name].complaint(call.arguments)
 
     # Tools with a state for each episode.
@@ -186,7 +197,8 @@ class Toolset:
             if tool.converters:
                 arguments, complaint = _converted(tool, arguments)
         if complaint is not None:
-            return ToolResult(call_id=call.id, name=call.name, content=complaint, ok=False)
+            name = call.name if call.name in self._tools else clean_text(call.name[:MAX_NAME])
+            return ToolResult(call_id=clean_text(call.id), name=name, content=clean_text(complaint), ok=False)
         return functools.partial(tool.function, **arguments), tool
 
     def _run(self, run: Callable[[], Any], tool: Tool) -> _Answer:
@@ -195,8 +207,8 @@ class Toolset:
         if timeout_s is None:
             try:
                 return run(), True, False
-            except ToolError as error:
-                return str(error), False, False
+            except (ToolError, ArithmeticError, ValueError) as error:
+                return _told(error, tool), False, False
             finally:
                 if gate is not None:
                     gate.release()
@@ -216,8 +228,8 @@ class Toolset:
 
         try:
             value = call_with_deadline(run, timeout_s, on_give_up=on_give_up, on_end=on_end)
-        except ToolError as error:
-            return str(error), False, False
+        except (ToolError, ArithmeticError, ValueError) as error:
+            return _told(error, tool), False, False
         except GivenUp:
             return _too_slow(tool), False, True
         return value, True, False
@@ -229,8 +241,8 @@ class Toolset:
             async with deadline:
                 value = run()
                 return (await value if inspect.isawaitable(value) else value), True, False
-        except ToolError as error:
-            return str(error), False, False
+        except (ToolError, ArithmeticError, ValueError) as error:
+            return _told(error, tool), False, False
         except TimeoutError:
             if not deadline.expired():
                 raise
@@ -280,12 +292,27 @@ def _too_slow(tool: Tool) -> str:
     )
 
 
+def _told(error: Exception, tool: Tool) -> str:
+    """What a model reads of its mistake. Raises the error again where it is none of the model's.
+
+    Numbers that are too large for a float or to be printed come from the arguments, whoever computed them.
+    """
+    if isinstance(error, ToolError):
+        return str(error)
+    if isinstance(error, OverflowError) or _UNPRINTABLE in str(error):
+        return f"The call of {tool.spec.name!r} failed: its numbers are too large ({error})."
+    raise error
+
+
 def _result(call: ToolCall, tool: Tool, answer: _Answer, queue_s: float, seconds: float) -> ToolResult:
     value, ok, timed_out = answer
-    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=plain)
-    text, truncated = tool.limits.shorten(text)
+    try:
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=plain)
+    except ValueError as error:
+        text, ok = _told(error, tool), False
+    text, truncated = tool.limits.shorten(clean_text(text))
     return ToolResult(
-        call_id=call.id,
+        call_id=clean_text(call.id),
         name=call.name,
         content=text,
         ok=ok,

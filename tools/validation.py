@@ -14,6 +14,8 @@ from jsonschema import Draft202012Validator, SchemaError, ValidationError
 from jsonschema.validators import extend
 from referencing.jsonschema import DRAFT202012
 
+from polyturn.tools.plain import shown
+
 # JSON Schema takes 3.0 for an integer; a Python function that wants an int does not.
 _Validator = extend(
     Draft202012Validator,
@@ -28,6 +30,9 @@ _EXACT_TYPES: Mapping[str, frozenset[type]] = {
     "boolean": frozenset({bool}),
     "null": frozenset({type(None)}),
 }
+MAX_PROBLEMS = 8
+"""The model is told of so many mistakes in one call."""
+MAX_PROBLEM_CHARS = 400
 _PLAIN_KEYWORDS = frozenset(("type", "description", "default", "title"))
 
 
@@ -69,7 +74,7 @@ class ArgumentChecker:
         problems = [] if takes_others else _unknown_arguments(arguments, properties)
         known = {name: value for name, value in arguments.items() if name in properties or not problems}
         problems += [_describe(error, properties) for error in self._validator.errors(known)]
-        return not_made(self._name, "; ".join(dict.fromkeys(problems))) if problems else None
+        return not_made(self._name, _listed(problems)) if problems else None
 
     def _plainly_right(self, arguments: Mapping[str, Any], types: Mapping[str, frozenset[type]]) -> bool:
         """Whether every argument is known and of the very type, without asking the validator."""
@@ -84,9 +89,20 @@ def not_made(name: str, problem: str) -> str:
     return f"The call of {name!r} was not made: {problem}."
 
 
+def _listed(problems: Iterable[str]) -> str:
+    """Problems in one line, each once and none too long, whatever the model wrote."""
+    told = list(dict.fromkeys(problems))
+    more = f"; and {len(told) - MAX_PROBLEMS:,} more" if len(told) > MAX_PROBLEMS else ""
+    return "; ".join(_cut(problem) for problem in told[:MAX_PROBLEMS]) + more
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_PROBLEM_CHARS else f"{text[:MAX_PROBLEM_CHARS]}..."
+
+
 def nearest(name: str, names: Iterable[str]) -> str:
     """` (did you mean 'x'?)`, or nothing."""
-    matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    matches = difflib.get_close_matches(name[:80], list(names), n=1, cutoff=0.5)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
@@ -143,7 +159,7 @@ def _exact_types(parameters: Mapping[str, Any]) -> dict[str, frozenset[type]] | 
 
 def _unknown_arguments(arguments: Mapping[str, Any], properties: Mapping[str, Any]) -> list[str]:
     strays = [name for name in arguments if name not in properties]
-    return [f"unknown argument {name!r}{nearest(name, properties)}" for name in strays]
+    return [f"unknown argument {shown(name)}{nearest(name, properties)}" for name in strays]
 
 
 def _describe(error: ValidationError, properties: Mapping[str, Any]) -> str:

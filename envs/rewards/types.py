@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import math
-import numbers
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from polyturn.envs.messages import AssistantMessage, Message
+from polyturn.tools.plain import MAX_SIZE, as_number, clean_text, shown
 
 if TYPE_CHECKING:
     from polyturn.envs.tasks.types import Task
@@ -88,23 +87,29 @@ def as_score(value: Any, *, name: str | None = "reward") -> Score:
     if type(value) is dict:
         quick = 0.0
         for key, part in value.items():
-            if type(key) is not str or type(part) is not float or not math.isfinite(part):
+            if (
+                type(key) is not str
+                or not key.isascii()
+                or type(part) is not float
+                or not -MAX_SIZE <= part <= MAX_SIZE
+            ):
                 break
             quick += part
         else:
             return Score(value=quick, parts=value.copy())
-    if isinstance(value, Score):
-        parts, total = dict(value.parts), value.value
-    elif isinstance(value, Mapping):
-        parts, total = dict(value), None
-    elif name is not None:
-        parts, total = {name: value}, None
-    else:
-        raise ValueError(f"it must return finite numbers by name, not {value!r:.200}")
-    if not all(_is_finite(part) for part in parts.values()) or not (total is None or _is_finite(total)):
-        raise ValueError(f"it must return a finite number, or finite numbers by name, not {value!r:.200}")
-    parts = {str(key): float(part) for key, part in parts.items()}
-    return Score(value=float(sum(parts.values())) if total is None else float(total), parts=parts)
+    given = value.parts if isinstance(value, Score) else value
+    if not isinstance(given, Mapping):
+        if name is None:
+            raise ValueError(f"it must return finite numbers by name, not {shown(value, limit=200)}")
+        given = {name: given}
+    try:
+        parts = {_name(key): as_number(part) for key, part in given.items()}
+        total = as_number(value.value) if isinstance(value, Score) else sum(parts.values())
+    except ValueError as error:
+        raise ValueError(
+            f"it must return a finite number, or finite numbers by name, not {shown(value, limit=200)}: {error}"
+        ) from error
+    return Score(value=total, parts=parts)
 
 
 def is_async(function: Any) -> bool:
@@ -118,6 +123,5 @@ def is_async(function: Any) -> bool:
     )
 
 
-def _is_finite(value: Any) -> bool:
-    # Bare floats are by far the most; the abstract class is slow to ask.
-    return isinstance(value, float | int | numbers.Real) and math.isfinite(value)
+def _name(key: Any) -> str:
+    return clean_text(key) if isinstance(key, str) else shown(key)

@@ -211,6 +211,19 @@ def test_a_reward_that_is_not_finite_is_refused_by_its_group(kind, reward):
         advantages(kind, [0.0, 1.0, reward, 1.0], ["a", "a", "b", "b"])
 
 
+@pytest.mark.parametrize("position", range(3))
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_part_or_a_turn_that_is_not_finite_is_refused_wherever_it_stands(value, position):
+    numbers = [1.0, 2.0, 3.0]
+    numbers[position] = value
+    with pytest.raises(ValueError, match=rf"group 'g': {'abc'[position]} of 'p' is {value}"):
+        RewardPart(
+            part_id="p", group_id="g", reward=1.0, reward_parts=dict(zip("abc", numbers, strict=True))
+        )
+    with pytest.raises(ValueError, match=rf"group 'g': the reward of turn {position} of 'p' is {value}"):
+        RewardPart(part_id="p", group_id="g", reward=1.0, turn_rewards=tuple(numbers))
+
+
 @given(
     st.sampled_from([kind for kind in GROUPED if kind != "maxrl"]),
     st.lists(st.tuples(st.sampled_from("abc"), st.floats(-4, 4, width=16)), min_size=1, max_size=9),

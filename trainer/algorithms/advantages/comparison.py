@@ -43,10 +43,7 @@ class Compared:
 
 
 def outcomes(step: RewardBatch) -> tuple[float, ...]:
-    """The reward of each part less all its penalties. Raises `ValueError` for a reward that is not finite."""
-    for part in step.parts:
-        if not math.isfinite(part.reward):
-            raise ValueError(f"the reward of {part.part_id!r} of group {part.group_id!r} is {part.reward}")
+    """The reward of each part less all its penalties."""
     return tuple(
         float(part.reward) - math.fsum(along(part, [sample.penalties for sample in part.samples]))
         if any(sample.penalties is not None for sample in part.samples)

@@ -7,6 +7,7 @@ recur over the trajectory, so an observation in between neither ends a return no
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -60,6 +61,14 @@ class RewardPart:
     def own(self) -> RewardPart:
         """With the task's own reward, which says whether a group has anything to tell: shaping only orders it."""
         return self.unshaped or self
+
+    def __post_init__(self) -> None:
+        """Raises `ValueError` for a number that is not finite: minima, maxima and sums would hide or spread it."""
+        values = {"the reward": self.reward, **self.reward_parts}
+        values |= {f"the reward of turn {turn}": value for turn, value in enumerate(self.turn_rewards)}
+        for name, value in values.items():
+            if not math.isfinite(value):
+                raise ValueError(f"group {self.group_id!r}: {name} of {self.part_id!r} is {value}")
 
     @property
     def num_trainable(self) -> int:

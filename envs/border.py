@@ -1,0 +1,141 @@
+"""What the code of an environment hands over, coerced or refused as it enters.
+
+Every function raises `ValueError` with what is wrong; whoever calls it says whose value it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, get_args
+
+from polyturn.envs.messages import Message, Observation, Role
+from polyturn.tools.plain import as_number, clean_text, recordable, shown
+from polyturn.tools.types import ToolResult, ToolSpec
+
+ROLES = frozenset(get_args(Role))
+_PLAIN_KEYS = frozenset(("tool_call_id", "name"))
+_NUMBERS = ("reward_parts", "metrics", "role_rewards")
+_TEXTS = ("role", "anchor", "stop_reason", "task_id")
+_OBJECTS: Mapping[str, type] = {"tools": ToolSpec, "tool_results": ToolResult}
+
+
+def read_messages(given: Any, *, roles: Collection[str]) -> Observation:
+    """Messages as copies that share nothing with what was given; texts that UTF-8 cannot hold are mended.
+
+    Content may be the text parts of the OpenAI chat format, which become one text.
+    """
+    if isinstance(given, str | bytes | Mapping) or not isinstance(given, Iterable):
+        raise ValueError(
+            f"it must be a list of messages with a role and a content (an empty one for none), not {shown(given)}"
+        )
+    return tuple([_read_message(message, index, roles) for index, message in enumerate(given)])
+
+
+def read_content(given: Any) -> str:
+    """The text of a message: a text, or text parts `[{"type": "text", "text": ...}, ...]`, joined by line breaks."""
+    if isinstance(given, str):
+        return clean_text(given)
+    if not isinstance(given, Sequence) or isinstance(given, bytes | bytearray):
+        raise ValueError(f"'content' must be a text, not {shown(given)}")
+    return "\n".join([_read_part(part) for part in given])
+
+
+def read_numbers(given: Any) -> dict[str, float]:
+    """Finite numbers by name."""
+    if not isinstance(given, Mapping):
+        raise ValueError(f"it must be numbers by name, not {shown(given)}")
+    read: dict[str, float] = {}
+    for name, value in given.items():
+        try:
+            read[clean_text(name) if isinstance(name, str) else shown(name)] = as_number(value)
+        except ValueError as error:
+            raise ValueError(f"{shown(name)}: {error}") from error
+    return read
+
+
+def read_text(given: Any) -> str:
+    """A text such as a role or an anchor; other values as they are printed."""
+    return clean_text(given if isinstance(given, str) else str(given))
+
+
+def _read_message(given: Any, index: int, roles: Collection[str]) -> Message:
+    if not isinstance(given, Mapping):
+        raise ValueError(f"message {index} must have a role and a content, not be {shown(given)}")
+    role = given.get("role")
+    if not isinstance(role, str) or role not in roles:
+        raise ValueError(f"message {index} must have a role of {', '.join(sorted(roles))}, not {shown(role)}")
+    if "content" not in given:
+        raise ValueError(f"message {index} has no 'content'")
+    content = given["content"]
+    try:
+        # Calls of an assistant stand beside a content that may be null.
+        text = "" if content is None and given.get("tool_calls") else read_content(content)
+    except ValueError as error:
+        raise ValueError(f"message {index}: {error}") from error
+    message: Any = {"role": str(role), "content": text}
+    for key, value in given.items():
+        if key not in ("role", "content"):
+            plain = isinstance(value, str) and key in _PLAIN_KEYS
+            message[read_text(key)] = clean_text(value) if plain else recordable(value)
+    return message
+
+
+def _read_part(part: Any) -> str:
+    if isinstance(part, str):
+        return clean_text(part)
+    if isinstance(part, Mapping):
+        text = part.get("text")
+        if isinstance(text, str) and part.get("type", "text") in ("text", "input_text", "output_text"):
+            return clean_text(text)
+        if "type" in part:
+            raise ValueError(
+                f"a part of 'content' is of type {shown(part['type'])}; only texts can be played"
+            )
+    raise ValueError(f"a part of 'content' must be {{'type': 'text', 'text': ...}}, not {shown(part)}")
+
+
+def read_reset(result: Any) -> tuple[Observation, dict[str, Any]]:
+    """What `reset` of any Gymnasium environment of conversations gave: the first messages, and `info`."""
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise ValueError(f"reset must return an observation and an info, not {shown(result)}")
+    observation, info = result
+    return _observation(observation), _read_info(info)
+
+
+def read_step(result: Any) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    """What `step` of any Gymnasium environment of conversations gave: its five values."""
+    if not isinstance(result, tuple) or len(result) != 5:
+        raise ValueError(f"step must return five values, not {shown(result)}")
+    observation, reward, terminated, truncated, info = result
+    try:
+        reward = as_number(reward)
+    except ValueError as error:
+        raise ValueError(f"the reward: {error}") from error
+    return _observation(observation), reward, bool(terminated), bool(truncated), _read_info(info)
+
+
+def _observation(given: Any) -> Observation:
+    try:
+        return read_messages(given, roles=ROLES)
+    except ValueError as error:
+        raise ValueError(f"the observation: {error}") from error
+
+
+def _read_info(given: Any) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
+        raise ValueError(f"info must be a mapping, not {shown(given)}")
+    info = dict(given)
+    for name in _NUMBERS:
+        if name in info:
+            try:
+                info[name] = read_numbers(info[name])
+            except ValueError as error:
+                raise ValueError(f"info[{name!r}]: {error}") from error
+    for name in _TEXTS:
+        if name in info:
+            info[name] = read_text(info[name])
+    for name, kind in _OBJECTS.items():
+        wrong = [item for item in info.get(name, ()) if not isinstance(item, kind)]
+        if wrong:
+            raise ValueError(f"info[{name!r}] must hold {kind.__name__}s, not {shown(wrong[0])}")
+    return info
