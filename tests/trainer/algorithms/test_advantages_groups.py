@@ -217,9 +217,7 @@ def test_a_part_or_a_turn_that_is_not_finite_is_refused_wherever_it_stands(value
     numbers = [1.0, 2.0, 3.0]
     numbers[position] = value
     with pytest.raises(ValueError, match=rf"group 'g': {'abc'[position]} of 'p' is {value}"):
-        RewardPart(
-            part_id="p", group_id="g", reward=1.0, reward_parts=dict(zip("abc", numbers, strict=True))
-        )
+        RewardPart(part_id="p", group_id="g", reward=1.0, reward_parts=dict(zip("abc", numbers, strict=True)))
     with pytest.raises(ValueError, match=rf"group 'g': the reward of turn {position} of 'p' is {value}"):
         RewardPart(part_id="p", group_id="g", reward=1.0, turn_rewards=tuple(numbers))
 
