@@ -324,7 +324,10 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         with self._entering(f"{hook}()"):
             # Only a prompt may hold what an assistant said.
             roles = ROLES if hook == "begin" else ROLES - {"assistant"}
-            return read_messages(messages, roles=roles & self.observation_space.roles)
+            space = self.observation_space
+            return read_messages(
+                messages, roles=roles & space.roles if isinstance(space, ChatSpace) else roles
+            )
 
     @contextlib.contextmanager
     def _entering(self, what: str) -> Iterator[None]:
