@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from polyturn.configs.errors import ConfigError, did_you_mean
+from polyturn.configs.errors import ConfigError
 from polyturn.configs.expert_layers import expert_layers, num_experts
 from polyturn.configs.models import read_json
 
@@ -34,6 +34,8 @@ class ExpertShape:
     ffn_size: int
     shared_ffn_size: int
     """Of the experts that every token goes to, together; 0 without any."""
+    has_correction: bool = False
+    """The router adds a correction to its scores when it chooses."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +94,10 @@ class ModelShape:
     """Queries and keys are normed by head."""
     sandwich_norms: bool = False
     """The outputs of attention and MLP are normed, too."""
+    fused_gate_up: bool = False
+    """Gate and up projection of an MLP are one matrix."""
+    num_further_layers: int = 0
+    """Layers behind the model's own that predict further tokens; neither trained nor served."""
     experts: ExpertShape | None = None
     latent: LatentShape | None = None
 
@@ -109,8 +115,9 @@ class ModelShape:
         """
         model_type = data.get("model_type")
         if model_type not in FAMILIES:
-            hint = did_you_mean(str(model_type), FAMILIES) or f"; one of {', '.join(FAMILIES)} is"
-            raise ConfigError(f"{source}: model_type {model_type!r} is not supported{hint}")
+            raise ConfigError(
+                f"{source}: model_type {model_type!r} is not supported; one of {', '.join(FAMILIES)} is"
+            )
         sizes = _Sizes(data, source)
         num_heads = sizes["num_attention_heads"]
         return cls(
@@ -128,6 +135,8 @@ class ModelShape:
             or (model_type.startswith("glm4") and bool(data.get("attention_bias"))),
             head_norms=model_type.startswith("qwen3") or bool(data.get("use_qk_norm")),
             sandwich_norms=model_type == "glm4",
+            fused_gate_up=model_type == "glm4",
+            num_further_layers=sizes.count("num_nextn_predict_layers"),
             experts=_read_experts(data, sizes),
             latent=_read_latent(data, sizes),
         )
@@ -231,6 +240,12 @@ class _Sizes:
             raise ConfigError(f"{self.source}: '{key}' must be a positive integer, got {value!r}")
         return value
 
+    def count(self, key: str) -> int:
+        value = self.data.get(key) or 0
+        if type(value) is not int or value < 0:
+            raise ConfigError(f"{self.source}: '{key}' must be an integer of at least 0, got {value!r}")
+        return value
+
 
 def _read_experts(data: Mapping[str, Any], sizes: _Sizes) -> ExpertShape | None:
     count = num_experts(data)
@@ -241,7 +256,8 @@ def _read_experts(data: Mapping[str, Any], sizes: _Sizes) -> ExpertShape | None:
         layers=expert_layers(data),
         num_experts=count,
         ffn_size=size,
-        shared_ffn_size=size * (data.get("n_shared_experts") or 0),
+        shared_ffn_size=size * sizes.count("n_shared_experts"),
+        has_correction=data["model_type"] != "qwen3_moe",
     )
 
 

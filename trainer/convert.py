@@ -9,25 +9,36 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
 import yaml
 
+from polyturn.configs.model_shape import ModelShape
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.parallel import ParallelConfig
 from polyturn.rollout.engines.ports import free_port
-from polyturn.trainer.megatron.checkpoints.manifest import find_faults
+from polyturn.trainer.megatron.checkpoints.header import check_header, describe_model
+from polyturn.trainer.megatron.checkpoints.manifest import find_faults, read_manifest
 from polyturn.trainer.megatron.checkpoints.sources import HF_FOLDER, WeightSource, find_source
 from polyturn.trainer.megatron.cpu import install_cpu_compatibility
+from polyturn.trainer.megatron.fp8 import without_quantization
 from polyturn.trainer.megatron.fp8_directory import FP8Cast
-from polyturn.trainer.megatron.hf_directory import HFWeights, config_dtype, read_config, write_hf_directory
+from polyturn.trainer.megatron.hf_directory import (
+    HFWeights,
+    config_dtype,
+    files_left_out,
+    read_config,
+    write_hf_directory,
+)
+from polyturn.trainer.model_tensors import check_tensors
+from polyturn.trainer.weight_files import read_weight_files
 
 Kind = Literal["hf", "torch_dist", "fp8"]
 Tell = Callable[[str], None]
@@ -113,14 +124,15 @@ def make_plan(
     if found is None:
         raise ValueError(f"{source} is empty")
     kind: Kind = to or ("torch_dist" if found.kind == "hf" else "hf")
-    if (found.kind, kind) in {("hf", "hf"), ("torch_dist", "torch_dist")} and dtype is None:
-        raise ValueError(f"{source} is {kind} already: give --to, or --dtype for another dtype")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} is there already: name another, or delete it")
     hf_directory = _hf_directory(found, model)
-    hf_config = read_config(hf_directory)
-    if "quantization_config" in hf_config:
-        raise ValueError(f"{hf_directory} is quantised: convert from the model in bfloat16")
+    hf_config = _model_config(hf_directory)
+    is_quantised = found.kind == "hf" and bool(read_config(hf_directory).get("quantization_config"))
+    if is_quantised and kind == "fp8":
+        raise ValueError(f"{source} is quantised already")
+    if found.kind == kind and dtype is None and not is_quantised:
+        raise ValueError(f"{source} is {kind} already: give --to, or --dtype for another dtype")
     dtype = dtype or config_dtype(hf_config)
     if dtype not in DTYPES:
         raise ValueError(f"the model's dtype is {dtype}: choose one of {', '.join(DTYPES)} with --dtype")
@@ -149,6 +161,11 @@ def make_plan(
     return plan
 
 
+def _model_config(directory: Path) -> dict[str, Any]:
+    """The config.json of a model whose weights are read as what they stand for, FP8 or not."""
+    return without_quantization(read_config(directory), source=directory)
+
+
 def _hf_directory(source: WeightSource, model: Path | None) -> Path:
     if model is not None:
         return model
@@ -159,19 +176,39 @@ def _hf_directory(source: WeightSource, model: Path | None) -> Path:
     # A checkpoint of a run stands in RUN/checkpoints/STEP.
     config = source.path.parent.parent / "config.yaml"
     if source.kind == "checkpoint" and config.is_file():
-        return resolve_model_path(yaml.safe_load(config.read_text(encoding="utf-8"))["model"]["path"])
+        return resolve_model_path(_model_of_run(config))
     raise ValueError(
         f"{source.path} does not say which model it is of: name its Hugging Face directory with --model"
     )
+
+
+def _model_of_run(path: Path) -> str:
+    """The `model.path` that a run's config.yaml names."""
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+        model = tree["model"]["path"]
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
+        told = str(error).splitlines()[0]
+        raise ValueError(
+            f"{path} does not name the run's model ({told}): name its Hugging Face directory with --model"
+        ) from error
+    return str(model)
 
 
 def _check_source(plan: Plan) -> None:
     if plan.source.kind == "checkpoint":
         for fault in find_faults(plan.source.path, read=False):
             raise ValueError(fault)
+        header, _ = read_manifest(plan.source.path)
+        check_header(header, describe_model(_model_config(plan.hf_directory)), source=plan.source.path)
+        if header.get("adapters") is not None:
+            raise ValueError(
+                f"{plan.source.path} holds LoRA adapters without the model that they belong to: convert the run's "
+                "policy/, where they are merged, or go on with the run"
+            )
     if plan.source.kind == "hf":
-        with closing(HFWeights(plan.source.path)):
-            """Opened, so that every file is there and has a sound header."""
+        shape = ModelShape.of(_model_config(plan.hf_directory), source=str(plan.hf_directory / "config.json"))
+        check_tensors(read_weight_files(plan.source.path), shape, source=plan.source.path)
 
 
 def _check_model(plan: Plan) -> None:
@@ -182,7 +219,7 @@ def _check_model(plan: Plan) -> None:
     from polyturn.trainer.megatron.layout import ModelLayout
     from polyturn.trainer.megatron.model import read_architecture, transformer_config
 
-    parallel, hf_config = plan.parallel, read_config(plan.hf_directory)
+    parallel, hf_config = plan.parallel, _model_config(plan.hf_directory)
     layout = ModelLayout(tensor=parallel.tensor, pipeline=parallel.pipeline, expert=parallel.expert)
     read_architecture(hf_config, tensor_parallel=parallel.tensor)
     transformer_config(hf_config, dtype=plan.dtype, device="cpu", extra={}, layout=layout)
@@ -235,7 +272,7 @@ def _convert_model(plan: Plan, target: Path, tell: Tell) -> None:
     from polyturn.trainer.megatron.ranks import join_ranks, leave_ranks
     from polyturn.trainer.megatron.weights import load_hf_weights, named_hf_tensors
 
-    ranks, hf_config = plan.ranks, read_config(plan.hf_directory)
+    ranks, hf_config = plan.ranks, _model_config(plan.hf_directory)
     join_ranks(
         device="cpu",
         parallel=plan.parallel,
@@ -248,11 +285,13 @@ def _convert_model(plan: Plan, target: Path, tell: Tell) -> None:
     try:
         architecture = read_architecture(hf_config, tensor_parallel=plan.parallel.tensor)
         config = transformer_config(hf_config, dtype=plan.dtype, device="cpu", extra={})
+        for name in files_left_out(plan.source.path) if plan.source.kind == "hf" else ():
+            tell(f"{plan.source.path / name} is not carried over: the model does not need it")
         tell(f"building the model in {plan.dtype} for {plan.parallel.describe()}")
         chunks = build_chunks(config, architecture, device="cpu")
         if plan.source.kind == "hf":
-            with closing(HFWeights(plan.source.path)) as weights:
-                load_hf_weights(chunks, architecture, _Told(weights, tell))
+            with closing(_Told(plan.source.path, tell)) as weights:
+                load_hf_weights(chunks, architecture, weights)
         elif plan.source.kind == "torch_dist":
             tell(f"reading {plan.source.path}")
             load_torch_dist(chunks, plan.source.path, vocab_size=architecture.vocab_size)
@@ -261,7 +300,7 @@ def _convert_model(plan: Plan, target: Path, tell: Tell) -> None:
             load_weights(chunks, plan.source.path)
         tell(f"writing {target}")
         if plan.kind == "torch_dist":
-            save_torch_dist(chunks, target, hf_directory=plan.hf_directory)
+            save_torch_dist(chunks, target, hf_directory=plan.hf_directory, dtype=plan.dtype)
             return
         tensors = _told_export(named_hf_tensors(chunks, architecture), tell)
         if ranks.rank == 0:
@@ -274,11 +313,11 @@ def _convert_model(plan: Plan, target: Path, tell: Tell) -> None:
         leave_ranks()
 
 
-class _Told(Mapping[str, torch.Tensor]):
+class _Told(HFWeights):
     """Weights that tell how many of them have been read."""
 
-    def __init__(self, weights: HFWeights, tell: Tell) -> None:
-        self._weights = weights
+    def __init__(self, directory: Path, tell: Tell) -> None:
+        super().__init__(directory)
         self._tell = tell
         self._num_read = 0
         self._told_at = time.monotonic()
@@ -287,14 +326,8 @@ class _Told(Mapping[str, torch.Tensor]):
         self._num_read += 1
         if time.monotonic() - self._told_at > TELL_EVERY_S:
             self._told_at = time.monotonic()
-            self._tell(f"read {self._num_read} of {len(self._weights)} tensors")
-        return self._weights[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._weights)
-
-    def __len__(self) -> int:
-        return len(self._weights)
+            self._tell(f"read {self._num_read} of {len(self)} tensors")
+        return super().__getitem__(name)
 
 
 def _told_export(

@@ -27,6 +27,7 @@ from polyturn.trainer.megatron.checkpoints.manifest import MARKER, find_faults
 from polyturn.trainer.megatron.checkpoints.sources import initial_weights
 from polyturn.trainer.preflight_models import check_models
 from polyturn.trainer.run_directory import RunDirectory
+from polyturn.trainer.weight_files import read_weight_files
 
 logger = logging.getLogger(__name__)
 
@@ -152,14 +153,10 @@ def _check_initial_weights(config: RunConfig) -> None:
 
 
 def _check_weights(directory: Path) -> None:
-    index = directory / "model.safetensors.index.json"
-    if index.exists():
-        files = sorted(set(read_json(index).get("weight_map", {}).values()))
-        missing = [name for name in files if not (directory / name).is_file()]
-        if missing:
-            raise ConfigError(f"model.path: {directory} lacks {missing[0]}, which {index.name} names")
-    elif not any(directory.glob("*.safetensors")):
-        raise ConfigError(f"model.path: {directory} has no .safetensors weights")
+    try:
+        read_weight_files(directory)
+    except ValueError as error:
+        raise ConfigError(f"model.path: {error}") from error
 
 
 def count_tokens(directory: Path) -> int:

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.model_shape import ModelShape
 from polyturn.configs.models import read_json, resolve_model_path
 from polyturn.configs.schema import RunConfig
-
-FREE_KEYS = (
-    "_name_or_path",
-    "architectures",
-    "bos_token_id",
-    "dtype",
-    "eos_token_id",
-    "pad_token_id",
-    "torch_dtype",
-    "transformers_version",
-    "use_cache",
-)
-"""Keys of config.json in which a reference may differ from the policy: none of them changes a logprob."""
+from polyturn.trainer.megatron.families import find_family
+from polyturn.trainer.megatron.families.computation import same_computation
+from polyturn.trainer.model_tensors import OUTPUT, check_tensors
+from polyturn.trainer.weight_files import read_weight_files
 
 
 def check_models(config: RunConfig, directory: Path) -> None:
     """Check what the config asks for beside the policy, whose directory is given. Raises ConfigError."""
+    check_loadable(directory, "model.path")
     _check_reference(config, directory)
     _check_critic(config, directory)
     _check_shared_prefix(config)
@@ -35,20 +25,23 @@ def check_models(config: RunConfig, directory: Path) -> None:
         raise ConfigError("engines.routing_replay: the model has no experts; set it to false")
 
 
-def same_architecture(
-    policy: Mapping[str, Any], other: Mapping[str, Any], *, source: Path, what: str
-) -> None:
-    """Whether another model's config.json, that of `source`, describes the same computation as the policy's.
+def check_loadable(directory: Path, key: str, *, without: tuple[str, ...] = ()) -> None:
+    """That the trainer can load a model directory, as far as its config and the headers of its weights tell.
 
-    Raises:
-        ValueError: it does not; names the first key that differs.
+    Args:
+        key: of the option that names it, for messages.
+        without: tensors that may be missing.
+
+    Raises ConfigError.
     """
-    for key in sorted((policy.keys() | other.keys()) - set(FREE_KEYS)):
-        if policy.get(key) != other.get(key):
-            raise ValueError(
-                f"{what}: {source} has {key}={other.get(key)!r} in its config.json, the policy has "
-                f"{policy.get(key)!r}; they must be models of one architecture"
-            )
+    try:
+        find_family(read_json(directory / "config.json"))
+        check_tensors(
+            read_weight_files(directory), ModelShape.read(directory), source=directory, without=without
+        )
+    except ValueError as error:
+        told = str(error).removeprefix("model.path: ")
+        raise ConfigError(f"{key}: {told}") from error
 
 
 def _check_shared_prefix(config: RunConfig) -> None:
@@ -87,9 +80,10 @@ def _check_reference(config: RunConfig, directory: Path) -> None:
         source = resolve_model_path(path)
         ours, theirs = read_json(directory / "config.json"), read_json(source / "config.json")
         try:
-            same_architecture(ours, theirs, source=source, what="model.reference_path")
+            same_computation(ours, theirs, source=source, what="model.reference_path")
         except ValueError as error:
             raise ConfigError(str(error)) from error
+        check_loadable(source, "model.reference_path")
 
 
 def _check_critic(config: RunConfig, directory: Path) -> None:
@@ -99,6 +93,8 @@ def _check_critic(config: RunConfig, directory: Path) -> None:
     critic = trainer.critic
     parallel = critic.parallel if trainer.critic_has_ranks else trainer.parallel
     where = "trainer.critic.parallel" if trainer.critic_has_ranks else "trainer.parallel"
+    if critic.path is not None:
+        check_loadable(resolve_model_path(critic.path), "trainer.critic.path", without=(OUTPUT,))
     shape = ModelShape.read(directory if critic.path is None else resolve_model_path(critic.path))
     if shape.num_heads % parallel.tensor or shape.num_kv_heads % parallel.tensor:
         raise ConfigError(

@@ -15,8 +15,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
+from polyturn.configs.lora import LoraConfig
+from polyturn.configs.models import preset_directory, read_json
 from polyturn.configs.schema import RunConfig
 from polyturn.trainer.megatron.checkpoints.boxes import Box, copy_shared, slabs
+from polyturn.trainer.megatron.checkpoints.header import check_header, describe_adapters, describe_model
 from polyturn.trainer.megatron.checkpoints.manifest import (
     checksum,
     describe_file,
@@ -232,3 +235,35 @@ def test_directories_are_told_apart(tmp_path: Path) -> None:
 def test_fp8_is_for_gpus(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"weight_sync\.dtype: fp8_block needs engines on GPUs"):
         preflight(config_of(tmp_path, weight_sync={"kind": "broadcast", "dtype": "fp8_block"}))
+
+
+def test_a_checkpoint_of_another_model_or_of_other_adapters_is_refused() -> None:
+    layers = ("q_proj", "k_proj", "down_proj")
+    hf = read_json(preset_directory("qwen3-4b") / "config.json")
+    lora = LoraConfig(rank=8, alpha=16.0)
+
+    def header(config: dict[str, Any], adapters: LoraConfig | None) -> dict[str, Any]:
+        described = {**describe_model(config), "adapters": describe_adapters(adapters, layers)}
+        kept: dict[str, Any] = json.loads(json.dumps(described))
+        return kept
+
+    ours = header(hf, lora)
+    # All layers that can have adapters, named or not; and headers of before that say less.
+    everywhere = LoraConfig(rank=8, alpha=16.0, target_modules=layers)
+    for sound in (ours, header(hf, everywhere), {"model": ours["model"]}):
+        check_header(sound, ours, source=Path("step"))
+    for other, told in (
+        (header(hf, LoraConfig(rank=8, alpha=32.0)), r"alpha=32\.0, and trainer\.lora has alpha=16\.0"),
+        (header(hf, LoraConfig(rank=4, alpha=16.0)), "rank=4, and trainer.lora has rank=8"),
+        (
+            header(hf, LoraConfig(rank=8, alpha=16.0, target_modules=("q_proj",))),
+            r"target_modules=\['q_proj'\], and trainer\.lora has target_modules=\['down_proj', 'k_proj', 'q_proj'\]",
+        ),
+        (header(hf, None), "without LoRA adapters, and trainer.lora asks for some"),
+        (header({**hf, "rope_theta": 7}, lora), r"another model: its rope_base is 7\.0"),
+        (header({**hf, "hidden_size": 64}, lora), "another model: its hidden_size is 64"),
+    ):
+        with pytest.raises(ValueError, match=rf"^step .*{told}"):
+            check_header(other, ours, source=Path("step"))
+    with pytest.raises(ValueError, match="with LoRA adapters, and trainer.lora asks for none"):
+        check_header(ours, header(hf, None), source=Path("step"))

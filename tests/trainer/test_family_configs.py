@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from polyturn.trainer.megatron.cpu import install_cpu_compatibility
 install_cpu_compatibility("cpu")
 
 from polyturn.trainer.megatron.families import FAMILIES, find_family  # noqa: E402
+from polyturn.trainer.megatron.families.computation import same_computation  # noqa: E402
 from polyturn.trainer.megatron.families.rope import YarnScaling, read_rope  # noqa: E402
 from polyturn.trainer.megatron.layout import ModelLayout  # noqa: E402
 from polyturn.trainer.megatron.model import read_architecture, transformer_config  # noqa: E402
@@ -55,7 +57,11 @@ def test_deepseek_as_published() -> None:
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
-        ("qwen3-4b", {"model_type": "qwen4"}, "model_type 'qwen4' is not supported, did you mean 'qwen3'"),
+        (
+            "qwen3-4b",
+            {"model_type": "qwen4"},
+            "model_type 'qwen4' is not supported: one of deepseek_v3, glm4",
+        ),
         ("qwen3-4b", {"model_type": "gpt_oss"}, "'gpt_oss' is not supported: one of deepseek_v3, glm4"),
         ("qwen3-4b", {"attention_bias": True}, "biases in the attention output"),
         ("qwen3-4b", {"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported: only 'silu'"),
@@ -124,3 +130,35 @@ def test_rope_of_transformers_4_and_5() -> None:
 def test_layouts_that_do_not_fit(name: str, layout: ModelLayout, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         transformer_config(published(name), dtype="bfloat16", device="cpu", extra={}, layout=layout)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_spellings_of_one_computation_are_the_same(name: str) -> None:
+    """What transformers 5 writes for a model that transformers 4 published, and what fine-tuning leaves in a config."""
+    old = published(name)
+    rope = {"rope_type": "default", **(old.get("rope_scaling") or {}), "rope_theta": old["rope_theta"]}
+    rope["rope_type"] = rope.pop("type", rope["rope_type"])
+    new = {key: value for key, value in old.items() if key not in ("rope_theta", "rope_scaling")}
+    new |= {
+        "rope_parameters": rope,
+        "attention_dropout": 0.1,
+        "initializer_range": 0.5,
+        "router_aux_loss_coef": 0.01,
+        "output_router_logits": True,
+        "use_cache": False,
+        "dtype": "float32",
+        "transformers_version": "5.19.0",
+        "max_window_layers": 3,
+        "eos_token_id": [1, 2],
+        "_name_or_path": "elsewhere",
+    }
+    same_computation(old, new, source=Path("new"), what="model.reference_path")
+    for changes, told in (
+        ({"rope_parameters": {**rope, "rope_theta": 1.5}}, r"rope_base=1\.5|rotary_base=1\.5"),
+        ({"rms_norm_eps": 0.5}, r"layernorm_epsilon=0\.5"),
+        ({"intermediate_size": 8}, "ffn_hidden_size=8"),
+        ({"vocab_size": 7}, "vocab_size=7"),
+        ({"tie_word_embeddings": not old.get("tie_word_embeddings")}, "tied_embeddings"),
+    ):
+        with pytest.raises(ValueError, match=rf"model\.reference_path: new has ({told})"):
+            same_computation(old, new | changes, source=Path("new"), what="model.reference_path")

@@ -30,7 +30,7 @@ from polyturn.trainer.megatron.lora import BaseWeights
 from polyturn.trainer.megatron.micro_batches import finite_columns, make_micro_batches
 from polyturn.trainer.megatron.packed import PackedBatch, gather_rows
 from polyturn.trainer.megatron.tree_attention import allow_trees
-from polyturn.trainer.megatron.value_head import ValueHead, WithoutOutput, attach_value_head
+from polyturn.trainer.megatron.value_head import ValueHead, attach_value_head
 from polyturn.trainer.megatron.weights import OUTPUT_WEIGHT, load_hf_weights
 from polyturn.trainer.schedule import LearningRateSchedule
 
@@ -125,8 +125,8 @@ class MegatronCritic:
         architecture = self.engine.architecture
         output_names = architecture.family.rows[OUTPUT_WEIGHT].hf_names
         chunks: list[Any] = [BaseWeights(chunk, hidden="output_layer.") for chunk in self.engine.chunks]
-        with closing(HFWeights(model_path)) as weights:
-            load_hf_weights(chunks, architecture, WithoutOutput(weights, output_names))
+        with closing(HFWeights(model_path, without=output_names)) as weights:
+            load_hf_weights(chunks, architecture, weights)
         self.engine.build_optimizer()
 
     @property

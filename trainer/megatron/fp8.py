@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch.nn import functional
 
+from polyturn.trainer.model_tensors import SCALE_SUFFIX
+
 BLOCK = 128
 MAX_E4M3 = torch.finfo(torch.float8_e4m3fn).max
-SCALE_SUFFIX = "_scale_inv"
 _MATRIX = re.compile(r"model\.layers\.\d+\.(?:self_attn|mlp)\..*(?:_proj|_proj_with_mqa)\.weight$")
 _FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("q_a_proj", "kv_a_proj_with_mqa"))
 """Matrices that an engine joins row by row into one, whose blocks must not straddle the seams."""
@@ -45,11 +46,30 @@ def quantize_blocks(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return quantised.contiguous(), scales
 
 
-def dequantize_blocks(quantised: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
-    """The matrix [M, N] in float32 that an FP8 matrix and its scales stand for."""
+def dequantize_blocks(
+    quantised: torch.Tensor, scales: torch.Tensor, *, block: tuple[int, int] = (BLOCK, BLOCK)
+) -> torch.Tensor:
+    """The matrix [M, N] in float32 that an FP8 matrix and its scales [ceil(M / rows), ceil(N / columns)] stand for."""
     rows, columns = quantised.shape
-    spread = scales.repeat_interleave(BLOCK, 0)[:rows].repeat_interleave(BLOCK, 1)[:, :columns]
+    spread = scales.repeat_interleave(block[0], 0)[:rows].repeat_interleave(block[1], 1)[:, :columns]
     return quantised.float() * spread
+
+
+def without_quantization(config: Mapping[str, Any], *, source: object) -> dict[str, Any]:
+    """A config.json as it is once its weights are read: without the FP8 that they are stored in.
+
+    Raises:
+        ValueError: they are quantised in another way, which is not read.
+    """
+    quantization = config.get("quantization_config")
+    if quantization:
+        method = quantization.get("quant_method") if isinstance(quantization, dict) else quantization
+        if method != "fp8" or not quantization.get("weight_block_size"):
+            raise ValueError(
+                f"{source} is quantised with {method!r}, and only FP8 with a scale for each block (quant_method fp8, "
+                "weight_block_size) can be read: use the model in bfloat16"
+            )
+    return {key: value for key, value in config.items() if key != "quantization_config"}
 
 
 def find_quantised(shapes: Mapping[str, tuple[int, ...]]) -> frozenset[str]:

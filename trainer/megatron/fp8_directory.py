@@ -23,7 +23,7 @@ class FP8Cast:
         """
         self.source = source
         config = read_config(source)
-        if "quantization_config" in config:
+        if config.get("quantization_config"):
             raise ValueError(f"{source} is quantised already")
         self._dtype = config_dtype(config)
         with closing(HFWeights(source)) as weights:

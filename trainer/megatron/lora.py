@@ -35,6 +35,7 @@ from torch.nn import functional
 from polyturn.configs.lora import LoraConfig
 from polyturn.trainer.megatron.model import Architecture
 from polyturn.trainer.megatron.weights import chunk_mapping
+from polyturn.trainer.model_tensors import linear_layers
 
 Parallel = Literal["column", "row", "whole"]
 PARALLEL: dict[int | None, Parallel] = {0: "column", 1: "row", None: "whole"}
@@ -219,12 +220,7 @@ def add_adapters(model: GPTModel, architecture: Architecture, lora: LoraConfig, 
 
 
 def _check_targets(architecture: Architecture, lora: LoraConfig) -> None:
-    known = dict.fromkeys(
-        _last(name.removesuffix(".weight"))
-        for row in architecture.family.rows.values()
-        for name in row.hf_names
-        if not row.is_expert and "proj" in name and name.endswith(".weight")
-    )
+    known = linear_layers(architecture.shape)
     for target in lora.target_modules:
         if target not in known:
             raise ValueError(

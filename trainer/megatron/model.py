@@ -18,8 +18,10 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig, T
 from torch.nn import functional
 
 from polyturn.configs.expert_layers import num_experts
+from polyturn.configs.model_shape import ModelShape
 from polyturn.configs.stages import StageSizes, divide_layers
 from polyturn.trainer.megatron.families import Family, find_family
+from polyturn.trainer.megatron.families.family import core_settings
 from polyturn.trainer.megatron.families.rope import Llama3Scaling, Rope, YarnScaling, read_rope
 from polyturn.trainer.megatron.layer_specs import block_spec
 from polyturn.trainer.megatron.layout import ModelLayout
@@ -36,6 +38,7 @@ class Architecture:
     padded_vocab_size: int
     """A multiple of the tensor-parallel size."""
     tied_embeddings: bool
+    shape: ModelShape
     max_position_embeddings: int
     rope: Rope
 
@@ -58,6 +61,7 @@ def read_architecture(hf: Mapping[str, Any], *, tensor_parallel: int) -> Archite
         vocab_size=vocab_size,
         padded_vocab_size=math.ceil(vocab_size / tensor_parallel) * tensor_parallel,
         tied_embeddings=bool(hf.get("tie_word_embeddings", False)),
+        shape=ModelShape.of(hf, source="the model's config.json"),
         max_position_embeddings=hf["max_position_embeddings"],
         rope=rope,
     )
@@ -84,10 +88,7 @@ def transformer_config(
     _refuse_layout(hf, layout)
     torch_dtype = DTYPES[dtype]
     settings: dict[str, Any] = {
-        "num_layers": hf["num_hidden_layers"],
-        "hidden_size": hf["hidden_size"],
-        "num_attention_heads": hf["num_attention_heads"],
-        "layernorm_epsilon": hf["rms_norm_eps"],
+        **core_settings(hf),
         "normalization": "RMSNorm",
         "gated_linear_unit": True,
         "activation_func": functional.silu,

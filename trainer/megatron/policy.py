@@ -22,9 +22,10 @@ from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.batch import TrainSample
 from polyturn.trainer.megatron.cpu import install_cpu_compatibility
+from polyturn.trainer.megatron.families.computation import same_computation
 from polyturn.trainer.megatron.hf_directory import HFWeights, read_config, write_hf_directory
+from polyturn.trainer.model_tensors import linear_layers
 from polyturn.trainer.prefix_tree import Sharing
-from polyturn.trainer.preflight_models import same_architecture
 from polyturn.trainer.schedule import LearningRateSchedule
 
 if TYPE_CHECKING:
@@ -91,6 +92,7 @@ class MegatronPolicy:
             ValueError: the directory, the config or the layout cannot be used; one sentence says why.
         """
         install_cpu_compatibility(device)
+        from polyturn.trainer.megatron.checkpoints.header import describe_adapters
         from polyturn.trainer.megatron.checkpoints.keeper import PolicyCheckpoints
         from polyturn.trainer.megatron.engine import Engine
         from polyturn.trainer.megatron.ranks import join_ranks
@@ -131,7 +133,11 @@ class MegatronPolicy:
                 self._engine.replay = RoutingReplay(self._engine.chunks)
             self._engines = {"policy": self._engine}
             self._checkpoints = PolicyCheckpoints(
-                self._engines, hf_config=hf_config, parallel=self.parallel, dtype=dtype
+                self._engines,
+                hf_config=hf_config,
+                parallel=self.parallel,
+                dtype=dtype,
+                adapters=describe_adapters(lora, linear_layers(self._engine.architecture.shape)),
             )
             self._load_initial(initial_path, with_optimizer=load_optimizer)
             self._reference = self._make_reference(reference_path) if keep_reference else None
@@ -308,7 +314,7 @@ class MegatronPolicy:
         source = None if path is None else find_source(path)
         if source is not None and source.kind == "hf":
             ours, theirs = read_config(self.model_path), read_config(source.path)
-            same_architecture(ours, theirs, source=source.path, what="checkpoint.load")
+            same_computation(ours, theirs, source=source.path, what="checkpoint.load")
             self._load_hf(source.path)
         elif source is not None and source.kind == "torch_dist":
             load_torch_dist(self._engine.chunks, source.path, vocab_size=self._engine.architecture.vocab_size)
@@ -333,7 +339,7 @@ class MegatronPolicy:
         if path is None:
             return Reference(self._engine.chunks, keep_weights=self.lora is None)
         ours, theirs = read_config(self.model_path), read_config(path)
-        same_architecture(ours, theirs, source=path, what="model.reference_path")
+        same_computation(ours, theirs, source=path, what="model.reference_path")
         reference = Reference(self._engine.chunks)
         with reference.in_place():
             self._load_hf(path)

@@ -5,7 +5,6 @@ Import only after `install_cpu_compatibility`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -58,20 +57,3 @@ def attach_value_head(model: GPTModel, *, seed: int) -> None:
     assert not model.share_embeddings_and_output_weights
     if model.post_process:
         model.output_layer = ValueHead(model, seed=seed)
-
-
-class WithoutOutput(Mapping[str, torch.Tensor]):
-    """The tensors of a Hugging Face model that its backbone is made of."""
-
-    def __init__(self, weights: Mapping[str, torch.Tensor], output_names: tuple[str, ...]) -> None:
-        self._weights = weights
-        self._output_names = output_names
-
-    def __getitem__(self, name: str) -> torch.Tensor:
-        return self._weights[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name in self._weights if name not in self._output_names)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)

@@ -9,8 +9,7 @@ Import only after `install_cpu_compatibility`.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -23,11 +22,13 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from polyturn.trainer.megatron.families.mapping import Mapped, find_row
+from polyturn.trainer.megatron.hf_directory import HFWeights
 from polyturn.trainer.megatron.model import Architecture
+from polyturn.trainer.model_tensors import EMBEDDING, OUTPUT, check_tensors
 
 OUTPUT_WEIGHT = "output_layer.weight"
+EMBEDDING_WEIGHT = "embedding.word_embeddings.weight"
 EXPERT_BIAS = "expert_bias"
-_LAYER_NUMBER = re.compile(r"model\.layers\.(\d+)\.")
 T = TypeVar("T")
 
 
@@ -51,7 +52,7 @@ def chunk_mapping(chunk: GPTModel, architecture: Architecture) -> Callable[[str]
     rows = dict(architecture.family.rows)
     if architecture.tied_embeddings:
         # Where the last pipeline stage is not the first, it holds a copy.
-        rows[OUTPUT_WEIGHT] = rows["embedding.word_embeddings.weight"]
+        rows[OUTPUT_WEIGHT] = rows[EMBEDDING_WEIGHT]
     return lambda name: find_row(rows, name, layer_offset=layer_offset, expert_offset=expert_offset)
 
 
@@ -156,56 +157,35 @@ def mark_split_params(chunks: Sequence[GPTModel], architecture: Architecture) ->
 
 
 @torch.no_grad()
-def load_hf_weights(
-    chunks: Sequence[GPTModel], architecture: Architecture, weights: Mapping[str, torch.Tensor]
-) -> None:
-    """Fill this rank's part of the model. Each rank reads what it needs, and all learn of what any of them misses.
-
-    Weights of layers beyond the model's own, which predict further tokens (multi-token prediction), are passed over, as
-    transformers does: the trainer has no such layers.
+def load_hf_weights(chunks: Sequence[GPTModel], architecture: Architecture, weights: HFWeights) -> None:
+    """Fill this rank's part of the model. Each rank reads what it needs, and all learn of what any of them finds.
 
     Raises:
-        ValueError: a tensor is missing, superfluous, or of another shape than the config says; on all ranks.
+        ValueError: a tensor is missing, superfluous, damaged, or of another shape than the config says; on all ranks.
     """
     _keep_corrections_in_float32(chunks)
+    config = chunks[0].config
     fault = None
-    used: set[str] = set()
     try:
+        check_tensors(weights.stored, architecture.shape, source=weights.directory, without=weights.without)
+        if architecture.tied_embeddings:
+            _check_tied(weights)
         for located in locate_tensors(chunks, architecture):
-            _load_tensor(located, chunks[0].config, architecture, weights)
-            used.update(located.mapped.hf_names)
+            parts = [weights[name] for name in located.mapped.hf_names]
+            full = join_tensors(located.mapped, parts, config, architecture)
+            located.tensor.copy_(take_slice(located.mapped, full))
     except ValueError as error:
         fault = str(error)
     _raise_any(fault)
-    unused = _used_by_none(set(weights) - used)
-    if architecture.tied_embeddings:
-        unused.discard("lm_head.weight")
-    num_layers = chunks[0].config.num_layers
-    unused = {name for name in unused if not _predicts_further_tokens(name, num_layers)}
-    if unused:
-        raise ValueError(
-            f"the model's safetensors hold {min(unused)}, for which its config.json has no place"
-        )
 
 
-def _load_tensor(
-    located: Located,
-    config: TransformerConfig,
-    architecture: Architecture,
-    weights: Mapping[str, torch.Tensor],
-) -> None:
-    mapped = located.mapped
-    missing = [hf_name for hf_name in mapped.hf_names if hf_name not in weights]
-    if missing:
-        raise ValueError(f"the model's safetensors lack {missing[0]}, which its config.json calls for")
-    full = join_tensors(mapped, [weights[hf_name] for hf_name in mapped.hf_names], config, architecture)
-    part = take_slice(mapped, full)
-    if part.shape != located.tensor.shape:
+def _check_tied(weights: HFWeights) -> None:
+    """An output layer beside embeddings that config.json ties to it must be these."""
+    if OUTPUT in weights and not torch.equal(weights[OUTPUT], weights[EMBEDDING]):
         raise ValueError(
-            f"{', '.join(mapped.hf_names)}: the config asks for {tuple(located.tensor.shape)} on each rank, "
-            f"the safetensors give {tuple(part.shape)}"
+            f"{weights.stored[OUTPUT].path}: {OUTPUT} differs from {EMBEDDING}, and config.json has "
+            "tie_word_embeddings=true: set it to false if the output layer is a weight of its own, or delete it"
         )
-    located.tensor.copy_(part)
 
 
 def _keep_corrections_in_float32(chunks: Sequence[GPTModel]) -> None:
@@ -221,21 +201,6 @@ def _raise_any(fault: str | None) -> None:
     for text in _gather_objects(fault, dist.group.WORLD):
         if text is not None:
             raise ValueError(text)
-
-
-def _used_by_none(unused: set[str]) -> set[str]:
-    """The names that no rank of this rank's pipeline and experts has used."""
-    for group in (
-        parallel_state.get_expert_model_parallel_group(),
-        parallel_state.get_pipeline_model_parallel_group(),
-    ):
-        unused = set.intersection(*_gather_objects(unused, group))
-    return unused
-
-
-def _predicts_further_tokens(name: str, num_layers: int) -> bool:
-    match = _LAYER_NUMBER.match(name)
-    return match is not None and int(match[1]) >= num_layers
 
 
 @torch.no_grad()

@@ -151,7 +151,7 @@ def torch_dist_weights(
     policy = _open(context, path, layout, "float32", initial_path=initial)
     try:
         if initial is None:
-            save_torch_dist(policy._engine.chunks, directory, hf_directory=path)
+            save_torch_dist(policy._engine.chunks, directory, hf_directory=path, dtype="float32")
         return {name: tensor.clone() for name, tensor in policy.named_hf_tensors()}
     finally:
         policy.close()

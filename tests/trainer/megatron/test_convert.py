@@ -14,12 +14,13 @@ from typing import Any
 import pytest
 import torch
 from ranks_pool import RankContext, RankFailure, RankPool
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_families import make_tiny
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
 
 from polyturn.trainer.convert import Ranks, make_plan
 from polyturn.trainer.megatron.checkpoints.sources import find_source
+from polyturn.trainer.megatron.fp8 import dequantize_blocks
 
 pytestmark = pytest.mark.stack
 
@@ -53,6 +54,7 @@ def save_checkpoint(context: RankContext, path: Path, directory: Path) -> None:
 @pytest.fixture(scope="module")
 def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = make_tiny("glm4_moe", tmp_path_factory.mktemp("glm4_moe"))
+    (path / "logits.pt").unlink()
     (path / "tokenizer_config.json").write_text('{"model_max_length": 512}\n', encoding="utf-8")
     return path
 
@@ -96,6 +98,110 @@ def test_a_checkpoint_becomes_a_hugging_face_directory(
     assert_same_model(tmp_path / "out", mixture)
 
 
+def add_further_layer(source: Path, target: Path) -> Path:
+    """A model with a layer that predicts further tokens, and files of every kind that a directory may hold."""
+    shutil.copytree(source, target)
+    tensors = load_file(source / "model.safetensors")
+    for name in [name for name in tensors if name.startswith("model.layers.3.")]:
+        tensors[name.replace("layers.3.", "layers.4.")] = tensors[name] + 1
+    tensors["model.layers.4.eh_proj.weight"] = torch.randn(32, 64)
+    save_file(tensors, target / "model.safetensors")
+    config = json.loads((target / "config.json").read_text())
+    (target / "config.json").write_text(json.dumps({**config, "num_nextn_predict_layers": 1}))
+    (target / "generation_config.json").write_text('{"eos_token_id": [2, 3]}')
+    (target / "additional_chat_templates").mkdir()
+    (target / "additional_chat_templates" / "rag.jinja").write_text("{{ messages }}")
+    (target / "onnx").mkdir()
+    (target / "onnx" / "model.onnx").write_bytes(b"x")
+    return target
+
+
+def test_what_the_trainer_has_no_place_for_is_carried_over(
+    rank_pool: RankPool, mixture: Path, tmp_path: Path
+) -> None:
+    source = add_further_layer(mixture, tmp_path / "source")
+    (told,) = rank_pool.run(1, run_convert, source, tmp_path / "middle", {})
+    assert [text for text in told if "not carried over" in text] == [
+        f"{source / 'onnx'} is not carried over: the model does not need it"
+    ]
+    rank_pool.run(1, run_convert, tmp_path / "middle", tmp_path / "back", {})
+    rank_pool.run(1, run_convert, source, tmp_path / "half", {"to": "hf", "dtype": "bfloat16"})
+    assert_same_model(tmp_path / "back", source)
+    assert_same_model(tmp_path / "half", source, torch.bfloat16)
+    for name in ("config.json", "generation_config.json", "additional_chat_templates/rag.jinja"):
+        assert (tmp_path / "back" / name).read_bytes() == (source / name).read_bytes(), name
+    # Where the layer is not at hand, the config does not speak of it either.
+    (tmp_path / "middle" / "hf" / "carried.safetensors").unlink()
+    rank_pool.run(1, run_convert, tmp_path / "middle", tmp_path / "less", {})
+    assert json.loads((tmp_path / "less" / "config.json").read_text())["num_nextn_predict_layers"] == 0
+    assert_same_model(tmp_path / "less", mixture)
+
+
+def test_fp8_is_read_as_what_it_stands_for(rank_pool: RankPool, mixture: Path, tmp_path: Path) -> None:
+    source, fp8 = add_further_layer(mixture, tmp_path / "source"), tmp_path / "fp8"
+    rank_pool.run(1, run_convert, source, fp8, {"to": "fp8"})
+    quantised = load_file(fp8 / "model.safetensors")
+    expected = {
+        name: dequantize_blocks(tensor, quantised[f"{name}_scale_inv"])
+        if tensor.dtype == torch.float8_e4m3fn
+        else tensor
+        for name, tensor in quantised.items()
+        if not name.endswith("_scale_inv")
+    }
+    assert len(expected) < len(quantised)
+    rank_pool.run(1, run_convert, fp8, tmp_path / "back", {"to": "hf"})
+    rank_pool.run(1, run_convert, fp8, tmp_path / "dist", {"dtype": "bfloat16"})
+    rank_pool.run(1, run_convert, tmp_path / "dist", tmp_path / "half", {})
+    for directory, dtype in (("back", torch.float32), ("half", torch.bfloat16)):
+        found = load_file(tmp_path / directory / "model.safetensors")
+        assert found.keys() == expected.keys() == load_file(source / "model.safetensors").keys()
+        for name, tensor in expected.items():
+            wanted = tensor if name.endswith("e_score_correction_bias") else tensor.to(dtype)
+            assert torch.equal(found[name], wanted), name
+        assert "quantization_config" not in json.loads((tmp_path / directory / "config.json").read_text())
+    with pytest.raises(ValueError, match="is quantised already"):
+        make_plan(fp8, tmp_path / "x", to="fp8")
+    config = json.loads((fp8 / "config.json").read_text())
+    for changes, told in (
+        ({"quant_method": "gptq", "bits": 4}, "is quantised with 'gptq', and only FP8"),
+        ({"quant_method": "fp8", "activation_scheme": "static"}, "with a scale for each block"),
+    ):
+        (fp8 / "config.json").write_text(json.dumps({**config, "quantization_config": changes}))
+        with pytest.raises(ValueError, match=told):
+            make_plan(fp8, tmp_path / "x")
+
+
+def test_directories_that_cannot_be_converted_are_refused_before_anything_starts(
+    mixture: Path, tmp_path: Path
+) -> None:
+    def changed(change: Any) -> Path:
+        directory = tmp_path / f"changed-{len(list(tmp_path.iterdir()))}"
+        shutil.copytree(mixture, directory)
+        tensors = load_file(mixture / "model.safetensors")
+        change(tensors)
+        save_file(tensors, directory / "model.safetensors")
+        return directory
+
+    key, embedding = "model.layers.2.self_attn.k_proj.weight", "model.embed_tokens.weight"
+    for change, told in (
+        (lambda tensors: tensors.update({embedding: tensors[embedding][:290].clone()}), r"shape \[290, 32\]"),
+        (lambda tensors: tensors.update({embedding: torch.zeros(302, 32)}), r"shape \[302, 32\]"),
+        (
+            lambda tensors: tensors.update({key: torch.zeros(36, 32)}),
+            r"k_proj\.weight has the shape \[36, 32\]",
+        ),
+        (lambda tensors: tensors.update({"model.layers.7.x": torch.zeros(1)}), r"holds model\.layers\.7\.x"),
+    ):
+        for to in ("torch_dist", "fp8"):
+            with pytest.raises(ValueError, match=rf"model\.safetensors.*{told}"):
+                make_plan(changed(change), tmp_path / "out", to=to)
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match="merge_and_unload"):
+        make_plan(adapter, tmp_path / "out")
+
+
 def test_the_command_under_torchrun_and_what_it_refuses(mixture: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
     command += ["--standalone", "-m", "polyturn", "convert", str(mixture), str(tmp_path / "out")]
@@ -124,6 +230,7 @@ def test_the_command_under_torchrun_and_what_it_refuses(mixture: Path, tmp_path:
     (unknown / "config.json").write_text(json.dumps({**config, "model_type": "mamba"}))
     with pytest.raises(ValueError, match="mamba"):
         make_plan(unknown, tmp_path / "x")
+    (unknown / "config.json").write_text(json.dumps(config))
     (unknown / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"model\.safetensors"):
         make_plan(unknown, tmp_path / "x")

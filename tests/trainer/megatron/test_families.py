@@ -100,22 +100,40 @@ def with_tensors(source: Path, target: Path, change: Callable[[dict[str, torch.T
 @pytest.mark.parametrize("layout", [{"pipeline": 2}, {"expert": 2, "data": 2}], ids=["stages", "experts"])
 def test_all_ranks_learn_of_a_tensor_that_one_of_them_misses(rank_pool, tiny, tmp_path: Path, layout):
     last = "model.layers.3.mlp.experts.7.down_proj.weight"
-    path = with_tensors(tiny("glm4_moe"), tmp_path / "less", lambda tensors: tensors.pop(last))
     parallel = ParallelConfig(**layout)
-    assert (
-        rank_pool.run(2, load_rank, path, parallel)
-        == [f"the model's safetensors lack {last}, which its config.json calls for"] * 2
+    path = with_tensors(tiny("glm4_moe"), tmp_path / "less", lambda tensors: tensors.pop(last))
+    told = f"{path} has no {last}, which its config.json calls for"
+    assert rank_pool.run(2, load_rank, path, parallel) == [told] * 2
+    path = with_tensors(
+        tiny("glm4_moe"), tmp_path / "nan", lambda tensors: tensors[last][1].fill_(float("nan"))
     )
-    further = {"model.layers.4.eh_proj.weight": torch.zeros(2), "model.layers.1.gate.weight": torch.zeros(2)}
-    path = with_tensors(tiny("glm4_moe"), tmp_path / "more", lambda tensors: tensors.update(further))
-    assert (
-        rank_pool.run(2, load_rank, path, parallel)
-        == ["the model's safetensors hold model.layers.1.gate.weight, for which its config.json has no place"]
-        * 2
-    )
+    told = f"{path / 'model.safetensors'}: {last} has 24 numbers that are not finite"
+    assert rank_pool.run(2, load_rank, path, parallel) == [told] * 2
 
 
-def test_layers_that_predict_further_tokens_are_passed_over(rank_pool, tiny, tmp_path: Path):
-    further = {"model.layers.4.eh_proj.weight": torch.zeros(2), "model.layers.4.enorm.weight": torch.zeros(2)}
-    path = with_tensors(tiny("glm4_moe"), tmp_path / "more", lambda tensors: tensors.update(further))
-    assert rank_pool.run(1, load_rank, path, ParallelConfig()) == ["loaded"]
+def test_tensors_that_hold_no_weights_are_named(rank_pool, tiny, tmp_path: Path):
+    name = "model.layers.0.self_attn.o_proj.weight"
+    for dtype, told in (
+        (torch.int8, f"{name} has the dtype I8, which holds no weights to train"),
+        (torch.float8_e4m3fn, f"{name} has the dtype F8_E4M3, and there is no {name}_scale_inv"),
+        (torch.float8_e5m2, f"{name} has the dtype F8_E5M2, which holds no weights to train"),
+    ):
+        path = with_tensors(
+            tiny("qwen3"),
+            tmp_path / str(dtype),
+            lambda tensors, dtype=dtype: tensors.update({name: tensors[name].to(dtype)}),
+        )
+        (found,) = rank_pool.run(1, load_rank, path, ParallelConfig())
+        assert told in found
+
+
+def test_an_output_layer_beside_tied_embeddings_must_be_these(rank_pool, tiny, tmp_path: Path):
+    embedding, output = "model.embed_tokens.weight", "lm_head.weight"
+    for number, offset in enumerate((0, 1)):
+        path = with_tensors(
+            tiny("qwen3"),
+            tmp_path / str(number),
+            lambda tensors, offset=offset: tensors.update({output: tensors[embedding] + offset}),
+        )
+        (found,) = rank_pool.run(1, load_rank, path, ParallelConfig())
+        assert found == "loaded" if offset == 0 else "tie_word_embeddings=true" in found

@@ -123,8 +123,8 @@ def test_a_resumed_run_finds_the_renewed_reference(make_model, make_samples, tmp
 def test_a_reference_of_another_architecture_is_refused(make_model, other_model, tmp_path):
     directory = shutil.copytree(other_model, tmp_path / "longer")
     config = json.loads((directory / "config.json").read_text())
-    (directory / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 1024}))
-    with pytest.raises(ValueError, match=r"max_position_embeddings=1024.*the policy has 512"):
+    (directory / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
+    with pytest.raises(ValueError, match=r"layernorm_epsilon=0\.001.*the policy has 1e-06"):
         MegatronPolicy(make_model(), reference_path=directory, **SETTINGS)
     kl = "trainer.algorithm.kl.kind=in_loss"
     for overrides, message in (

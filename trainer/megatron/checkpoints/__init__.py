@@ -2,6 +2,7 @@
 
 boxes.py             which part of a tensor a rank holds, and what two such parts share
 manifest.py          the marker of a finished checkpoint, with a checksum of every file
+header.py            what a checkpoint says of its model
 sources.py           what a run can begin with: telling directories apart
 state.py             what an engine has to keep: weights, moments, buffers, random state
 safetensors_file.py  one file, written as a stream

@@ -12,25 +12,11 @@ from typing import Any
 import torch.distributed as dist
 
 from polyturn.configs.parallel import ParallelConfig
+from polyturn.trainer.megatron.checkpoints.header import check_header, describe_model
 from polyturn.trainer.megatron.checkpoints.manifest import find_faults, read_manifest
 from polyturn.trainer.megatron.checkpoints.reader import load_checkpoint
 from polyturn.trainer.megatron.checkpoints.writer import CheckpointWriter
 from polyturn.trainer.megatron.engine import Engine
-
-IDENTITY = (
-    "model_type",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "intermediate_size",
-    "moe_intermediate_size",
-    "n_routed_experts",
-    "num_experts",
-    "vocab_size",
-    "tie_word_embeddings",
-)
-"""The keys of a Hugging Face config in which two models differ whose checkpoints must not be mixed up."""
 
 
 class PolicyCheckpoints:
@@ -43,16 +29,21 @@ class PolicyCheckpoints:
         hf_config: Mapping[str, Any],
         parallel: ParallelConfig,
         dtype: str,
+        adapters: Mapping[str, Any] | None = None,
     ) -> None:
-        """`engines` by the name that their state is filed under: the policy's, and a critic's beside it."""
+        """
+        Args:
+            engines: by the name that their state is filed under: the policy's, and a critic's beside it.
+            adapters: what `describe_adapters` says of the policy's.
+        """
         self._engines = engines
-        self._model = {key: hf_config[key] for key in IDENTITY if key in hf_config}
+        self._model = {**describe_model(hf_config), "adapters": adapters}
         self._layout = {**parallel.model_dump(), "dtype": dtype}
         self._writer = CheckpointWriter()
 
     def begin(self, directory: Path, *, num_updates: int) -> None:
         """Copy the state, and write it while training goes on. Collective; `finish` must follow before the next."""
-        header = {"layout": self._layout, "model": self._model, "num_updates": num_updates}
+        header = {**self._model, "layout": self._layout, "num_updates": num_updates}
         self._writer.begin(self._engines, directory, header=header)
 
     def written(self) -> bool:
@@ -78,15 +69,10 @@ class PolicyCheckpoints:
         weights and moments are the same and the generators begin anew.
 
         Raises:
-            ValueError: no finished checkpoint, or one of another model.
+            ValueError: no finished checkpoint, or one of another model, or of other adapters.
         """
         header, _ = read_manifest(directory)
-        for key in (*self._model, *header["model"]):
-            theirs, ours = header["model"].get(key), self._model.get(key)
-            if theirs != ours:
-                raise ValueError(
-                    f"{directory} holds the checkpoint of another model: its {key} is {theirs}, here it is {ours}"
-                )
+        check_header(header, self._model, source=directory)
         load_checkpoint(
             self._engines,
             directory,

@@ -43,7 +43,7 @@ from polyturn.trainer.megatron.checkpoints.reader import raise_on_all
 from polyturn.trainer.megatron.checkpoints.sources import HF_FOLDER, TORCH_DIST_MARKER
 from polyturn.trainer.megatron.checkpoints.state import Kept, kept_weights, sharding_metadata
 from polyturn.trainer.megatron.checkpoints.trusted import StoredChunk, StoredTensor, read_index
-from polyturn.trainer.megatron.hf_directory import copy_small_files
+from polyturn.trainer.megatron.hf_directory import copy_small_files, describe_weights, write_carried
 
 CHECKSUMS = "checksums.json"
 """Of every file, where we wrote the directory; Megatron-LM writes none, and damage then shows only in the structure."""
@@ -67,11 +67,13 @@ class InProcessSave(TorchDistSaveShardedStrategy):
         )
 
 
-def save_torch_dist(chunks: Sequence[GPTModel], directory: Path, *, hf_directory: Path) -> None:
+def save_torch_dist(chunks: Sequence[GPTModel], directory: Path, *, hf_directory: Path, dtype: str) -> None:
     """Write the weights; the directory appears whole or not at all. Collective.
 
     Args:
-        hf_directory: its config and tokenizer are copied into `HF_FOLDER`, so that the way back needs nothing else.
+        hf_directory: its config and tokenizer are copied into `HF_FOLDER`, and what of its weights the model has no
+            place for, so that the way back needs nothing else.
+        dtype: that of the weights.
 
     Raises:
         OSError: the directory is there already, and not empty.
@@ -94,6 +96,8 @@ def save_torch_dist(chunks: Sequence[GPTModel], directory: Path, *, hf_directory
         write_manifest(part, {}, files, marker=CHECKSUMS)
         (part / HF_FOLDER).mkdir()
         copy_small_files(hf_directory, part / HF_FOLDER)
+        write_carried(part / HF_FOLDER, source=hf_directory, dtype=dtype)
+        describe_weights(part / HF_FOLDER, dtype=dtype)
         os.replace(part, directory)
         sync_directory(directory.parent)
     dist.barrier()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from polyturn.configs.errors import did_you_mean
 from polyturn.trainer.megatron.families.dense import GLM4, LLAMA, QWEN2, QWEN3
 from polyturn.trainer.megatron.families.experts import GLM4_MOE, QWEN3_MOE
 from polyturn.trainer.megatron.families.family import Family, HFConfig
@@ -23,8 +22,7 @@ def find_family(hf: HFConfig) -> Family:
     """
     model_type = hf.get("model_type")
     if model_type not in FAMILIES:
-        near = did_you_mean(str(model_type), sorted(FAMILIES)) or f": one of {', '.join(sorted(FAMILIES))}"
-        raise ValueError(f"model_type {model_type!r} is not supported{near}")
+        raise ValueError(f"model_type {model_type!r} is not supported: one of {', '.join(sorted(FAMILIES))}")
     family = FAMILIES[model_type]
     if hf.get("hidden_act", "silu") != "silu":
         raise ValueError(f"hidden_act {hf['hidden_act']!r} is not supported: only 'silu'")
@@ -33,7 +31,7 @@ def find_family(hf: HFConfig) -> Family:
     if hf.get("quantization_config"):
         raise ValueError(
             "the model's config.json has a quantization_config, and the trainer needs weights that are not quantised: "
-            "use the model in bfloat16"
+            "use the model in bfloat16, or make it with polyturn convert DIR NEW --to hf, which reads block-wise FP8"
         )
     family.refuse(hf)
     return family

@@ -27,3 +27,13 @@ class Family:
     """The outputs of attention and MLP are normed before they are added, too."""
     latent_norm_epsilon: float | None = None
     """Of the norms inside latent attention, where it is not that of the others."""
+
+
+def core_settings(hf: HFConfig) -> dict[str, Any]:
+    """Fields of Megatron-core's TransformerConfig that all families read alike."""
+    return {
+        "num_layers": hf["num_hidden_layers"],
+        "hidden_size": hf["hidden_size"],
+        "num_attention_heads": hf["num_attention_heads"],
+        "layernorm_epsilon": hf["rms_norm_eps"],
+    }

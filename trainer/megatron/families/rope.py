@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -21,6 +22,8 @@ class Llama3Scaling:
 
     def apply(self, frequencies: torch.Tensor) -> torch.Tensor:
         """The scaled inverse frequencies [dim / 2] (arXiv 2407.21783; transformers' rope type `llama3`)."""
+        import torch
+
         wavelengths = 2 * math.pi / frequencies
         longest = self.original_positions / self.low_freq_factor
         shortest = self.original_positions / self.high_freq_factor
