@@ -265,5 +265,5 @@ def test_a_checkpoint_of_another_model_or_of_other_adapters_is_refused() -> None
     ):
         with pytest.raises(ValueError, match=rf"^step .*{told}"):
             check_header(other, ours, source=Path("step"))
-    with pytest.raises(ValueError, match="with LoRA adapters, and trainer.lora asks for none"):
+    with pytest.raises(ValueError, match=r"with LoRA adapters, and trainer\.lora asks for none"):
         check_header(ours, header(hf, None), source=Path("step"))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from polyturn.configs.kl import KLInLoss
 from polyturn.configs.optimizer import OptimizerConfig
@@ -118,7 +118,7 @@ def test_a_large_model_is_written_in_shards(make_model, tmp_path, monkeypatch):
     with open_policy(tmp_path / "out") as policy:
         assert_bitwise(weights_of(policy), load_file(path / "model.safetensors"))
     next((tmp_path / "out").glob("model-00001-*")).unlink()
-    with pytest.raises(ValueError, match="holds no model-00001"):
+    with pytest.raises(ValueError, match="lacks model-00001"):
         MegatronPolicy(tmp_path / "out")
 
 
@@ -267,19 +267,18 @@ def test_a_number_that_is_not_finite_names_its_sample(make_model, make_samples, 
         train(policy, harmless)
 
 
-def test_a_logprob_that_is_not_finite_names_its_sample(make_model, make_samples, tmp_path):
-    broken = shutil.copytree(make_model("qwen3", tied=False), tmp_path / "broken")
-    tensors = load_file(broken / "model.safetensors")
-    tensors["model.embed_tokens.weight"][7] = np.nan
-    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+def test_a_logprob_that_is_not_finite_names_its_sample(make_model, make_samples):
     harmless, harmful = make_samples([5, 5])
     harmless, harmful = (
         replace(sample, token_ids=np.array(token_ids))
         for sample, token_ids in ((harmless, [1, 2, 3, 4, 5]), (harmful, [1, 2, 7, 4, 5]))
     )
     # The output layer is untied, so that only reading token 7 does harm.
-    with open_policy(broken) as policy, pytest.raises(FloatingPointError, match="sample sample-1") as caught:
-        policy.logprobs([harmless, harmful])
+    with open_policy(make_model("qwen3", tied=False)) as policy:
+        with torch.no_grad():
+            policy._engine.model.embedding.word_embeddings.weight[7] = np.nan
+        with pytest.raises(FloatingPointError, match="sample sample-1") as caught:
+            policy.logprobs([harmless, harmful])
     assert "sample-0" not in str(caught.value)
 
 
