@@ -121,19 +121,19 @@ def _tensor(path: Path, entry: Any) -> tuple[StoredTensor, int]:
     """What a header's entry describes, and where its bytes end."""
     if not isinstance(entry, dict):
         raise ValueError("an entry is no object")
-    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    dtype, shape, offsets = entry.get("dtype"), _sizes(entry.get("shape")), _sizes(entry.get("data_offsets"))
     if dtype not in ELEMENT_BITS:
         raise ValueError(f"the dtype {dtype!r} is not known")
-    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
-        raise ValueError("sizes are no numbers")
-    start, end = offsets
+    start, end = offsets if len(offsets) == 2 else (0, -1)
     if (end - start) * 8 != math.prod(shape) * ELEMENT_BITS[dtype]:
-        raise ValueError(f"{end - start} bytes do not hold {shape} numbers of {dtype}")
-    return StoredTensor(path=path, dtype=dtype, shape=tuple(shape)), end
+        raise ValueError(f"the bytes at {list(offsets)} do not hold {list(shape)} numbers of {dtype}")
+    return StoredTensor(path=path, dtype=dtype, shape=shape), end
 
 
-def _are_sizes(value: Any) -> bool:
-    return isinstance(value, list) and all(type(one) is int and one >= 0 for one in value)
+def _sizes(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, list) or not all(type(one) is int and one >= 0 for one in value):
+        raise ValueError("sizes are no numbers")
+    return tuple(value)
 
 
 def _read_index(path: Path) -> Mapping[str, str]:
