@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 import subprocess
 import sys
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from polyturn.configs.model_shape import ModelShape
+from polyturn.trainer.model_tensors import expected_tensors
 
 SHAPE: dict[str, Any] = {
     "model_type": "qwen3",
@@ -34,16 +38,26 @@ output_dir: runs
 
 
 def write_model(directory: Path, *, num_tokens: int = 20, **changes: Any) -> Path:
-    """The files that preflight reads: shape, tokenizer and a safetensors file of one tensor."""
+    """The files that preflight reads: shape, tokenizer and a safetensors file of zeros."""
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(SHAPE | changes))
     vocabulary = {f"t{index}": index for index in range(num_tokens - 1)}
     added = [{"id": num_tokens - 1, "content": "<|im_end|>", "special": True}]
     tokenizer = {"model": {"type": "BPE", "vocab": vocabulary, "merges": []}, "added_tokens": added}
     (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
-    header = json.dumps({"w": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
-    (directory / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 4)
+    write_zeros(directory / "model.safetensors", SHAPE | changes | {"model_type": SHAPE["model_type"]})
     return directory
+
+
+def write_zeros(path: Path, config: dict[str, Any]) -> None:
+    """The weights of a config.json, all of them 0."""
+    header: dict[str, Any] = {}
+    end = 0
+    for name, shape in expected_tensors(ModelShape.of(config, source="config.json")):
+        start, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(end))
 
 
 @pytest.fixture

@@ -72,7 +72,7 @@ def test_tokenizer_larger_than_the_vocabulary(polyturn: Run, workspace: Path) ->
 def test_a_model_directory_that_lacks_something(polyturn: Run, workspace: Path) -> None:
     for name, expected in (
         ("config.json", "model.path: broken has no config.json; is it a Hugging Face model?"),
-        ("model.safetensors", "model.path: broken has no .safetensors weights"),
+        ("model.safetensors", "model.path: broken has no model.safetensors: it holds no weights"),
         (
             "tokenizer.json",
             "model.path: broken has no tokenizer.json; save its tokenizer there as a fast one",
