@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
+import itertools
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
@@ -16,8 +17,9 @@ import gymnasium
 from polyturn.agents.chat import ChatRenderer
 from polyturn.agents.dialects import Dialect
 from polyturn.agents.episode import Episode, EpisodeTimings, Outcome, TurnRecord
-from polyturn.agents.failures import failure_reason, failure_text
+from polyturn.agents.failures import PROMPT_TOO_LONG, failure_reason, failure_text
 from polyturn.agents.ledger import Ledger
+from polyturn.agents.owners import EpisodeTime, Slots
 from polyturn.agents.policy import (
     FinishReason,
     Generation,
@@ -29,18 +31,22 @@ from polyturn.agents.policy import (
 from polyturn.agents.seeds import derive_seed
 from polyturn.envs.border import read_reset, read_step
 from polyturn.envs.faults import EnvironmentFault
-from polyturn.envs.hooks import current_task, is_interruption
+from polyturn.envs.hooks import Offload, StepLimits, current_task, in_threads, is_interruption
 from polyturn.envs.messages import AssistantMessage, Message, Observation
 from polyturn.envs.tasks import Task
 from polyturn.envs.tool_env import ToolEnv
+from polyturn.tools.limits import MAX_RESULT_CHARS, OutOfTime
 from polyturn.tools.metrics import UNKNOWN_TOOL, ToolUsage
 from polyturn.tools.plain import clean_text, shown
+from polyturn.tools.threads import GivenUp, PinnedThread
 from polyturn.tools.types import ToolResult, ToolSpec
 
 Value = TypeVar("Value")
 
-MAX_INTERRUPTIONS = 8
-"""How often the generation of one turn may be aborted by the engine and taken up again."""
+LONG_TEXT_CHARS = 8_192
+"""From here on an observation is rendered in a thread: tokenising it would hold up all other episodes."""
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 5.0
+"""Before a generation is taken up again that an engine aborted without a token; doubles each time."""
 
 Environment = gymnasium.Env[Observation, AssistantMessage]
 
@@ -54,6 +60,18 @@ class EpisodeLimits:
     max_tokens_per_episode: int = 4096
     """Prompt, observations and answers together."""
     timeout_s: float = 600.0
+    """Of the policy's own time: requests that were answered, and tool calls."""
+    request_timeout_s: float | None = None
+    """One request without an answer is a `PolicyFault` after so long. None: `timeout_s`."""
+    interruption_timeout_s: float = 600.0
+    """The engine may go on aborting one turn for so long; then that is a `PolicyFault`."""
+    hook_timeout_s: float | None = None
+    """Each hook of the environment is an `EnvironmentFault` after so long. None: `timeout_s`."""
+    max_tool_calls_per_turn: int | None = 32
+    """Further calls are answered by saying so. None: no limit."""
+    max_tool_calls_per_episode: int | None = 256
+    max_tool_result_chars: int | None = MAX_RESULT_CHARS
+    """What the model is shown of a result, where the tool sets no limit of its own. None: all."""
 
 
 async def play_tokens(
@@ -69,6 +87,7 @@ async def play_tokens(
     group_id: str,
     sampling: SamplingParams | None = None,
     executor: Executor | None = None,
+    slots: Slots | None = None,
 ) -> Episode:
     """Play one episode with a policy that samples tokens.
 
@@ -82,11 +101,10 @@ async def play_tokens(
         task: A task, the id of one, or None to let the environment draw one.
         seed: Of the environment, and of the requests: that of a turn is `derive_seed(seed, turn, 0)`.
         sampling: The temperature; its `max_tokens` and `seed` give way to `limits` and `seed`.
-        executor: Runs what is not `async` in the environment; None: the event loop's own threads.
+        executor: Runs what is not `async` in the environment; None: a thread that the environment keeps.
+        slots: What other episodes share with this one; None: nothing.
     """
-    record = _Record(
-        env=env, episode_id=episode_id, group_id=group_id, seed=seed, executor=executor, limits=limits
-    )
+    record = _Record.of(env, limits, slots, executor, episode_id=episode_id, group_id=group_id, seed=seed)
     ledgers: dict[str, Ledger] = {}
     sampling = sampling or SamplingParams()
 
@@ -97,10 +115,12 @@ async def play_tokens(
             in_thought = renderer.opens_thought(observation, is_first=not len(ledger))
             branches = len(ledger) > 0 and not renderer.continues(record.conversation, tools)
             if branches:
-                new_ids = renderer.start(record.conversation, tools)
+                new_ids = await _render(renderer, Ledger(), record.conversation, tools)
             else:
-                new_ids = _render(renderer, ledger, observation, tools)
+                new_ids = await _render(renderer, ledger, observation, tools)
             budget = limits.max_tokens_per_episode - len(new_ids) - (0 if branches else len(ledger))
+            if budget <= 0 and not record.num_turns:
+                return _prompt_too_long(record.task_id, len(new_ids), limits)
             if budget <= 0:
                 return _Stop(Outcome.TRUNCATED, "max_tokens_per_episode")
             if branches:
@@ -113,12 +133,13 @@ async def play_tokens(
                 routing_from=ledger.num_routed,
             )
             seeds = functools.partial(derive_seed, seed, turn)
-            with record.clock("generate_s"):
-                generation = await _generate_turn(policy, ledger.token_ids, request, seeds)
+            generation = await _generate_turn(policy, ledger.token_ids, request, seeds, record)
             ledger.append_generation(generation)
             parsed = dialect.parse(renderer.decode(generation.token_ids), in_thought=in_thought)
             action = renderer.with_call_ids(parsed, record.num_tool_calls)
             record.add_action(action)
+            if record.clock.is_over:
+                return _Stop(Outcome.TRUNCATED, "timeout_s")
             if generation.finish_reason == "length":
                 if budget <= limits.max_tokens_per_turn:
                     return _Stop(Outcome.TRUNCATED, "max_tokens_per_episode")
@@ -143,18 +164,19 @@ async def play_messages(
     episode_id: str,
     group_id: str,
     executor: Executor | None = None,
+    slots: Slots | None = None,
 ) -> Episode:
     """Play one episode with a policy that speaks in messages: a script, a person, a remote endpoint. No tokens."""
-    record = _Record(
-        env=env, episode_id=episode_id, group_id=group_id, seed=seed, executor=executor, limits=limits
-    )
+    record = _Record.of(env, limits, slots, executor, episode_id=episode_id, group_id=group_id, seed=seed)
 
     async def play() -> _Stop:
         _, tools = await record.reset(task)
         for _ in range(limits.max_turns):
-            with record.clock("generate_s"):
-                action = await policy.reply(messages=record.conversation, tools=tools)
+            ask = functools.partial(policy.reply, messages=record.conversation, tools=tools)
+            action = await record.clock.request(ask)
             record.add_action(action)
+            if record.clock.is_over:
+                return _Stop(Outcome.TRUNCATED, "timeout_s")
             _, stop = await record.step(action)
             if stop is not None:
                 return stop
@@ -164,43 +186,66 @@ async def play_messages(
     return record.episode(stop, {})
 
 
-def _render(
+async def _render(
     renderer: ChatRenderer, ledger: Ledger, observation: Observation, tools: Sequence[ToolSpec]
 ) -> list[int]:
     """The tokens of an observation: of a whole conversation so far where the ledger is empty, else what it adds."""
-    if not len(ledger):
-        return renderer.start(observation, tools)
-    return renderer.extend(observation, last_token_id=ledger.last_token_id, tools=tools)
+    if len(ledger):
+        last = ledger.last_token_id
+        render = functools.partial(renderer.extend, observation, last_token_id=last, tools=tools)
+    else:
+        render = functools.partial(renderer.start, observation, tools)
+    if sum(len(message["content"]) for message in observation) < LONG_TEXT_CHARS:
+        return render()
+    return await asyncio.to_thread(render)
+
+
+def _prompt_too_long(task_id: str, num_tokens: int, limits: EpisodeLimits) -> _Stop:
+    return _Stop(
+        Outcome.FAILED,
+        PROMPT_TOO_LONG,
+        f"the prompt of task {task_id!r} has {num_tokens:,} tokens, which leaves no room for an answer in "
+        f"max_tokens_per_episode={limits.max_tokens_per_episode:,}",
+    )
 
 
 async def _generate_turn(
-    policy: TokenPolicy, prompt_ids: Sequence[int], sampling: SamplingParams, seeds: Callable[[int], int]
+    policy: TokenPolicy,
+    prompt_ids: Sequence[int],
+    sampling: SamplingParams,
+    seeds: Callable[[int], int],
+    record: _Record,
 ) -> Generation:
     """One turn. A generation that the engine aborted goes on from its tokens, which stay as they are."""
     token_ids: list[int] = []
     logprobs: list[float] = []
     versions: list[int] = []
     routed: list[str] = []
-    finish_reason: FinishReason = "abort"
-    for attempt in range(MAX_INTERRUPTIONS + 1):
+    interruption = _Interruption(record.limits.interruption_timeout_s)
+    for attempt in itertools.count():
         request = replace(
             sampling,
             max_tokens=sampling.max_tokens - len(token_ids),
             seed=seeds(attempt),
             routing_from=sampling.routing_from + len(routed),
         )
-        part = await policy.generate(prompt_ids=[*prompt_ids, *token_ids], sampling=request)
+        ask = functools.partial(policy.generate, prompt_ids=[*prompt_ids, *token_ids], sampling=request)
+        spent_s = record.clock.spent_s
+        part = await record.clock.request(ask)
         token_ids += part.token_ids
         logprobs += part.logprobs
         versions += part.policy_versions
         routed += part.routed_experts
-        finish_reason = part.finish_reason
+        finish_reason: FinishReason = part.finish_reason
         if finish_reason == "abort" and len(token_ids) >= sampling.max_tokens:
             finish_reason = "length"
         if finish_reason != "abort":
             break
-    if finish_reason == "abort":
-        raise PolicyFault(f"the engine aborted the generation of one turn {MAX_INTERRUPTIONS + 1} times")
+        if part.token_ids:
+            interruption.end()
+        else:
+            record.clock.spent_s = spent_s
+            await interruption.wait()
     if not token_ids:
         raise PolicyFault("the engine sampled no token")
     return Generation(
@@ -210,6 +255,31 @@ async def _generate_turn(
         finish_reason=finish_reason,
         routed_experts=tuple(routed),
     )
+
+
+class _Interruption:
+    """An engine that aborts what it has not begun, as it does while it takes new weights."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._timeout_s = timeout_s
+        self.end()
+
+    def end(self) -> None:
+        """The engine sampled something."""
+        self._deadline: float | None = None
+        self._wait_s = FIRST_WAIT_S
+
+    async def wait(self) -> None:
+        """Give it a little time. Raises `PolicyFault` when it had enough of that."""
+        now = time.monotonic()
+        if self._deadline is None:
+            self._deadline = now + self._timeout_s
+        if now >= self._deadline:
+            raise PolicyFault(
+                f"the engine aborted the generation of one turn again and again for {self._timeout_s:g} s"
+            )
+        await asyncio.sleep(min(self._wait_s, self._deadline - now))
+        self._wait_s = min(2 * self._wait_s, LONGEST_WAIT_S)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,8 +299,11 @@ class _Record:
     episode_id: str
     group_id: str
     seed: int
+    offload: Offload | None
+    """Where an environment that is no `ToolEnv` runs; None: it is one."""
     executor: Executor | None
     limits: EpisodeLimits
+    clock: EpisodeTime
     task_id: str = ""
     messages: list[Message] = field(default_factory=list)
     conversations: dict[str, list[Message]] = field(default_factory=dict)
@@ -246,23 +319,40 @@ class _Record:
     anchors: dict[str, str] = field(default_factory=dict)
     """The state that each role saw last."""
     num_tool_calls: int = 0
+    num_calls_made: int = 0
+    """Those of `num_tool_calls` that the limits allowed."""
     num_tool_errors: int = 0
     tool_names: frozenset[str] = frozenset()
     tools: dict[str, ToolUsage] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=lambda: {"generate_s": 0.0, "tools_s": 0.0})
     started: float = field(default_factory=time.perf_counter)
+
+    @classmethod
+    def of(
+        cls,
+        env: Environment,
+        limits: EpisodeLimits,
+        slots: Slots | None,
+        executor: Executor | None,
+        **identity: Any,
+    ) -> _Record:
+        """The record of an episode that has not begun."""
+        offload = None
+        if not isinstance(env, ToolEnv):
+            offload = in_threads(executor or PinnedThread("environment"))
+        request_timeout_s = limits.request_timeout_s or limits.timeout_s
+        episode_time = EpisodeTime(
+            policy_s=limits.timeout_s, request_timeout_s=request_timeout_s, slots=slots
+        )
+        return cls(env=env, limits=limits, executor=executor, offload=offload, clock=episode_time, **identity)
 
     async def run(self, play: Callable[[], Awaitable[_Stop]], task: Task | str | None) -> _Stop:
         """Play to the end, to the time limit, or to whatever exception ends this episode and no other."""
         self.task_id = task.task_id if isinstance(task, Task) else task or ""
-        limit, own_task = asyncio.timeout(self.limits.timeout_s), current_task()
+        own_task = current_task()
         try:
-            async with limit:
-                return await play()
-        except TimeoutError as error:
-            if limit.expired():
-                return _Stop(Outcome.TRUNCATED, "timeout_s")
-            return _Stop(Outcome.FAILED, failure_reason(error), failure_text(error))
+            return await play()
+        except OutOfTime:
+            return _Stop(Outcome.TRUNCATED, "timeout_s")
         except BaseException as error:
             # The border of one episode: whatever its code raises ends no other.
             if is_interruption(error, own_task):
@@ -272,13 +362,15 @@ class _Record:
     async def reset(self, task: Task | str | None) -> tuple[Observation, Any]:
         """The first messages, and the specs of the tools."""
         options = {} if task is None else {"task": task}
-        with self.clock("tools_s"):
+        self._set_limits(max_tool_calls=None)
+        async with self.clock.environment():
             if isinstance(self.env, ToolEnv):
                 observation, info = await self.env.reset_async(
                     seed=self.seed, options=options, executor=self.executor
                 )
             else:
-                observation, info = await self._in_thread(self.env.reset, seed=self.seed, options=options)
+                reset = functools.partial(self.env.reset, seed=self.seed, options=options)
+                observation, info = await self._in_thread(reset, self._hook_timeout_s)
         observation, info = self._enter(read_reset, (observation, info))
         self.task_id = info.get("task_id", self.task_id)
         self._hear(observation, info)
@@ -287,11 +379,15 @@ class _Record:
 
     async def step(self, action: AssistantMessage) -> tuple[Observation, _Stop | None]:
         """What the environment answers, and how the episode ended if it did."""
-        with self.clock("tools_s"):
+        num_allowed = self._num_calls_allowed()
+        self._set_limits(max_tool_calls=num_allowed)
+        async with self.clock.environment():
             if isinstance(self.env, ToolEnv):
                 result = await self.env.step_async(action, executor=self.executor)
             else:
-                result = await self._in_thread(self.env.step, action)
+                result = await self._step_in_thread(action)
+        num_calls = len(action.tool_calls)
+        self.num_calls_made += num_calls if num_allowed is None else min(num_calls, num_allowed)
         observation, reward, terminated, truncated, info = self._enter(read_step, result)
         self.reward += reward
         self.turn_records[-1] = replace(self.turn_records[-1], reward=reward)
@@ -302,10 +398,13 @@ class _Record:
         self.role_rewards.update(info.get("role_rewards", {}))
         for tool_result in info.get("tool_results", ()):
             self._count(tool_result)
+            self.clock.spent_s += tool_result.seconds
         if terminated:
             return observation, _Stop(Outcome.COMPLETED, "terminated")
         if truncated:
             return observation, _Stop(Outcome.TRUNCATED, info.get("stop_reason", "environment"))
+        if self.clock.is_over:
+            return observation, _Stop(Outcome.TRUNCATED, "timeout_s")
         return observation, None
 
     def _enter(self, read: Callable[[Any], Value], given: Any) -> Value:
@@ -321,6 +420,44 @@ class _Record:
         if isinstance(inner, ToolEnv):
             return inner.env_id
         return getattr(self.env.spec, "id", type(inner).__name__)
+
+    def _num_calls_allowed(self) -> int | None:
+        """How many of the next action's tool calls are made."""
+        per_turn, per_episode = self.limits.max_tool_calls_per_turn, self.limits.max_tool_calls_per_episode
+        if per_episode is None:
+            return per_turn
+        left = max(0, per_episode - self.num_calls_made)
+        return left if per_turn is None else min(per_turn, left)
+
+    @property
+    def _hook_timeout_s(self) -> float:
+        return self.limits.hook_timeout_s or self.limits.timeout_s
+
+    def _set_limits(self, *, max_tool_calls: int | None) -> None:
+        """Tell the environment what its next reset or step may take."""
+        inner = self.env.unwrapped
+        if isinstance(inner, ToolEnv):
+            inner.step_limits = StepLimits(
+                hook_timeout_s=self._hook_timeout_s,
+                tools_timeout_s=self.clock.left_s,
+                queue_timeout_s=self.clock.slots.timeout_s if self.clock.slots is not None else None,
+                max_tool_calls=max_tool_calls,
+                max_result_chars=self.limits.max_tool_result_chars,
+            )
+
+    async def _step_in_thread(self, action: AssistantMessage) -> Any:
+        """A step of an environment that is no `ToolEnv`. What it takes is the policy's, unless there is one inside."""
+        step = functools.partial(self.env.step, action)
+        if isinstance(self.env.unwrapped, ToolEnv):
+            return await self._in_thread(step, None)
+        started = time.perf_counter()
+        assert self.offload is not None
+        try:
+            return await self.offload(step, timeout_s=self.clock.left_s, what="step")
+        except GivenUp:
+            raise OutOfTime(f"a step did not end within the {self.clock.left_s:g} s that were left") from None
+        finally:
+            self.clock.spent_s += time.perf_counter() - started
 
     def _count(self, result: ToolResult) -> None:
         self.num_tool_errors += not result.ok
@@ -348,9 +485,6 @@ class _Record:
         self.turn_records.append(TurnRecord(role=self.role, anchor=self.anchors[self.role]))
         self.num_tool_calls += len(action.tool_calls)
 
-    def clock(self, name: str) -> _Clock:
-        return _Clock(self.seconds, name)
-
     def episode(self, stop: _Stop, ledgers: dict[str, Ledger]) -> Episode:
         failed = stop.outcome is Outcome.FAILED
         return Episode(
@@ -374,13 +508,16 @@ class _Record:
             segments=tuple(
                 segment for role, ledger in ledgers.items() for segment in ledger.to_segments(role=role)
             ),
-            timings=EpisodeTimings(**self.seconds, total_s=time.perf_counter() - self.started),
+            timings=EpisodeTimings(**self.clock.seconds, total_s=time.perf_counter() - self.started),
             error=None if stop.error is None else clean_text(stop.error),
         )
 
-    async def _in_thread(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-        call = functools.partial(function, *args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self.executor, call)
+    async def _in_thread(self, function: Callable[[], Any], timeout_s: float | None) -> Any:
+        assert self.offload is not None
+        try:
+            return await self.offload(function, timeout_s=timeout_s, what="an environment")
+        except GivenUp:
+            raise EnvironmentFault(f"the environment did not answer within {timeout_s:g} s") from None
 
 
 def observation_digest(observation: Observation) -> str:
@@ -395,18 +532,3 @@ def observation_digest(observation: Observation) -> str:
 def _addressed(message: Message, role: str) -> Message:
     """The message, with the name of the role that hears or says it where there are several."""
     return {**message, "name": role} if role and message["role"] != "tool" else message
-
-
-@dataclass(slots=True)
-class _Clock:
-    """Adds the seconds of a `with` block to a sum, also when the block is left by an exception."""
-
-    sums: dict[str, float]
-    name: str
-    started: float = 0.0
-
-    def __enter__(self) -> None:
-        self.started = time.perf_counter()
-
-    def __exit__(self, *error: object) -> None:
-        self.sums[self.name] += time.perf_counter() - self.started

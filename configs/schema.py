@@ -50,7 +50,17 @@ class EnvironmentConfig(Section):
     max_tokens_per_episode: PositiveInt = 4096
     """Prompt, observations and answers together."""
     episode_timeout_s: PositiveFloat = 600.0
-    """An episode is truncated after so many seconds."""
+    """An episode is truncated when its generation and its tool calls took so many seconds. Waiting for slots, engines
+    that do not answer, setting up and grading do not count: they have deadlines of their own, and fail."""
+    hook_timeout_s: PositiveFloat | None = None
+    """Making an environment, its `begin`, `follow_up` and grade, and group rewards, each fail after so many seconds,
+    and the episode is played again; null: as `episode_timeout_s`."""
+    max_tool_calls_per_turn: PositiveInt | None = 32
+    """Further calls of one message are not made, and the model is told; null: no limit."""
+    max_tool_calls_per_episode: PositiveInt | None = 256
+    """As `max_tool_calls_per_turn`, over all turns."""
+    max_tool_result_chars: PositiveInt | None = 32_768
+    """A longer result is cut in the middle and says so, where its tool sets no limit of its own; null: no limit."""
 
 
 class ModelConfig(Section):
@@ -128,8 +138,9 @@ class EnginesConfig(Section):
     """The first engine's port; the others follow. 0 picks free ports."""
     start_timeout_s: PositiveFloat = 600.0
     """The run fails when an engine is not ready by then."""
-    request_timeout_s: PositiveFloat = 600.0
-    """A generation request fails after so many seconds, and its episode is tried again."""
+    request_timeout_s: PositiveFloat = 300.0
+    """A generation request without an answer fails after so many seconds, retries included, and its episode is played
+    again; less than `environment.episode_timeout_s`."""
     routing_replay: bool = False
     """Record the experts that each token was sent to, and replay them in the trainer (models with experts)."""
     router: RouterConfig = RouterConfig()
@@ -147,7 +158,11 @@ class RolloutConfig(Section):
     max_concurrent_episodes: PositiveInt = 256
     """Episodes under way at once."""
     max_concurrent_tools: PositiveInt = 32
-    """Tool calls at once."""
+    """Resets and steps of environments at once."""
+    queue_timeout_s: PositiveFloat = 3600.0
+    """An episode that waits for one of these slots for so many seconds fails, and is played again."""
+    max_lost_threads: NonNegativeInt = 32
+    """The run stops when more calls of environments than this were given up, never returned, and hold their threads."""
     max_retries: NonNegativeInt = 2
     """How often a failed episode is played again before it is dropped and counted."""
     max_failure_share: Annotated[float, Field(gt=0, le=1)] = 0.5

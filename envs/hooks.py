@@ -10,27 +10,77 @@ import signal
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Protocol
 
-Offload = Callable[[Callable[[], Any]], Awaitable[Any]]
-"""Runs a function somewhere and gives its value."""
+from polyturn.tools.limits import MAX_RESULT_CHARS
+from polyturn.tools.threads import GivenUp, PinnedThread, Returned
 
 
-async def inline(function: Callable[[], Any]) -> Any:
-    """Run it where it stands."""
+class Offload(Protocol):
+    """Runs a function somewhere and gives its value. `PinnedThread` is one."""
+
+    def __call__(
+        self, function: Callable[[], Any], *, timeout_s: float | None = None, what: str = ""
+    ) -> Awaitable[Any]:
+        """Raises what the function raises, `Escaped` for what no coroutine may raise, and `GivenUp` when it does not
+        return in time."""
+        ...
+
+
+async def inline(function: Callable[[], Any], *, timeout_s: float | None = None, what: str = "") -> Any:
+    """Run it where it stands, however long it takes."""
+    del timeout_s, what
     return function()
 
 
-def in_threads(executor: Executor | None) -> Offload:
-    """Run things in threads of `executor` (None: of the event loop's own), with the context variables of the caller."""
+@dataclass(frozen=True, slots=True)
+class Blocking:
+    """Run it in a thread that the caller waits for, without an event loop."""
 
-    async def offload(function: Callable[[], Any]) -> Any:
-        context = contextvars.copy_context()
-        return await asyncio.get_running_loop().run_in_executor(
-            executor, functools.partial(context.run, function)
-        )
+    thread: PinnedThread
+
+    async def __call__(
+        self, function: Callable[[], Any], *, timeout_s: float | None = None, what: str = ""
+    ) -> Any:
+        return self.thread.call(function, timeout_s=timeout_s, what=what)
+
+
+def in_threads(executor: Executor) -> Offload:
+    """Run things in threads of `executor`, with the context variables of the caller."""
+    if isinstance(executor, PinnedThread):
+        return executor
+
+    async def offload(function: Callable[[], Any], *, timeout_s: float | None = None, what: str = "") -> Any:
+        del what
+        call = functools.partial(contextvars.copy_context().run, Returned.of, function)
+        try:
+            async with asyncio.timeout(timeout_s):
+                returned: Returned = await asyncio.get_running_loop().run_in_executor(executor, call)
+        except TimeoutError:
+            raise GivenUp from None
+        return returned.get()
 
     return offload
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepLimits:
+    """What one reset or step of an environment may take. None: no limit."""
+
+    hook_timeout_s: float | None = None
+    """Seconds for each hook that the policy does not cause: setting up tools, `begin`, `follow_up`, grading."""
+    tools_timeout_s: float | None = None
+    """Seconds for the tool calls of one step together, without their waits for slots."""
+    queue_timeout_s: float | None = None
+    """Seconds that a tool call may wait for a slot of its tool."""
+    max_tool_calls: int | None = None
+    """Calls of one action that are made; the others are told so."""
+    max_result_chars: int | None = MAX_RESULT_CHARS
+    """Characters that the model is shown of a result, where the tool sets no limit of its own."""
+
+
+NO_LIMITS = StepLimits()
 
 
 def current_task() -> asyncio.Task[Any] | None:

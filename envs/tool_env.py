@@ -21,6 +21,7 @@ import asyncio
 import contextlib
 import functools
 import inspect
+import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from typing import Any, TypeVar, get_args
@@ -28,12 +29,17 @@ from typing import Any, TypeVar, get_args
 import gymnasium
 
 from polyturn.envs.border import ROLES, read_messages, read_numbers, read_text
-from polyturn.envs.faults import EnvironmentFault
+from polyturn.envs.faults import EnvironmentFault, describe
 from polyturn.envs.hooks import (
+    NO_LIMITS,
+    Blocking,
     Offload,
+    StepLimits,
+    current_task,
     in_threads,
     inline,
     is_async_function,
+    is_interruption,
 )
 from polyturn.envs.messages import AssistantMessage, Message, Observation, Role, one_line
 from polyturn.envs.rewards.types import EpisodeView, Grade, Reward, Score, as_score, is_async
@@ -41,8 +47,10 @@ from polyturn.envs.scripts import Script, random_script
 from polyturn.envs.spaces import ChatSpace, ReplySpace
 from polyturn.envs.tasks import Task, TaskSource
 from polyturn.tools.decorator import tools_of
+from polyturn.tools.limits import OutOfTime
 from polyturn.tools.plain import as_number, shown
 from polyturn.tools.stateful import StatefulTool
+from polyturn.tools.threads import Escaped, GivenUp, PinnedThread
 from polyturn.tools.toolset import ToolLike, Toolset
 from polyturn.tools.types import ToolCall, ToolResult, ToolSpec
 
@@ -64,6 +72,8 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
     threads. Override these, not `step`.
     """
 
+    _hook_thread: PinnedThread | None = None
+    _hook_loop: asyncio.Runner | None = None
     metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012  as Gymnasium types it
 
     def __init__(
@@ -135,6 +145,9 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         """The parts of the final answer's reward by name; the reward is their sum."""
         raise NotImplementedError(f"{type(self).__name__} must define grade(message)")
 
+    step_limits: StepLimits = NO_LIMITS
+    """What a reset or step may take; whoever plays sets it."""
+
     graded_by: Reward | None = None
     """Grades in place of `grade` where it is set. A task's own reward goes before both."""
 
@@ -184,7 +197,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
             ValueError: an option or a task that does not exist.
             EnvironmentFault: the environment could not set the task up.
         """
-        return self._drive(self._reset(seed, options, inline))
+        return self._drive(self._reset(seed, options, self._own_offload()))
 
     def step(self, action: AssistantMessage) -> StepResult:
         """Answer one assistant message.
@@ -196,7 +209,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
             gymnasium.error.ResetNeeded: the episode is over, or has not begun.
             EnvironmentFault: something behind the environment failed.
         """
-        return self._drive(self._step(action, inline))
+        return self._drive(self._step(action, self._own_offload()))
 
     async def reset_async(
         self,
@@ -205,22 +218,36 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         options: dict[str, Any] | None = None,
         executor: Executor | None = None,
     ) -> tuple[Observation, dict[str, Any]]:
-        """As `reset`; what is not `async` runs in a thread of `executor` (None: of the event loop's own)."""
-        return await self._reset(seed, options, in_threads(executor))
+        """As `reset`; what is not `async` runs in `executor` (None: in a thread that the environment keeps)."""
+        return await self._reset(seed, options, self._offload_to(executor))
 
     async def step_async(self, action: AssistantMessage, *, executor: Executor | None = None) -> StepResult:
-        """As `step`; what is not `async` runs in a thread of `executor` (None: of the event loop's own)."""
-        return await self._step(action, in_threads(executor))
+        """As `step`; what is not `async` runs in `executor` (None: in a thread that the environment keeps)."""
+        return await self._step(action, self._offload_to(executor))
 
     @property
     def is_reusable(self) -> bool:
-        """Whether another episode may be played: not while a call that was given up may still touch this one."""
-        return self.toolset.num_still_running == 0
+        """Whether another episode may be played: not while anything that was given up may still touch this one."""
+        is_idle = self._hook_thread is None or self._hook_thread.is_idle
+        return self.toolset.num_still_running == 0 and is_idle
+
+    @property
+    def still_running(self) -> tuple[str, ...]:
+        """What was given up and has not returned, in a thread of the environment's own."""
+        named = () if self._hook_thread is None else self._hook_thread.still_running
+        return named if named or self.is_reusable else ("a call",)
 
     def close(self) -> None:
         """Free what the environment holds; one that overrides this calls it too."""
         self._done = True
-        self.toolset.close_state()
+        try:
+            self.toolset.close_state()
+        finally:
+            if self._hook_thread is not None:
+                self._hook_thread.shutdown()
+            if self._hook_loop is not None and current_task() is None:
+                self._hook_loop.close()
+                self._hook_loop = None
 
     def render(self) -> str | None:  # type: ignore[override]
         """The transcript so far as text, where `render_mode` is "ansi"."""
@@ -239,6 +266,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         if self.toolset.is_stateful:
             open_state = functools.partial(self.toolset.open_state, task, self.np_random)
             await self._guard("setting up the tools", open_state, offload=offload)
+        self.toolset.max_result_chars = self.step_limits.max_result_chars
         observation = await self._messages("begin", task, offload)
         with self._entering("begin()"):
             if not observation:
@@ -259,7 +287,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         self._transcript.append(action.to_message())
         results: list[ToolResult] = []
         if action.tool_calls:
-            results = [await self._call(call, offload) for call in action.tool_calls]
+            results = await self._answer_calls(action.tool_calls, offload)
             observation: Observation = tuple(
                 {
                     "role": "tool",
@@ -295,28 +323,70 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         self._transcript += observation
         return observation, reward, terminated, truncated, info
 
-    async def _call(self, call: ToolCall, offload: Offload) -> ToolResult:
-        answer: Callable[..., Any] = self.toolset.call
-        if offload is not inline:
-            answer = functools.partial(self.toolset.call_async, offload=offload)
-        elif self.toolset.is_async(call.name):
-            answer = self.toolset.call_async
-        return await self._guard(f"tool {call.name!r}", answer, call, offload=offload)
+    async def _answer_calls(self, calls: Sequence[ToolCall], offload: Offload) -> list[ToolResult]:
+        """The results of the calls of one action, in order. Raises `OutOfTime`."""
+        limits, left_s = self.step_limits, self.step_limits.tools_timeout_s
+        self.toolset.max_result_chars = limits.max_result_chars
+        results: list[ToolResult] = []
+        for call in calls:
+            if limits.max_tool_calls is not None and len(results) >= limits.max_tool_calls:
+                results.append(_not_made(call, limits.max_tool_calls))
+                continue
+            results.append(await self._call(call, offload, left_s))
+            if left_s is not None:
+                left_s = max(0.0, left_s - results[-1].seconds)
+        return results
 
-    async def _guard(self, what: str, function: Callable[..., Any], *args: Any, offload: Offload) -> Any:
-        """The function's value, awaited if it is one to await; an exception becomes a fault that says where."""
+    async def _call(self, call: ToolCall, offload: Offload, left_s: float | None) -> ToolResult:
+        answer: Callable[..., Any] = self.toolset.call
+        if isinstance(offload, Blocking) and not self.toolset.is_async(call.name):
+            answer = functools.partial(answer, thread=offload.thread)
+        elif offload is not inline or self.toolset.is_async(call.name):
+            answer = functools.partial(
+                self.toolset.call_async,
+                offload=offload,
+                queue_timeout_s=self.step_limits.queue_timeout_s,
+            )
+        answer = functools.partial(answer, left_s=left_s)
+        return await self._guard(f"tool {call.name!r}", answer, call, offload=None)
+
+    async def _guard(
+        self, what: str, function: Callable[..., Any], *args: Any, offload: Offload | None
+    ) -> Any:
+        """The function's value, awaited if it is one to await; whatever it raises becomes a fault that says where.
+
+        `offload` runs what is not `async`; None: the function sees to that itself, and to its deadline.
+        """
+        timeout_s = None if offload is None or offload is inline else self.step_limits.hook_timeout_s
+        own_task, deadline = current_task(), None
         try:
-            if offload is inline or is_async_function(function):
+            if offload is None or offload is inline or is_async_function(function):
                 value = function(*args)
             else:
-                value = await offload(functools.partial(function, *args))
+                value = await offload(functools.partial(function, *args), timeout_s=timeout_s, what=what)
             # As `inspect.isawaitable`, at a tenth of its price.
-            return await value if hasattr(value, "__await__") else value
-        except EnvironmentFault:
+            if not hasattr(value, "__await__"):
+                return value
+            if timeout_s is None:
+                return await value
+            deadline = asyncio.timeout(timeout_s)
+            async with deadline:
+                value = await value
+            if not deadline.expired():  # it may have held on to the cancellation
+                return value
+        except (EnvironmentFault, OutOfTime):
             raise
-        except Exception as error:
-            where = f"{self.env_id}: {what} failed on task {self.task.task_id!r}"
-            raise EnvironmentFault(f"{where}: {type(error).__name__}: {error}") from error
+        except BaseException as error:
+            late = isinstance(error, GivenUp) or (deadline is not None and deadline.expired())
+            if is_interruption(error, own_task):
+                raise
+            if not late:
+                raised = error.error if isinstance(error, Escaped) else error
+                where = f"{self.env_id}: {what} failed on task {self.task.task_id!r}"
+                raise EnvironmentFault(f"{where}: {describe(raised)}") from raised
+        raise EnvironmentFault(
+            f"{self.env_id}: {what} did not end within {timeout_s:g} s on task {self.task.task_id!r}"
+        )
 
     async def _messages(self, hook: str, argument: Any, offload: Offload) -> Observation:
         """What `begin` or `follow_up` returns, copied: whoever keeps an observation must not share it with the task."""
@@ -383,6 +453,22 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
             raise ValueError(f"{type(source).__name__} cannot find tasks by id; pass a Task")
         return find(wanted)
 
+    def _offload_to(self, executor: Executor | None) -> Offload:
+        """Where hooks run that are not `async`."""
+        if executor is not None:
+            return in_threads(executor)
+        if self._hook_thread is None:
+            self._hook_thread = PinnedThread("environment")
+        return self._hook_thread
+
+    def _own_offload(self) -> Offload:
+        """Where they run in `reset` and `step`: with deadlines, in one thread, or what one makes fails in another."""
+        if not self.toolset.has_deadlines and self.step_limits == NO_LIMITS:
+            return inline
+        if self._hook_thread is None:
+            self._hook_thread = PinnedThread("environment")
+        return Blocking(self._hook_thread)
+
     def _waits(self) -> bool:
         """Whether an event loop is needed. Asked at every step, so the usual case, plain methods, is quick."""
         reward = self._reward()
@@ -398,12 +484,15 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         return bool(flags & inspect.CO_COROUTINE)
 
     def _drive(self, steps: Coroutine[Any, Any, Value]) -> Value:
-        """Run `steps` to its end. With nothing `async` in the environment it never waits, and needs no event loop."""
+        """Run `steps` to its end. With nothing `async` in the environment it never waits, and needs no event loop.
+
+        Otherwise one loop serves all steps: a connection that is opened in one cannot be used in another loop.
+        """
         if self._waits():
             try:
                 asyncio.get_running_loop()
             except RuntimeError:
-                return asyncio.run(steps)
+                return self._own_loop().run(steps)
             steps.close()
             raise RuntimeError(
                 f"{self.env_id} is asynchronous: await reset_async and step_async in an event loop"
@@ -414,3 +503,22 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
             return end.value
         steps.close()
         raise RuntimeError(f"{self.env_id} waits in a function that is not declared `async`: declare it so")
+
+    def _own_loop(self) -> asyncio.Runner:
+        if self._hook_loop is None:
+            self._hook_loop = asyncio.Runner()
+            weakref.finalize(self, _close_loop, self._hook_loop.get_loop())
+        return self._hook_loop
+
+
+def _close_loop(loop: asyncio.AbstractEventLoop) -> None:
+    if not loop.is_closed() and not loop.is_running():
+        loop.close()
+
+
+def _not_made(call: ToolCall, max_calls: int) -> ToolResult:
+    reason = f"no more than {max_calls} can be made in this turn"
+    if not max_calls:
+        reason = "the tool calls of this episode are used up"
+    text = f"This call was not made: {reason}."
+    return ToolResult(call_id=call.id, name=call.name, content=text, ok=False)

@@ -84,10 +84,20 @@ class WrappedToolEnv(ToolEnv):
     def np_random(self, value: np.random.Generator) -> None:
         self.inner.np_random = value
 
+    @property
+    def is_reusable(self) -> bool:
+        return super().is_reusable and self.inner.is_reusable
+
+    @property
+    def still_running(self) -> tuple[str, ...]:
+        return self.inner.still_running or super().still_running
+
     def close(self) -> None:
         """Close the wrappers and what is inside."""
         self._done = True
         self.env.close()
+        if self._hook_thread is not None:
+            self._hook_thread.shutdown()
 
     def render(self) -> Any:
         """What the wrappers make of it."""
@@ -101,6 +111,8 @@ class WrappedToolEnv(ToolEnv):
         self, seed: int | None, options: dict[str, Any] | None, offload: Offload
     ) -> tuple[Observation, dict[str, Any]]:
         self._done = True
+        # The environment inside sees to deadlines itself.
+        self.inner.step_limits = self.step_limits
         observation, info = await offload(functools.partial(self.env.reset, seed=seed, options=options))
         self._np_random, self._task = self.inner.np_random, self.inner.task
         self._done = False
@@ -112,6 +124,7 @@ class WrappedToolEnv(ToolEnv):
         if action not in self.action_space:
             raise ValueError(f"an action is an AssistantMessage, not {type(action).__name__}")
         self._done = True  # until this step has gone well
+        self.inner.step_limits = self.step_limits
         observation, reward, terminated, truncated, info = await offload(
             functools.partial(self.env.step, action)
         )

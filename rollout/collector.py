@@ -6,14 +6,13 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import replace
-from functools import partial
-from typing import Any, Protocol, TypeVar
+from concurrent.futures import Executor
+from typing import Any, Protocol
 
 from polyturn.agents.episode import Episode, Outcome
-from polyturn.agents.failures import failure_reason, failure_text, message_of, sentence_of
-from polyturn.envs.faults import EnvironmentFault
+from polyturn.agents.failures import LASTING, failure_reason, failure_text, sentence_of
+from polyturn.agents.owners import Slots
+from polyturn.envs.faults import EnvironmentFault, message_of
 from polyturn.envs.hooks import current_task, is_interruption
 from polyturn.envs.rewards.group import GroupPart
 from polyturn.envs.tasks import EnvironmentChoice, ListTasks, Task, TaskSource
@@ -22,10 +21,9 @@ from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.environment_pool import EnvironmentPool
 from polyturn.rollout.group_rewards import add_group_rewards
 from polyturn.rollout.groups import Group, episode_id, episode_seed, parse_episode_id
-from polyturn.rollout.limits import LimitedEnv, LimitedPolicy, Policy, RolloutLimits
+from polyturn.rollout.limits import Policy, RolloutLimits
 from polyturn.rollout.prompts import Prompt
-
-Value = TypeVar("Value")
+from polyturn.tools.threads import PinnedThread
 
 DRAIN_S = 60.0
 MIN_FAILURES_TO_GIVE_UP = 32
@@ -48,8 +46,9 @@ class Play(Protocol):
         episode_id: str,
         group_id: str,
         executor: Executor,
+        slots: Slots,
     ) -> Episode:
-        """`executor` is for what is not asynchronous in the environment."""
+        """`executor` is for what is not asynchronous in the environment, `slots` for what episodes wait for."""
         ...
 
 
@@ -89,8 +88,7 @@ class Collector:
         self._play = play
         self._limits = limits
         self._seed = seed
-        self._threads = ThreadPoolExecutor(limits.max_concurrent_tools, thread_name_prefix="environment")
-        self._pool = EnvironmentPool(make_env, make_chosen)
+        self._pool = EnvironmentPool(make_env, make_chosen, make_timeout_s=limits.environment_timeout_s)
 
     async def collect(
         self,
@@ -128,7 +126,7 @@ class Collector:
         return await collection.run(prompts, samples_per_prompt, finished, drain_s)
 
     async def play(
-        self, prompt: Prompt, sample: int, attempt: int, *, policy: LimitedPolicy, tools: asyncio.Semaphore
+        self, prompt: Prompt, sample: int, attempt: int, *, policy: Policy, slots: Slots
     ) -> Episode:
         """Play one attempt. Whatever goes wrong in it is an episode that failed."""
         own_task = current_task()
@@ -137,7 +135,7 @@ class Collector:
         identity = episode_id(prompt.group_id, sample, attempt)
         try:
             task = await self.task(prompt)
-            return await self._play_task(task, prompt, seed, identity, policy=policy, tools=tools)
+            return await self._play_task(task, prompt, seed, identity, policy=policy, slots=slots)
         except BaseException as error:
             if is_interruption(error, own_task):
                 raise
@@ -155,48 +153,41 @@ class Collector:
             )
 
     async def _play_task(
-        self,
-        task: Task,
-        prompt: Prompt,
-        seed: int,
-        identity: str,
-        *,
-        policy: LimitedPolicy,
-        tools: asyncio.Semaphore,
+        self, task: Task, prompt: Prompt, seed: int, identity: str, *, policy: Policy, slots: Slots
     ) -> Episode:
         """Play in an environment of the pool."""
-        env = self._pool.take(task.environment)
-        if env is None:
-            env = await self._in_thread(partial(self._pool.make, task.environment))
+        pooled = await self._pool.take(task.environment)
         survived = False
         try:
             episode = await self._play(
-                env=LimitedEnv(env, tools),
+                env=pooled.env,
                 policy=policy,
                 task=task,
                 seed=seed,
                 episode_id=identity,
                 group_id=prompt.group_id,
-                executor=self._threads,
+                executor=pooled.thread,
+                slots=slots,
             )
-            survived = episode.outcome is not Outcome.FAILED and env.is_reusable
+            survived = episode.outcome is not Outcome.FAILED
         finally:
-            # After a fault or a cancellation, what the environment holds may be broken or still in use by a thread;
-            # after a tool's timeout too.
-            if survived:
-                self._pool.give_back(env, task.environment)
-            else:
-                self._threads.submit(env.close)
-        waited = min(policy.queue_s, episode.timings.generate_s)
-        timings = replace(
-            episode.timings, generate_s=episode.timings.generate_s - waited, queue_s=policy.queue_s
-        )
-        return replace(episode, timings=timings)
+            self._pool.give_back(pooled, task.environment, survived=survived)
+        return episode
+
+    def check_threads(self) -> None:
+        """Raise `RolloutError` when too many threads are held by what never returned."""
+        lost = self._pool.lost
+        if lost.total() > self._limits.max_lost_threads:
+            what, count = lost.most_common(1)[0]
+            raise RolloutError(
+                f"{lost.total()} calls never returned and hold their threads, more than "
+                f"rollout.max_lost_threads={self._limits.max_lost_threads}; {count} of them are: {what}. Give what it "
+                "waits for a deadline of its own"
+            )
 
     def close(self) -> None:
         """Close the environments."""
         self._pool.close()
-        self._threads.shutdown(wait=False, cancel_futures=True)
         if self._prefetched is not None:
             self._prefetched.close()
 
@@ -209,15 +200,22 @@ class Collector:
         """The task of a prompt."""
         if self._prefetched is None:
             return self.tasks[prompt.task_index]
-        return await self._in_thread(partial(self._prefetched.__getitem__, prompt.task_index))
+        return await self._prefetched.read(prompt.task_index, timeout_s=self._limits.environment_timeout_s)
 
     async def add_group_rewards(self, prompt: Prompt, episodes: Sequence[Episode]) -> tuple[Episode, ...]:
         """The episodes of a prompt with the group rewards. Raises `EnvironmentFault` when one of those fails."""
         task = await self.task(prompt)
-        return await add_group_rewards(episodes, self.group_rewards, task=task, executor=self._threads)
-
-    async def _in_thread(self, function: Callable[[], Value]) -> Value:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function)
+        thread = PinnedThread("group rewards")
+        try:
+            return await add_group_rewards(
+                episodes,
+                self.group_rewards,
+                task=task,
+                executor=thread,
+                timeout_s=self._limits.environment_timeout_s,
+            )
+        finally:
+            self._pool.watch(thread)
 
 
 class _Collection:
@@ -237,9 +235,12 @@ class _Collection:
         self._limits = limits
         self._on_episode = on_episode
         self._stop = stop
-        self._requests = asyncio.Semaphore(limits.max_concurrent_requests)
         self._episodes = asyncio.Semaphore(limits.max_concurrent_episodes)
-        self._tools = asyncio.Semaphore(limits.max_concurrent_tools)
+        self._slots = Slots(
+            requests=asyncio.Semaphore(limits.max_concurrent_requests),
+            steps=asyncio.Semaphore(limits.max_concurrent_tools),
+            timeout_s=limits.queue_timeout_s,
+        )
         self._ended = asyncio.Event()
         self._attempts: dict[tuple[str, int], list[Episode]] = {}
         self._samples_per_prompt = 0
@@ -319,11 +320,10 @@ class _Collection:
             async with self._episodes:
                 if self._stop.is_set():
                     return
-                policy = LimitedPolicy(self._policy, self._requests)
                 self._num_playing += 1
                 try:
                     episode = await self._collector.play(
-                        prompt, sample, len(attempts), policy=policy, tools=self._tools
+                        prompt, sample, len(attempts), policy=self._policy, slots=self._slots
                     )
                 finally:
                     self._num_playing -= 1
@@ -331,6 +331,7 @@ class _Collection:
             self._count(episode)
             self._on_episode(episode)
             self._give_up_early()
+            self._collector.check_threads()
         await self._score_if_complete(prompt)
 
     async def _score_if_complete(self, prompt: Prompt) -> None:
@@ -424,4 +425,6 @@ class _Collection:
 
 
 def _is_settled(attempts: Sequence[Episode], max_retries: int) -> bool:
-    return len(attempts) > max_retries or any(episode.outcome is not Outcome.FAILED for episode in attempts)
+    return len(attempts) > max_retries or any(
+        episode.outcome is not Outcome.FAILED or episode.stop_reason in LASTING for episode in attempts
+    )

@@ -3,35 +3,122 @@
 from __future__ import annotations
 
 import json
-import threading
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from functools import partial
 
+from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.tasks import EnvironmentChoice
 from polyturn.envs.tool_env import ToolEnv
+from polyturn.tools.threads import GivenUp, PinnedThread
+
+CLOSE_S = 30.0
+"""How long the end of a pool waits for its environments to close."""
+
+
+@dataclass(eq=False, frozen=True, slots=True)
+class PooledEnvironment:
+    """An environment and the thread that everything of it runs in that is not asynchronous, from making to closing."""
+
+    env: ToolEnv
+    thread: PinnedThread
+
+    @property
+    def is_reusable(self) -> bool:
+        """Whether another episode may be played in it: not while anything of it still runs."""
+        return self.thread.is_idle and self.env.is_reusable
+
+    @property
+    def still_running(self) -> tuple[str, ...]:
+        """What was given up in it and has not returned."""
+        names = self.thread.still_running or self.env.still_running
+        return tuple(f"{name} of {self.env.env_id}" for name in names)
 
 
 class EnvironmentPool:
-    """Idle environments, by what a task asks for. Safe to use from several threads."""
+    """Environments that are made once and used again, and those that something still runs in.
+
+    Used from one thread, that of the event loop.
+    """
 
     def __init__(
         self,
         make_env: Callable[[], ToolEnv],
         make_chosen: Callable[[EnvironmentChoice], ToolEnv] | None = None,
+        *,
+        make_timeout_s: float | None = None,
     ) -> None:
         """`make_env` makes those of tasks that choose none; without `make_chosen` there are no others."""
         self._make_env = make_env
         self._make_chosen = make_chosen
-        self._lock = threading.Lock()
-        self._idle: dict[str, list[ToolEnv]] = {}
+        self._make_timeout_s = make_timeout_s
+        self._idle: dict[str, list[PooledEnvironment]] = {}
+        self._busy: list[PinnedThread | PooledEnvironment] = []
+        self._closing: list[Future[None]] = []
 
-    def take(self, choice: EnvironmentChoice | None) -> ToolEnv | None:
-        """An idle environment of the kind that a task chooses, if there is one."""
-        with self._lock:
-            idle = self._idle.get(_key(choice))
-            return idle.pop() if idle else None
+    async def take(self, choice: EnvironmentChoice | None) -> PooledEnvironment:
+        """An idle environment of the kind that a task chooses, or a new one.
 
-    def make(self, choice: EnvironmentChoice | None) -> ToolEnv:
-        """A new one. Raises what making it raises."""
+        Raises:
+            EnvironmentFault: it could not be made in time.
+            Exception: what making it raises.
+        """
+        idle = self._idle.get(_key(choice))
+        if idle:
+            return idle.pop()
+        thread = PinnedThread("environment")
+        what = "making an environment" if choice is None else f"making {choice.env_id}"
+        try:
+            env: ToolEnv = await thread(
+                partial(self._make, choice), timeout_s=self._make_timeout_s, what=what
+            )
+        except GivenUp:
+            raise EnvironmentFault(f"{what} did not end within {self._make_timeout_s:g} s") from None
+        finally:
+            if not thread.is_idle:
+                self._busy.append(thread)
+        return PooledEnvironment(env, thread)
+
+    def give_back(
+        self, pooled: PooledEnvironment, choice: EnvironmentChoice | None, *, survived: bool
+    ) -> None:
+        """Keep an environment for the next who asks; close it where its episode failed or anything still runs."""
+        if survived and pooled.is_reusable:
+            self._idle.setdefault(_key(choice), []).append(pooled)
+            return
+        if not pooled.is_reusable:
+            self._busy.append(pooled)
+        self._close(pooled)
+
+    @property
+    def lost(self) -> Counter[str]:
+        """What was given up and has not returned, by name: each holds a thread."""
+        running = [(one, one.still_running) for one in self._busy]
+        self._busy = [one for one, what in running if what]
+        return Counter(name for _, what in running for name in what)
+
+    def watch(self, thread: PinnedThread) -> None:
+        """Count what still runs in a thread that is nobody's any more."""
+        thread.shutdown()
+        if not thread.is_idle:
+            self._busy.append(thread)
+
+    def close(self) -> None:
+        """Close the idle environments, each in its thread; one that does not close in time is left."""
+        idle, self._idle = self._idle, {}
+        for envs in idle.values():
+            for pooled in envs:
+                self._close(pooled)
+        wait(self._closing, timeout=CLOSE_S)
+
+    def _close(self, pooled: PooledEnvironment) -> None:
+        self._closing = [future for future in self._closing if not future.done()]
+        self._closing.append(pooled.thread.submit(pooled.env.close))
+        pooled.thread.shutdown()
+
+    def _make(self, choice: EnvironmentChoice | None) -> ToolEnv:
         if choice is None:
             return self._make_env()
         if self._make_chosen is None:
@@ -39,19 +126,6 @@ class EnvironmentPool:
                 f"a task asks for the environment {choice.env_id!r}, and only one kind is played here"
             )
         return self._make_chosen(choice)
-
-    def give_back(self, env: ToolEnv, choice: EnvironmentChoice | None) -> None:
-        """Keep an environment for that choice, for the next who asks."""
-        with self._lock:
-            self._idle.setdefault(_key(choice), []).append(env)
-
-    def close(self) -> None:
-        """Close the idle environments."""
-        with self._lock:
-            idle, self._idle = self._idle, {}
-        for envs in idle.values():
-            for env in envs:
-                env.close()
 
 
 def _key(choice: EnvironmentChoice | None) -> str:

@@ -17,20 +17,26 @@ PREFIX = "group."
 
 
 async def add_group_rewards(
-    episodes: Sequence[Episode], parts: Sequence[GroupPart], *, task: Task, executor: Executor | None = None
+    episodes: Sequence[Episode],
+    parts: Sequence[GroupPart],
+    *,
+    task: Task,
+    executor: Executor | None = None,
+    timeout_s: float | None = None,
 ) -> tuple[Episode, ...]:
     """The episodes of one task with the group rewards in `reward` and `reward_parts`, also of each role.
 
     Episodes that have them, such as those of a finished step that are read back, stay as they are.
 
     Raises:
-        EnvironmentFault: a group reward failed; none is added.
+        EnvironmentFault: a group reward failed, or took longer than `timeout_s`; none is added.
     """
     if not parts or not episodes:
         return tuple(episodes)
     if any(name.startswith(PREFIX) for episode in episodes for name in episode.reward_parts):
         return tuple(episodes)
-    scores = await score_group(parts, [_view(episode, task) for episode in episodes], executor=executor)
+    views = [_view(episode, task) for episode in episodes]
+    scores = await score_group(parts, views, executor=executor, timeout_s=timeout_s)
     return tuple(
         replace(
             episode,

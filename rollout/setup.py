@@ -18,6 +18,7 @@ from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.agents.spread import SpreadPolicy
 from polyturn.configs.rewards import EnvironmentReward
 from polyturn.configs.schema import ModelConfig, RunConfig
+from polyturn.configs.times import interruption_timeout_s
 from polyturn.envs.registry import make
 from polyturn.envs.rewards.factory import make_group_rewards, make_reward
 from polyturn.envs.rewards.types import Reward
@@ -62,7 +63,7 @@ def build_collector(
             limits=episode_limits(config),
             temperature=temperature,
         ),
-        limits=RolloutLimits.from_config(config.rollout, episode_timeout_s=environment.episode_timeout_s),
+        limits=RolloutLimits.from_config(config),
         seed=config.seed,
     )
 
@@ -87,12 +88,19 @@ def run_reward(config: RunConfig) -> Reward | None:
 
 
 def episode_limits(config: RunConfig) -> EpisodeLimits:
-    """Where the config truncates episodes."""
+    """Where the config truncates episodes, and when what they wait for fails."""
+    environment = config.environment
     return EpisodeLimits(
-        max_turns=config.environment.max_turns,
-        max_tokens_per_turn=config.environment.max_tokens_per_turn,
-        max_tokens_per_episode=config.environment.max_tokens_per_episode,
-        timeout_s=config.environment.episode_timeout_s,
+        max_turns=environment.max_turns,
+        max_tokens_per_turn=environment.max_tokens_per_turn,
+        max_tokens_per_episode=environment.max_tokens_per_episode,
+        timeout_s=environment.episode_timeout_s,
+        request_timeout_s=config.engines.request_timeout_s,
+        interruption_timeout_s=interruption_timeout_s(config),
+        hook_timeout_s=environment.hook_timeout_s,
+        max_tool_calls_per_turn=environment.max_tool_calls_per_turn,
+        max_tool_calls_per_episode=environment.max_tool_calls_per_episode,
+        max_tool_result_chars=environment.max_tool_result_chars,
     )
 
 

@@ -12,12 +12,20 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from polyturn.tools.plain import as_number
+from polyturn.tools.threads import GivenUp
 
 Value = TypeVar("Value")
+
+MAX_RESULT_CHARS = 32_768
+"""What the model is shown of the result of a tool that sets no limit of its own."""
 
 
 class SlotsExhausted(RuntimeError):
     """Every slot of a tool is held by a call that was given up and never returned. Infrastructure, not the model."""
+
+
+class OutOfTime(Exception):
+    """What the policy may take for its tool calls is over, and one of them has not returned."""
 
 
 class ConcurrencyGate:
@@ -109,7 +117,7 @@ class ToolLimits:
     timeout_s: float | None = None
     """Seconds for one call, without the wait for a slot. None: as long as it takes."""
     max_output_chars: int | None = None
-    """Characters of a result that the model is shown. None: all."""
+    """Characters of a result that the model is shown. None: as many as of any tool."""
     truncate: Literal["middle", "end"] = "middle"
     """Where a longer result is cut."""
     gate: ConcurrencyGate | None = None
@@ -132,12 +140,12 @@ class ToolLimits:
         except ValueError as error:
             raise ValueError(f"the cost of a call: {error}") from error
 
-    def shorten(self, text: str) -> tuple[str, bool]:
-        """The text as the model is shown it, and whether it was cut.
+    def shorten(self, text: str, default: int | None = None) -> tuple[str, bool]:
+        """The text as the model is shown it, and whether it was cut; `default` is the limit where there is none.
 
         shorten("abcdefghij") at 4 characters, middle: "ab\\n... [truncated: 4 of 10 characters shown] ...\\nij"
         """
-        limit = self.max_output_chars
+        limit = self.max_output_chars or default
         if limit is None or len(text) <= limit:
             return text, False
         notice = f"... [truncated: {limit:,} of {len(text):,} characters shown]"
@@ -148,10 +156,6 @@ class ToolLimits:
 
 
 NO_LIMITS = ToolLimits()
-
-
-class GivenUp(Exception):
-    """A function did not return in time; its thread goes on, because a thread cannot be killed."""
 
 
 def call_with_deadline(

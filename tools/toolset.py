@@ -12,11 +12,12 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from polyturn.tools.decorator import Tool, as_tool, tools_of
-from polyturn.tools.limits import GivenUp, call_with_deadline
+from polyturn.tools.limits import MAX_RESULT_CHARS, OutOfTime, SlotsExhausted
 from polyturn.tools.metrics import UNKNOWN_TOOL, ToolUsage
 from polyturn.tools.plain import clean_text, shown, unfit
 from polyturn.tools.schemas import plain
 from polyturn.tools.stateful import StateFactory, StatefulTool, as_state_factory
+from polyturn.tools.threads import GivenUp, PinnedThread
 from polyturn.tools.types import ToolCall, ToolError, ToolResult, ToolSpec
 from polyturn.tools.validation import ArgumentChecker, nearest, not_made
 
@@ -57,6 +58,8 @@ class Toolset:
         }
         self._async_names = frozenset(name for name, tool in self._tools.items() if tool.is_async)
         self._usage: dict[str, ToolUsage] = {}
+        self.max_result_chars: int | None = MAX_RESULT_CHARS
+        """Characters that the model is shown of the result of a tool that sets no limit of its own. None: all."""
         self._lock = threading.Lock()
         self._num_given_up = 0
         self._num_still_running = 0
@@ -74,13 +77,21 @@ class Toolset:
         return bool(self._async_names)
 
     @property
+    def has_deadlines(self) -> bool:
+        """Whether a tool that is not asynchronous has a deadline, and so cannot run where it is called."""
+        return any(
+            tool.limits.timeout_s is not None and name not in self._async_names
+            for name, tool in self._tools.items()
+        )
+
+    @property
     def metrics(self) -> Mapping[str, ToolUsage]:
         """Calls since the set was made, by tool; calls of tools that do not exist under `(unknown)`."""
         return dict(self._usage)
 
     @property
     def num_given_up(self) -> int:
-        """Calls that were given up at their deadline, because a thread cannot be killed."""
+        """Calls that were given up while they ran, because a thread cannot be killed."""
         return self._num_given_up
 
     @property
@@ -88,11 +99,19 @@ class Toolset:
         """Those of `num_given_up` whose thread has not ended yet. It may still touch what the tool touches."""
         return self._num_still_running
 
-    def call(self, call: ToolCall) -> ToolResult:
-        """Answer one call, in this thread (or, where the tool has a deadline, in one of its own).
+    def call(
+        self, call: ToolCall, *, thread: PinnedThread | None = None, left_s: float | None = None
+    ) -> ToolResult:
+        """Answer one call.
+
+        Args:
+            call: The call.
+            thread: Where the tool runs. None: in this thread; with a deadline, in one of its own.
+            left_s: What the call may take, wait for a slot excluded, whatever the tool's own deadline.
 
         Raises:
             Exception: whatever a tool raises beside `ToolError`: the infrastructure behind it failed.
+            OutOfTime: it did not return in `left_s`.
             RuntimeError: the tool is asynchronous; use `call_async`.
         """
         prepared = self._prepare(call)
@@ -105,15 +124,29 @@ class Toolset:
         if tool.limits.gate is not None:
             tool.limits.gate.acquire()
             started = time.perf_counter()
-        answer = self._run(run, tool)
-        return self._counted(_result(call, tool, answer, started - asked, time.perf_counter() - started))
+        answer = self._run(run, tool, thread, left_s)
+        return self._counted(
+            _result(call, tool, answer, started - asked, time.perf_counter() - started, self.max_result_chars)
+        )
 
-    async def call_async(self, call: ToolCall, *, offload: Offload | None = None) -> ToolResult:
+    async def call_async(
+        self,
+        call: ToolCall,
+        *,
+        offload: Offload | PinnedThread | None = None,
+        left_s: float | None = None,
+        queue_timeout_s: float | None = None,
+    ) -> ToolResult:
         """Answer one call, awaiting an asynchronous tool. Raises as `call`.
 
         Args:
             call: The call.
             offload: Where a synchronous tool runs; None: where it stands.
+            left_s: As in `call`.
+            queue_timeout_s: How long it may wait for a slot.
+
+        Raises:
+            SlotsExhausted: no slot became free in time.
         """
         prepared = self._prepare(call)
         if isinstance(prepared, ToolResult):
@@ -121,13 +154,19 @@ class Toolset:
         run, tool = prepared
         asked = started = time.perf_counter()
         if tool.limits.gate is not None:
-            await tool.limits.gate.acquire_async()
+            try:
+                async with asyncio.timeout(queue_timeout_s):
+                    await tool.limits.gate.acquire_async()
+            except TimeoutError:
+                raise SlotsExhausted(f"no slot became free within {queue_timeout_s:g} s") from None
             started = time.perf_counter()
         if call.name in self._async_names or offload is None:
-            answer = await self._run_async(run, tool)
+            answer = await self._run_async(run, tool, left_s)
         else:
-            answer = await self._run_elsewhere(run, tool, offload)
-        return self._counted(_result(call, tool, answer, started - asked, time.perf_counter() - started))
+            answer = await self._run_elsewhere(run, tool, offload, left_s)
+        return self._counted(
+            _result(call, tool, answer, started - asked, time.perf_counter() - started, self.max_result_chars)
+        )
 
     def complaint(self, call: ToolCall) -> str | None:
         """What is wrong with a call, for the model to read; None if it can be made."""
@@ -201,68 +240,70 @@ class Toolset:
             return ToolResult(call_id=clean_text(call.id), name=name, content=clean_text(complaint), ok=False)
         return functools.partial(tool.function, **arguments), tool
 
-    def _run(self, run: Callable[[], Any], tool: Tool) -> _Answer:
-        """Run a synchronous tool whose slot is taken; gives the slot back."""
-        gate, timeout_s = tool.limits.gate, tool.limits.timeout_s
-        if timeout_s is None:
-            try:
-                return run(), True, False
-            except (ToolError, ArithmeticError, ValueError) as error:
-                return _told(error, tool), False, False
-            finally:
-                if gate is not None:
-                    gate.release()
-
-        def on_give_up() -> None:
-            with self._lock:
-                self._num_given_up += 1
-                self._num_still_running += 1
-            if gate is not None:
-                gate.give_up()
-
-        def on_end(late: bool) -> None:
-            with self._lock:
-                self._num_still_running -= late
-            if gate is not None:
-                gate.release(given_up=late)
-
+    def _run(
+        self, run: Callable[[], Any], tool: Tool, thread: PinnedThread | None, left_s: float | None
+    ) -> _Answer:
+        """Run a synchronous tool whose slot is taken, here or in `thread`; gives the slot back."""
+        running = _Running(self, run, tool)
+        timeout_s = _earlier(tool.limits.timeout_s, left_s)
         try:
-            value = call_with_deadline(run, timeout_s, on_give_up=on_give_up, on_end=on_end)
+            if timeout_s is None and thread is None:
+                return running.work(), True, False
+            caller = thread or PinnedThread("tool with a deadline")
+            return caller.call(running.work, timeout_s=timeout_s, what=running.what), True, False
         except (ToolError, ArithmeticError, ValueError) as error:
             return _told(error, tool), False, False
         except GivenUp:
-            return _too_slow(tool), False, True
-        return value, True, False
+            return _late(tool, left_s)
+        finally:
+            running.leave()
 
-    async def _run_async(self, run: Callable[[], Any], tool: Tool) -> _Answer:
+    async def _run_async(self, run: Callable[[], Any], tool: Tool, left_s: float | None) -> _Answer:
         """Run a tool whose slot is taken, awaiting what it gives; gives the slot back."""
-        deadline = asyncio.timeout(tool.limits.timeout_s)
+        deadline = asyncio.timeout(_earlier(tool.limits.timeout_s, left_s))
         try:
             async with deadline:
                 value = run()
-                return (await value if inspect.isawaitable(value) else value), True, False
+                value = await value if inspect.isawaitable(value) else value
+            if not deadline.expired():
+                return value, True, False
         except (ToolError, ArithmeticError, ValueError) as error:
             return _told(error, tool), False, False
         except TimeoutError:
             if not deadline.expired():
                 raise
-            return _too_slow(tool), False, True
         finally:
             if tool.limits.gate is not None:
                 tool.limits.gate.release()
+        return _late(tool, left_s)
 
-    async def _run_elsewhere(self, run: Callable[[], Any], tool: Tool, offload: Offload) -> _Answer:
-        """As `_run`, by `offload`. A call that is cancelled before a thread took it up gives its slot back here."""
-        claim = threading.Lock()  # whoever gets it sees to the slot
-
-        def work() -> _Answer | None:
-            return self._run(run, tool) if claim.acquire(blocking=False) else None
-
+    async def _run_elsewhere(
+        self, run: Callable[[], Any], tool: Tool, offload: Offload, left_s: float | None
+    ) -> _Answer:
+        """As `_run`, by `offload`."""
+        running = _Running(self, run, tool)
+        timeout_s = _earlier(tool.limits.timeout_s, left_s)
         try:
-            return await offload(work)
+            if isinstance(offload, PinnedThread):
+                value = await offload(running.work, timeout_s=timeout_s, what=running.what)
+            elif timeout_s is None:
+                value = await offload(running.work)
+            else:
+                alone = PinnedThread("tool with a deadline")
+                value = await offload(functools.partial(alone.call, running.work, timeout_s=timeout_s))
+            return value, True, False
+        except (ToolError, ArithmeticError, ValueError) as error:
+            return _told(error, tool), False, False
+        except GivenUp:
+            return _late(tool, left_s)
         finally:
-            if claim.acquire(blocking=False) and tool.limits.gate is not None:
-                tool.limits.gate.release()
+            running.leave()
+
+    def _count_running(self, change: int) -> None:
+        """One more call was given up while it ran, or one of those has ended."""
+        with self._lock:
+            self._num_given_up += max(change, 0)
+            self._num_still_running += change
 
     def _counted(self, result: ToolResult) -> ToolResult:
         name = result.name if result.name in self._tools else UNKNOWN_TOOL
@@ -279,6 +320,58 @@ class Toolset:
 
 _Answer = tuple[Any, bool, bool]
 """The value, whether it is what the tool gave, and whether the tool was too slow."""
+
+
+class _Running:
+    """One call of a synchronous tool. It may outlast whoever waits for it, and keeps its slot until it really ends."""
+
+    def __init__(self, toolset: Toolset, run: Callable[[], Any], tool: Tool) -> None:
+        self.what = f"tool {tool.spec.name!r}"
+        self._toolset, self._run, self._gate = toolset, run, tool.limits.gate
+        self._lock = threading.Lock()
+        self._begun = self._left = self._ended = False
+
+    def work(self) -> Any:
+        """The tool's value; nothing if nobody waits any more."""
+        with self._lock:
+            if self._left:
+                return None
+            self._begun = True
+        try:
+            return self._run()
+        finally:
+            with self._lock:
+                self._ended = True
+                given_up = self._left
+            if given_up:
+                self._toolset._count_running(-1)
+            if self._gate is not None:
+                self._gate.release(given_up=given_up)
+
+    def leave(self) -> None:
+        """Nobody waits any more. A call that has not begun will not; one that has not ended is given up."""
+        with self._lock:
+            if self._left or self._ended:
+                return
+            self._left = True
+            if self._begun:
+                self._toolset._count_running(1)
+                if self._gate is not None:
+                    self._gate.give_up()
+            elif self._gate is not None:
+                self._gate.release()
+
+
+def _earlier(own_s: float | None, left_s: float | None) -> float | None:
+    return left_s if own_s is None else own_s if left_s is None else min(own_s, left_s)
+
+
+def _late(tool: Tool, left_s: float | None) -> _Answer:
+    """What the model is told of a call that took too long. Raises `OutOfTime` where there is no time for more."""
+    own_s = tool.limits.timeout_s
+    if own_s is None or (left_s is not None and left_s < own_s):
+        raise OutOfTime(f"tool {tool.spec.name!r} did not return within the {left_s:.3g} s that were left")
+    return _too_slow(tool), False, True
 
 
 def _as_tool(item: Any) -> Tool:
@@ -304,13 +397,16 @@ def _told(error: Exception, tool: Tool) -> str:
     raise error
 
 
-def _result(call: ToolCall, tool: Tool, answer: _Answer, queue_s: float, seconds: float) -> ToolResult:
+def _result(
+    call: ToolCall, tool: Tool, answer: _Answer, queue_s: float, seconds: float, max_chars: int | None
+) -> ToolResult:
     value, ok, timed_out = answer
     try:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=plain)
     except ValueError as error:
         text, ok = _told(error, tool), False
-    text, truncated = tool.limits.shorten(clean_text(text))
+    text, truncated = tool.limits.shorten(text, max_chars)
+    text = clean_text(text)
     return ToolResult(
         call_id=clean_text(call.id),
         name=call.name,

@@ -17,6 +17,7 @@ from polyturn.configs.memory import check_layout
 from polyturn.configs.model_shape import ModelShape
 from polyturn.configs.models import PRESET, read_json, resolve_model_path
 from polyturn.configs.schema import RunConfig
+from polyturn.configs.times import check_times
 from polyturn.envs.registry import list_environments, make
 from polyturn.envs.tasks import TaskSource
 from polyturn.rollout.engines.ports import claim_port
@@ -42,6 +43,7 @@ def preflight(config: RunConfig, *, dry_run: bool = False) -> None:
     Raises ConfigError with one sentence for the first thing that is wrong.
     """
     check_batch(config)
+    check_times(config)
     _check_lengths(config)
     _check_train_split(config)
     check_plugins(config.trainer.algorithm)
@@ -66,6 +68,7 @@ def preflight(config: RunConfig, *, dry_run: bool = False) -> None:
 
 def preflight_evaluation(config: RunConfig, *, model_path: Path) -> None:
     """Check all that an evaluation of the model needs. Raises ConfigError as `preflight` does."""
+    check_times(config)
     _check_lengths(config)
     _check_upstream(config)
     _check_model(config, model_path)

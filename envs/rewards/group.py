@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from polyturn.envs.faults import EnvironmentFault
+from polyturn.envs.faults import EnvironmentFault, describe
+from polyturn.envs.hooks import current_task, in_threads, is_interruption
 from polyturn.envs.rewards.rubric import named_parts
 from polyturn.envs.rewards.text import normalise_answer
 from polyturn.envs.rewards.types import EpisodeView, GroupReward, Score, as_score, is_async
+from polyturn.tools.threads import Escaped, GivenUp, PinnedThread
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,17 +58,22 @@ def _value(episode: EpisodeView, by: str) -> float:
 
 
 async def score_group(
-    parts: Sequence[GroupPart], episodes: Sequence[EpisodeView], *, executor: Executor | None = None
+    parts: Sequence[GroupPart],
+    episodes: Sequence[EpisodeView],
+    *,
+    executor: Executor | None = None,
+    timeout_s: float | None = None,
 ) -> list[Score]:
     """What all group rewards add to each episode: the weighted sum, and the raw values.
 
     Raises:
-        EnvironmentFault: one of them raised something, or did not return one finite value for each episode.
+        EnvironmentFault: one of them raised something, did not return one finite value for each episode, or took
+            longer than `timeout_s`.
     """
     totals = [0.0] * len(episodes)
     recorded: list[dict[str, float]] = [{} for _ in episodes]
     for part in parts:
-        values = await _call(part, episodes, executor)
+        values = await _call(part, episodes, executor, timeout_s)
         for index, value in enumerate(values):
             try:
                 score = as_score(value, name=part.name)
@@ -79,19 +86,28 @@ async def score_group(
     return [Score(value=total, parts=of_one) for total, of_one in zip(totals, recorded, strict=True)]
 
 
-async def _call(part: GroupPart, episodes: Sequence[EpisodeView], executor: Executor | None) -> list[Any]:
+async def _call(
+    part: GroupPart, episodes: Sequence[EpisodeView], executor: Executor | None, timeout_s: float | None
+) -> list[Any]:
+    offload = in_threads(executor or PinnedThread("group reward"))
+    what, own_task, deadline = f"group reward {part.name!r}", current_task(), asyncio.timeout(timeout_s)
     try:
         if is_async(part.reward):
             values: Any = part.reward(episodes)
         else:
-            loop = asyncio.get_running_loop()
-            values = await loop.run_in_executor(executor, partial(part.reward, episodes))
+            values = await offload(partial(part.reward, episodes), timeout_s=timeout_s, what=what)
         if inspect.isawaitable(values):
-            values = await values
+            async with deadline:
+                values = await values
     except EnvironmentFault:
         raise
-    except Exception as error:
-        raise EnvironmentFault(f"group reward {part.name!r}: {type(error).__name__}: {error}") from error
+    except BaseException as error:
+        if is_interruption(error, own_task):
+            raise
+        if isinstance(error, GivenUp) or deadline.expired():
+            raise EnvironmentFault(f"{what} did not end within {timeout_s:g} s") from None
+        raised = error.error if isinstance(error, Escaped) else error
+        raise EnvironmentFault(f"{what}: {describe(raised)}") from raised
     if isinstance(values, Mapping | str) or not hasattr(values, "__len__") or len(values) != len(episodes):
         raise EnvironmentFault(
             f"group reward {part.name!r} must return one value for each of {len(episodes)} episodes, "

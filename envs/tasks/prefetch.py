@@ -2,33 +2,50 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
+from functools import partial
 
+from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.tasks.types import Task, TaskSource
+from polyturn.tools.threads import PinnedThread, Returned
 
 
 class PrefetchedTasks:
     """A source whose tasks threads read ahead. A task that was not announced is read when it is asked for.
 
-    The last `max_kept` tasks are kept: the episodes of a group ask for the same one. Close it at the end.
+    The last `max_kept` tasks are kept: the episodes of a group ask for the same one. What could not be read is not.
+    Close it at the end.
     """
 
     def __init__(self, source: TaskSource, *, num_workers: int = 2, max_kept: int = 4096) -> None:
         self.source = source
         self._max_kept = max_kept
-        self._workers = ThreadPoolExecutor(num_workers, thread_name_prefix="tasks")
+        self._workers = itertools.cycle([PinnedThread("tasks") for _ in range(num_workers)])
+        self._num_workers = num_workers
         self._lock = threading.Lock()
-        self._read: OrderedDict[int, Future[Task]] = OrderedDict()
+        self._read: OrderedDict[int, Future[Returned]] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int, /) -> Task:
         """Waits for the task; raises what reading it raised."""
-        return self._future(index).result()
+        return self._value(index, self._future(index).result())
+
+    async def read(self, index: int, *, timeout_s: float | None = None) -> Task:
+        """Awaits the task; raises what reading it raised, and `EnvironmentFault` where that takes too long."""
+        reading = asyncio.wrap_future(self._future(index))
+        try:
+            async with asyncio.timeout(timeout_s):
+                returned = await asyncio.shield(reading)
+        except TimeoutError:
+            raise EnvironmentFault(f"task {index} could not be read within {timeout_s:g} s") from None
+        return self._value(index, returned)
 
     def prefetch(self, indices: Iterable[int]) -> None:
         """Begin to read these tasks; as many as are kept."""
@@ -37,13 +54,25 @@ class PrefetchedTasks:
 
     def close(self) -> None:
         """End the threads; what was not begun is not read."""
-        self._workers.shutdown(wait=True, cancel_futures=True)
+        with self._lock:
+            for future in self._read.values():
+                future.cancel()
+        for worker in itertools.islice(self._workers, self._num_workers):
+            worker.shutdown()
 
-    def _future(self, index: int) -> Future[Task]:
+    def _value(self, index: int, returned: Returned) -> Task:
+        if returned.error is not None:
+            with self._lock:
+                self._read.pop(index, None)
+        task: Task = returned.get()
+        return task
+
+    def _future(self, index: int) -> Future[Returned]:
         with self._lock:
             future = self._read.pop(index, None)
             if future is None:
-                future = self._workers.submit(self.source.__getitem__, index)
+                reading = partial(self.source.__getitem__, index)
+                future = next(self._workers).submit(Returned.of, reading)
             self._read[index] = future
             while len(self._read) > self._max_kept:
                 self._read.popitem(last=False)

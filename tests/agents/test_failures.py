@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from typer import Exit
 
-from polyturn.agents.failures import MAX_SENTENCE_CHARS, failure_text, sentence_of
+from polyturn.agents.failures import failure_text, sentence_of
 from polyturn.cli.outcome import reported
 from polyturn.configs.errors import ConfigError
-from polyturn.envs.faults import EnvironmentFault
+from polyturn.envs.faults import MAX_SENTENCE_CHARS, EnvironmentFault
 
 URL = "https://somebody:hunter2@judge.example/grade?api_key=sk-123456"
 

@@ -14,7 +14,7 @@ from polyturn.agents.chat import ChatRenderer
 from polyturn.agents.dialects import HermesDialect
 from polyturn.agents.episode import Outcome
 from polyturn.agents.ledger import UNSAMPLED_VERSION
-from polyturn.agents.player import MAX_INTERRUPTIONS, EpisodeLimits, play_messages, play_tokens
+from polyturn.agents.player import EpisodeLimits, play_messages, play_tokens
 from polyturn.agents.policy import Generation, PolicyFault, SamplingParams
 from polyturn.agents.scripted import ScriptedPolicy
 from polyturn.agents.seeds import derive_seed
@@ -287,15 +287,31 @@ def test_an_aborted_generation_keeps_its_tokens_and_goes_on(chatml):
     assert policy.requests[1][1].max_tokens == 254
 
 
+class Pausing:
+    """Aborts whatever it is asked for, until its pause is over."""
+
+    def __init__(self, policy, pause_s):
+        self.policy, self.until, self.num_asked = policy, time.monotonic() + pause_s, 0
+
+    async def generate(self, *, prompt_ids, sampling):
+        self.num_asked += 1
+        if time.monotonic() < self.until:
+            return Generation(token_ids=(), logprobs=(), policy_versions=(), finish_reason="abort")
+        return await self.policy.generate(prompt_ids=prompt_ids, sampling=sampling)
+
+
+def test_a_pause_of_the_engine_is_waited_for_and_is_not_the_policys_time(chatml):
+    policy = Pausing(Recorded([turn(chatml, "done")], _renderer(chatml).stop_token_ids), 0.6)
+    episode = play(policy, chatml, limits=EpisodeLimits(timeout_s=0.3, hook_timeout_s=60))
+    assert (episode.outcome, episode.reward) == (Outcome.COMPLETED, 1.0)
+    assert 3 < policy.num_asked < 30, "neither once nor without a wait"
+
+
 def test_an_engine_that_only_aborts_is_a_fault(chatml):
-    policy = Recorded(
-        [turn(chatml, "done")],
-        _renderer(chatml).stop_token_ids,
-        aborts=dict.fromkeys(range(MAX_INTERRUPTIONS + 1), 0),
-    )
-    episode = play(policy, chatml)
+    policy = Pausing(Recorded([], _renderer(chatml).stop_token_ids), 3600)
+    episode = play(policy, chatml, limits=EpisodeLimits(interruption_timeout_s=0.2))
     assert (episode.outcome, episode.reward) == (Outcome.FAILED, None)
-    assert "aborted the generation" in episode.error
+    assert "aborted the generation of one turn again and again for 0.2 s" in episode.error
 
 
 @pytest.mark.catalogue("B42")
@@ -334,6 +350,11 @@ def test_context_overflow_is_an_outcome_wherever_it_happens(chatml):
         policy = Recorded([first, second], renderer.stop_token_ids)
         episode = play(policy, chatml, limits=EpisodeLimits(max_tokens_per_episode=limit))
         complete = limit >= needed
+        if limit <= prompt:
+            assert (episode.outcome, episode.stop_reason) == (Outcome.FAILED, "prompt_too_long")
+            assert f"the prompt of task 't1' has {prompt} tokens" in episode.error
+            assert episode.reward is None and not episode.segments
+            continue
         assert episode.outcome is (Outcome.COMPLETED if complete else Outcome.TRUNCATED)
         assert episode.stop_reason == ("terminated" if complete else "max_tokens_per_episode")
         assert episode.reward == float(complete)

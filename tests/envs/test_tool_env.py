@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import sqlite3
 import threading
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,7 @@ from polyturn.envs.rewards import exact_match
 from polyturn.envs.spaces import ChatSpace, ReplySpace
 from polyturn.envs.tasks import ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
+from polyturn.envs.wrapped import WrappedToolEnv
 from polyturn.envs.wrappers import RawTextAction
 from polyturn.tools.decorator import tool
 from polyturn.tools.types import ToolCall, ToolError
@@ -337,3 +339,200 @@ def test_registration_is_listed_and_names_are_helped():
         register("tests/Guess-v0", AsyncGuess)
     with pytest.raises(ValueError, match="cannot register"):
         register("not an id", Guess)
+
+
+# Whatever a hook raises.
+
+EXITS = (
+    StopIteration,
+    StopAsyncIteration,
+    SystemExit,
+    KeyboardInterrupt,
+    GeneratorExit,
+    asyncio.CancelledError,
+)
+
+
+class Exits(ToolEnv):
+    """Raises what it is told to where it is told to."""
+
+    def __init__(self, where, error, *, is_async=False):
+        super().__init__()
+        self.where, self.error = where, error
+        if is_async:
+            for name in ("begin", "follow_up", "grade"):
+                setattr(self, name, as_async(getattr(self, name)))
+
+    def maybe(self, where):
+        if where == self.where:
+            raise self.error("planted")
+
+    def begin(self, task):
+        self.maybe("begin")
+        return task.messages
+
+    def follow_up(self, message):
+        self.maybe("follow_up")
+        return ()
+
+    def grade(self, message):
+        self.maybe("grade")
+        return {"correct": 1.0}
+
+    @tool
+    def act(self) -> str:
+        """Act."""
+        self.maybe("tool")
+        return "done"
+
+    @tool
+    async def act_async(self) -> str:
+        """Act."""
+        self.maybe("async tool")
+        return "done"
+
+    @tool(timeout_s=30)
+    def act_in_time(self) -> str:
+        """Act."""
+        self.maybe("timed tool")
+        return "done"
+
+
+def as_async(hook):
+    async def awaited(*args):
+        await asyncio.sleep(0)
+        return hook(*args)
+
+    return awaited
+
+
+PLAYED = (calling("act"), calling("act_async"), calling("act_in_time"), AssistantMessage(content="x"))
+TASK = Task.from_prompt("t", "q")
+
+
+@pytest.mark.parametrize("error", EXITS)
+@pytest.mark.parametrize("where", ["begin", "follow_up", "grade", "tool", "async tool", "timed tool"])
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_whatever_a_hook_raises_is_a_fault_of_its_own_episode(where, error, is_async):
+    """Awaited as training does: nothing hangs, and neither the event loop nor the process ends."""
+    env = Exits(where, error, is_async=is_async)
+    with pytest.raises(EnvironmentFault) as caught:
+        async with asyncio.timeout(20):
+            await env.reset_async(options={"task": TASK})
+            for action in PLAYED:
+                await env.step_async(action)
+    said = str(caught.value)
+    assert "on task 't'" in said
+    assert "planted" in said or "coroutine raised Stop" in said, (
+        "Python itself renames what a coroutine may not raise"
+    )
+    env.where = ""
+    await env.reset_async(options={"task": TASK})
+    assert [(await env.step_async(action))[1] for action in PLAYED] == [0.0, 0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize("error", [each for each in EXITS if each is not KeyboardInterrupt])
+@pytest.mark.parametrize("where", ["begin", "follow_up", "grade", "tool", "timed tool"])
+def test_the_same_holds_for_synchronous_steps(where, error):
+    env = Exits(where, error)
+    with pytest.raises(EnvironmentFault, match="planted"):
+        env.reset(options={"task": TASK})
+        for action in PLAYED:
+            env.step(action)
+
+
+async def test_a_cancellation_from_outside_is_none_of_the_environments():
+    class Slow(Exits):
+        async def grade(self, message):
+            await asyncio.sleep(60)
+
+    env = Slow("", ValueError)
+    await env.reset_async(options={"task": TASK})
+    step = asyncio.create_task(env.step_async(AssistantMessage(content="x")))
+    await asyncio.sleep(0.01)
+    step.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await step
+
+
+# Where hooks run.
+
+
+class Pinned(ToolEnv):
+    """What it makes in `begin` works in the thread and the event loop that made it only."""
+
+    def __init__(self):
+        super().__init__()
+        self.places = []
+
+    def begin(self, task):
+        self.database = sqlite3.connect(":memory:")
+        self.database.execute("create table notes (text)")
+        return task.messages
+
+    @tool
+    def write(self, text: str) -> str:
+        """Write."""
+        self.database.execute("insert into notes values (?)", (text,))
+        return str(self.database.execute("select count(*) from notes").fetchone()[0])
+
+    @tool(timeout_s=30)
+    def write_in_time(self, text: str) -> str:
+        """Write."""
+        return self.write(text)
+
+    def grade(self, message):
+        return {"notes": float(self.database.execute("select count(*) from notes").fetchone()[0])}
+
+
+WRITES = (calling("write", text="a"), calling("write_in_time", text="b"), AssistantMessage(content="x"))
+
+
+def test_what_is_bound_to_a_thread_works_in_all_synchronous_steps():
+    for env in (Pinned(), WrappedToolEnv(gymnasium.wrappers.TimeLimit(Pinned(), 10))):
+        for _ in range(2):
+            env.reset(options={"task": TASK})
+            assert [env.step(action)[1] for action in WRITES] == [0.0, 0.0, 2.0]
+        env.close()
+
+
+async def test_what_is_bound_to_a_thread_works_in_all_asynchronous_steps():
+    async def play(env):
+        for _ in range(3):
+            await env.reset_async(options={"task": TASK})
+            rewards = [(await env.step_async(action))[1] for action in WRITES]
+        env.close()
+        return rewards
+
+    envs = [Pinned() for _ in range(16)] + [WrappedToolEnv(gymnasium.wrappers.TimeLimit(Pinned(), 10))]
+    assert await asyncio.gather(*map(play, envs)) == [[0.0, 0.0, 2.0]] * 17
+
+
+class OneLoop(ToolEnv):
+    """Keeps what is bound to an event loop, as a client with open connections is."""
+
+    async def begin(self, task):
+        self.loop = asyncio.get_running_loop()
+        self.lock = asyncio.Lock()
+        await self.lock.acquire()
+        return task.messages
+
+    @tool
+    async def same(self) -> bool:
+        """Whether it is the same loop."""
+        return asyncio.get_running_loop() is self.loop
+
+    async def grade(self, message):
+        waiting = asyncio.create_task(self.lock.acquire())
+        await asyncio.sleep(0)
+        self.lock.release()
+        return {"same": float(await waiting and asyncio.get_running_loop() is self.loop)}
+
+
+def test_an_asynchronous_environment_lives_in_one_event_loop():
+    for env in (OneLoop(), WrappedToolEnv(gymnasium.wrappers.TimeLimit(OneLoop(), 10))):
+        for _ in range(2):
+            env.reset(options={"task": TASK})
+            assert env.step(calling("same"))[0][0]["content"] == "true"
+            assert env.step(AssistantMessage(content="x"))[1] == 1.0
+        env.close()

@@ -1,0 +1,115 @@
+"""Whose time it is: only what the policy takes can truncate its episode; whatever it waits for has deadlines apart."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from polyturn.agents.policy import PolicyFault
+from polyturn.envs.faults import EnvironmentFault
+
+Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, slots=True)
+class Slots:
+    """How many generation requests, and how many resets and steps of environments, run at once.
+
+    A request's slot is held while the request is under way and never during tool time: an episode that waits for a
+    tool leaves the engines to others.
+    """
+
+    requests: asyncio.Semaphore
+    steps: asyncio.Semaphore
+    timeout_s: float | None = None
+    """How long an episode may wait for one; None: as long as it takes."""
+
+
+@dataclass(kw_only=True, slots=True)
+class EpisodeTime:
+    """The time of one episode, by its owner.
+
+        policy           generation requests that were answered, and tool calls: at most `policy_s` together
+        engine           one request without an answer: at most `request_timeout_s`, then a `PolicyFault`
+        slots            waiting for one: at most `Slots.timeout_s`, then a fault of whatever it is a slot of
+        environment      its hooks see to their own deadlines (`StepLimits`)
+
+    A request that is not answered may be an engine that hangs, so it never counts as the policy's.
+    """
+
+    policy_s: float
+    request_timeout_s: float
+    slots: Slots | None = None
+    spent_s: float = 0.0
+    """What the policy took so far."""
+    seconds: dict[str, float] = field(
+        default_factory=lambda: {"generate_s": 0.0, "tools_s": 0.0, "queue_s": 0.0}
+    )
+    """As `EpisodeTimings`."""
+
+    @property
+    def left_s(self) -> float:
+        return max(0.0, self.policy_s - self.spent_s)
+
+    @property
+    def is_over(self) -> bool:
+        return self.spent_s > self.policy_s
+
+    async def request(self, ask: Callable[[], Awaitable[Value]]) -> Value:
+        """The policy's answer to one request, which waits for its slot first.
+
+        Raises:
+            PolicyFault: there was no slot, or no answer, in time.
+        """
+        slots = self.slots
+        async with self._slot(slots.requests if slots else None, PolicyFault, "generation request"):
+            started = time.perf_counter()
+            deadline = asyncio.timeout(self.request_timeout_s)
+            try:
+                async with deadline:
+                    answer = await ask()
+            except TimeoutError as error:
+                if not deadline.expired():
+                    raise
+                raise PolicyFault(f"no answer within {self.request_timeout_s:g} s") from error
+            finally:
+                seconds = time.perf_counter() - started
+                self.seconds["generate_s"] += seconds
+        self.spent_s += seconds
+        return answer
+
+    @asynccontextmanager
+    async def environment(self) -> AsyncIterator[None]:
+        """A reset or a step of the environment. Raises `EnvironmentFault` when there was no slot in time."""
+        slots = self.slots
+        async with self._slot(slots.steps if slots else None, EnvironmentFault, "step of an environment"):
+            started = time.perf_counter()
+            try:
+                yield
+            finally:
+                self.seconds["tools_s"] += time.perf_counter() - started
+
+    @asynccontextmanager
+    async def _slot(
+        self, slot: asyncio.Semaphore | None, fault: type[RuntimeError], what: str
+    ) -> AsyncIterator[None]:
+        if slot is None:
+            yield
+            return
+        assert self.slots is not None
+        asked = time.perf_counter()
+        try:
+            async with asyncio.timeout(self.slots.timeout_s):
+                await slot.acquire()
+        except TimeoutError:
+            raise fault(f"no slot for a {what} became free within {self.slots.timeout_s:g} s") from None
+        finally:
+            self.seconds["queue_s"] += time.perf_counter() - asked
+        try:
+            yield
+        finally:
+            slot.release()

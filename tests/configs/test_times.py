@@ -1,0 +1,57 @@
+"""How the deadlines of a run must stand to one another."""
+
+import pytest
+
+from polyturn.configs.errors import ConfigError
+from polyturn.configs.loader import load_config
+from polyturn.configs.schema import EnvironmentConfig
+from polyturn.configs.times import check_times, hook_timeout_s, stall_timeout_s
+from polyturn.tools.limits import MAX_RESULT_CHARS
+
+
+def config_of(*overrides):
+    return load_config("quickstart", overrides=list(overrides))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (
+            ["engines.request_timeout_s=120"],
+            r"engines.request_timeout_s \(120\) must be below environment.ep",
+        ),
+        (["environment.episode_timeout_s=30"], r"set engines.request_timeout_s=15, say"),
+        (
+            ["rollout.queue_timeout_s=60"],
+            r"rollout.queue_timeout_s \(60\) must be above engines.request_timeo",
+        ),
+        (
+            ["reward.kind=remote", "reward.url=http://localhost:1", "reward.deadline_s=120"],
+            r"reward.deadline_s \(120\) must be below environment.hook_timeout_s \(120, from episode_timeout_s\)",
+        ),
+        (
+            [
+                "environment.hook_timeout_s=20",
+                "reward.kind=rubric",
+                'reward.parts=[{"name": "judge", "reward": {"kind": "remote", "url": "http://localhost:1"}}]',
+            ],
+            r"reward.parts.0.reward.deadline_s \(60\) must be below environment.hook_timeout_s \(20",
+        ),
+    ],
+)
+def test_a_deadline_that_could_never_come_is_refused(overrides, sentence):
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        check_times(config_of(*overrides))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_follows_from_the_deadlines_that_are_set():
+    config = config_of("environment.hook_timeout_s=7")
+    check_times(config)
+    assert (hook_timeout_s(config), hook_timeout_s(config_of())) == (7.0, 120.0)
+    waits = config.environment.episode_timeout_s + config.engines.request_timeout_s + 7.0
+    assert stall_timeout_s(config) > waits
+
+
+def test_the_documented_cap_of_results_is_that_of_tools():
+    assert EnvironmentConfig(id="x").max_tool_result_chars == MAX_RESULT_CHARS
