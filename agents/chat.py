@@ -231,7 +231,9 @@ class ChatRenderer:
             delta, _ = self._behind_turn(observation, tools if self._template.needs_tools else [], "Wreply")
         except TemplateRefusal:
             return True
-        return whole.startswith(before) and keeps_turn(whole[len(before) :], messages[last], delta)
+        return whole.startswith(before) and keeps_turn(
+            whole[len(before) :], messages[last], delta, calls_as_text=self.form.tools_as_text
+        )
 
     def _turn_end(self, stops: frozenset[int], *, calls: bool) -> TurnEnd:
         texts = frozenset(text for text, token_id in self._encoder.ids.items() if token_id in stops)

@@ -79,13 +79,14 @@ def messages_of(shape: Shape, form: TemplateForm) -> tuple[list[dict[str, Any]],
     return messages, None if last == len(messages) - 1 else last
 
 
-def keeps_turn(rest: str, turn: Mapping[str, Any], delta: str) -> bool:
+def keeps_turn(rest: str, turn: Mapping[str, Any], delta: str, *, calls_as_text: bool) -> bool:
     """Whether a turn stands as it was sampled in what follows its prompt: thought, content and calls, then `delta`.
 
     Args:
         rest: All that the template puts behind the prompt of the turn.
         turn: The message, its texts words that occur nowhere else.
         delta: What the template puts behind such a turn.
+        calls_as_text: Whether calls are part of the content, whose end then stands before `delta`.
     """
     calls = [call["function"]["arguments"]["query"] for call in turn.get("tool_calls", ())]
     words = [word for word in (turn.get("reasoning"), turn["content"], *calls) if word]
@@ -100,4 +101,4 @@ def keeps_turn(rest: str, turn: Mapping[str, Any], delta: str) -> bool:
         return False
     if turn.get("reasoning") == "" and not ANY_CLOSING.search(lead):
         return False
-    return rest[end:] == delta if words else rest.endswith(delta)
+    return rest[end:] == delta if words and not calls_as_text else rest[end:].endswith(delta)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -72,31 +73,46 @@ def find_turn_end(
     head = [{"role": "user", "content": USER}, turn]
     tools = [PROBE_TOOL] if template.needs_tools and calls else []
     behind = tail(template.render([*head, *observation], tools), word)
-    shown = behind.find(observation[0]["content"])
+    shown = behind.find(RESULT)
     if shown < 0:
         raise TemplateRefusal(
             "the chat template leaves what follows an assistant's turn out of the conversation"
         )
-    region = [token for _, token in encoder.tokens_in(behind[:shown])]
-    alone = _tail_or_none(template, head, tools, word, generation=False)
+    region, generation = behind[:shown], behind[shown + len(RESULT) :]
+    alone = _tail_or_none(template, head, tools, word, generation=False) or ""
     opened = _tail_or_none(template, head, tools, word, generation=True)
-    close = _close(behind[:shown], alone or "", encoder, known_stops, calls=calls)
-    ends = [token for _, token in encoder.tokens_in(alone or "")]
-    special_ends = [token for token in ends if token in encoder.special or token in known_stops]
-    if close in ends or not special_ends:
+    of_call = _tokens_of_a_call(template, encoder, tools) if calls else frozenset()
+    last = [
+        token
+        for _, token in encoder.tokens_in(alone)
+        if token in encoder.special | known_stops and token not in of_call
+    ]
+    own = alone if calls else ""
+    tokens = [(start, token) for start, token in encoder.tokens_in(region) if token not in of_call]
+    close = next((token for _, token in tokens if token in known_stops), None)
+    if close is None and last and own and region.startswith(own):
+        close = last[-1]
+    if close is None:
+        # What a call ends with stands in both; the turn's end, or the head of what follows, does not.
+        same = (
+            0
+            if last
+            else sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(region, own, strict=False)))
+        )
+        close = next((token for at, token in tokens if at >= same and token in encoder.special), None)
+    if close in last or not last:
         stops = {close} if close else set()
     else:
         # The last turn of a conversation ends otherwise than earlier ones, as in gpt-oss.
-        stops = {next((token for token in special_ends if token in known_stops), special_ends[0])}
-    in_opened = encoder.tokens_in(opened if opened is not None else alone or "")
-    first = next((t for _, t in in_opened if t in encoder.special or t in known_stops or t == close), None)
-    after_close = region[region.index(close) :] if close in region else region
-    generation = behind[shown + len(observation[-1]["content"]) :]
+        stops = {next((token for token in last if token in known_stops), last[0])}
+    texts = [token for _, token in tokens]
+    ended = close in [token for _, token in encoder.tokens_in(alone if opened is None else opened)]
     return TurnEnd(
         close=close,
-        belongs_to_turn=close is not None and first == close,
+        belongs_to_turn=ended and bool(last),
         stops=frozenset(stops),
-        frame=frozenset(after_close) | {token for _, token in encoder.tokens_in(generation)},
+        frame=frozenset(texts[texts.index(close) :] if close in texts else texts)
+        | {token for _, token in encoder.tokens_in(generation)},
         opens_thought=is_open(generation),
     )
 
@@ -124,30 +140,23 @@ def _probe(template: ChatTemplate, *, calls: bool) -> tuple[dict[str, Any], list
     return turn, [result], call_word(0)
 
 
-def _close(
-    region: str, alone: str, encoder: ShieldedEncoder, known_stops: frozenset[str], *, calls: bool
-) -> str | None:
-    """The token that ends the turn in `region`, the text between it and the observation.
-
-    Args:
-        alone: What stands behind the turn where it is the last.
-    """
-    tokens = [token for _, token in encoder.tokens_in(region)]
-    for token in tokens:
-        if token in known_stops:
-            return token
-    specials = [token for token in tokens if token in encoder.special]
-    if not calls:
-        return specials[0] if specials else None
-    # Behind the argument the call itself ends, perhaps with tokens of its own, before the turn does.
-    own = [token for _, token in encoder.tokens_in(alone) if token in encoder.special]
-    if own and region.startswith(alone):
-        return own[-1]
-    common = 0
-    while common < min(len(region), len(alone)) and region[common] == alone[common]:
-        common += 1
-    behind = [token for start, token in encoder.tokens_in(region) if start >= common]
-    return next((token for token in behind if token in encoder.special), None)
+def _tokens_of_a_call(
+    template: ChatTemplate, encoder: ShieldedEncoder, tools: Sequence[Mapping[str, Any]]
+) -> frozenset[str]:
+    """The added tokens that end each call, not the turn: those behind both of two calls."""
+    results = [{"name": NAME, "tool_call_id": template.form.call_id(NAME, i)} for i in range(2)]
+    calls = template.stand_in_calls(results)
+    if len(calls) < 2:
+        return frozenset()
+    turn = {"role": "assistant", "content": "", "tool_calls": calls}
+    try:
+        text = template.render([{"role": "user", "content": USER}, turn], tools, generation=False)
+    except TemplateRefusal:
+        return frozenset()
+    first, _, second = text.partition(call_word(0))[2].partition(call_word(1))
+    return frozenset(token for _, token in encoder.tokens_in(first)) & {
+        token for _, token in encoder.tokens_in(second)
+    }
 
 
 def _tail_or_none(

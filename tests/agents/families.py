@@ -1,0 +1,783 @@
+"""Small tokenizers with chat templates in the shapes of published model families.
+
+The templates are written here, after what those of the families do: which marks stand around which text, what is closed
+by what, what is dropped from earlier turns, what is refused. Only the shape matters; instructions are left out.
+"""
+
+# ruff: noqa: RUF001 - the bars of DeepSeek's tokens are what they are
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
+
+TEXTS = [
+    "Mara Lindqvist works for Holloway Mills. Holloway Mills is based in Ashford.",
+    "In which town is the employer of Mara Lindqvist based?",
+    json.dumps({"name": "search", "arguments": {"query": "Mara Lindqvist"}}),
+    "system user assistant tool Search the knowledge base. Answer with the town alone.",
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """What makes a family's tokenizer and template."""
+
+    name: str
+    template: str
+    special: tuple[str, ...]
+    """Added tokens that the tokenizer flags as special."""
+    plain: tuple[str, ...] = ()
+    """Added tokens that it does not."""
+    eos: str
+    bos: str | None = None
+    listed_eos: tuple[str, ...] = ()
+    """The eos tokens of generation_config.json."""
+    arguments_as_text: bool = False
+    tools_as_text: bool = False
+    """Whether the template has no place for tool results."""
+    call_id: str = "call_{}"
+
+    @functools.cached_property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        return build(self)
+
+
+def build(family: Family, *, vocab_size: int = 420, **flags: bool) -> PreTrainedTokenizerFast:
+    """The tokenizer of a family, byte-level BPE; `flags` are of its special tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False
+    )
+    tokenizer.train_from_iterator(TEXTS, trainer)
+    tokenizer.add_special_tokens(
+        [AddedToken(text, special=True, normalized=False, **flags) for text in family.special]
+    )
+    tokenizer.add_tokens([AddedToken(text, special=False, normalized=False) for text in family.plain])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=family.eos,
+        bos_token=family.bos,
+        chat_template=family.template,
+    )
+
+
+_QWEN_TOOLS = """
+{%- if tools -%}
+<|im_start|>system
+{% if messages[0].role == 'system' %}{{ messages[0].content + '\n\n' }}{% endif -%}
+# Tools
+<tools>
+{%- for tool in tools %}
+{{ tool | tojson }}
+{%- endfor %}
+</tools><|im_end|>
+{% elif messages[0].role == 'system' -%}
+<|im_start|>system
+{{ messages[0].content }}<|im_end|>
+{% endif -%}"""
+
+_QWEN_RESULT = """
+{%- elif message.role == 'tool' -%}
+{%- if loop.first or messages[loop.index0 - 1].role != 'tool' -%}<|im_start|>user{% endif -%}
+{{ '\n<tool_response>\n' + message.content + '\n</tool_response>' }}
+{%- if loop.last or messages[loop.index0 + 1].role != 'tool' -%}{{ '<|im_end|>\n' }}{% endif -%}"""
+
+_QWEN_CALLS = """
+{%- for call in message.tool_calls or [] -%}
+{%- if message.content or not loop.first %}{{ '\n' }}{% endif -%}
+<tool_call>
+{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
+</tool_call>
+{%- endfor -%}"""
+
+QWEN25 = Family(
+    name="qwen2.5",
+    special=("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    plain=("<tool_call>", "</tool_call>"),
+    eos="<|im_end|>",
+    listed_eos=("<|im_end|>", "<|endoftext|>"),
+    template=_QWEN_TOOLS
+    + """
+{%- for message in messages -%}
+{%- if message.role == 'user' or (message.role == 'system' and not loop.first) -%}
+<|im_start|>{{ message.role }}
+{{ message.content }}<|im_end|>
+{% elif message.role == 'assistant' -%}
+<|im_start|>assistant
+{{ message.content or '' }}"""
+    + _QWEN_CALLS
+    + "{{ '<|im_end|>\\n' }}"
+    + _QWEN_RESULT
+    + """
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}<|im_start|>assistant
+{% endif -%}""",
+)
+
+_QWEN3_BODY = (
+    _QWEN_TOOLS
+    + """
+{%- set ns = namespace(last_user=-1) -%}
+{%- for message in messages -%}
+{%- if message.role == 'user' %}{% set ns.last_user = loop.index0 %}{% endif -%}
+{%- endfor -%}
+{%- for message in messages -%}
+{%- if message.role == 'user' -%}
+<|im_start|>user
+{{ message.content }}<|im_end|>
+{% elif message.role == 'assistant' -%}
+{%- set ns.content = message.content or '' -%}
+{%- set ns.thought = '' -%}
+{%- if message.reasoning_content is string -%}
+{%- set ns.thought = message.reasoning_content -%}
+{%- elif '</think>' in ns.content -%}
+{%- set ns.thought = ns.content.split('</think>')[0].split('<think>')[-1] -%}
+{%- set ns.content = ns.content.split('</think>')[-1].lstrip('\n') -%}
+{%- endif -%}
+<|im_start|>assistant
+{% if loop.index0 > ns.last_user and (loop.last or ns.thought) -%}
+<think>
+{{ ns.thought.strip('\n') }}
+</think>
+
+{{ ns.content.lstrip('\n') }}
+{%- else %}{{ ns.content }}{% endif -%}"""
+    + _QWEN_CALLS
+    + "{{ '<|im_end|>\\n' }}"
+    + _QWEN_RESULT
+    + """
+{%- endif -%}
+{%- endfor -%}
+"""
+)
+
+QWEN3 = Family(
+    name="qwen3",
+    special=("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    plain=("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<think>", "</think>"),
+    eos="<|im_end|>",
+    listed_eos=("<|im_end|>", "<|endoftext|>"),
+    template=_QWEN3_BODY
+    + """
+{%- if add_generation_prompt -%}<|im_start|>assistant
+{% if enable_thinking is defined and enable_thinking is false -%}
+<think>
+
+</think>
+
+{% endif -%}
+{%- endif -%}""",
+)
+
+QWEN3_THINKING = Family(
+    name="qwen3-thinking",
+    special=QWEN3.special,
+    plain=QWEN3.plain,
+    eos=QWEN3.eos,
+    listed_eos=QWEN3.listed_eos,
+    template=_QWEN3_BODY
+    + """
+{%- if add_generation_prompt -%}<|im_start|>assistant
+<think>
+{% endif -%}""",
+)
+
+LLAMA31 = Family(
+    name="llama3.1",
+    special=(
+        "<|begin_of_text|>",
+        "<|start_header_id|>",
+        "<|end_header_id|>",
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|python_tag|>",
+        "<|end_of_text|>",
+    ),
+    eos="<|eot_id|>",
+    bos="<|begin_of_text|>",
+    listed_eos=("<|end_of_text|>", "<|eom_id|>", "<|eot_id|>"),
+    template="""{{- bos_token -}}
+{%- if messages[0].role == 'system' -%}
+{%- set system = messages[0].content | trim -%}{%- set messages = messages[1:] -%}
+{%- else -%}{%- set system = '' -%}{%- endif -%}
+<|start_header_id|>system<|end_header_id|>
+
+{{ system }}
+{%- for tool in tools or [] %}{{ '\n' + (tool | tojson) }}{% endfor -%}<|eot_id|>
+{%- for message in messages -%}
+{%- if message.role in ('tool', 'ipython') -%}
+<|start_header_id|>ipython<|end_header_id|>
+
+{{ message.content | tojson }}<|eot_id|>
+{%- elif message.tool_calls -%}
+{%- if message.tool_calls | length != 1 -%}{{ raise_exception('Only one call at once!') }}{%- endif -%}
+{%- set call = message.tool_calls[0].function -%}
+<|start_header_id|>assistant<|end_header_id|>
+
+{"name": "{{ call.name }}", "parameters": {{ call.arguments | tojson }}}<|eot_id|>
+{%- else -%}
+<|start_header_id|>{{ message.role }}<|end_header_id|>
+
+{{ message.content | trim }}<|eot_id|>
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}<|start_header_id|>assistant<|end_header_id|>
+
+{% endif -%}""",
+)
+
+GLM4 = Family(
+    name="glm-4",
+    special=(
+        "<|endoftext|>",
+        "[gMASK]",
+        "<sop>",
+        "<|system|>",
+        "<|user|>",
+        "<|assistant|>",
+        "<|observation|>",
+    ),
+    eos="<|endoftext|>",
+    listed_eos=("<|endoftext|>", "<|user|>", "<|observation|>"),
+    template="""[gMASK]<sop>
+{%- if tools -%}
+<|system|>
+{% for tool in tools %}{{ tool | tojson }}{{ '\n' }}{% endfor -%}
+{%- endif -%}
+{%- for message in messages -%}
+{%- if message.role == 'assistant' -%}
+{%- if message.content or not message.tool_calls -%}
+<|assistant|>
+{{ message.content or '' }}
+{%- endif -%}
+{%- for call in message.tool_calls or [] -%}
+<|assistant|>{{ call.function.name }}
+{{ call.function.arguments | tojson }}
+{%- endfor -%}
+{%- elif message.role == 'tool' -%}
+<|observation|>
+{{ message.content }}
+{%- else -%}
+<|{{ message.role }}|>
+{{ message.content }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}""",
+)
+
+GLM45 = Family(
+    name="glm-4.5",
+    special=(
+        "<|endoftext|>",
+        "[gMASK]",
+        "<sop>",
+        "<|system|>",
+        "<|user|>",
+        "<|assistant|>",
+        "<|observation|>",
+    ),
+    plain=(
+        "<think>",
+        "</think>",
+        "<tool_call>",
+        "</tool_call>",
+        "<tool_response>",
+        "</tool_response>",
+        "<arg_key>",
+        "</arg_key>",
+        "<arg_value>",
+        "</arg_value>",
+        "/nothink",
+    ),
+    eos="<|endoftext|>",
+    listed_eos=("<|endoftext|>", "<|user|>", "<|observation|>"),
+    template="""[gMASK]<sop>
+{%- if tools -%}
+<|system|>
+{% for tool in tools %}{{ tool | tojson }}{{ '\n' }}{% endfor -%}
+{%- endif -%}
+{%- set ns = namespace(last_user=-1, thought='') -%}
+{%- for message in messages -%}
+{%- if message.role == 'user' %}{% set ns.last_user = loop.index0 %}{% endif -%}
+{%- endfor -%}
+{%- for message in messages -%}
+{%- if message.role == 'user' -%}
+<|user|>
+{{ message.content }}
+{{- '/nothink' if enable_thinking is defined and not enable_thinking else '' -}}
+{%- elif message.role == 'assistant' -%}
+<|assistant|>
+{%- set ns.thought = message.reasoning_content or '' -%}
+{%- if loop.index0 > ns.last_user and ns.thought -%}
+{{ '\n<think>' + ns.thought.strip() + '</think>' }}
+{%- else -%}{{ '\n<think></think>' }}{%- endif -%}
+{%- if message.content %}{{ '\n' + message.content.strip() }}{% endif -%}
+{%- for call in message.tool_calls or [] -%}
+{{ '\n<tool_call>' + call.function.name }}
+{% for key, value in call.function.arguments.items() -%}
+<arg_key>{{ key }}</arg_key>
+<arg_value>{{ value if value is string else value | tojson }}</arg_value>
+{% endfor -%}
+</tool_call>
+{%- endfor -%}
+{%- elif message.role == 'tool' -%}
+{%- if loop.first or messages[loop.index0 - 1].role != 'tool' -%}<|observation|>{%- endif -%}
+{{ '\n<tool_response>\n' + message.content + '\n</tool_response>' }}
+{%- else -%}
+<|system|>
+{{ message.content }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}<|assistant|>
+{{- '\n<think></think>' if enable_thinking is defined and not enable_thinking else '' -}}
+{%- endif -%}""",
+)
+
+_DEEPSEEK_PLAIN = (
+    "<｜User｜>",
+    "<｜Assistant｜>",
+    "<｜tool▁calls▁begin｜>",
+    "<｜tool▁calls▁end｜>",
+    "<｜tool▁call▁begin｜>",
+    "<｜tool▁call▁end｜>",
+    "<｜tool▁sep｜>",
+    "<｜tool▁outputs▁begin｜>",
+    "<｜tool▁outputs▁end｜>",
+    "<｜tool▁output▁begin｜>",
+    "<｜tool▁output▁end｜>",
+    "<think>",
+    "</think>",
+)
+
+_DEEPSEEK_BODY = """{%- set ns = namespace(results=false, content='') -%}
+{{- bos_token -}}
+{%- for message in messages %}{% if message.role == 'system' %}{{ message.content }}{% endif %}{% endfor -%}
+{%- for message in messages -%}
+{%- if message.role == 'user' -%}
+{%- if ns.results %}<｜tool▁outputs▁end｜>{% endif %}{% set ns.results = false -%}
+<｜User｜>{{ message.content }}
+{%- elif message.role == 'assistant' -%}
+{%- if ns.results %}<｜tool▁outputs▁end｜>{% else %}<｜Assistant｜>{% endif %}{% set ns.results = false -%}
+{%- set ns.content = message.content or '' -%}
+{%- if '</think>' in ns.content %}{% set ns.content = ns.content.split('</think>')[-1] %}{% endif -%}
+{{ ns.content }}
+{%- if message.tool_calls -%}<｜tool▁calls▁begin｜>
+{%- for call in message.tool_calls -%}
+{{ '<｜tool▁call▁begin｜>' + call.type + '<｜tool▁sep｜>' + call.function.name + '\n```json\n' + call.function.arguments
+ + '\n```<｜tool▁call▁end｜>' }}
+{%- if not loop.last %}{{ '\n' }}{% endif -%}
+{%- endfor -%}<｜tool▁calls▁end｜>
+{%- endif -%}
+<｜end▁of▁sentence｜>
+{%- elif message.role == 'tool' -%}
+{%- if not ns.results %}<｜tool▁outputs▁begin｜>{% else %}{{ '\n' }}{% endif %}{% set ns.results = true -%}
+<｜tool▁output▁begin｜>{{ message.content }}<｜tool▁output▁end｜>
+{%- endif -%}
+{%- endfor -%}
+{%- if ns.results %}<｜tool▁outputs▁end｜>{% endif -%}
+{%- if add_generation_prompt and not ns.results -%}<｜Assistant｜>"""
+
+DEEPSEEK_V3 = Family(
+    name="deepseek-v3",
+    special=("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
+    plain=_DEEPSEEK_PLAIN,
+    eos="<｜end▁of▁sentence｜>",
+    bos="<｜begin▁of▁sentence｜>",
+    arguments_as_text=True,
+    template=_DEEPSEEK_BODY + "{%- endif -%}",
+)
+
+DEEPSEEK_R1 = Family(
+    name="deepseek-r1",
+    special=DEEPSEEK_V3.special,
+    plain=_DEEPSEEK_PLAIN,
+    eos=DEEPSEEK_V3.eos,
+    bos=DEEPSEEK_V3.bos,
+    arguments_as_text=True,
+    template=_DEEPSEEK_BODY + "{{ '<think>\\n' }}{%- endif -%}",
+)
+
+KIMI_K2 = Family(
+    name="kimi-k2",
+    special=("[BOS]", "[EOS]", "<|im_end|>", "<|im_user|>", "<|im_assistant|>", "<|im_system|>"),
+    plain=(
+        "<|im_middle|>",
+        "<|tool_calls_section_begin|>",
+        "<|tool_calls_section_end|>",
+        "<|tool_call_begin|>",
+        "<|tool_call_argument_begin|>",
+        "<|tool_call_end|>",
+    ),
+    eos="[EOS]",
+    bos="[BOS]",
+    listed_eos=("<|im_end|>",),
+    call_id="functions.search:{}",
+    template="""{%- if tools -%}<|im_system|>tool_declare<|im_middle|>{{ tools | tojson }}<|im_end|>{%- endif -%}
+{%- for message in messages -%}
+{%- if message.role == 'assistant' -%}
+<|im_assistant|>{{ message.get('name') or 'assistant' }}<|im_middle|>
+{{- message.content or '' -}}
+{%- if message.tool_calls -%}<|tool_calls_section_begin|>
+{%- for call in message.tool_calls -%}
+<|tool_call_begin|>{{ call.id }}<|tool_call_argument_begin|>
+{{- call.function.arguments if call.function.arguments is string else call.function.arguments | tojson -}}
+<|tool_call_end|>
+{%- endfor -%}<|tool_calls_section_end|>
+{%- endif -%}
+{%- elif message.role == 'tool' -%}
+<|im_system|>{{ message.get('name') or 'tool' }}<|im_middle|>{{ '## Return of ' + message.tool_call_id + '\n' }}
+{{- message.content -}}
+{%- else -%}
+<|im_{{ message.role }}|>{{ message.get('name') or message.role }}<|im_middle|>{{ message.content }}
+{%- endif -%}
+<|im_end|>
+{%- endfor -%}
+{%- if add_generation_prompt -%}<|im_assistant|>assistant<|im_middle|>{%- endif -%}""",
+)
+
+MISTRAL = Family(
+    name="mistral",
+    special=(
+        "<s>",
+        "</s>",
+        "[INST]",
+        "[/INST]",
+        "[AVAILABLE_TOOLS]",
+        "[/AVAILABLE_TOOLS]",
+        "[TOOL_CALLS]",
+        "[TOOL_RESULTS]",
+        "[/TOOL_RESULTS]",
+    ),
+    eos="</s>",
+    bos="<s>",
+    call_id="call{:05d}",
+    template="""{{- bos_token -}}
+{%- set ns = namespace(turn=0, last_user=-1, system='') -%}
+{%- if messages[0].role == 'system' -%}
+{%- set ns.system = messages[0].content + '\n\n' -%}{%- set messages = messages[1:] -%}
+{%- endif -%}
+{%- for message in messages -%}
+{%- if message.role == 'user' or (message.role == 'assistant' and not message.tool_calls) -%}
+{%- if (message.role == 'user') != (ns.turn % 2 == 0) -%}
+{{ raise_exception('user and assistant must alternate') }}
+{%- endif -%}
+{%- set ns.turn = ns.turn + 1 -%}
+{%- endif -%}
+{%- if message.role == 'user' %}{% set ns.last_user = loop.index0 %}{% endif -%}
+{%- endfor -%}
+{%- for message in messages -%}
+{%- if message.role == 'user' -%}
+{%- if tools and loop.index0 == ns.last_user -%}
+[AVAILABLE_TOOLS]{{ tools | tojson }}[/AVAILABLE_TOOLS]
+{%- endif -%}
+{{ '[INST]' + (ns.system if loop.index0 == ns.last_user else '') + message.content + '[/INST]' }}
+{%- elif message.tool_calls -%}
+[TOOL_CALLS][
+{%- for call in message.tool_calls -%}
+{%- if call.id is not defined or call.id | length != 9 -%}
+{{ raise_exception('call ids have nine letters or digits') }}
+{%- endif -%}
+{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}, "id": "{{ call.id }}"}
+{%- if not loop.last %}, {% endif -%}
+{%- endfor -%}]</s>
+{%- elif message.role == 'assistant' -%}
+{{ ' ' + message.content | trim + '</s>' }}
+{%- elif message.role == 'tool' -%}
+{%- if message.tool_call_id is not defined or message.tool_call_id | length != 9 -%}
+{{ raise_exception('call ids have nine letters or digits') }}
+{%- endif -%}
+[TOOL_RESULTS]{"content": {{ message.content | tojson }}, "call_id": "{{ message.tool_call_id }}"}[/TOOL_RESULTS]
+{%- else -%}
+{{ raise_exception('only user, assistant, system and tool') }}
+{%- endif -%}
+{%- endfor -%}""",
+)
+
+GEMMA3 = Family(
+    name="gemma-3",
+    special=("<pad>", "<eos>", "<bos>", "<start_of_turn>", "<end_of_turn>"),
+    plain=("\n\n", "<table>"),
+    eos="<eos>",
+    bos="<bos>",
+    listed_eos=("<eos>", "<end_of_turn>"),
+    tools_as_text=True,
+    template="""{{- bos_token -}}
+{%- if messages[0].role == 'system' -%}
+{%- set first = messages[0].content + '\n\n' -%}{%- set messages = messages[1:] -%}
+{%- else -%}{%- set first = '' -%}{%- endif -%}
+{%- for message in messages -%}
+{%- if (message.role == 'user') != (loop.index0 % 2 == 0) -%}
+{{ raise_exception('Conversation roles must alternate') }}
+{%- endif -%}
+<start_of_turn>{{ 'model' if message.role == 'assistant' else message.role }}
+{{ (first if loop.first else '') + message.content | trim }}<end_of_turn>
+{% endfor -%}
+{%- if add_generation_prompt -%}<start_of_turn>model
+{% endif -%}""",
+)
+
+GEMMA2 = Family(
+    name="gemma-2",
+    special=GEMMA3.special,
+    plain=GEMMA3.plain,
+    eos="<eos>",
+    bos="<bos>",
+    listed_eos=("<eos>", "<end_of_turn>"),
+    tools_as_text=True,
+    template="""{{- bos_token -}}
+{%- if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif -%}
+{%- for message in messages -%}
+{%- if (message.role == 'user') != (loop.index0 % 2 == 0) -%}
+{{ raise_exception('Conversation roles must alternate') }}
+{%- endif -%}
+<start_of_turn>{{ 'model' if message.role == 'assistant' else message.role }}
+{{ message.content | trim }}<end_of_turn>
+{% endfor -%}
+{%- if add_generation_prompt -%}<start_of_turn>model
+{% endif -%}""",
+)
+
+GEMMA4 = Family(
+    name="gemma-4",
+    special=(
+        "<pad>",
+        "<eos>",
+        "<bos>",
+        "<|turn>",
+        "<turn|>",
+        "<|channel>",
+        "<channel|>",
+        "<|tool>",
+        "<tool|>",
+        "<|tool_call>",
+        "<tool_call|>",
+        "<|tool_response>",
+        "<tool_response|>",
+        '<|"|>',
+    ),
+    eos="<eos>",
+    bos="<bos>",
+    listed_eos=("<eos>", "<turn|>", "<|tool_response>"),
+    template="""{%- macro text(value) -%}<|"|>{{ value }}<|"|>{%- endmacro -%}
+{{- bos_token -}}
+{%- set ns = namespace(before='', open=false) -%}
+{%- if tools or messages[0].role == 'system' -%}
+<|turn>system
+{% if messages[0].role == 'system' %}{{ messages[0].content | trim }}{% endif -%}
+{%- for tool in tools or [] -%}<|tool>{{ tool.function | tojson }}<tool|>{%- endfor -%}<turn|>
+{% endif -%}
+{%- for message in messages -%}
+{%- if message.role == 'user' -%}
+<|turn>user
+{{ message.content | trim }}<turn|>
+{% set ns.before = 'user' -%}
+{%- elif message.role == 'assistant' -%}
+{%- if ns.before != 'result' -%}<|turn>model
+{% endif -%}
+{{ (message.content or '') | trim }}
+{%- for call in message.tool_calls or [] -%}
+<|tool_call>call:{{ call.function.name }}{
+{%- for key, value in call.function.arguments.items() -%}
+{{ key }}:{{ text(value) }}{% if not loop.last %},{% endif -%}
+{%- endfor -%}}<tool_call|>
+{%- endfor -%}
+{%- if message.tool_calls -%}
+{%- set ns.open = true -%}{%- set ns.before = 'call' -%}
+{%- for follow in messages[loop.index0 + 1:] -%}
+{%- if follow.role != 'tool' %}{% set ns.open = false %}{% endif -%}
+{%- if ns.open -%}
+<|tool_response>response:{{ follow.name }}{value:{{ text(follow.content) }}}<tool_response|>
+{%- set ns.before = 'result' -%}
+{%- endif -%}
+{%- endfor -%}
+{%- else -%}<turn|>
+{% set ns.before = 'answer' -%}
+{%- endif -%}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt and ns.before != 'result' -%}<|turn>model
+{% endif -%}""",
+)
+
+GPT_OSS = Family(
+    name="gpt-oss",
+    special=(
+        "<|startoftext|>",
+        "<|endoftext|>",
+        "<|return|>",
+        "<|constrain|>",
+        "<|channel|>",
+        "<|start|>",
+        "<|end|>",
+        "<|message|>",
+        "<|call|>",
+    ),
+    eos="<|return|>",
+    bos="<|startoftext|>",
+    listed_eos=("<|return|>", "<|endoftext|>", "<|call|>"),
+    template="""{%- set ns = namespace(called='') -%}
+<|start|>system<|message|>Reasoning: {{ reasoning_effort | default('medium') }}<|end|>
+{%- if tools or messages[0].role == 'system' -%}
+<|start|>developer<|message|>
+{%- if messages[0].role == 'system' %}{{ messages[0].content }}{% endif -%}
+{%- for tool in tools or [] %}{{ tool.function | tojson }}{% endfor -%}<|end|>
+{%- endif -%}
+{%- for message in messages -%}
+{%- if message.role == 'assistant' -%}
+{%- if message.tool_calls -%}
+{%- if message.content and message.thinking %}{{ raise_exception('content and thinking beside a call') }}{% endif -%}
+{%- if message.content or message.thinking -%}
+<|start|>assistant<|channel|>analysis<|message|>{{ message.content or message.thinking }}<|end|>
+{%- endif -%}
+{%- set call = message.tool_calls[0].function -%}
+<|start|>assistant to=functions.{{ call.name }}<|channel|>commentary json<|message|>
+{{- call.arguments | tojson }}<|call|>
+{%- set ns.called = call.name -%}
+{%- elif loop.last and not add_generation_prompt -%}
+{%- if message.thinking -%}<|start|>assistant<|channel|>analysis<|message|>{{ message.thinking }}<|end|>{%- endif -%}
+<|start|>assistant<|channel|>final<|message|>{{ message.content }}<|return|>
+{%- set ns.called = '' -%}
+{%- else -%}
+<|start|>assistant<|channel|>final<|message|>{{ message.content }}<|end|>
+{%- set ns.called = '' -%}
+{%- endif -%}
+{%- elif message.role == 'tool' -%}
+{%- if not ns.called %}{{ raise_exception('a tool message, but no call before it') }}{% endif -%}
+<|start|>functions.{{ ns.called }} to=assistant<|channel|>commentary<|message|>{{ message.content | tojson }}<|end|>
+{%- elif message.role == 'user' -%}
+<|start|>user<|message|>{{ message.content }}<|end|>
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}<|start|>assistant{%- endif -%}""",
+)
+
+PHI3 = Family(
+    name="phi-3",
+    special=("<s>", "<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>"),
+    eos="<|endoftext|>",
+    bos="<s>",
+    listed_eos=("<|endoftext|>", "<|assistant|>", "<|end|>"),
+    tools_as_text=True,
+    template="""{%- for message in messages -%}
+{%- if message.role == 'system' -%}
+<|system|>
+{{ message.content }}<|end|>
+{% elif message.role == 'user' -%}
+<|user|>
+{{ message.content }}<|end|>
+{% elif message.role == 'assistant' -%}
+<|assistant|>
+{{ message.content }}<|end|>
+{% endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}<|assistant|>
+{% else %}{{ eos_token }}{%- endif -%}""",
+)
+
+COHERE = Family(
+    name="cohere",
+    special=(
+        "<BOS_TOKEN>",
+        "<|START_OF_TURN_TOKEN|>",
+        "<|END_OF_TURN_TOKEN|>",
+        "<|USER_TOKEN|>",
+        "<|CHATBOT_TOKEN|>",
+        "<|SYSTEM_TOKEN|>",
+        "<|START_RESPONSE|>",
+        "<|END_RESPONSE|>",
+        "<|START_ACTION|>",
+        "<|END_ACTION|>",
+        "<|START_TOOL_RESULT|>",
+        "<|END_TOOL_RESULT|>",
+        "<|START_THINKING|>",
+        "<|END_THINKING|>",
+    ),
+    eos="<|END_OF_TURN_TOKEN|>",
+    bos="<BOS_TOKEN>",
+    template="""{%- macro results(messages, start, ids) -%}
+{%- set ns = namespace(open=true, first=true) -%}
+{%- for message in messages[start:] -%}
+{%- if message.role != 'tool' %}{% set ns.open = false %}{% endif -%}
+{%- if ns.open and message.tool_call_id in ids -%}
+{%- if not ns.first %}, {% endif %}{% set ns.first = false -%}
+{"tool_call_id": "{{ ids.index(message.tool_call_id) }}", "content": {{ message.content | tojson }}}
+{%- endif -%}
+{%- endfor -%}
+{%- endmacro -%}
+{{- bos_token -}}
+{%- if tools or messages[0].role == 'system' -%}
+<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|>
+{%- if messages[0].role == 'system' %}{{ messages[0].content }}{% endif -%}
+{%- if tools %}{{ tools | tojson }}{% endif -%}<|END_OF_TURN_TOKEN|>
+{%- endif -%}
+{%- for message in messages -%}
+{%- if message.role == 'user' -%}
+<|START_OF_TURN_TOKEN|><|USER_TOKEN|>{{ message.content }}<|END_OF_TURN_TOKEN|>
+{%- elif message.role == 'assistant' and message.tool_calls -%}
+<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_ACTION|>[
+{%- for call in message.tool_calls -%}
+{"tool_call_id": "{{ loop.index0 }}", "tool_name": "{{ call.function.name }}", "parameters":
+{{- ' ' + (call.function.arguments | tojson) }}}
+{%- if not loop.last %}, {% endif -%}
+{%- endfor -%}]<|END_ACTION|><|END_OF_TURN_TOKEN|>
+{%- set found = results(messages, loop.index0 + 1, message.tool_calls | map(attribute='id') | list) -%}
+{%- if found -%}
+<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|><|START_TOOL_RESULT|>[{{ found }}]<|END_TOOL_RESULT|><|END_OF_TURN_TOKEN|>
+{%- endif -%}
+{%- elif message.role == 'assistant' -%}
+<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>{{ message.content }}<|END_RESPONSE|><|END_OF_TURN_TOKEN|>
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>{%- endif -%}""",
+)
+
+LLAMA2 = Family(
+    name="llama2",
+    special=("<unk>", "<s>", "</s>"),
+    eos="</s>",
+    bos="<s>",
+    tools_as_text=True,
+    template="""{%- if messages[0].role == 'system' -%}
+{%- set first = '<<SYS>>\n' + messages[0].content + '\n<</SYS>>\n\n' -%}{%- set messages = messages[1:] -%}
+{%- else -%}{%- set first = '' -%}{%- endif -%}
+{%- for message in messages -%}
+{%- if (message.role == 'user') != (loop.index0 % 2 == 0) -%}
+{{ raise_exception('Conversation roles must alternate') }}
+{%- endif -%}
+{%- if message.role == 'user' -%}
+{{ bos_token + '[INST] ' + (first if loop.first else '') + message.content.strip() + ' [/INST]' }}
+{%- else -%}
+{{ ' ' + message.content.strip() + ' ' + eos_token }}
+{%- endif -%}
+{%- endfor -%}""",
+)
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        QWEN25,
+        QWEN3,
+        QWEN3_THINKING,
+        LLAMA31,
+        GLM4,
+        GLM45,
+        DEEPSEEK_V3,
+        DEEPSEEK_R1,
+        KIMI_K2,
+        MISTRAL,
+        GEMMA2,
+        GEMMA3,
+        GEMMA4,
+        GPT_OSS,
+        PHI3,
+        COHERE,
+        LLAMA2,
+    )
+}
