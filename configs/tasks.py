@@ -47,9 +47,9 @@ class TaskSourceConfig(Section):
     weight: PositiveFloat | None = None
     """Share of the prompts drawn from this source, against the other weights; null in all: in proportion to sizes."""
     prompt_key: str = "prompt"
-    """The key of a text or a list of messages."""
+    """The key of a text or a list of messages. Dots lead inwards, here and in the other keys."""
     label_key: str | None = None
-    """The key of what is graded against; null: `answer` or `label`."""
+    """The key of what is graded against, such as `reward_model.ground_truth`; null: `answer` or `label`."""
     needs_label: bool = True
     """Whether a row without a label is an error."""
     id_key: str = "id"

@@ -12,6 +12,7 @@ from polyturn.configs.tasks import TaskSourceConfig
 from polyturn.envs.messages import AssistantMessage, Message, Observation
 from polyturn.envs.rewards.choices import LETTERS
 from polyturn.envs.rewards.factory import read_reward
+from polyturn.envs.rewards.labels import check_label
 from polyturn.envs.rewards.rules import MultipleChoice
 from polyturn.envs.rewards.types import EpisodeView, Score, as_score, is_async
 from polyturn.envs.scripts import Script
@@ -75,6 +76,10 @@ class SingleTurnEnv(ToolEnv):
         if self._system_prompt is None:
             return task.messages
         return ({"role": "system", "content": self._system_prompt}, *task.messages)
+
+    def check_label(self, label: Any) -> None:
+        """Raise `ValueError` for a label that the rule can pay no answer for."""
+        check_label(self._rule, label)
 
     def grade(self, message: AssistantMessage) -> Score:
         """What the rule says of the answer."""

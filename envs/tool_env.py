@@ -148,6 +148,10 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
     step_limits: StepLimits = NO_LIMITS
     """What a reset or step may take; whoever plays sets it."""
 
+    def check_label(self, label: Any) -> None:
+        """Raise `ValueError` for a label that `grade` can pay no answer for. Asked of tasks before a run starts."""
+        del label
+
     graded_by: Reward | None = None
     """Grades in place of `grade` where it is set. A task's own reward goes before both."""
 

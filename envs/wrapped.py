@@ -60,6 +60,10 @@ class WrappedToolEnv(ToolEnv):
     def oracle(self) -> Script | None:  # type: ignore[override]
         return self.inner.oracle
 
+    def check_label(self, label: Any) -> None:
+        """As the environment inside."""
+        self.inner.check_label(label)
+
     def random_policy(self, seed: int) -> Script:
         """That of the environment inside."""
         return self.inner.random_policy(seed)

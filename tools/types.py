@@ -56,5 +56,6 @@ class ToolResult:
 class ToolError(Exception):
     """Raised by a tool to tell the model of a mistake it can mend: the text becomes the tool's result.
 
-    Any other exception that leaves a tool means that the infrastructure failed, and ends the episode.
+    Any other exception that leaves a tool means that the infrastructure failed, and ends the episode; but numbers that
+    are too large for a float or to be printed come from the arguments, and the model is told.
     """

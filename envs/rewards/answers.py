@@ -44,6 +44,13 @@ def find_answer(text: str, where: Where = "all") -> str | None:
     return answer or None
 
 
+def place_answer(answer: str, where: Where = "all") -> str:
+    """A message with an answer where `find_answer` looks for it."""
+    if where == "boxed":
+        return f"\\boxed{{{answer}}}"
+    return f"<answer>{answer}</answer>" if where == "tag" else answer
+
+
 def is_refusal(text: str) -> bool:
     """Whether an answer begins by saying that there is none: "I do not know", "unknown", "cannot be determined"."""
     return _REFUSAL.match(text[:200]) is not None

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from polyturn.envs.rewards.labels import check_label
 from polyturn.envs.rewards.types import EpisodeView, Reward, Score, as_score, is_async
 
 
@@ -58,9 +59,10 @@ class Rubric:
     def check_label(self, label: Any) -> None:
         """Raise `ValueError` for a label that one of the parts cannot grade against."""
         for part in self.parts:
-            check = getattr(part.reward, "check_label", None)
-            if check is not None:
-                check(label)
+            try:
+                check_label(part.reward, label)
+            except ValueError as error:
+                raise ValueError(f"part {part.name!r}: {error}") from error
 
     async def _score_async(self, episode: EpisodeView) -> Score:
         values: list[Any] = []

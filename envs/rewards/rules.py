@@ -15,7 +15,7 @@ from fractions import Fraction
 from typing import Any, ClassVar
 
 from polyturn.envs.rewards import text
-from polyturn.envs.rewards.answers import MAX_CHARS, Where, find_answer
+from polyturn.envs.rewards.answers import MAX_CHARS, Where, find_answer, place_answer
 from polyturn.envs.rewards.choices import LETTERS, stated_choice
 from polyturn.envs.rewards.numbers import read_number, stated_number
 from polyturn.envs.rewards.types import EpisodeView, Reward
@@ -67,13 +67,6 @@ def call_with_options(make: Any, options: Mapping[str, Any], *, what: str) -> An
         raise ValueError(f"{what}: {error}") from error
 
 
-def check_label(reward: Any, label: Any) -> None:
-    """Raise `ValueError` for a label that a rule cannot grade against. Rewards that are no rules take any."""
-    check = getattr(reward, "check_label", None)
-    if check is not None:
-        check(label)
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _AnswerRule:
     """A rule about the answer in a message."""
@@ -99,6 +92,15 @@ class _AnswerRule:
             raise ValueError(
                 f"{self.name}: the label must be a text that is not empty, or a list of such, not {label!r}"
             )
+
+    def right_answer(self, label: Any) -> str | None:
+        """A message with a right answer in its place; None where the label does not say what is right."""
+        gold = self.right_text(label)
+        return None if gold is None else place_answer(gold, self.answer)
+
+    def right_text(self, label: Any) -> str | None:
+        """The right answer that a label names, the first of several."""
+        return _texts(label)[0]
 
     def grade(self, answer: str, label: Any) -> float:
         raise NotImplementedError
@@ -149,6 +151,9 @@ class MultipleChoice(_AnswerRule):
 
     def check_label(self, label: Any) -> None:
         self._letter(label)
+
+    def right_text(self, label: Any) -> str | None:
+        return self._letter(label)
 
     def grade(self, answer: str, label: Any) -> float:
         return float(stated_choice(answer) == self._letter(label))
@@ -229,6 +234,10 @@ class Regex(_AnswerRule):
     def check_label(self, label: Any) -> None:
         if self._compiled.groups:
             _AnswerRule.check_label(self, label)
+
+    def right_text(self, label: Any) -> str | None:
+        del label  # what else the pattern wants around it is not known
+        return None
 
     def grade(self, answer: str, label: Any) -> float:
         found = self._compiled.fullmatch(answer) if self.whole else self._compiled.search(answer)

@@ -16,6 +16,7 @@ from polyturn.envs.search.questions import (
     SPLITS,
     golds_of,
     question_of,
+    read_golds,
     read_questions,
     world_questions,
 )
@@ -138,6 +139,10 @@ class SearchEnv(ToolEnv):
         if self.style.system is None:
             return (prompt,)
         return ({"role": "system", "content": self.style.system}, prompt)
+
+    def check_label(self, label: Any) -> None:
+        """Raise `ValueError` for a label that names no answer."""
+        read_golds(label)
 
     def follow_up(self, message: AssistantMessage) -> Sequence[Message]:
         """A message with neither a search nor an answer is told so, where the style goes on after one."""

@@ -74,8 +74,18 @@ def golds_of(task: Task) -> Sequence[str]:
     Raises:
         ValueError: the task's label is no text and no list of texts.
     """
-    label = task.label
+    return read_golds(task.label)
+
+
+def read_golds(label: Any) -> Sequence[str]:
+    """The answers that a label counts as right.
+
+    Raises:
+        ValueError: it is no text and no list of texts, or none of them can be given as an answer.
+    """
     golds = (label,) if isinstance(label, str) else label
-    if isinstance(golds, (list, tuple)) and golds and all(isinstance(gold, str) for gold in golds):
-        return golds
-    raise ValueError(f"task {task.task_id!r}: the label must be a text or a list of texts, not {label!r}")
+    if not isinstance(golds, (list, tuple)) or not golds or not all(isinstance(gold, str) for gold in golds):
+        raise ValueError(f"the label must be a text or a list of texts, not {label!r:.200}")
+    if not any(gold.strip() for gold in golds):
+        raise ValueError("the label is empty, so no answer can be right")
+    return golds

@@ -27,6 +27,8 @@ class FileTasks(ABC):
         self.path = Path(path)
         if not self.path.is_file():
             raise ValueError(f"{self.path}: no such task file")
+        self.num_checked = check_rows
+        """So many rows are looked at before a run; None: all."""
         self._reader = reader or RowReader()
         self._open()
         if len(self) == 0:
@@ -60,6 +62,10 @@ class FileTasks(ABC):
         if not 0 <= index < len(self):
             raise IndexError(f"{self.path}: there is no task {index}, there are {len(self)}")
         return self._read(index)
+
+    def where(self, index: int) -> str:
+        """`path:line` of a task, for messages."""
+        return f"{self.path}:{self._line(index)}"
 
     def find(self, task_id: str) -> Task:
         """The task with that id. Raises `ValueError` if there is none."""

@@ -98,8 +98,14 @@ def _find_rows(file: int) -> tuple[np.ndarray, np.ndarray | None]:
 
 def _load(line: bytes, where: str) -> Any:
     try:
-        return json.loads(line) if _LONG_NUMBER.search(line) else orjson.loads(line)
+        if not _LONG_NUMBER.search(line):
+            return orjson.loads(line)
+        return json.loads(line, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
         raise ValueError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from error
     except (UnicodeDecodeError, RecursionError, ValueError) as error:
         raise ValueError(f"{where}: not valid JSON: {error}") from error
+
+
+def _refuse_constant(text: str) -> None:
+    raise ValueError(f"{text} is no JSON value")

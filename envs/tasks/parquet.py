@@ -50,7 +50,8 @@ class ParquetTasks(FileTasks):
         self._reader.check_keys(self._file.schema_arrow.names, str(self.path))
         # Columns that no key names, and that are not kept, are not read.
         keep_all = self._reader.keys.others == "keep"
-        self._columns = [n for n in self._file.schema_arrow.names if keep_all or n in self._reader.keys.all]
+        known = self._reader.keys.columns
+        self._columns = [n for n in self._file.schema_arrow.names if keep_all or n in known]
         metadata = self._file.metadata
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._starts = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)])

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from polyturn.envs.border import read_content
 from polyturn.envs.messages import Message, Role
 from polyturn.envs.tasks.types import EnvironmentChoice, Task
+from polyturn.tools.plain import clean_text, recordable, shown
 
 if TYPE_CHECKING:
     from polyturn.envs.rewards.types import Reward
@@ -19,7 +22,10 @@ DEFAULT_LABEL_KEYS = ("answer", "label")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowKeys:
-    """Which key of a row holds what. Of these only the prompt and the label must be there."""
+    """Which key of a row holds what. Of these only the prompt and the label must be there.
+
+    A key with dots that no row has itself leads inwards: `reward_model.ground_truth`, `messages.0.content`.
+    """
 
     prompt: str = "prompt"
     """A text, or a list of messages."""
@@ -44,6 +50,11 @@ class RowKeys:
     @property
     def all(self) -> tuple[str, ...]:
         return (self.id, self.prompt, *self.label_keys, self.metadata, self.environment, self.reward)
+
+    @property
+    def columns(self) -> frozenset[str]:
+        """The keys themselves, and where they are dotted what they begin with."""
+        return frozenset((*self.all, *(key.partition(".")[0] for key in self.all)))
 
 
 class RowReader:
@@ -73,7 +84,7 @@ class RowReader:
             trusted: Whether rows may also describe a reward or an environment, as a config does.
         """
         self.keys = keys or RowKeys()
-        self._known = frozenset(self.keys.all)
+        self._known = self.keys.columns
         self._environment = environment
         self._reward = reward
         self._named_environments = dict(environments or {})
@@ -88,19 +99,20 @@ class RowReader:
             raise ValueError(f"{where}: a task is a JSON object, not {type(row).__name__}")
         keys = self.keys
         extra = [key for key in row if key not in self._known]
-        if keys.others == "refuse" or keys.prompt not in row:
+        if keys.others == "refuse" or _root(keys.prompt, row) not in row:
             self.check_keys(row, where)
-        metadata = row.get(keys.metadata)
+        metadata = look_up(row, keys.metadata)
         if not isinstance(metadata, dict | None):
             raise ValueError(f"{where}: {keys.metadata!r} must be an object, not {type(metadata).__name__}")
         metadata = metadata or {}
-        if extra and keys.others == "keep":
-            metadata = {**{key: row[key] for key in extra}, **metadata}
-        environment, reward = row.get(keys.environment), row.get(keys.reward)
-        given_id = row.get(keys.id)
+        if keys.others == "keep":
+            # What a dotted key leads into holds more than that key.
+            entered = [key for key in row if key in self._known and key not in keys.all]
+            metadata = {**{key: row[key] for key in (*extra, *entered)}, **metadata}
+        environment, reward = look_up(row, keys.environment), look_up(row, keys.reward)
         return Task(
-            task_id=default_id if given_id is None else str(given_id),
-            messages=_read_prompt(row[keys.prompt], keys.prompt, where),
+            task_id=_read_id(look_up(row, keys.id), keys.id, where) or default_id,
+            messages=_read_prompt(look_up(row, keys.prompt), keys.prompt, where),
             label=self._label(row, where),
             metadata=metadata,
             environment=self._environment if environment is None else self._choice(environment, where),
@@ -120,13 +132,14 @@ class RowReader:
                         else f"further fields go under {keys.metadata!r}, or set other_keys to keep or drop"
                     )
                     raise ValueError(f"{where}: unknown key {name!r}, {hint}")
-        if keys.prompt not in names:
+        if _root(keys.prompt, names) not in names:
             raise ValueError(f"{where}: missing key {keys.prompt!r}{_nearest_key(keys.prompt, names)}")
 
     def _label(self, row: Mapping[str, Any], where: str) -> Any:
-        found = [key for key in self.keys.label_keys if key in row]
-        if len(found) == 1 and row[found[0]] is not None:
-            return row[found[0]]
+        found = [key for key in self.keys.label_keys if look_up(row, key, _MISSING) is not _MISSING]
+        label = look_up(row, found[0]) if len(found) == 1 else None
+        if label is not None:
+            return _read_label(label, found[0], where)
         if not self.keys.needs_label and len(found) < 2:
             return None
         if self.keys.label is None:
@@ -141,7 +154,7 @@ class RowReader:
             raise ValueError(
                 f"{where}: {self.keys.label!r} is null; a task needs an answer to be graded against"
             )
-        raise ValueError(f"{where}: missing key {self.keys.label!r}{_nearest_key(self.keys.label, row)}")
+        raise ValueError(f"{where}: missing key {self.keys.label!r}{_nearest_path(self.keys.label, row)}")
 
     def _resolve(self, given: Any, where: str) -> Reward:
         """The reward that a row chooses; rows that describe the same share it."""
@@ -218,22 +231,106 @@ def read_environment(given: Any) -> EnvironmentChoice:
     return EnvironmentChoice(env_id=given["id"], options=options)
 
 
+_MISSING: Any = object()
+
+
+def look_up(row: Mapping[str, Any], key: str, default: Any = None) -> Any:
+    """What stands in a row under a key, or where its dots lead; numbers count in lists, from the end where negative."""
+    if key in row or "." not in key:
+        return row.get(key, default)
+    found: Any = row
+    for part in key.split("."):
+        if isinstance(found, Mapping):
+            found = found.get(part, _MISSING)
+        elif isinstance(found, list) and part.removeprefix("-").isdecimal() and len(part) < 10:
+            index = int(part)
+            found = found[index] if -len(found) <= index < len(found) else _MISSING
+        else:
+            return default
+        if found is _MISSING:
+            return default
+    return found
+
+
+def _root(key: str, names: Iterable[str]) -> str:
+    """The key of the row itself that a key begins with."""
+    return key if key in names else key.partition(".")[0]
+
+
+def _read_id(given: Any, key: str, where: str) -> str | None:
+    if given is None or (isinstance(given, float) and math.isnan(given)):
+        return None
+    if isinstance(given, bool) or not isinstance(given, str | int | float):
+        raise ValueError(f"{where}: {key!r} must be a text or a number, not {shown(given)}")
+    return clean_text(str(given))
+
+
+def _read_label(label: Any, key: str, where: str) -> Any:
+    """The label, unless it is none that anything could be graded against."""
+    if isinstance(label, float) and not math.isfinite(label):
+        hint = "; a value that was missing when the file was written" if math.isnan(label) else ""
+        raise ValueError(f"{where}: {key!r} is {label}{hint}; a task needs an answer to be graded against")
+    if isinstance(label, bytes | bytearray):
+        raise ValueError(f"{where}: {key!r} is bytes, not a text or other JSON: {shown(label)}")
+    return label
+
+
 def _read_prompt(prompt: Any, key: str, where: str) -> tuple[Message, ...]:
     if isinstance(prompt, str):
-        return ({"role": "user", "content": prompt},)
+        prompt = [{"role": "user", "content": prompt}]
     if not isinstance(prompt, list) or not prompt:
-        shown = json.dumps(prompt, default=str)[:60]
-        raise ValueError(f"{where}: {key!r} must be a text or a list of messages, not {shown}")
+        raise ValueError(f"{where}: {key!r} must be a text or a list of messages, not {shown(prompt)}")
     messages: list[Message] = []
     for index, message in enumerate(prompt):
+        at = f"{where}: {key}[{index}]"
         if not isinstance(message, dict) or message.get("role") not in get_args(Role):
-            raise ValueError(f"{where}: {key}[{index}] must have a 'role' of {', '.join(get_args(Role))}")
-        if not isinstance(message.get("content"), str):
-            raise ValueError(f"{where}: {key}[{index}] must have a text as 'content'")
+            raise ValueError(f"{at} must have a 'role' of {', '.join(get_args(Role))}")
         # Columnar files have a value for every field of every message.
         present: Any = {name: value for name, value in message.items() if value is not None}
+        calls = present.get("tool_calls")
+        content = present.get("content", "" if calls else None)
+        if not isinstance(content, str | list):
+            raise ValueError(
+                f"{at} must have a text as 'content', or a list of text parts, not {shown(content)}"
+            )
+        try:
+            if calls:
+                present["tool_calls"] = [_read_call(call) for call in calls]
+            present["content"] = read_content(content)
+        except ValueError as error:
+            raise ValueError(f"{at}: {error}") from error
         messages.append(present)
+    if messages[-1]["role"] == "assistant":
+        raise ValueError(
+            f"{where}: {key!r} ends with what the assistant said, which is the policy's to say: leave that message out"
+        )
     return tuple(messages)
+
+
+def _read_call(call: Any) -> dict[str, Any]:
+    """A tool call with its arguments as an object: OpenAI's format has them as JSON text."""
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        raise ValueError("a tool call must have a 'function' with a 'name' and 'arguments'")
+    arguments = function.get("arguments") or {}
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"the arguments of a tool call are not valid JSON: {error}") from error
+    if not isinstance(arguments, dict):
+        raise ValueError(f"the arguments of a tool call must be an object, not {shown(arguments)}")
+    return recordable({**call, "function": {**function, "arguments": arguments}})
+
+
+def _nearest_path(wanted: str, row: Mapping[str, Any]) -> str:
+    """The nearest key of a row for one that is missing; for a dotted one, of where its first parts lead."""
+    outer, _, inner = wanted.rpartition(".")
+    within = look_up(row, outer) if outer else None
+    if isinstance(within, Mapping):
+        near = difflib.get_close_matches(inner, list(within), n=1, cutoff=0.5)
+        return f", did you mean {f'{outer}.{near[0]}'!r}?" if near else f"; {outer!r} has {', '.join(within)}"
+    return _nearest_key(wanted, row)
 
 
 def _nearest_key(wanted: str, names: Iterable[str]) -> str:

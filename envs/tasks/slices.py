@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from polyturn.envs.tasks.types import Task, TaskSource, no_such_task
+from polyturn.envs.tasks.types import Task, TaskSource, no_such_task, where_of
 
 _SLICE = re.compile(r"(?P<path>.*)@\[(?P<inside>.*)\]", re.DOTALL)
 _BOUNDS = re.compile(r"\s*(?P<first>-?[0-9][0-9_]*)?\s*:\s*(?P<last>-?[0-9][0-9_]*)?\s*")
@@ -51,6 +51,10 @@ class SlicedTasks:
         if not 0 <= index < len(self._range):
             raise IndexError(f"there is no task {index}, the slice has {len(self._range)}")
         return self.source[self._range[index]]
+
+    def where(self, index: int) -> str:
+        """Where a task stands, for messages."""
+        return where_of(self.source, self._range[index])
 
     def find(self, task_id: str) -> Task:
         """The task with that id. Raises `ValueError` if there is none in the slice."""

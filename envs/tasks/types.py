@@ -89,6 +89,12 @@ class ListTasks:
         return self._tasks[self._index[task_id]]
 
 
+def where_of(source: TaskSource, index: int) -> str:
+    """Where a task of a source stands, for messages: file and line, or its id."""
+    where = getattr(source, "where", None)
+    return where(index) if where is not None else f"task {source[index].task_id!r}"
+
+
 def no_such_task(task_id: str, known: Iterable[str] = ()) -> ValueError:
     """The error for an id that no task has, with the nearest of those that are known."""
     near = difflib.get_close_matches(task_id, list(known), n=1, cutoff=0.5)

@@ -36,6 +36,10 @@ def files(tmp_path, monkeypatch):
     Path("heldout.jsonl").write_text(row)
     rows = [{"question": "Which?", "gold": "this", "source": "web"} for _ in range(4)]
     pq.write_table(pa.Table.from_pylist(rows), "questions.parquet")
+    verl = {"prompt": [{"role": "user", "content": "Which?"}], "reward_model": {"ground_truth": "this"}}
+    pq.write_table(
+        pa.Table.from_pylist([{**verl, "extra_info": {"index": i}} for i in range(4)]), "verl.parquet"
+    )
     for page in ("tasks.md", "rewards.md"):
         for source in blocks(page, "python"):
             named = re.match(r"# (\w+\.py)\n", source)
@@ -62,7 +66,7 @@ def test_every_section_that_is_shown_passes_the_checks_before_a_run(files, page)
     sections = [yaml.safe_load(text) for text in blocks(page, "yaml")]
     assert len(sections) >= 4
     for section in sections:
-        if "questions.parquet" in str(section) and "reward" not in section:
+        if ".parquet" in str(section) and "reward" not in section:
             section["reward"] = {"kind": "rule", "name": "exact_match"}
         _check_tasks(run_config(section), ("train", "heldout"))
 
