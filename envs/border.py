@@ -5,6 +5,7 @@ Every function raises `ValueError` with what is wrong; whoever calls it says who
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, get_args
 
@@ -13,7 +14,7 @@ from polyturn.tools.plain import as_number, clean_text, recordable, shown
 from polyturn.tools.types import ToolResult, ToolSpec
 
 ROLES = frozenset(get_args(Role))
-_PLAIN_KEYS = frozenset(("tool_call_id", "name"))
+_TEXT_KEYS = frozenset(("tool_call_id", "name"))
 _NUMBERS = ("reward_parts", "metrics", "role_rewards")
 _TEXTS = ("role", "anchor", "stop_reason", "task_id")
 _OBJECTS: Mapping[str, type] = {"tools": ToolSpec, "tool_results": ToolResult}
@@ -38,6 +39,30 @@ def read_content(given: Any) -> str:
     if not isinstance(given, Sequence) or isinstance(given, bytes | bytearray):
         raise ValueError(f"'content' must be a text, not {shown(given)}")
     return "\n".join([_read_part(part) for part in given])
+
+
+def read_calls(given: Any) -> list[dict[str, Any]]:
+    """Tool calls of the OpenAI chat format, their arguments as objects: that format has them as JSON text."""
+    if not isinstance(given, list | tuple):
+        raise ValueError(f"'tool_calls' must be a list, not {shown(given)}")
+    return [_read_call(call) for call in given]
+
+
+def _read_call(call: Any) -> dict[str, Any]:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise ValueError(
+            f"a tool call must have a 'function' with a 'name' and 'arguments', not be {shown(call)}"
+        )
+    arguments = function.get("arguments") or {}
+    if isinstance(arguments, str):
+        try:
+            arguments = json.loads(arguments)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"the arguments of a tool call are not valid JSON: {error}") from error
+    if not isinstance(arguments, Mapping):
+        raise ValueError(f"the arguments of a tool call must be an object, not {shown(arguments)}")
+    return recordable({**call, "function": {**function, "arguments": arguments}})
 
 
 def read_numbers(given: Any) -> dict[str, float]:
@@ -74,10 +99,24 @@ def _read_message(given: Any, index: int, roles: Collection[str]) -> Message:
         raise ValueError(f"message {index}: {error}") from error
     message: Any = {"role": str(role), "content": text}
     for key, value in given.items():
-        if key not in ("role", "content"):
-            plain = isinstance(value, str) and key in _PLAIN_KEYS
-            message[read_text(key)] = clean_text(value) if plain else recordable(value)
+        if key in _TEXT_KEYS:
+            if value is not None and not isinstance(value, str):
+                raise ValueError(f"message {index}: {key!r} must be a text, not {shown(value)}")
+            if value is not None:
+                message[key] = clean_text(value)
+        elif key == "tool_calls":
+            if value:
+                message[key] = _read_calls_of(value, index)
+        elif key not in ("role", "content"):
+            message[read_text(key)] = recordable(value)
     return message
+
+
+def _read_calls_of(value: Any, index: int) -> list[dict[str, Any]]:
+    try:
+        return read_calls(value)
+    except ValueError as error:
+        raise ValueError(f"message {index}: {error}") from error
 
 
 def _read_part(part: Any) -> str:

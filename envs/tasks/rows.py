@@ -9,10 +9,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from polyturn.envs.border import read_content
+from polyturn.envs.border import read_calls, read_content
 from polyturn.envs.messages import Message, Role
 from polyturn.envs.tasks.types import EnvironmentChoice, Task
-from polyturn.tools.plain import clean_text, recordable, shown
+from polyturn.tools.plain import clean_text, shown
 
 if TYPE_CHECKING:
     from polyturn.envs.rewards.types import Reward
@@ -295,7 +295,7 @@ def _read_prompt(prompt: Any, key: str, where: str) -> tuple[Message, ...]:
             )
         try:
             if calls:
-                present["tool_calls"] = [_read_call(call) for call in calls]
+                present["tool_calls"] = read_calls(calls)
             present["content"] = read_content(content)
         except ValueError as error:
             raise ValueError(f"{at}: {error}") from error
@@ -305,22 +305,6 @@ def _read_prompt(prompt: Any, key: str, where: str) -> tuple[Message, ...]:
             f"{where}: {key!r} ends with what the assistant said, which is the policy's to say: leave that message out"
         )
     return tuple(messages)
-
-
-def _read_call(call: Any) -> dict[str, Any]:
-    """A tool call with its arguments as an object: OpenAI's format has them as JSON text."""
-    function = call.get("function") if isinstance(call, dict) else None
-    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise ValueError("a tool call must have a 'function' with a 'name' and 'arguments'")
-    arguments = function.get("arguments") or {}
-    if isinstance(arguments, str):
-        try:
-            arguments = json.loads(arguments)
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"the arguments of a tool call are not valid JSON: {error}") from error
-    if not isinstance(arguments, dict):
-        raise ValueError(f"the arguments of a tool call must be an object, not {shown(arguments)}")
-    return recordable({**call, "function": {**function, "arguments": arguments}})
 
 
 def _nearest_path(wanted: str, row: Mapping[str, Any]) -> str:

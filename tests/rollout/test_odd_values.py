@@ -258,7 +258,7 @@ ANYTHING = nested(SCALARS | FOREIGN)
 MESSAGES = st.lists(
     st.fixed_dictionaries(
         {"role": st.sampled_from(["user", "system", "tool", "robot", None]), "content": ANYTHING},
-        optional={"name": ANYTHING, "extra": ANYTHING},
+        optional={"name": ANYTHING, "tool_calls": ANYTHING, "extra": ANYTHING},
     ),
     max_size=2,
 )
