@@ -10,6 +10,7 @@ from polyturn.envs.rewards.math import expressions
 from polyturn.envs.rewards.math.kinds import (
     Answer,
     Based,
+    Cases,
     Combined,
     Many,
     Matrix,
@@ -20,24 +21,79 @@ from polyturn.envs.rewards.math.kinds import (
     Words,
 )
 from polyturn.envs.rewards.math.lexer import Token, lex
+from polyturn.envs.rewards.math.moments import read_moment
+from polyturn.envs.rewards.math.spelled import NUMBER_WORDS, leading_number, ordinal
 from polyturn.envs.rewards.math.terms import Term, make, number, operators
-from polyturn.envs.rewards.math.units import Unit, read_unit
+from polyturn.envs.rewards.math.units import Unit, is_symbol_of_unit, read_unit
 from polyturn.envs.rewards.math.verdict import TooLarge, Unreadable
-from polyturn.envs.rewards.math.vocabulary import NUMBER_WORDS, SET_WORDS, SYNONYMS, UNIT_SYMBOLS
+from polyturn.envs.rewards.math.vocabulary import (
+    GENERIC_NOUNS,
+    SET_WORDS,
+    SHORT_NAMES,
+    SYNONYMS,
+    TEXT_COMMANDS,
+    UNIT_SYMBOLS,
+)
 
 MAX_NESTING = 24
 """Of lists in lists."""
+MAX_WORDS = 300
+"""Characters of an answer that is looked at as words."""
+_TEXT_COMMAND = re.compile(
+    r"\\(?:" + "|".join(sorted(TEXT_COMMANDS, key=len, reverse=True)) + r")\s*+\{([^{}]*+)\}"
+)
 _RELATIONS = frozenset(("=", "<", ">", "<=", ">=", "!=", "in", "~"))
+_LINES = frozenset(
+    ("aligned", "align", "align*", "gathered", "gather", "equation", "equation*", "split", "alignedat")
+)
 _MATRICES = frozenset(("matrix", "pmatrix", "bmatrix", "Bmatrix", "array", "smallmatrix"))
+_CURRENCY_WORDS = frozenset(("USD", "usd", "US", "EUR", "GBP", "RMB", "CNY", "Rs", "INR", "JPY"))
+_CONDITION_WORDS = frozenset(("if", "for", "when", "where", "whenever", "as"))
 
 
-def read_answer(text: str, *, thousands: bool = True) -> Answer:
+def read_answer(text: str, *, thousands: bool = True, bare_units: bool = True) -> Answer:
     """The answer that a normalised text spells; words where it is no mathematics.
+
+    Args:
+        thousands: Whether 1,000 outside of brackets is one number.
+        bare_units: Whether letters apart from a number can be its unit: `5 N`.
 
     Raises:
         Unreadable, TooLarge.
     """
-    return _read(lex(text.rstrip(), thousands=thousands), 0)
+    text = text.strip()
+    if len(text) <= MAX_WORDS:
+        plain = _TEXT_COMMAND.sub(r" \1 ", text).replace("~", " ").strip(" .")
+        if moment := read_moment(" ".join(plain.split())):
+            return moment
+        if plain.lower() in SHORT_NAMES:
+            return Words(SHORT_NAMES[plain.lower()])
+        text = _numbers_for_words(plain) or text
+    tokens = lex(text, thousands=thousands)
+    return _read(tokens if bare_units else [_unspaced(token) for token in tokens], 0)
+
+
+def _numbers_for_words(plain: str) -> str | None:
+    """The text with digits for a number in words at its beginning; None where none is there."""
+    if not plain[:1].isalpha() and not plain[:1].isdigit():
+        return None
+    if (place := ordinal(plain)) is not None:
+        return str(place)
+    first, space, rest = plain.partition(" ")
+    if space and rest[:1].isalpha() and (place := ordinal(first)) is not None and rest.isascii():
+        return f"{place} \\text{{{rest}}}" if rest.replace(" ", "").isalpha() else None
+    if (found := leading_number(plain)) is None:
+        return None
+    value, rest = found
+    digits = str(value) if value.denominator == 1 else f"\\frac{{{value.numerator}}}{{{value.denominator}}}"
+    words = rest.strip()
+    if not words or words in ("%", "\\%"):
+        return digits + words
+    return f"{digits} \\text{{{words}}}" if re.fullmatch(r"[A-Za-z][A-Za-z ,'-]*+", words) else None
+
+
+def _unspaced(token: Token) -> Token:
+    return Token(token.kind, token.text, token.value)
 
 
 def _read(tokens: Sequence[Token], nesting: int) -> Answer:
@@ -57,6 +113,8 @@ def _read(tokens: Sequence[Token], nesting: int) -> Answer:
         return bracketed
     if len(tokens) == 1 and tokens[0].kind == "set":
         return Named(tokens[0].text)
+    if scaled := _scaled_matrix(tokens, nesting):
+        return scaled
     if based := _based(tokens):
         return based
     parts, ops = _split(tokens, (":",))
@@ -177,46 +235,50 @@ def _relation(parts: list[Sequence[Token]], ops: list[str], nesting: int) -> Ans
 
 
 def _label(tokens: Sequence[Token]) -> str:
-    """What the left side of an equation names where it is no more than a name: x, f(x), \\text{Area}, \\angle ABC."""
-    kinds = {token.kind for token in tokens}
-    if not tokens or not kinds <= {
-        "name",
-        "text",
-        "command",
-        "open",
-        "close",
-        "_",
-        "|",
-        "'",
-        "fn",
-        "const",
-        "number",
-    }:
+    """What the left side of an equation names where it is no more than a name: x, f(3), AB, \\angle ABC."""
+    if not tokens:
         return ""
-    if len(tokens) == 1 and tokens[0].kind in ("name", "text"):
-        return tokens[0].text
-    if len(tokens) == 1 and tokens[0].text in ("i", "e"):
-        return tokens[0].text
+    kinds = {token.kind for token in tokens}
     texts = [token.text for token in tokens]
-    if len(tokens) >= 4 and tokens[0].kind in ("name", "text") and texts[-1] == ")" and "(" in texts[1:3]:
+    first = tokens[0]
+    if first.kind == "set" and first.text in ("E", "P") and len(tokens) > 1:
+        return "".join(texts)
+    if not kinds <= _LABEL_KINDS:
+        return ""
+    if len(tokens) == 1:
+        return first.text if first.kind in ("name", "text", "fn") or first.text in ("i", "e") else ""
+    if _is_segment(tokens):
+        return "".join(texts)
+    if len(tokens) >= 4 and first.kind in ("name", "text") and texts[-1] == ")" and "(" in texts[1:3]:
         inside = tokens[texts.index("(") + 1 : -1]
-        return "".join(texts) if all(token.kind in ("name", "sep") for token in inside) else ""
-    if "_" in kinds and tokens[0].kind in ("name", "text") and texts[1] == "_":
+        known = all(token.kind in ("name", "sep") for token in inside)
+        given = first.text not in "xyzn" and all(token.kind in _ARGUMENT_KINDS for token in inside)
+        return "".join(texts) if known or given else ""
+    if "_" in kinds and first.kind in ("name", "text") and texts[1] == "_":
         return "".join(texts)
     if any(token.kind == "text" and len(token.text) > 1 for token in tokens) and not kinds & {
         "number",
         "const",
     }:
         return " ".join(texts)
-    if tokens[0].kind == "command" and texts[0] in (
-        "angle",
-        "triangle",
-        "overline",
-        "measuredangle",
-        "Delta",
-    ):
+    if first.kind == "command" and texts[0] in _NAMING_COMMANDS:
         return " ".join(texts)
     return ""
+
+
+_ARGUMENT_KINDS = frozenset(("name", "sep", "number", "const", "-", "|", "cap", "cup", "text", "'"))
+_LABEL_KINDS = frozenset(("fn", "command", "open", "close", "_", "=", "env")) | _ARGUMENT_KINDS - {"-"}
+_NAMING_COMMANDS = frozenset(("angle", "triangle", "overline", "measuredangle", "Delta"))
+
+
+def _is_segment(tokens: Sequence[Token]) -> bool:
+    """AB, |AB|, |z|: points side by side, in bars or not."""
+    bars = tokens[0].kind == "|" == tokens[-1].kind
+    names = tokens[1:-1] if bars else tokens
+    if not names or any(token.kind != "name" for token in names):
+        return False
+    capitals = len(names) < 5 and all(len(token.text) == 1 and token.text.isupper() for token in names)
+    return (capitals and len(names) > 1) or (bars and len(names) == 1 and names[0].text not in "xyt")
 
 
 def _combined(parts: list[Sequence[Token]], ops: list[str], nesting: int) -> Answer:
@@ -252,13 +314,110 @@ def _set(inner: Sequence[Token], nesting: int) -> Answer:
 
 
 def _matrix(inner: Sequence[Token], nesting: int) -> Answer:
-    if not inner or inner[0].kind != "env" or inner[0].text not in _MATRICES:
+    if not inner or inner[0].kind != "env" or inner[0].text not in _MATRICES | _LINES | {"cases"}:
         raise Unreadable("an environment", foreign=True)
     rows = [row for row in _split(inner[1:], ("row",))[0] if row]
+    if inner[0].text in _LINES:
+        return _read(_lines(rows), nesting + 1)
+    if inner[0].text == "cases":
+        return _cases(rows, nesting)
+    if not rows:
+        raise Unreadable("an empty matrix")
     cells = tuple(tuple(_read(cell, nesting + 1) for cell in _split(row, ("&",))[0]) for row in rows)
     if len({len(row) for row in cells}) != 1:
         raise Unreadable("rows of different lengths")
     return Matrix(cells)
+
+
+def _lines(rows: Sequence[Sequence[Token]]) -> list[Token]:
+    """The rows of an aligned environment as a list, without what aligns them."""
+    tokens: list[Token] = []
+    for row in rows:
+        tokens += [token for token in row if token.kind != "&"]
+        tokens.append(Token("sep", ","))
+    return tokens[:-1]
+
+
+def _cases(rows: Sequence[Sequence[Token]], nesting: int) -> Answer:
+    """A function by cases, or a system of equations."""
+    read: list[tuple[Answer, Answer | None]] = []
+    for row in rows:
+        cells = _split(row, ("&",))[0]
+        if len(cells) == 1 and len(cells[0]) != len(row):
+            raise Unreadable("a case without a condition")
+        if len(cells) == 1:
+            at = next((index for index, token in enumerate(row) if token.text in _CONDITION_WORDS), None)
+            comma = next((index for index, token in enumerate(row) if token.kind == "sep"), None)
+            split = at if at is not None else comma
+            if split is None or split == 0:
+                read.append((_read(row, nesting + 1), None))
+                continue
+            cells = [row[:split], row[split:]]
+        if len(cells) != 2:
+            raise Unreadable("a case with several conditions")
+        read.append((_read(cells[0], nesting + 1), _condition(cells[1], nesting)))
+    if all(condition is None for _, condition in read):
+        return Many(tuple(_flat(value for value, _ in read)), joiner="and" if len(read) > 1 else ",")
+    return Cases(tuple(read))
+
+
+def _condition(tokens: Sequence[Token], nesting: int) -> Answer | None:
+    tokens = [token for token in tokens if token.text.strip(" ,.") not in _CONDITION_WORDS]
+    while tokens and tokens[0].kind == "sep":
+        tokens = tokens[1:]
+    while tokens and (tokens[-1].kind == "sep" or tokens[-1].kind == "."):
+        tokens = tokens[:-1]
+    if not tokens or plain_words(" ".join(token.text for token in tokens)) in (
+        "otherwise",
+        "else",
+        "elsewhere",
+    ):
+        return None
+    return _read(tokens, nesting + 1)
+
+
+def _scaled_matrix(tokens: Sequence[Token], nesting: int) -> Answer | None:
+    """A matrix with a number before it, or one that is transposed, as a column written in a line is."""
+    begin = next(
+        (index for index, token in enumerate(tokens) if token.kind == "open" and token.text == "begin"), None
+    )
+    transposed = _is_transposed(tokens)
+    if begin is None and not transposed:
+        return None
+    end = len(tokens) - (len(tokens) - transposed if transposed else 0)
+    start = begin if begin is not None else 0
+    if _closing(tokens, start) != end - 1:
+        return None
+    inner = _read(tokens[start:end], nesting + 1)
+    if transposed and isinstance(inner, Matrix):
+        inner = Matrix(tuple(zip(*inner.rows, strict=True)))
+    factors = tokens[:start]
+    while factors and factors[-1].kind == "*":
+        factors = factors[:-1]
+    if not factors:
+        return inner
+    if not isinstance(inner, Matrix):
+        return None
+    factor = (
+        make("neg", number(1)) if [token.kind for token in factors] == ["-"] else expressions.parse(factors)
+    )
+    return Matrix(tuple(tuple(_times(factor, cell) for cell in row) for row in inner.rows))
+
+
+def _is_transposed(tokens: Sequence[Token]) -> int:
+    """Where the exponent T begins that stands at the end, after a bracket; 0 where none does."""
+    for size in (2, 4):
+        tail = [token.text for token in tokens[-size:]]
+        if tail in (["^", "T"], ["^", "top"], ["^", "{", "T", "}"], ["^", "{", "top", "}"]):
+            before = len(tokens) - size
+            return before if before and tokens[before - 1].kind == "close" else 0
+    return 0
+
+
+def _times(factor: Term, cell: Answer) -> Answer:
+    if not isinstance(cell, Value):
+        raise Unreadable("a matrix of what cannot be multiplied")
+    return Value(make("mul", factor, cell.term), cell.unit, cell.percent)
 
 
 def _based(tokens: Sequence[Token]) -> Based | None:
@@ -288,6 +447,8 @@ def _ratio(parts: list[Sequence[Token]]) -> Answer:
 def _value(tokens: Sequence[Token]) -> Answer:
     """A value with its currency, unit or percent sign; words where the tokens spell none."""
     currency: Unit | None = None
+    if len(tokens) > 1 and tokens[0].kind == "text" and tokens[0].text.strip(" .") in _CURRENCY_WORDS:
+        currency, tokens = read_unit(tokens[:1]), tokens[1:]
     for index in (0, 1):
         if index < len(tokens) and tokens[index].kind == "currency":
             currency = read_unit(
@@ -310,11 +471,20 @@ def _value(tokens: Sequence[Token]) -> Answer:
     if core[-1].kind == "sep" or core[0].kind == "text":
         return _as_words(tokens)
     term = expressions.parse(core)
-    unit = currency or unit
+    if unit is not None and unit.multiplier != 1:
+        term = make("mul", term, number(unit.multiplier))
+    unit = _priced(currency, unit)
     unit = None if unit is None or unit.empty else unit
     terms = _signs(term)
     values = tuple(Value(each, unit, percent) for each in terms)
     return values[0] if len(values) == 1 else Many(values, joiner="or")
+
+
+def _priced(currency: Unit | None, unit: Unit | None) -> Unit | None:
+    """The currency before a number; what follows must not name another: `$12 per week`, `$3 million`."""
+    if currency is None or unit is None or not unit.powers:
+        return currency or unit
+    return unit if dict(currency.powers).keys() & dict(unit.powers).keys() else currency
 
 
 def _measurable(core: Sequence[Token], unit: Unit) -> bool:
@@ -325,28 +495,44 @@ def _measurable(core: Sequence[Token], unit: Unit) -> bool:
 def _split_unit(tokens: Sequence[Token]) -> tuple[Sequence[Token], Sequence[Token]]:
     """The tokens before the unit and those of the unit: all from the first word outside brackets on."""
     level = 0
-    angle_argument = any(
-        token.kind == "fn" for token in tokens
-    )  # \sin 30°: the degrees belong to the argument
-    has_names = any(token.kind == "name" and token.text not in UNIT_SYMBOLS for token in tokens)
+    # In \\sin 30° the degrees belong to the argument.
+    angle_argument = any(token.kind == "fn" and token.text not in ("min", "sec") for token in tokens)
     for index, token in enumerate(tokens):
         level += (token.kind == "open") - (token.kind == "close")
         if level or index == 0:
             continue
-        single = token.kind == "name" and token.text in UNIT_SYMBOLS and token.spaced and not has_names
-        clock = token.kind == "fn" and token.text in ("min", "sec") and token.spaced
-        if clock and index + 1 < len(tokens) and tokens[index + 1].kind not in ("/", ".", "*"):
-            clock = False
-        if single and tokens[index - 1].kind not in ("number", "close", "const"):
-            single = False
         degree = token.kind == "command" and token.text == "degree" and not angle_argument
-        if token.kind == "text" or single or clock or degree:
+        if token.kind == "text" or degree or _begins_bare_unit(tokens, index):
             return tokens[:index], tokens[index:]
     return tokens, ()
 
 
+def _begins_bare_unit(tokens: Sequence[Token], index: int) -> bool:
+    """Whether letters without \\text from here on are a unit: after a number, apart from it, and all known."""
+    token = tokens[index]
+    is_letters = token.kind == "name" or (token.kind == "fn" and token.text in ("min", "sec"))
+    if not is_letters or tokens[index - 1].kind not in ("number", "close", "const"):
+        return False
+    if any(before.kind in ("name", "fn") for before in tokens[:index]):
+        return False
+    word = token.text
+    for after in tokens[index + 1 :]:
+        if (after.spaced and word != "mu") or after.kind not in ("name", "const"):
+            break
+        word += after.text
+    word = word.replace("mu", "µ").replace("Omega", "Ω")
+    mixed = len(word) > 1 and word != word.lower() and word != word.upper()
+    if not (token.spaced or mixed) or not is_symbol_of_unit(word):
+        return False
+    if len(word) == 1 and word not in UNIT_SYMBOLS and word != "Ω":
+        return False
+    unit = read_unit(tokens[index:])
+    return unit is not None and bool(unit.powers) and not unit.words
+
+
 def _as_words(tokens: Sequence[Token]) -> Answer:
     text = plain_words(" ".join(token.text or str(token.value) for token in tokens))
+    text = SYNONYMS.get(text, SHORT_NAMES.get(text, text))
     if text == "infinity":
         return Value(Term("const", name="inf"))
     if text in NUMBER_WORDS:
@@ -357,13 +543,29 @@ def _as_words(tokens: Sequence[Token]) -> Answer:
         raise Unreadable("nothing")
     if not any(token.kind == "text" for token in tokens):
         expressions.parse(tokens)
-    return Words(SYNONYMS.get(text, text))
+    return Words(text)
 
 
 def plain_words(text: str) -> str:
-    """Lower case, without punctuation, articles and repeated spaces."""
-    text = re.sub(r"[^\w\s:+-]", " ", text.lower())
-    return " ".join(word for word in text.split() if word not in ("a", "an", "the"))
+    """Lower case, without the punctuation of sentences, articles and repeated spaces."""
+    words = re.sub(r"[.,;!?'\"`()\[\]{}$~*\\]", " ", text).split()
+    kept = [
+        word.lower()
+        for index, word in enumerate(words)
+        if word.lower() not in ("an", "the") and not _is_article(word, index, len(words))
+    ]
+    return " ".join(kept)
+
+
+def _is_article(word: str, index: int, count: int) -> bool:
+    """Whether an A is an article: before another word, and no capital but at the beginning. Plan A has none."""
+    return word in ("a", "A") and index + 1 < count and (word == "a" or index == 0)
+
+
+def bare_noun(text: str) -> str:
+    """Words without a last one that adds nothing: `odd function`."""
+    first, _, last = text.rpartition(" ")
+    return first if first and last in GENERIC_NOUNS else text
 
 
 def _signs(term: Term) -> tuple[Term, ...]:

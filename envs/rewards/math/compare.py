@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 
-from polyturn.envs.rewards.math.answers import plain_words
+from polyturn.envs.rewards.math.answers import bare_noun, plain_words
 from polyturn.envs.rewards.math.equality import Equality, difference
 from polyturn.envs.rewards.math.kinds import (
     Answer,
     Based,
+    Cases,
+    Clock,
     Combined,
     Many,
     Matrix,
@@ -22,7 +24,7 @@ from polyturn.envs.rewards.math.kinds import (
     is_symbol,
 )
 from polyturn.envs.rewards.math.regions import region_of, same_region, variable_of
-from polyturn.envs.rewards.math.terms import Term, make, number, operators
+from polyturn.envs.rewards.math.terms import Term, make, number, operators, variables
 from polyturn.envs.rewards.math.units import Unit
 from polyturn.envs.rewards.math.verdict import TooLarge
 
@@ -36,11 +38,19 @@ class Comparison:
     def __init__(self, equality: Equality) -> None:
         self._equality = equality
 
+    def same_answer(self, gold: Answer, answer: Answer) -> bool:
+        """Whether `answer` says what `gold` says; a value alone in braces is that value."""
+        return self.same(_only_element(gold), _only_element(answer))
+
     def same(self, gold: Answer, answer: Answer) -> bool:
-        """Whether `answer` says what `gold` says."""
+        """Whether two answers, or parts of answers, are the same; {1} in a set is not 1."""
         gold, answer = _unwrapped(gold), _unwrapped(answer)
+        if isinstance(gold, Clock) or isinstance(answer, Clock):
+            return self._same_clock(gold, answer)
         if isinstance(gold, Relation) or isinstance(answer, Relation):
             return self._with_relation(gold, answer)
+        if isinstance(gold, Cases) or isinstance(answer, Cases):
+            return self._same_cases(gold, answer)
         if isinstance(gold, Many) and isinstance(answer, Many):
             return self._same_many(gold, answer)
         if isinstance(gold, Many | Named | Combined) and isinstance(answer, Many | Named | Combined):
@@ -54,16 +64,50 @@ class Comparison:
         if isinstance(gold, Value) and isinstance(answer, Value):
             return self._same_value(gold, answer)
         if isinstance(gold, Words) and isinstance(answer, Words):
-            return gold.text == answer.text
+            return gold.text == answer.text or bare_noun(gold.text) == bare_noun(answer.text)
         if isinstance(gold, Words) or isinstance(answer, Words):
             return _letters(gold) == _letters(answer) != ""
         return False
+
+    def _same_clock(self, gold: Answer, answer: Answer) -> bool:
+        if isinstance(gold, Clock) and isinstance(answer, Clock):
+            return gold.same(answer)
+        if isinstance(gold, Relation) or isinstance(answer, Relation):
+            return self._with_relation(gold, answer)
+        clock, other = (gold, answer) if isinstance(gold, Clock) else (answer, gold)
+        assert isinstance(clock, Clock)
+        if clock.half or not clock.minute:
+            return False
+        ratio = Ratio((Value(number(clock.hour)), Value(number(clock.minute))))
+        return self._same_ratio(ratio, other)
+
+    def _same_cases(self, gold: Answer, answer: Answer) -> bool:
+        """Whether each case of the one is a case of the other."""
+        if not isinstance(gold, Cases) or not isinstance(answer, Cases) or len(gold.rows) != len(answer.rows):
+            return False
+        left = list(answer.rows)
+        for value, condition in gold.rows:
+            match = next(
+                (
+                    index
+                    for index, (other, when) in enumerate(left)
+                    if (condition is None) == (when is None)
+                    and (condition is None or when is None or self.same(condition, when))
+                    and self.same(value, other)
+                ),
+                None,
+            )
+            if match is None:
+                return False
+            del left[match]
+        return True
 
     def _same_value(self, gold: Value, answer: Value) -> bool:
         equal = self._equality.equal
         if gold.unit is not None and answer.unit is not None:
             if not gold.unit.agrees(answer.unit):
-                return False
+                temperatures = _kelvin(gold), _kelvin(answer)
+                return None not in temperatures and equal(*map(_present, temperatures))
             return equal(_scaled(gold.term, gold.unit.scale), _scaled(answer.term, answer.unit.scale))
         if gold.percent != answer.percent:
             plain, percent = (answer, gold) if gold.percent else (gold, answer)
@@ -143,6 +187,12 @@ class Comparison:
         assert isinstance(relation, Relation)
         if (value := self._value_of(relation)) is not None:
             return self.same(value, other) if relation is gold else self.same(other, value)
+        if (
+            relation is answer
+            and (value := _sum_asked_for(relation)) is not None
+            and isinstance(other, Value)
+        ):
+            return self.same(other, value)
         if isinstance(other, Value | Words | Ratio | Based | Matrix):
             return False
         return self._same_region(gold, answer)
@@ -206,6 +256,10 @@ class Comparison:
         return True
 
     def _same_matrix(self, gold: Answer, answer: Answer) -> bool:
+        if isinstance(gold, Many) != isinstance(answer, Many):
+            vectors = _vector(gold), _vector(answer)
+            if vectors[0] is not None and vectors[1] is not None:
+                return self._same_ordered(vectors[0], vectors[1])
         rows = _rows(gold), _rows(answer)
         if rows[0] is None or rows[1] is None or len(rows[0]) != len(rows[1]):
             return False
@@ -234,6 +288,8 @@ class Comparison:
                 or _is_time(ratio)
             ):
                 return False
+            if _has_zero(ratio):
+                return False
             over, under = ratio.parts
             assert isinstance(over, Value) and isinstance(under, Value)
             return self._equality.equal(make("div", over.term, under.term), other.term)
@@ -243,7 +299,7 @@ class Comparison:
             return False
         if self._same_ordered(gold.parts, answer.parts):
             return True
-        if gold.unit or answer.unit or (_is_time(gold) and _is_time(answer)):
+        if gold.unit or answer.unit or (_is_time(gold) and _is_time(answer)) or _has_zero(gold, answer):
             return False
         terms = [[part.term for part in side.parts if isinstance(part, Value)] for side in (gold, answer)]
         first = [make("div", term, terms[0][0]) for term in terms[0]]
@@ -251,9 +307,19 @@ class Comparison:
         return all(map(self._equality.equal, first, second))
 
 
+def _only_element(answer: Answer) -> Answer:
+    """The value in {5} or (x, y) in {(x, y)}; a set of a set stays one."""
+    answer = _unwrapped(answer)
+    if isinstance(answer, Many) and answer.opener == "{" and len(answer.items) == 1:
+        item = answer.items[0]
+        inner = isinstance(item, Named | Combined) or (isinstance(item, Many) and item.opener == "{")
+        return answer if inner else _only_element(item)
+    return answer
+
+
 def _unwrapped(answer: Answer) -> Answer:
-    """An answer that stands alone in braces or is the only one of a list, without these."""
-    while isinstance(answer, Many) and len(answer.items) == 1 and answer.opener in ("", "{"):
+    """An answer that is the only one of a list, without it."""
+    while isinstance(answer, Many) and len(answer.items) == 1 and not answer.opener:
         answer = answer.items[0]
     if isinstance(answer, Matrix) and len(answer.rows) == 1 and len(answer.rows[0]) == 1:
         return answer.rows[0][0]
@@ -293,6 +359,17 @@ def _shape(many: Many) -> str:
     return {"(": "tuple", "{": "set", "<<": "tuple"}.get(many.opener, many.opener) + (
         "" if many.opener in ("{", "<<") or (many.opener, many.closer) == ("(", ")") else many.closer
     )
+
+
+def _vector(answer: Answer) -> Sequence[Answer] | None:
+    """The components of a row, a column or a tuple; None for anything else."""
+    if isinstance(answer, Matrix):
+        if len(answer.rows) == 1:
+            return answer.rows[0]
+        return [row[0] for row in answer.rows] if all(len(row) == 1 for row in answer.rows) else None
+    if isinstance(answer, Many) and answer.opener in ("(", "<<", "["):
+        return answer.items if not any(isinstance(item, Many) for item in answer.items) else None
+    return None
 
 
 def _rows(answer: Answer) -> Sequence[Sequence[Answer]] | None:
@@ -336,6 +413,16 @@ def _is_names(answer: Answer) -> bool:
     return isinstance(answer, Many) and all(map(is_symbol, answer.items))
 
 
+def _sum_asked_for(relation: Relation) -> Value | None:
+    """The number in m + n = 480, which a problem asks for: a linear form in several letters on the left."""
+    first, last = relation.sides[0], relation.sides[-1]
+    if set(relation.ops) != {"="} or not isinstance(first, Value) or not isinstance(last, Value):
+        return None
+    is_form = len(variables(first.term)) > 1 and operators(first.term) <= {"add", "mul", "neg", "num", "var"}
+    others = all(isinstance(side, Value) and not free_variables(side) for side in relation.sides[1:])
+    return last if is_form and others and not variables(first.term) & {"x", "y"} else None
+
+
 def _is_degrees(value: Value) -> bool:
     return value.unit == Unit((("degree", 1),))
 
@@ -346,11 +433,37 @@ def _is_time(ratio: Ratio) -> bool:
     return hours is not None and hours < 25 and all(part is not None and 10 <= part < 60 for part in rest)
 
 
+def _has_zero(*ratios: Ratio) -> bool:
+    """Whether a part is zero: then all ratios would be proportional."""
+    parts = [part for ratio in ratios for part in ratio.parts]
+    return any(isinstance(part, Value) and part.term.value == 0 for part in parts)
+
+
 def _in_base(based: Based) -> int | None:
     try:
         return int(based.digits, based.base)
     except ValueError:
         return None
+
+
+def _kelvin(value: Value) -> Term | None:
+    """A temperature on the absolute scale; None for anything else."""
+    unit = value.unit
+    if unit is None or len(unit.powers) != 1 or unit.powers[0][1] != 1:
+        return None
+    offset, factor = {
+        "K": (Fraction(0), unit.scale),
+        "celsius": (Fraction(27_315, 100), unit.scale),
+        "fahrenheit": (Fraction(45_967, 180), Fraction(5, 9)),
+    }.get(unit.powers[0][0], (None, None))
+    if offset is None or factor is None:
+        return None
+    return make("add", make("mul", number(factor), value.term), number(offset))
+
+
+def _present(term: Term | None) -> Term:
+    assert term is not None
+    return term
 
 
 def _scaled(term: Term, scale: Fraction) -> Term:

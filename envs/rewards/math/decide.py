@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 
 from polyturn.envs.rewards.math.answers import read_answer
 from polyturn.envs.rewards.math.compare import Comparison
 from polyturn.envs.rewards.math.equality import Equality
-from polyturn.envs.rewards.math.kinds import Answer, Many, Ratio, Value, Words
+from polyturn.envs.rewards.math.families import is_family, same_family, without_qualifier
+from polyturn.envs.rewards.math.kinds import Answer, Clock, Many, Ratio, Value, Words
 from polyturn.envs.rewards.math.normalise import normalise
 from polyturn.envs.rewards.math.verdict import Reason, TooLarge, Undefined, Unreadable
 
@@ -27,12 +29,23 @@ _CHOICE_WITH_VALUE = re.compile(
     re.DOTALL,
 )
 _MORE_CHOICES = re.compile(r"[(\s,;]([A-J])(?:\)|\s*[,;]|\s*$|[.:]\s)")
+_CHOICES = re.compile(r"\(?[A-H]\)?(?:\s*+(?:[,;&]|and\b)?\s*+\(?[A-H](?![A-Za-z]{2})\)?)++")
 _FOREIGN = re.compile(r"\\(?:int|iint|oint|lim|sum|prod|det|partial)(?![A-Za-z])|\\begin\{[vV]matrix\}")
 """What math-verify may know where this reader does not."""
 _DERIVATIVE = re.compile(
     r"\\frac\{(?:d|\\partial)(?:\^\{?\d\}?)?\s*[a-z]?\}\{(?:d|\\partial)\s*[a-z](?:\^\{?\d\}?)?\}(?!\s*=)"
 )
 _THOUSANDS = re.compile(r"\d,\d{3}(?!\d)")
+_COMMA = re.compile(r"-?(\d{1,9}),(\d{1,12})", re.ASCII)
+_MIDDLE_DOT = re.compile(r"\s*+(-?\d{1,9})\u00b7(\d{1,12})\s*+", re.ASCII)
+_POINT = re.compile(r"-?\d{0,9}\.\d{1,12}", re.ASCII)
+_INDIAN = re.compile(r"-?\d{1,2}(?:,\d{2})++,\d{3}(?:\.\d++)?", re.ASCII)
+_SPACED_LETTER = re.compile(r"[\d)}]\s++(?:\\[a-zA-Z]++|[a-zA-Z])")
+_INDEX = r"(?:\{[^{}]{1,12}\}|[0-9a-zA-Z])"
+_COMBINATIONS = re.compile(
+    rf"(?<![A-Za-z\\])(?P<letter>[CAP])\s*+(?:_\s*+(?P<of>{_INDEX})\s*+\^\s*+(?P<chosen>{_INDEX})"
+    rf"|\^\s*+(?P<chosen2>{_INDEX})\s*+_\s*+(?P<of2>{_INDEX}))"
+)
 _SPACE = re.compile(r"\s+")
 _IDLE_SPACE = re.compile(r"(?<![0-9A-Za-z])\s+|\s+(?![0-9A-Za-z])")
 
@@ -52,6 +65,8 @@ def decide(gold: str, answer: str, *, deep: bool) -> tuple[bool, Reason]:
     if numbers[0] and numbers[1]:
         left, right = (found[1] + found[2].replace(",", "") for found in numbers if found)
         return left == right or Fraction(left) == Fraction(right), "number"
+    if (dotted := _MIDDLE_DOT.fullmatch(answer)) and _POINT.fullmatch(gold.strip()):
+        answer = f"{dotted[1]}.{dotted[2]}"
     gold, answer = normalise(gold), normalise(answer)
     if _squeezed(gold) == _squeezed(answer) and answer:
         return True, "exact"
@@ -70,24 +85,80 @@ def decide(gold: str, answer: str, *, deep: bool) -> tuple[bool, Reason]:
 
 
 def _decide(gold: str, answer: str, deep: bool) -> tuple[bool, Reason]:
+    """The verdict on the first reading of the two under which they are equal, else on the plain one."""
+    first: tuple[bool, Reason] | None = None
+    failed: Exception | None = None
+    for reading in _readings(gold, answer):
+        try:
+            result = _compared(*reading, deep=deep)
+        except (Unreadable, Undefined, OverflowError, ZeroDivisionError, TooLarge) as error:
+            if isinstance(error, Unreadable) and error.foreign:
+                raise
+            failed = failed or error
+            continue
+        if result[0]:
+            return result
+        first = first or result
+    if first is None:
+        assert failed is not None
+        raise failed
+    return first
+
+
+def _readings(gold: str, answer: str) -> Iterator[tuple[str, str, Mapping[str, bool]]]:
+    """The ways in which the two can be read: 100,200 as two numbers, 3,14 with a decimal comma, letters as factors."""
+    yield gold, answer, {}
+    if _THOUSANDS.search(gold) or _THOUSANDS.search(answer):
+        yield gold, answer, {"thousands": False}
+    if (decimal := _decimal_comma(gold, answer)) is not None:
+        yield *decimal, {}
+    if _INDIAN.fullmatch(answer) or _INDIAN.fullmatch(gold):
+        yield _without_commas(gold), _without_commas(answer), {}
+    if _SPACED_LETTER.search(gold) or _SPACED_LETTER.search(answer):
+        yield gold, answer, {"bare_units": False}
+    if _COMBINATIONS.search(gold) or _COMBINATIONS.search(answer):
+        yield _COMBINATIONS.sub(_binomial, gold), _COMBINATIONS.sub(_binomial, answer), {}
+
+
+def _decimal_comma(gold: str, answer: str) -> tuple[str, str] | None:
+    """The two with a point for a decimal comma, where the other is one decimal number.
+
+    A gold answer such as 2,3 is more likely a list; 0,75 and 12,25 are not.
+    """
+    if _COMMA.fullmatch(answer) and _POINT.fullmatch(gold):
+        return gold, answer.replace(",", ".")
+    if (
+        (found := _COMMA.fullmatch(gold))
+        and _POINT.fullmatch(answer)
+        and (found[1] == "0" or len(found[2]) > 1)
+    ):
+        return gold.replace(",", "."), answer
+    return None
+
+
+def _without_commas(text: str) -> str:
+    return text.replace(",", "") if _INDIAN.fullmatch(text) else text
+
+
+def _binomial(found: re.Match[str]) -> str:
+    """C_n^k as Chinese texts write it, and A_n^k for the number of arrangements."""
+    of, chosen = (found["of"] or found["of2"]).strip("{}"), (found["chosen"] or found["chosen2"]).strip("{}")
+    return rf"\binom{{{of}}}{{{chosen}}}" + (rf"\cdot ({chosen})!" if found["letter"] in "AP" else "")
+
+
+def _compared(gold: str, answer: str, options: Mapping[str, bool], *, deep: bool) -> tuple[bool, Reason]:
     if _DERIVATIVE.search(gold) or _DERIVATIVE.search(answer):
         raise Unreadable("a derivative", foreign=True)
     equality = Equality(f"{gold}|{answer}".encode(errors="surrogatepass"), deep=deep)
-    compare = Comparison(equality)
-    left = read_answer(gold)
-    right = read_answer(answer)
-    correct = compare.same(left, right)
-    if not correct and _is_bare_list(right) and _THOUSANDS.search(gold) and isinstance(left, Value):
-        # 100,200 may be two numbers after all, where the other side is a list.
-        correct = compare.same(read_answer(gold, thousands=False), right)
-    elif not correct and _is_bare_list(left) and _THOUSANDS.search(answer) and isinstance(right, Value):
-        correct = compare.same(left, read_answer(answer, thousands=False))
-    if (
-        not correct
-        and isinstance(right, Many)
-        and not right.opener
-        and isinstance(left, Value | Words | Ratio)
-    ):
+    qualified = without_qualifier(gold), without_qualifier(answer)
+    left, right = (read_answer(each.text, **options) for each in qualified)
+    if not options.get("thousands", True) and not (_is_bare_list(left) and _is_bare_list(right)):
+        return False, "structure"
+    if is_family(qualified[0]):
+        correct = same_family(left, right, qualified, equality)
+    else:
+        correct = Comparison(equality).same_answer(left, right)
+    if not correct and _is_bare_list(right) and isinstance(left, Value | Words | Ratio | Clock):
         return False, "hedge"
     if equality.symbolic:
         return correct, "symbolic"
@@ -104,13 +175,23 @@ def _same_choice(gold: str, answer: str) -> bool | None:
     """Whether two option letters are the same; None where the gold answer is none, or the answer none either."""
     letter, _ = _choice(gold)
     if not letter:
-        return None
+        several = _choices(gold)
+        return True if several and several == _choices(answer) else None
     chosen, rest = _choice(answer)
     if not chosen:
         return None
     if rest and _MORE_CHOICES.search(f" {rest}"):
         return False
     return letter.upper() == chosen.upper()
+
+
+def _choices(text: str) -> frozenset[str]:
+    """The option letters of `A, C, D`, `ACD` or `(A) and (C)`; none where the text is anything else."""
+    text = _CHOICE_TEXT.sub("", text).replace("}", "").replace("{", "").strip(" .")
+    if not _CHOICES.fullmatch(text):
+        return frozenset()
+    letters = re.findall("[A-H]", text)
+    return frozenset(letters) if len(set(letters)) == len(letters) else frozenset()
 
 
 def _choice(text: str) -> tuple[str, str]:

@@ -13,11 +13,19 @@ from collections.abc import Callable, Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
+from polyturn.envs.rewards.math.modular import same_residues
 from polyturn.envs.rewards.math.numeric import Doubles, Evaluator, Multiprecision, Numbers
 from polyturn.envs.rewards.math.terms import Term, exact, make, operators, variables
 from polyturn.envs.rewards.math.verdict import NotRational, TooLarge, Undecided, Undefined
 
-_WHOLE = frozenset(("fact", "binom", "sum", "prod", "gcd", "lcm", "mod", "floor", "ceil"))
+_WHOLE = frozenset(("fact", "binom", "sum", "prod", "gcd", "lcm", "mod"))
+"""What is about whole numbers that are not negative."""
+_STEPPED = frozenset(("floor", "ceil"))
+"""What whole numbers cannot tell from no operation at all."""
+_COUNTERS = frozenset("ijkmn")
+"""Variables that stand for whole numbers where such operators are applied to them."""
+_SIGNS = ((1, 1, 1, 1), (-1, -1, -1, -1), (1, -1, 1, -1), (-1, 1, -1, 1), (1, 1, -1, -1))
+_MAGNITUDES = (60_000, 30, 10**9)
 _REAL_POINTS = (
     (0.7305, 1.9137, 0.3719, 2.5521),
     (1.3217, 0.5813, 3.1931, 0.9127),
@@ -69,7 +77,10 @@ class Equality:
         """The sign of the constant k, not zero, with left = k right; 0 if there is none. Raises as `equal`."""
         names = sorted(variables(left) | variables(right))
         for value_of, points in (
-            (_exact_values(left, right), self._integer_points(names, 12)),
+            (
+                _exact_values(left, right),
+                self._exact_points(names, operators(left) | operators(right), wide=True),
+            ),
             (self._deep_values(left, right), self._points(names, operators(left) | operators(right))),
         ):
             try:
@@ -90,38 +101,51 @@ class Equality:
 
     def _exactly(self, left: Term, right: Term, names: list[str]) -> bool:
         if not names:
-            return exact(left, {}) == exact(right, {})
+            try:
+                return exact(left, {}) == exact(right, {})
+            except TooLarge:
+                return same_residues(left, right, self._random)
         wide = bool(_exponents(left) | _exponents(right))
         agreed = 0
-        for point in self._integer_points(names, 4 if wide else 60_000):
+        for point in self._exact_points(names, operators(left) | operators(right), wide=wide):
             try:
                 if exact(left, point) != exact(right, point):
                     return False
                 agreed += 1
             except Undefined:
                 continue
-            if agreed == (6 if wide else 3):
+            if agreed == 6:
                 return True
         if not agreed:
             raise Undefined("no value at any point")
-        return wide and agreed >= 4
+        return agreed >= 4
 
-    def _integer_points(self, names: list[str], largest: int) -> Iterator[dict[str, Fraction]]:
-        for _ in range(14):
+    def _exact_points(
+        self, names: list[str], ops: frozenset[str], *, wide: bool = False
+    ) -> Iterator[dict[str, Fraction]]:
+        """Points of all signs and sizes: |x| is not x, nor is floor(x); small ones where variables are exponents."""
+        positive = bool(ops & _WHOLE)
+        stepped = ops & _STEPPED and not set(names) <= _COUNTERS and not positive
+        for turn in range(14):
+            parts = 7 if stepped and turn % 3 else 1
+            signs = _SIGNS[turn % len(_SIGNS)]
+            largest = 6 if wide or positive else _MAGNITUDES[turn % len(_MAGNITUDES)]
             yield {
-                name: Fraction(self._random.randrange(2, 12 + largest) * self._sign(largest))
-                for name in names
+                name: Fraction(
+                    self._random.randrange(2, 10 + largest) * (1 if positive else signs[index % 4])
+                )
+                + (Fraction(self._random.randrange(1, parts), parts) if parts > 1 else 0)
+                for index, name in enumerate(names)
             }
 
-    def _sign(self, largest: int) -> int:
-        """Either sign, so that sqrt(x^2) is not x; plus where the variables are exponents."""
-        return self._random.choice((1, -1)) if largest > 100 else 1
-
-    def _points(self, names: list[str], ops: frozenset[str]) -> list[dict[str, Fraction]]:
+    def _points(
+        self, names: list[str], ops: frozenset[str], *, whole: bool = False
+    ) -> list[dict[str, Fraction]]:
         """Real points, or whole ones where the terms are about whole numbers."""
-        if ops & _WHOLE:
+        if whole or ops & _WHOLE or (ops & _STEPPED and set(names) <= _COUNTERS):
+            sign = 1 if ops & _WHOLE else -1
             return [
-                {name: Fraction(2 + 3 * turn + index) for index, name in enumerate(names)}
+                {name: Fraction((2 + 3 * turn + index) * sign**turn) for index, name in enumerate(names)}
                 for turn in range(4)
             ]
         if not names:
@@ -163,7 +187,7 @@ class Equality:
     ) -> bool:
         """Whether the values agree to 40 digits and more at every point where both are real, and at two at least."""
         complex_allowed = not names or _imaginary(left) or _imaginary(right)
-        for points in (self._points(names, ops), self._points(names, ops | _WHOLE)):
+        for points in (self._points(names, ops), self._points(names, ops, whole=True)):
             agreed = 0
             for point in points:
                 result = _close(left, right, point, base_ten=base_ten, complex_allowed=complex_allowed)

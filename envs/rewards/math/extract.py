@@ -1,4 +1,8 @@
-"""The answer in a reply: the last box after the thinking, `#### 42`, `<answer>`, "the answer is ...", or all of it."""
+"""The answer in a reply: the last box after the thinking, `#### 42`, `<answer>`, "the answer is ...", or all of it.
+
+Everything here takes time in proportion to the text, whatever it is: repeats are possessive or bounded, and what is
+looked for in sentences is looked for in the end of the reply alone.
+"""
 
 from __future__ import annotations
 
@@ -7,43 +11,77 @@ from dataclasses import dataclass
 
 MAX_PLAIN = 120
 """Characters of a reply that is nothing but an answer."""
+MAX_TAIL = 16_000
+"""Characters at the end of a reply in which a phrase such as "the answer is" is looked for."""
+MAX_STATEMENT = 600
+"""Characters of a last sentence."""
 
 _THINKING_ENDS = re.compile(
     r"</think(?:ing)?>|\[/THINK\]|<\|channel\|>final<\|message\|>|</reasoning>", re.IGNORECASE
 )
 _THINKING_BEGINS = re.compile(r"<think(?:ing)?>|\[THINK\]|<reasoning>", re.IGNORECASE)
-_BRACES = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*|\\.|[{}]", re.DOTALL)
-_BARE_BOX = re.compile(r"\\[A-Za-z]+|-?\d+(?:\.\d+)?|[A-Za-z]")
+_DOUBLED = re.compile(r"(?<!\\)\\\\(?=(?:boxed|fbox)(?![A-Za-z]))")
+_BRACES = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])\s*+|\\.|[{}]", re.DOTALL)
+_BARE_BOX = re.compile(r"\\[A-Za-z]++|-?\d++(?:\.\d++)?|[A-Za-z]")
+_GAP = r"[\s$,;.&*]*+(?:\\[()\[\]])*+[\s$,;&*]*+"
 _BETWEEN = re.compile(
-    r"[\s$,;.&*]*(?:\\[()\[\]])*[\s$,;&*]*(?:and|or|\\text\s*\{\s*(?:and|or)\s*\}|\\quad|\\\\)?[\s$,;&*]*(?:\\[()\[\]])*[\s$,;&*]*"
+    rf"{_GAP}(?:and|or|\\text\s*+\{{\s*+(?:and|or)\s*+\}}|\\quad|\\\\)?{_GAP}(?:(?P<name>[A-Za-z](?:_\w|_\{{\w\}})?)\s*+=\s*+)?"
 )
-_HASHES = re.compile(r"####[ \t]*([^\n]+)")
+_LABEL_BETWEEN = re.compile(
+    r"[ \t$.,;*]*+\n[\s*#-]*+(?:\d[.)]\s)?[A-Za-z][A-Za-z0-9 ]{0,30}[\s*]{0,4}[:=][\s*$]*+"
+)
+_HASHES = re.compile(r"####[ \t]*+([^\n]++)")
 _OPENING_TAG, _CLOSING_TAG = "<answer>", "</answer>"
+_STARS = r"\*{0,4}\s{0,8}"
 _PHRASE = re.compile(
-    r"\b(?:(?:final\s+)?(?:answer|result)|(?:correct|right|best)\s+(?:option|choice))"
-    r"\**\s*(?:\([^()\n]{0,40}\)\s*)?"
-    r"(?:\**\s*[:=]\**|(?:of|to|for)\s[^.\n]{0,80}?\s(?:is|:)|is|was|equals)(?![A-Za-z])\s*:?\**",
+    r"(?:\b(?:(?:final\s{1,4})?(?:answer|result)|(?:correct|right|best)\s{1,4}(?:option|choice))"
+    rf"{_STARS}(?:\([^()\n]{{0,40}}\)\s{{0,8}})?"
+    r"(?:\*{0,4}\s{0,8}[:=]\*{0,4}|(?:of|to|for)\s[^.\n]{0,80}?\s(?:is|:)|is|was|equals)(?![A-Za-z])"
+    r"|(?<!\w)ans(?:wer)?\s{0,4}[:=]"
+    r"|\u7b54\u6848\s{0,4}(?:\u662f|\u4e3a|[:\uff1a]))\s{0,8}:?\*{0,4}",
+    re.IGNORECASE,
+)
+_HEADING = re.compile(
+    r"(?:^|\n)[ \t#*]{0,12}(?:the\s)?(?:final\s)?(?:answer|result|solution)[ \t]{0,4}"
+    r":?\*{0,4}:?[ \t]{0,8}\n\s{0,16}([^\n]++)",
     re.IGNORECASE,
 )
 _LEAD = re.compile(
-    r"[\s:*_]*(?:(?:therefore|thus|simply|indeed|then|just|clearly|equal to|exactly|option|choice)\b[\s:*,]*)*",
+    r"[\s:*_]*+(?:(?:therefore|thus|simply|indeed|then|just|clearly|equal to|exactly|option|choice)\b[\s:*,]*+)*+",
     re.IGNORECASE,
 )
 _TAIL = re.compile(
-    r",?\s+(?:because|since|which|when|where|as\s|so\s|but\s|I hope|given that|for\s|by\s).*$",
-    re.DOTALL | re.IGNORECASE,
-)
-_SENTENCE_END = re.compile(r"[.!?](?=\s+[A-Z*\"(]|\s*$)|\n\s*\n")
-_DENIED = re.compile(r"(?:not|unknown|unclear|hard to|neither|unsure)\b", re.IGNORECASE)
-_CONCLUSION = re.compile(
-    r"(?:^|[.!?\n]\s*)(?:so|thus|therefore|hence|finally|in total|altogether|in conclusion|consequently)\b"
-    r"([^\n]*?)[.!]?\s*$",
+    r"(?<![\s,])(?:,\s?(?:not|rather|instead)\s|,?\s++(?:because|since|which|when|where|as\s|so\s|but\s|I hope"
+    r"|given that|for\s|by\s))",
     re.IGNORECASE,
 )
-_VERB = re.compile(
-    r"(?:=|\b(?:is|are|equals|gives?|get|have|has|costs?|makes?|made|earns?|earned|be)\b)", re.IGNORECASE
+_CONSEQUENCE = re.compile(r",?\s++(?:so|thus|hence|therefore)\s[^\n=]{0,80}=([^=\n]{1,80})$", re.IGNORECASE)
+_SENTENCE_END = re.compile(r"[.!?](?=\s{1,8}[A-Z*\"(]|\s{0,8}$)|\n[ \t]{0,8}\n|[\u3002\uff01\uff1f]")
+_DENIED = re.compile(r"(?:not|unknown|unclear|hard to|neither|unsure)\b", re.IGNORECASE)
+_DISPLAY = re.compile(
+    r"\s{0,8}(\$\$[^$]{1,600}\$\$|\\\[.{1,600}?\\\]|\$[^$\n]{1,600}\$(?=[\s.]*+$))", re.DOTALL
 )
-_DISPLAY = re.compile(r"\s*(\$\$.+?\$\$|\\\[.+?\\\]|\$[^$\n]+\$(?=[\s.]*$))", re.DOTALL)
+# The last sentence.
+_SENTENCES = re.compile(r"(?<=[.!?])\s++(?=[A-Z\\$*(])|\n")
+_CONCLUDES = re.compile(
+    r"(?:so|thus|therefore|hence|finally|in total|altogether|in conclusion|consequently)\b", re.IGNORECASE
+)
+_EQUALS = re.compile(r"=|\b(?:is|are|equals|was|were|be)\b")
+_VERB = re.compile(
+    r"=|\b(?:is|are|equals|gives?|gets?|have|has|had|costs?|makes?|made|earns?|earned|be|was|were|it's|spends?|spent|needs?"
+    r"|takes?|took|pays?|paid|sells?|sold|buys?|bought|raised|saved|saves?|owes?|ate|eats?|weighs?|remains?|left|total)\b"
+)
+_QUANTITY = re.compile(r"-?\\?[$\u20ac\u00a3]?-?(?<![\w.])\d[\d,]*+(?:\.\d++)?(?:\s?/\s?\d++)?(?:\s?\\?%)?")
+_OPEN = re.compile(
+    r"\b(?:not|n't|cannot|unknown|unclear|unsure|sure|maybe|perhaps|might|guess|either|or|if|suppose|assume|let|first|next"
+    r"|step|consider|problem|question|try|should|would|could|between|whether|wrong|incorrect|impossible)\b|n't\b|\?",
+    re.IGNORECASE,
+)
+_CUT = re.compile(
+    r"\s(?:and|when|if|because|since|so|that|which|who|after|before|by|for|from|to|at|in|on|with|as|while|during|of)\s",
+    re.IGNORECASE,
+)
+_A = re.compile(r"\s{0,8}A\s?:\s{1,8}(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,23 +101,38 @@ def extract(reply: str, *, box_only: bool = False) -> str | None:
         reply: All that a model wrote.
         box_only: Whether only a box counts.
     """
+    return next(iter(readings(reply, box_only=box_only)), None)
+
+
+def readings(reply: str, *, box_only: bool = False) -> tuple[str, ...]:
+    """The answer that a reply commits to, first, and further ways to read the same commitment.
+
+    These are the last boxes with labels between them as one list, for a gold answer that is one, and `18` for `A: 18`.
+    """
     text = _after_thinking(reply)
     if text is None:
-        return None
-    box = _last_box(text)
+        return ()
+    text = _DOUBLED.sub(r"\\", text)
+    boxes = _last_boxes(text)
     if box_only:
-        return box.text if box else None
-    marked = [found for found in (box, _last(_HASHES, text), _last_tag(text)) if found is not None]
+        return tuple(box.text for box in boxes)
+    marked = [found for found in (*boxes[:1], _last(_HASHES, text), _last_tag(text)) if found is not None]
     if marked:
-        return max(marked, key=lambda found: found.start).text.strip() or None
-    return _phrase(text) or _conclusion(text) or _plain(text)
+        best = max(marked, key=lambda found: found.start)
+        more = boxes[1:] if boxes and best is boxes[0] else ()
+        return tuple(found.text.strip() for found in (best, *more) if found.text.strip())
+    text = text[-MAX_TAIL:]
+    stated = _phrase(text) or _under_heading(text) or _plain(text) or _conclusion(text)
+    if stated and (marked_a := _A.fullmatch(stated)):
+        return stated, marked_a[1]
+    return (stated,) if stated else ()
 
 
 def gold_answer(gold: str) -> str:
     """The answer in a gold solution: its last box, what follows its `####`, or all of it."""
     if "\\boxed" in gold or "\\fbox" in gold:
-        box = _last_box(gold)
-        return box.text if box else gold
+        boxes = _last_boxes(gold)
+        return boxes[0].text if boxes else gold
     found = _last(_HASHES, gold) if "####" in gold else None
     return found.text.strip() if found else gold
 
@@ -92,29 +145,36 @@ def _after_thinking(reply: str) -> str | None:
     return None if _THINKING_BEGINS.search(reply, end) else reply[end:]
 
 
-def _last_box(text: str) -> Extracted | None:
-    """The last balanced box, with those that belong to the same statement."""
+def _last_boxes(text: str) -> tuple[Extracted, ...]:
+    """The last balanced box with those of the same statement; then the same with labelled ones before it."""
     if "\\boxed" not in text and "\\fbox" not in text:
-        return None
-    boxes = _boxes(text)
+        return ()
+    boxes = [box for box in _boxes(text) if text[box[2] : box[3]].strip()]
     if not boxes:
-        return None
+        return ()
+    own = _run(text, boxes, _BETWEEN)
+    labelled = _run(text, boxes, _BETWEEN, _LABEL_BETWEEN)
+    return (own,) if own.text == labelled.text else (own, labelled)
+
+
+def _run(text: str, boxes: list[tuple[int, int, int, int]], *patterns: re.Pattern[str]) -> Extracted:
+    """The last box with all before it between which nothing stands but what one of the patterns matches."""
     parts = [boxes[-1]]
     for box in reversed(boxes[:-1]):
-        gap = text[box[1] : parts[0][0]]
-        if len(gap) > 60 or not _BETWEEN.fullmatch(gap):
+        gap = text[box[1] : parts[-1][0]]
+        if len(gap) > 60 or not any(pattern.fullmatch(gap) for pattern in patterns):
             break
-        parts.insert(0, box)
-    contents = list(dict.fromkeys(content.strip() for _, _, content in parts))
+        parts.append(box)
+    parts.reverse()
+    contents = list(dict.fromkeys(text[start:end].strip() for _, _, start, end in parts))
     return Extracted(" , ".join(contents), parts[0][0])
 
 
-def _boxes(text: str) -> list[tuple[int, int, str]]:
-    """Start, end and content of the outermost balanced boxes, in one pass."""
-    boxes: list[tuple[int, int, str]] = []
-    open_braces: list[
-        tuple[int, int] | None
-    ] = []  # a box's start and the start of its content; None: another brace
+def _boxes(text: str) -> list[tuple[int, int, int, int]]:
+    """Start and end of the outermost balanced boxes, and of what is in them, in one pass."""
+    boxes: list[tuple[int, int, int, int]] = []
+    # A box's start and the start of its content; None: another brace.
+    open_braces: list[tuple[int, int] | None] = []
     pending: int | None = None
     position = 0
     while found := _BRACES.search(text, position):
@@ -124,7 +184,7 @@ def _boxes(text: str) -> list[tuple[int, int, str]]:
             pending = found.start()
             if position < len(text) and text[position] != "{":
                 if bare := _BARE_BOX.match(text, position):
-                    boxes.append((pending, bare.end(), bare[0]))
+                    boxes.append((pending, bare.end(), bare.start(), bare.end()))
                 pending = None
         elif token == "{":
             open_braces.append(None if pending is None else (pending, position))
@@ -134,7 +194,7 @@ def _boxes(text: str) -> list[tuple[int, int, str]]:
             if box is not None:
                 while boxes and boxes[-1][0] > box[0]:  # boxes within this one
                     boxes.pop()
-                boxes.append((box[0], position, text[box[1] : found.start()]))
+                boxes.append((box[0], position, box[1], found.start()))
     return boxes
 
 
@@ -168,7 +228,20 @@ def _phrase(text: str) -> str | None:
         return display[1]
     end = _SENTENCE_END.search(rest)
     statement = (rest[: end.start()] if end else rest).split("\n")[0]
-    return _TAIL.sub("", statement).strip(" *:.\t") or None
+    tail = _TAIL.search(statement)
+    if tail is None:
+        return _tidied(statement)
+    if consequence := _CONSEQUENCE.fullmatch(statement[tail.start() :].rstrip(" $.")):
+        return _tidied(consequence[1])
+    return _tidied(statement[: tail.start()])
+
+
+def _under_heading(text: str) -> str | None:
+    """The line below a heading such as **Final Answer**."""
+    found = _last(_HEADING, text[-MAX_STATEMENT:])
+    if found is None or len(found.text) > MAX_PLAIN:
+        return None
+    return _plain(found.text) or _conclusion(found.text)
 
 
 def _plain(text: str) -> str | None:
@@ -176,19 +249,54 @@ def _plain(text: str) -> str | None:
     text = text.strip()
     if not text or len(text) > MAX_PLAIN or "\n" in text or "\\boxed" in text or "\\fbox" in text:
         return None
-    words = re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", text)
-    return text if len(words) <= 3 and not re.search(r"[.?!]\s+\S", text) else None
+    words = re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}+", text)
+    if len(words) > 3 or re.search(r"[.?!]\s+\S", text) or _CONCLUDES.match(text):
+        return None
+    return text if not (words and _is_sentence(text)) else None
+
+
+def _is_sentence(text: str) -> bool:
+    """Whether words come before a verb: I believe it's 7."""
+    verb = _VERB.search(text)
+    return verb is not None and verb[0] != "=" and bool(re.search(r"[A-Za-z]{2}", text[: verb.start()]))
 
 
 def _conclusion(text: str) -> str | None:
-    """What a last sentence that begins with "so" or "therefore" says that something is."""
-    found = _CONCLUSION.search(text[-600:].rstrip())
-    if found is None:
+    """What the last sentence says that something is; where it does not say so, its only number."""
+    tail = text[-MAX_STATEMENT:].rstrip().rstrip("*_ ")
+    sentences = [part for part in _SENTENCES.split(tail) if part.strip(" *_#$.\\[]")]
+    if not sentences:
         return None
-    verbs = list(_VERB.finditer(found[1]))
-    if not verbs:
+    sentence = sentences[-1].strip(" *_")
+    quantities = list(_QUANTITY.finditer(sentence))
+    verbs = list(_VERB.finditer(sentence))
+    if not verbs or _OPEN.search(sentence):
         return None
-    statement = found[1][verbs[-1].end() :].strip(" *:.")
-    return (
-        statement if re.match(r"[-+$\\(\[]*\s*[\d\\]", statement) and not _DENIED.search(found[1]) else None
+    states = [
+        verb
+        for verb in verbs
+        if len(quantities) < 2 or _CONCLUDES.match(sentence) or _EQUALS.fullmatch(verb[0])
+    ]
+    if states and states[-1] is verbs[-1]:
+        statement = sentence[states[-1].end() :]
+        if re.match(r"[-+$\\(\[{*\s]*+(?:\d|(?<=\\)[a-zA-Z]|[a-z]\b(?!\s[a-z]))", statement):
+            return _cut(statement)
+    if len(quantities) != 1:
+        return None
+    return _cut(sentence[quantities[0].start() :])
+
+
+def _cut(statement: str) -> str | None:
+    """A statement up to where a clause goes on about something else."""
+    found = _CUT.search(statement)
+    return _tidied(
+        statement[: found.start()] if found and not re.match(r"\s(?:and|of)\s", found[0]) else statement
     )
+
+
+def _tidied(statement: str) -> str | None:
+    """Without what sets it in bold, and without half of a pair of dollar signs."""
+    statement = statement.strip(" *:.\t\n").removesuffix("\\)").removesuffix("\\]").strip(" *:.")
+    if statement.count("$") % 2 and statement.endswith("$"):
+        statement = statement[:-1]
+    return statement.strip(" *:.") or None

@@ -79,7 +79,33 @@ class Ratio:
     unit: Unit | None = None
 
 
-Answer = Words | Value | Many | Relation | Combined | Named | Matrix | Based | Ratio
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """A time of day. `half` is `am` or `pm` where it was given; then the hour is of 24."""
+
+    hour: int
+    minute: int
+    second: int = 0
+    half: str = ""
+
+    def same(self, other: Clock) -> bool:
+        """Whether both can be the same time: 5:30 is that of the morning and that of the afternoon."""
+        if (self.minute, self.second) != (other.minute, other.second):
+            return False
+        if bool(self.half) == bool(other.half):
+            return self.hour == other.hour
+        plain = other if self.half else self
+        return self.hour == other.hour if plain.hour > 12 else self.hour % 12 == other.hour % 12
+
+
+@dataclass(frozen=True, slots=True)
+class Cases:
+    """A function by cases: each value with the condition under which it holds, None for all others."""
+
+    rows: tuple[tuple[Answer, Answer | None], ...]
+
+
+Answer = Words | Value | Many | Relation | Combined | Named | Matrix | Based | Ratio | Clock | Cases
 
 
 def is_symbol(answer: Answer) -> bool:

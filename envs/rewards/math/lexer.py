@@ -29,7 +29,7 @@ _TOKEN = re.compile(
     r"""(?P<space>\s+)
     |(?P<number>(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+(?![\d.]))?)
     |\\(?P<command>[A-Za-z]+|.)
-    |(?P<word>[A-Za-z]+)
+    |(?P<word>[^\W\d_]++)
     |(?P<two><=|>=|!=|==|->)
     |(?P<one>.)""",
     re.VERBOSE | re.DOTALL,
@@ -40,6 +40,7 @@ _ENVIRONMENT = re.compile(r"\s*\{([a-zA-Z]+\*?)\}(?:\{[lcr| ]*\})?")
 _REPEATING = re.compile(
     r"(\d*)\.(\d*)(?:\\overline\s*\{(\d+)\}|\\overline\s*(\d)|\\dot\s*\{?(\d)\}?|\((\d+)\))"
 )
+_JOINED = re.compile(r"(?<!\S)(or|and)(?!\S)", re.IGNORECASE)
 _DOTTED = re.compile(r"(\d*)\.(\d{2,40})(?:\\ldots|\.\.\.+)")
 
 
@@ -141,6 +142,8 @@ def _decimal(text: str) -> Fraction:
 
 def _word(word: str, spaced: bool) -> list[Token]:
     """A run of letters: a function, a constant, a separator, a word, or variables side by side."""
+    if not word.isascii():
+        return [Token("text", word, None, spaced)]
     if len(word) == 1:
         return [Token("name", word, None, spaced)]
     if word in FUNCTIONS:
@@ -218,7 +221,14 @@ def _text(content: str, spaced: bool) -> list[Token]:
         len(re.findall("[A-Za-z]", stripped)) < 2 and stripped not in UNIT_SYMBOLS and "\\" not in stripped
     ):
         return lex(stripped)
-    return [Token("text", stripped, None, True)]
+    parts = _JOINED.split(stripped)
+    tokens: list[Token] = []
+    for index, part in enumerate(parts):
+        if index % 2:
+            tokens.append(Token("sep", part.lower(), None, True))
+        elif part:
+            tokens += _text(part, True) if len(parts) > 1 else [Token("text", part, None, True)]
+    return tokens
 
 
 def _symbol(symbol: str, spaced: bool) -> Token:
@@ -230,6 +240,6 @@ def _symbol(symbol: str, spaced: bool) -> Token:
         return Token(symbol, symbol, None, spaced)
     if symbol in ("<=", ">=", "!="):
         return Token(symbol, symbol, None, spaced)
-    if symbol in "$€£¥":
+    if symbol in "$€£¥₹":
         return Token("currency", symbol, None, spaced)
     raise Unreadable(symbol)

@@ -7,6 +7,8 @@ from __future__ import annotations
 import re
 import unicodedata
 
+from polyturn.envs.rewards.math.chinese import in_english
+
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ", "0123456789+-()ni")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉₊₋₍₎", "0123456789+-()")
 _SUPERSCRIPT_RUN = re.compile("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻⁽⁾ⁿⁱ]+")
@@ -15,6 +17,11 @@ _VULGAR = re.compile("[½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅐⅛⅜⅝⅞⅑⅒]")
 _ROOT_SIGN = re.compile(r"([√∛∜])\s*(\d+(?:\.\d+)?|[A-Za-zπ]|(?=[({\\]))")
 _ROOT_INDEX = {"√": "", "∛": "[3]", "∜": "[4]"}
 
+_GREEK = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi"
+    " omega"
+)
+_CAPITALS = "Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega"
 _CHARACTERS = {
     **dict.fromkeys("−–—‐‑‒﹣－", "-"),
     **dict.fromkeys("·⋅∙•×✕✖∗＊", "*"),
@@ -33,14 +40,28 @@ _CHARACTERS = {
     "±": r"\pm ",
     "∓": r"\mp ",
     "∞": r"\infty ",
-    "π": r"\pi ",
-    "θ": r"\theta ",
-    "α": r"\alpha ",
-    "β": r"\beta ",
-    "γ": r"\gamma ",
-    "λ": r"\lambda ",
-    "φ": r"\phi ",
+    **{letter: f"\\{name} " for letter, name in zip("αβγδεζηθικλμνξπρστυφχψω", _GREEK.split(), strict=True)},
+    **{letter: f"\\{name} " for letter, name in zip("ΓΔΘΛΞΣΦΨΩ", _CAPITALS.split(), strict=True)},
     "ϕ": r"\phi ",
+    "ϵ": r"\epsilon ",
+    "ϑ": r"\theta ",
+    "µ": r"\mu ",
+    "Ω": r"\Omega ",
+    "ℏ": r"\hbar ",
+    "ħ": r"\hbar ",
+    "∠": r"\angle ",
+    "△": r"\triangle ",
+    "≡": r"\equiv ",
+    "→": r"\to ",
+    "∂": r"\partial ",
+    "ℓ": "l",
+    "ℕ": r"\mathbb{N}",
+    "ℚ": r"\mathbb{Q}",
+    "ℂ": r"\mathbb{C}",
+    "″": '"',
+    "“": '"',
+    "”": '"',
+    "‘": "'",
     "∪": r"\cup ",
     "∩": r"\cap ",
     "∈": r"\in ",
@@ -77,6 +98,29 @@ _DROPPED = re.compile(
     r"\\(?:left|right|bigl|bigr|Bigl|Bigr|biggl|biggr|Biggl|Biggr|big|Big|bigg|Bigg|displaystyle|textstyle|scriptstyle"
     r"|limits|nolimits|middle|mathstrut|phantom\{[^{}]*\}|hspace\*?\{[^{}]*\}|vspace\*?\{[^{}]*\})(?![A-Za-z])"
 )
+_DECORATIONS = re.compile(
+    r"\\(?:(?:text)?color(?:\[[^\[\]]*+\])?|colorbox|bbox|label|tag\*?|enclose)\s*+(?:\{[^{}]*+\}|\[[^\[\]]*+\])"
+    r"|\\fcolorbox\s*+\{[^{}]*+\}\s*+\{[^{}]*+\}"
+    r"|\\(?:tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|Huge|boldmath|noindent|nonumber|notag"
+    r"|strut|null|centering)(?![A-Za-z])"
+)
+_HTML = re.compile(r"</?(?:b|i|em|strong|u|span|p|div|br|center|mark|code)(?:\s[^<>]*+)?/?>", re.IGNORECASE)
+_HTML_SCRIPT = re.compile(r"<(sup|sub)>([^<>]*+)</\1>", re.IGNORECASE)
+_DOUBLED = re.compile(
+    r"(?<!\\)\\\\(?=(?:d?frac|sqrt|text|mathrm|mathbf|left|right|pi|cdot|times|boxed|infty|pm|le|ge|in|cup|circ|angle)"
+    r"(?![A-Za-z]))"
+)
+"""A backslash written twice, as in a JSON string; a row of a matrix ends so, too."""
+_TIMES = re.compile(r"(?<=\d)\s*+[xX]\s*+(?=10\s*+(?:\^|\*\*))|(?<=\d)\s[xX]\s(?=\d)")
+_UNDERBRACE = re.compile(
+    r"\\underbrace\s*+\{\s*+(\d)\1*+\s*+(?:\\(?:ldots|cdots|dots)|\.\.\.)\s*+\1++\s*+\}\s*+_\s*+\{\s*+(\d++|[a-z])"
+    r"(?:\\?\s|\\text|\\,|~)?[^{}]*+(?:\{[^{}]*+\})?\s*+\}"
+)
+_GROUPED = (
+    (re.compile(r"([-+]?)(\d{1,3}(?:_\d{3})++(?:\.\d++)?)", re.ASCII), "_"),
+    (re.compile(r"([-+]?)(\d{1,3}(?:'\d{3})++(?:\.\d++)?)", re.ASCII), "'"),
+    (re.compile(r"([-+]?)(\d{1,3}(?:\.\d{3}){2,}+(?:,\d++)?|\d{1,3}(?:\.\d{3})++,\d++)", re.ASCII), "."),
+)
 _EMPTY_DELIMITER = re.compile(r"\\(?:left|right)\s*\.")
 _SAME_COMMANDS = {
     **dict.fromkeys(("dfrac", "tfrac", "cfrac", "nicefrac", "sfrac"), "frac"),
@@ -93,6 +137,9 @@ _SAME_COMMANDS = {
     "bar": "overline",
     **dict.fromkeys(("lvert", "rvert", "vert", "mid"), "|"),
     **dict.fromkeys(("Re", "R", "reals"), "mathbb{R}"),
+    "varepsilon": "epsilon",
+    "vartheta": "theta",
+    "varrho": "rho",
     "iff": "Leftrightarrow",
     "lor": "text{ or }",
     "vee": "text{ or }",
@@ -125,10 +172,17 @@ def normalise(text: str) -> str:
     """The same answer in plain ASCII LaTeX, without spacing, sizing and math delimiters."""
     if not text.isascii():
         text = _to_ascii(text)
-    text = text.strip()
+    text = _ungrouped(text.strip())
+    if "<" in text and "/" in text:
+        text = _HTML.sub("", _HTML_SCRIPT.sub(_script, text))
+    text = _TIMES.sub("*", text)
     if not _NEEDS_CLEANING.search(text):
         return _SPACED_THOUSANDS.sub(_without_spaces, text)
     text = _strip_markdown(text)
+    if "\\\\" in text and "\\begin" not in text:
+        text = _DOUBLED.sub(r"\\", text)
+    text = _DECORATIONS.sub("", text)
+    text = _UNDERBRACE.sub(r"(\1*(10^{\2}-1)/9)", text)
     text = _BRACED_COMMA.sub(",", text)
     text = _THIN_SPACES.sub("", text)
     text = _EMPTY_DELIMITER.sub("", text)
@@ -144,6 +198,8 @@ def normalise(text: str) -> str:
     if "\\frac" in text:
         for pattern, replacement in _SHORT_FRACTIONS:
             text = pattern.sub(replacement, text)
+    if "\\equiv" in text and "mod" not in text:
+        text = text.replace("\\equiv", "=")
     text = _SPACES.sub(" ", text.replace("**", "^").replace("\\%", "%")).strip()
     return _SPACED_THOUSANDS.sub(_without_spaces, text)
 
@@ -158,7 +214,21 @@ def _to_ascii(text: str) -> str:
         lambda found: r"\frac{{{}}}{{{}}}".format(*unicodedata.normalize("NFKC", found[0]).split("⁄")), text
     )
     text = text.translate(_TRANSLATION)
-    return text if text.isascii() else unicodedata.normalize("NFKC", text).translate(_TRANSLATION)
+    if not text.isascii():
+        text = unicodedata.normalize("NFKC", text).translate(_TRANSLATION)
+    return text if text.isascii() else in_english(text)
+
+
+def _ungrouped(text: str) -> str:
+    """A number whose digits are grouped by underscores, apostrophes or, with a decimal comma, by dots."""
+    for pattern, sign in _GROUPED:
+        if found := pattern.fullmatch(text):
+            return found[1] + found[2].replace(sign, "").replace(",", ".")
+    return text
+
+
+def _script(found: re.Match[str]) -> str:
+    return ("^" if found[1].lower() == "sup" else "_") + f"{{{found[2]}}}"
 
 
 def _strip_markdown(text: str) -> str:

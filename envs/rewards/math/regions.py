@@ -52,10 +52,12 @@ def region_of(answer: Answer) -> Region | None:
     if isinstance(answer, Named):
         return _NAMED.get(answer.name)
     if isinstance(answer, Combined):
-        return _combine([_part(part) for part in answer.parts], answer.ops)
+        return _combine([region_of(part) for part in answer.parts], answer.ops)
     if isinstance(answer, Relation):
         return _solutions(answer)
     if isinstance(answer, Many):
+        if answer.opener == "{":
+            return _points(answer)
         return _interval(answer) if answer.opener else _conditions(answer)
     return None
 
@@ -80,10 +82,11 @@ def same_region(left: Region, right: Region, equality: Equality) -> bool:
     return all(_holds(left, place, order) == _holds(right, place, order) for place in range(2 * count + 1))
 
 
-def _part(answer: Answer) -> Region | None:
-    if isinstance(answer, Many) and answer.opener == "{":
-        return Compound("cup", tuple(_point(item.term) for item in answer.items if isinstance(item, Value)))
-    return region_of(answer)
+def _points(answer: Many) -> Region | None:
+    """A finite set of numbers."""
+    if any(not isinstance(item, Value) or free_variables(item) for item in answer.items):
+        return None
+    return Compound("cup", tuple(_point(item.term) for item in answer.items if isinstance(item, Value)))
 
 
 def _combine(parts: list[Region | None], ops: tuple[str, ...]) -> Region | None:
@@ -125,7 +128,7 @@ def _conditions(answer: Many) -> Region | None:
 def _solutions(relation: Relation) -> Region | None:
     """The solutions of a relation that bounds one variable by constants, as x < 2 or 0 < x <= 1."""
     if relation.ops == ("in",):
-        return _part(relation.sides[1])
+        return region_of(relation.sides[1])
     if "=" in relation.ops or "~" in relation.ops or "in" in relation.ops:
         return None
     found: list[Region] = []

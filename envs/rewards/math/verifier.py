@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, get_args
 
 from polyturn.envs.rewards.math.decide import MAX_CHARACTERS, decide
-from polyturn.envs.rewards.math.extract import extract, gold_answer
+from polyturn.envs.rewards.math.extract import gold_answer, readings
 from polyturn.envs.rewards.math.labels import Label, gold_texts
 from polyturn.envs.rewards.math.pool import WorkerPool
 from polyturn.envs.rewards.math.verdict import UNDECIDED, Reason, Undecided, Unreadable, Verdict
@@ -56,34 +56,31 @@ class MathVerifier:
             RuntimeError: the processes cannot be started, or the verifier is closed.
         """
         started = time.perf_counter()
-        answer = _answer(prediction, mode)
+        pairs = _pairs(gold, prediction, mode)
         results: list[tuple[bool, Reason]] = []
-        for text in _golds(gold):
+        for text, answer in pairs:
             result = self._quickly(text, answer)
-            if result is None:
-                assert answer is not None
-                result = self.pool.compare(gold_answer(text), answer)
-            results.append(result)
-            if result[0]:
+            results.append(self.pool.compare(gold_answer(text), answer) if result is None else result)
+            if results[-1][0]:
                 break
-        return _verdict(results, answer, started)
+        return _verdict(results, pairs, started)
 
     async def verify_async(self, gold: Label, prediction: str, *, mode: Mode = "text") -> Verdict:
         """As `verify`, without holding up the event loop."""
         started = time.perf_counter()
-        answer = _answer(prediction, mode)
+        pairs = _pairs(gold, prediction, mode)
         results: list[tuple[bool, Reason]] = []
-        for text in _golds(gold):
+        for text, answer in pairs:
             result = self._quickly(text, answer)
             if result is None:
                 if self._threads is None:
                     self._threads = ThreadPoolExecutor(self._num_workers, thread_name_prefix="math-verifier")
-                compare = functools.partial(self.pool.compare, gold_answer(text), answer or "")
+                compare = functools.partial(self.pool.compare, gold_answer(text), answer)
                 result = await asyncio.get_running_loop().run_in_executor(self._threads, compare)
             results.append(result)
             if result[0]:
                 break
-        return _verdict(results, answer, started)
+        return _verdict(results, pairs, started)
 
     def warm(self) -> None:
         """Start the pool now, so that no verdict waits for it."""
@@ -101,10 +98,8 @@ class MathVerifier:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _quickly(self, gold: str, answer: str | None) -> tuple[bool, Reason] | None:
+    def _quickly(self, gold: str, answer: str) -> tuple[bool, Reason] | None:
         """The result where no worker is needed for it."""
-        if answer is None or not answer.strip():
-            return False, "no_answer"
         if MAX_INLINE < max(len(gold), len(answer)) <= MAX_CHARACTERS:
             return None
         try:
@@ -131,23 +126,29 @@ def shared_verifier() -> MathVerifier:
     return verifier
 
 
-def _answer(prediction: str, mode: Mode) -> str | None:
+def _answers(prediction: str, mode: Mode) -> tuple[str, ...]:
+    """The answer of a prediction, in the ways in which it can be read; none where it has none."""
     if mode == "boxed":
         boxed = "\\boxed" in prediction or "\\fbox" in prediction
-        return extract(prediction, box_only=True) if boxed else prediction
+        return readings(prediction, box_only=True) if boxed else (prediction,)
     if mode not in get_args(Mode):
         raise ValueError(f"unknown mode {mode!r}; the modes are {', '.join(get_args(Mode))}")
-    return extract(prediction, box_only=mode == "box_only")
+    return readings(prediction, box_only=mode == "box_only")
 
 
-def _golds(gold: Label) -> tuple[str, ...]:
+def _pairs(gold: Label, prediction: str, mode: Mode) -> list[tuple[str, str]]:
+    """What is compared until a pair is equal: each gold answer with each reading of the prediction."""
     # Any text is a gold answer here, if one that nothing equals: what a model wrote may be compared with it.
-    return (gold,) if isinstance(gold, str) else gold_texts(gold)
+    golds = (gold,) if isinstance(gold, str) else gold_texts(gold)
+    answers = [answer for answer in _answers(prediction, mode) if answer.strip()]
+    return [(text, answer) for text in golds for answer in answers]
 
 
-def _verdict(results: list[tuple[bool, Reason]], answer: str | None, started: float) -> Verdict:
-    """The verdict on comparisons with several gold answers: right with one, undecided where one says nothing."""
+def _verdict(results: list[tuple[bool, Reason]], pairs: list[tuple[str, str]], started: float) -> Verdict:
+    """The verdict on comparisons of which one is enough: undecided where one says nothing and none is right."""
+    seconds = time.perf_counter() - started
+    if not results:
+        return Verdict(correct=False, reason="no_answer", seconds=seconds)
     correct, reason = max(results, key=lambda result: (result[0], result[1] in UNDECIDED))
-    if reason == "no_answer":
-        answer = answer if answer and answer.strip() else None
-    return Verdict(correct=correct, reason=reason, extracted=answer, seconds=time.perf_counter() - started)
+    answer = pairs[len(results) - 1 if correct else 0][1]
+    return Verdict(correct=correct, reason=reason, extracted=answer, seconds=seconds)

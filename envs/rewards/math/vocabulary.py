@@ -7,6 +7,10 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
+def _lines(text: str) -> tuple[str, ...]:
+    return tuple(text.split("|"))
+
+
 FUNCTIONS = {
     name: name for name in _words("sin cos tan cot sec csc sinh cosh tanh exp ln log lg cbrt binom factorial")
 }
@@ -16,7 +20,7 @@ FUNCTIONS |= {f"arc{name}": f"a{name}" for name in _words("sin cos tan cot sec c
 
 GREEK = frozenset(
     _words(
-        "alpha beta gamma delta epsilon varepsilon zeta eta theta vartheta iota kappa lambda mu nu xi rho sigma tau"
+        "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau"
         " upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Sigma Upsilon Phi Psi Omega ell hbar"
     )
 )
@@ -52,19 +56,6 @@ SHORT_WORDS = frozenset(
 )
 """Words of two and three letters; other runs so short are variables side by side."""
 
-NUMBER_WORDS = {
-    word: index
-    for index, word in enumerate(
-        _words(
-            "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen"
-            " seventeen eighteen nineteen twenty"
-        )
-    )
-}
-NUMBER_WORDS |= {
-    word: 10 * index for index, word in enumerate(_words("thirty forty fifty sixty seventy eighty ninety"), 3)
-}
-NUMBER_WORDS |= {"hundred": 100}
 SET_WORDS = dict.fromkeys(
     ("no solution", "no solutions", "no real solution", "no real solutions", "empty set"), "empty"
 )
@@ -73,8 +64,43 @@ SET_WORDS |= dict.fromkeys(
 )
 """What names a set in words."""
 
-SYNONYMS = {"dne": "does not exist"}
-UNIT_SYMBOLS = frozenset(_words("m g s h l L"))
+SYNONYMS = {
+    **dict.fromkeys(
+        _lines("dne|not exist|nonexistent|it does not exist|limit does not exist"), "does not exist"
+    ),
+    **dict.fromkeys(
+        _lines("doesn t exist|doesnt exist|does not exist|undefined|not defined"), "does not exist"
+    ),
+    **dict.fromkeys(
+        _lines("infinitely many|infinite|infinitely many solutions|infinite number|infinite solutions"),
+        "infinity",
+    ),
+}
+"""Words that say the same."""
+_DAYS = _words("monday tuesday wednesday thursday friday saturday sunday")
+MONTHS = _words("january february march april may june july august september october november december")
+SHORT_NAMES = {name[:3]: name for name in (*_DAYS, *MONTHS)} | {"tues": "tuesday", "thur": "thursday"}
+SHORT_NAMES |= {"thurs": "thursday", "sept": "september"}
+"""Abbreviations of days and months."""
+GENERIC_NOUNS = frozenset(_words("function number numbers triangle curve"))
+"""What a last word adds nothing by, where the other answer has none: `odd function`."""
+UNIT_SYMBOLS = frozenset(_words("m g s h l L N J W V A K T C F H Pa"))
 """Units of one letter."""
-NOT_UNITS = frozenset(_words("unit rad radian sq square cubic total in all the a an of each"))
+NOT_UNITS = frozenset(
+    _words("unit rad radian steradian sq square cubic total in all the a an of each time only exactly item")
+)
 """Words beside a number that say nothing, or only repeat what an exponent says."""
+NO_COUNTED_THINGS = frozenset(
+    _words(
+        "not no non nor never none isn't isnt aren't wasn't don't dont doesn't cannot can't wrong incorrect false"
+        " invalid unknown undefined unclear uncertain unsure impossible nonsense error mistake typo guess possibly"
+        " perhaps maybe probably likely presumably apparently hopefully or either else otherwise alternatively instead"
+        " but except without unless if when while whether and over under above below least most between through is are"
+        " was were be been being has have had do does did will would shall should can could may might must i we you he"
+        " she it they this that these those who which what how why where because since so then thus hence therefore"
+        " although though however yet still again almost nearly about around approximately roughly plus minus divided"
+        " multiplied negative opposite inverse reciprocal half twice double triple factorial wait actually hmm sorry"
+        " modulo mod base infinity"
+    )
+)
+"""Words beside a number that are not what it counts: they deny it, doubt it, bound it or change it."""
