@@ -206,11 +206,8 @@ def _list(tokens: Sequence[Token], nesting: int) -> Answer | None:
 
 
 def _items(parts: Sequence[Sequence[Token]], nesting: int) -> tuple[Answer, ...]:
-    """What stands between separators, of which there must be something."""
-    items = tuple(_flat(_read(part, nesting + 1) for part in parts if part))
-    if not items:
-        raise Unreadable("a list of nothing")
-    return items
+    """What stands between separators."""
+    return tuple(_flat(_read(part, nesting + 1) for part in parts if part))
 
 
 def _flat(items: Iterator[Answer]) -> Iterator[Answer]:
@@ -293,10 +290,7 @@ def _bracketed(tokens: Sequence[Token], nesting: int) -> Answer | None:
         return _set(inner, nesting)
     parts, separators = _split(inner, ("sep",))
     if opener in ("(", "[", "<<") and separators:
-        items = tuple(_read(part, nesting + 1) for part in parts if part)
-        if not items:
-            raise Unreadable("a list of nothing")
-        return Many(items, opener, closer)
+        return Many(tuple(_read(part, nesting + 1) for part in parts if part), opener, closer)
     if opener == "[" and inner:
         return Many((_read(inner, nesting + 1),), opener, closer)
     return None
@@ -321,11 +315,7 @@ def _matrix(inner: Sequence[Token], nesting: int) -> Answer:
         return _read(_lines(rows), nesting + 1)
     if inner[0].text == "cases":
         return _cases(rows, nesting)
-    if not rows:
-        raise Unreadable("an empty matrix")
     cells = tuple(tuple(_read(cell, nesting + 1) for cell in _split(row, ("&",))[0]) for row in rows)
-    if len({len(row) for row in cells}) != 1:
-        raise Unreadable("rows of different lengths")
     return Matrix(cells)
 
 

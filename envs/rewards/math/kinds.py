@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from polyturn.envs.rewards.math.terms import Term, variables
 from polyturn.envs.rewards.math.units import Unit
+from polyturn.envs.rewards.math.verdict import Unreadable
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,12 +27,20 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Many:
-    """Several answers: bare, or in brackets. `joiner` is `or` or `and` where words part them, else a comma."""
+    """One answer or more: bare, or in brackets. `joiner` is `or` or `and` where words part them, else a comma.
+
+    Raises:
+        Unreadable: there is none.
+    """
 
     items: tuple[Answer, ...]
     opener: str = ""
     closer: str = ""
     joiner: str = ","
+
+    def __post_init__(self) -> None:
+        if not self.items:
+            raise Unreadable("a list of nothing")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +69,13 @@ class Named:
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
+    """Rows of one length, and one at least. Raises `Unreadable` for others."""
+
     rows: tuple[tuple[Answer, ...], ...]
+
+    def __post_init__(self) -> None:
+        if len({len(row) for row in self.rows}) != 1:
+            raise Unreadable("rows of different lengths")
 
 
 @dataclass(frozen=True, slots=True)

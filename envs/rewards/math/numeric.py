@@ -130,7 +130,7 @@ class Evaluator:
             raise TooLarge("factorial")
         if real < 0 and real == int(real):
             raise Undefined("factorial")
-        return self.numbers.gamma(value + 1)
+        return self.numbers.gamma(real + 1)
 
     def _iterate(self, term: Term, env: Mapping[str, Any]) -> Any:
         if any(bound.op == "const" and bound.name == "inf" for bound in term.args[:2]):

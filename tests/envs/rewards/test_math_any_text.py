@@ -128,7 +128,7 @@ texts = st.one_of(
 )
 
 
-@settings(max_examples=1_500, deadline=None)
+@settings(max_examples=1_500, deadline=None, derandomize=True)
 @given(gold=texts, answer=texts)
 def test_every_pair_of_texts_is_decided_or_left_to_a_worker(gold, answer):
     for deep in (False, True):
@@ -140,7 +140,7 @@ def test_every_pair_of_texts_is_decided_or_left_to_a_worker(gold, answer):
                 pass
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=500, deadline=None, derandomize=True)
 @given(text=texts)
 def test_every_reply_has_an_answer_or_none(text):
     for reply in (
@@ -161,14 +161,14 @@ def verifier():
         yield verifier
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100, deadline=None, derandomize=True)
 @given(gold=texts, answer=texts)
 def test_a_verdict_on_any_text_is_decided(verifier, gold, answer):
     assert verifier.verify(gold, answer, mode="boxed").decided
     assert verifier.verify(gold, answer, mode="text").decided
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     label=st.one_of(texts, st.floats(), st.integers(), st.lists(texts, max_size=2), st.none(), st.booleans())
 )
