@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar, get_type_hints, overload
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints, overload
+
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from polyturn.tools.docstrings import read_docstring
 from polyturn.tools.limits import NO_LIMITS, ConcurrencyGate, ToolLimits
-from polyturn.tools.schemas import Convert, plain, schema_of_type
+from polyturn.tools.schemas import Convert, field_default, schema_of_type
 from polyturn.tools.types import ToolSpec
 
 _MARK = "__polyturn_tool__"
@@ -26,10 +31,16 @@ class Tool:
     limits: ToolLimits = NO_LIMITS
     converters: Mapping[str, Convert] = field(default_factory=dict)
     """By parameter: what makes the function's type of a JSON value. May raise `ValueError` for the model to read."""
+    defaults: Mapping[str, FieldInfo] = field(default_factory=dict)
+    """By parameter: where the default is not Python's own but stands in a pydantic `Field`."""
 
     @property
     def is_async(self) -> bool:
-        return inspect.iscoroutinefunction(self.function)
+        function = self.function
+        # The method of an object that can be called; of a function it is no coroutine function.
+        return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+            getattr(function, "__call__", None)  # noqa: B004
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,6 +49,7 @@ class _Mark:
 
     spec: ToolSpec
     converters: Mapping[str, Convert]
+    defaults: Mapping[str, FieldInfo]
     limits: ToolLimits = NO_LIMITS
 
 
@@ -72,9 +84,10 @@ def tool(
 ) -> Any:
     """Mark a function or a method as a tool. It stays callable as before.
 
-    Every parameter needs a type: `str`, `int`, `float`, `bool`, `list[T]`, `dict[str, T]`, `Literal`, `Enum`,
-    `Annotated[T, ...]`, `T | None`, a dataclass, `TypedDict` or pydantic model, or a union of these. The docstring
-    gives the description; its `Args:` section describes the parameters.
+    Every parameter needs a type that pydantic can read from JSON: `str`, `int`, `float`, `bool`, `list[T]`,
+    `dict[str, T]`, tuples, sets, dates, `Literal`, `Enum`, `Annotated[T, ...]`, `T | None`, a dataclass, `TypedDict` or
+    pydantic model, or a union of these. The docstring gives the description; its `Args:` section describes the
+    parameters.
 
     Args:
         name: Takes the place of the function's name.
@@ -95,8 +108,7 @@ def tool(
     )
 
     def mark(function: Callable[..., Any]) -> Callable[..., Any]:
-        spec, converters = _read_signature(function, name=name, description=description)
-        setattr(function, _MARK, _Mark(spec=spec, converters=converters, limits=limits))
+        setattr(function, _MARK, replace(_read_signature(function, name, description), limits=limits))
         return function
 
     return mark if function is None else mark(function)
@@ -104,11 +116,14 @@ def tool(
 
 def as_tool(function: Callable[..., Any]) -> Tool:
     """The tool behind a function or bound method, decorated or not."""
-    mark: _Mark | None = getattr(function, _MARK, None)
-    if mark is None:
-        spec, converters = _read_signature(function)
-        mark = _Mark(spec=spec, converters=converters)
-    return Tool(spec=mark.spec, function=function, limits=mark.limits, converters=mark.converters)
+    mark: _Mark = getattr(function, _MARK, None) or _read_signature(function)
+    return Tool(
+        spec=mark.spec,
+        function=function,
+        limits=mark.limits,
+        converters=mark.converters,
+        defaults=mark.defaults,
+    )
 
 
 def tools_of(owner: object) -> Iterator[Tool]:
@@ -135,19 +150,26 @@ def spec_of_function(
     Raises:
         ValueError: the signature cannot be told to a model.
     """
-    return _read_signature(function, name=name, description=description)[0]
+    return _read_signature(function, name, description).spec
 
 
 def _read_signature(
-    function: Callable[..., Any], *, name: str | None = None, description: str | None = None
-) -> tuple[ToolSpec, dict[str, Convert]]:
-    title = name or function.__name__
-    documented, argument_texts = read_docstring(function.__doc__)
-    hints = get_type_hints(function, include_extras=True)
+    function: Callable[..., Any], name: str | None = None, description: str | None = None
+) -> _Mark:
+    plain_function, bound = _inner(function)
+    title = name or plain_function.__qualname__.removesuffix(".__call__").rpartition(".")[2]
+    documented, argument_texts = read_docstring(plain_function.__doc__ or function.__doc__)
+    try:
+        hints = get_type_hints(plain_function, include_extras=True)
+    except (NameError, TypeError) as error:
+        raise ValueError(f"tool {title!r}: its types cannot be read: {error}") from error
     properties: dict[str, Any] = {}
     required: list[str] = []
     converters: dict[str, Convert] = {}
+    defaults: dict[str, FieldInfo] = {}
     for parameter in _parameters(function):
+        if parameter.name in bound:
+            continue
         where = f"tool {title!r}, parameter {parameter.name!r}"
         if parameter.kind not in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
             raise ValueError(
@@ -155,33 +177,62 @@ def _read_signature(
             )
         if parameter.name not in hints:
             raise ValueError(f"{where} has no type; write for example `{parameter.name}: str`")
-        read = schema_of_type(hints[parameter.name], where=where)
-        schema = dict(read.schema)
+        default = parameter.default
+        annotation = hints[parameter.name]
+        if isinstance(default, FieldInfo):
+            defaults[parameter.name] = default
+            annotation = Annotated[annotation, default]
+            default = parameter.empty if default.is_required() else field_default(default)
+        read = schema_of_type(annotation, where=where)
+        schema = {key: value for key, value in read.schema.items() if key != "default"}
         if text := argument_texts.get(parameter.name):
             schema["description"] = text
-        if parameter.default is parameter.empty:
+        if default is parameter.empty:
             required.append(parameter.name)
         else:
-            schema["default"] = _default(parameter.default)
+            schema |= _shown_default(default)
         properties[parameter.name] = schema
         if read.convert is not None:
             converters[parameter.name] = read.convert
-    if strays := sorted(set(argument_texts) - set(properties)):
+    if strays := sorted(set(argument_texts) - set(properties) - bound):
         raise ValueError(f"tool {title!r}: the docstring describes {strays[0]!r}, which is not a parameter")
     parameters = {"type": "object", "properties": properties, "required": required}
     spec = ToolSpec(
         name=title, description=documented if description is None else description, parameters=parameters
     )
-    return spec, converters
+    return _Mark(spec=spec, converters=converters, defaults=defaults)
 
 
-def _default(value: Any) -> Any:
-    return value if value is None or isinstance(value, (str, int, float, list, dict)) else plain(value)
+def _inner(function: Callable[..., Any]) -> tuple[Any, frozenset[str]]:
+    """The function that has name, types and docstring, and the arguments that are given to it already."""
+    bound: set[str] = set()
+    while isinstance(function, functools.partial):
+        names = [p.name for p in inspect.signature(function.func).parameters.values()]
+        bound |= {*names[: len(function.args)], *function.keywords}
+        function = function.func
+    if not callable(function):
+        raise ValueError(f"a tool is a function, not {function!r:.200}")
+    if not inspect.isroutine(function) and not isinstance(function, type):
+        return type(function).__call__, frozenset(bound)  # type: ignore[attr-defined]
+    return function, frozenset(bound)
+
+
+def _shown_default(value: Any) -> dict[str, Any]:
+    """The default as the model is shown it; nothing of one that JSON cannot hold, such as a mark for "not given"."""
+    try:
+        shown = to_jsonable_python(value)
+        json.dumps(shown, allow_nan=False)
+    except (ValueError, TypeError, RecursionError, PydanticSerializationError):
+        return {}
+    return {"default": shown}
 
 
 def _parameters(function: Callable[..., Any]) -> list[inspect.Parameter]:
     """The parameters that the model fills: all but a method's `self`."""
-    parameters = list(inspect.signature(function).parameters.values())
+    try:
+        parameters = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"a tool's parameters cannot be read: {error}") from error
     return parameters[1:] if parameters and parameters[0].name == "self" else parameters
 
 

@@ -1,38 +1,27 @@
-"""From a type to the JSON schema that a model is shown, and from JSON back to a value of the type."""
+"""From a type to the JSON schema that a model is shown, and from JSON back to a value of the type, by pydantic."""
 
 from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
-from polyturn.tools.validation import SchemaValidator
+import annotated_types
+import typing_extensions
+from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, TypeAdapter
+from pydantic.errors import PydanticInvalidForJsonSchema
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 
-_SCALARS: Mapping[Any, str] = {
-    str: "string",
-    int: "integer",
-    float: "number",
-    bool: "boolean",
-    type(None): "null",
-}
-# Attributes of `annotated_types` and pydantic's `Field`, and what JSON Schema calls them.
-_CONSTRAINTS: Mapping[str, str] = {
-    "ge": "minimum",
-    "gt": "exclusiveMinimum",
-    "le": "maximum",
-    "lt": "exclusiveMaximum",
-    "multiple_of": "multipleOf",
-    "pattern": "pattern",
-}
-_LENGTHS: Mapping[str, tuple[str, str]] = {
-    "string": ("minLength", "maxLength"),
-    "array": ("minItems", "maxItems"),
-    "object": ("minProperties", "maxProperties"),
-}
+_SCALARS: tuple[Any, ...] = (str, int, bool, type(None), Any)
+"""Types whose JSON value is the value, and that have no bounds of their own."""
+_NO_JSON: tuple[Any, ...] = (complex, object)
+_CONFIG = ConfigDict(regex_engine="python-re")
 
 Convert = Callable[[Any], Any]
 """From a value that the schema allows to what the function wants. May raise `ValueError`."""
@@ -52,35 +41,34 @@ def schema_of_type(annotation: Any, *, where: str) -> TypeSchema:
     Raises:
         ValueError: JSON has no such type.
     """
-    if annotation in _SCALARS:
-        return TypeSchema(schema={"type": _SCALARS[annotation]})
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        inner = schema_of_type(arguments[0], where=where)
-        return dataclasses.replace(inner, schema=inner.schema | _constraints(inner.schema, arguments[1:]))
-    if origin is Literal:
-        return TypeSchema(schema=_enumeration(list(arguments), where))
-    if origin in (Union, types.UnionType):
-        return _union([schema_of_type(argument, where=where) for argument in arguments])
-    if annotation is list or origin in (list, Sequence):
-        return _array(arguments, where)
-    if annotation is dict or origin in (dict, Mapping):
-        return _mapping(arguments, where)
-    if isinstance(annotation, type):
-        if issubclass(annotation, enum.Enum):
-            return TypeSchema(
-                schema=_enumeration([member.value for member in annotation], where), convert=annotation
-            )
-        if is_typeddict(annotation):
-            return _typed_dict(annotation, where)
-        if dataclasses.is_dataclass(annotation):
-            return _dataclass(annotation, where)
-        if hasattr(annotation, "model_json_schema"):
-            return _pydantic(annotation, where)
-    raise ValueError(
-        f"{where}: a model cannot be told of type {annotation!r}; use str, int, float, bool, list, dict, "
-        "Literal, Enum, Annotated, None, dataclasses, TypedDicts, pydantic models or unions of them"
-    )
+    annotation = _prepared(annotation)
+    refusal = f"{where}: a model cannot be told of type {annotation!r}"
+    if annotation in _NO_JSON:
+        raise ValueError(f"{refusal}; use types that JSON has, or dataclasses, pydantic models and the like")
+    try:
+        adapter = _adapter(annotation)
+        schema = adapter.json_schema(schema_generator=_Generator)
+    except _NotToldError as error:
+        raise ValueError(f"{where}: {error}") from error
+    except (PydanticUserError, PydanticInvalidForJsonSchema, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"{refusal}: {reason}") from error
+    schema = _tidied(schema, schema.pop("$defs", {}), where)
+    convert: Convert | None = adapter.validate_python
+    if _is_json(annotation):
+        convert = functools.partial(_checked, adapter) if _has_floats(annotation) else None
+    return TypeSchema(schema=schema, convert=convert)
+
+
+def field_default(field: FieldInfo) -> Any:
+    """The default of a parameter that is written `x: int = Field(3, ge=1)`.
+
+    Raises:
+        LookupError: it has none.
+    """
+    if field.is_required():
+        raise LookupError("the field has no default")
+    return field.get_default(call_default_factory=True, validated_data={})
 
 
 def plain(value: Any) -> Any:
@@ -104,120 +92,128 @@ def plain(value: Any) -> Any:
     raise TypeError(f"a tool's result must be a text or JSON, not a {type(value).__name__}")
 
 
-def _constraints(schema: Mapping[str, Any], metadata: Sequence[Any]) -> dict[str, Any]:
-    """What the metadata of an `Annotated` adds: a text describes; `annotated_types` and `Field` constrain."""
-    found: dict[str, Any] = {}
-    for item in metadata:
-        if isinstance(item, str):
-            found["description"] = item
-            continue
-        if isinstance(text := getattr(item, "description", None), str):
-            found["description"] = text
-        for part in (item, *getattr(item, "metadata", ())):
-            for name, keyword in _CONSTRAINTS.items():
-                if (value := getattr(part, name, None)) is not None:
-                    found[keyword] = value
-            for name, keyword in zip(
-                ("min_length", "max_length"), _LENGTHS.get(schema.get("type", ""), ("", "")), strict=True
-            ):
-                if (value := getattr(part, name, None)) is not None and keyword:
-                    found[keyword] = value
-    return found
+class _NotToldError(Exception):
+    """A type that pydantic knows and that is refused here."""
 
 
-def _array(arguments: tuple[Any, ...], where: str) -> TypeSchema:
-    if not arguments:
-        return TypeSchema(schema={"type": "array"})
-    item = schema_of_type(arguments[0], where=where)
-    convert = item.convert
-    return TypeSchema(
-        schema={"type": "array", "items": item.schema},
-        convert=(lambda values: [convert(value) for value in values]) if convert else None,
-    )
+class _Generator(GenerateJsonSchema):
+    """Pydantic's schemas in the few words that a model needs."""
 
+    def enum_schema(self, schema: Any) -> JsonSchemaValue:
+        return self._choices([member.value for member in schema["members"]])
 
-def _mapping(arguments: tuple[Any, ...], where: str) -> TypeSchema:
-    if not arguments:
-        return TypeSchema(schema={"type": "object"})
-    if arguments[0] is not str:
-        raise ValueError(f"{where}: the keys of a JSON object are strings, so write dict[str, ...]")
-    member = schema_of_type(arguments[1], where=where)
-    convert = member.convert
-    return TypeSchema(
-        schema={"type": "object", "additionalProperties": member.schema},
-        convert=(lambda values: {key: convert(value) for key, value in values.items()}) if convert else None,
-    )
-
-
-def _union(members: list[TypeSchema]) -> TypeSchema:
-    """`{"type": [...]}` where the members are bare types, else `anyOf`. The first member that fits converts."""
-    schemas = [member.schema for member in members]
-    if all(schema.keys() == {"type"} for schema in schemas):
-        return TypeSchema(schema={"type": [schema["type"] for schema in schemas]})
-    if not any(member.convert for member in members):
-        return TypeSchema(schema={"anyOf": schemas})
-    choices = [(SchemaValidator(member.schema), member.convert) for member in members]
-
-    def convert(value: Any) -> Any:
-        for validator, of_member in choices:
-            if validator.is_valid(value):
-                return of_member(value) if of_member else value
-        raise AssertionError("a value that no member allows was let through")
-
-    return TypeSchema(schema={"anyOf": schemas}, convert=convert)
-
-
-def _enumeration(values: list[Any], where: str) -> dict[str, Any]:
-    kinds = {type(value) for value in values}
-    if len(kinds) != 1 or not kinds <= {str, int, bool}:
-        raise ValueError(f"{where}: the choices must be all strings or all integers, not {values!r}")
-    return {"type": _SCALARS[kinds.pop()], "enum": values}
-
-
-def _dataclass(annotation: type, where: str) -> TypeSchema:
-    hints = get_type_hints(annotation, include_extras=True)
-    fields = [field for field in dataclasses.fields(annotation) if field.init]
-    missing = dataclasses.MISSING
-    members = {field.name: schema_of_type(hints[field.name], where=where) for field in fields}
-    required = [f.name for f in fields if f.default is missing and f.default_factory is missing]
-    return _object(members, required, lambda values: annotation(**values))
-
-
-def _typed_dict(annotation: Any, where: str) -> TypeSchema:
-    hints = get_type_hints(annotation, include_extras=True)
-    members = {name: schema_of_type(_unqualified(hint), where=where) for name, hint in hints.items()}
-    required = [name for name in hints if name in annotation.__required_keys__]
-    if not any(member.convert for member in members.values()):
-        return TypeSchema(schema=_object(members, required, dict).schema)
-    return _object(members, required, dict)
-
-
-def _unqualified(hint: Any) -> Any:
-    """A TypedDict's hint without `Required` or `NotRequired`."""
-    return get_args(hint)[0] if get_origin(hint) in (typing.Required, typing.NotRequired) else hint
-
-
-def _object(members: Mapping[str, TypeSchema], required: list[str], build: Convert) -> TypeSchema:
-    schema = {
-        "type": "object",
-        "properties": {name: member.schema for name, member in members.items()},
-        "required": required,
-        "additionalProperties": False,
-    }
-    converters = {name: member.convert for name, member in members.items() if member.convert}
-
-    def convert(values: Any) -> Any:
-        return build(
-            {name: converters[name](v) if name in converters else v for name, v in values.items()}  # type: ignore[misc]
+    def literal_schema(self, schema: Any) -> JsonSchemaValue:
+        return self._choices(
+            [value.value if isinstance(value, enum.Enum) else value for value in schema["expected"]]
         )
 
-    return TypeSchema(schema=schema, convert=convert)
+    def dataclass_schema(self, schema: Any) -> JsonSchemaValue:
+        return self._closed(super().dataclass_schema(schema))
+
+    def typed_dict_schema(self, schema: Any) -> JsonSchemaValue:
+        return self._closed(super().typed_dict_schema(schema))
+
+    def field_title_should_be_set(self, schema: Any) -> bool:
+        del schema
+        return False
+
+    def _choices(self, values: list[Any]) -> JsonSchemaValue:
+        kinds = {type(value) for value in values if value is not None}
+        if len(kinds) > 1 or not kinds <= {str, int, bool}:
+            raise _NotToldError(f"the choices must be all strings or all integers, not {values!r}")
+        names = {str: "string", int: "integer", bool: "boolean"}
+        told = [names[kind] for kind in kinds] + ["null"] * (None in values)
+        return {"type": told[0] if len(told) == 1 else told, "enum": values}
+
+    @staticmethod
+    def _closed(schema: JsonSchemaValue) -> JsonSchemaValue:
+        """An object that has these members and no others."""
+        for member in schema.get("properties", {}).values():
+            member.pop("default", None)
+        schema.setdefault("required", [])
+        return {**schema, "additionalProperties": False}
 
 
-def _pydantic(model: Any, where: str) -> TypeSchema:
-    """A pydantic model. Its own validators speak through the `ValueError` that pydantic raises."""
-    document = model.model_json_schema()
-    definitions = document.pop("$defs", {})
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    kind = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    has_config = dataclasses.is_dataclass(kind) or is_typeddict(kind)
+    if has_config or (isinstance(kind, type) and issubclass(kind, BaseModel)):
+        return TypeAdapter(annotation)
+    return TypeAdapter(annotation, config=_CONFIG)
+
+
+def _prepared(annotation: Any) -> Any:
+    """The annotation as pydantic reads it: texts in `Annotated` describe, and `TypedDict` is the one that it takes."""
+    if is_typeddict(annotation):
+        return _own_typed_dict(annotation)
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        metadata = [Field(description=item) if isinstance(item, str) else item for item in arguments[1:]]
+        return Annotated[(_prepared(arguments[0]), *metadata)]  # type: ignore[return-value]
+    if origin in (
+        typing.Required,
+        typing.NotRequired,
+        typing_extensions.Required,
+        typing_extensions.NotRequired,
+    ):
+        return origin[_prepared(arguments[0])]
+    if origin in (Union, types.UnionType):
+        return Union[tuple(map(_prepared, arguments))]  # noqa: UP007  made as the program runs
+    if origin in (list, dict, set, frozenset, tuple, Sequence, Mapping):
+        prepared = tuple(_prepared(argument) for argument in arguments)
+        return origin[prepared] if prepared != arguments else annotation
+    return annotation
+
+
+@functools.cache
+def _own_typed_dict(annotation: Any) -> Any:
+    """The same `TypedDict` as `typing_extensions` has it, which is the one that pydantic takes before Python 3.12."""
+    hints = get_type_hints(annotation, include_extras=True)
+    marks = (typing.Required, typing.NotRequired, typing_extensions.Required, typing_extensions.NotRequired)
+    members: dict[str, Any] = {}
+    for name, hint in hints.items():
+        bare = _prepared(get_args(hint)[0] if get_origin(hint) in marks else hint)
+        required = name in annotation.__required_keys__
+        members[name] = (typing_extensions.Required if required else typing_extensions.NotRequired)[bare]
+    return typing_extensions.TypedDict(annotation.__name__, members)  # type: ignore[operator]
+
+
+def _is_json(annotation: Any) -> bool:
+    """Whether the JSON value is the value: scalars, lists and objects of such, and bounds on them."""
+    if annotation in _SCALARS or annotation in (float, list, dict):
+        return True
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return not any(isinstance(value, enum.Enum) for value in arguments)
+    if origin is Annotated:
+        return _is_json(arguments[0]) and all(_only_bounds(item) for item in arguments[1:])
+    if origin in (Union, types.UnionType, list):
+        return all(map(_is_json, arguments))
+    return origin is dict and all(map(_is_json, arguments))
+
+
+def _only_bounds(item: Any) -> bool:
+    """Whether metadata describes or bounds a value, and cannot change it."""
+    if isinstance(item, FieldInfo):
+        return all(map(_only_bounds, item.metadata))
+    return (
+        isinstance(item, str | annotated_types.BaseMetadata)
+        or type(item).__name__ == "_PydanticGeneralMetadata"
+    )
+
+
+def _has_floats(annotation: Any) -> bool:
+    return annotation is float or any(map(_has_floats, get_args(annotation)))
+
+
+def _checked(adapter: TypeAdapter[Any], value: Any) -> Any:
+    """A number as JSON has it, so that 5 stays 5, but none that a float cannot hold."""
+    adapter.validate_python(value)
+    return value
+
+
+def _tidied(schema: dict[str, Any], definitions: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Without references and titles, types first, and bare types of a union as one list."""
 
     def expand(node: Any, open_names: tuple[str, ...] = ()) -> Any:
         if isinstance(node, list):
@@ -227,13 +223,22 @@ def _pydantic(model: Any, where: str) -> TypeSchema:
         if "$ref" in node:
             name = node["$ref"].rsplit("/", 1)[-1]
             if name in open_names:
-                raise ValueError(f"{where}: {model.__name__} contains itself, which a tool cannot take")
-            return expand(definitions[name], (*open_names, name))
+                title = definitions[name].get("title", name)
+                raise ValueError(f"{where}: {title} contains itself, which a tool cannot take")
+            rest = {key: value for key, value in node.items() if key != "$ref"}
+            return expand({**definitions[name], **rest}, (*open_names, name))
         # `title` as a keyword is pydantic's name for the part; as a property it is a dictionary.
-        return {
+        told = {
             key: expand(value, open_names)
             for key, value in node.items()
             if key != "title" or isinstance(value, dict)
         }
+        options = told.get("anyOf")
+        if isinstance(options, list) and all(
+            option.keys() == {"type"} and isinstance(option["type"], str) for option in options
+        ):
+            told = {"type": [option["type"] for option in told.pop("anyOf")], **told}
+        kind = told.get("type")
+        return {"type": kind, **told} if isinstance(kind, str | list) else told
 
-    return TypeSchema(schema=expand(document), convert=model.model_validate)
+    return expand(schema)

@@ -11,15 +11,17 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
+from pydantic import ValidationError
+
 from polyturn.tools.decorator import Tool, as_tool, tools_of
 from polyturn.tools.limits import MAX_RESULT_CHARS, OutOfTime, SlotsExhausted
 from polyturn.tools.metrics import UNKNOWN_TOOL, ToolUsage
 from polyturn.tools.plain import clean_text, shown, unfit
-from polyturn.tools.schemas import plain
+from polyturn.tools.schemas import field_default, plain
 from polyturn.tools.stateful import StateFactory, StatefulTool, as_state_factory
 from polyturn.tools.threads import GivenUp, PinnedThread
 from polyturn.tools.types import ToolCall, ToolError, ToolResult, ToolSpec
-from polyturn.tools.validation import ArgumentChecker, nearest, not_made
+from polyturn.tools.validation import ArgumentChecker, listed, nearest, not_made
 
 State = TypeVar("State", bound=StatefulTool)
 ToolLike = Tool | Callable[..., Any] | type[StatefulTool] | StateFactory
@@ -233,7 +235,7 @@ class Toolset:
             tool = self._tools[call.name]
             if call.name in self._stateful_names:
                 raise RuntimeError(f"tool {call.name!r} lives for one episode: open_state() comes first")
-            if tool.converters:
+            if tool.converters or tool.defaults:
                 arguments, complaint = _converted(tool, arguments)
         if complaint is not None:
             name = call.name if call.name in self._tools else clean_text(call.name[:MAX_NAME])
@@ -422,7 +424,8 @@ def _result(
 
 def _converted(tool: Tool, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
     """The arguments as the function wants them, or what a type's own checks say of them."""
-    converted = dict(arguments)
+    absent = {name: field for name, field in tool.defaults.items() if name not in arguments}
+    converted = {**arguments, **{name: field_default(field) for name, field in absent.items()}}
     problems: list[str] = []
     for name, convert in tool.converters.items():
         if name not in arguments:
@@ -431,15 +434,20 @@ def _converted(tool: Tool, arguments: Mapping[str, Any]) -> tuple[dict[str, Any]
             converted[name] = convert(arguments[name])
         except ValueError as error:
             problems += [f"argument {name!r}: {text}" for text in _texts(error)]
-    return converted, not_made(tool.spec.name, "; ".join(problems)) if problems else None
+    return converted, not_made(tool.spec.name, listed(problems)) if problems else None
 
 
 def _texts(error: ValueError) -> list[str]:
     """One line for each problem; pydantic's errors have a list of them."""
-    details = getattr(error, "errors", None)
-    if not callable(details):
+    if not isinstance(error, ValidationError):
         return [str(error)]
-    return [
-        f"{'.'.join(str(part) for part in detail['loc'])}: {detail['msg']}".removeprefix(": ")
-        for detail in details()
-    ]
+    texts = []
+    for detail in error.errors(include_url=False, include_input=False):
+        raised = detail.get("ctx", {}).get("error")
+        if detail["loc"] or raised is None:
+            texts.append(
+                f"{'.'.join(str(part) for part in detail['loc'])}: {detail['msg']}".removeprefix(": ")
+            )
+        else:  # of a check of the whole value, in its author's words
+            texts.append(str(raised))
+    return texts

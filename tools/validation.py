@@ -74,7 +74,7 @@ class ArgumentChecker:
         problems = [] if takes_others else _unknown_arguments(arguments, properties)
         known = {name: value for name, value in arguments.items() if name in properties or not problems}
         problems += [_describe(error, properties) for error in self._validator.errors(known)]
-        return not_made(self._name, _listed(problems)) if problems else None
+        return not_made(self._name, listed(problems)) if problems else None
 
     def _plainly_right(self, arguments: Mapping[str, Any], types: Mapping[str, frozenset[type]]) -> bool:
         """Whether every argument is known and of the very type, without asking the validator."""
@@ -89,7 +89,7 @@ def not_made(name: str, problem: str) -> str:
     return f"The call of {name!r} was not made: {problem}."
 
 
-def _listed(problems: Iterable[str]) -> str:
+def listed(problems: Iterable[str]) -> str:
     """Problems in one line, each once and none too long, whatever the model wrote."""
     told = list(dict.fromkeys(problems))
     more = f"; and {len(told) - MAX_PROBLEMS:,} more" if len(told) > MAX_PROBLEMS else ""
