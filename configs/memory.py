@@ -166,7 +166,7 @@ def check_layout(config: RunConfig, shape: ModelShape) -> None:
             if shape.experts
             else f"trainer.parallel.expert is {parallel.expert}, but the model has no experts; set it to 1"
         )
-    for axis, size, what in _widths(shape):
+    for axis, size, what in split_widths(shape):
         ranks = getattr(parallel, axis)
         if size % ranks:
             raise ConfigError(
@@ -175,7 +175,7 @@ def check_layout(config: RunConfig, shape: ModelShape) -> None:
     stage_parameters(shape, parallel, user_stage_sizes(config))
 
 
-def _widths(shape: ModelShape) -> Iterator[tuple[str, int, str]]:
+def split_widths(shape: ModelShape) -> Iterator[tuple[str, int, str]]:
     """Which axis splits which inner width: the axis, the width, what it is of."""
     experts = shape.experts
     if experts is None or not all(experts.layers):

@@ -22,6 +22,8 @@ FAMILIES = (
     "qwen3_moe",
 )
 """The `model_type`s that the trainer can load."""
+LATENT_FAMILIES = ("deepseek_v3", "kimi_k2")
+"""Those with multi-head latent attention."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,13 +122,18 @@ class ModelShape:
             )
         sizes = _Sizes(data, source)
         num_heads = sizes["num_attention_heads"]
+        num_kv_heads = sizes.get("num_key_value_heads", num_heads)
+        if num_heads % num_kv_heads:
+            raise ConfigError(
+                f"{source}: the {num_kv_heads} key-value heads must divide the {num_heads} attention heads"
+            )
         return cls(
             model_type=model_type,
             vocab_size=sizes["vocab_size"],
             hidden_size=sizes["hidden_size"],
             num_layers=sizes["num_hidden_layers"],
             num_heads=num_heads,
-            num_kv_heads=sizes.get("num_key_value_heads", num_heads),
+            num_kv_heads=num_kv_heads,
             head_dim=sizes.get("head_dim", sizes["hidden_size"] // num_heads),
             ffn_size=sizes["intermediate_size"],
             max_positions=sizes["max_position_embeddings"],
@@ -262,7 +269,7 @@ def _read_experts(data: Mapping[str, Any], sizes: _Sizes) -> ExpertShape | None:
 
 
 def _read_latent(data: Mapping[str, Any], sizes: _Sizes) -> LatentShape | None:
-    if "kv_lora_rank" not in data:
+    if data["model_type"] not in LATENT_FAMILIES:
         return None
     return LatentShape(
         query_rank=None if data.get("q_lora_rank") is None else sizes["q_lora_rank"],

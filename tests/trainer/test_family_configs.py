@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from polyturn.configs.model_shape import FAMILIES as SHAPES
 from polyturn.configs.models import preset_directory, preset_names, read_json
@@ -14,7 +16,7 @@ from polyturn.trainer.megatron.cpu import install_cpu_compatibility
 install_cpu_compatibility("cpu")
 
 from polyturn.trainer.megatron.families import FAMILIES, find_family  # noqa: E402
-from polyturn.trainer.megatron.families.computation import same_computation  # noqa: E402
+from polyturn.trainer.megatron.families.computation import describe_computation, same_computation  # noqa: E402
 from polyturn.trainer.megatron.families.rope import YarnScaling, read_rope  # noqa: E402
 from polyturn.trainer.megatron.layout import ModelLayout  # noqa: E402
 from polyturn.trainer.megatron.model import read_architecture, transformer_config  # noqa: E402
@@ -80,6 +82,22 @@ def test_deepseek_as_published() -> None:
             "needs weights that are not quantised",
         ),
         ("deepseek-v3", {"rope_interleave": False}, "rope_interleave off is not supported"),
+        ("deepseek-v3", {"n_group": None}, "has no 'n_group', which model_type 'deepseek_v3' needs"),
+        ("deepseek-v3", {"topk_group": 9}, "n_group=8 must divide the 256 experts, and topk_group=9"),
+        ("glm-4.5-air", {"num_experts_per_tok": 1}, "with it not for one expert a token"),
+        ("glm-4.5-air", {"routed_scaling_factor": "2"}, "'routed_scaling_factor' must be a number above 0"),
+        ("qwen3-30b-a3b", {"num_experts_per_tok": 129}, "must be one of the 128 experts at least"),
+        ("qwen3-4b", {"rms_norm_eps": None}, "has no 'rms_norm_eps'"),
+        ("qwen3-4b", {"tie_word_embeddings": "yes"}, "must be true or false, not 'yes'"),
+        ("qwen3-4b", {"is_causal": False}, "is_causal=false is not supported"),
+        ("qwen3-4b", {"head_dim": 127}, "127 rotated dimensions"),
+        ("qwen3-4b", {"partial_rotary_factor": 0.5}, "whose heads are rotated whole"),
+        ("qwen3-4b", {"num_key_value_heads": 7}, "7 key-value heads must divide the 32 attention heads"),
+        (
+            "qwen3-4b",
+            {"rope_parameters": {"rope_theta": 1}, "rope_scaling": {"type": "linear", "factor": 2}},
+            "has both rope_parameters and rope_scaling",
+        ),
     ],
 )
 def test_features_that_would_be_computed_otherwise_are_refused(
@@ -162,3 +180,31 @@ def test_spellings_of_one_computation_are_the_same(name: str) -> None:
     ):
         with pytest.raises(ValueError, match=rf"model\.reference_path: new has ({told})"):
             same_computation(old, new | changes, source=Path("new"), what="model.reference_path")
+
+
+VALUES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-2, 300),
+    st.floats(),
+    st.text(max_size=3),
+    st.lists(st.integers(0, 3), max_size=3),
+    st.dictionaries(st.sampled_from(["rope_type", "type", "factor", "rope_theta"]), st.integers(0, 3)),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(name=st.sampled_from(preset_names()), data=st.data())
+def test_any_key_of_any_value_is_read_or_refused(name: str, data: st.DataObject) -> None:
+    hf = published(name)
+    for key in data.draw(st.lists(st.sampled_from(sorted(hf)), min_size=1, max_size=2)):
+        if data.draw(st.booleans()):
+            hf.pop(key, None)
+        else:
+            hf[key] = data.draw(VALUES)
+    try:
+        describe_computation(hf)
+        read_architecture(hf, tensor_parallel=2)
+        transformer_config(hf, dtype="bfloat16", device="cpu", extra={}, layout=ModelLayout())
+    except ValueError as error:
+        assert str(error)

@@ -18,11 +18,12 @@ from megatron.core.transformer.transformer_config import MLATransformerConfig, T
 from torch.nn import functional
 
 from polyturn.configs.expert_layers import num_experts
+from polyturn.configs.memory import split_widths
 from polyturn.configs.model_shape import ModelShape
 from polyturn.configs.stages import StageSizes, divide_layers
 from polyturn.trainer.megatron.families import Family, find_family
 from polyturn.trainer.megatron.families.family import core_settings
-from polyturn.trainer.megatron.families.rope import Llama3Scaling, Rope, YarnScaling, read_rope
+from polyturn.trainer.megatron.families.rope import Llama3Scaling, Rope, read_rope
 from polyturn.trainer.megatron.layer_specs import block_spec
 from polyturn.trainer.megatron.layout import ModelLayout
 
@@ -50,18 +51,15 @@ def read_architecture(hf: Mapping[str, Any], *, tensor_parallel: int) -> Archite
         ValueError: a family or a feature that is not supported.
     """
     family = find_family(hf)
+    shape = ModelShape.of(hf, source="the model's config.json")
     rope = read_rope(hf, default_percent=family.rotary_percent)
-    if isinstance(rope.scaling, YarnScaling) and "kv_lora_rank" not in hf:
-        raise ValueError(
-            "rope type 'yarn' is supported with latent attention only: use a model with 'default'"
-        )
     vocab_size = hf["vocab_size"]
     return Architecture(
         family=family,
         vocab_size=vocab_size,
         padded_vocab_size=math.ceil(vocab_size / tensor_parallel) * tensor_parallel,
         tied_embeddings=bool(hf.get("tie_word_embeddings", False)),
-        shape=ModelShape.of(hf, source="the model's config.json"),
+        shape=shape,
         max_position_embeddings=hf["max_position_embeddings"],
         rope=rope,
     )
@@ -120,7 +118,12 @@ def transformer_config(
     settings |= extra
     settings |= _stage_settings(settings, layout)
     config_class = MLATransformerConfig if settings.get("multi_latent_attention") else TransformerConfig
-    return config_class(**settings)
+    try:
+        return config_class(**settings)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"Megatron-core refuses the model, the layout or an option of it: {error}"
+        ) from error
 
 
 def _layout_settings(layout: ModelLayout) -> dict[str, Any]:
@@ -165,6 +168,11 @@ def _refuse_layout(hf: Mapping[str, Any], layout: ModelLayout) -> None:
         raise ValueError(f"parallel.expert={layout.expert} asks for experts, and the model has none: use 1")
     if experts % layout.expert:
         raise ValueError(f"parallel.expert={layout.expert} must divide the model's {experts} experts")
+    for axis, width, what in split_widths(ModelShape.of(hf, source="the model's config.json")):
+        if width % getattr(layout, axis):
+            raise ValueError(
+                f"parallel.{axis}={getattr(layout, axis)} must divide the {width} channels of the model's {what}"
+            )
 
 
 def build_model(

@@ -140,14 +140,7 @@ def make_tiny(name: str, directory: Path, **overrides: Any) -> Path:
     config = getattr(transformers, class_name)(**{**_COMMON, **changes, **overrides})
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-    with torch.no_grad():
-        for tensor_name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            if "norm" in tensor_name or "bias" in tensor_name:
-                # Ones and zeros would hide a swapped or forgotten one.
-                tensor.copy_((1.0 if "norm" in tensor_name else 0.0) + 0.3 * torch.randn_like(tensor))
-            elif tensor_name.endswith("gate.weight"):
-                # Experts far apart in score, so that rounding does not choose others.
-                tensor.copy_(torch.randn_like(tensor))
+    randomize(model)
     model.save_pretrained(directory)
     path = directory / "config.json"
     hf = json.loads(path.read_text())
@@ -157,6 +150,18 @@ def make_tiny(name: str, directory: Path, **overrides: Any) -> Path:
         logits = [model(torch.from_numpy(ids)[None]).logits[0] for ids in token_ids()]
     torch.save(torch.cat(logits), directory / "logits.pt")
     return directory
+
+
+def randomize(model: torch.nn.Module) -> None:
+    """Norms, biases and routers of which none could be swapped or forgotten unseen."""
+    with torch.no_grad():
+        for tensor_name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if "norm" in tensor_name or "bias" in tensor_name:
+                # Ones and zeros would hide a swapped or forgotten one.
+                tensor.copy_((1.0 if "norm" in tensor_name else 0.0) + 0.3 * torch.randn_like(tensor))
+            elif tensor_name.endswith("gate.weight"):
+                # Experts far apart in score, so that rounding does not choose others.
+                tensor.copy_(torch.randn_like(tensor))
 
 
 def token_ids() -> list[np.ndarray]:

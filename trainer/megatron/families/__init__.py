@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from polyturn.configs.model_shape import ModelShape
 from polyturn.trainer.megatron.families.dense import GLM4, LLAMA, QWEN2, QWEN3
 from polyturn.trainer.megatron.families.experts import GLM4_MOE, QWEN3_MOE
 from polyturn.trainer.megatron.families.family import Family, HFConfig
+from polyturn.trainer.megatron.families.keys import WHERE, check_keys
 from polyturn.trainer.megatron.families.latent import LATENT
+from polyturn.trainer.megatron.families.rope import YarnScaling, read_rope
 
 FAMILIES: dict[str, Family] = {
     model_type: family
@@ -24,6 +27,10 @@ def find_family(hf: HFConfig) -> Family:
     if model_type not in FAMILIES:
         raise ValueError(f"model_type {model_type!r} is not supported: one of {', '.join(sorted(FAMILIES))}")
     family = FAMILIES[model_type]
+    check_keys(hf, family)
+    shape = ModelShape.of(hf, source=WHERE)
+    if hf.get("is_causal") is False:
+        raise ValueError("is_causal=false is not supported: a policy sees what is before a token alone")
     if hf.get("hidden_act", "silu") != "silu":
         raise ValueError(f"hidden_act {hf['hidden_act']!r} is not supported: only 'silu'")
     if hf.get("use_sliding_window"):
@@ -32,6 +39,16 @@ def find_family(hf: HFConfig) -> Family:
         raise ValueError(
             "the model's config.json has a quantization_config, and the trainer needs weights that are not quantised: "
             "use the model in bfloat16, or make it with polyturn convert DIR NEW --to hf, which reads block-wise FP8"
+        )
+    rope = read_rope(hf, default_percent=family.rotary_percent)
+    if isinstance(rope.scaling, YarnScaling) and shape.latent is None:
+        raise ValueError(
+            "rope type 'yarn' is supported with latent attention only: use a model with 'default'"
+        )
+    rotated = shape.latent.rotary_dim if shape.latent else int(shape.head_dim * rope.percent)
+    if rotated % 2 or not rotated:
+        raise ValueError(
+            f"{rotated} rotated dimensions of a head are not supported: they are rotated in pairs"
         )
     family.refuse(hf)
     return family

@@ -53,21 +53,45 @@ def corrected_router_settings(hf: HFConfig) -> dict[str, Any]:
     return settings
 
 
+def refuse_choices(hf: HFConfig) -> None:
+    """
+    Raises:
+        ValueError: more experts a token than there are, or none.
+    """
+    chosen, count = hf["num_experts_per_tok"], num_experts(hf)
+    if not 0 < chosen <= count:
+        raise ValueError(
+            f"num_experts_per_tok={chosen} must be one of the {count} experts at least, and all at most"
+        )
+
+
 def refuse_routers(hf: HFConfig) -> None:
     """What Megatron-core's sigmoid router computes otherwise than the model's own.
 
     Raises:
         ValueError: weights that are not normed, or groups not chosen by their two best experts.
     """
-    if not hf.get("norm_topk_prob", True) and hf["num_experts_per_tok"] > 1:
-        raise ValueError("sigmoid routing without norm_topk_prob is not supported: weights are always normed")
+    refuse_choices(hf)
+    if hf.get("norm_topk_prob", True) != (hf["num_experts_per_tok"] > 1):
+        raise ValueError(
+            "sigmoid routing without norm_topk_prob is not supported, and with it not for one expert a token: weights "
+            "are normed where several are chosen, and only there"
+        )
     if hf.get("scoring_func", "sigmoid") != "sigmoid":
         raise ValueError(
             f"scoring_func {hf['scoring_func']!r} is not supported: only 'sigmoid' with this family"
         )
     if hf.get("topk_method", "noaux_tc") != "noaux_tc":
         raise ValueError(f"topk_method {hf['topk_method']!r} is not supported: only 'noaux_tc'")
-    if (hf.get("n_group") or 1) > 1 and hf["num_experts_per_tok"] // hf["topk_group"] != 2:
+    num_groups = hf.get("n_group") or 1
+    if num_groups == 1:
+        return
+    if num_experts(hf) % num_groups or not 0 < hf["topk_group"] <= num_groups:
+        raise ValueError(
+            f"n_group={num_groups} must divide the {num_experts(hf)} experts, and topk_group={hf['topk_group']} be one "
+            "of them at least and all at most"
+        )
+    if hf["num_experts_per_tok"] // hf["topk_group"] != 2:
         raise ValueError(
             "groups of experts are chosen by their two best: num_experts_per_tok must be twice topk_group, "
             f"not {hf['num_experts_per_tok']} with topk_group {hf['topk_group']}"
@@ -86,8 +110,22 @@ def _qwen3_moe_settings(hf: HFConfig) -> dict[str, Any]:
 
 _MIXTURE = {**EMBEDDINGS, **ATTENTION, **DENSE_MLP, **EXPERTS}
 
+
+def _refuse_qwen3_moe(hf: HFConfig) -> None:
+    refuse_biases(hf)
+    refuse_choices(hf)
+    if hf["num_experts_per_tok"] == 1 and hf.get("norm_topk_prob"):
+        raise ValueError(
+            "norm_topk_prob with one expert a token, whose weight is then always 1, is not supported"
+        )
+
+
 QWEN3_MOE = Family(
-    model_types=("qwen3_moe",), settings=_qwen3_moe_settings, rows=_MIXTURE, refuse=refuse_biases
+    model_types=("qwen3_moe",),
+    settings=_qwen3_moe_settings,
+    rows=_MIXTURE,
+    refuse=_refuse_qwen3_moe,
+    required=("num_experts_per_tok",),
 )
 
 
@@ -106,6 +144,7 @@ GLM4_MOE = Family(
     settings=_glm4_moe_settings,
     rows={**_MIXTURE, **CORRECTED_ROUTER, **SHARED_EXPERTS},
     refuse=refuse_routers,
+    required=("n_routed_experts", "num_experts_per_tok", "routed_scaling_factor"),
     rotary_percent=0.5,
 )
 """arXiv 2508.06471"""

@@ -21,8 +21,12 @@ class Family:
     rows: Rows
     refuse: Callable[[HFConfig], None] = lambda _hf: None
     """Raises ValueError for a feature of the family that is not supported."""
+    required: tuple[str, ...] = ()
+    """Keys that a config must have, beyond those of every family: where they are missing, transformers has defaults of
+    its own."""
     rotary_percent: float = 1.0
-    """Where the config does not say."""
+    """The share of a head's dimensions that is rotated, where the config does not say; where it is 1, all are, whatever
+    the config says."""
     sandwich_norms: bool = False
     """The outputs of attention and MLP are normed before they are added, too."""
     latent_norm_epsilon: float | None = None

@@ -75,6 +75,14 @@ LATENT = Family(
         **SHARED_EXPERTS,
     },
     refuse=_refuse,
+    required=(
+        "kv_lora_rank",
+        "n_group",
+        "n_routed_experts",
+        "num_experts_per_tok",
+        "routed_scaling_factor",
+        "topk_group",
+    ),
     # The norms of the latents take no epsilon from the config.
     latent_norm_epsilon=1e-6,
 )

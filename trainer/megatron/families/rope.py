@@ -59,18 +59,38 @@ class Rope:
 def read_rope(hf: Mapping[str, Any], *, default_percent: float = 1.0) -> Rope:
     """From `rope_parameters`, or from the older `rope_theta` and `rope_scaling`.
 
+    Args:
+        default_percent: the family's share of rotated dimensions. Of families that rotate all, transformers ignores
+            another share in the config and engines do not, so it is refused.
+
     Raises:
-        ValueError: a rope type that is not supported.
+        ValueError: a rope that is not supported, described twice, or not whole.
     """
-    rope = hf.get("rope_parameters") or hf.get("rope_scaling") or {}
-    rope_type = rope.get("rope_type", rope.get("type", "default"))
+    new, old = hf.get("rope_parameters"), hf.get("rope_scaling")
+    if new and old and dict(new) != dict(old):
+        raise ValueError("the model's config.json has both rope_parameters and rope_scaling, and they differ")
+    rope = new or old or {}
+    percent = float(rope.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or default_percent)
+    if default_percent == 1.0 != percent:
+        raise ValueError(
+            f"partial_rotary_factor={percent} is not supported with model_type {hf.get('model_type')!r}, whose heads "
+            "are rotated whole: take it out of config.json"
+        )
     return Rope(
-        base=float(rope.get("rope_theta") or hf.get("rope_theta") or 10_000.0),
-        percent=float(
-            rope.get("partial_rotary_factor") or hf.get("partial_rotary_factor") or default_percent
-        ),
-        scaling=_read_scaling(rope_type, rope),
+        base=_number(rope, "rope_theta", hf.get("rope_theta") or 10_000.0),
+        percent=percent,
+        scaling=_read_scaling(rope.get("rope_type", rope.get("type", "default")), rope),
     )
+
+
+def _number(rope: Mapping[str, Any], key: str, default: float | None = None) -> float:
+    value = rope.get(key)
+    value = default if value is None else value
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise ValueError(
+            f"the rope in the model's config.json: '{key}' must be a number above 0, not {value!r:.60}"
+        )
+    return float(value)
 
 
 def _read_scaling(rope_type: str, rope: Mapping[str, Any]) -> Llama3Scaling | YarnScaling | None:
@@ -78,10 +98,10 @@ def _read_scaling(rope_type: str, rope: Mapping[str, Any]) -> Llama3Scaling | Ya
         return None
     if rope_type == "llama3":
         return Llama3Scaling(
-            factor=float(rope["factor"]),
-            low_freq_factor=float(rope["low_freq_factor"]),
-            high_freq_factor=float(rope["high_freq_factor"]),
-            original_positions=int(rope["original_max_position_embeddings"]),
+            factor=_number(rope, "factor"),
+            low_freq_factor=_number(rope, "low_freq_factor"),
+            high_freq_factor=_number(rope, "high_freq_factor"),
+            original_positions=int(_number(rope, "original_max_position_embeddings")),
         )
     if rope_type == "yarn":
         return _read_yarn(rope)
@@ -93,17 +113,17 @@ def _read_scaling(rope_type: str, rope: Mapping[str, Any]) -> Llama3Scaling | Ya
 def _read_yarn(rope: Mapping[str, Any]) -> YarnScaling:
     if rope.get("attention_factor") is not None or not rope.get("truncate", True):
         raise ValueError("yarn rope with attention_factor or without truncation is not supported")
-    mscale, mscale_all_dim = rope.get("mscale"), rope.get("mscale_all_dim")
-    if not (mscale and mscale_all_dim):
+    mscale, mscale_all_dim = 1.0, 0.0
+    if rope.get("mscale") and rope.get("mscale_all_dim"):
+        mscale, mscale_all_dim = _number(rope, "mscale"), _number(rope, "mscale_all_dim")
+    elif rope.get("mscale_all_dim"):
         # transformers then scales cosines and sines by the factor alone.
-        mscale, mscale_all_dim = 1.0, 0.0
-        if rope.get("mscale_all_dim"):
-            raise ValueError("yarn rope with mscale_all_dim, but without mscale, is not supported")
+        raise ValueError("yarn rope with mscale_all_dim, but without mscale, is not supported")
     return YarnScaling(
-        factor=float(rope["factor"]),
-        original_positions=int(rope["original_max_position_embeddings"]),
-        beta_fast=float(rope.get("beta_fast") or 32),
-        beta_slow=float(rope.get("beta_slow") or 1),
-        mscale=float(mscale),
-        mscale_all_dim=float(mscale_all_dim),
+        factor=_number(rope, "factor"),
+        original_positions=int(_number(rope, "original_max_position_embeddings")),
+        beta_fast=_number(rope, "beta_fast", 32.0),
+        beta_slow=_number(rope, "beta_slow", 1.0),
+        mscale=mscale,
+        mscale_all_dim=mscale_all_dim,
     )
