@@ -24,7 +24,7 @@ def find_family(hf: HFConfig) -> Family:
         ValueError: it is none of those known, or uses a feature of its family that is not supported.
     """
     model_type = hf.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ValueError(f"model_type {model_type!r} is not supported: one of {', '.join(sorted(FAMILIES))}")
     family = FAMILIES[model_type]
     check_keys(hf, family)
