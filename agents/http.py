@@ -3,29 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
 from polyturn.agents.policy import PolicyFault
+from polyturn.tools.retries import Retries, Tries, asked_wait_s, may_pass, transport_problem
+from polyturn.tools.secrets import public_url
 
 _MAX_SHOWN = 300
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Retries:
-    """How often, and after how long, a request is sent again. Waits double, each times a factor in [0.5, 1.5)."""
-
-    max_retries: int = 4
-    first_wait_s: float = 0.25
-    jitter: random.Random = field(default_factory=random.Random)
-
-    def wait_s(self, attempt: int) -> float:
-        """Seconds before the retry that follows attempt 0, 1, ..."""
-        return self.first_wait_s * 2**attempt * (0.5 + self.jitter.random())
 
 
 async def post_json(
@@ -36,30 +23,38 @@ async def post_json(
     retries: Retries,
     headers: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The JSON object that `url` answers. Broken connections and statuses from 500 on are tried again.
+    """The JSON object that `url` answers, within the deadline of `retries`.
+
+    Broken connections, statuses from 500 on, and 408, 425 and 429 are tried again, after the time that the server asks
+    for.
 
     Raises:
-        PolicyFault: the request was refused (4xx), took too long, or failed at every try.
+        PolicyFault: the request was refused (another 4xx), took too long, or failed at every try.
     """
-    attempt = 0
-    cause: httpx.TransportError | None
+    tries, shown_url = Tries(retries), public_url(url)
     while True:
+        problem, asked_s, cause = "", None, None
+        deadline = asyncio.timeout(tries.left_s)
         try:
-            response = await client.post(url, json=dict(payload), headers=dict(headers or {}))
-        except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout) as error:
-            raise PolicyFault(f"{url}: no answer in time ({type(error).__name__})") from error
-        except httpx.TransportError as error:
-            problem, cause = f"{type(error).__name__}: {error}", error
+            async with deadline:
+                response = await client.post(url, json=dict(payload), headers=dict(headers or {}))
+        except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout, TimeoutError) as error:
+            raise PolicyFault(f"{shown_url}: no answer in time ({type(error).__name__})") from error
+        except (httpx.TransportError, OSError) as error:
+            problem, cause = transport_problem(error), error
+        except httpx.RequestError as error:
+            raise PolicyFault(f"{shown_url}: {error}") from error
         else:
             if response.status_code < 400:
-                return _json_object(url, response)
-            problem, cause = f"HTTP {response.status_code}: {response.text[:_MAX_SHOWN]}", None
-            if response.status_code < 500:
-                raise PolicyFault(f"{url}: {problem}")
-        if attempt == retries.max_retries:
-            raise PolicyFault(f"{url}: {problem} (tried {attempt + 1} times)") from cause
-        await asyncio.sleep(retries.wait_s(attempt))
-        attempt += 1
+                return _json_object(shown_url, response)
+            problem = f"HTTP {response.status_code}: {response.text[:_MAX_SHOWN]}"
+            if not may_pass(response.status_code):
+                raise PolicyFault(f"{shown_url}: {problem}")
+            asked_s = asked_wait_s(response.headers)
+        wait_s = tries.next_wait_s(asked_s)
+        if wait_s is None:
+            raise PolicyFault(f"{shown_url}: {tries.over(problem, asked_s)}") from cause
+        await asyncio.sleep(wait_s)
 
 
 def _json_object(url: str, response: httpx.Response) -> dict[str, Any]:

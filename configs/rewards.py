@@ -58,7 +58,8 @@ class RemoteReward(Section):
     deadline_s: PositiveFloat = 60.0
     """From the end of an episode to its reward, retries included; then it is a fault."""
     max_retries: NonNegativeInt = 3
-    """After a connection that failed or a 5xx; other failures are not tried again."""
+    """After a connection that failed, a 5xx, 408, 425 or 429, not before the time that Retry-After asks for; other
+    failures are not tried again."""
     max_concurrent_requests: PositiveInt = 8
     """Requests under way at once."""
     breaker_failures: PositiveInt = 5

@@ -381,7 +381,8 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         except (EnvironmentFault, OutOfTime):
             raise
         except BaseException as error:
-            late = isinstance(error, GivenUp) or (deadline is not None and deadline.expired())
+            given_up = isinstance(error, GivenUp) and timeout_s is not None
+            late = given_up or (deadline is not None and deadline.expired())
             if is_interruption(error, own_task):
                 raise
             if not late:

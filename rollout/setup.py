@@ -29,6 +29,7 @@ from polyturn.rollout.connections import StackedConnections
 from polyturn.rollout.limits import RolloutLimits
 from polyturn.rollout.task_sources import tasks_of
 from polyturn.tools.bounded_answers import BoundedTransport
+from polyturn.tools.retries import Retries
 
 MAX_GENERATION_BYTES = 256 * 1024 * 1024
 """Of an engine's answer: tokens, logprobs and routed experts of one turn."""
@@ -134,6 +135,7 @@ async def open_policy(
                 url=each,
                 stop_token_ids=renderer.stop_token_ids,
                 stop_strings=renderer.stop_strings,
+                retries=Retries(deadline_s=config.engines.request_timeout_s),
                 record_routing=config.engines.routing_replay and not isinstance(url, str),
             )
             for each in urls

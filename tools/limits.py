@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -12,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from polyturn.tools.plain import as_number
-from polyturn.tools.threads import GivenUp
 
 Value = TypeVar("Value")
 
@@ -156,53 +154,3 @@ class ToolLimits:
 
 
 NO_LIMITS = ToolLimits()
-
-
-def call_with_deadline(
-    function: Callable[[], Value],
-    timeout_s: float,
-    *,
-    on_give_up: Callable[[], None],
-    on_end: Callable[[bool], None],
-) -> Value:
-    """The function's value, from a thread of its own, in the caller's context.
-
-    Args:
-        function: Runs in a daemon thread: it does not keep the process from ending.
-        timeout_s: How long the caller waits.
-        on_give_up: Called before `GivenUp` is raised, if the function still runs.
-        on_end: Called once when the function has ended, however late, with whether it had been given up.
-
-    Raises:
-        GivenUp: the function did not return in time.
-    """
-    outcome: Future[Value] = Future()
-    lock = threading.Lock()
-    given_up = False
-
-    def work() -> None:
-        try:
-            value = function()
-        except BaseException as raised:  # noqa: BLE001  carried over to the caller, whatever it is
-            end(outcome.set_exception, raised)
-        else:
-            end(outcome.set_result, value)
-
-    def end(settle: Callable[[Any], None], result: Any) -> None:
-        with lock:
-            late = given_up
-            settle(result)
-        on_end(late)
-
-    context = contextvars.copy_context()
-    threading.Thread(target=context.run, args=(work,), name="tool with a deadline", daemon=True).start()
-    try:
-        return outcome.result(timeout_s)
-    except TimeoutError:
-        with lock:
-            if not outcome.done():
-                given_up = True
-                on_give_up()
-        if not given_up:
-            return outcome.result()  # ended in the last moment, or the function's own TimeoutError
-        raise GivenUp from None

@@ -11,7 +11,7 @@ from polyturn.envs.adapters.randomness import OwnRandomness
 from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.envs.tasks import Task
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.tools.limits import call_with_deadline
+from polyturn.tools.threads import GivenUp, PinnedThread
 
 Value = TypeVar("Value")
 RewardKind = Literal["success", "return"]
@@ -61,7 +61,7 @@ class PeerTextEnv(ToolEnv):
         self._episode: PeerEpisode | None = None
         self._randomness = OwnRandomness(0)
         self._paid: list[float] = []
-        self._num_hanging = 0
+        self._peer = PinnedThread("peer")
 
     @abstractmethod
     def open_episode(self, task: Task) -> tuple[PeerEpisode, Sequence[Message]]:
@@ -98,10 +98,15 @@ class PeerTextEnv(ToolEnv):
 
     @property
     def is_reusable(self) -> bool:
-        return super().is_reusable and self._num_hanging == 0
+        return super().is_reusable and self._peer.is_idle
+
+    @property
+    def still_running(self) -> tuple[str, ...]:
+        return self._peer.still_running or super().still_running
 
     def close(self) -> None:
         self._close_episode()
+        self._peer.shutdown()
         super().close()
 
     def _close_episode(self) -> None:
@@ -110,16 +115,14 @@ class PeerTextEnv(ToolEnv):
             episode.close()
 
     def _in_peer(self, function: Callable[[], Value]) -> Value:
-        """The function's value, drawn from the episode's own random generators. Raises `GivenUp` when it hangs."""
+        """The function's value, drawn from the episode's own random generators. Raises `TimeoutError` when it hangs."""
 
         def run() -> Value:
             with self._randomness.active():
                 return function()
 
-        return call_with_deadline(run, self._deadline_s, on_give_up=self._hangs, on_end=self._ended)
-
-    def _hangs(self) -> None:
-        self._num_hanging += 1
-
-    def _ended(self, given_up: bool) -> None:
-        self._num_hanging -= given_up
+        try:
+            value: Value = self._peer.call(run, timeout_s=self._deadline_s, what="a call of its library")
+        except GivenUp:
+            raise TimeoutError(f"its library did not return within {self._deadline_s:g} s") from None
+        return value

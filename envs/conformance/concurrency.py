@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from concurrent.futures import ThreadPoolExecutor
 
 from polyturn.envs.conformance.episodes import Trace, difference, play, play_async, policy_of
 from polyturn.envs.conformance.findings import Nonconforming, Subject
 from polyturn.envs.tool_env import ToolEnv
 
-NUM_THREADS = 8
+NUM_AT_ONCE = 8
 
 
 def check_concurrency(subject: Subject) -> str:
@@ -52,10 +51,10 @@ async def _together(subject: Subject, count: int) -> list[Trace]:
     """`count` episodes of 64 seeds at most, all begun before any ends."""
     with contextlib.ExitStack() as stack:
         envs: list[ToolEnv] = [stack.enter_context(subject.open()) for _ in range(count)]
-        executor = stack.enter_context(ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="conformance"))
+        slots = asyncio.Semaphore(NUM_AT_ONCE)
         return await asyncio.gather(
             *(
-                play_async(env, policy_of(env, _policy(seed), seed), seed=seed, executor=executor)
+                play_async(env, policy_of(env, _policy(seed), seed), seed=seed, slots=slots)
                 for seed, env in ((index % 64, env) for index, env in enumerate(envs))
             )
         )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Generator
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -116,8 +117,13 @@ def play(
             answer = env.step(argument)
 
 
-async def play_async(env: ToolEnv, script: Script, *, seed: int, executor: Executor) -> Trace:
-    """Play an episode as training does, with what is not `async` in threads."""
+async def play_async(
+    env: ToolEnv, script: Script, *, seed: int, slots: asyncio.Semaphore | None = None
+) -> Trace:
+    """Play an episode as training does, with what is not `async` in the environment's thread.
+
+    `slots` bounds how many resets and steps run at once, of all that share it.
+    """
     episode = _episode(script, seed, None, MAX_TURNS)
     answer: Any = None
     while True:
@@ -125,10 +131,11 @@ async def play_async(env: ToolEnv, script: Script, *, seed: int, executor: Execu
             kind, argument = episode.send(answer)
         except StopIteration as end:
             return end.value
-        if kind == "reset":
-            answer = await env.reset_async(seed=argument[0], options=argument[1], executor=executor)
-        else:
-            answer = await env.step_async(argument, executor=executor)
+        async with slots or contextlib.nullcontext():
+            if kind == "reset":
+                answer = await env.reset_async(seed=argument[0], options=argument[1])
+            else:
+                answer = await env.step_async(argument)
 
 
 def difference(one: Trace, other: Trace) -> str:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from polyturn.envs.conformance.episodes import Trace, play, policy_of
+from polyturn.envs.conformance.episodes import Trace, play, play_async, policy_of
 from polyturn.envs.conformance.findings import Nonconforming, Subject
 from polyturn.envs.faults import EnvironmentFault
-from polyturn.envs.messages import AssistantMessage
+from polyturn.envs.messages import AssistantMessage, Message
+from polyturn.envs.scripts import Script
 from polyturn.envs.spaces import sample_arguments
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.envs.wrapped import WrappedToolEnv
 from polyturn.tools.decorator import Tool
 from polyturn.tools.toolset import Toolset
-from polyturn.tools.types import ToolCall
+from polyturn.tools.types import ToolCall, ToolSpec
 
 
 def innermost(env: ToolEnv) -> ToolEnv:
@@ -88,6 +90,7 @@ def check_faults(subject: Subject) -> str:
         count = _check_tools(env)
     if count:
         seen.append(f"{count} tools")
+    seen += _check_exits(subject)
     for index, sabotage in enumerate(subject.sabotage):
         with subject.open() as env:
             sabotage(env)
@@ -95,6 +98,80 @@ def check_faults(subject: Subject) -> str:
                 raise Nonconforming(f"the oracle's episode does not notice what sabotage {index} broke")
         seen.append(f"sabotage {index}")
     return ", ".join(seen) if seen else "nothing could be broken from outside"
+
+
+EXITS: tuple[type[BaseException], ...] = (
+    StopIteration,
+    SystemExit,
+    KeyboardInterrupt,
+    GeneratorExit,
+    asyncio.CancelledError,
+)
+"""What ends an event loop, or makes it wait for ever, where it gets through. `sys.exit` and argparse raise one of them,
+`next` on what is empty another."""
+
+
+def _check_exits(subject: Subject) -> list[str]:
+    """Awaited, as training plays, hooks raise what no coroutine may; it must come out as a fault like any other."""
+    seen = []
+    for hook in ("grade", "begin", "a tool"):
+        with subject.open() as env:
+            if hook == "a tool" and not env.tools:
+                continue
+            if asyncio.run(_all_exits(env, hook)):
+                seen.append(f"{hook} that exits")
+    return seen
+
+
+async def _all_exits(env: ToolEnv, hook: str) -> bool:
+    """In one event loop, as an environment may expect."""
+    return all([await _exits(env, hook, kind) for kind in EXITS])
+
+
+async def _exits(env: ToolEnv, hook: str, kind: type[BaseException]) -> bool:
+    """Whether the hook was called; what it raised must then be a fault."""
+    met = False
+
+    def leave(*_: Any, **__: Any) -> NoReturn:
+        nonlocal met
+        met = True
+        raise kind("planted by the conformance kit")
+
+    async def leave_async(*_: Any, **__: Any) -> NoReturn:
+        leave()
+
+    inner = innermost(env)
+    script = policy_of(env, "oracle")
+    if hook == "a tool":
+        spec = env.tools[0]
+        function = leave_async if env.toolset.is_async(spec.name) else leave
+        call = ToolCall(id="call_0", name=spec.name, arguments=sample_arguments(spec.parameters))
+        env.toolset.close_state()
+        inner.toolset = Toolset([Tool(spec=spec, function=function)])
+        env.toolset = inner.toolset
+        script = _calling(call)
+    else:
+        setattr(inner, hook, leave)
+    try:
+        await play_async(env, script, seed=0)
+    except EnvironmentFault:
+        return met
+    except BaseException as error:
+        raise Nonconforming(
+            f"{kind.__name__} in {hook} comes out of reset_async or step_async as {type(error).__name__}; it must be "
+            "an EnvironmentFault: let ToolEnv call hooks and tools, as its step_async does"
+        ) from error
+    if met:
+        raise Nonconforming(f"{kind.__name__} in {hook} was swallowed and the episode scored")
+    return False
+
+
+def _calling(call: ToolCall) -> Script:
+    def script(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> AssistantMessage:
+        del messages, tools
+        return AssistantMessage(tool_calls=(call,))
+
+    return script
 
 
 def _raise(*_: Any, **__: Any) -> NoReturn:

@@ -76,7 +76,7 @@ class CustomerServiceEnv(ToolEnv):
             raise ValueError(f"user must be 'scripted' or 'llm', not {user!r}")
         if user == "llm" and not (user_url and user_model):
             raise ValueError("user 'llm' needs user_url and user_model")
-        self._shop_seed = shop_seed
+        self._shop_seed, self._user_timeout_s = shop_seed, user_timeout_s
         self._llm = (user_url, user_model) if user_url and user_model and user == "llm" else None
         self._client = (
             httpx.Client(timeout=user_timeout_s, transport=BoundedSyncTransport(httpx.HTTPTransport()))
@@ -229,7 +229,9 @@ class CustomerServiceEnv(ToolEnv):
             return ScriptedUser(self._scenario)
         assert self._client is not None
         url, model = self._llm
-        return LLMUser(self._scenario, client=self._client, base_url=url, model=model)
+        return LLMUser(
+            self._scenario, client=self._client, base_url=url, model=model, timeout_s=self._user_timeout_s
+        )
 
     def _identify(self, found: Any) -> dict[str, Any]:
         customer = next(iter(found), None)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import httpx
 
 from polyturn.envs.customer_service.scenarios import Scenario
 from polyturn.envs.faults import EnvironmentFault
+from polyturn.tools.retries import Retries, Tries, asked_wait_s, may_pass
 from polyturn.tools.secrets import blank_credentials, public_url
 
 LEAVES = "###END###"
@@ -28,8 +30,11 @@ class LLMUser:
     An endpoint that fails is an `EnvironmentFault`: a customer that could not speak is no failure of the agent.
     """
 
-    def __init__(self, scenario: Scenario, *, client: httpx.Client, base_url: str, model: str) -> None:
-        self._client = client
+    def __init__(
+        self, scenario: Scenario, *, client: httpx.Client, base_url: str, model: str, timeout_s: float = 60.0
+    ) -> None:
+        """`timeout_s` is for each of the model's messages, retries included."""
+        self._client, self._timeout_s = client, timeout_s
         self._url = f"{base_url.rstrip('/')}/chat/completions"
         self._model = model
         facts = [*scenario.identity.values()]
@@ -60,17 +65,30 @@ class LLMUser:
 
     def _ask(self) -> str | None:
         try:
-            response = self._client.post(
-                self._url, json={"model": self._model, "messages": self._messages, "temperature": 0.0}
-            )
-            response.raise_for_status()
-            text = _content(response.json())
+            text = _content(self._answer().json())
         except (httpx.HTTPError, ValueError) as error:
             raise EnvironmentFault(
                 f"{public_url(self._url)}: the customer cannot speak: {blank_credentials(str(error))}"
             ) from error
         self._messages.append({"role": "assistant", "content": text})
         return None if LEAVES in text else text
+
+    def _answer(self) -> httpx.Response:
+        """The endpoint's answer, within `timeout_s` with all retries. Raises `httpx.HTTPError`."""
+        body = {"model": self._model, "messages": self._messages, "temperature": 0.0}
+        tries = Tries(Retries(deadline_s=self._timeout_s))
+        while True:
+            try:
+                response = self._client.post(self._url, json=body, timeout=max(0.001, tries.left_s))
+            except httpx.ConnectError:
+                wait_s = tries.next_wait_s()
+                if wait_s is None:
+                    raise
+            else:
+                wait_s = tries.next_wait_s(asked_wait_s(response.headers))
+                if wait_s is None or not may_pass(response.status_code):
+                    return response.raise_for_status()
+            time.sleep(wait_s)
 
 
 def _content(answer: Any) -> str:

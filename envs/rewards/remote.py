@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import queue
-import random
 import threading
 import time
 from collections.abc import Sequence
@@ -26,6 +25,7 @@ from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.rewards.breaker import Breaker
 from polyturn.envs.rewards.types import EpisodeView, RewardValue, as_score
 from polyturn.tools.bounded_answers import BoundedSyncTransport
+from polyturn.tools.retries import Retries, Tries, asked_wait_s, may_pass, transport_problem
 from polyturn.tools.secrets import blank_credentials, public_url
 
 FIRST_DELAY_S = 0.1
@@ -135,20 +135,29 @@ class RemoteGrader:
         """Post a batch until it is answered, and hand out the rewards. Raises `EnvironmentFault`."""
         content = orjson.dumps({"episodes": [item.body for item in batch]})
         deadline = max(item.deadline for item in batch)
-        for attempt in range(self._config.max_retries + 1):
-            if attempt:
-                delay = min(FIRST_DELAY_S * 2 ** (attempt - 1), MAX_DELAY_S) * random.Random().uniform(
-                    0.5, 1.5
-                )
-                time.sleep(max(0.0, min(delay, deadline - time.monotonic())))
-            problem, answer = self._post(content, deadline)
+        tries = Tries(
+            Retries(
+                max_retries=self._config.max_retries,
+                first_wait_s=FIRST_DELAY_S,
+                max_wait_s=MAX_DELAY_S,
+                deadline_s=deadline - time.monotonic(),
+            )
+        )
+        while True:
+            problem, asked_s, answer = self._post(content, deadline)
             if answer is not None:
                 _hand_out(answer, batch, self._url)
                 return
-        raise EnvironmentFault(f"{problem}; tried {self._config.max_retries + 1} times")
+            wait_s = tries.next_wait_s(asked_s)
+            if wait_s is None:
+                raise EnvironmentFault(tries.over(problem, asked_s))
+            time.sleep(wait_s)
 
-    def _post(self, content: bytes, deadline: float) -> tuple[str, Any]:
-        """The decoded answer, or what may go right next time. Raises `EnvironmentFault` for all else that fails."""
+    def _post(self, content: bytes, deadline: float) -> tuple[str, float | None, Any]:
+        """The decoded answer; or what may go right next time, and the seconds that the service asks to wait.
+
+        Raises `EnvironmentFault` for all else that fails.
+        """
         config = self._config
         if time.monotonic() >= deadline:
             raise EnvironmentFault(self._too_late())
@@ -158,28 +167,34 @@ class RemoteGrader:
                 f"{config.breaker_reset_s:g} s"
             )
         try:
-            status, body = self._exchange(content, deadline)
+            status, asked_s, body = self._exchange(content, deadline)
         except httpx.HTTPError as error:
             self._breaker.failed()
-            problem = f"{self._url} cannot be reached: {type(error).__name__}: {error}"
+            problem = f"{self._url} cannot be reached: {transport_problem(error)}"
             if isinstance(error, _NEVER_ARRIVED):
-                return problem, None
+                return problem, None, None
             if isinstance(error, httpx.TimeoutException):
                 problem = self._too_late()
             raise EnvironmentFault(problem) from error
         if status >= 500:
             self._breaker.failed()
-            return f"{self._url} answered {status}: {blank_credentials(repr(body[:200]))}", None
-        self._breaker.succeeded()
+        else:
+            self._breaker.succeeded()
         if status != 200:
-            raise EnvironmentFault(f"{self._url} answered {status}: {blank_credentials(repr(body[:200]))}")
+            problem = f"{self._url} answered {status}: {blank_credentials(repr(body[:200]))}"
+            if may_pass(status):
+                return problem, asked_s, None
+            raise EnvironmentFault(problem)
         try:
-            return "", orjson.loads(body)
+            return "", None, orjson.loads(body)
         except orjson.JSONDecodeError as error:
             raise EnvironmentFault(f"{self._url} answered something that is not JSON: {error}") from error
 
-    def _exchange(self, content: bytes, deadline: float) -> tuple[int, bytes]:
-        """Status and body, by the deadline even where they come drop by drop. Raises `httpx.HTTPError`."""
+    def _exchange(self, content: bytes, deadline: float) -> tuple[int, float | None, bytes]:
+        """Status, the wait that it asks for, and body, by the deadline even where they come drop by drop.
+
+        Raises `httpx.HTTPError`.
+        """
         headers = {"content-type": "application/json"}
         left = max(0.001, deadline - time.monotonic())
         with self._client.stream(
@@ -190,7 +205,7 @@ class RemoteGrader:
                 parts.append(part)
                 if time.monotonic() > deadline:
                     raise httpx.ReadTimeout("the answer takes too long", request=response.request)
-            return response.status_code, b"".join(parts)
+            return response.status_code, asked_wait_s(response.headers), b"".join(parts)
 
     def _too_late(self) -> str:
         return f"{self._url} gave no reward within {self._config.deadline_s:g} s"

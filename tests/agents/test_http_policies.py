@@ -34,6 +34,8 @@ def serving(*answers):
             data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
             self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
+            if isinstance(answer, dict) and "retry_after" in answer:
+                self.send_header("Retry-After", answer["retry_after"])
             self.end_headers()
             self.wfile.write(data)
 
@@ -134,6 +136,36 @@ def test_what_may_pass_is_tried_again_and_what_is_refused_is_not():
     with serving((200, b"<html>")) as (url, requests):
         with pytest.raises(PolicyFault, match="not JSON"):
             generate(url)
+
+
+@pytest.mark.parametrize("status", [408, 425, 429, 503])
+def test_who_is_asked_to_come_later_does_so_as_often_as_the_deadline_allows(status):
+    later = (status, {"retry_after": "0.01"})
+    with serving(*[later] * 6, (200, answer())) as (url, requests):
+        assert generate(url).token_ids == (5, 6, 2)
+    assert len(requests) == 7, "more than the tries that nobody asked for"
+    with serving((status, {"retry_after": "3600"})) as (url, requests):
+        with pytest.raises(PolicyFault, match=rf"HTTP {status}.*asks to wait 3600 s; tried 1 times"):
+            generate(url)
+    assert len(requests) == 1
+    with serving((status, {})) as (url, requests):
+        with pytest.raises(PolicyFault, match=rf"HTTP {status}.*tried 3 times"):
+            generate(url)
+
+
+def test_one_deadline_holds_for_a_request_with_all_its_tries():
+    async def run(url):
+        async with httpx.AsyncClient(timeout=60) as client:
+            policy = SGLangPolicy(
+                client=client, url=url, stop_token_ids=[2], retries=Retries(deadline_s=0.3, max_retries=99)
+            )
+            return await policy.generate(prompt_ids=(1,), sampling=SamplingParams())
+
+    with (
+        serving((500, {})) as (url, _),
+        pytest.raises(PolicyFault, match=r"the deadline of 0\.3 s leaves no time"),
+    ):
+        asyncio.run(run(url))
 
 
 def test_waits_between_tries_double_and_vary():

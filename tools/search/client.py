@@ -18,6 +18,7 @@ from typing import Any, Self
 import httpx
 
 from polyturn.tools.bounded_answers import BoundedTransport, UnreadableAnswer
+from polyturn.tools.retries import Retries, Tries, asked_wait_s, may_pass, transport_problem
 from polyturn.tools.search.breaker import CircuitBreaker
 from polyturn.tools.search.recording import Recorder
 from polyturn.tools.search.types import Hit, SearchFailed, SearchUnavailable
@@ -43,7 +44,7 @@ class ClientOptions:
     max_requests: int = 8
     """Requests at once."""
     max_retries: int = 3
-    """After a connection that failed, or an answer of 500 and above. Nothing else is tried again."""
+    """After a connection that failed, an answer of 500 and above, and 408, 425 and 429. Nothing else is tried again."""
     first_wait_s: float = 0.1
     """Before the first retry; doubles each time, by a factor from 0.5 to 1.5."""
     breaker_threshold: int = 5
@@ -277,21 +278,29 @@ class SearchClient:
 
     async def _post(self, keys: list[Key]) -> Sequence[Hits | SearchFailed]:
         body = await self._write([query for query, _ in keys], keys[0][1])
-        for attempt in range(self.options.max_retries + 1):
+        options = self.options
+        tries = Tries(
+            Retries(
+                max_retries=options.max_retries,
+                first_wait_s=options.first_wait_s,
+                deadline_s=options.deadline_s,
+                jitter=self._rng,
+            )
+        )
+        failure: SearchFailed | SearchUnavailable
+        while True:
             if not self._breaker.admit():
                 raise SearchUnavailable(f"{self.url}: too many requests failed; nothing is asked for a while")
-            if attempt:
-                self.counts.num_retries += 1
-            last = attempt == self.options.max_retries
             self.counts.num_requests += 1
+            asked_s = None
             try:
                 response = await self._http.post(
                     self._address, content=body, headers=dict(self._wire.headers)
                 )
             except (httpx.ConnectError, httpx.ConnectTimeout) as error:
                 self._breaker.fail()
-                if last:
-                    raise SearchUnavailable(f"{self.url}: {type(error).__name__}: {error}") from error
+                failure = SearchUnavailable(f"{self.url}: {transport_problem(error)}")
+                failure.__cause__ = error
             except UnreadableAnswer as error:
                 self._breaker.fail()
                 raise SearchFailed(str(error)) from error
@@ -299,13 +308,19 @@ class SearchClient:
                 self._breaker.fail()
                 raise SearchFailed(f"the connection broke ({type(error).__name__})") from error
             else:
-                if response.status_code < 500:
+                if not may_pass(response.status_code):
                     return self._read(response, len(keys))
-                self._breaker.fail()
-                if last:
-                    raise SearchFailed(f"the search server answered HTTP {response.status_code}")
-            await asyncio.sleep(self.options.first_wait_s * 2**attempt * (0.5 + self._rng.random()))
-        raise AssertionError("the last attempt returns or raises")
+                if response.status_code < 500:
+                    self._breaker.succeed()  # it works, and has enough to do
+                else:
+                    self._breaker.fail()
+                asked_s = asked_wait_s(response.headers)
+                failure = SearchFailed(f"the search server answered HTTP {response.status_code}")
+            wait_s = tries.next_wait_s(asked_s)
+            if wait_s is None:
+                raise failure
+            self.counts.num_retries += 1
+            await asyncio.sleep(wait_s)
 
     async def _write(self, queries: list[str], top_k: int) -> bytes:
         if not self._wire.is_slow:

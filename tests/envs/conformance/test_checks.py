@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import re
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -234,6 +236,27 @@ class FailsOtherwise(Sums):
             raise OSError("the backend is gone") from fault
 
 
+class AwaitsThreads(Sums):
+    """Grades in a thread of the event loop, where a `StopIteration` never arrives."""
+
+    async def step_async(self, action, *, executor=None):
+        if action.tool_calls:
+            return await super().step_async(action, executor=executor)
+        loop = asyncio.get_running_loop()
+        parts = await loop.run_in_executor(None, self.grade, action)
+        return (), sum(parts.values()), True, False, {"reward_parts": parts, "tool_results": ()}
+
+
+class ExitsAsync(Sums):
+    """Its awaited steps let an exit through."""
+
+    async def step_async(self, action, *, executor=None):
+        return self.step(action) if action.tool_calls else self._end(self.grade(action))
+
+    def _end(self, parts):
+        return (), sum(parts.values()), True, False, {"reward_parts": parts, "tool_results": ()}
+
+
 class Evaluates(Sums):
     def grade(self, message):
         try:
@@ -386,6 +409,7 @@ BROKEN = [
     ("faults", SwallowsTools, "a failure in tool 'add' was swallowed"),
     ("faults", SwallowsGrades, "a failure in grade was swallowed"),
     ("faults", FailsOtherwise, "comes out as OSError"),
+    ("faults", ExitsAsync, "StopIteration in grade comes out of reset_async or step_async as RuntimeError"),
     ("reward_hacks", PaysAnything, "empty is paid 1"),
     ("reward_hacks", Evaluates, "1e999 is paid 1"),
     ("reward_hacks", TakesAnyBox, "several boxes is paid 1"),
@@ -504,3 +528,49 @@ def test_a_failure_that_the_author_plants_must_be_noticed() -> None:
     assert run_check("faults", with_sabotage(Honest)).ok
     finding = run_check("faults", with_sabotage(Swallows))
     assert not finding.ok and "sabotage 0" in finding.message
+
+
+def test_an_exit_that_never_arrives_is_found_by_the_deadline():
+    finding = run_check("faults", Subject(name="sums", make=AwaitsThreads), deadline_s=3.0)
+    assert not finding.ok and "something in the environment hangs" in finding.message
+
+
+class Bound(Sums):
+    """Keeps what works in one thread only."""
+
+    def begin(self, task):
+        self.database = sqlite3.connect(":memory:")
+        return super().begin(task)
+
+    @tool(timeout_s=30)
+    def add(self, a: int, b: int) -> int:
+        """Add two numbers."""
+        return self.database.execute("select ? + ?", (a, b)).fetchone()[0]
+
+    def grade(self, message):
+        self.database.execute("select 1")
+        return super().grade(message)
+
+
+class OneLoop(Sums):
+    """Keeps what works in one event loop only."""
+
+    async def begin(self, task):
+        self.loop = asyncio.get_running_loop()
+        return super().begin(task)
+
+    async def grade(self, message):
+        if asyncio.get_running_loop() is not self.loop:
+            raise RuntimeError("bound to a different event loop")
+        return super().grade(message)
+
+
+@pytest.mark.parametrize("kind", [Bound, OneLoop])
+@pytest.mark.parametrize(
+    "check", ["gymnasium", "spaces", "oracle", "seeds", "faults", "vector", "concurrency", "close"]
+)
+def test_what_is_bound_to_a_thread_or_an_event_loop_conforms(kind, check):
+    finding = run_check(
+        check, Subject(name=kind.__name__, make=kind, num_tasks=2, num_episodes=32, budget_s=1.0)
+    )
+    assert finding.ok, finding.message

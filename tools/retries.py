@@ -1,0 +1,118 @@
+"""One rule for requests over HTTP that failed: which are sent again, after how long, and until when."""
+
+from __future__ import annotations
+
+import email.utils
+import errno
+import math
+import random
+import resource
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+PASSING = frozenset({408, 425, 429})
+"""Refusals that say "later": request timeout, too early, too many requests. All others say "never"."""
+
+
+def may_pass(status: int) -> bool:
+    """Whether the same request may be answered later."""
+    return status in PASSING or status >= 500
+
+
+def asked_wait_s(headers: Mapping[str, str], *, now: float | None = None) -> float | None:
+    """The seconds that `Retry-After` asks for, which names seconds or a date; None where it says nothing readable."""
+    text = headers.get("retry-after", "").strip()
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            date = email.utils.parsedate_to_datetime(text)
+        except (TypeError, ValueError, OverflowError):
+            return None
+        seconds = date.timestamp() - (time.time() if now is None else now)
+    return max(0.0, seconds) if math.isfinite(seconds) else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Retries:
+    """How often, and after how long, a request is sent again. Waits double, each times a factor in [0.5, 1.5)."""
+
+    max_retries: int = 4
+    """Of tries that nobody asked to wait for: a `Retry-After` counts against the deadline alone."""
+    first_wait_s: float = 0.25
+    max_wait_s: float = 30.0
+    deadline_s: float = 600.0
+    """Of the request with all its tries and waits."""
+    jitter: random.Random = field(default_factory=random.Random)
+
+    def wait_s(self, attempt: int) -> float:
+        """Seconds before the retry that follows attempt 0, 1, ..."""
+        return min(self.first_wait_s * 2 ** min(attempt, 64), self.max_wait_s) * (0.5 + self.jitter.random())
+
+
+class Tries:
+    """The tries of one request, the first of which is under way."""
+
+    def __init__(self, retries: Retries, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._retries, self._clock = retries, clock
+        self._deadline = clock() + retries.deadline_s
+        self._num_uninvited = 0
+        self._is_late = False
+        self.count = 1
+
+    @property
+    def left_s(self) -> float:
+        """Until the deadline; at least 0."""
+        return max(0.0, self._deadline - self._clock())
+
+    def next_wait_s(self, asked_s: float | None = None) -> float | None:
+        """The seconds to wait before the next try, which is counted; None: there is none.
+
+        Args:
+            asked_s: What the server asked for. It is never asked sooner.
+        """
+        wait_s = self._retries.wait_s(self.count - 1)
+        if asked_s:
+            wait_s += asked_s
+        else:
+            self._num_uninvited += 1
+        self._is_late = wait_s >= self.left_s
+        if self._num_uninvited > self._retries.max_retries or self._is_late:
+            return None
+        self.count += 1
+        return wait_s
+
+    def over(self, problem: str, asked_s: float | None = None) -> str:
+        """The problem, and why there is no further try."""
+        asked = f"; it asks to wait {asked_s:g} s" if asked_s else ""
+        late = (
+            f", and the deadline of {self._retries.deadline_s:.3g} s leaves no time" if self._is_late else ""
+        )
+        return f"{problem}{asked}; tried {self.count} times{late}"
+
+
+def transport_problem(error: BaseException) -> str:
+    """What a request died of, in a line. Out of file descriptors is said in words: httpx does not tell."""
+    for cause in _causes(error):
+        if isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE):
+            soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+            return (
+                f"no connection could be opened: this process has no file descriptor left, its limit is {soft}; "
+                "raise that (ulimit -n), or lower rollout.max_concurrent_requests and max_concurrent_episodes"
+            )
+    return f"{type(error).__name__}: {error}".rstrip(": ")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The exception and what it came from, groups opened."""
+    waiting, seen = [error], set()
+    while waiting:
+        one = waiting.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        yield one
+        waiting += [cause for cause in (one.__cause__, one.__context__) if cause is not None]
+        if isinstance(one, BaseExceptionGroup):
+            waiting += one.exceptions
