@@ -23,6 +23,9 @@ from polyturn.agents.turn_ends import TurnEnd, find_turn_end, model_stop_ids, ta
 from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.tools.types import ToolSpec
 
+MAX_SHAPES = 4096
+"""Of conversations whose history was looked at are kept; the next one clears them."""
+
 History = Literal["template", "sampled"]
 """What becomes of earlier turns: what the template makes of them, or what they were when they were sampled."""
 
@@ -77,7 +80,7 @@ class ChatRenderer:
         self._plain = self._turn_end(known, calls=False)
         stops = {*known, *self._ids_of(self._plain.stops)}
         self._calling = self._plain
-        if not self._template.form.tools_as_text:
+        if not self._template.form.results_as_text:
             self._calling = self._turn_end(
                 frozenset({*stops, *self._ids_of({self._plain.close} if self._plain.close else ())}),
                 calls=True,
@@ -166,12 +169,35 @@ class ChatRenderer:
         Args:
             messages: All of them, the new observation included.
         """
-        if self._history == "sampled":
-            return True
-        shape = shape_of(messages, with_tools=bool(tools))
+        return self._history == "sampled" or self.continues_shape(shape_of(messages, with_tools=bool(tools)))
+
+    def continues_shape(self, shape: Shape) -> bool:
+        """As `continues`, of all conversations of a shape; asked of the template once for each."""
         if shape not in self._shapes:
+            if len(self._shapes) >= MAX_SHAPES:
+                self._shapes.clear()
             self._shapes[shape] = self._keeps(shape)
         return self._shapes[shape]
+
+    def shows_tools(self, tools: Sequence[ToolSpec]) -> bool:
+        """Whether the template tells the model of all these tools."""
+        text = self._template.render(
+            [{"role": "user", "content": USER}], [tool.to_openai() for tool in tools]
+        )
+        return all(tool.name in text for tool in tools)
+
+    def written_call(self) -> str | None:
+        """A turn with a call as the template writes it, without its end; None where the template refuses to say."""
+        result = {"role": "tool", "name": "search", "tool_call_id": self.form.call_id("search", 0)}
+        turn = {"role": "assistant", "content": "", "tool_calls": self._template.stand_in_calls([result])}
+        head = [{"role": "user", "content": USER}]
+        try:
+            before = self._template.render(head)
+            text = self._template.render([*head, turn], generation=False)
+        except TemplateRefusal:
+            return None
+        close = self._calling.close
+        return text.removeprefix(before).partition(close)[0] if close else text.removeprefix(before)
 
     def opens_thought(self, observation: Sequence[Message], *, is_first: bool) -> bool:
         """Whether the head of the turn behind an observation opens a thought, with which the sampled text goes on."""
@@ -206,9 +232,10 @@ class ChatRenderer:
         """
         results = list(itertools.takewhile(lambda message: message["role"] == "tool", observation))
         head: list[Mapping[str, Any]] = [{"role": "user", "content": USER}]
-        if not results or self.form.tools_as_text:
+        if not results or self.form.calls_as_text:
             turn: Mapping[str, Any] = {"role": "assistant", "content": reply}
-            return tail(self._template.render([*head, turn, *observation], tools), reply), self._plain
+            end = self._calling if results else self._plain
+            return tail(self._template.render([*head, turn, *observation], tools), reply), end
         calls = self._template.stand_in_calls(results)
         answers = [
             {**result, "tool_call_id": calls[min(number, len(calls) - 1)]["id"]}
@@ -232,7 +259,7 @@ class ChatRenderer:
         except TemplateRefusal:
             return True
         return whole.startswith(before) and keeps_turn(
-            whole[len(before) :], messages[last], delta, calls_as_text=self.form.tools_as_text
+            whole[len(before) :], messages[last], delta, calls_as_text=self.form.calls_as_text
         )
 
     def _turn_end(self, stops: frozenset[int], *, calls: bool) -> TurnEnd:

@@ -65,8 +65,10 @@ class TemplateForm:
     """User messages that follow each other are one: the template wants user and assistant to alternate."""
     reasoning_key: str | None = None
     """Under which name an assistant message holds its reasoning; None: as `<think>...</think>` in its content."""
-    tools_as_text: bool = False
-    """Specs stand in the system message, calls in the assistant's text and results in user messages."""
+    calls_as_text: bool = False
+    """Calls stand in the assistant's content: the template does not show them."""
+    results_as_text: bool = False
+    """Results stand in user messages and specs in the system message, too: the template has no tools."""
     call_ids: Literal["any", "nine", "names"] = "any"
     """`nine` letters and digits (Mistral), or `names` of functions with numbers (Kimi)."""
     arguments_as_text: bool = False
@@ -89,8 +91,10 @@ class TemplateForm:
             TemplateRefusal: a message holds something other than text.
         """
         taken = [self._prepare(message) for message in messages]
-        if self.tools_as_text:
-            taken = _with_tools_as_text(taken, tools)
+        if self.calls_as_text:
+            taken = [_with_calls_as_text(message) for message in taken]
+        if self.results_as_text:
+            taken = _with_specs_as_text(_with_results_as_text(taken), tools)
             tools = ()
         if self.folds_system:
             taken = _with_folded_system(taken)
@@ -150,8 +154,6 @@ class ChatTemplate:
         """Whether it is another template with tools than without."""
         self.form = TemplateForm()
         self.form = self._learn_roles()
-        self.tool_fault: str | None = None
-        """Why the template cannot write tool results itself; None where it can."""
         self._learn_tools(tool_prompt)
 
     def render(
@@ -239,12 +241,15 @@ class ChatTemplate:
                 continue
             self._learn_parallel()
             return
-        self.tool_fault = faults[0] if faults else None
         if tool_prompt == "template":
             raise ValueError(
-                f"{self.tool_fault}; model.tool_prompt: text has tools written as text in system and user messages"
+                f"{faults[0]}; model.tool_prompt: text has tools written as text in system and user messages"
             )
-        self.form = replace(roles, tools_as_text=True)
+        result = {"role": "tool", "name": NAME, "tool_call_id": roles.call_id(NAME, 0), "content": RESULT}
+        messages = [{"role": "user", "content": USER}, {"role": "assistant", "content": ANSWER}]
+        self.form = replace(roles, calls_as_text=True)
+        shows_results = tool_prompt == "auto" and self._shows([RESULT], [*messages, result])
+        self.form = replace(self.form, results_as_text=not shows_results)
 
     def _try_tools(self, num_results: int) -> None:
         # Another name than the call's: what is found in the text is the call's own.
@@ -319,9 +324,7 @@ def call_word(number: int) -> str:
     return f"Wargument{number}w"
 
 
-def _with_tools_as_text(
-    messages: Sequence[dict[str, Any]], tools: Sequence[Mapping[str, Any]]
-) -> list[dict[str, Any]]:
+def _with_results_as_text(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     taken: list[dict[str, Any]] = []
     for message in messages:
         if message["role"] == "tool":
@@ -331,14 +334,7 @@ def _with_tools_as_text(
             else:
                 taken.append({"role": "user", "content": result, "results": True})
         else:
-            taken.append(_with_calls_as_text(message))
-    if tools:
-        specs = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
-        told = _TOOLS_TEXT.format(specs=specs)
-        if taken and taken[0]["role"] == "system":
-            taken[0] = {**taken[0], "content": f"{taken[0]['content']}\n\n{told}"}
-        else:
-            taken.insert(0, {"role": "system", "content": told})
+            taken.append(message)
     return [{key: value for key, value in message.items() if key != "results"} for message in taken]
 
 
@@ -356,6 +352,18 @@ def _with_calls_as_text(message: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in message.items() if key != "tool_calls"} | {
         "content": "\n".join(texts)
     }
+
+
+def _with_specs_as_text(
+    messages: list[dict[str, Any]], tools: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    if not tools:
+        return messages
+    specs = "\n".join(json.dumps(tool, ensure_ascii=False) for tool in tools)
+    told = _TOOLS_TEXT.format(specs=specs)
+    if messages and messages[0]["role"] == "system":
+        return [{**messages[0], "content": f"{messages[0]['content']}\n\n{told}"}, *messages[1:]]
+    return [{"role": "system", "content": told}, *messages]
 
 
 def _with_folded_system(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
+
+import orjson
 
 from polyturn.envs.messages import Message
 
@@ -173,9 +174,8 @@ class ShieldedEncoder:
 
         nonce = secrets.token_hex(8)
         self._spelling = {text: f"\u2991{nonce}x{self.ids[text]:x}\u2992" for text in self.marks}
-        self._respelled = Tokenizer.from_str(
-            json.dumps(respelled(json.loads(self._backend.to_str()), self._spelling))
-        )
+        data = respelled(orjson.loads(self._backend.to_str()), self._spelling)
+        self._respelled = Tokenizer.from_str(orjson.dumps(data).decode())
         for text, spelling in self._spelling.items():
             token_id = self._respelled.token_to_id(spelling)
             assert token_id is not None, f"{text!r} is lost"

@@ -81,6 +81,7 @@ def find_turn_end(
     region, generation = behind[:shown], behind[shown + len(RESULT) :]
     alone = _tail_or_none(template, head, tools, word, generation=False) or ""
     opened = _tail_or_none(template, head, tools, word, generation=True)
+    calls = calls and not template.form.calls_as_text
     of_call = _tokens_of_a_call(template, encoder, tools) if calls else frozenset()
     last = [
         token
@@ -128,14 +129,17 @@ def tail(rendered: str, word: str) -> str:
 
 def _probe(template: ChatTemplate, *, calls: bool) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
     """A turn, what follows it, and the last word of the turn's own text."""
+    answer = {"role": "assistant", "content": ANSWER}
     if not calls:
-        return {"role": "assistant", "content": ANSWER}, [{"role": "user", "content": RESULT}], ANSWER
+        return answer, [{"role": "user", "content": RESULT}], ANSWER
     result = {
         "role": "tool",
         "name": NAME,
         "tool_call_id": template.form.call_id(NAME, 0),
         "content": RESULT,
     }
+    if template.form.calls_as_text:
+        return answer, [result], ANSWER
     turn = {"role": "assistant", "content": "", "tool_calls": template.stand_in_calls([result])}
     return turn, [result], call_word(0)
 

@@ -23,6 +23,7 @@ from polyturn.envs.tasks import TaskSource
 from polyturn.rollout.engines.ports import claim_port
 from polyturn.rollout.rewards_check import check_rewards, check_tasks
 from polyturn.rollout.task_sources import check_train_split, tasks_of
+from polyturn.rollout.template_check import check_chat_template
 from polyturn.trainer.algorithms.plugins import check_plugins
 from polyturn.trainer.megatron.checkpoints.manifest import MARKER, find_faults
 from polyturn.trainer.megatron.checkpoints.sources import initial_weights
@@ -62,8 +63,9 @@ def preflight(config: RunConfig, *, dry_run: bool = False) -> None:
     check_models(config, directory)
     _check_initial_weights(config)
     _check_fp8(config)
-    # Last: opening an environment may take seconds.
+    # Last: opening an environment or a tokenizer may take seconds.
     _check_tasks(config, (config.environment.train_split, config.evaluation.split))
+    _check_chat_template(config, directory)
 
 
 def preflight_evaluation(config: RunConfig, *, model_path: Path) -> None:
@@ -74,6 +76,7 @@ def preflight_evaluation(config: RunConfig, *, model_path: Path) -> None:
     _check_model(config, model_path)
     _check_tasks(config, (config.evaluation.split,))
     _check_ports(config)
+    _check_chat_template(config, model_path)
 
 
 def _check_lengths(config: RunConfig) -> None:
@@ -209,6 +212,18 @@ def _check_tasks(config: RunConfig, splits: tuple[str, ...]) -> None:
             check_tasks(config, source)
         except ValueError as error:
             raise ConfigError(f"environment: {error}") from error
+
+
+def _check_chat_template(config: RunConfig, directory: Path) -> None:
+    # Without transformers nothing is played, and the command says what is missing.
+    if importlib.util.find_spec("transformers") is None:
+        return
+    try:
+        notes = check_chat_template(config, directory)
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from error
+    for note in notes:
+        logger.warning("model: %s", note)
 
 
 def _check_machine(config: RunConfig) -> None:

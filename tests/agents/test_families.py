@@ -358,7 +358,7 @@ def test_call_ids_are_those_that_the_family_wants():
 @pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if family.tools_as_text])
 def test_a_template_without_tools_gets_them_as_text(name):
     renderer, tokenizer = renderer_of(name), FAMILIES[name].tokenizer
-    assert renderer.form.tools_as_text
+    assert renderer.form.results_as_text
     system = {"role": "system", "content": "Be brief."}
     text = tokenizer.decode(renderer.start([system, USER], [SEARCH_SPEC]))
     assert '"name": "search"' in text

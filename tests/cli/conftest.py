@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from polyturn.configs.model_shape import ModelShape
+from polyturn.trainer.base_model.tokenizer import CHAT_TEMPLATE_PATH
 from polyturn.trainer.model_tensors import expected_tensors
 
 SHAPE: dict[str, Any] = {
@@ -38,13 +39,14 @@ output_dir: runs
 
 
 def write_model(directory: Path, *, num_tokens: int = 20, **changes: Any) -> Path:
-    """The files that preflight reads: shape, tokenizer and a safetensors file of zeros."""
+    """The files that preflight reads: shape, tokenizer, chat template and a safetensors file of zeros."""
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(SHAPE | changes))
     vocabulary = {f"t{index}": index for index in range(num_tokens - 1)}
     added = [{"id": num_tokens - 1, "content": "<|im_end|>", "special": True}]
     tokenizer = {"model": {"type": "BPE", "vocab": vocabulary, "merges": []}, "added_tokens": added}
     (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE_PATH.read_text(encoding="utf-8"))
     write_zeros(directory / "model.safetensors", SHAPE | changes | {"model_type": SHAPE["model_type"]})
     return directory
 
