@@ -9,15 +9,15 @@ from typing import Any, ClassVar
 
 from polyturn.envs.code.answers import find_code
 from polyturn.envs.code.reports import LIMIT_S, TestReport
-from polyturn.envs.code.rows import Kind, builtin_tasks, read_tasks
-from polyturn.envs.code.stdio import StdioCase, as_cases, grade_stdio
-from polyturn.envs.code.unit_tests import UnitTests, as_unit_tests, grade_unit_tests
+from polyturn.envs.code.rows import Kind, Tests, as_tests, builtin_tasks, read_tasks
+from polyturn.envs.code.stdio import grade_stdio, limits_for
+from polyturn.envs.code.unit_tests import UnitTests, grade_unit_tests
 from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.envs.scripts import Script
 from polyturn.envs.tasks import TaskSource
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.python import RunCodeTool
-from polyturn.tools.sandbox import Limits, Sandbox
+from polyturn.tools.sandbox import Limits
 from polyturn.tools.shared_sandboxes import BackendName, SharedSandboxes
 from polyturn.tools.types import ToolSpec
 
@@ -83,8 +83,8 @@ class CodeEnv(ToolEnv):
         self._timeout_s = timeout_s
         self._num_answers = 0
         self._report: tuple[str | None, TestReport] | None = None
-        self._hidden_tests: Any = None
-        self._public_tests: Any = None
+        self._hidden_tests: Tests | None = None
+        self._public_tests: Tests | None = None
         tool = RunCodeTool.using(sandboxes=self.sandboxes, timeout_s=timeout_s, limits=self._limits)
         super().__init__(
             tools=[tool] if run_code else [],
@@ -102,10 +102,8 @@ class CodeEnv(ToolEnv):
         """The problem. Raises `ValueError` for a task without tests."""
         self._num_answers, self._report = 0, None
         public = task.metadata.get("public")
-        self._hidden_tests, self._public_tests = (
-            self._read(task.label),
-            self._read(public) if public else None,
-        )
+        self._hidden_tests = as_tests(task.label)
+        self._public_tests = as_tests(public) if public else None
         return task.messages
 
     def follow_up(self, message: AssistantMessage) -> Sequence[Message]:
@@ -156,23 +154,29 @@ class CodeEnv(ToolEnv):
         self.sandboxes.close()
 
     def _some_program(self, number: int) -> str:
-        raise NotImplementedError
+        if isinstance(self._hidden_tests, UnitTests):
+            return f"def {self._hidden_tests.name}(*arguments):\n    return {number}"
+        return f"print({number})"
 
-    def _read(self, label: Any) -> Any:
-        """The tests that a label stands for."""
-        raise NotImplementedError
-
-    def _grade_in(self, sandbox: Sandbox, code: str, tests: Any) -> TestReport:
-        raise NotImplementedError
-
-    def _run(self, code: str, tests: Any) -> TestReport:
+    def _run(self, code: str, tests: Tests) -> TestReport:
         # A new sandbox each time: nothing that an earlier answer left can help or harm this one.
-        with self.sandboxes.create(self._limits) as sandbox:
-            return self._grade_in(sandbox, code, tests)
+        if isinstance(tests, UnitTests):
+            with self.sandboxes.create(self._limits) as sandbox:
+                return grade_unit_tests(code, tests, sandbox, timeout_s=self._timeout_s)
+        with self.sandboxes.create(limits_for(tests, self._limits)) as sandbox:
+            return grade_stdio(
+                code,
+                tests,
+                sandbox,
+                timeout_s=self._timeout_s,
+                total_s=self._timeout_s,
+                stop_at_first=not self._partial_credit,
+            )
 
     def _hidden(self, code: str | None) -> TestReport:
         """The report of all tests; an answer that was tested for `follow_up` is not tested again."""
         if self._report is None or self._report[0] != code:
+            assert self._hidden_tests is not None
             report = TestReport.nothing(NO_CODE) if code is None else self._run(code, self._hidden_tests)
             self._report = (code, report)
         return self._report[1]
@@ -183,36 +187,11 @@ class CodeUnitTestsEnv(CodeEnv):
 
     kind = "unit_tests"
 
-    def _read(self, label: Any) -> UnitTests:
-        return as_unit_tests(label)
-
-    def _grade_in(self, sandbox: Sandbox, code: str, tests: UnitTests) -> TestReport:
-        return grade_unit_tests(code, tests, sandbox, timeout_s=self._timeout_s)
-
-    def _some_program(self, number: int) -> str:
-        return f"def {self._hidden_tests.entry_point}(*arguments):\n    return {number}"
-
 
 class CodeStdioEnv(CodeEnv):
     """Write a program that prints the right answer for its input (rows in the form of LiveCodeBench)."""
 
     kind = "stdio"
-
-    def _read(self, label: Any) -> tuple[StdioCase, ...]:
-        return as_cases(label)
-
-    def _grade_in(self, sandbox: Sandbox, code: str, tests: Any) -> TestReport:
-        return grade_stdio(
-            code,
-            tests,
-            sandbox,
-            timeout_s=self._timeout_s,
-            total_s=self._timeout_s,
-            stop_at_first=not self._partial_credit,
-        )
-
-    def _some_program(self, number: int) -> str:
-        return f"print({number})"
 
 
 def _count(report: TestReport) -> str:

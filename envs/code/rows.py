@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable, Mapping
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from polyturn.envs.code.stdio import StdioCase, as_cases
-from polyturn.envs.code.unit_tests import UnitTests, as_unit_tests
+from polyturn.envs.code.unit_tests import UnitTests, as_unit_tests, functional_tests
 from polyturn.envs.tasks import ListTasks, Task
 from polyturn.envs.tasks.splits import known_split
 
@@ -52,30 +53,66 @@ def unit_test_task(row: Mapping[str, Any]) -> Task:
     )
 
 
+Tests = UnitTests | tuple[StdioCase, ...]
+
+
 def stdio_task(row: Mapping[str, Any]) -> Task:
-    """A task from a row `{question_content, private_test_cases, public_test_cases?, starter_code?, question_id?,
-    canonical_solution?}`; test cases are lists of `{input, output}`, or the JSON text of such a list.
+    """A task from a row in the form of LiveCodeBench, or of APPS and TACO.
+
+    `{question_content, private_test_cases, public_test_cases?, starter_code?, question_id?, canonical_solution?}`; test
+    cases are lists of `{input, output}`, or the JSON text of such a list; those of type `functional` call a method of
+    which `metadata` has the name. Or `{question, input_output}` with `{inputs, outputs, fn_name?}`, or its JSON text.
 
     Raises:
         ValueError: a key is missing, or test cases cannot be read (those that LiveCodeBench packs with pickle are not:
             unpack them where you trust their source).
     """
-    public, private = _stdio_cases(row, "public_test_cases"), _stdio_cases(row, "private_test_cases")
+    public = _live_code_tests(row, "public_test_cases")
+    private = _live_code_tests(row, "private_test_cases")
+    if "input_output" in row:
+        private = as_tests(row["input_output"])
     if not public and not private:
-        raise ValueError("a row needs 'private_test_cases' or 'public_test_cases'")
-    question = _text(row, "question_content").strip()
+        raise ValueError("a row needs 'private_test_cases', 'public_test_cases' or 'input_output'")
+    tests = _together(public, private)
+    question = _text(row, "question_content" if "question_content" in row else "question").strip()
     starter = row.get("starter_code")
     begin = f"Begin with:\n\n```python\n{starter.strip()}\n```\n\n" if starter and starter.strip() else ""
-    text = (
-        f"{question}\n\nWrite a Python program that reads the standard input and prints the answer.\n\n"
-        f"{begin}{_FORM.format(what='program')}"
-    )
+    if isinstance(tests, UnitTests):
+        text = f"{question}\n\nWrite the Python function `{tests.name}`.\n\n{begin}{_FORM.format(what='function')}"
+    else:
+        text = (
+            f"{question}\n\nWrite a Python program that reads the standard input and prints the answer.\n\n"
+            f"{begin}{_FORM.format(what='program')}"
+        )
     return Task.from_prompt(
-        str(row.get("question_id", row.get("id", question[:40]))),
+        str(row.get("question_id", row.get("id", row.get("problem_id", question[:40])))),
         text,
-        label=(*public, *private),
+        label=tests,
         metadata={"public": public or None, "canonical_solution": row.get("canonical_solution")},
     )
+
+
+def as_tests(label: Any) -> Tests:
+    """Unit tests or cases of input and output, whichever a label is.
+
+    `{inputs, outputs}` without a `fn_name` are cases of input and output, each a text or a list of lines.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(label, str) and label.lstrip().startswith(("{", "[")):
+        try:
+            label = json.loads(label)
+        except ValueError as error:
+            raise ValueError(f"tests that are no JSON: {error}") from None
+    if isinstance(label, Mapping) and {"inputs", "outputs"} <= label.keys() and not label.get("fn_name"):
+        inputs, outputs = list(map(_as_text, label["inputs"])), list(map(_as_text, label["outputs"]))
+        if len(inputs) != len(outputs):
+            raise ValueError(f"{len(inputs)} inputs, but {len(outputs)} outputs")
+        return as_cases([{"input": one, "output": other} for one, other in zip(inputs, outputs, strict=True)])
+    if isinstance(label, UnitTests | Mapping):
+        return as_unit_tests(label)
+    return as_cases(label)
 
 
 def read_tasks(path: str | Path, kind: Kind) -> ListTasks:
@@ -87,7 +124,7 @@ def read_tasks(path: str | Path, kind: Kind) -> ListTasks:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such task file")
-    make: Callable[[Mapping[str, Any]], Task] = unit_test_task if kind == "unit_tests" else stdio_task
+    usual: Callable[[Mapping[str, Any]], Task] = unit_test_task if kind == "unit_tests" else stdio_task
     tasks = []
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
@@ -97,7 +134,8 @@ def read_tasks(path: str | Path, kind: Kind) -> ListTasks:
                 row = json.loads(line)
                 if not isinstance(row, dict):
                     raise ValueError("a row is a JSON object")
-                tasks.append(make(row))
+                other = {"question_content", "input_output"} & row.keys()
+                tasks.append(stdio_task(row) if other else usual(row))
             except (ValueError, TypeError, KeyError) as error:
                 raise ValueError(f"{path}:{number}: {error}") from error
     return ListTasks(tasks)
@@ -116,11 +154,36 @@ def _text(row: Mapping[str, Any], key: str) -> str:
     return row[key]
 
 
-def _stdio_cases(row: Mapping[str, Any], key: str) -> tuple[StdioCase, ...]:
+def _as_text(value: Any) -> str:
+    return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _live_code_tests(row: Mapping[str, Any], key: str) -> Tests | None:
     given: Any = row.get(key) or []
     if isinstance(given, str):
         try:
             given = json.loads(given)
         except ValueError as error:
             raise ValueError(f"{key} is no JSON list of test cases: {error}") from error
-    return as_cases(given) if given else ()
+    kinds = {case.get("testtype") for case in given if isinstance(case, Mapping)}
+    if kinds != {"functional"}:
+        return as_cases(given) if given else None
+    metadata = row.get("metadata") or {}
+    name = (json.loads(metadata) if isinstance(metadata, str) else metadata).get("func_name")
+    if not isinstance(name, str):
+        raise ValueError(f"{key} has cases of type 'functional', which need a 'func_name' in 'metadata'")
+    return functional_tests(name, given)
+
+
+def _together(public: Tests | None, private: Tests | None) -> Tests:
+    """Public and private tests, all of which count."""
+    if public is None or private is None:
+        one = public or private
+        assert one is not None
+        return one
+    if isinstance(public, UnitTests) and isinstance(private, UnitTests):
+        cases = json.dumps([*json.loads(public.cases), *json.loads(private.cases)])
+        return dataclasses.replace(private, cases=cases)
+    if isinstance(public, tuple) and isinstance(private, tuple):
+        return (*public, *private)
+    raise ValueError("public and private test cases are of different types")

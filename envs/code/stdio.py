@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +12,11 @@ from typing import Any
 from polyturn.envs.code.reports import LIMIT_S, TestReport
 from polyturn.envs.code.unit_tests import MAX_CODE_CHARS
 from polyturn.tools.python import show
-from polyturn.tools.sandbox import Sandbox
+from polyturn.tools.sandbox import Limits, Sandbox
 from polyturn.tools.shared_sandboxes import execute
 
 MAX_SHOWN = 300
+SLACK_BYTES = 4096
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,6 +47,12 @@ def as_cases(label: Any) -> tuple[StdioCase, ...]:
     return tuple(cases)
 
 
+def limits_for(cases: Sequence[StdioCase], limits: Limits) -> Limits:
+    """The limits, widened where the right output itself would exceed them, in other white space and spelling, too."""
+    needed = 2 * max(len(case.stdout.encode()) for case in cases) + SLACK_BYTES
+    return dataclasses.replace(limits, output_bytes=max(limits.output_bytes, needed))
+
+
 def grade_stdio(
     code: str,
     cases: Sequence[StdioCase],
@@ -54,12 +62,13 @@ def grade_stdio(
     total_s: float | None = None,
     stop_at_first: bool = True,
 ) -> TestReport:
-    """Run the program on every case, each time in a new interpreter.
+    """Run the program on every case, each time in a new interpreter and an empty work folder.
 
     Args:
         code: The whole program. Anything at all.
         cases: At least one.
-        sandbox: One that holds nothing of value; it may be broken afterwards.
+        sandbox: One that holds nothing of value, of which the limits leave room for the right output (`limits_for`); it
+            may be broken afterwards.
         timeout_s: Seconds for one case.
         total_s: Seconds for all of them; None: no such limit. Cases beyond it are failed.
         stop_at_first: The cases after a failed one count as failed, unseen: for all-or-nothing credit.
@@ -78,6 +87,8 @@ def grade_stdio(
             failures.append(f"test {number}: no time was left")
             break
         result = execute(sandbox, code, stdin=case.stdin, timeout_s=left)
+        if result.left_files and number < len(cases):
+            sandbox.reset()  # what one case left there must neither help nor trip up the next
         if result.ok and same_output(result.stdout, case.stdout):
             num_passed += 1
             continue

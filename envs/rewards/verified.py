@@ -8,12 +8,12 @@ from typing import Any, ClassVar, get_args
 
 from polyturn.envs.code.answers import find_code
 from polyturn.envs.code.reports import LIMIT_S
-from polyturn.envs.code.unit_tests import UnitTests, cases_as_test, grade_unit_tests
+from polyturn.envs.code.unit_tests import UnitTests, as_unit_tests, grade_unit_tests
 from polyturn.envs.rewards.math import Mode, gold_texts, shared_verifier, unpayable_reason
 from polyturn.envs.rewards.types import EpisodeView, Score
 from polyturn.tools.shared_sandboxes import BackendName, SharedSandboxes
 
-_KEYS = ("entry_point", "test", "cases", "prompt")
+_KEYS = ("entry_point", "test", "cases", "prompt", "fn_name", "inputs", "outputs")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,7 +47,8 @@ class UnitTestsRule:
     """1 for a reply whose last block of Python passes the label's tests, in a sandbox.
 
     The label is `{"entry_point": "f", "test": "def check(candidate): ..."}`, with `cases` (`[{"args": [...],
-    "expected": ...}]`) in place of `test` for plain values, and `prompt` for the source that the solution goes on from.
+    "expected": ...}]`) in place of `test` for plain values, and `prompt` for the source that the solution goes on from;
+    or in the form of APPS `{"fn_name": "f", "inputs": [...], "outputs": [...]}`.
     """
 
     name: ClassVar[str] = "unit_tests"
@@ -82,17 +83,11 @@ class UnitTestsRule:
         self._tests(label)
 
     def _tests(self, label: Any) -> UnitTests:
-        if isinstance(label, UnitTests):
-            return label
-        if not isinstance(label, Mapping) or not isinstance(label.get("entry_point"), str):
-            raise ValueError(
-                f"unit_tests: the label must have an 'entry_point' and a 'test' or 'cases', not {label!r:.100}"
-            )
-        if unknown := sorted(set(label) - set(_KEYS)):
+        if isinstance(label, Mapping) and (unknown := sorted(set(label) - set(_KEYS))):
             raise ValueError(
                 f"unit_tests: the label has an unknown key {unknown[0]!r}; it has {', '.join(_KEYS)}"
             )
-        test = label.get("test") or (cases_as_test(label["cases"]) if label.get("cases") else None)
-        if not isinstance(test, str):
-            raise ValueError("unit_tests: the label has neither a 'test' nor 'cases'")
-        return UnitTests(test=test, entry_point=label["entry_point"], prompt=label.get("prompt") or "")
+        try:
+            return as_unit_tests(label)
+        except ValueError as error:
+            raise ValueError(f"unit_tests: the label: {error}") from None

@@ -101,6 +101,7 @@ class RunnerSandbox:
             exit_code=header["exit_code"],
             seconds=seconds,
             detail=header["detail"],
+            left_files=header["left_files"],
         )
 
     def read_file(self, path: str, *, max_bytes: int = MIB) -> bytes:

@@ -68,6 +68,8 @@ class ExecResult:
     """Wall-clock seconds from the request to the result, as the host measured them."""
     detail: str = ""
     """One sentence for a person (or a model) about a status other than `ok`; empty otherwise."""
+    left_files: bool = False
+    """Whether there is anything now in the folders that code may write to, which the next execution would find."""
 
     @property
     def ok(self) -> bool:

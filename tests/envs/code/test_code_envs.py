@@ -163,7 +163,7 @@ def test_run_code_is_a_new_interpreter_for_every_call():
 
 
 def test_pythons_names_and_files_live_for_one_episode():
-    env = PythonToolEnv(max_turns=20, timeout_s=1.0)
+    env = PythonToolEnv(max_turns=20, timeout_s=3.0)
 
     def python(code):
         observation, *_, info = env.step(calling("python", code=code))
@@ -187,7 +187,8 @@ def test_pythons_names_and_files_live_for_one_episode():
     assert "FileNotFoundError" in python("open('f')")[0]
     assert python("import os\nos._exit(3)")[1] is False
     assert python("print('again')") == ("again", True)
-    assert python("print('\ud800')")[1], "half a character is the model's to write"
+    text, ok = python("print('\ud800')")
+    assert ("surrogate" in text, ok) == (True, False), "half a character is the model's mistake, and is told"
     env.close()
 
 
@@ -368,3 +369,54 @@ def test_rows_of_livecodebench_are_read_and_pickled_ones_refused(tmp_path):
         path.write_text(json.dumps(row | wrong) + "\n")
         with pytest.raises(ValueError, match=words):
             CodeStdioEnv(path=path)
+
+
+FUNCTIONAL = [
+    {"input": "[1, 2]\n3", "output": "[4, 5]", "testtype": "functional"},
+    {"input": "[]\n1", "output": "[]", "testtype": "functional"},
+]
+ADD_ALL = "class Solution:\n    def addAll(self, xs: List[int], k: int):\n        return [x + k for x in xs]"
+
+
+@pytest.mark.parametrize("make", [CodeStdioEnv, CodeUnitTestsEnv])
+def test_rows_that_call_a_method_are_graded_beside_those_that_print(tmp_path, make):
+    rows = [
+        {
+            "question_content": "Add k to all.",
+            "public_test_cases": json.dumps(FUNCTIONAL[:1]),
+            "private_test_cases": json.dumps(FUNCTIONAL[1:]),
+            "metadata": json.dumps({"func_name": "addAll"}),
+            "starter_code": "class Solution:\n    def addAll(self, xs: List[int], k: int) -> List[int]:\n        ",
+        },
+        {
+            "question": "Add k to all.",
+            "problem_id": 7,
+            "input_output": json.dumps({"fn_name": "addAll", "inputs": [[[1], 1]], "outputs": [[[2]]]}),
+        },
+        {
+            "question": "Double each line.",
+            "input_output": {"inputs": ["1\n2\n", ["3", "4"]], "outputs": ["2\n4\n", ["6", "8"]]},
+        },
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    env = make(path=path, tries=2)
+    doubles = "import sys\nfor line in sys.stdin:\n    print(2 * int(line))"
+    for task, right in zip(env.tasks("train"), (ADD_ALL, ADD_ALL, doubles), strict=True):
+        env.reset(options={"task": task.task_id})
+        assert env.step(fenced("print(1)"))[1:3] == (0.0, False)
+        assert env.step(fenced(right))[1] == 1.0
+    assert "addAll" in env.tasks("train")[0].messages[-1]["content"]
+    env.close()
+    for wrong, words in (
+        ({"metadata": "{}"}, "need a 'func_name'"),
+        (
+            {"input_output": '{"fn_name": "f", "inputs": [[1]], "outputs": []}'},
+            "as many 'inputs' as 'outputs'",
+        ),
+        ({"input_output": '{"inputs": ["1"], "outputs": []}'}, "1 inputs, but 0 outputs"),
+        ({"input_output": "{"}, "no JSON"),
+    ):
+        path.write_text(json.dumps(rows[0] | wrong))
+        with pytest.raises(ValueError, match=rf"rows\.jsonl:1: .*{words}"):
+            make(path=path)

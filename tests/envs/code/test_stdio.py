@@ -5,7 +5,8 @@ import contextlib
 import pytest
 
 from polyturn.envs.code.rows import builtin_tasks
-from polyturn.envs.code.stdio import StdioCase, grade_stdio, same_output
+from polyturn.envs.code.stdio import StdioCase, grade_stdio, limits_for, same_output
+from polyturn.tools.sandbox import Limits
 from polyturn.tools.shared_sandboxes import SharedSandboxes
 
 CASES = (StdioCase(stdin="1 2\n", stdout="3\n"), StdioCase(stdin="5 5\n", stdout="10\n"))
@@ -16,7 +17,7 @@ def grade():
     with contextlib.closing(SharedSandboxes()) as sandboxes:
 
         def run(code, cases=CASES, **options):
-            with sandboxes.create() as sandbox:
+            with sandboxes.create(limits_for(cases, Limits())) as sandbox:
                 return grade_stdio(code, cases, sandbox, **options)
 
         yield run
@@ -87,3 +88,21 @@ def test_credit_is_the_fraction_of_cases_and_failures_are_told(grade):
 def test_all_cases_share_one_limit_of_time(grade):
     report = grade("import time\ntime.sleep(0.4)", CASES * 5, timeout_s=1.0, total_s=0.6, stop_at_first=False)
     assert "no time was left" in report.failures[-1]
+
+
+def test_a_right_output_is_paid_however_long_it_is(grade):
+    numbers = "".join(f"{number}\n" for number in range(100_000))
+    case = StdioCase(stdin="100000\n", stdout=numbers)
+    code = "for number in range(int(input())):\n    print(number, ' ')"
+    assert grade(code, [case], timeout_s=10.0).all_passed
+    assert not grade(f"{code}\nprint('.' * 3_000_000)", [case], timeout_s=10.0).all_passed
+
+
+def test_no_case_finds_what_another_left(grade):
+    for name in ("here", "/tmp/here", "/dev/shm/here"):
+        code = f"open({name!r}, 'x').write('1')\nprint(sum(map(int, input().split())))"
+        assert grade(code, CASES * 3, timeout_s=10.0).all_passed, name
+        knows = f"import os\nprint(10 if os.path.exists({name!r}) else 3)\nopen({name!r}, 'w')"
+        assert grade(knows, CASES, timeout_s=10.0).num_passed == 1
+    locked = "import os\nopen('here', 'x')\nos.chmod('.', 0)\nprint(sum(map(int, input().split())))"
+    assert grade(locked, CASES, timeout_s=10.0).all_passed

@@ -1,13 +1,14 @@
 """Unit tests of what a model wrote: right code passes, and nothing that code does is a verdict."""
 
 import contextlib
+import json
 
 import pytest
 
-from polyturn.envs.code.harness import Unspeakable, pack, unpack
+from polyturn.envs.code.harness.values import DoesNotCross, Opaque, Packer, unpack
 from polyturn.envs.code.reports import BrokenTests
 from polyturn.envs.code.rows import builtin_tasks
-from polyturn.envs.code.unit_tests import UnitTests, cases_as_test, grade_unit_tests
+from polyturn.envs.code.unit_tests import UnitTests, as_unit_tests, grade_unit_tests
 from polyturn.tools.sandbox import ExecResult
 from polyturn.tools.shared_sandboxes import SandboxFailed, SharedSandboxes
 
@@ -188,21 +189,58 @@ def test_what_is_lost_in_the_middle_counts_as_failed(grade):
     assert "took too long" in report.failures[0]
 
 
+VALUES = """
+None, True, 0, -(2**70), 1.5, 0.1 + 0.2, "ä\\x00", b"\\xff", bytearray(b"x"), (1, (2,)), [1, [2]], {1: {"a": 2}},
+{1, 2}, frozenset({3}), 2 + 3j, range(2, 9, 3), [], {}, (), deque([1, [2]], 3), OrderedDict([(2, 1), (1, 2)]),
+Counter("aab"),
+Decimal("0.10"), Decimal("1e400"), Fraction(-1, 3), date(2026, 2, 28), datetime(2026, 2, 28, 23, 59, 1, 5), time(1, 2),
+timedelta(days=-1, seconds=5), list(range(300_000)), "x" * 1_000_000, float("inf"), 10**5000
+"""
+IMPORTS = """
+from collections import Counter, OrderedDict, deque
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from fractions import Fraction
+"""
+
+
 def test_values_cross_as_they_are(grade):
-    values = [
-        None, True, 0, -(2**70), 1.5, float("inf"), "ä\x00", b"\xff", (1, (2,)), [1, [2]], {1: {"a": 2}}, {1, 2},
-        frozenset({3}), 2 + 3j, range(2, 9, 3), [], {}, (),
-    ]  # fmt: skip
+    values = eval(f"[{VALUES}]", (names := {}, exec(IMPORTS, names))[0])
     for value in values:
-        back = unpack(pack(value))
-        assert back == value
-        assert type(back) is type(value)
-    with pytest.raises(Unspeakable):
-        pack(object())
-    lines = "\n".join(f"assert same({value!r}) == {value!r}" for value in values if value != float("inf"))
-    report = grade("def same(x): return x", UnitTests(test=lines, entry_point="same"))
+        for lenient in (True, False):
+            back = unpack(json.loads(json.dumps(Packer(lenient=lenient).pack(value))))
+            assert back == value
+            assert type(back) is type(value)
+    with pytest.raises(DoesNotCross):
+        Packer(lenient=False).pack([object()])
+    told = unpack(Packer(lenient=True).pack([1, object()]))
+    assert (told[0], type(told[1])) == (1, Opaque)
+    test = f"{IMPORTS}\nimport sys\nsys.set_int_max_str_digits(0)\nfor value in [{VALUES}]:\n"
+    test += "    assert same(value) == value and type(same(value)) is type(value)"
+    report = grade("def same(x): return x", UnitTests(test=test, entry_point="same"), timeout_s=30.0)
     assert report.all_passed, report
-    assert report.num_tests == len(values) - 1
+    assert report.num_tests == len(values)
+
+
+LAZY = [
+    ("return (x for x in [1, 2])", "list(f()) == [1, 2]"),
+    ("return map(str, [1, 2])", "list(f()) == ['1', '2']"),
+    ("return zip([1], 'a')", "next(f()) == (1, 'a')"),
+    ("return {1: 2}.keys()", "f() == {1}"),
+    ("return {1: [2]}.values()", "list(f()) == [[2]]"),
+    ("return {1: 2}.items()", "sorted(f()) == [(1, 2)]"),
+    ("return reversed([1, 2])", "[*f()] == [2, 1]"),
+]
+
+
+def test_what_can_be_gone_through_once_crosses_as_such(grade):
+    for body, test in LAZY:
+        assert grade(f"def f():\n    {body}", UnitTests(test=f"assert {test}", entry_point="f")).all_passed, (
+            body
+        )
+    assert not grade(
+        "def f(): return map(str, [1])", UnitTests(test="assert f() == ['1']", entry_point="f")
+    ).num_passed
 
 
 def test_arguments_that_are_changed_in_place_are_changed_for_the_test_too(grade):
@@ -220,10 +258,8 @@ def test_exceptions_cross_by_name(grade):
 
 
 def test_rows_of_arguments_and_values_are_tests_too(grade):
-    test = cases_as_test(
-        [{"args": [1, 2], "expected": [3]}, {"args": [], "kwargs": {"b": 1}, "expected": [1]}]
-    )
-    tests = UnitTests(test=test, entry_point="f")
+    cases = [{"args": [1, 2], "expected": [3]}, {"args": [], "kwargs": {"b": 1}, "expected": [1]}]
+    tests = as_unit_tests({"cases": cases, "entry_point": "f"})
     assert grade("def f(a=0, b=0): return [a + b]", tests).num_passed == 2
 
 

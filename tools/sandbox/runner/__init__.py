@@ -24,10 +24,10 @@ runner answers each question with one frame, in order. When its input ends, the 
 `{"op": "exec", "program_bytes": N, "timeout_s": float, "fresh": bool}`, body: N bytes of program, a frame whose header
     is `{"code": str, "arguments": [str]}`, then stdin. The runner never has the body in its memory, of which every
     later execution has a copy.
-    Answer `{"status", "exit_code", "seconds", "detail", "stdout": N, "stderr": M}`, body: N bytes of stdout, then
-    M bytes of stderr, each at most `output_bytes`. `status` is ok, timeout, oom, output_limit or setup_error;
-    `exit_code` is null where the runner ended the code. The runner keeps the deadline; the host has to keep one of
-    its own, a little later, in case the runner does not answer.
+    Answer `{"status", "exit_code", "seconds", "detail", "left_files", "stdout": N, "stderr": M}`, body: N bytes of
+    stdout, then M bytes of stderr, each at most `output_bytes`. `status` is ok, timeout, oom, output_limit or
+    setup_error; `exit_code` is null where the runner ended the code. The runner keeps the deadline; the host has to
+    keep one of its own, a little later, in case the runner does not answer.
 `{"op": "read", "path": str, "max_bytes": int}`. Answer `{}`, body: the file.
 `{"op": "write", "path": str}`, body: the file. Answer `{}`.
 `{"op": "ping"}`. Answer `{}`.

@@ -18,6 +18,7 @@ from .job import in_child, run_many, run_once
 from .processes import Children
 from .streams import Streams
 
+SCRATCH_FOLDERS = ("/tmp", "/dev/shm")
 NAMES_LOST = "the persistent interpreter was killed and its names are lost"
 
 
@@ -106,6 +107,7 @@ class Executor:
                 "seconds": time.monotonic() - start,
                 "stdout": stdout,
                 "stderr": stderr,
+                "left_files": any(map(_holds_something, (self.config.work, *SCRATCH_FOLDERS))),
             }
             streams.finish()
             write_all(answers, encode_header(header, stdout + stderr))
@@ -295,6 +297,14 @@ def _outcome(status: str, *, exit_code: int | None = None, detail: str = "") -> 
 
 def _join(*sentences: str) -> str:
     return "; ".join(sentence for sentence in sentences if sentence)
+
+
+def _holds_something(folder: str) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return any(True for _ in entries)
+    except OSError:  # not there, or closed to the runner
+        return os.path.exists(folder)
 
 
 def _keep_open(folder: str) -> None:

@@ -1,0 +1,36 @@
+"""The harness as one program: the sources of its modules, and an importer that takes them from there."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+PACKAGE = "polyturn.envs.code.harness"
+MODULES = ("values", "answering", "asking", "scoring", "running", "main")
+_START = """
+import sys
+from importlib.machinery import ModuleSpec
+
+class Importer:
+    def find_spec(self, name, path=None, target=None):
+        if name in SOURCES:
+            return ModuleSpec(name, self, is_package=not SOURCES[name])
+    def create_module(self, spec):
+        return None
+    def exec_module(self, module):
+        exec(compile(SOURCES[module.__name__], module.__name__, "exec", dont_inherit=True), module.__dict__)
+
+sys.meta_path.insert(0, Importer())
+from polyturn.envs.code.harness.main import main
+main()
+"""
+
+
+@functools.cache
+def harness() -> str:
+    """The source of the program that runs in the sandbox."""
+    folder = Path(__file__).parent
+    sources = {".".join(PACKAGE.split(".")[: depth + 1]): "" for depth in range(PACKAGE.count(".") + 1)}
+    for name in MODULES:
+        sources[f"{PACKAGE}.{name}"] = folder.joinpath(f"{name}.py").read_text(encoding="utf-8")
+    return f"SOURCES = {sources!r}{_START}"
