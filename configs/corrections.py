@@ -56,7 +56,8 @@ class TruncatedImportance(CorrectionSection):
     cap: PositiveFloat = 2.0
     """The largest weight."""
     normalize: bool = False
-    """Divide by the mean weight of the step's trainable tokens, so that the size of the loss stays."""
+    """Divide by the mean weight of the step's trainable tokens, or of its sequences where the level is not `token`, so
+    that the size of the loss stays."""
 
 
 class IcePop(TwoSided):

@@ -16,3 +16,8 @@ def log_ratio(logprobs: torch.Tensor, anchor: torch.Tensor, mask: torch.Tensor) 
 def bounded_exp(log_ratios: torch.Tensor) -> torch.Tensor:
     """exp with its argument clamped to MAX_LOG_RATIO on both sides; without gradient beyond."""
     return log_ratios.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+
+
+def is_beyond_bound(log_ratios: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """At which trainable tokens `bounded_exp` cuts: what takes its gradient through it has none there."""
+    return (log_ratios.detach().abs() > MAX_LOG_RATIO) & mask

@@ -137,7 +137,17 @@ def opo(step: RewardBatch, config: OptimalBaselineAdvantage) -> Advantages:
     gradients={"loss": "biased"},
 )
 def maxrl(step: RewardBatch, config: MaxRLAdvantage) -> Advantages:
-    """MaxRL: the gradient of log E[r] to the order that the group's size allows, for rewards of 0 and more."""
+    """MaxRL: the gradient of log E[r] to the order that the group's size allows, for rewards of 0 and more.
+
+    Raises:
+        ValueError: the task paid less than 0.
+    """
+    for part, reward in zip(step.parts, own_rewards(step), strict=True):
+        if reward < 0:
+            raise ValueError(
+                f"maxrl: {part.part_id!r} of group {part.group_id!r} has the reward {reward}, and the logarithm of an "
+                "expected reward needs rewards of 0 and more: choose advantage.kind=grpo or rloo, or pay 0 for the worst"
+            )
     low = []
 
     def compare(group: Group) -> list[float]:

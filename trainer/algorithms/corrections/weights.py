@@ -25,7 +25,8 @@ def truncated_importance(
     advantages: torch.Tensor,
     config: TruncatedImportance,
 ) -> CorrectionWeights:
-    """min(rho, cap), of tokens, sequences or their geometric mean; divided by the mean over the step if so asked.
+    """min(rho, cap), of tokens, sequences or their geometric mean; divided by the mean over the step if so asked, which
+    is that of its tokens or of its sequences, as the level is.
 
     Truncated importance sampling (Ionides 2008; V-trace, arXiv 1802.01561); as the weight of a loss against the
     proximal policy it is decoupled PPO (arXiv 2110.00641, eq. 2).
@@ -37,7 +38,7 @@ def truncated_importance(
     ratios = bounded_exp(logs)
     clipped = (ratios > config.cap) & mask
     bounded = ratios.clamp(max=config.cap)
-    mean = float(torch.where(mask, bounded, 0.0).sum()) / max(int(mask.sum()), 1)
+    mean = _mean_weight(bounded, mask, sequence_index, of_sequences=config.level != "token")
     if config.normalize and mean != 0:
         bounded = bounded / mean
     return CorrectionWeights(
@@ -45,6 +46,17 @@ def truncated_importance(
         clipped=clipped,
         metrics={"clipped_fraction": fraction(clipped, mask), "mean_weight": mean},
     )
+
+
+def _mean_weight(
+    weights: torch.Tensor, mask: torch.Tensor, sequence_index: torch.Tensor, *, of_sequences: bool
+) -> float:
+    """Over the trainable tokens, or over the sequences that have some, each counted once whatever its length."""
+    shares = mask.to(weights.dtype)
+    if of_sequences:
+        shares = shares / over_sequences(shares, mask, sequence_index, "sum").clamp(min=1)
+    total = float(shares.sum())
+    return float((torch.where(mask, weights, 0.0) * shares).sum()) / total if total else 0.0
 
 
 @CORRECTIONS.register(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from polyturn.configs.losses import ClipLoss
-from polyturn.trainer.algorithms.losses.anchors import masked_advantages, token_ratios
+from polyturn.trainer.algorithms.losses.anchors import log_ratios, masked_advantages
+from polyturn.trainer.algorithms.ratios import bounded_exp, is_beyond_bound
 from polyturn.trainer.algorithms.registry import POLICY_LOSSES
 from polyturn.trainer.algorithms.tokens import TokenBatch, TokenLoss
 
@@ -25,7 +26,7 @@ def clip_loss(batch: TokenBatch, config: ClipLoss) -> TokenLoss:
     that became much likelier since it was sampled has a gradient without bound.
     """
     loss = clipped_surrogate(
-        token_ratios(batch, config.anchor), batch, clip_low=config.clip_low, clip_high=config.clip_high
+        log_ratios(batch, config.anchor), batch, clip_low=config.clip_low, clip_high=config.clip_high
     )
     if config.dual_clip is None:
         return loss
@@ -36,10 +37,25 @@ def clip_loss(batch: TokenBatch, config: ClipLoss) -> TokenLoss:
 
 
 def clipped_surrogate(
-    ratios: torch.Tensor, batch: TokenBatch, *, clip_low: float, clip_high: float
+    logs: torch.Tensor,
+    batch: TokenBatch,
+    *,
+    clip_low: float,
+    clip_high: float,
+    ratios: torch.Tensor | None = None,
 ) -> TokenLoss:
-    """PPO's surrogate of the given ratios [N], which may be those of tokens or of what they are part of."""
+    """PPO's surrogate of the given log-ratios [N], which may be those of tokens or of what they are part of.
+
+    Where a log-ratio is so large that its ratio is cut, the token has no gradient whatever its advantage, and counts as
+    clipped.
+
+    Args:
+        ratios: the ratios [N], where their gradient is another than that of exp(logs).
+    """
+    beyond = is_beyond_bound(logs, batch.mask) if ratios is None else torch.zeros_like(batch.mask)
+    ratios = bounded_exp(logs) if ratios is None else ratios
     advantages = masked_advantages(batch)
     free = -ratios * advantages
     bounded = -ratios.clamp(1 - clip_low, 1 + clip_high) * advantages
-    return TokenLoss(values=torch.maximum(free, bounded), clipped=(bounded > free).detach() & batch.mask)
+    clipped = (bounded > free).detach() & batch.mask
+    return TokenLoss(values=torch.maximum(free, bounded), clipped=clipped | beyond)

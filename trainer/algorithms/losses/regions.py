@@ -6,7 +6,7 @@ import torch
 
 from polyturn.configs.losses import DPPOLoss, SAPOLoss
 from polyturn.trainer.algorithms.losses.anchors import log_ratios, masked_advantages, token_ratios
-from polyturn.trainer.algorithms.ratios import bounded_exp
+from polyturn.trainer.algorithms.ratios import bounded_exp, is_beyond_bound
 from polyturn.trainer.algorithms.registry import POLICY_LOSSES
 from polyturn.trainer.algorithms.tokens import TokenBatch, TokenLoss
 
@@ -58,7 +58,7 @@ def dppo_loss(batch: TokenBatch, config: DPPOLoss) -> TokenLoss:
     too_low = (advantages < 0) & (now < before) & (distance > config.threshold_low)
     outside = (too_high | too_low) & batch.mask
     values = torch.where(outside, 0.0, -bounded_exp(logs) * advantages) + config.drift_penalty * logs.square()
-    return TokenLoss(values=values, clipped=outside)
+    return TokenLoss(values=values, clipped=outside | is_beyond_bound(logs, batch.mask))
 
 
 def _two_way_kl(before: torch.Tensor, now: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 from polyturn.configs.losses import GMPOLoss, GSPOLoss, LUSPOLoss, VESPOLoss
 from polyturn.trainer.algorithms.losses.anchors import log_ratios, masked_advantages, masked_logprobs
 from polyturn.trainer.algorithms.losses.clip import clipped_surrogate
-from polyturn.trainer.algorithms.ratios import bounded_exp
+from polyturn.trainer.algorithms.ratios import bounded_exp, is_beyond_bound
 from polyturn.trainer.algorithms.registry import POLICY_LOSSES
 from polyturn.trainer.algorithms.tokens import TokenBatch, TokenLoss
 
@@ -31,11 +31,13 @@ def gspo_loss(batch: TokenBatch, config: GSPOLoss) -> TokenLoss:
     token, the gradient of its own logprob, so that tokens may have advantages of their own.
     """
     mean_log = batch.sequence_means(log_ratios(batch, config.anchor))[batch.sequence_index]
-    ratios = bounded_exp(mean_log)
+    ratios = None
     if config.form == "token":
         logprobs = masked_logprobs(batch)
-        ratios = ratios.detach() * (logprobs - logprobs.detach()).exp()
-    return clipped_surrogate(ratios, batch, clip_low=config.clip_low, clip_high=config.clip_high)
+        ratios = bounded_exp(mean_log).detach() * (logprobs - logprobs.detach()).exp()
+    return clipped_surrogate(
+        mean_log, batch, clip_low=config.clip_low, clip_high=config.clip_high, ratios=ratios
+    )
 
 
 @POLICY_LOSSES.register(
@@ -69,8 +71,11 @@ def gmpo_loss(batch: TokenBatch, config: GMPOLoss) -> TokenLoss:
     free = log_ratios(batch, config.anchor)
     advantages = masked_advantages(batch)
     bounded = torch.where(advantages > 0, free.clamp(max=config.clip_high), free.clamp(min=-config.clip_low))
-    ratios = bounded_exp(batch.sequence_means(bounded))[batch.sequence_index]
-    return TokenLoss(values=-ratios * advantages, clipped=(bounded != free).detach() & batch.mask)
+    means = batch.sequence_means(bounded)[batch.sequence_index]
+    clipped = (bounded != free).detach() & batch.mask
+    return TokenLoss(
+        values=-bounded_exp(means) * advantages, clipped=clipped | is_beyond_bound(means, batch.mask)
+    )
 
 
 @POLICY_LOSSES.register(

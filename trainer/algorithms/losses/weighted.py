@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 
 from polyturn.configs.losses import CISPOLoss, PolicyGradientLoss, ReinforceLoss, TOPRLoss
-from polyturn.trainer.algorithms.losses.anchors import masked_advantages, masked_logprobs, token_ratios
+from polyturn.trainer.algorithms.losses.anchors import (
+    log_ratios,
+    masked_advantages,
+    masked_logprobs,
+    token_ratios,
+)
+from polyturn.trainer.algorithms.ratios import bounded_exp, is_beyond_bound
 from polyturn.trainer.algorithms.registry import POLICY_LOSSES
 from polyturn.trainer.algorithms.tokens import TokenBatch, TokenLoss
 
@@ -23,7 +29,8 @@ def reinforce_loss(batch: TokenBatch, config: ReinforceLoss) -> TokenLoss:
     Williams 1992 with importance weights. Against `behavior` it is unbiased in the token's own distribution; the
     contexts are still those that the sampler reached.
     """
-    return _weighted(batch, token_ratios(batch, config.anchor), torch.zeros_like(batch.mask))
+    logs = log_ratios(batch, config.anchor)
+    return _weighted(batch, bounded_exp(logs), is_beyond_bound(logs, batch.mask))
 
 
 @POLICY_LOSSES.register(
