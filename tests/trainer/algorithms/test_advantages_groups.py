@@ -77,9 +77,11 @@ def test_gpg_makes_up_for_uniform_groups():
 
 def test_maxrl_divides_by_the_mean_and_has_a_guard():
     assert advantages("maxrl", [1.0, 0.0, 0.0, 0.0]) == [3.0, -1.0, -1.0, -1.0]
-    found = estimate("maxrl", [part(-1.0), part(1.0), part(0.0, "b"), part(0.0, "b")])
+    found = estimate("maxrl", [part(1e-7), part(0.0), part(0.0, "b"), part(0.0, "b")])
     assert all(not column.any() for columns in found.columns for column in columns)
     assert (found.metrics["group/num_low_mean"], found.metrics["group/num_uniform"]) == (1, 1)
+    with pytest.raises(ValueError, match=r"maxrl: 'a/-1\.0' of group 'a' has the reward -1\.0"):
+        estimate("maxrl", [part(-1.0), part(3.0)])
 
 
 def test_gdpo_normalises_each_part_of_the_reward_by_itself():

@@ -271,3 +271,29 @@ def test_slopes_are_those_of_finite_differences(entry):
             loss, _ = evaluate(config, ratios, advantages, index=index, logprobs=moved)
             totals.append(loss.values.sum().item())
         assert grad[token].item() == pytest.approx((totals[0] - totals[1]) / (2 * step), rel=1e-5, abs=1e-7)
+
+
+LOSES_NOTHING_UNSEEN = {
+    "clip": sections.ClipLoss(kind="clip"),
+    "dual clip": sections.ClipLoss(kind="clip", dual_clip=3.0),
+    "dppo": sections.DPPOLoss(kind="dppo"),
+    "gspo": sections.GSPOLoss(kind="gspo"),
+    "gspo of tokens": sections.GSPOLoss(kind="gspo", form="token"),
+    "luspo": sections.LUSPOLoss(kind="luspo"),
+    "gmpo": sections.GMPOLoss(kind="gmpo"),
+    "reinforce": sections.ReinforceLoss(kind="reinforce"),
+    "cispo": sections.CISPOLoss(kind="cispo"),
+    "topr": sections.TOPRLoss(kind="topr"),
+}
+
+
+@pytest.mark.parametrize("name", LOSES_NOTHING_UNSEEN)
+@pytest.mark.parametrize("advantage", [-1.0, 1.0])
+@pytest.mark.parametrize("ratio", [-60.0, -20.5, -19.5, -0.5, 0.0, 0.5, 19.5, 20.5, 60.0])
+def test_a_token_that_lost_its_gradient_counts_as_clipped(name: str, advantage: float, ratio: float) -> None:
+    """`drift_penalty` and its like apart, a token has a gradient or is counted."""
+    config = LOSES_NOTHING_UNSEEN[name]
+    if name == "dppo":
+        config = config.model_copy(update={"drift_penalty": 0.0})
+    loss, grad = evaluate(config, [ratio], [advantage])
+    assert bool(loss.clipped.item()) or grad.item() != 0.0

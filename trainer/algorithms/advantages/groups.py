@@ -146,7 +146,7 @@ def maxrl(step: RewardBatch, config: MaxRLAdvantage) -> Advantages:
         if reward < 0:
             raise ValueError(
                 f"maxrl: {part.part_id!r} of group {part.group_id!r} has the reward {reward}, and the logarithm of an "
-                "expected reward needs rewards of 0 and more: choose advantage.kind=grpo or rloo, or pay 0 for the worst"
+                "expected reward needs rewards of 0 and more: choose another advantage.kind, or pay 0 for the worst"
             )
     low = []
 
