@@ -27,6 +27,7 @@ from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collector import Collector, Play
 from polyturn.rollout.connections import StackedConnections
 from polyturn.rollout.limits import RolloutLimits
+from polyturn.rollout.open_files import allow_open_files
 from polyturn.rollout.task_sources import tasks_of
 from polyturn.tools.bounded_answers import BoundedTransport
 from polyturn.tools.retries import Retries
@@ -126,6 +127,7 @@ async def open_policy(
 
     Several URLs are engines to ask directly: sglang-router 0.3.2 drops the request for a record of the routing.
     """
+    allow_open_files(config.rollout)
     urls = (url,) if isinstance(url, str) else tuple(url)
     renderer = renderer_of(config.model, model_path, make_dialect(config.model.dialect))
     async with open_client(timeout_s=config.engines.request_timeout_s) as client:

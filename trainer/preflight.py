@@ -21,6 +21,8 @@ from polyturn.configs.times import check_times
 from polyturn.envs.registry import list_environments, make
 from polyturn.envs.tasks import TaskSource
 from polyturn.rollout.engines.ports import claim_port
+from polyturn.rollout.open_files import allow_open_files
+from polyturn.rollout.prompts_check import check_prompts
 from polyturn.rollout.rewards_check import check_rewards, check_tasks
 from polyturn.rollout.task_sources import check_train_split, tasks_of
 from polyturn.rollout.template_check import check_chat_template
@@ -54,7 +56,7 @@ def preflight(config: RunConfig, *, dry_run: bool = False) -> None:
     directory = resolve_model_path(config.model.path, needs_weights=not is_plan)
     if is_plan:
         _check_shape(config, ModelShape.read(directory), directory)
-        _check_tasks(config, (config.environment.train_split, config.evaluation.split))
+        _check_tasks(config, (config.environment.train_split, config.evaluation.split), directory)
         return
     _check_machine(config)
     _check_ports(config)
@@ -64,7 +66,7 @@ def preflight(config: RunConfig, *, dry_run: bool = False) -> None:
     _check_initial_weights(config)
     _check_fp8(config)
     # Last: opening an environment or a tokenizer may take seconds.
-    _check_tasks(config, (config.environment.train_split, config.evaluation.split))
+    _check_tasks(config, (config.environment.train_split, config.evaluation.split), directory)
     _check_chat_template(config, directory)
 
 
@@ -74,7 +76,7 @@ def preflight_evaluation(config: RunConfig, *, model_path: Path) -> None:
     _check_lengths(config)
     _check_upstream(config)
     _check_model(config, model_path)
-    _check_tasks(config, (config.evaluation.split,))
+    _check_tasks(config, (config.evaluation.split,), model_path)
     _check_ports(config)
     _check_chat_template(config, model_path)
 
@@ -201,7 +203,7 @@ def open_tasks(config: RunConfig, split: str) -> TaskSource:
         raise ConfigError(f"environment: {error}") from error
 
 
-def _check_tasks(config: RunConfig, splits: tuple[str, ...]) -> None:
+def _check_tasks(config: RunConfig, splits: tuple[str, ...], directory: Path) -> None:
     try:
         check_rewards(config)
     except ValueError as error:
@@ -210,6 +212,11 @@ def _check_tasks(config: RunConfig, splits: tuple[str, ...]) -> None:
         source = open_tasks(config, split)
         try:
             check_tasks(config, source)
+            check_prompts(
+                source,
+                tokenizer_path=directory / "tokenizer.json",
+                max_tokens=config.environment.max_tokens_per_episode,
+            )
         except ValueError as error:
             raise ConfigError(f"environment: {error}") from error
 
@@ -227,7 +234,11 @@ def _check_chat_template(config: RunConfig, directory: Path) -> None:
 
 
 def _check_machine(config: RunConfig) -> None:
-    """Ranks against this machine's cores and GPUs; a Ray cluster that is joined has its own."""
+    """Open files; ranks against this machine's cores and GPUs, where no Ray cluster with its own is joined."""
+    try:
+        allow_open_files(config.rollout)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
     if config.cluster.address is not None:
         return
     parallel = config.trainer.parallel

@@ -26,6 +26,11 @@ class Part:
     """By turn of the part, a digest of the state in which it was taken."""
 
     @property
+    def is_unwritten(self) -> bool:
+        """Whether a limit came, or the episode ended, before the policy wrote anything here."""
+        return not self.samples and (self.truncated or bool(self.episode.segments))
+
+    @property
     def truncated(self) -> bool:
         """Whether a limit ended the episode, not the task."""
         return self.episode.outcome is Outcome.TRUNCATED
@@ -43,13 +48,14 @@ class StepSamples:
 
 
 def make_samples(episodes: Sequence[Episode]) -> StepSamples:
-    """One sample per segment that the policy wrote in.
+    """One sample per segment that the policy wrote in. Who wrote nothing is no part: its reward is nobody's to compare.
 
     Every episode must have a reward: failed ones never reach the trainer. With several agents, roles are compared with
     their like: `solver/0` and `solver/1` of all episodes of a task are one group, its critics another.
     """
     assert all(episode.reward is not None for episode in episodes), "a failed episode is never trained on"
-    return StepSamples(parts=tuple(part for episode in episodes for part in _parts(episode)))
+    parts = (part for episode in episodes for part in _parts(episode))
+    return StepSamples(parts=tuple(part for part in parts if part.samples or not part.is_unwritten))
 
 
 def _parts(episode: Episode) -> list[Part]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import inspect
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,10 @@ from typing import Any
 
 from polyturn.envs.rewards.labels import check_label
 from polyturn.envs.rewards.types import EpisodeView, Reward, Score, as_score, is_async
+from polyturn.tools.threads import PinnedThread
+
+MAX_LOST = 32
+"""Calls of one part that may be under way although nobody waits for them any more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +51,7 @@ class Rubric:
             twice = next(name for name in names if names.count(name) > 1)
             raise ValueError(f"two parts of the rubric have the name {twice!r}")
         self.parts = tuple(parts)
+        self._busy: list[tuple[PinnedThread, str]] = []
         self.uses_environment_grade = any(
             getattr(part.reward, "uses_environment_grade", False) for part in parts
         )
@@ -65,17 +71,28 @@ class Rubric:
                 raise ValueError(f"part {part.name!r}: {error}") from error
 
     async def _score_async(self, episode: EpisodeView) -> Score:
-        values: list[Any] = []
         waiting = []
         for part in self.parts:
-            value = (
-                part.reward(episode)
-                if is_async(part.reward)
-                else asyncio.to_thread(part.reward, episode)  # it may be slow
-            )
+            value = part.reward(episode) if is_async(part.reward) else self._in_thread(part, episode)
             waiting.append(value if inspect.isawaitable(value) else _done(value))
-        values = await asyncio.gather(*waiting)
+        values: list[Any] = await asyncio.gather(*waiting)
         return self._sum(values)
+
+    async def _in_thread(self, part: Part, episode: EpisodeView) -> Any:
+        """The value of a part that is not asynchronous: in a thread of its own, as it may be slow or never return."""
+        self._busy = [(thread, name) for thread, name in self._busy if not thread.is_idle]
+        num_lost = len([name for thread, name in self._busy if name == part.name and thread.still_running])
+        if num_lost >= MAX_LOST:
+            raise RuntimeError(
+                f"{num_lost} calls of the part {part.name!r} never returned and hold their threads; give what it waits "
+                "for a deadline of its own"
+            )
+        thread = PinnedThread("part of a rubric")
+        self._busy.append((thread, part.name))
+        try:
+            return await thread(functools.partial(part.reward, episode), what=part.name)
+        finally:
+            thread.shutdown()
 
     def _sum(self, values: Sequence[Any]) -> Score:
         total, recorded = 0.0, {}

@@ -42,13 +42,16 @@ def test_each_segment_is_a_sample_with_its_episodes_advantage(make_episode) -> N
 
 @pytest.mark.catalogue("B4")
 def test_a_lonely_episode_and_a_silent_one_are_not_trained_on(make_episode) -> None:
+    """Nor is a silent one compared with: nobody wrote what its reward is for."""
     episodes = [
         make_episode("alone", 0, 1.0),
         make_episode("g", 0, 1.0),
-        make_episode("g", 1, 0.0, num_sampled=0),
+        make_episode("g", 1, 0.0),
+        make_episode("g", 2, 0.0, num_sampled=0),
     ]
     result = estimate(episodes)
-    assert [sample.sample_id for sample in result.samples] == ["g.0.0/0"]
+    assert [sample.sample_id for sample in result.samples] == ["g.0.0/0", "g.1.0/0"]
+    assert advantage_of(result.samples[0]) == pytest.approx(-advantage_of(result.samples[1]))
     assert result.metrics["group/num_singleton"] == 1
 
 

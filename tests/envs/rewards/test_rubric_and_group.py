@@ -1,6 +1,7 @@
 """Rubrics and group rewards: every raw value is recorded, weights go into the reward only."""
 
 import asyncio
+import threading
 
 import pytest
 
@@ -206,3 +207,44 @@ async def test_asynchronous_rewards_run_in_step_and_in_step_async():
     assert (await asyncio.to_thread(play, env))[1] == 0.5
     await env.reset_async()
     assert (await env.step_async(AssistantMessage(content="x")))[1] == 0.5
+
+
+async def test_a_part_that_never_returns_is_bounded_by_name_and_one_that_exits_is_a_fault(monkeypatch):
+    release = threading.Event()
+    monkeypatch.setattr("polyturn.envs.rewards.rubric.MAX_LOST", 2)
+
+    async def quick(episode):
+        return 1.0
+
+    def slow(episode):
+        release.wait()
+        return 1.0
+
+    def exits(episode):
+        return next(iter(()))
+
+    graded = Rubric(
+        [Part(name="quick", weight=1.0, reward=quick), Part(name="slow", weight=1.0, reward=slow)]
+    )
+    for _ in range(2):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await graded(view("x"))
+    with pytest.raises(RuntimeError, match="2 calls of the part 'slow' never returned"):
+        await graded(view("x"))
+    release.set()
+    while True:
+        try:
+            assert (await graded(view("x"))).value == 2.0
+            break
+        except RuntimeError:
+            await asyncio.sleep(0.01)
+    broken = Rubric(
+        [Part(name="quick", weight=1.0, reward=quick), Part(name="exits", weight=1.0, reward=exits)]
+    )
+    env = Half(tasks=TASKS)
+    env.graded_by = broken
+    await env.reset_async()
+    with pytest.raises(EnvironmentFault, match="StopIteration"):
+        async with asyncio.timeout(10):
+            await env.step_async(AssistantMessage(content="x"))
