@@ -18,7 +18,7 @@ from polyturn.configs import upstream, yaml_tree
 from polyturn.configs.errors import ConfigError, did_you_mean, nearest
 from polyturn.configs.models import LAYOUT_NAME, PRESET, preset_directory
 from polyturn.configs.schema import RunConfig, SuiteConfig
-from polyturn.configs.shapes import KIND, Shape, Variants, field_paths, select, shape_of, takes_text
+from polyturn.configs.shapes import KIND, Shape, Variants, field_paths, is_text, select, shape_of, takes_text
 from polyturn.configs.validation import explain
 from polyturn.configs.yaml_tree import Tree
 
@@ -221,10 +221,13 @@ def _read_override(override: str, section: type[BaseModel]) -> Tree:
         raise ConfigError(
             f"{COMMAND_LINE}: '{override}' is not of the form key=value, as in trainer.num_steps=10"
         )
-    tree = yaml_tree.read_value(text, COMMAND_LINE, key.strip())
     field = dict(field_paths(section)).get(key.strip())
-    if field is not None and takes_text(field) and tree.text is not None and tree.value is not None:
-        tree = Tree(tree.text, COMMAND_LINE)
+    if field is not None and is_text(field):
+        tree = yaml_tree.read_text(text, COMMAND_LINE, key.strip())
+    else:
+        tree = yaml_tree.read_value(text, COMMAND_LINE, key.strip())
+        if field is not None and takes_text(field) and tree.text is not None and tree.value is not None:
+            tree = Tree(tree.text, COMMAND_LINE)
     for part in reversed(parts):
         tree = Tree({part: tree}, COMMAND_LINE)
     return tree

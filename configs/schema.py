@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     Field,
+    NonNegativeFloat,
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
@@ -88,7 +89,7 @@ class ModelConfig(Section):
 class SamplingConfig(Section):
     """The sampling contract. Top-p, top-k and penalties are refused: the trainer could not replay them."""
 
-    temperature: PositiveFloat = 1.0
+    temperature: Annotated[float, Field(ge=0.01)] = 1.0
     """Of the training episodes; the trainer's logprobs are taken at it too."""
     top_p: float = 1.0
     """Only 1.0, all of the distribution: the trainer scores the whole vocabulary."""
@@ -266,8 +267,8 @@ class EvaluationConfig(Section):
     """The first so many tasks of the split; all of them if there are fewer."""
     samples_per_task: PositiveInt = 1
     """Episodes of each task."""
-    temperature: PositiveFloat = 1.0
-    """Of the evaluation's episodes."""
+    temperature: NonNegativeFloat = 1.0
+    """Of the evaluation's episodes; 0 takes the likeliest token each time."""
     before: bool = True
     """Evaluate before the first step."""
     after: bool = True
@@ -310,7 +311,7 @@ class RunConfig(Section):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Begins the run directory's name."""
-    seed: NonNegativeInt = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seeds the order of prompts, the sampling and the initialisation."""
     output_dir: Path = Path("runs")
     """Where new run directories are made."""

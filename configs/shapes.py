@@ -58,6 +58,15 @@ def takes_text(field: FieldInfo) -> bool:
     ) and not any(option in (int, float, bool) for option in options)
 
 
+def is_text(field: FieldInfo) -> bool:
+    """Whether the field's value is text, a path or null, and nothing else."""
+    annotation = field.annotation
+    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    plain = [get_args(member)[0] if get_origin(member) is Annotated else member for member in members]
+    kinds = [kind for kind in plain if kind is not type(None)]
+    return bool(kinds) and all(isinstance(kind, type) and issubclass(kind, str | PurePath) for kind in kinds)
+
+
 def field_paths(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Every key of the schema below a section, dotted, variants' keys included, in order of declaration."""
     for name, field in section.model_fields.items():

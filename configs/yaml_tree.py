@@ -17,6 +17,7 @@ from polyturn.configs.errors import ConfigError
 
 _INT = re.compile(r"[-+]?[0-9][0-9_]*")
 _RADIX_INT = re.compile(r"0x[0-9a-fA-F]+|0o[0-7]+")
+_ANY_INT = re.compile(f"{_INT.pattern}|{_RADIX_INT.pattern}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9][0-9_]*(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _INFINITY = re.compile(r"[-+]?\.(inf|Inf|INF)")
 _CONSTANTS: dict[str, Any] = {
@@ -28,6 +29,14 @@ _CONSTANTS: dict[str, Any] = {
 _LINE_BREAKS = re.compile("[\r\x85\u2028\u2029]")
 """Read back as a plain newline unless they are escaped, which double quotes do."""
 _TEXT_TAG = "tag:yaml.org,2002:str"
+MAX_BYTES = 16 * 1024 * 1024
+"""Of a file: no recipe has as many, and a file of weights that was named by mistake has more."""
+MAX_DEPTH = 64
+"""Sections and lists within one another."""
+MAX_NODES = 200_000
+"""Values of a file, counted as often as its aliases repeat them."""
+_INTEGERS = range(-(2**63), 2**64)
+"""What 64 bits can hold, with a sign or without; engines, journals and stores take no more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +89,12 @@ def read_file(path: Path) -> Tree:
     """Parse a file. An empty one is an empty mapping; raises ConfigError with path and line."""
     shown = shown_path(path)
     try:
-        raw = path.read_bytes()
+        with path.open("rb") as file:
+            raw = file.read(MAX_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{shown}: cannot be read: {error.strerror}") from error
+    if len(raw) > MAX_BYTES:
+        raise ConfigError(f"{shown}: larger than {MAX_BYTES >> 20} MiB, which no recipe is; is it another file?")
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -97,14 +109,40 @@ def read_file(path: Path) -> Tree:
 
 
 def read_value(text: str, origin: str, key: str) -> Tree:
-    """Parse the right-hand side of an override; `origin` takes the place of path and line."""
+    """Parse the right-hand side of an override, where nothing is a comment; `origin` takes the place of path and line.
+
+    Raises:
+        ConfigError: it is not readable YAML, or something stands behind the value.
+    """
+    stripped = text.strip()
+    if not stripped:
+        return Tree(None, origin, "")
+    if stripped.startswith("#"):
+        return Tree(stripped, origin, stripped)
     try:
-        tree = _parse(text, None)
+        node = _compose(stripped, None)
+        if isinstance(node, yaml.ScalarNode) and node.style is None and node.tag == _TEXT_TAG:
+            # A comment would end it.
+            return Tree(_read_scalar(stripped, "it"), origin, stripped)
+        behind = stripped[node.end_mark.index :].strip() if node is not None else ""
+        if behind:
+            raise ConfigError(f"'{behind}' stands behind the value")
+        tree = _Converter(None).convert(node, 1, [])
     except ConfigError as error:
         raise ConfigError(f"{origin}: the value of '{key}' is not readable YAML: {error}") from error
-    if tree is None:
-        return Tree(None, origin, "")
     return _with_origin(tree, origin)
+
+
+def read_text(text: str, origin: str, key: str) -> Tree:
+    """The right-hand side of an override that means text: as it is, without the quotes if it is quoted; or null.
+
+    Raises:
+        ConfigError: its quotes are not closed.
+    """
+    stripped = text.strip()
+    if stripped[:1] in ("'", '"'):
+        return read_value(text, origin, key)
+    return Tree(None if _CONSTANTS.get(stripped, stripped) is None else stripped, origin, stripped)
 
 
 def write(data: Any) -> str:
@@ -151,8 +189,13 @@ def shown_path(path: Path) -> str:
 
 def _parse(text: str, shown: str | None) -> Tree | None:
     """Compose one document; `shown` None leaves file names out of the messages."""
+    node = _compose(text, shown)
+    return None if node is None else _Converter(shown).convert(node, node.start_mark.line + 1, [])
+
+
+def _compose(text: str, shown: str | None) -> yaml.Node | None:
     try:
-        node = yaml.compose(text, Loader=_Loader)
+        return yaml.compose(text, Loader=_Loader)
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         where = f"{shown}:{line}: " if shown else ""
@@ -161,45 +204,72 @@ def _parse(text: str, shown: str | None) -> Tree | None:
         mark = error.problem_mark or error.context_mark
         where = f"{shown}:{mark.line + 1 if mark else 1}: not readable YAML: " if shown else ""
         raise ConfigError(f"{where}{error.problem or error.context}") from error
-    if node is None:
-        return None
-    return _convert(node, shown, node.start_mark.line + 1, [])
+    except RecursionError as error:
+        raise ConfigError(f"{f'{shown}: ' if shown else ''}{_TOO_DEEP}") from error
 
 
-def _convert(node: yaml.Node, shown: str | None, line: int, parents: list[yaml.Node]) -> Tree:
-    """One node; `line` is its key's, counted from 1. Anchors may be shared but not contain themselves."""
-    origin = f"{shown}:{line}" if shown else f"line {line}"
-    if any(parent is node for parent in parents):
-        raise ConfigError(f"{origin}: an anchor contains itself")
-    inner = [*parents, node]
-    if isinstance(node, yaml.ScalarNode):
-        return _convert_scalar(node, origin)
-    if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
-        items = [_convert(item, shown, item.start_mark.line + 1, inner) for item in node.value]
-        return Tree(items, origin)
-    if not isinstance(node, yaml.MappingNode) or node.tag != "tag:yaml.org,2002:map":
-        raise ConfigError(f"{origin}: the YAML tag '{node.tag}' is not supported")
-    children: dict[str, Tree] = {}
-    for key_node, value_node in node.value:
-        key_line = key_node.start_mark.line + 1
-        where = f"{shown}:{key_line}" if shown else f"line {key_line}"
-        key = key_node.value
-        if not isinstance(key_node, yaml.ScalarNode) or key == "":
-            raise ConfigError(f"{where}: a key must be text")
-        if key == "<<":
-            raise ConfigError(f"{where}: merge keys (`<<`) are not supported; layer files with `extends:`")
-        if key in children:
-            raise ConfigError(f"{where}: duplicate key '{key}', first given at {children[key].origin}")
-        children[key] = _convert(value_node, shown, key_line, inner)
-    return Tree(children, origin)
+_TOO_DEEP = f"sections and lists stand within one another, more than {MAX_DEPTH} deep"
 
 
-def _convert_scalar(node: yaml.ScalarNode, origin: str) -> Tree:
-    if node.style is None and node.tag == _TEXT_TAG:
-        return Tree(read_scalar(node.value), origin, node.value)
-    if node.tag != _TEXT_TAG:
-        raise ConfigError(f"{origin}: the YAML tag '{node.tag}' is not supported")
-    return Tree(node.value, origin)
+class _Converter:
+    """From a document's nodes to a tree; aliases are written out."""
+
+    def __init__(self, shown: str | None) -> None:
+        self._shown = shown
+        self._num_nodes = 0
+
+    def convert(self, node: yaml.Node | None, line: int, parents: list[yaml.Node]) -> Tree:
+        """One node; `line` is its key's, counted from 1. Anchors may be shared but not contain themselves."""
+        assert node is not None
+        origin = self._origin(line)
+        self._num_nodes += 1
+        if self._num_nodes > MAX_NODES:
+            raise ConfigError(f"{origin}: more than {MAX_NODES:,} values, those that aliases repeat counted each time")
+        if any(parent is node for parent in parents):
+            raise ConfigError(f"{origin}: an anchor contains itself")
+        if len(parents) >= MAX_DEPTH:
+            raise ConfigError(f"{origin}: {_TOO_DEEP}")
+        inner = [*parents, node]
+        if isinstance(node, yaml.ScalarNode):
+            return self._scalar(node, origin)
+        if isinstance(node, yaml.SequenceNode) and node.tag == "tag:yaml.org,2002:seq":
+            items = [self.convert(item, item.start_mark.line + 1, inner) for item in node.value]
+            return Tree(items, origin)
+        if not isinstance(node, yaml.MappingNode) or node.tag != "tag:yaml.org,2002:map":
+            raise ConfigError(f"{origin}: the YAML tag '{node.tag}' is not supported")
+        children: dict[str, Tree] = {}
+        for key_node, value_node in node.value:
+            key_line = key_node.start_mark.line + 1
+            where, key = self._origin(key_line), key_node.value
+            if not isinstance(key_node, yaml.ScalarNode) or key == "":
+                raise ConfigError(f"{where}: a key must be text")
+            if key == "<<":
+                raise ConfigError(f"{where}: merge keys (`<<`) are not supported; layer files with `extends:`")
+            if key in children:
+                raise ConfigError(f"{where}: duplicate key '{key}', first given at {children[key].origin}")
+            children[key] = self.convert(value_node, key_line, inner)
+        return Tree(children, origin)
+
+    def _scalar(self, node: yaml.ScalarNode, origin: str) -> Tree:
+        if node.style is None and node.tag == _TEXT_TAG:
+            return Tree(_read_scalar(node.value, origin), origin, node.value)
+        if node.tag != _TEXT_TAG:
+            raise ConfigError(f"{origin}: the YAML tag '{node.tag}' is not supported")
+        return Tree(node.value, origin)
+
+    def _origin(self, line: int) -> str:
+        return f"{self._shown}:{line}" if self._shown else f"line {line}"
+
+
+def _read_scalar(text: str, origin: str) -> Any:
+    """As `read_scalar`; raises ConfigError where an integer is out of all bounds."""
+    # Python itself refuses to read integers of many thousand digits.
+    value = None if len(text) > 100 and _ANY_INT.fullmatch(text) else read_scalar(text)
+    if (value is None and text not in _CONSTANTS) or (type(value) is int and value not in _INTEGERS):
+        raise ConfigError(
+            f"{origin}: the integer {describe(text)} has more than 64 bits; if it is text, put it in quotes"
+        )
+    return value
 
 
 def _with_origin(tree: Tree, origin: str) -> Tree:

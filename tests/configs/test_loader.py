@@ -44,6 +44,10 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return _write
 
 
+def load_minimal(write: Any, *overrides: str) -> RunConfig:
+    return load_config(write(MINIMAL), overrides)
+
+
 def complaint(recipe: str, *overrides: str) -> str:
     with pytest.raises(ConfigError) as caught:
         load_config(recipe, overrides)
@@ -194,6 +198,67 @@ def test_an_override_must_be_key_equals_value(write: Any, override: str) -> None
     assert "is not of the form key=value" in complaint(write(MINIMAL), override)
 
 
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("environment.options.x=a #b", "a #b"),
+        ("environment.options.x=#b", "#b"),
+        ("environment.options.x=a: b", {"a": "b"}),
+        ("environment.options.x='a' ", "a"),
+        ("environment.options.x=[1, b]", [1, "b"]),
+        ("environment.options.x=1 #2", "1 #2"),
+        ("environment.options.x=", None),
+    ],
+)
+def test_nothing_in_an_override_is_a_comment(write: Any, override: str, value: Any) -> None:
+    assert load_minimal(write, override).environment.options == {"x": value}
+
+
+@pytest.mark.parametrize("text", ["[::1]", "a: b", "{x", "*x", "&x", "!x y", "% @`", "a #b", "- b", "123", "true"])
+def test_a_text_option_takes_what_stands_behind_the_equals_sign(write: Any, text: str) -> None:
+    assert load_minimal(write, f"engines.host={text}").engines.host == text
+    assert load_minimal(write, f'engines.host="{text}"').engines.host == text
+    assert load_minimal(write, "engines.host=null").engines.host is None
+
+
+@pytest.mark.parametrize(
+    ("override", "why"),
+    [
+        ("environment.options.x=[1] #b", "'#b' stands behind the value"),
+        ("environment.options.x='a' #b", "'#b' stands behind the value"),
+        (f"seed={2**70}", "more than 64 bits"),
+        (f"seed={2**32}", "'seed' must be a value less than 4294967296"),
+        (f"seed=-{'9' * 5000}", "more than 64 bits"),
+        (f"environment.options.x=0x{'f' * 5000}", "more than 64 bits"),
+        (f"environment.options.x={'[' * 5000}", "within one another"),
+        (f"environment.options.x={'[' * 70 + ']' * 70}", "within one another"),
+        ("rollout.sampling.temperature=1e-9", "'rollout.sampling.temperature' must be"),
+    ],
+)
+def test_an_override_out_of_all_bounds(write: Any, override: str, why: str) -> None:
+    with pytest.raises(ConfigError, match=f"command line: .*{why}"):
+        load_minimal(write, override)
+
+
+def test_an_evaluation_may_be_greedy(write: Any) -> None:
+    assert load_minimal(write, "evaluation.temperature=0").evaluation.temperature == 0.0
+
+
+def test_aliases_are_counted_as_often_as_they_repeat_what_they_name(write: Any) -> None:
+    lines = ["environment:", "  options:", "    a0: &a0 [1, 2, 3, 4, 5, 6, 7, 8, 9]"]
+    lines += [f"    a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+    with pytest.raises(ConfigError, match=r":\d+: more than 200,000 values"):
+        load_config(write("extends: quickstart\n" + "\n".join(lines) + "\n"))
+
+
+def test_a_file_that_is_no_recipe_is_not_read_whole(tmp_path: Path) -> None:
+    weights = tmp_path / "model.safetensors"
+    with weights.open("wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ConfigError, match="larger than 16 MiB, which no recipe is"):
+        load_config(weights)
+
+
 def test_an_unreadable_override_names_its_key(write: Any) -> None:
     message = complaint(write(MINIMAL), "sglang.x=[1")
     assert message.startswith("command line: the value of 'sglang.x' is not readable YAML: ")
@@ -279,7 +344,8 @@ def test_resolved_config_loads_back_to_an_equal_one(tmp_path: Path) -> None:
     assert load_config(path) == config
 
 
-_SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
+_INTEGERS = st.integers(-(2**63), 2**64 - 1)
+_SCALARS = st.none() | st.booleans() | _INTEGERS | st.floats(allow_nan=False) | st.text()
 _TREES = st.recursive(
     _SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(min_size=1), inner), max_leaves=6
 )

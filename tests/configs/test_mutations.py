@@ -1,0 +1,125 @@
+"""Recipes and models' configs with any key left out or given another value: a run, or a sentence; never a traceback."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polyturn.configs.arithmetic import check_batch, placement
+from polyturn.configs.errors import ConfigError
+from polyturn.configs.loader import dump_config, load_config, shipped_names
+from polyturn.configs.memory import check_layout, estimate_memory
+from polyturn.configs.model_shape import ModelShape
+from polyturn.configs.models import MODELS_DIRECTORY, preset_names
+
+LEFT_OUT = object()
+ODD: tuple[Any, ...] = (
+    LEFT_OUT,
+    None,
+    True,
+    0,
+    -1,
+    1,
+    3,
+    2**63,
+    0.5,
+    1e300,
+    float("inf"),
+    float("nan"),
+    "",
+    "some text",
+    "0",
+    [],
+    [1],
+    ["x"],
+    {},
+    {"x": 1},
+)
+
+Path_ = tuple[str | int, ...]
+
+
+def keys_of(data: Any, prefix: Path_ = ()) -> Iterator[Path_]:
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in items:
+        yield (*prefix, key)
+        yield from keys_of(value, (*prefix, key))
+
+
+def mutated(data: Any, path: Path_, value: Any) -> Any:
+    changed = copy.deepcopy(data)
+    parent = changed
+    for key in path[:-1]:
+        parent = parent[key]
+    if value is LEFT_OUT:
+        del parent[path[-1]]
+    else:
+        parent[path[-1]] = copy.deepcopy(value)
+    return changed
+
+
+RECIPES = {name: load_config(name).model_dump(mode="json") for name in shipped_names("recipe")}
+RECIPE_KEYS = [(name, path) for name, recipe in RECIPES.items() for path in keys_of(recipe)]
+
+
+@given(key=st.sampled_from(RECIPE_KEYS), value=st.sampled_from(ODD))
+@settings(max_examples=400, deadline=None)
+def test_a_recipe_with_one_odd_value(key: tuple[str, Path_], value: Any, tmp_path_factory: Any) -> None:
+    name, path = key
+    file: Path = tmp_path_factory.getbasetemp() / "mutated.yaml"
+    # JSON is YAML.
+    text = json.dumps(mutated(RECIPES[name], path, value))
+    file.write_text(text.replace("Infinity", ".inf").replace("NaN", ".nan"), encoding="utf-8")
+    shape = ModelShape.read(MODELS_DIRECTORY / "tiny-searcher")
+    try:
+        config = load_config(file)
+        check_batch(config)
+        check_layout(config, shape)
+    except ConfigError as error:
+        assert str(error).strip()
+        return
+    estimate_memory(config, shape)
+    placement(config)
+    dump_config(config)
+
+
+def model_configs() -> dict[str, dict[str, Any]]:
+    names = ["tiny-searcher", *(f"presets/{name}" for name in preset_names())]
+    return {name: json.loads((MODELS_DIRECTORY / name / "config.json").read_text("utf-8")) for name in names}
+
+
+MODELS = model_configs()
+MODEL_KEYS = [(name, path) for name, model in MODELS.items() for path in keys_of(model)]
+
+
+@given(key=st.sampled_from(MODEL_KEYS), value=st.sampled_from(ODD))
+@settings(max_examples=400, deadline=None)
+def test_a_model_with_one_odd_value(key: tuple[str, Path_], value: Any) -> None:
+    name, path = key
+    try:
+        shape = ModelShape.of(mutated(MODELS[name], path, value), source="m/config.json")
+    except ConfigError as error:
+        assert str(error).startswith("m/config.json: ")
+        return
+    assert shape.num_parameters > 0
+
+
+def test_a_model_without_any_one_key_names_file_and_key() -> None:
+    for name, path in MODEL_KEYS:
+        try:
+            ModelShape.of(mutated(MODELS[name], path, LEFT_OUT), source="m/config.json")
+        except ConfigError as error:
+            assert f"'{path[0]}'" in str(error) or path == ("model_type",), (name, path, str(error))
+
+
+@pytest.mark.parametrize("model_type", ["qwen", "qwen3_5", "llama4", "gemma3", "qwen3_next", None, 3, []])
+def test_an_unknown_family_is_told_what_there_is(model_type: Any) -> None:
+    with pytest.raises(ConfigError, match=r"model_type .* is not supported; .* deepseek_v3, .*qwen3_moe"):
+        ModelShape.of({"model_type": model_type}, source="m/config.json")
