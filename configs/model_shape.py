@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from polyturn.configs.errors import ConfigError
-from polyturn.configs.expert_layers import expert_layers, num_experts
+from polyturn.configs.expert_layers import EXPERT_COUNTS, expert_layers, num_experts
 from polyturn.configs.models import read_json
 
 FAMILIES = (
@@ -24,6 +24,10 @@ FAMILIES = (
 """The `model_type`s that the trainer can load."""
 LATENT_FAMILIES = ("deepseek_v3", "kimi_k2")
 """Those with multi-head latent attention."""
+MAX_SIZE = 2**31 - 1
+MAX_LAYERS = 4096
+MAX_EXPERTS = 65536
+"""No model has as many; a config.json that says so is damaged, and would be counted through for hours."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -131,7 +135,7 @@ class ModelShape:
             model_type=model_type,
             vocab_size=sizes["vocab_size"],
             hidden_size=sizes["hidden_size"],
-            num_layers=sizes["num_hidden_layers"],
+            num_layers=sizes.get("num_hidden_layers", None, most=MAX_LAYERS),
             num_heads=num_heads,
             num_kv_heads=num_kv_heads,
             head_dim=sizes.get("head_dim", sizes["hidden_size"] // num_heads),
@@ -232,7 +236,7 @@ class ModelShape:
 
 @dataclass(frozen=True, slots=True)
 class _Sizes:
-    """The positive integers of a config.json."""
+    """The integers of a config.json."""
 
     data: Mapping[str, Any]
     source: str
@@ -240,24 +244,49 @@ class _Sizes:
     def __getitem__(self, key: str) -> int:
         return self.get(key, None)
 
-    def get(self, key: str, default: int | None) -> int:
+    def get(self, key: str, default: int | None, *, most: int = MAX_SIZE) -> int:
+        """A positive integer, or `default` where there is none or null."""
         value = self.data.get(key)
         value = default if value is None else value
-        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-            raise ConfigError(f"{self.source}: '{key}' must be a positive integer, got {value!r}")
+        if type(value) is not int or not 0 < value <= most:
+            given = "there is none" if value is None and key not in self.data else f"got {value!r:.60}"
+            raise ConfigError(f"{self.source}: '{key}' must be an integer from 1 to {most}, and {given}")
         return value
 
-    def count(self, key: str) -> int:
-        value = self.data.get(key) or 0
-        if type(value) is not int or value < 0:
-            raise ConfigError(f"{self.source}: '{key}' must be an integer of at least 0, got {value!r}")
+    def count(self, key: str, *, most: int = MAX_SIZE) -> int:
+        """An integer of at least 0, which stands where there is none or null."""
+        value = self.data.get(key)
+        value = 0 if value is None else value
+        if type(value) is not int or not 0 <= value <= most:
+            raise ConfigError(f"{self.source}: '{key}' must be an integer from 0 to {most}, and got {value!r:.60}")
         return value
+
+    def counts(self, key: str, *, most: int) -> list[int]:
+        """A list of integers of at least 0; empty where there is none or null."""
+        values = self.data.get(key)
+        values = [] if values is None else values
+        if not isinstance(values, list) or not all(type(one) in (int, bool) and 0 <= one <= most for one in values):
+            raise ConfigError(
+                f"{self.source}: '{key}' must be a list of integers from 0 to {most}, and got {values!r:.60}"
+            )
+        return values
 
 
 def _read_experts(data: Mapping[str, Any], sizes: _Sizes) -> ExpertShape | None:
+    for key in EXPERT_COUNTS:
+        sizes.count(key, most=MAX_EXPERTS)
     count = num_experts(data)
     if not count:
         return None
+    num_layers = sizes["num_hidden_layers"]
+    for key in ("first_k_dense_replace", "decoder_sparse_step"):
+        sizes.count(key)
+    sizes.counts("mlp_only_layers", most=num_layers)
+    every = data.get("moe_layer_freq")
+    if not isinstance(every, list):
+        sizes.count("moe_layer_freq")
+    elif len(sizes.counts("moe_layer_freq", most=1)) != num_layers:
+        raise ConfigError(f"{sizes.source}: 'moe_layer_freq' lists {len(every)} layers, and there are {num_layers}")
     size = sizes["moe_intermediate_size"]
     return ExpertShape(
         layers=expert_layers(data),
