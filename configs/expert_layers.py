@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-
 EXPERT_COUNTS = ("n_routed_experts", "num_experts", "num_local_experts")
 """Families, and releases of transformers, name the number of a layer's experts differently."""
 

@@ -258,14 +258,18 @@ class _Sizes:
         value = self.data.get(key)
         value = 0 if value is None else value
         if type(value) is not int or not 0 <= value <= most:
-            raise ConfigError(f"{self.source}: '{key}' must be an integer from 0 to {most}, and got {value!r:.60}")
+            raise ConfigError(
+                f"{self.source}: '{key}' must be an integer from 0 to {most}, and got {value!r:.60}"
+            )
         return value
 
     def counts(self, key: str, *, most: int) -> list[int]:
         """A list of integers of at least 0; empty where there is none or null."""
         values = self.data.get(key)
         values = [] if values is None else values
-        if not isinstance(values, list) or not all(type(one) in (int, bool) and 0 <= one <= most for one in values):
+        if not isinstance(values, list) or not all(
+            type(one) in (int, bool) and 0 <= one <= most for one in values
+        ):
             raise ConfigError(
                 f"{self.source}: '{key}' must be a list of integers from 0 to {most}, and got {values!r:.60}"
             )
@@ -286,7 +290,9 @@ def _read_experts(data: Mapping[str, Any], sizes: _Sizes) -> ExpertShape | None:
     if not isinstance(every, list):
         sizes.count("moe_layer_freq")
     elif len(sizes.counts("moe_layer_freq", most=1)) != num_layers:
-        raise ConfigError(f"{sizes.source}: 'moe_layer_freq' lists {len(every)} layers, and there are {num_layers}")
+        raise ConfigError(
+            f"{sizes.source}: 'moe_layer_freq' lists {len(every)} layers, and there are {num_layers}"
+        )
     size = sizes["moe_intermediate_size"]
     return ExpertShape(
         layers=expert_layers(data),

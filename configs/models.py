@@ -35,10 +35,11 @@ def preset_directory(preset: str) -> Path:
     raise ConfigError(f"there is no preset '{name}'{hint}")
 
 
-def resolve_model_path(path: str, *, needs_weights: bool = True) -> Path:
+def resolve_model_path(path: str, *, key: str = "model.path", needs_weights: bool = True) -> Path:
     """The directory of `builtin:NAME`, of `preset:NAME`, or of a path.
 
     Args:
+        key: of the option that holds it, for messages.
         needs_weights: refuse a preset, which has none.
 
     Raises:
@@ -48,8 +49,8 @@ def resolve_model_path(path: str, *, needs_weights: bool = True) -> Path:
         directory = preset_directory(path)
         if needs_weights:
             raise ConfigError(
-                f"model.path: '{path}' is the shape of a published model, without its weights: enough for --dry-run "
-                "alone; to run, download the model and set model.path to its directory"
+                f"{key}: '{path}' is the shape of a published model, without its weights: enough for --dry-run "
+                f"alone; to run, download the model and set {key} to its directory"
             )
         return directory
     if path.startswith(BUILTIN):
@@ -58,15 +59,15 @@ def resolve_model_path(path: str, *, needs_weights: bool = True) -> Path:
         if name in names:
             return MODELS_DIRECTORY / name
         hint = did_you_mean(name, names, BUILTIN) or f"; shipped: {', '.join(names) or 'none'}"
-        raise ConfigError(f"model.path: there is no shipped model '{name}'{hint}")
+        raise ConfigError(f"{key}: there is no shipped model '{name}'{hint}")
     directory = Path(path).expanduser()
     if directory.is_dir():
         return directory
     if directory.exists():
-        raise ConfigError(f"model.path: '{path}' is a file; it must be a Hugging Face model directory")
+        raise ConfigError(f"{key}: '{path}' is a file; it must be a Hugging Face model directory")
     near = did_you_mean(path, [BUILTIN + name for name in builtin_models()])
     advice = near or "; download the model there first, or name another directory"
-    raise ConfigError(f"model.path: there is no directory '{path}'{advice}")
+    raise ConfigError(f"{key}: there is no directory '{path}'{advice}")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -83,6 +84,9 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}:{error.lineno}: not valid JSON: {error.msg}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not UTF-8 text") from error
+    except (ValueError, RecursionError) as error:
+        # An integer of thousands of digits, or objects thousands deep in one another.
+        raise ConfigError(f"{path}: not readable JSON: {error}") from error
     if not isinstance(data, dict):
         raise ConfigError(f"{path}:1: expected a JSON object")
     return data

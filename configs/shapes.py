@@ -24,7 +24,8 @@ class Variants:
     def kind_of(self, mapping: dict[str, Any]) -> str | None:
         """The kind that a mapping of trees names, or the default one."""
         named = mapping.get(KIND)
-        return self.default_kind if named is None else named.value
+        kind = self.default_kind if named is None else named.value
+        return kind if isinstance(kind, str) else None
 
 
 Shape = type[BaseModel] | Variants | None

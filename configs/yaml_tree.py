@@ -39,6 +39,10 @@ _INTEGERS = range(-(2**63), 2**64)
 """What 64 bits can hold, with a sign or without; engines, journals and stores take no more."""
 
 
+class _OutOfBounds(ConfigError):
+    """A number that is readable and too large."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tree:
     """A value and where it was written. Mappings hold `dict[str, Tree]`, sequences `list[Tree]`."""
@@ -94,7 +98,9 @@ def read_file(path: Path) -> Tree:
     except OSError as error:
         raise ConfigError(f"{shown}: cannot be read: {error.strerror}") from error
     if len(raw) > MAX_BYTES:
-        raise ConfigError(f"{shown}: larger than {MAX_BYTES >> 20} MiB, which no recipe is; is it another file?")
+        raise ConfigError(
+            f"{shown}: larger than {MAX_BYTES >> 20} MiB, which no recipe is; is it another file?"
+        )
     try:
         text = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -122,12 +128,14 @@ def read_value(text: str, origin: str, key: str) -> Tree:
     try:
         node = _compose(stripped, None)
         if isinstance(node, yaml.ScalarNode) and node.style is None and node.tag == _TEXT_TAG:
-            # A comment would end it.
-            return Tree(_read_scalar(stripped, "it"), origin, stripped)
+            # Read whole: for YAML a comment would end it.
+            return Tree(_read_scalar(stripped, f"{origin}: '{key}'"), origin, stripped)
         behind = stripped[node.end_mark.index :].strip() if node is not None else ""
         if behind:
             raise ConfigError(f"'{behind}' stands behind the value")
         tree = _Converter(None).convert(node, 1, [])
+    except _OutOfBounds:
+        raise
     except ConfigError as error:
         raise ConfigError(f"{origin}: the value of '{key}' is not readable YAML: {error}") from error
     return _with_origin(tree, origin)
@@ -224,7 +232,9 @@ class _Converter:
         origin = self._origin(line)
         self._num_nodes += 1
         if self._num_nodes > MAX_NODES:
-            raise ConfigError(f"{origin}: more than {MAX_NODES:,} values, those that aliases repeat counted each time")
+            raise ConfigError(
+                f"{origin}: more than {MAX_NODES:,} values, those that aliases repeat counted each time"
+            )
         if any(parent is node for parent in parents):
             raise ConfigError(f"{origin}: an anchor contains itself")
         if len(parents) >= MAX_DEPTH:
@@ -244,7 +254,9 @@ class _Converter:
             if not isinstance(key_node, yaml.ScalarNode) or key == "":
                 raise ConfigError(f"{where}: a key must be text")
             if key == "<<":
-                raise ConfigError(f"{where}: merge keys (`<<`) are not supported; layer files with `extends:`")
+                raise ConfigError(
+                    f"{where}: merge keys (`<<`) are not supported; layer files with `extends:`"
+                )
             if key in children:
                 raise ConfigError(f"{where}: duplicate key '{key}', first given at {children[key].origin}")
             children[key] = self.convert(value_node, key_line, inner)
@@ -266,7 +278,7 @@ def _read_scalar(text: str, origin: str) -> Any:
     # Python itself refuses to read integers of many thousand digits.
     value = None if len(text) > 100 and _ANY_INT.fullmatch(text) else read_scalar(text)
     if (value is None and text not in _CONSTANTS) or (type(value) is int and value not in _INTEGERS):
-        raise ConfigError(
+        raise _OutOfBounds(
             f"{origin}: the integer {describe(text)} has more than 64 bits; if it is text, put it in quotes"
         )
     return value

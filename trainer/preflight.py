@@ -179,10 +179,19 @@ def count_tokens(directory: Path) -> int:
 
 def _token_ids(path: Path) -> Iterator[int]:
     tokenizer = read_json(path)
-    vocabulary = tokenizer.get("model", {}).get("vocab", {})
+    model, added = tokenizer.get("model"), tokenizer.get("added_tokens") or []
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(vocabulary, dict | list) or not isinstance(added, list):
+        raise ConfigError(
+            f"{path}: no tokenizer has this form: 'model' must hold a 'vocab', and 'added_tokens' a list"
+        )
     # Unigram tokenizers list their pieces, the others map a token to its id.
-    yield from vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
-    yield from (token["id"] for token in tokenizer.get("added_tokens", ()))
+    ids = list(vocabulary.values()) if isinstance(vocabulary, dict) else list(range(len(vocabulary)))
+    ids += [token.get("id") if isinstance(token, dict) else token for token in added]
+    for token_id in ids:
+        if type(token_id) is not int or token_id < 0:
+            raise ConfigError(f"{path}: {token_id!r:.40} is no token's id")
+        yield token_id
 
 
 def open_tasks(config: RunConfig, split: str) -> TaskSource:

@@ -77,7 +77,7 @@ def _check_reference(config: RunConfig, directory: Path) -> None:
             "which stays what it is; set it to 0"
         )
     if path is not None:
-        source = resolve_model_path(path)
+        source = resolve_model_path(path, key="model.reference_path")
         ours, theirs = read_json(directory / "config.json"), read_json(source / "config.json")
         try:
             same_computation(ours, theirs, source=source, what="model.reference_path")
@@ -94,8 +94,14 @@ def _check_critic(config: RunConfig, directory: Path) -> None:
     parallel = critic.parallel if trainer.critic_has_ranks else trainer.parallel
     where = "trainer.critic.parallel" if trainer.critic_has_ranks else "trainer.parallel"
     if critic.path is not None:
-        check_loadable(resolve_model_path(critic.path), "trainer.critic.path", without=(OUTPUT,))
-    shape = ModelShape.read(directory if critic.path is None else resolve_model_path(critic.path))
+        check_loadable(
+            resolve_model_path(critic.path, key="trainer.critic.path"),
+            "trainer.critic.path",
+            without=(OUTPUT,),
+        )
+    shape = ModelShape.read(
+        directory if critic.path is None else resolve_model_path(critic.path, key="trainer.critic.path")
+    )
     if shape.num_heads % parallel.tensor or shape.num_kv_heads % parallel.tensor:
         raise ConfigError(
             f"{where}.tensor is {parallel.tensor}, which must divide the critic's {shape.num_heads} attention heads "

@@ -179,3 +179,55 @@ def test_no_finished_run_to_evaluate(polyturn: Run) -> None:
 def test_an_environment_to_show_that_does_not_exist(polyturn: Run) -> None:
     message = refused(polyturn, "env", "show", "polyturn/TwoHopSerch-v0")
     assert message.startswith("there is no environment 'polyturn/TwoHopSerch-v0'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ("convert", "builtin:tiny-sercher", "out"),
+            "SOURCE: there is no shipped model 'tiny-sercher', did you",
+        ),
+        (
+            ("convert", "preset:qwen3-4b", "out"),
+            "SOURCE: 'preset:qwen3-4b' is the shape of a published model",
+        ),
+        (("eval", "recipe.yaml", "--model", "nowhere"), "--model: there is no directory 'nowhere'"),
+        (
+            ("train", "recipe.yaml", "trainer.algorithm.kl.kind=in_loss", "model.reference_path=nowhere"),
+            "model.reference_path: there is no directory 'nowhere'",
+        ),
+        (
+            ("train", "recipe.yaml", "engines.router.host=nowhere.invalid"),
+            "engines.router.host: 'nowhere.invalid' is",
+        ),
+        (
+            ("train", "recipe.yaml", "engines.host=192.0.2.1"),
+            "engines.host: 192.0.2.1 is no address of this machine",
+        ),
+        (
+            ("train", "recipe.yaml", f"seed={2**70}"),
+            "command line: 'seed': the integer '118059",
+        ),
+    ],
+)
+def test_names_and_addresses_that_mean_nothing(
+    polyturn: Run, arguments: tuple[str, ...], message: str
+) -> None:
+    assert refused(polyturn, *arguments).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("config.json", "[" * 100_000),
+        ("config.json", '{"vocab_size": ' + "9" * 5000 + "}"),
+        ("tokenizer.json", "[" * 100_000),
+        ("tokenizer.json", '{"model": []}'),
+        ("tokenizer.json", '{"model": {"vocab": {"a": "b"}}}'),
+        ("tokenizer.json", '{"model": {"vocab": {"a": 0}}, "added_tokens": [{"content": "x"}]}'),
+    ],
+)
+def test_a_damaged_file_of_a_model_is_named(polyturn: Run, workspace: Path, name: str, text: str) -> None:
+    (workspace / "model" / name).write_text(text, encoding="utf-8")
+    assert refused(polyturn, "train", "recipe.yaml").startswith(f"model/{name}")

@@ -136,6 +136,13 @@ def test_a_limit_of_turns_truncates() -> None:
     assert out.splitlines()[-1] == "truncated (max_turns) after 1 turns: reward 0"
 
 
+@pytest.mark.parametrize("seed", ["-1", str(2**32), "x"])
+def test_a_seed_out_of_range_is_bad_input(seed: str) -> None:
+    code, out, err = invoke("play", ENV_ID, "--seed", seed)
+    assert (code, out) == (2, "")
+    assert "Invalid value for '--seed'" in err
+
+
 def test_input_that_ends_early() -> None:
     code, _, err = invoke("play", ENV_ID, stdin="")
     assert code == 130

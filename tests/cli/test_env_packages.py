@@ -52,6 +52,29 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, InSite]:
     return package, install(package, tmp_path_factory.mktemp("site"))
 
 
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("json", "Python would import another 'json'"),
+        ("Test", "'test' is installed in"),
+        ("pytest", "'pytest' is installed in"),
+        ("PyYAML.yaml", None),
+        ("yaml", "'yaml' is installed in"),
+        ("gymnasium", "'gymnasium' is installed in"),
+        ("polyturn", "Python would import another 'polyturn'"),
+        ("class", "cannot be the name of a package"),
+    ],
+)
+def test_a_name_that_another_package_has_is_refused(tmp_path: Path, name: str, why: str | None) -> None:
+    code, out, err = new(name, "--directory", str(tmp_path / "here"))
+    if why is None:
+        assert code == 0
+        return
+    assert (code, out) == (2, "")
+    assert why in err
+    assert not (tmp_path / "here").exists()
+
+
 def test_a_new_package_passes_its_own_tests(written: tuple[Path, InSite]) -> None:
     package, run = written
     done = run("pytest", "-q", "-p", "no:cacheprovider")

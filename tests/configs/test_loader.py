@@ -214,7 +214,9 @@ def test_nothing_in_an_override_is_a_comment(write: Any, override: str, value: A
     assert load_minimal(write, override).environment.options == {"x": value}
 
 
-@pytest.mark.parametrize("text", ["[::1]", "a: b", "{x", "*x", "&x", "!x y", "% @`", "a #b", "- b", "123", "true"])
+@pytest.mark.parametrize(
+    "text", ["[::1]", "a: b", "{x", "*x", "&x", "!x y", "% @`", "a #b", "- b", "123", "true"]
+)
 def test_a_text_option_takes_what_stands_behind_the_equals_sign(write: Any, text: str) -> None:
     assert load_minimal(write, f"engines.host={text}").engines.host == text
     assert load_minimal(write, f'engines.host="{text}"').engines.host == text

@@ -106,7 +106,10 @@ def test_a_model_with_one_odd_value() -> None:
             shape = ModelShape.of(mutated(MODELS[name], path, value), source="m/config.json")
         except ConfigError as error:
             assert str(error).startswith("m/config.json: "), (name, path, value)
-            assert value is not LEFT_OUT or f"'{path[0]}'" in str(error) or path == ("model_type",), (name, path)
+            assert value is not LEFT_OUT or f"'{path[0]}'" in str(error) or path == ("model_type",), (
+                name,
+                path,
+            )
             continue
         assert shape.num_parameters > 0
 

@@ -10,15 +10,17 @@ import typer
 from polyturn.cli.outcome import RUN_FAILED, print_error, reported
 from polyturn.cli.packages import require
 from polyturn.configs.errors import ConfigError
+from polyturn.configs.models import BUILTIN, PRESET, resolve_model_path
 
 KINDS = ("hf", "torch_dist", "fp8")
 
 
 def convert(
     source: Annotated[
-        Path,
+        str,
         typer.Argument(
-            metavar="SOURCE", help="A Hugging Face or torch_dist directory, a checkpoint, or a run directory."
+            metavar="SOURCE",
+            help="A Hugging Face or torch_dist directory, a checkpoint, a run directory, or builtin:NAME.",
         ),
     ],
     target: Annotated[Path, typer.Argument(metavar="TARGET", help="A directory that is not there yet.")],
@@ -32,10 +34,10 @@ def convert(
         ),
     ] = None,
     model: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--model",
-            help="The Hugging Face directory of the model, where the source names none.",
+            help="The Hugging Face directory of the model, where the source names none; or builtin:NAME.",
             metavar="DIR",
         ),
     ] = None,
@@ -71,10 +73,10 @@ def convert(
 
         try:
             plan = make_plan(
-                source,
+                _directory(source, "SOURCE"),
                 target,
                 to=to,  # type: ignore[arg-type]
-                model=model,
+                model=None if model is None else _directory(model, "--model"),
                 dtype=dtype,
                 tensor=tensor,
                 pipeline=pipeline,
@@ -90,3 +92,8 @@ def convert(
             raise typer.Exit(RUN_FAILED) from failure
     if ranks.rank == 0:
         typer.echo(f"{plan.kind}: {target}")
+
+
+def _directory(written: str, key: str) -> Path:
+    """A path, or the directory of `builtin:NAME`."""
+    return resolve_model_path(written, key=key) if written.startswith((BUILTIN, PRESET)) else Path(written)

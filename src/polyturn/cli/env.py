@@ -75,7 +75,9 @@ def show(env_id: EnvId, options: Options = None) -> None:
 def play(
     env_id: EnvId,
     options: Options = None,
-    seed: Annotated[int, typer.Option(help="Draws the task, and seeds the environment.")] = 0,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**32 - 1, help="Draws the task, and seeds the environment.")
+    ] = 0,
     split: Annotated[str, typer.Option(help="Where the task is drawn from.")] = "train",
     task: Annotated[str | None, typer.Option(metavar="ID", help="Play this task.")] = None,
     max_turns: Annotated[int, typer.Option(min=1, help="The episode is truncated after so many.")] = 32,
@@ -92,7 +94,10 @@ def play(
     """
     with reported():
         env = make_environment(env_id, options)
-        policy: MessagePolicy = _narrated_oracle(env) if oracle else HumanPolicy(write=typer.echo)
+        lines = _Lines()
+        policy: MessagePolicy = (
+            _narrated_oracle(env) if oracle else HumanPolicy(read=lines.read, write=typer.echo)
+        )
         chosen = _choose_task(env, split=split, task=task, seed=seed)
     # A pending read of the terminal would hold up any tidier end on Ctrl-C, and there is nothing to save.
     previous = signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -108,12 +113,12 @@ def play(
     )
     try:
         episode = asyncio.run(episode_of)
-    except EOFError as error:
-        typer.echo("\nthe input ended before the episode did", err=True)
-        raise typer.Exit(INTERRUPTED) from error
     finally:
         signal.signal(signal.SIGINT, previous)
         env.close()
+    if lines.have_ended:
+        typer.echo("\nthe input ended before the episode did", err=True)
+        raise typer.Exit(INTERRUPTED)
     if episode.outcome is Outcome.FAILED:
         typer.echo(f"error: {episode.error}", err=True)
         raise typer.Exit(RUN_FAILED)
@@ -122,6 +127,21 @@ def play(
         f"\n{episode.outcome.value} ({episode.stop_reason}) after {episode.num_turns} turns: "
         f"reward {episode.reward:g}" + (f" ({parts})" if parts else "")
     )
+
+
+class _Lines:
+    """What is typed at the terminal."""
+
+    def __init__(self) -> None:
+        self.have_ended = False
+
+    def read(self, prompt: str) -> str:
+        """The next line. Raises `EOFError` when there are no more, which fails the episode."""
+        try:
+            return input(prompt)
+        except EOFError:
+            self.have_ended = True
+            raise
 
 
 def _choose_task(env: ToolEnv, *, split: str, task: str | None, seed: int) -> Task:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import keyword
 import re
+import sys
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -69,8 +71,17 @@ def package_name(name: str) -> str:
         raise ConfigError(
             f"'{name}' cannot be the name of a package: use letters, digits, '-' and '_', as in my-gym"
         )
-    if package in ("polyturn", "tests"):
-        raise ConfigError(f"'{name}' is taken; choose a name of your own, as in my-gym")
+    if package in ("polyturn", "tests") or package in sys.stdlib_module_names:
+        raise ConfigError(
+            f"'{name}' is taken: Python would import another '{package}'; choose another, as in my-gym"
+        )
+    found = importlib.util.find_spec(package)
+    if found is not None:
+        # An installed package of that name would stand before this one, or this one before it.
+        where = found.origin or ", ".join(found.submodule_search_locations or ())
+        raise ConfigError(
+            f"'{name}' is taken: '{package}' is installed in {where}; choose another, as in my-gym"
+        )
     return package
 
 

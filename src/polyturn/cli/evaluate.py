@@ -49,7 +49,9 @@ def evaluate(
             configs = load_suite(recipe_or_suite, overrides or ())
         else:
             configs = [load_config(recipe_or_suite, overrides or ())]
-        model_path = resolve_model_path(model) if model is not None else newest_policy(configs[0])
+        model_path = (
+            resolve_model_path(model, key="--model") if model is not None else newest_policy(configs[0])
+        )
         for config in configs:
             preflight_evaluation(config, model_path=model_path)
         require(SERVING)

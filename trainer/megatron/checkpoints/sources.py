@@ -79,7 +79,7 @@ def initial_weights(config: RunConfig) -> Path | None:
     if source is not None:
         return source.path
     reference = config.model.reference_path
-    return None if reference is None else resolve_model_path(reference)
+    return None if reference is None else resolve_model_path(reference, key="model.reference_path")
 
 
 def _is_torch_dist(directory: Path) -> bool:
@@ -88,6 +88,6 @@ def _is_torch_dist(directory: Path) -> bool:
         return False
     try:
         marker = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     return isinstance(marker, dict) and "sharded_backend" in marker
