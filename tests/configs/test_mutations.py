@@ -19,6 +19,7 @@ from polyturn.configs.loader import dump_config, load_config, shipped_names
 from polyturn.configs.memory import check_layout, estimate_memory
 from polyturn.configs.model_shape import ModelShape
 from polyturn.configs.models import MODELS_DIRECTORY, preset_names
+from polyturn.trainer.megatron.families.computation import describe_computation
 
 LEFT_OUT = object()
 ODD: tuple[Any, ...] = (
@@ -112,6 +113,15 @@ def test_a_model_with_one_odd_value() -> None:
             )
             continue
         assert shape.num_parameters > 0
+
+
+def test_the_trainer_reads_or_refuses_a_model_with_one_odd_value() -> None:
+    for (name, path), value in itertools.product(MODEL_KEYS, ODD):
+        changed = mutated(MODELS[name], path, value)
+        try:
+            describe_computation(changed)
+        except ValueError as error:
+            assert str(error).strip(), (name, path, value)
 
 
 @pytest.mark.parametrize("model_type", ["qwen", "qwen3_5", "llama4", "gemma3", "qwen3_next", None, 3, []])
