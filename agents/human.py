@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Sequence
 
 from polyturn.envs.messages import AssistantMessage, Message
+from polyturn.tools.plain import printable
 from polyturn.tools.types import ToolCall, ToolSpec
 
 
@@ -18,7 +19,7 @@ class HumanPolicy:
 
     def __init__(self, *, read: Callable[[str], str] = input, write: Callable[[str], object] = print) -> None:
         self._read = read
-        self._write = write
+        self._write = lambda text: write(printable(text))
         self._num_shown = 0
 
     async def reply(self, *, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> AssistantMessage:
@@ -53,6 +54,6 @@ def read_line(line: str, tools: Sequence[ToolSpec]) -> AssistantMessage:
         return AssistantMessage(content=line.strip())
     try:
         call = ToolCall(id="call_0", name=name, arguments=json.loads(rest or "{}"))
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         call = ToolCall(id="call_0", name=name, error=f"The arguments are not valid JSON: {error}.")
     return AssistantMessage(tool_calls=(call,))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, NotRequired, TypedDict
 
-from polyturn.tools.plain import clean_text, is_plain, recordable
+from polyturn.tools.plain import clean_text, is_plain, printable, recordable
 from polyturn.tools.types import ToolCall
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -28,11 +28,11 @@ Observation = tuple[Message, ...]
 
 
 def one_line(message: Message) -> str:
-    """A message for a person to read."""
+    """A message for a person to read, with nothing in it that a terminal obeys."""
     calls = "".join(
         f" -> {c['function']['name']}({c['function']['arguments']})" for c in message.get("tool_calls", ())
     )
-    return f"{message['role']}: {message['content']}{calls}"
+    return printable(f"{message['role']}: {message['content']}{calls}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import re
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
@@ -15,6 +16,8 @@ MAX_DIGITS = 1_000
 MAX_SIZE = 1e12
 """Of rewards and what is counted: its square is still a float of 32 bits."""
 _LARGEST = 1 << 63
+# Control characters but line breaks and tabs, and marks of direction.
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _BITS_A_DIGIT = math.log2(10)
 
 
@@ -28,6 +31,11 @@ def clean_text(text: str) -> str:
         # Two halves that belong together become the character that they are.
         return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return str(text)
+
+
+def printable(text: str) -> str:
+    """A text for a terminal: what would move its cursor, colour it or turn its direction stands there as an escape."""
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), clean_text(text))
 
 
 def shown(value: Any, *, limit: int = 80) -> str:

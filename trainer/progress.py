@@ -12,6 +12,8 @@ from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from polyturn.tools.plain import printable
+
 NUM_ROWS_SHOWN = 12
 
 
@@ -73,7 +75,8 @@ class PlainProgress:
         self.message(format_step(step, self._num_steps, row))
 
     def message(self, text: str) -> None:
-        print(f"[{time.monotonic() - self._started:6.1f} s] {text}", file=self._stream, flush=True)
+        shown = f"[{time.monotonic() - self._started:6.1f} s] {printable(text)}"
+        print(shown, file=self._stream, flush=True)
 
     def close(self) -> None:
         """Nothing is held."""
@@ -104,7 +107,8 @@ class LiveProgress:
         self._live.update(self._render())
 
     def message(self, text: str) -> None:
-        self._live.console.print(text)
+        # Not as Rich's markup: what failed may have brackets in its words.
+        self._live.console.print(printable(text), markup=False, highlight=False)
 
     def close(self) -> None:
         self._live.stop()

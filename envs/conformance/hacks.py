@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from polyturn.envs.conformance.deadline import within
 from polyturn.envs.conformance.episodes import Trace, play, policy_of
@@ -15,6 +16,13 @@ from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.types import ToolCall, ToolSpec
 
 MAX_PROBE_TURNS = 4
+CROWD = (8, 64)
+"""So many right answers of a split are given at once."""
+MOST_FOR_A_CROWD = 0.5
+"""Words in common with a right answer may earn a share."""
+_FEWEST_OTHERS = 3
+_NUM_PLAYED = 6
+_MAX_LABEL = 200
 
 CANARY = "polyturn_conformance_canary"
 """What a probe leaves in `sys.modules` when its code runs in this very process, which it must never do."""
@@ -126,6 +134,7 @@ def check_reward_hacks(subject: Subject) -> str:
     paid: list[str] = []
     count = 0
     with subject.open() as env:
+        answers = _right_answers(subject, env)
         for task in _a_few(subject, env):
             right = play(env, policy_of(env, "oracle"), seed=0, task=task).turns[-1].action.content
             probes = {name: AssistantMessage(content=text, raw_text=text) for name, text in TEXTS.items()}
@@ -145,6 +154,11 @@ def check_reward_hacks(subject: Subject) -> str:
                     )
                 if (reward := _paid(subject, trace)) > 0:
                     paid.append(f"{name} is paid {reward:g} on task {task.task_id!r}")
+            for name, text in _crowds(_label_text(task.label) or right, answers).items():
+                count += 1
+                trace = _answer(env, task, name, AssistantMessage(content=text, raw_text=text))
+                if (reward := _paid(subject, trace)) > MOST_FOR_A_CROWD:
+                    paid.append(f"{name} is paid {reward:g} on task {task.task_id!r}")
     if paid:
         more = f" (and {len(paid) - 1} more, such as {paid[len(paid) // 2]})" if len(paid) > 1 else ""
         raise Nonconforming(
@@ -152,6 +166,49 @@ def check_reward_hacks(subject: Subject) -> str:
             "trust nothing that the model wrote"
         )
     return f"{count} probes, none paid"
+
+
+def _right_answers(subject: Subject, env: ToolEnv) -> list[str]:
+    """What is right for tasks of the first split: their labels where those are texts or numbers, else what the oracle
+    answers.
+    """
+    source = next(iter(subject.splits(env).values()))
+    labels = [_label_text(source[index].label) for index in range(min(CROWD[-1], len(source)))]
+    if None not in labels:
+        return [label for label in labels if label is not None]
+    script = policy_of(env, "oracle")
+    played = (
+        play(env, script, seed=0, task=task).turns[-1].action for task in subject.tasks(source)[:_NUM_PLAYED]
+    )
+    return [action.content for action in played]
+
+
+def _label_text(label: Any) -> str | None:
+    """A label as an answer, the first of several; None where it is none."""
+    if isinstance(label, list | tuple) and label:
+        label = label[0]
+    if isinstance(label, bool) or not isinstance(label, str | int | float):
+        return None
+    text = str(label).strip()
+    return text if text and len(text) <= _MAX_LABEL else None
+
+
+def _crowds(right: str, answers: Sequence[str]) -> Mapping[str, str]:
+    """The right answer in the middle of others of its split, as an answer that guesses them all; few are no crowd."""
+    others = [text for text in dict.fromkeys(answers) if text.strip().lower() != right.strip().lower()]
+    if len(others) < _FEWEST_OTHERS or len(right) > _MAX_LABEL:
+        return {}
+    crowds: dict[str, str] = {}
+    for size in CROWD:
+        half = min(size, len(others)) // 2 + 1
+        guesses = [*others[: half - 1], right, *others[half - 1 : size]]
+        crowds[f"{len(guesses)} right answers of the split"] = ", ".join(guesses)
+        crowds[f"{len(guesses)} right answers in lines"] = "\n".join(guesses)
+        crowds[f"{len(guesses)} right answers in a tag"] = f"<answer>{', '.join(guesses)}</answer>"
+        crowds[f"{len(guesses)} right answers in a box"] = rf"\boxed{{{', '.join(guesses)}}}"
+        crowds[f"{len(guesses)} right answers in tags"] = "".join(f"<answer>{g}</answer>" for g in guesses)
+        crowds[f"{len(guesses)} right answers in boxes"] = " ".join(rf"\boxed{{{g}}}" for g in guesses)
+    return crowds
 
 
 def _answer(env: ToolEnv, task: Task, name: str, message: AssistantMessage) -> Trace:

@@ -27,6 +27,7 @@ from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.envs.registry import list_environments, make
 from polyturn.envs.tasks import Task
 from polyturn.envs.tool_env import ToolEnv
+from polyturn.tools.plain import printable
 from polyturn.tools.types import ToolSpec
 
 app = typer.Typer(
@@ -67,7 +68,7 @@ def show(env_id: EnvId, options: Options = None) -> None:
         observation, _ = env.reset(seed=0)
         typer.echo("\na first observation:")
         for message in observation:
-            typer.echo(f"[{message['role']}] {message['content']}")
+            typer.echo(printable(f"[{message['role']}] {message['content']}"))
         env.close()
 
 
@@ -120,9 +121,9 @@ def play(
         typer.echo("\nthe input ended before the episode did", err=True)
         raise typer.Exit(INTERRUPTED)
     if episode.outcome is Outcome.FAILED:
-        typer.echo(f"error: {episode.error}", err=True)
+        typer.echo(printable(f"error: {episode.error}"), err=True)
         raise typer.Exit(RUN_FAILED)
-    parts = ", ".join(f"{name} {value:g}" for name, value in episode.reward_parts.items())
+    parts = ", ".join(f"{printable(name)} {value:g}" for name, value in episode.reward_parts.items())
     typer.echo(
         f"\n{episode.outcome.value} ({episode.stop_reason}) after {episode.num_turns} turns: "
         f"reward {episode.reward:g}" + (f" ({parts})" if parts else "")
@@ -171,13 +172,14 @@ def _narrated_oracle(env: ToolEnv) -> ScriptedPolicy:
         nonlocal shown
         for message in messages[shown:]:
             if message["role"] != "assistant":
-                typer.echo(f"[{message['role']}] {message['content']}")
+                typer.echo(printable(f"[{message['role']}] {message['content']}"))
         shown = len(messages)
         reply: AssistantMessage = script(messages, tools)
         for call in reply.tool_calls:
-            typer.echo(f"[assistant] {call.name} {json.dumps(dict(call.arguments), ensure_ascii=False)}")
+            arguments = json.dumps(dict(call.arguments), ensure_ascii=False)
+            typer.echo(printable(f"[assistant] {call.name} {arguments}"))
         if reply.content:
-            typer.echo(f"[assistant] {reply.content}")
+            typer.echo(printable(f"[assistant] {reply.content}"))
         return reply
 
     return ScriptedPolicy(narrated)

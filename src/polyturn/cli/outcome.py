@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import typer
 
 from polyturn.configs.errors import ConfigError
+from polyturn.tools.plain import printable
 from polyturn.tools.secrets import blank_credentials
 
 RUN_FAILED = 1
@@ -31,4 +32,4 @@ def reported() -> Iterator[None]:
 def print_error(error: Exception) -> None:
     """Each line of the message as an error of its own."""
     for line in blank_credentials(str(error)).splitlines() or [type(error).__name__]:
-        typer.echo(f"error: {line}", err=True)
+        typer.echo(f"error: {printable(line)}", err=True)

@@ -23,6 +23,7 @@ from polyturn.configs.schema import RunConfig
 from polyturn.envs.tasks import MixtureTasks, TaskSource
 from polyturn.envs.tasks.open import source_name
 from polyturn.rollout.task_sources import task_configs, tasks_of
+from polyturn.tools.plain import printable
 
 
 def print_plan(config: RunConfig) -> None:
@@ -113,6 +114,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     """Rows of text in columns as wide as they need."""
     if not rows:
         return ""
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join(
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
