@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 import annotated_types
 import typing_extensions
-from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Field, PydanticUserError, TypeAdapter, ValidationError
 from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
@@ -208,7 +208,12 @@ def _has_floats(annotation: Any) -> bool:
 
 def _checked(adapter: TypeAdapter[Any], value: Any) -> Any:
     """A number as JSON has it, so that 5 stays 5, but none that a float cannot hold."""
-    adapter.validate_python(value)
+    try:
+        adapter.validate_python(value)
+    except ValidationError as error:
+        if error.errors(include_url=False, include_input=False)[0]["type"] == "float_type":
+            raise ValueError("a number is too large for a float") from error
+        raise
     return value
 
 
