@@ -158,7 +158,7 @@ class ChatRenderer:
         # What closes a call has been sampled with it, or was cut off with the turn.
         if end is not self._plain and start >= 0:
             text = text[start:]
-        return self._encoder.encode(text, shield, behind=self._anchor())
+        return self._encoder.encode(text, shield, behind=self._encoder.anchor)
 
     def continues(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = ()) -> bool:
         """Whether the template, given the whole conversation, leaves what is before its last observation as it was.
@@ -271,10 +271,8 @@ class ChatRenderer:
 
     def _added_text(self, token_id: int) -> str | None:
         """The text of a stop token, if it is one of the added ones."""
-        return next((text for text, known in self._encoder.ids.items() if known == token_id), self._anchor())
-
-    def _anchor(self) -> str | None:
-        return self._plain.close
+        texts = (text for text, known in self._encoder.ids.items() if known == token_id)
+        return next(texts, self._encoder.anchor)
 
     def _shield(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> Shield:
         return Shield(
@@ -284,4 +282,4 @@ class ChatRenderer:
     def _encode_text(self, text: str) -> list[int]:
         """A text by itself, none of it as tokens that mark something."""
         shield = Shield([{"role": "user", "content": text}], foreign=self._encoder.foreign, own=self._own)
-        return self._encoder.encode(shield.messages[0]["content"], shield)
+        return self._encoder.encode(shield.messages[0]["content"], shield, behind=self._encoder.anchor)

@@ -38,7 +38,8 @@ class TextFinder:
             if start < end:
                 continue
             for length in self._lengths[first[0]]:
-                if text[start : start + length] in self._texts:
+                found = text[start : start + length]
+                if len(found) == length and found in self._texts:
                     end = start + length
                     yield start, end
                     break
@@ -117,7 +118,7 @@ class ShieldedEncoder:
         backend = getattr(tokenizer, "backend_tokenizer", None)
         if not hasattr(backend, "to_str"):
             raise ValueError(
-                f"a {type(tokenizer).__name__} cannot be used: it has no tokenizer.json of the tokenizers library; "
+                f"a tokenizer of the class {type(tokenizer).__name__} cannot be used: it has no tokenizer.json; "
                 "save the model with a fast tokenizer"
             )
         self._tokenizer = tokenizer
@@ -134,6 +135,15 @@ class ShieldedEncoder:
         """The texts of those that the tokenizer itself flags as special."""
         self.marks = frozenset(text for text in self.ids if is_mark(text, special=text in self.special))
         """The texts of added tokens that mean something by themselves; others are words or white space."""
+        self.anchor = next(
+            (
+                token.content
+                for token in tokenizer.added_tokens_decoder.values()
+                if token.content in self.marks and not (token.lstrip or token.rstrip or token.single_word)
+            ),
+            None,
+        )
+        """A token to put before a text that begins no conversation; None where every one changes what follows."""
         self.foreign = TextFinder(self.marks)
         self._all = TextFinder(self.ids)
         self._backend: Any = backend
