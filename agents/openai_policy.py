@@ -12,6 +12,7 @@ from polyturn.agents.http import Retries, post_json
 from polyturn.agents.policy import PolicyFault
 from polyturn.agents.thoughts import split_thought
 from polyturn.envs.messages import AssistantMessage, Message
+from polyturn.tools.plain import shown
 from polyturn.tools.types import ToolCall, ToolSpec
 
 
@@ -48,20 +49,29 @@ class OpenAIPolicy:
         answer = await post_json(
             self._client, self._url, payload, retries=self._retries, headers=self._headers
         )
-        try:
-            message = answer["choices"][0]["message"]
-            calls = [_read_call(call) for call in message.get("tool_calls") or []]
-            told = next((key for key in _REASONING_KEYS if isinstance(message.get(key), str)), None)
-            self._reasoning_key = told or self._reasoning_key
-            thought, content = _read_content(message.get("content"))
-            return AssistantMessage(
-                content=content, reasoning=message[told] if told else thought, tool_calls=tuple(calls)
-            )
-        except (KeyError, IndexError, TypeError, AttributeError) as error:
-            raise PolicyFault(f"{self._url}: the answer holds no message: {str(answer)[:300]}") from error
+        message, told = read_answer(answer, where=self._url)
+        self._reasoning_key = told or self._reasoning_key
+        return message
 
     def _to_wire(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
         return [_to_wire(message, self._reasoning_key) for message in messages]
+
+
+def read_answer(answer: Any, *, where: str = "the endpoint") -> tuple[AssistantMessage, str | None]:
+    """The message of an answer, and the key under which it has its reasoning, None without.
+
+    Raises:
+        PolicyFault: it holds no message.
+    """
+    try:
+        message = answer["choices"][0]["message"]
+        calls = [_read_call(call) for call in message.get("tool_calls") or []]
+        told = next((key for key in _REASONING_KEYS if isinstance(message.get(key), str)), None)
+        thought, content = _read_content(message.get("content"))
+        reasoning = message[told] if told else thought
+        return AssistantMessage(content=content, reasoning=reasoning, tool_calls=tuple(calls)), told
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        raise PolicyFault(f"{where}: the answer holds no message: {shown(answer, limit=300)}") from error
 
 
 _REASONING_KEYS = ("reasoning_content", "reasoning")
@@ -100,9 +110,12 @@ def _to_wire(message: Message, reasoning_key: str | None) -> dict[str, Any]:
 
 def _read_call(call: Mapping[str, Any]) -> ToolCall:
     function = call["function"]
-    call_id, name, text = call["id"], function["name"], function.get("arguments") or "{}"
+    call_id, name, text = str(call["id"]), function["name"], function.get("arguments") or "{}"
+    if not isinstance(name, str):
+        return ToolCall(id=call_id, name="", error="The call could not be read: its name must be a string.")
     try:
-        arguments = json.loads(text)
+        # Some endpoints hand over what should be JSON text as the object itself.
+        arguments = json.loads(text) if isinstance(text, str) else text
     except (ValueError, RecursionError) as error:
         problem = f"The arguments could not be read: not valid JSON: {error}."
         return ToolCall(id=call_id, name=name, error=problem)

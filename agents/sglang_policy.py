@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,7 +11,11 @@ import httpx
 from polyturn.agents.http import Retries, post_json
 from polyturn.agents.policy import FinishReason, Generation, PolicyFault, SamplingParams
 from polyturn.agents.routing import read_routing
+from polyturn.tools.plain import shown
 
+LARGEST_ID = 1 << 31
+LARGEST_LOGPROB = 1e30
+"""Beyond both, trajectories could not be stored."""
 UNVERSIONED = "default"
 """What a server calls the weights that it started with."""
 
@@ -82,14 +85,16 @@ def read_generation(answer: Mapping[str, Any]) -> Generation:
         reason = meta["finish_reason"]["type"]
         logprobs = tuple(float(entry[0]) for entry in entries)
         token_ids = tuple(int(entry[1]) for entry in entries)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
-        raise PolicyFault(f"the engine's answer lacks {error}: {str(dict(answer))[:300]}") from error
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
+        raise PolicyFault(f"the engine's answer lacks {error}: {shown(answer, limit=300)}") from error
     if token_ids != output_ids:
         raise PolicyFault(
             f"the engine's logprobs are of {len(token_ids)} other tokens than its {len(output_ids)} ids"
         )
-    if not all(math.isfinite(logprob) for logprob in logprobs):
-        at = next(i for i, logprob in enumerate(logprobs) if not math.isfinite(logprob))
+    if not all(0 <= token < LARGEST_ID for token in token_ids):
+        raise PolicyFault("the engine gave a token id that no vocabulary has")
+    if not all(abs(logprob) < LARGEST_LOGPROB for logprob in logprobs):  # NaN is not below it
+        at = next(i for i, logprob in enumerate(logprobs) if not abs(logprob) < LARGEST_LOGPROB)
         raise PolicyFault(
             f"the engine gave logprob {logprobs[at]} for token {token_ids[at]} at position {at}"
         )
@@ -119,23 +124,30 @@ def _versions(meta: Mapping[str, Any], length: int) -> tuple[int, ...]:
         {"version": meta.get("weight_version"), "start": 0, "end": length}
     ]
     versions: list[int] = []
-    for span in spans:
-        versions += [_version(span["version"])] * (span["end"] - len(versions))
+    try:
+        for span in spans:
+            versions += [_version(span["version"])] * (min(int(span["end"]), length + 1) - len(versions))
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise PolicyFault(
+            f"the engine's weight versions cannot be read: {shown(spans, limit=200)}"
+        ) from error
     if len(versions) != length:
-        raise PolicyFault(f"the engine's weight versions cover {len(versions)} of {length} tokens: {spans}")
+        raise PolicyFault(
+            f"the engine's weight versions cover {len(versions)} of {length} tokens: {shown(spans, limit=200)}"
+        )
     return tuple(versions)
 
 
 def _version(text: Any) -> int:
     if text is None or text == UNVERSIONED:
         return 0
-    if not (isinstance(text, str) and text.isdecimal()):
-        raise PolicyFault(f"the engine's weight version is {text!r}, not a number that was set by us")
+    if not (isinstance(text, str) and text.isdecimal() and len(text) < 10):
+        raise PolicyFault(f"the engine's weight version is {shown(text)}, not a number that was set by us")
     return int(text)
 
 
-def _finish_reason(kind: str) -> FinishReason:
+def _finish_reason(kind: Any) -> FinishReason:
     match kind:
         case "stop" | "length" | "abort":
             return kind
-    raise PolicyFault(f"the engine stopped for an unknown reason {kind!r}")
+    raise PolicyFault(f"the engine stopped for an unknown reason {shown(kind)}")

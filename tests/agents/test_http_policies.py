@@ -7,10 +7,13 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
+import orjson
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from polyturn.agents.http import Retries
-from polyturn.agents.openai_policy import OpenAIPolicy
+from polyturn.agents.openai_policy import OpenAIPolicy, read_answer
 from polyturn.agents.policy import PolicyFault, SamplingParams
 from polyturn.agents.sglang_policy import SGLangPolicy, read_generation
 from polyturn.tools.search.tool import SEARCH_SPEC
@@ -230,3 +233,71 @@ def test_calls_that_an_endpoint_garbles_are_told_to_the_model():
     with serving((200, {"choices": []})) as (url, _):
         with pytest.raises(PolicyFault, match="holds no message"):
             reply(url, [{"role": "user", "content": "Where?"}])
+
+
+ANY = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=4)
+    | st.sampled_from([2**31, 10**400]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["type", "text", "version", "end", "id", "name"]), inner, max_size=3
+        )
+    ),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    ids=ANY | st.lists(st.integers(-1, 2**32), max_size=3),
+    entries=ANY | st.lists(st.tuples(st.floats(), st.integers(-1, 2**32)).map(list), max_size=3),
+    meta=st.fixed_dictionaries(
+        {}, optional={"weight_version": ANY, "weight_versions": ANY, "finish_reason": ANY}
+    ),
+)
+def test_whatever_an_engine_answers_is_a_generation_that_can_be_kept_or_a_fault(ids, entries, meta):
+    meta = {
+        "finish_reason": {"type": "stop"},
+        "weight_version": "3",
+        "output_token_logprobs": entries,
+        **meta,
+    }
+    try:
+        found = read_generation({"output_ids": ids, "meta_info": meta})
+    except PolicyFault:
+        return
+    assert all(0 <= token < 2**31 for token in found.token_ids)
+    assert all(abs(logprob) < 1e30 for logprob in found.logprobs)
+    assert all(0 <= version < 2**31 for version in found.policy_versions)
+
+
+def test_a_span_of_versions_beyond_the_tokens_takes_no_memory():
+    spans = [{"version": "1", "end": 10**12}]
+    with pytest.raises(PolicyFault, match="cover 4 of 3 tokens"):
+        read_generation(answer(weight_versions=spans))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    message=st.fixed_dictionaries({}, optional={"content": ANY, "tool_calls": ANY, "reasoning": ANY}) | ANY
+)
+def test_whatever_an_endpoint_answers_is_a_message_that_can_be_kept_or_a_fault(message):
+    try:
+        found, _ = read_answer({"choices": [{"message": message}]})
+    except PolicyFault:
+        return
+    orjson.dumps(found.to_message())
+
+
+@pytest.mark.parametrize("function", [{"name": 3}, {"name": "f", "arguments": {"a": 1}}])
+def test_calls_of_odd_endpoints_are_read_or_told(function):
+    call = {"id": None, "function": function}
+    message, _ = read_answer({"choices": [{"message": {"tool_calls": [call]}}]})
+    (read,) = message.tool_calls
+    assert (read.error is None) == (function["name"] == "f")
+    assert read.arguments == function.get("arguments", {})
