@@ -59,6 +59,10 @@ class Episode:
     """`terminated`, or the limit that was reached, or the fault."""
     reward: float | None
     """None when the episode failed."""
+    task_digest: str = ""
+    """Of the task that was played, as `envs.tasks.digest` makes it: an id or a place may come to mean another task."""
+    group_reward: float | None = None
+    """What group rewards have added to `reward` and `role_rewards`; None: nothing has been added yet."""
     reward_parts: Mapping[str, float] = field(default_factory=dict)
     role_rewards: Mapping[str, float] = field(default_factory=dict)
     """In an episode of several agents the reward of each, by `Segment.role`; one without an entry has `reward`."""

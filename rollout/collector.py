@@ -7,6 +7,7 @@ import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Any, Protocol
 
 from polyturn.agents.episode import Episode, Outcome
@@ -16,6 +17,7 @@ from polyturn.envs.faults import EnvironmentFault, message_of
 from polyturn.envs.hooks import current_task, is_interruption
 from polyturn.envs.rewards.group import GroupPart
 from polyturn.envs.tasks import EnvironmentChoice, ListTasks, Task, TaskSource
+from polyturn.envs.tasks.digest import task_digest
 from polyturn.envs.tasks.prefetch import PrefetchedTasks
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.environment_pool import EnvironmentPool
@@ -131,11 +133,14 @@ class Collector:
         """Play one attempt. Whatever goes wrong in it is an episode that failed."""
         own_task = current_task()
         task: Task | None = None
+        digest = ""
         seed = episode_seed(run_seed=self._seed, group_id=prompt.group_id, sample=sample, attempt=attempt)
         identity = episode_id(prompt.group_id, sample, attempt)
         try:
             task = await self.task(prompt)
-            return await self._play_task(task, prompt, seed, identity, policy=policy, slots=slots)
+            digest = task_digest(task)
+            episode = await self._play_task(task, prompt, seed, identity, policy=policy, slots=slots)
+            return replace(episode, task_digest=digest)
         except BaseException as error:
             if is_interruption(error, own_task):
                 raise
@@ -145,6 +150,7 @@ class Collector:
                 group_id=prompt.group_id,
                 env_id="" if choice is None else choice.env_id,
                 task_id="" if task is None else task.task_id,
+                task_digest=digest,
                 seed=seed,
                 outcome=Outcome.FAILED,
                 stop_reason=failure_reason(error),
@@ -258,9 +264,11 @@ class _Collection:
         self._attempts = {
             (prompt.group_id, sample): [] for prompt in prompts for sample in range(samples_per_prompt)
         }
+        by_group = {prompt.group_id: prompt for prompt in prompts}
         for episode in finished:
             group_id, sample, _ = parse_episode_id(episode.episode_id)
             if (group_id, sample) in self._attempts:
+                await self._check_task(by_group[group_id], episode)
                 self._keep(episode)
         jobs = [
             asyncio.create_task(self._sample(prompt, sample))
@@ -277,6 +285,15 @@ class _Collection:
         if not any(group.episodes for group in groups) and not self._stop.is_set():
             raise RolloutError(f"every episode failed: {self._why()}")
         return groups
+
+    async def _check_task(self, prompt: Prompt, episode: Episode) -> None:
+        """Raise where an episode that was played before is of another task than its group is of now."""
+        task = await self._collector.task(prompt)
+        if episode.task_digest and episode.task_digest != task_digest(task):
+            raise RolloutError(
+                f"{other_task(episode, task)}. A group of both would compare answers to two questions: give the run "
+                "the tasks, the seed and the options that it began with, or begin a new one"
+            )
 
     async def _watch(self, jobs: Sequence[asyncio.Task[None]], drain_s: float) -> None:
         """Until all samples are done, or the stop's deadline has passed; raises what a sample raises."""
@@ -422,6 +439,13 @@ class _Collection:
             num_dropped=num_dropped,
             num_retries=num_retries,
         )
+
+
+def other_task(episode: Episode, task: Task) -> str:
+    """That an episode was played on another task than its group is of."""
+    was, now = repr(episode.task_id), repr(task.task_id)
+    what = f"the task {was}, not {now}" if was != now else f"another task of the id {was}"
+    return f"group {episode.group_id}: the stored episode {episode.episode_id} is of {what}"
 
 
 def _is_settled(attempts: Sequence[Episode], max_retries: int) -> bool:

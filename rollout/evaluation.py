@@ -164,6 +164,7 @@ def evaluate_model(
             with Fleet.from_config(config, model_path=model_path, log_directory=kept / "logs") as fleet:
                 result = asyncio.run(play(fleet.url))
             store.write_step(EVALUATION_STEP, episodes)
+            store.forget(EVALUATION_STEP)
         finally:
             store.close()
             collector.close()

@@ -26,15 +26,17 @@ async def add_group_rewards(
 ) -> tuple[Episode, ...]:
     """The episodes of one task with the group rewards in `reward` and `reward_parts`, also of each role.
 
-    Episodes that have them, such as those of a finished step that are read back, stay as they are.
+    They are added once, whatever was added before: where all episodes have them, as those of a finished step that are
+    read back do, they stay; where one was played again, all are compared anew, by the rewards that the task paid.
 
     Raises:
         EnvironmentFault: a group reward failed, or took longer than `timeout_s`; none is added.
     """
     if not parts or not episodes:
         return tuple(episodes)
-    if any(name.startswith(PREFIX) for episode in episodes for name in episode.reward_parts):
+    if all(episode.group_reward is not None for episode in episodes):
         return tuple(episodes)
+    episodes = [without_group_rewards(episode) for episode in episodes]
     views = [_view(episode, task) for episode in episodes]
     scores = await score_group(parts, views, executor=executor, timeout_s=timeout_s)
     return tuple(
@@ -46,8 +48,24 @@ async def add_group_rewards(
                 **{PREFIX + name: raw for name, raw in score.parts.items()},
             },
             role_rewards={role: reward + score.value for role, reward in episode.role_rewards.items()},
+            group_reward=score.value,
         )
         for episode, score in zip(episodes, scores, strict=True)
+    )
+
+
+def without_group_rewards(episode: Episode) -> Episode:
+    """The episode as its task paid it."""
+    if episode.group_reward is None or episode.reward is None:
+        return episode
+    return replace(
+        episode,
+        reward=episode.reward - episode.group_reward,
+        reward_parts={
+            name: value for name, value in episode.reward_parts.items() if not name.startswith(PREFIX)
+        },
+        role_rewards={role: reward - episode.group_reward for role, reward in episode.role_rewards.items()},
+        group_reward=None,
     )
 
 

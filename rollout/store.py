@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,6 +17,7 @@ import pyarrow.parquet as pq
 from polyturn.agents.episode import Episode, EpisodeTimings, Outcome, TurnRecord
 from polyturn.agents.ledger import Segment
 from polyturn.rollout.journal import Journal, read_journal
+from polyturn.rollout.whole_file import whole_file
 from polyturn.tools.metrics import ToolUsage
 
 TOOL_USAGE = pa.struct(
@@ -40,11 +43,13 @@ SCHEMA = pa.schema(
         pa.field("group_id", pa.string(), nullable=False),
         pa.field("env_id", pa.string(), nullable=False),
         pa.field("task_id", pa.string(), nullable=False),
+        pa.field("task_digest", pa.string(), nullable=False),
         pa.field("seed", pa.int64(), nullable=False),
         pa.field("outcome", pa.string(), nullable=False),
         pa.field("stop_reason", pa.string(), nullable=False),
         pa.field("error", pa.string()),
         pa.field("reward", pa.float64()),
+        pa.field("group_reward", pa.float64()),
         pa.field("reward_parts", pa.map_(pa.string(), pa.float64()), nullable=False),
         pa.field("role_rewards", pa.map_(pa.string(), pa.float64()), nullable=False),
         pa.field("metrics", pa.map_(pa.string(), pa.float64()), nullable=False),
@@ -59,6 +64,7 @@ SCHEMA = pa.schema(
         pa.field("queue_s", pa.float64(), nullable=False),
         pa.field("total_s", pa.float64(), nullable=False),
         pa.field("messages", pa.string()),
+        pa.field("num_segments", pa.int32(), nullable=False),
         pa.field("segment", pa.int32()),
         pa.field("role", pa.string()),
         pa.field("token_ids", pa.list_(pa.int32())),
@@ -66,24 +72,42 @@ SCHEMA = pa.schema(
         pa.field("logprobs", pa.list_(pa.float32())),
         pa.field("policy_versions", pa.list_(pa.int32())),
         pa.field("turns", pa.list_(pa.int16())),
+        pa.field("checksum", pa.uint32(), nullable=False),
     ],
-    metadata={"polyturn_trajectories": "1"},
+    metadata={"polyturn_trajectories": "2"},
 )
 TOKEN_COLUMNS = ("token_ids", "sampled", "logprobs", "policy_versions", "turns")
 ROUTING_COLUMN = "routed_experts"
 SCHEMA_WITH_ROUTING = SCHEMA.append(pa.field(ROUTING_COLUMN, pa.list_(pa.string())))
 """Of files whose engine recorded the experts of each token."""
+ROWS_PER_GROUP = 8
+"""Parquet compresses and checks so many rows together: damage costs no more than these."""
+NUM_ROWS = b"polyturn_num_rows"
+"""In the file's metadata: the rows that were written."""
+UNREADABLE = (OSError, ValueError, KeyError, OverflowError, MemoryError, pa.ArrowException)
+"""What pyarrow raises, or the making of an episode, where bytes are not what was written."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredEpisodes:
+    """What a file holds."""
+
+    episodes: tuple[Episode, ...]
+    damage: tuple[str, ...]
+    """A sentence for each place that was changed since it was written; its episodes are not among the others."""
 
 
 class TrajectoryStore:
     """Trajectories under `directory`: `trajectories/step_000001.parquet`, `journal/step_000002.jsonl`.
 
-    An episode is safe from the moment `journal` returns; `write_step` turns a finished step into its columnar file.
+    An episode is safe from the moment `journal` returns. `write_step` makes the columnar file of a step; the journal is
+    what a step is resumed from, and is kept until `forget` says that it is not needed any more.
     """
 
     def __init__(self, directory: Path) -> None:
         self._trajectories = directory / "trajectories"
         self._journals = directory / "journal"
+        self._aside = directory / "set_aside"
         self._open: tuple[int, Journal] | None = None
 
     def path(self, step: int) -> Path:
@@ -96,32 +120,68 @@ class TrajectoryStore:
             int(path.stem.removeprefix("step_")) for path in self._trajectories.glob("step_*.parquet")
         )
 
+    def begun_after(self, step: int) -> list[int]:
+        """The later steps of which anything is kept, in order."""
+        kept = (*self._trajectories.glob("step_*.parquet"), *self._journals.glob("step_*.jsonl"))
+        return sorted({number for path in kept if (number := int(path.stem.removeprefix("step_"))) > step})
+
     def journal(self, step: int, episode: Episode) -> None:
         """Keep one attempt of the step under way, failed or not."""
         if self._open is None or self._open[0] != step:
             self._close_journal()
-            self._open = (step, Journal(self._journal_path(step)))
+            self._open = (step, Journal(self.journal_path(step)))
         self._open[1].append(episode)
 
     def journaled(self, step: int) -> list[Episode]:
-        """The attempts of a step that was begun before: from its journal, or its columnar file if it got so far."""
-        contents = read_journal(self._journal_path(step))
-        if contents.episodes or not self.path(step).exists():
-            return list(contents.episodes)
-        return self.read_step(step)
+        """The attempts of a step that was begun before, all that are as they were written."""
+        return list(self.stored(step).episodes)
+
+    def stored(self, step: int) -> StoredEpisodes:
+        """The same, and what is damaged.
+
+        They are the journal's; what that lacks is taken from the step's columnar file, if it got so far.
+        """
+        contents = read_journal(self.journal_path(step))
+        found = {episode.episode_id: episode for episode in contents.episodes}
+        damage = contents.damage
+        if (damage or not found) and self.path(step).exists():
+            stored = read_sound_episodes(self.path(step))
+            found = {episode.episode_id: episode for episode in stored.episodes} | found
+            damage += stored.damage
+        return StoredEpisodes(episodes=tuple(found.values()), damage=damage)
 
     def write_step(
         self, step: int, episodes: Sequence[Episode], *, advantages: Mapping[str, float] | None = None
     ) -> Path:
-        """Write the step's columnar file, all of it or nothing, and drop its journal.
+        """Write the step's columnar file, all of it or nothing.
 
         `advantages` are by `Episode.part_id`, of the whole or of one role; what has none has null.
         """
         path = self.path(step)
         write_episodes(path, episodes, step=step, advantages=advantages)
-        self._close_journal()
-        self._journal_path(step).unlink(missing_ok=True)
         return path
+
+    def forget(self, step: int) -> None:
+        """Remove the journals of all steps up to this one: it is trained, and nothing will be played of it again."""
+        if self._open is not None and self._open[0] <= step:
+            self._close_journal()
+        for path in self._journals.glob("step_*.jsonl"):
+            if int(path.stem.removeprefix("step_")) <= step:
+                path.unlink()
+
+    def set_aside(self, step: int) -> Path | None:
+        """Move what is kept of a step out of the way, so that it is played anew; where to, if there is anything."""
+        self._close_journal()
+        kept = [path for path in (self.journal_path(step), self.path(step)) if path.exists()]
+        if not kept:
+            return None
+        name = f"step_{step:06d}"
+        number = 1 + sum(path.name.startswith(name) for path in self._aside.glob("*"))
+        target = self._aside / f"{name}-{number}"
+        target.mkdir(parents=True)
+        for path in kept:
+            path.rename(target / path.name)
+        return target
 
     def read_step(self, step: int) -> list[Episode]:
         """The episodes of a finished step, in the order in which they were written."""
@@ -138,7 +198,8 @@ class TrajectoryStore:
         """Close the journal."""
         self._close_journal()
 
-    def _journal_path(self, step: int) -> Path:
+    def journal_path(self, step: int) -> Path:
+        """The journal of a step."""
         return self._journals / f"step_{step:06d}.jsonl"
 
     def _close_journal(self) -> None:
@@ -153,25 +214,104 @@ def write_episodes(
     """Write a columnar file of episodes that is either complete or not there."""
     rows = [row for episode in episodes for row in _rows(step, episode, advantages or {})]
     has_routing = any(segment.routed_experts for episode in episodes for segment in episode.segments)
-    table = pa.Table.from_pylist(rows, schema=SCHEMA_WITH_ROUTING if has_routing else SCHEMA)
+    schema = SCHEMA_WITH_ROUTING if has_routing else SCHEMA
+    table = pa.Table.from_pylist(rows, schema=schema)
+    place = schema.get_field_index("checksum")
+    table = table.set_column(place, schema.field(place), pa.array(row_checksums(table), pa.uint32()))
+    table = table.replace_schema_metadata({**schema.metadata, NUM_ROWS: str(len(rows)).encode()})
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".tmp")
-    with partial.open("wb") as file:
-        pq.write_table(table, file, compression="zstd")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    with whole_file(path) as file:
+        pq.write_table(
+            table,
+            file,
+            compression="zstd",
+            row_group_size=ROWS_PER_GROUP,
+            write_page_checksum=True,
+            # Nothing checks them, and a reader that filters by them would pass rows over.
+            write_statistics=False,
+        )
 
 
 def read_episodes(path: Path) -> list[Episode]:
-    """The episodes of a columnar file. Raises `ValueError` if it is not one of ours."""
-    table = pq.read_table(path)
-    if not (table.schema.equals(SCHEMA) or table.schema.equals(SCHEMA_WITH_ROUTING)):
-        raise ValueError(f"{path} does not have the columns of a trajectory file of this version")
+    """The episodes of a columnar file.
+
+    Raises:
+        ValueError: it is not one of ours, or it is damaged: `read_sound_episodes` reads what is left of it.
+    """
+    found = read_sound_episodes(path)
+    if found.damage:
+        raise ValueError(f"{found.damage[0]}; read_sound_episodes reads the others")
+    return list(found.episodes)
+
+
+def read_sound_episodes(path: Path) -> StoredEpisodes:
+    """The episodes of a columnar file whose bytes are those that were written, and what is damaged.
+
+    Raises:
+        ValueError: it has the columns of another release.
+    """
     rows: dict[str, list[dict[str, Any]]] = {}
-    for row in table.to_pylist():
-        rows.setdefault(row["episode_id"], []).append(row)
-    return [_episode(of_one) for of_one in rows.values()]
+    try:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        schema, num_groups = file.schema_arrow, file.num_row_groups
+        expected = int((schema.metadata or {}).get(NUM_ROWS, b"-1"))
+    except UNREADABLE as fault:
+        return StoredEpisodes(episodes=(), damage=(f"{path} is damaged and cannot be read: {_said(fault)}",))
+    if not (schema.equals(SCHEMA) or schema.equals(SCHEMA_WITH_ROUTING)):
+        raise ValueError(f"{path} does not have the columns of a trajectory file of this version")
+    damage: list[str] = []
+    num_sound = 0
+    for group in range(num_groups):
+        try:
+            sound = _sound_rows(file.read_row_group(group))
+        except UNREADABLE as fault:
+            damage.append(f"{path}: row group {group} is damaged: {_said(fault)}")
+            continue
+        for row in sound:
+            rows.setdefault(row["episode_id"], []).append(row)
+        num_sound += len(sound)
+    if num_sound != expected and not damage:
+        damage.append(
+            f"{path} is damaged: {num_sound} of its rows have the checksum that they were written with"
+        )
+    episodes = []
+    for of_one in rows.values():
+        if len(of_one) == max(1, of_one[0]["num_segments"]):
+            episodes.append(_episode(of_one))
+    return StoredEpisodes(episodes=tuple(episodes), damage=tuple(damage))
+
+
+def _sound_rows(table: pa.Table) -> list[dict[str, Any]]:
+    """The rows that have the checksum that they were written with."""
+    rows = table.to_pylist()
+    return [row for row, found in zip(rows, row_checksums(table), strict=True) if row["checksum"] == found]
+
+
+def _said(fault: BaseException) -> str:
+    """The first line of what a library says."""
+    return (str(fault).splitlines() or [type(fault).__name__])[0]
+
+
+def row_checksums(table: pa.Table) -> list[int]:
+    """The CRC-32 of each row's values but `checksum`: of the numbers of its token columns and of the rest as JSON."""
+    table = table.combine_chunks()
+    columns = [_numbers(table.column(name)) for name in TOKEN_COLUMNS]
+    others = [name for name in table.column_names if name not in (*TOKEN_COLUMNS, "checksum")]
+    found = []
+    for index, row in enumerate(table.select(others).to_pylist()):
+        value = zlib.crc32(orjson.dumps(row))
+        for starts, values in columns:
+            value = zlib.crc32(values[starts[index] : starts[index + 1]].tobytes(), value)
+        found.append(value)
+    return found
+
+
+def _numbers(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]:
+    """Where the values of each row begin, [rows + 1], and all values in a row."""
+    if not len(column):
+        return np.zeros(1, dtype=np.int32), np.zeros(0)
+    (chunk,) = column.chunks
+    return chunk.offsets.to_numpy(), chunk.values.to_numpy(zero_copy_only=False)
 
 
 def _rows(step: int, episode: Episode, advantages: Mapping[str, float]) -> list[dict[str, Any]]:
@@ -183,6 +323,8 @@ def _rows(step: int, episode: Episode, advantages: Mapping[str, float]) -> list[
         "metrics": list(episode.metrics.items()),
         "turn_records": [asdict(record) for record in episode.turn_records],
         "tools": [(name, asdict(usage)) for name, usage in episode.tools.items()],
+        "num_segments": len(episode.segments),
+        "checksum": 0,
         "generate_s": episode.timings.generate_s,
         "tools_s": episode.timings.tools_s,
         "queue_s": episode.timings.queue_s,
@@ -208,10 +350,12 @@ PLAIN_COLUMNS = (
     "group_id",
     "env_id",
     "task_id",
+    "task_digest",
     "seed",
     "stop_reason",
     "error",
     "reward",
+    "group_reward",
     "num_turns",
     "num_tool_calls",
     "num_tool_errors",

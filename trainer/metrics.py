@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import orjson
+
+from polyturn.rollout.whole_file import whole_file
 
 
 class MetricSink(Protocol):
@@ -26,9 +27,8 @@ class JsonLinesSink:
         self._path = path
         if path.exists():
             kept = [row for row in read_metrics(path) if row["step"] <= last_step]
-            temporary = path.with_name(path.name + ".tmp")
-            temporary.write_bytes(b"".join(orjson.dumps(row) + b"\n" for row in kept))
-            os.replace(temporary, path)
+            with whole_file(path) as file:
+                file.write(b"".join(orjson.dumps(row) + b"\n" for row in kept))
         self._file = path.open("ab")
 
     def write(self, step: int, row: Mapping[str, float]) -> None:

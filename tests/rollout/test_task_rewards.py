@@ -17,6 +17,7 @@ from polyturn.envs.rewards.group import GroupPart
 from polyturn.envs.tasks import EnvironmentChoice, GeneratedTasks, ListTasks, Task, draw_order
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collector import Collector, RolloutError
+from polyturn.rollout.group_rewards import without_group_rewards
 from polyturn.rollout.limits import RolloutLimits
 from polyturn.rollout.prompts import PromptCursor
 from polyturn.rollout.setup import message_play, run_reward
@@ -329,3 +330,46 @@ def test_preflight_finds_what_cannot_be_graded_or_played(tmp_path, monkeypatch, 
     write_jsonl(tmp_path / "a.jsonl", [{"prompt": "p", "answer": "a"}])
     with pytest.raises(ConfigError, match=words):
         _check_tasks(run_config(**sections), ("train", "heldout"))
+
+
+@pytest.mark.parametrize("num_lost", [0, 1, 3, 4])
+async def test_a_group_of_which_some_are_played_again_has_the_rewards_of_one_that_was_not_interrupted(
+    num_lost,
+):
+    """Whatever of it was scored before: the episodes of a step that was written come back with group rewards."""
+
+    def reward(episodes):
+        return [sum(other.answer == episode.answer for other in episodes) / 4 for episode in episodes]
+
+    def answer(prompt, count):
+        return "x"
+
+    (scored,) = await play(group_collector(reward), answer, num_prompts=1)
+    assert [episode.reward for episode in scored.episodes] == [3.0] * 4
+    (again,) = await play(group_collector(reward), answer, num_prompts=1, finished=scored.episodes[num_lost:])
+    assert [episode.reward for episode in again.episodes] == [3.0] * 4
+    assert [episode.reward_parts for episode in again.episodes] == [{"length": 1.0, "group.g": 1.0}] * 4
+    raw = [without_group_rewards(episode) for episode in scored.episodes]
+    assert [episode.reward for episode in raw] == [1.0] * 4
+    (from_journal,) = await play(group_collector(reward), answer, num_prompts=1, finished=raw[num_lost:])
+    assert [episode.reward for episode in from_journal.episodes] == [3.0] * 4
+
+
+async def test_stored_episodes_of_another_task_are_refused_with_the_way_out():
+    """As after another seed, split or task file: a group of both would compare answers to two questions."""
+
+    def reward(episodes):
+        return [0.0] * len(episodes)
+
+    def answer(prompt, count):
+        return "x"
+
+    (group,) = await play(group_collector(reward), answer, num_prompts=1)
+    others = ListTasks([Task.from_prompt(f"t{i}", f"another prompt {i}") for i in range(4)])
+    with pytest.raises(
+        RolloutError, match=r"stored episode g00000000\.0\.0 is of another task .* begin a new one"
+    ):
+        await play(group_collector(reward, others), answer, num_prompts=1, finished=group.episodes[:1])
+    renamed = ListTasks([Task.from_prompt(f"u{i}", f"prompt {i}") for i in range(4)])
+    with pytest.raises(RolloutError, match=r"of the task 't\d', not 'u\d'"):
+        await play(group_collector(reward, renamed), answer, num_prompts=1, finished=group.episodes[:1])

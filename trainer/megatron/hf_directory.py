@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from polyturn.configs.model_shape import ModelShape
+from polyturn.rollout.whole_file import removed_on_failure
 from polyturn.trainer.megatron.fp8 import BLOCK, dequantize_blocks
 from polyturn.trainer.model_tensors import CORRECTION, SCALE_SUFFIX, is_carried, layer_number
 from polyturn.trainer.weight_files import (
@@ -177,23 +178,23 @@ def write_hf_directory(
         config_changes: keys of config.json to add or replace, or with None to remove.
     """
     directory.parent.mkdir(parents=True, exist_ok=True)
-    part = directory.with_name(f"{directory.name}.{uuid4().hex[:8]}.part")
-    part.mkdir()
-    try:
+    with removed_on_failure(directory.with_name(f"{directory.name}.{uuid4().hex[:8]}.part")) as part:
         copy_small_files(source, part)
         names = _write_shards(part, _with_carried(tensors, source, dtype))
         changes = {**_unclaimed_layers(read_config(part), names), **(config_changes or {})}
         describe_weights(part, dtype=dtype, changes=changes)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
-    if directory.exists():
-        old = directory.with_name(f"{directory.name}.{uuid4().hex[:8]}.old")
-        directory.rename(old)
+        _put_in_place(part, directory)
+
+
+def _put_in_place(part: Path, directory: Path) -> None:
+    """Rename a finished directory to what it replaces."""
+    if not directory.exists():
         part.rename(directory)
-        shutil.rmtree(old)
-    else:
-        part.rename(directory)
+        return
+    old = directory.with_name(f"{directory.name}.{uuid4().hex[:8]}.old")
+    directory.rename(old)
+    part.rename(directory)
+    shutil.rmtree(old)
 
 
 def copy_small_files(source: Path, target: Path) -> None:
@@ -317,6 +318,9 @@ def _write_shards(directory: Path, tensors: Iterable[tuple[str, torch.Tensor]]) 
 
 
 def _write_shard(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    save_file(tensors, path, metadata={"format": "pt"})
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(f"{path} could not be written: {error}") from error
     with path.open("rb") as file:
         os.fsync(file.fileno())

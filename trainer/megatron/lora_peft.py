@@ -13,10 +13,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from polyturn.configs.expert_layers import num_experts
 from polyturn.configs.lora import LoraConfig
+from polyturn.rollout.whole_file import whole_file
 from polyturn.trainer.megatron.hf_directory import read_config
 from polyturn.trainer.megatron.lora import adapters_of
 
@@ -70,11 +71,9 @@ def save_adapter(
 ) -> None:
     """Write what `peft.PeftModel.from_pretrained` reads, whole or not at all for each file."""
     directory.mkdir(parents=True, exist_ok=True)
-    part = directory / f"{WEIGHTS_NAME}.part"
-    save_file(
-        {name: tensor.contiguous() for name, tensor in tensors.items()}, part, metadata={"format": "pt"}
-    )
-    part.replace(directory / WEIGHTS_NAME)
+    content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={"format": "pt"})
+    with whole_file(directory / WEIGHTS_NAME) as file:
+        file.write(content)
     config = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
@@ -89,6 +88,5 @@ def save_adapter(
         "use_rslora": False,
         "inference_mode": True,
     }
-    part = directory / f"{CONFIG_NAME}.part"
-    part.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    part.replace(directory / CONFIG_NAME)
+    with whole_file(directory / CONFIG_NAME) as file:
+        file.write((json.dumps(config, indent=2) + "\n").encode())

@@ -73,6 +73,7 @@ def form_groups(parallel: ParallelConfig, *, rank: int) -> None:
 
 
 def leave_ranks() -> None:
-    """Take the groups down, so that this process can become a rank again."""
-    parallel_state.destroy_model_parallel()
-    dist.destroy_process_group()
+    """Take the groups down, if there are any, so that this process can become a rank again."""
+    if dist.is_initialized():
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from polyturn.rollout.engines.checksum import EngineChecksums
 from polyturn.rollout.engines.control import EngineControl
+from polyturn.rollout.whole_file import removed_on_failure
 from polyturn.trainer.weight_sync.publisher import SyncReport
 
 
@@ -73,10 +74,10 @@ class DiskPublisher:
     def _write(self, tensors: dict[str, torch.Tensor], target: Path) -> None:
         partial = target.with_suffix(".partial")
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        for source in self._model_path.iterdir():
-            if source.is_file() and source.suffix != ".safetensors" and "index" not in source.name:
-                shutil.copy2(source, partial)
-        save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(partial, target)
+        with removed_on_failure(partial):
+            for source in self._model_path.iterdir():
+                if source.is_file() and source.suffix != ".safetensors" and "index" not in source.name:
+                    shutil.copy2(source, partial)
+            save_file(tensors, partial / "model.safetensors", metadata={"format": "pt"})
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(partial, target)

@@ -6,7 +6,6 @@ torch, so that the driver of a run can look for faults before any rank has start
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -14,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+
+from polyturn.rollout.whole_file import whole_file
 
 FORMAT = 2
 MARKER = "trainer.json"
@@ -62,17 +63,12 @@ def describe_folders(directory: Path) -> list[WrittenFile]:
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
     """Write JSON with a checksum of itself, so that the file is there whole or not at all, whenever power fails."""
     body = orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)
-    part = path.with_name(f"{path.name}.part")
-    with part.open("wb") as file:
+    with whole_file(path) as file:
         file.write(
             orjson.dumps(
                 {**value, "crc32": zlib.crc32(body)}, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS
             )
         )
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-    sync_directory(path.parent)
 
 
 def read_sealed(path: Path) -> dict[str, Any]:
@@ -93,15 +89,6 @@ def read_sealed(path: Path) -> dict[str, Any]:
     if zlib.crc32(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS)) != found:
         raise ValueError(f"{path} is damaged: its checksum does not fit")
     return value
-
-
-def sync_directory(directory: Path) -> None:
-    """Make the names in a directory survive a power failure."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def write_manifest(

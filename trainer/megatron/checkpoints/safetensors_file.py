@@ -6,7 +6,6 @@ the training without either. The format is documented at https://github.com/hugg
 
 from __future__ import annotations
 
-import os
 import struct
 import zlib
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from pathlib import Path
 import orjson
 import torch
 
+from polyturn.rollout.whole_file import whole_file
 from polyturn.trainer.megatron.checkpoints.manifest import CHUNK_BYTES, WrittenFile
 
 DTYPE_NAMES = {
@@ -55,10 +55,9 @@ def write_safetensors(
         position = end
     text = orjson.dumps(header)
     text += b" " * (-len(text) % ALIGNMENT)
-    part = path.with_name(f"{path.name}.part")
     prefix = struct.pack("<Q", len(text)) + text
     crc, num_bytes = zlib.crc32(prefix), len(prefix)
-    with part.open("wb") as file:
+    with whole_file(path) as file:
         file.write(prefix)
         for name in names:
             view = memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy())
@@ -67,7 +66,4 @@ def write_safetensors(
                 crc = zlib.crc32(chunk, crc)
                 file.write(chunk)
             num_bytes += len(view)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
     return WrittenFile(name=path.name, num_bytes=num_bytes, crc32=crc)

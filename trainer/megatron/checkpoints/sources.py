@@ -43,7 +43,7 @@ def find_source(directory: Path) -> WeightSource | None:
         return WeightSource(kind="torch_dist", path=directory)
     if (directory / "config.json").is_file():
         return WeightSource(kind="hf", path=directory)
-    steps = sorted(directory.glob("checkpoints/step_*[0-9]")) or sorted(directory.glob("step_*[0-9]"))
+    steps = _steps(directory / "checkpoints") or _steps(directory)
     sound = [step for step in steps if not find_faults(step, read=False)]
     if sound:
         return WeightSource(kind="checkpoint", path=sound[-1])
@@ -62,6 +62,12 @@ def find_source(directory: Path) -> WeightSource | None:
         f"{directory} holds nothing to load: neither {MARKER} (a checkpoint), nor {TORCH_DIST_MARKER} (torch_dist), "
         "nor config.json (Hugging Face)"
     )
+
+
+def _steps(directory: Path) -> list[Path]:
+    """The checkpoints in a directory, by their numbers."""
+    found = [path for path in directory.glob("step_*") if path.name.removeprefix("step_").isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
 
 
 def initial_weights(config: RunConfig) -> Path | None:

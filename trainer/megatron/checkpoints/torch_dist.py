@@ -15,6 +15,7 @@ import os
 import pickle
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,12 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.state_dict_saver import _save_state_dict
 
+from polyturn.rollout.whole_file import removed_on_failure, sync_directory
 from polyturn.trainer.megatron.checkpoints.boxes import Slab, copy_shared, overlap, slabs
 from polyturn.trainer.megatron.checkpoints.manifest import (
     WrittenFile,
     describe_file,
     find_faults,
-    sync_directory,
     write_manifest,
 )
 from polyturn.trainer.megatron.checkpoints.reader import raise_on_all
@@ -82,9 +83,19 @@ def save_torch_dist(chunks: Sequence[GPTModel], directory: Path, *, hf_directory
     names: list[Any] = [f"{directory.name}.{uuid.uuid4().hex[:8]}.part"]
     dist.broadcast_object_list(names, src=0)
     part = directory.with_name(names[0])
-    if dist.get_rank() == 0:
-        part.mkdir(parents=True)
+    with ExitStack() as stack:
+        if dist.get_rank() == 0:
+            stack.enter_context(removed_on_failure(part))
+        dist.barrier()
+        _save(chunks, part, hf_directory=hf_directory, dtype=dtype)
+        if dist.get_rank() == 0:
+            os.replace(part, directory)
+            sync_directory(directory.parent)
     dist.barrier()
+
+
+def _save(chunks: Sequence[GPTModel], part: Path, *, hf_directory: Path, dtype: str) -> None:
+    """Write into a directory that is made. Collective."""
     # What Megatron-LM looks for in `common.pt`.
     state: dict[str, Any] = {"checkpoint_version": 3.0, "iteration": 0}
     for index, chunk in enumerate(chunks):
@@ -98,9 +109,6 @@ def save_torch_dist(chunks: Sequence[GPTModel], directory: Path, *, hf_directory
         copy_small_files(hf_directory, part / HF_FOLDER)
         write_carried(part / HF_FOLDER, source=hf_directory, dtype=dtype)
         describe_weights(part / HF_FOLDER, dtype=dtype)
-        os.replace(part, directory)
-        sync_directory(directory.parent)
-    dist.barrier()
 
 
 def _describe_files(directory: Path) -> list[WrittenFile]:

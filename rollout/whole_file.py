@@ -1,0 +1,52 @@
+"""Files and directories that are there whole or not at all, whenever the writer is killed or the disk is full."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """Write a file under a name of its own; it takes its place when all of it is on the disk.
+
+    A reader sees what was there before or all that is new. What could not be finished is removed.
+
+    Raises:
+        OSError: the disk is full, or does not take it; what was there before is as it was.
+    """
+    part = path.with_name(f"{path.name}.part")
+    try:
+        with part.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+@contextmanager
+def removed_on_failure(part: Path) -> Iterator[Path]:
+    """Make a directory to write into, which the caller renames at the end; what could not be finished is removed."""
+    part.mkdir(parents=True)
+    try:
+        yield part
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def sync_directory(directory: Path) -> None:
+    """Make the names in a directory survive a power failure."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
