@@ -31,6 +31,9 @@ class GroupedSection(AdvantageSection):
     """An episode alone in its group leaves the batch, stays with advantage 0, or is compared with all episodes."""
     uniform: Literal["zero", "drop"] = "zero"
     """A group whose rewards do not differ stays with advantage 0, or leaves the batch, as in DAPO."""
+    uniform_by: str | None = None
+    """The part of the reward by which groups differ or not, such as the one for the right answer; null: the reward
+    itself, before shaping."""
 
 
 class ScaledSection(GroupedSection):

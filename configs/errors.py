@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -22,3 +23,25 @@ def did_you_mean(name: str, known: Iterable[str], prefix: str = "") -> str:
     """`, did you mean 'x'?` for the nearest known name, or nothing when none is near."""
     matches = nearest(name, known, count=1)
     return f", did you mean '{prefix}{matches[0]}'?" if matches else ""
+
+
+WAYS_OUT = {
+    errno.ENOSPC: "make room there",
+    errno.EDQUOT: "make room there, or raise the quota",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.EMFILE: "raise the limit on open files (ulimit -n)",
+    errno.EROFS: "choose a place that can be written to",
+    errno.EACCES: "give permission, or choose another place",
+    errno.EPERM: "give permission, or choose another place",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "a link there points to itself",
+    errno.EIO: "the disk fails: copy what is there to another",
+}
+
+
+def machine_fault(error: OSError) -> str:
+    """What the machine refused, where, and what can be done about it, in one line."""
+    where = f"{error.filename}: " if error.filename else ""
+    what = error.strerror or str(error) or type(error).__name__
+    way_out = WAYS_OUT.get(error.errno or 0)
+    return f"{where}{what}" + (f"; {way_out}" if way_out else "")

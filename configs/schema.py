@@ -274,7 +274,7 @@ class EvaluationConfig(Section):
     after: bool = True
     """Evaluate after the last step."""
     every_steps: NonNegativeInt = 0
-    """0: only before and after."""
+    """Evaluate after every so many steps, too; 0: only before and after."""
 
 
 class ChecksConfig(Section):

@@ -38,6 +38,7 @@ from polyturn.trainer.megatron.hf_directory import (
     write_hf_directory,
 )
 from polyturn.trainer.model_tensors import check_tensors
+from polyturn.trainer.run_directory import check_writable
 from polyturn.trainer.weight_files import read_weight_files
 
 Kind = Literal["hf", "torch_dist", "fp8"]
@@ -126,6 +127,7 @@ def make_plan(
     kind: Kind = to or ("torch_dist" if found.kind == "hf" else "hf")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"{target} is there already: name another, or delete it")
+    check_writable(target)
     hf_directory = _hf_directory(found, model)
     hf_config = _model_config(hf_directory)
     is_quantised = found.kind == "hf" and bool(read_config(hf_directory).get("quantization_config"))
@@ -254,14 +256,22 @@ def convert(plan: Plan, tell: Tell) -> None:
 
 def _convert_to_fp8(plan: Plan, tell: Tell) -> None:
     whole = plan.source.path
-    if plan.source.kind != "hf":
-        whole = plan.target.with_name(f"{plan.target.name}.unquantised")
+    if plan.source.kind == "hf":
+        _quantise(plan, whole, tell)
+        return
+    whole = plan.target.with_name(f"{plan.target.name}.unquantised")
+    try:
         _convert_model(plan, whole, tell)
+        _quantise(plan, whole, tell)
+    finally:
+        if plan.ranks.rank == 0:
+            shutil.rmtree(whole, ignore_errors=True)
+
+
+def _quantise(plan: Plan, whole: Path, tell: Tell) -> None:
     if plan.ranks.rank == 0:
         tell("quantising in blocks of 128 x 128")
         FP8Cast(whole).write(plan.target)
-        if plan.source.kind != "hf":
-            shutil.rmtree(whole)
 
 
 def _convert_model(plan: Plan, target: Path, tell: Tell) -> None:

@@ -7,28 +7,34 @@ a resumed run plays only what is missing.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from polyturn.configs.schema import RunConfig
 from polyturn.rollout.collector import Group
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.prompts import Prompt
 from polyturn.rollout.store import TrajectoryStore
-from polyturn.trainer.checks import RunChecks
+from polyturn.trainer.checks import CheckFailure, RunChecks
 from polyturn.trainer.estimates import Estimates, estimate_advantages
+from polyturn.trainer.failures import StepFailure, sentence_of
 from polyturn.trainer.interrupt import InterruptGuard
 from polyturn.trainer.metrics import MetricSink
 from polyturn.trainer.off_policy import correct, drop_unusable
 from polyturn.trainer.player import RolloutPlayer
 from polyturn.trainer.prefix_packs import rank_split
 from polyturn.trainer.progress import ProgressDisplay
+from polyturn.trainer.resume import note_failure
 from polyturn.trainer.run_directory import RunDirectory, RunState
 from polyturn.trainer.samples import StepSamples, make_samples
 from polyturn.trainer.step_metrics import step_metrics
 from polyturn.trainer.updates import UpdateReport, largest_logprob_difference, split_updates, with_scores
 from polyturn.trainer.workers import TrainerGroup
+
+Evaluate = Callable[[str, int], Mapping[str, Any] | None]
+"""Plays the held-out tasks after a step and keeps the trajectories under a name; None where it was interrupted."""
 
 
 @dataclass(slots=True)
@@ -65,6 +71,7 @@ class TrainingLoop:
         guard: InterruptGuard,
         state: RunState,
         stopwatch: Stopwatch,
+        evaluate: Evaluate,
     ) -> None:
         self._config = config
         self._directory = directory
@@ -75,6 +82,7 @@ class TrainingLoop:
         self._progress = progress
         self._guard = guard
         self._stopwatch = stopwatch
+        self._evaluate = evaluate
         self._store = TrajectoryStore(directory.path)
         self._checks = RunChecks(config.checks, maxima=state.maxima)
         self._cursor = player.cursor(state.prompt_position)
@@ -82,7 +90,11 @@ class TrainingLoop:
         self.state = state
 
     def run(self) -> None:
-        """Play and train until the last step, or until the guard asks to stop."""
+        """Play and train until the last step, or until the guard asks to stop.
+
+        Raises:
+            StepFailure: what was played in a step cannot be trained on, or a check failed. Its episodes are set aside.
+        """
         while self.state.step < self._config.trainer.num_steps and not self._guard.requested:
             step = self.state.step + 1
             watch = Stopwatch()
@@ -92,14 +104,11 @@ class TrainingLoop:
             self.settle_save(wait=False)
             if groups is None:
                 return
-            episodes = [episode for group in groups for episode in group.episodes]
             self._player.prefetch(self._cursor.peek(len(prompts)))
-            estimates = self._estimate(step, make_samples(episodes), watch)
-            self._store.write_step(step, episodes, advantages=estimates.advantages)
-            reports = self._train(step, estimates, watch)
-            self._check_step(step, groups, estimates, reports)
             version = self.state.policy_version + self._config.trainer.updates_per_step
-            num_bytes = self.sync(version, watch)
+            with self._setting_aside(step):
+                estimates, reports = self._learn(step, groups, watch)
+                num_bytes = self.sync(version, watch)
             row = step_metrics(
                 groups=groups,
                 estimates=estimates,
@@ -109,7 +118,46 @@ class TrainingLoop:
                 version=version,
                 sync_bytes=num_bytes,
             )
-            self._finish(step, version, row, watch)
+            self._finish(step, version, {**row, **self._evaluate_between(step)}, watch)
+
+    def _evaluate_between(self, step: int) -> dict[str, float]:
+        """The figures of the held-out evaluation after a step, where one is due; the last step has that at the end."""
+        config, every = self._config.evaluation, self._config.evaluation.every_steps
+        is_last = step == self._config.trainer.num_steps
+        if not every or step % every or (is_last and config.after):
+            return {}
+        found = self._evaluate(f"step_{step:06d}", step)
+        return {
+            f"heldout/{name}": float(value)
+            for name, value in (found or {}).items()
+            if isinstance(value, int | float)
+        }
+
+    def _learn(
+        self, step: int, groups: Sequence[Group], watch: Stopwatch
+    ) -> tuple[Estimates, list[UpdateReport]]:
+        """Score, weigh, keep and train on a step."""
+        episodes = [episode for group in groups for episode in group.episodes]
+        estimates = self._estimate(step, make_samples(episodes), watch)
+        self._store.write_step(step, episodes, advantages=estimates.advantages)
+        reports = self._train(step, estimates, watch)
+        self._check_step(step, groups, estimates, reports)
+        return estimates, reports
+
+    @contextmanager
+    def _setting_aside(self, step: int) -> Iterator[None]:
+        """Where a step fails by what was played in it, see to it that a resume does not meet the same again."""
+        try:
+            yield
+        except (CheckFailure, ArithmeticError) as failure:
+            sentence = note_failure(
+                self._directory,
+                self._store,
+                step=step,
+                sentence=sentence_of(failure),
+                checks=self._config.checks,
+            )
+            raise StepFailure(sentence) from failure
 
     def sync(self, version: int, watch: Stopwatch) -> int:
         """Send the weights to the engines and compare them on both sides; the bytes that were sent."""
@@ -157,8 +205,12 @@ class TrainingLoop:
             shards = split(played.samples, trainer.parallel.data, trainer.balance)
             scored = with_scores(played.samples, self._trainer.score(shards) if played.samples else ())
             scored, dropped = drop_unusable(scored)
-            estimates = estimate_advantages(played, scored, trainer.algorithm)
-            corrected = correct(estimates.samples, trainer.algorithm, version=self.state.policy_version)
+            try:
+                estimates = estimate_advantages(played, scored, trainer.algorithm)
+                corrected = correct(estimates.samples, trainer.algorithm, version=self.state.policy_version)
+            except ValueError as fault:
+                # What a plug-in gave: the episodes are as good as they were, and a resume begins with them.
+                raise StepFailure(f"step {step}: {fault}") from fault
             metrics = {**estimates.metrics, **dropped, **corrected.metrics}
             return replace(estimates, samples=corrected.samples, metrics=metrics)
 
@@ -232,6 +284,8 @@ class TrainingLoop:
         state, self._saving = self._saving, None
         self._trainer.finish_checkpoint()
         self._directory.commit_checkpoint(state, keep_last=self._config.checkpoint.keep_last)
+        self._directory.failure.unlink(missing_ok=True)
+        self._store.forget(state.step)
 
     @property
     def maxima(self) -> Mapping[str, float]:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-import os
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 from polyturn.configs import upstream
@@ -30,16 +28,18 @@ from polyturn.trainer.algorithms.plugins import check_plugins
 from polyturn.trainer.megatron.checkpoints.manifest import MARKER, find_faults
 from polyturn.trainer.megatron.checkpoints.sources import initial_weights
 from polyturn.trainer.preflight_models import check_models
-from polyturn.trainer.run_directory import RunDirectory
+from polyturn.trainer.resume import Tell, check_resume
+from polyturn.trainer.run_directory import RunDirectory, check_unused, check_writable
 from polyturn.trainer.weight_files import read_weight_files
 
 logger = logging.getLogger(__name__)
 
 
-def preflight(config: RunConfig, *, dry_run: bool = False) -> None:
+def preflight(config: RunConfig, *, dry_run: bool = False, tell: Tell = logger.info) -> None:
     """Check all that a training run needs.
 
     Args:
+        tell: is told of what a resume changes, and of what is damaged in the run.
         dry_run: a preset, which has no weights, will do; then nothing is asked of this machine, which is hardly the
             one that would run it.
 
@@ -68,6 +68,7 @@ def preflight(config: RunConfig, *, dry_run: bool = False) -> None:
     # Last: opening an environment or a tokenizer may take seconds.
     _check_tasks(config, (config.environment.train_split, config.evaluation.split), directory)
     _check_chat_template(config, directory)
+    _check_resume(config, tell)
 
 
 def preflight_evaluation(config: RunConfig, *, model_path: Path) -> None:
@@ -298,21 +299,22 @@ def _check_ports(config: RunConfig) -> None:
 
 
 def _check_run_directory(config: RunConfig) -> None:
+    """Whether a run can be made, or is there to go on with, and its directory can be written to."""
+    try:
+        if config.resume:
+            path = RunDirectory.to_resume(config).path
+        else:
+            path = config.run_dir or config.output_dir
+            if config.run_dir is not None:
+                check_unused(path)
+        check_writable(path)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _check_resume(config: RunConfig, tell: Tell) -> None:
     if config.resume:
         try:
-            directory = RunDirectory.to_resume(config)
-            # Marker and sizes only; the ranks compare the checksums, each of some files.
-            directory.sound_checkpoint(partial(find_faults, read=False), logger.debug)
+            check_resume(config, RunDirectory.to_resume(config), tell)
         except ValueError as error:
             raise ConfigError(str(error)) from error
-        return
-    run_dir = config.run_dir
-    if run_dir is not None and (run_dir / "config.yaml").exists():
-        raise ConfigError(
-            f"run_dir: {run_dir} already holds a run; set resume=true to go on with it, or name another directory"
-        )
-    parent = (run_dir or config.output_dir).absolute()
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ConfigError(f"{'run_dir' if run_dir else 'output_dir'}: {parent} is no directory to write in")

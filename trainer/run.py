@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import logging
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import ray
 
-from polyturn.configs.loader import dump_config
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema import RunConfig
 from polyturn.rollout.engines.router import Router
 from polyturn.rollout.evaluation import EvaluationResult
+from polyturn.trainer.failures import sentence_of, told_in_a_sentence
+from polyturn.trainer.identity import as_json, identify, installed_versions
 from polyturn.trainer.interrupt import InterruptGuard
 from polyturn.trainer.loop import Stopwatch, TrainingLoop
 from polyturn.trainer.megatron.checkpoints.manifest import CheckpointError
@@ -31,17 +30,6 @@ from polyturn.trainer.run_directory import RunDirectory, RunState, write_json
 from polyturn.trainer.workers import EngineGroup, TrainerGroup, start_ray
 
 logger = logging.getLogger(__name__)
-
-RECORDED_PACKAGES = (
-    "polyturn",
-    "torch",
-    "transformers",
-    "sglang",
-    "sglang-router",
-    "megatron-core",
-    "ray",
-    "gymnasium",
-)
 
 
 class Interrupted(Exception):
@@ -64,20 +52,27 @@ class Stack:
 def train(config: RunConfig) -> Path:
     """Train as the config says; the run directory.
 
+    Nothing in a run directory is changed before it is known that the run can begin or go on: until then all that is
+    written there is logs.
+
     Raises:
         ValueError: the config cannot be run; nothing has been started.
-        CheckFailure: an in-run check failed.
+        RunFailure: the run ended before its last step; what is finished is saved.
         Interrupted: Ctrl-C; the finished steps are saved.
     """
-    preflight(config)
+    notes: list[str] = []
+    preflight(config, tell=notes.append)
+    identity = as_json(identify(config))
     directory = RunDirectory.to_resume(config) if config.resume else RunDirectory.create(config)
-    directory.config.write_text(dump_config(config.model_copy(update={"run_dir": directory.path})))
     progress = make_progress(config.logging.progress, num_steps=config.trainer.num_steps)
     stopwatch = Stopwatch()
     started = time.perf_counter()
     progress.message(f"run directory: {directory.path}")
+    for note in notes:
+        progress.message(f"warning: {note}")
     try:
         with ExitStack() as stack:
+            stack.enter_context(told_in_a_sentence(directory))
             parts = stack.enter_context(_running_stack(config, directory, progress, stopwatch))
             # From here on Ctrl-C drains; before, there is nothing to save.
             guard = stack.enter_context(InterruptGuard())
@@ -91,7 +86,7 @@ def train(config: RunConfig) -> Path:
                 )
             )
             run = _Run(config, directory, parts, player, progress, guard, stopwatch, started)
-            run.execute()
+            run.execute(identity)
     finally:
         progress.close()
     return directory.path
@@ -121,11 +116,15 @@ class _Run:
         self._started = started
         self._earlier_seconds = 0.0
 
-    def execute(self) -> None:
-        """Evaluate, train, evaluate, save. Raises `Interrupted` when asked to stop."""
+    def execute(self, identity: Mapping[str, Any]) -> None:
+        """Evaluate, train, evaluate, save. Raises `Interrupted` when asked to stop.
+
+        `identity` is kept in the run directory, once the run stands where it goes on from.
+        """
         trainer = self._parts.trainer
         state = self._resume(trainer)
         trainer.connect(self._parts.engine_urls, self._directory.weights, self._directory.engine_model)
+        self._directory.record(self._config, identity)
         sinks: list[MetricSink] = [JsonLinesSink(self._directory.metrics, last_step=state.step)]
         if self._config.logging.tensorboard:
             sinks.append(TensorBoardSink(self._directory.tensorboard, last_step=state.step))
@@ -140,6 +139,7 @@ class _Run:
             guard=self._guard,
             state=state,
             stopwatch=self._stopwatch,
+            evaluate=self._evaluate,
         )
         try:
             # The engines began with the weights on disk, or with those of a run that died.
@@ -191,10 +191,14 @@ class _Run:
             raise Interrupted(self._directory.path, loop.state.step)
 
     def _evaluate(self, when: str, step: int) -> Mapping[str, Any] | None:
-        """The held-out evaluation, as `summary.json` has it; None when it was interrupted."""
+        """The held-out evaluation, as `summary.json` has it; None when it was interrupted.
+
+        Its trajectories go to a file named after `when`: `before`, `after`, or the step.
+        """
         config = self._config.evaluation
+        moment = f"{when} training" if when in ("before", "after") else "during training"
         self._progress.phase(
-            f"held-out evaluation {when} training", total=config.num_tasks * config.samples_per_task
+            f"held-out evaluation {moment}", total=config.num_tasks * config.samples_per_task
         )
         with self._stopwatch.measure("evaluate"):
             result = self._player.evaluate(
@@ -204,7 +208,7 @@ class _Run:
             )
         if result is None:
             return None
-        self._progress.message(describe(result, when, step))
+        self._progress.message(describe(result, moment, step))
         return asdict(result)
 
     def _summarise(self, status: str, loop: TrainingLoop, after: Mapping[str, Any] | None) -> None:
@@ -273,25 +277,14 @@ def _ignoring_dead_actors(close: Callable[[], None]) -> Callable[[], None]:
         try:
             close()
         except (ray.exceptions.RayError, RuntimeError) as fault:
-            logger.warning("closing: %s", fault)
+            logger.info("closing: %s", sentence_of(fault))
 
     return attempt
 
 
-def describe(result: EvaluationResult, when: str, step: int) -> str:
+def describe(result: EvaluationResult, moment: str, step: int) -> str:
     """One line about an evaluation."""
     return (
-        f"held-out {when} training (step {step}): {result.mean:.3f} "
+        f"held-out {moment} (step {step}): {result.mean:.3f} "
         f"[{result.low:.3f}, {result.high:.3f}] on {result.num_tasks} tasks"
     )
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions of what a run depends on."""
-    found = {"python": platform.python_version()}
-    for package in RECORDED_PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return found

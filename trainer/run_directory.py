@@ -1,10 +1,12 @@
 """The run directory: everything that a run leaves behind, and what it needs to go on.
 
 config.yaml                     the resolved config
+identity.json                   what the run is of, for a resume to compare with
 metrics.jsonl                   one line per step
 tensorboard/                    the same, as TensorBoard events
 trajectories/step_000001.parquet
-journal/                        episodes of the step under way
+journal/                        episodes of the step under way, and of those that no checkpoint has yet
+set_aside/                      episodes of steps that failed a check, and were or will be played anew
 evaluation/                     trajectories of the held-out evaluations
 checkpoints/step_000001/        one file per rank, trainer.json with their checksums, and state.json
 engine_model/                   with weights synced in FP8: what the engines are started from
@@ -15,9 +17,11 @@ summary.json                    how it went
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -26,11 +30,27 @@ from typing import Any
 
 import orjson
 
+from polyturn.configs.loader import dump_config, load_config
 from polyturn.configs.schema import RunConfig
-from polyturn.trainer.megatron.checkpoints.manifest import read_sealed, sync_directory, write_sealed
+from polyturn.rollout.whole_file import sync_directory, whole_file
+from polyturn.trainer.megatron.checkpoints.manifest import read_sealed, write_sealed
 
 STEP_NAME = re.compile(r"step_(\d+)$")
+RUN_NAME = re.compile(r"(?P<name>.*)-(?P<stamp>\d{8}-\d{6})(-(?P<number>\d+))?$")
 STATE = "state.json"
+PROBE_BYTES = 1 << 16
+"""So much is written, and removed again, to see whether a directory can be written to."""
+LEFT_BY_A_RUN = (
+    "identity.json",
+    "metrics.jsonl",
+    "trajectories",
+    "journal",
+    "checkpoints",
+    "evaluation",
+    "policy",
+    "summary.json",
+)
+"""What only a run can have left in a directory, whether or not its config.yaml is still there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,6 +70,29 @@ class RunState:
     heldout_before: Mapping[str, Any] | None = None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FailedStep:
+    """A step that ended the run because of what was played in it."""
+
+    step: int
+    count: int
+    """How many sessions in a row."""
+    sentence: str
+    checks: Mapping[str, Any]
+    """The config's section then."""
+
+    @classmethod
+    def read(cls, path: Path) -> FailedStep | None:
+        """What the run directory says; None where it says nothing that can be read."""
+        try:
+            return cls(**orjson.loads(path.read_bytes()))
+        except (OSError, orjson.JSONDecodeError, TypeError):
+            return None
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
 @dataclass(frozen=True, slots=True)
 class RunDirectory:
     """Paths of one run."""
@@ -61,10 +104,7 @@ class RunDirectory:
         """Make the directory of a new run. Raises `ValueError` when `run_dir` already holds a run."""
         if config.run_dir is not None:
             path = config.run_dir
-            if (path / "config.yaml").exists():
-                raise ValueError(
-                    f"run_dir {path} already holds a run; set resume: true to go on with it, or name another"
-                )
+            check_unused(path)
         else:
             stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
             path = config.output_dir / f"{config.name}-{stamp}"
@@ -72,7 +112,12 @@ class RunDirectory:
             while path.exists():
                 suffix += 1
                 path = config.output_dir / f"{config.name}-{stamp}-{suffix}"
-        path.mkdir(parents=True, exist_ok=True)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"run_dir: {path} cannot be made: {error.strerror}; name a directory that can be written to"
+            ) from error
         return cls(path.resolve())
 
     @classmethod
@@ -84,9 +129,7 @@ class RunDirectory:
         if config.run_dir is not None:
             candidates = [config.run_dir]
         else:
-            stamped = re.compile(re.escape(config.name) + r"-\d{8}-\d{6}(-\d+)?$")
-            found = config.output_dir.iterdir() if config.output_dir.is_dir() else ()
-            candidates = sorted((p for p in found if stamped.match(p.name)), reverse=True)
+            candidates = runs_of(config.name, config.output_dir)
         for path in candidates:
             if (path / "config.yaml").exists():
                 return cls(path.resolve())
@@ -98,6 +141,14 @@ class RunDirectory:
     @property
     def config(self) -> Path:
         return self.path / "config.yaml"
+
+    @property
+    def identity(self) -> Path:
+        return self.path / "identity.json"
+
+    @property
+    def failure(self) -> Path:
+        return self.path / "failed_check.json"
 
     @property
     def metrics(self) -> Path:
@@ -149,12 +200,44 @@ class RunDirectory:
         partial = self._partial_checkpoint(state.step)
         write_sealed(partial / STATE, asdict(state))
         target = self.checkpoints / f"step_{state.step:06d}"
-        shutil.rmtree(target, ignore_errors=True)
-        os.replace(partial, target)
+        if target.exists():
+            # Out of the way in one step, so that a crash leaves one of the two under its name or as this.
+            old = target.with_name(f"{target.name}.old.partial")
+            os.replace(target, old)
+            os.replace(partial, target)
+            shutil.rmtree(old)
+        else:
+            os.replace(partial, target)
         sync_directory(self.checkpoints)
         for old in self._complete_checkpoints()[:-keep_last]:
             shutil.rmtree(old)
         return target
+
+    def record(self, config: RunConfig, identity: Mapping[str, Any]) -> None:
+        """Write what the run is of, for people as `config.yaml` and for a resume to compare with."""
+        write_json(self.identity, identity)
+        with whole_file(self.config) as file:
+            file.write(dump_config(config.model_copy(update={"run_dir": self.path})).encode())
+
+    def recorded(self) -> dict[str, Any]:
+        """What the run is of, as `record` wrote it; of a run of an earlier release its config alone.
+
+        Raises:
+            ValueError: neither file can be read.
+        """
+        if not self.identity.exists():
+            return {"config": load_config(self.config).model_dump(mode="json")}
+        try:
+            found = json.loads(self.identity.read_bytes())
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{self.identity} cannot be read ({error}); delete it to resume by {self.config.name} alone"
+            ) from error
+        if not isinstance(found, dict):
+            raise ValueError(
+                f"{self.identity} holds no JSON object; delete it to resume by {self.config.name} alone"
+            )
+        return found
 
     def sound_checkpoint(
         self, find_faults: Callable[[Path], Sequence[str]], warn: Callable[[str], None]
@@ -191,14 +274,57 @@ class RunDirectory:
         if not self.checkpoints.is_dir():
             return []
         found = (p for p in self.checkpoints.iterdir() if STEP_NAME.match(p.name) and (p / STATE).exists())
-        return sorted(found)
+        return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+
+
+def runs_of(name: str, output_dir: Path) -> list[Path]:
+    """The run directories of that name, the newest first: by their stamps, and of one second by their numbers."""
+
+    def age(path: Path) -> tuple[str, int]:
+        found = RUN_NAME.match(path.name)
+        assert found is not None
+        return found["stamp"], int(found["number"] or 1)
+
+    found = output_dir.iterdir() if output_dir.is_dir() else ()
+    of_name = [path for path in found if (match := RUN_NAME.match(path.name)) and match["name"] == name]
+    return sorted(of_name, key=age, reverse=True)
+
+
+def check_unused(path: Path) -> None:
+    """Raise `ValueError` where a directory that a new run is to be made in holds one, or what one left."""
+    if (path / "config.yaml").exists():
+        raise ValueError(
+            f"run_dir: {path} already holds a run; set resume=true to go on with it, or name another directory"
+        )
+    left = [name for name in LEFT_BY_A_RUN if (path / name).exists()]
+    if left:
+        raise ValueError(
+            f"run_dir: {path} holds {left[0]} of a run whose config.yaml is gone: a new run would take over its "
+            "episodes; name another directory, or delete what is in this one"
+        )
+
+
+def check_writable(path: Path) -> None:
+    """Raise `ValueError` where no file can be made in a directory, or in what is to be made to hold it.
+
+    Permission bits say little: of a superuser, a full or a read-only disk.
+    """
+    parent = path.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise ValueError(f"{path} cannot be written to: {parent} is no directory; name another place")
+    try:
+        with tempfile.TemporaryFile(dir=parent) as file:
+            file.write(bytes(PROBE_BYTES))
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be written to: {error.strerror}; make room or give permission there, or name another place"
+        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that a reader sees the old file or the new one, never a part."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_SORT_KEYS))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    with whole_file(path) as file:
+        # The standard library takes numbers of any size, which a user's options may hold.
+        file.write(json.dumps(value, indent=2, sort_keys=True).encode())

@@ -29,6 +29,7 @@ from polyturn.trainer.batch import TrainSample
 from polyturn.trainer.cluster import Node, check_cluster
 from polyturn.trainer.critic_updates import in_warmup, with_critic_metrics, with_values
 from polyturn.trainer.critic_workers import CHECKPOINT_NAME, CriticGroup, make_critic
+from polyturn.trainer.failures import RunFailure
 from polyturn.trainer.megatron.checkpoints.sources import initial_weights
 from polyturn.trainer.rank_group import CLOSE_TIMEOUT_S, RankGroup, see_own_gpu
 from polyturn.trainer.updates import (
@@ -57,7 +58,12 @@ def start_ray(config: RunConfig, *, num_gpus: int | None = None) -> None:
         ConfigError: the cluster has no room for the run.
     """
     if config.cluster.address is not None:
-        ray.init(address=config.cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            ray.init(address=config.cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise RunFailure(
+                f"cluster.address: Ray at {config.cluster.address} cannot be joined: {str(error).splitlines()[0]}"
+            ) from error
         check_cluster(config, [Node.of(entry) for entry in ray.nodes() if entry["Alive"]])
         return
     # Ray takes its loopback mode, in which nothing listens beyond this machine, for Windows and macOS alone. The
@@ -210,7 +216,9 @@ class TrainerRank:
         """Leave the engines and the other ranks."""
         if self._publisher is not None:
             self._publisher.close()
-        self._policy.close()
+        # A rank whose model could not be built has nothing to leave.
+        if hasattr(self, "_policy"):
+            self._policy.close()
 
 
 class EngineHost:

@@ -20,6 +20,12 @@ GRACE_S = 1.0
 class EngineError(RuntimeError):
     """An engine process or a request to one failed: infrastructure, never a reward."""
 
+    @property
+    def sentence(self) -> str:
+        """The message in one line: of the end of a log below it the last line, which says what happened."""
+        lines = [line.strip() for line in str(self).splitlines() if line.strip()]
+        return lines[0] if len(lines) == 1 else f"{lines[0].rstrip(':')}: {lines[-1]}"
+
 
 class SupervisedProcess:
     """A command under a supervisor of its own (see `supervisor.py`); one start, one stop."""

@@ -6,6 +6,7 @@ import importlib.util
 import keyword
 import re
 import sys
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from string import Template
@@ -15,6 +16,7 @@ import typer
 
 from polyturn.cli.outcome import reported
 from polyturn.configs.errors import ConfigError
+from polyturn.rollout.whole_file import removed_on_failure
 
 FILES = {
     "pyproject.toml": "pyproject.toml",
@@ -55,13 +57,22 @@ def write_package(name: str, target: Path) -> Path:
         "class_name": "Multiply",
         "env_id": environment_id(name),
     }
+    if target.exists():
+        _write_files(target, values)
+        return target
+    with removed_on_failure(target.with_name(f"{target.name}.part")) as part:
+        _write_files(part, values)
+        part.rename(target)
+    return target
+
+
+def _write_files(target: Path, values: Mapping[str, str]) -> None:
     templates = files("polyturn.cli") / "package_template"
     for path, template in FILES.items():
         text = (templates / f"{template}.tmpl").read_text(encoding="utf-8")
-        file = target / path.format(package=package)
+        file = target / path.format(package=values["package"])
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(Template(text).substitute(values), encoding="utf-8")
-    return target
 
 
 def package_name(name: str) -> str:

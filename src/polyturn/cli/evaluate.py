@@ -75,7 +75,10 @@ def _evaluate_one(config: RunConfig, model_path: Path) -> dict[str, Any]:
     progress.phase("held-out evaluation", total=settings.num_tasks * settings.samples_per_task)
     try:
         result = evaluate_model(config, model_path=model_path, on_episode=lambda _: progress.advance())
-    except (EngineError, RolloutError) as failure:
+    except EngineError as failure:
+        print_error(failure.sentence)
+        raise typer.Exit(RUN_FAILED) from failure
+    except RolloutError as failure:
         print_error(failure)
         raise typer.Exit(RUN_FAILED) from failure
     finally:
@@ -101,10 +104,12 @@ def _evaluate_one(config: RunConfig, model_path: Path) -> dict[str, Any]:
 
 def newest_policy(config: RunConfig) -> Path:
     """The final policy of `run_dir`, or of the newest finished run of this name. Raises ConfigError."""
+    from polyturn.trainer.run_directory import runs_of
+
     if config.run_dir is not None:
         runs = [config.run_dir]
     else:
-        runs = sorted(config.output_dir.glob(f"{config.name}-[0-9]*"), reverse=True)
+        runs = runs_of(config.name, config.output_dir)
     for run in runs:
         if (run / "policy" / "config.json").is_file():
             return run / "policy"

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import typer
 
-from polyturn.configs.errors import ConfigError
+from polyturn.configs.errors import ConfigError, machine_fault
 from polyturn.tools.plain import printable
 from polyturn.tools.secrets import blank_credentials
 
@@ -18,18 +18,26 @@ INTERRUPTED = 130
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Print bad input as `error: ...` lines, without a traceback, and exit with its code."""
+    """Print bad input, and what the machine refuses, as `error: ...` lines without a traceback, and exit with its code.
+
+    A pipe that nobody reads any more is left to the command line's own handling.
+    """
     try:
         yield
     except ConfigError as error:
         print_error(error)
         raise typer.Exit(BAD_INPUT) from error
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        print_error(machine_fault(error))
+        raise typer.Exit(RUN_FAILED) from error
     except KeyboardInterrupt as error:
         typer.echo("interrupted", err=True)
         raise typer.Exit(INTERRUPTED) from error
 
 
-def print_error(error: Exception) -> None:
+def print_error(error: Exception | str) -> None:
     """Each line of the message as an error of its own."""
     for line in blank_credentials(str(error)).splitlines() or [type(error).__name__]:
         typer.echo(f"error: {printable(line)}", err=True)

@@ -37,19 +37,13 @@ def train(
 
     with reported():
         config = load_config(recipe, overrides or ())
-        preflight(config, dry_run=dry_run)
+        preflight(config, dry_run=dry_run, tell=_tell if dry_run else _ignore)
         if dry_run:
             print_plan(config)
             return
         require()
-        from ray.exceptions import RayError
-
-        from polyturn.rollout.collector import RolloutError
-        from polyturn.rollout.engines.process import EngineError
         from polyturn.trainer import run
-        from polyturn.trainer.checks import CheckFailure
-        from polyturn.trainer.megatron.checkpoints.manifest import CheckpointError
-        from polyturn.trainer.weight_sync.publisher import WeightSyncError
+        from polyturn.trainer.failures import FAILURES, sentence_of
 
         try:
             path = run.train(config)
@@ -57,15 +51,15 @@ def train(
             typer.echo(str(interrupted))
             typer.echo(f"run: {interrupted.directory}")
             raise typer.Exit(INTERRUPTED) from interrupted
-        except (
-            CheckFailure,
-            CheckpointError,
-            EngineError,
-            RolloutError,
-            WeightSyncError,
-            FloatingPointError,
-            RayError,
-        ) as failure:
-            print_error(failure)
+        except FAILURES as failure:
+            print_error(sentence_of(failure))
             raise typer.Exit(RUN_FAILED) from failure
     typer.echo(f"run: {path}")
+
+
+def _tell(note: str) -> None:
+    typer.echo(f"warning: {note}", err=True)
+
+
+def _ignore(note: str) -> None:
+    """The run tells it itself, once it has a display."""

@@ -87,6 +87,32 @@ def test_answers_of_one_reward_are_alike_however_long_they_are(
     assert kept.advantages["t.2.0"] < kept.advantages["t.1.0"]
 
 
+@pytest.mark.parametrize("kind", sorted([*SHAPEABLE, "gdpo", "maxrl"]))
+def test_groups_may_be_told_apart_by_one_part_of_a_reward(make_episode, kind: str) -> None:
+    """As by the right answer, where the reward has a bonus for its form or takes something off for its length."""
+
+    def graded(group: str, sample: int, right: float, brief: float) -> Episode:
+        episode = make_episode(group, sample, right + brief)
+        return replace(episode, reward_parts={"right": right, "brief": brief})
+
+    wrong = [graded("w", i, 0.0, 0.1 * i) for i in range(4)]
+    mixed = [graded("m", i, float(i == 0), 0.1 * i) for i in range(4)]
+
+    def found(**options: str) -> Estimates:
+        section = TypeAdapter(Advantage).validate_python({"kind": kind, "whiten": False, **options})
+        return estimate([*wrong, *mixed], AlgorithmConfig(advantage=section))
+
+    dropped = found(uniform="drop", uniform_by="right")
+    assert {sample.group_id for sample in dropped.samples} == {"m"}
+    assert len(found(uniform="drop").samples) == 8
+    if kind != "gdpo":  # which normalises over the batch
+        kept = found(uniform_by="right")
+        assert all(kept.advantages[episode.episode_id] == 0 for episode in wrong)
+        assert kept.advantages["m.0.0"] == dropped.advantages["m.0.0"] or kind == "gpg"
+    with pytest.raises(ValueError, match="did you mean 'right'"):
+        found(uniform_by="rihgt")
+
+
 def test_a_kl_in_the_reward_makes_no_group_tell_anything_and_is_kept_where_it_stays(make_episode) -> None:
     episodes = [make_episode("g", 0, 0.0, num_sampled=2), make_episode("g", 1, 0.0, num_sampled=4)]
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from polyturn.configs.advantages import GroupedSection
+from polyturn.configs.errors import did_you_mean
 from polyturn.trainer.algorithms.advantages.types import RewardBatch, along
 
 
@@ -52,9 +53,20 @@ def outcomes(step: RewardBatch) -> tuple[float, ...]:
     )
 
 
-def own_rewards(step: RewardBatch) -> tuple[float, ...]:
-    """What the task paid each part: neither shaped nor less penalties."""
-    return tuple(float(part.own.reward) for part in step.parts)
+def telling_rewards(step: RewardBatch, config: GroupedSection) -> tuple[float, ...]:
+    """What says whether the parts of a group differ: what the task paid, neither shaped nor less penalties.
+
+    Raises:
+        ValueError: no part of the step's rewards has the name that the config gives.
+    """
+    name = config.uniform_by
+    if name is None:
+        return tuple(float(part.own.reward) for part in step.parts)
+    known = {known for part in step.parts for known in part.reward_parts}
+    if step.parts and name not in known:
+        near = did_you_mean(name, known) or f"; the parts are {', '.join(sorted(known)) or 'none'}"
+        raise ValueError(f"uniform_by: no episode of the step has a reward part {name!r}{near}")
+    return tuple(part.reward_parts.get(name, 0.0) for part in step.parts)
 
 
 def mean(values: Sequence[float]) -> float:
@@ -130,14 +142,12 @@ def by_outcome(
     has something to tell, and makes no group tell anything. Where uniform groups stay, what is left to them is the
     penalties, which are of the policy and not of the task.
     """
+    values, telling = outcomes(step), telling_rewards(step, config)
+    staying = [
+        told - (part.reward - value) for told, part, value in zip(telling, step.parts, values, strict=True)
+    ]
     return by_group(
-        step,
-        outcomes(step),
-        compare,
-        config=config,
-        min_spread=min_spread,
-        telling=own_rewards(step),
-        staying=outcomes(step.own),
+        step, values, compare, config=config, min_spread=min_spread, telling=telling, staying=staying
     )
 
 

@@ -27,8 +27,8 @@ from polyturn.trainer.algorithms.advantages.comparison import (
     deviation,
     mean,
     outcomes,
-    own_rewards,
     standardize,
+    telling_rewards,
 )
 from polyturn.trainer.algorithms.advantages.finish import finish_compared
 from polyturn.trainer.algorithms.advantages.types import Advantages, RewardBatch
@@ -192,13 +192,15 @@ def gdpo(step: RewardBatch, config: GDPOAdvantage) -> Advantages:
     names = sorted(config.weights or found_parts)
     columns = [[part.reward_parts.get(name, 0.0) for part in step.parts] for name in names]
     if not names:
-        names, columns = ["reward"], [list(own_rewards(step))]
+        names, columns = ["reward"], [[part.reward for part in step.parts]]
 
     def compare(group: Group) -> list[float]:
         return standardize(group.values, epsilon=config.epsilon)
 
+    told_by = telling_rewards(step, config) if config.uniform_by else None
     by_part = [
-        by_group(step, column, compare, config=config, min_spread=config.min_spread) for column in columns
+        by_group(step, column, compare, config=config, min_spread=config.min_spread, telling=told_by)
+        for column in columns
     ]
     weights = [config.weights.get(name, 1.0) for name in names]
     sums = [

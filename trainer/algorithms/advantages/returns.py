@@ -21,7 +21,7 @@ from polyturn.trainer.algorithms.advantages.comparison import (
     by_group,
     mean,
     outcomes,
-    own_rewards,
+    telling_rewards,
 )
 from polyturn.trainer.algorithms.advantages.finish import finish
 from polyturn.trainer.algorithms.advantages.types import (
@@ -66,7 +66,7 @@ def reinforce_plus_plus_baseline(step: RewardBatch, config: ReinforcePlusPlusBas
 
     outcomes(step)
     rewards = [part.reward for part in step.parts]
-    compared = by_group(step, rewards, compare, config=config, telling=own_rewards(step))
+    compared = by_group(step, rewards, compare, config=config, telling=telling_rewards(step, config))
     paid = [
         token_rewards(part, outcome, pay_turns=False)
         for part, outcome in zip(step.parts, compared.advantages, strict=True)

@@ -12,7 +12,7 @@ from polyturn.trainer.algorithms.advantages.comparison import (
     deviation,
     mean,
     outcomes,
-    own_rewards,
+    telling_rewards,
 )
 from polyturn.trainer.algorithms.advantages.finish import finish
 from polyturn.trainer.algorithms.advantages.returns import discounted_sums
@@ -42,7 +42,9 @@ def turn_level(step: RewardBatch, config: TurnAdvantage) -> Advantages:
     outcomes(step)
     returns, own = turn_returns(step, config.gamma), turn_returns(step.own, config.gamma)
     rewards = [part.reward for part in step.parts]
-    whole = by_group(step, rewards, lambda group: group.values, config=config, telling=own_rewards(step))
+    whole = by_group(
+        step, rewards, lambda group: group.values, config=config, telling=telling_rewards(step, config)
+    )
     metrics = dict(whole.metrics)
     trainable = list(whole.trainable)
     values = [np.zeros(len(turns)) for turns in returns]
@@ -51,7 +53,8 @@ def turn_level(step: RewardBatch, config: TurnAdvantage) -> Advantages:
         if len(indices) == 1:
             values[indices[0]] += whole.advantages[indices[0]]
             continue
-        differ = _compare_turns(indices, returns, own, values, config)
+        told_alike = config.uniform_by is not None and whole.uniform[indices[0]]
+        differ = not told_alike and _compare_turns(indices, returns, own, values, config)
         flat_groups += not differ
         for index in indices:
             trainable[index] = differ or config.uniform != "drop"
@@ -92,7 +95,9 @@ def gigpo(step: RewardBatch, config: GiGPOAdvantage) -> Advantages:
     for members in states.values():
         found = [float(returns[index][turn]) for index, turn in members]
         num_compared += len(members) if len(members) > 1 else 0
-        if len(members) == 1 or not _differ([float(own[index][turn]) for index, turn in members], config):
+        told_alike = config.uniform_by is not None and whole.uniform[members[0][0]]
+        telling = [float(own[index][turn]) for index, turn in members]
+        if len(members) == 1 or told_alike or not _differ(telling, config):
             continue
         for (index, turn), value in zip(members, _normalized(found, config), strict=True):
             values[index][turn] += config.step_weight * value

@@ -1,0 +1,98 @@
+"""How a run that cannot go on says so: in one sentence, with all that is known in its logs."""
+
+from __future__ import annotations
+
+import contextlib
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from ray.exceptions import ActorDiedError, RayError
+
+from polyturn.configs.errors import machine_fault
+from polyturn.rollout.collector import RolloutError
+from polyturn.rollout.engines.process import EngineError
+from polyturn.tools.secrets import blank_credentials
+from polyturn.trainer.checks import CheckFailure
+from polyturn.trainer.megatron.checkpoints.manifest import CheckpointError
+from polyturn.trainer.run_directory import RunDirectory
+from polyturn.trainer.weight_sync.publisher import WeightSyncError
+
+
+class RunFailure(RuntimeError):
+    """A run ended before its last step; the message is for users."""
+
+
+class StepFailure(RunFailure):
+    """What was played in a step cannot be trained on, or a check failed."""
+
+
+SAY_IT_ALL = (
+    CheckFailure,
+    CheckpointError,
+    EngineError,
+    FloatingPointError,
+    RolloutError,
+    RunFailure,
+    ValueError,
+    WeightSyncError,
+)
+"""What we raise ourselves: the whole message is for people."""
+FAILURES = (
+    ArithmeticError,
+    CheckFailure,
+    CheckpointError,
+    EngineError,
+    MemoryError,
+    OSError,
+    RayError,
+    RolloutError,
+    RunFailure,
+    WeightSyncError,
+)
+"""What users and machines can cause once a run is under way. Anything else is a fault of ours, and keeps its trace."""
+
+
+@contextlib.contextmanager
+def told_in_a_sentence(directory: RunDirectory) -> Iterator[None]:
+    """Turn what ends a run into a sentence with the way on, and write all that is known of it into the run's logs.
+
+    Raises:
+        RunFailure: in place of any of `FAILURES`.
+    """
+    try:
+        yield
+    except FAILURES as failure:
+        where = _keep(failure, directory.logs / "failure.log")
+        again = f"; resume=true run_dir={directory.path} goes on" if directory.config.exists() else ""
+        raise RunFailure(f"{sentence_of(failure)}{where}{again}") from failure
+
+
+def sentence_of(failure: BaseException) -> str:
+    """One line for people: what a rank or an actor raised as it raised it, without the trace that came with it."""
+    cause = getattr(failure, "cause", None)
+    if isinstance(failure, RayError) and isinstance(cause, BaseException):
+        return sentence_of(cause)
+    if isinstance(failure, ActorDiedError):
+        return "a process of the run was killed or crashed: by the kernel, where memory ran out"
+    if isinstance(failure, OSError) and failure.strerror:
+        return machine_fault(failure)
+    lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
+    if not lines:
+        return type(failure).__name__
+    if isinstance(failure, EngineError):
+        return failure.sentence
+    if isinstance(failure, SAY_IT_ALL):
+        return " ".join(lines)
+    return f"{type(failure).__name__}: {lines[0]}"
+
+
+def _keep(failure: BaseException, log: Path) -> str:
+    """Write the trace; where to look. A disk that is full does not take it."""
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        text = "".join(traceback.format_exception(failure))
+        log.write_text(blank_credentials(text), encoding="utf-8", errors="backslashreplace")
+    except OSError:
+        return ""
+    return f" (more in {log})"

@@ -1,0 +1,220 @@
+"""What a run is of: its config, tasks, environment, model and packages. A resume is compared with what it goes on from.
+
+What decides which episodes are played, or what they are worth, may not change within a run: groups would compare
+answers to different questions, and nobody could say later what was trained on. All else may, and is told.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import platform
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatch
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from polyturn.configs.models import resolve_model_path
+from polyturn.configs.optimizer import ConstantSchedule
+from polyturn.configs.schema import RunConfig
+from polyturn.envs.registry import make
+from polyturn.envs.tasks.digest import source_digest
+from polyturn.rollout.task_sources import tasks_of
+
+RECORDED_PACKAGES = (
+    "polyturn",
+    "torch",
+    "transformers",
+    "sglang",
+    "sglang-router",
+    "megatron-core",
+    "ray",
+    "gymnasium",
+)
+DATA = (
+    "seed",
+    "environment.*",
+    "reward*",
+    "group_rewards*",
+    "model.dialect",
+    "model.template_options*",
+    "rollout.prompts_per_step",
+    "rollout.samples_per_prompt",
+    "rollout.sampling.*",
+)
+"""Options that decide which episodes a run plays and what they are worth."""
+TOLD_BY_CONTENT = ("environment.tasks*", "model.path", "environment.*timeout_s")
+"""But for these: files are told by what is in them, and how long machinery may take is no part of a task."""
+OF_ONE_SESSION = ("name", "resume", "run_dir", "output_dir", "checkpoint.load*", "logging.*")
+"""Options that say nothing about what a run is of."""
+FREE = ("*options", "sglang", "megatron", "megatron.*", "*.weights")
+"""Mappings whose keys are the user's, so that a missing one is a change."""
+MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Identity:
+    """What a run is of, as the run directory keeps it."""
+
+    config: Mapping[str, Any]
+    """Resolved, as JSON."""
+    tasks: str
+    """Digest of the tasks that are trained on, in their order."""
+    tools: str
+    """Digest of what the environment tells of its tools."""
+    code: str
+    """Digest of the file that the environment's class stands in."""
+    model: str
+    """Digest of the model's config, tokenizer and templates, and of the sizes of its weights."""
+    versions: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Differences:
+    """What a resume would change."""
+
+    refused: tuple[str, ...]
+    """What decides the data."""
+    told: tuple[str, ...]
+    """All else, with what follows from it."""
+
+
+def identify(config: RunConfig) -> Identity:
+    """What a run of this config is of. Raises `ValueError` where tasks or environment cannot be had."""
+    env = make(config.environment.id, **config.environment.options)
+    try:
+        specs = [spec.to_openai() for spec in env.tools]
+        code = inspect.getsourcefile(type(env.unwrapped))
+    finally:
+        env.close()
+    return Identity(
+        config=config.model_dump(mode="json"),
+        tasks=source_digest(tasks_of(config, config.environment.train_split)),
+        tools=_digest(orjson.dumps(specs, default=str, option=orjson.OPT_SORT_KEYS)),
+        code=_digest(Path(code).read_bytes()) if code is not None and Path(code).is_file() else "",
+        model=model_digest(resolve_model_path(config.model.path)),
+        versions=installed_versions(),
+    )
+
+
+def compare(old: Mapping[str, Any], new: Identity, config: RunConfig) -> Differences:
+    """What differs from what a run directory keeps, which may lack what an earlier release did not write.
+
+    `config` is the one that `new` was made of.
+    """
+    refused: list[str] = []
+    told: list[str] = []
+    changed = dict(sorted(_changed_options(old.get("config", {}), new.config)))
+    for path, (was, now) in changed.items():
+        line = f"{path} is {_shown(now)}, the run began with {_shown(was)}"
+        (refused if _decides_data(path) else told).append(line)
+    for name, what in (
+        ("tasks", f"the tasks of the split {config.environment.train_split!r} are others than they were"),
+        ("tools", f"the environment {config.environment.id} describes other tools than it did"),
+        ("model", f"the config, tokenizer or weights in {config.model.path} are others than they were"),
+    ):
+        if name in old and old[name] != getattr(new, name):
+            refused.append(what)
+    if old.get("code", new.code) != new.code:
+        told.append(f"the code of the environment {config.environment.id} has changed since the run began")
+    told += [
+        f"{package} is {new.versions.get(package, 'not installed')}, the run began with {was}"
+        for package, was in old.get("versions", {}).items()
+        if new.versions.get(package) != was
+    ]
+    return Differences(refused=tuple(refused), told=(*told, *_consequences(changed, config)))
+
+
+def refusal(differences: Differences, directory: Path) -> str:
+    """One sentence that names all that may not change, with the way out."""
+    return (
+        f"resume: {directory} cannot go on with other data: {'; '.join(differences.refused)}. Take that back, or begin "
+        f"a new run from its weights: resume=false checkpoint.load={directory} and another run_dir"
+    )
+
+
+def model_digest(directory: Path) -> str:
+    """What tells one model directory from another without reading its weights."""
+    found = hashlib.sha256()
+    for name in MODEL_FILES:
+        path = directory / name
+        found.update(f"{name}:{_digest(path.read_bytes()) if path.is_file() else None};".encode())
+    for path in sorted(directory.glob("*.safetensors")):
+        found.update(f"{path.name}:{path.stat().st_size};".encode())
+    return found.hexdigest()[:16]
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of what a run depends on."""
+    found = {"python": platform.python_version()}
+    for package in RECORDED_PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def as_json(identity: Identity) -> dict[str, Any]:
+    """What the run directory keeps."""
+    return asdict(identity)
+
+
+def _changed_options(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Each option with another value: before, and as it is. What only one release knows is passed over."""
+    if any(fnmatch(path, pattern) for pattern in OF_ONE_SESSION):
+        return
+    if not isinstance(old, Mapping) or not isinstance(new, Mapping):
+        if old != new:
+            yield path, (old, new)
+        return
+    if old.get("kind") != new.get("kind"):
+        yield f"{path}.kind", (old.get("kind"), new.get("kind"))
+        return
+    is_free = any(fnmatch(path, pattern) for pattern in FREE)
+    for key in old.keys() | new.keys() if is_free else old.keys() & new.keys():
+        yield from _changed_options(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+
+
+def _decides_data(path: str) -> bool:
+    if any(fnmatch(path, pattern) for pattern in TOLD_BY_CONTENT):
+        return False
+    return any(fnmatch(path, pattern) for pattern in DATA)
+
+
+def _consequences(changed: Mapping[str, tuple[Any, Any]], config: RunConfig) -> Iterator[str]:
+    """What follows from changes that are allowed, where it is easily overlooked."""
+    optimizers = {"trainer.optimizer": config.trainer.optimizer}
+    if config.trainer.uses_critic:
+        optimizers["trainer.critic.optimizer"] = config.trainer.critic.optimizer
+    stretched = {"trainer.num_steps", "trainer.updates_per_step"} & changed.keys()
+    for name, optimizer in optimizers.items():
+        schedule = optimizer.schedule
+        if stretched and not isinstance(schedule, ConstantSchedule) and schedule.num_updates is None:
+            yield (
+                f"the {schedule.kind} schedule of {name} ends with the run, so that its learning rates are others from "
+                f"here on: {name}.schedule.num_updates=N keeps the end that it had"
+            )
+    if any(path.startswith("trainer.algorithm.") for path in changed):
+        yield "the steps before were trained with another trainer.algorithm than those that follow"
+    if any(path.startswith("evaluation.") for path in changed):
+        yield "evaluations before and after this point are of other episodes and cannot be compared"
+
+
+def _shown(value: Any) -> str:
+    text = orjson.dumps(value).decode() if not isinstance(value, str) else value
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
