@@ -116,14 +116,12 @@ class TrajectoryStore:
 
     def steps(self) -> list[int]:
         """The steps that have a columnar file, in order."""
-        return sorted(
-            int(path.stem.removeprefix("step_")) for path in self._trajectories.glob("step_*.parquet")
-        )
+        return sorted(_numbered(self._trajectories, ".parquet"))
 
     def begun_after(self, step: int) -> list[int]:
         """The later steps of which anything is kept, in order."""
-        kept = (*self._trajectories.glob("step_*.parquet"), *self._journals.glob("step_*.jsonl"))
-        return sorted({number for path in kept if (number := int(path.stem.removeprefix("step_"))) > step})
+        kept = {**_numbered(self._trajectories, ".parquet"), **_numbered(self._journals, ".jsonl")}
+        return sorted(number for number in kept if number > step)
 
     def journal(self, step: int, episode: Episode) -> None:
         """Keep one attempt of the step under way, failed or not."""
@@ -165,8 +163,8 @@ class TrajectoryStore:
         """Remove the journals of all steps up to this one: it is trained, and nothing will be played of it again."""
         if self._open is not None and self._open[0] <= step:
             self._close_journal()
-        for path in self._journals.glob("step_*.jsonl"):
-            if int(path.stem.removeprefix("step_")) <= step:
+        for number, path in _numbered(self._journals, ".jsonl").items():
+            if number <= step:
                 path.unlink()
 
     def set_aside(self, step: int) -> Path | None:
@@ -190,9 +188,10 @@ class TrajectoryStore:
     def discard_after(self, step: int) -> None:
         """Remove what was kept of later steps."""
         self._close_journal()
-        for path in (*self._trajectories.glob("step_*.parquet"), *self._journals.glob("step_*.jsonl")):
-            if int(path.stem.removeprefix("step_")) > step:
-                path.unlink()
+        for folder, ending in ((self._trajectories, ".parquet"), (self._journals, ".jsonl")):
+            for number, path in _numbered(folder, ending).items():
+                if number > step:
+                    path.unlink()
 
     def close(self) -> None:
         """Close the journal."""
@@ -206,6 +205,12 @@ class TrajectoryStore:
         if self._open is not None:
             self._open[1].close()
             self._open = None
+
+
+def _numbered(folder: Path, ending: str) -> dict[int, Path]:
+    """The files of steps in a folder, by their numbers; what is called otherwise is not ours."""
+    found = folder.glob(f"step_*{ending}")
+    return {int(number): path for path in found if (number := path.stem.removeprefix("step_")).isdigit()}
 
 
 def write_episodes(

@@ -211,6 +211,9 @@ class TrainingLoop:
             except ValueError as fault:
                 # What a plug-in gave: the episodes are as good as they were, and a resume begins with them.
                 raise StepFailure(f"step {step}: {fault}") from fault
+            except ArithmeticError as fault:
+                # Such as rewards whose squares no float holds.
+                raise FloatingPointError(f"step {step}: rewards cannot be compared: {fault}") from fault
             metrics = {**estimates.metrics, **dropped, **corrected.metrics}
             return replace(estimates, samples=corrected.samples, metrics=metrics)
 

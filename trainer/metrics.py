@@ -59,9 +59,24 @@ class TensorBoardSink:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`; a last line that a crash cut short is left out."""
+    """The rows of a `metrics.jsonl`; what is no row, such as a last line that a crash cut short, is left out."""
     rows: list[dict[str, Any]] = []
     for line in path.read_bytes().splitlines(keepends=True):
-        if line.endswith(b"\n"):
-            rows.append(orjson.loads(line))
+        row = _row(line) if line.endswith(b"\n") else None
+        if row is not None:
+            rows.append(row)
     return rows
+
+
+def num_damaged_rows(path: Path) -> int:
+    """How many whole lines of a `metrics.jsonl` are no rows; 0 where there is none."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+    return sum(line.endswith(b"\n") and _row(line) is None for line in lines)
+
+
+def _row(line: bytes) -> dict[str, Any] | None:
+    try:
+        row = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None

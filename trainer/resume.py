@@ -17,6 +17,7 @@ from polyturn.rollout.store import TrajectoryStore
 from polyturn.rollout.task_sources import tasks_of
 from polyturn.trainer.identity import compare, identify, refusal
 from polyturn.trainer.megatron.checkpoints.manifest import find_faults
+from polyturn.trainer.metrics import num_damaged_rows
 from polyturn.trainer.run_directory import FailedStep, RunDirectory
 
 Tell = Callable[[str], None]
@@ -43,6 +44,10 @@ def check_resume(config: RunConfig, directory: RunDirectory, tell: Tell) -> None
     last_step = 0 if found is None else found[1].step
     _refuse_what_fails_again(directory, last_step, config.checks)
     _check_stored(config, TrajectoryStore(directory.path), last_step, tell)
+    if num_damaged := num_damaged_rows(directory.metrics):
+        tell(
+            f"resume: {directory.metrics} is damaged: {num_damaged} of its rows cannot be read and are left out"
+        )
 
 
 def _refuse_what_fails_again(directory: RunDirectory, last_step: int, checks: ChecksConfig) -> None:

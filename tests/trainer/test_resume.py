@@ -20,6 +20,7 @@ from polyturn.rollout.prompts import PromptCursor
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.rollout.task_sources import tasks_of
 from polyturn.trainer.identity import as_json, identify
+from polyturn.trainer.metrics import JsonLinesSink, read_metrics
 from polyturn.trainer.resume import check_resume, note_failure
 from polyturn.trainer.run_directory import RunDirectory
 
@@ -233,6 +234,25 @@ def test_damage_is_told_and_no_reason_to_stop(begun: RunDirectory) -> None:
     (told,) = resumed(begun)
     assert str(path) in told and "record 2" in told and "is played again" in told
     assert len(store.journaled(1)) == 2
+
+
+def test_damaged_metrics_are_told_and_left_out(begun: RunDirectory) -> None:
+    begun.metrics.write_bytes(
+        b'{"step": 1, "a": 1.0}\n{"stop": 2}\n\xff\n[1]\n{"step": 3, "a": 2.0}\n{"step": 4'
+    )
+    (told,) = resumed(begun)
+    assert "metrics.jsonl is damaged: 3 of its rows" in told
+    JsonLinesSink(begun.metrics, last_step=3).close()
+    assert [row["step"] for row in read_metrics(begun.metrics)] == [1, 3]
+    assert resumed(begun) == []
+
+
+def test_files_of_other_names_are_not_taken_for_steps(begun: RunDirectory) -> None:
+    store = TrajectoryStore(begun.path)
+    store.journal(1, episode(load(), 0))
+    for name in ("step_000001 (copy).jsonl", "step_.jsonl", "step_x.jsonl"):
+        store.journal_path(1).with_name(name).touch()
+    assert store.begun_after(0) == [1] and resumed(begun) == []
 
 
 def test_a_step_that_fails_again_is_not_played_for_ever(begun: RunDirectory) -> None:
