@@ -25,7 +25,6 @@ SMALL = (
     "evaluation.num_tasks=4",
     "evaluation.before=false",
     "evaluation.after=false",
-    "logging.tensorboard=false",
     "environment.max_turns=1",
     "environment.max_tokens_per_turn=8",
 )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ray.exceptions import ActorDiedError, RayError
 
-from polyturn.configs.errors import machine_fault
+from polyturn.configs.errors import ConfigError, machine_fault
 from polyturn.rollout.collector import RolloutError
 from polyturn.rollout.engines.process import EngineError
 from polyturn.tools.secrets import blank_credentials
@@ -17,6 +17,14 @@ from polyturn.trainer.checks import CheckFailure
 from polyturn.trainer.megatron.checkpoints.manifest import CheckpointError
 from polyturn.trainer.run_directory import RunDirectory
 from polyturn.trainer.weight_sync.publisher import WeightSyncError
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; what is finished is saved."""
+
+    def __init__(self, directory: Path, step: int) -> None:
+        super().__init__(f"stopped after step {step}; `resume=true run_dir={directory}` goes on from there")
+        self.directory = directory
 
 
 class RunFailure(RuntimeError):
@@ -50,19 +58,24 @@ FAILURES = (
     RunFailure,
     WeightSyncError,
 )
-"""What users and machines can cause once a run is under way. Anything else is a fault of ours, and keeps its trace."""
+"""What a run ends with, outside the border of one."""
 
 
 @contextlib.contextmanager
 def told_in_a_sentence(directory: RunDirectory) -> Iterator[None]:
     """Turn what ends a run into a sentence with the way on, and write all that is known of it into the run's logs.
 
+    This is the border of a run: whatever went wrong in it, a user's plug-in or a fault of ours, is told in the same
+    way, and nothing of it is lost.
+
     Raises:
-        RunFailure: in place of any of `FAILURES`.
+        RunFailure: in place of any other exception but bad input and an interrupt.
     """
     try:
         yield
-    except FAILURES as failure:
+    except (ConfigError, Interrupted):
+        raise
+    except Exception as failure:
         where = _keep(failure, directory.logs / "failure.log")
         again = f"; resume=true run_dir={directory.path} goes on" if directory.config.exists() else ""
         raise RunFailure(f"{sentence_of(failure)}{where}{again}") from failure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,17 +42,30 @@ class JsonLinesSink:
 
 
 class TensorBoardSink:
-    """TensorBoard events; a resumed run hides the steps that it plays again."""
+    """TensorBoard events; a resumed run hides the steps that it plays again.
+
+    The package's own summary writer has a thread, which a full disk ends: whoever writes after that waits for ever.
+    Its files are written here directly, so that the fault reaches the caller.
+    """
 
     def __init__(self, directory: Path, *, last_step: int) -> None:
-        from tensorboardX import SummaryWriter
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-        self._writer = SummaryWriter(str(directory), purge_step=last_step + 1 if last_step else None)
+        directory.mkdir(parents=True, exist_ok=True)
+        self._writer = EventsWriter(str(directory / "events"))
+        if last_step:
+            start = SessionLog(status=SessionLog.START)
+            self._writer.write_event(Event(wall_time=time.time(), step=last_step + 1, session_log=start))
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
         for key, value in row.items():
             if math.isfinite(value):
-                self._writer.add_scalar(key, value, step)
+                event = Event(wall_time=time.time(), step=step, summary=scalar(key, value))
+                self._writer.write_event(event)
         self._writer.flush()
 
     def close(self) -> None:

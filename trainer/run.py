@@ -16,7 +16,7 @@ from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema import RunConfig
 from polyturn.rollout.engines.router import Router
 from polyturn.rollout.evaluation import EvaluationResult
-from polyturn.trainer.failures import sentence_of, told_in_a_sentence
+from polyturn.trainer.failures import Interrupted, sentence_of, told_in_a_sentence
 from polyturn.trainer.identity import as_json, identify, installed_versions
 from polyturn.trainer.interrupt import InterruptGuard
 from polyturn.trainer.loop import Stopwatch, TrainingLoop
@@ -30,14 +30,6 @@ from polyturn.trainer.run_directory import RunDirectory, RunState, write_json
 from polyturn.trainer.workers import EngineGroup, TrainerGroup, start_ray
 
 logger = logging.getLogger(__name__)
-
-
-class Interrupted(Exception):
-    """The run was asked to stop; what is finished is saved."""
-
-    def __init__(self, directory: Path, step: int) -> None:
-        super().__init__(f"stopped after step {step}; `resume=true run_dir={directory}` goes on from there")
-        self.directory = directory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

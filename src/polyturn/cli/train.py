@@ -43,11 +43,11 @@ def train(
             return
         require()
         from polyturn.trainer import run
-        from polyturn.trainer.failures import FAILURES, sentence_of
+        from polyturn.trainer.failures import FAILURES, Interrupted, sentence_of
 
         try:
             path = run.train(config)
-        except run.Interrupted as interrupted:
+        except Interrupted as interrupted:
             typer.echo(str(interrupted))
             typer.echo(f"run: {interrupted.directory}")
             raise typer.Exit(INTERRUPTED) from interrupted
