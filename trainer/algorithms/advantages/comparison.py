@@ -53,15 +53,20 @@ def outcomes(step: RewardBatch) -> tuple[float, ...]:
     )
 
 
+def own_rewards(step: RewardBatch) -> tuple[float, ...]:
+    """What the task paid each part: neither shaped nor less penalties."""
+    return tuple(float(part.own.reward) for part in step.parts)
+
+
 def telling_rewards(step: RewardBatch, config: GroupedSection) -> tuple[float, ...]:
-    """What says whether the parts of a group differ: what the task paid, neither shaped nor less penalties.
+    """What says whether the parts of a group differ: what the task paid for all, or for what the config names.
 
     Raises:
         ValueError: no part of the step's rewards has the name that the config gives.
     """
     name = config.uniform_by
     if name is None:
-        return tuple(float(part.own.reward) for part in step.parts)
+        return own_rewards(step)
     known = {known for part in step.parts for known in part.reward_parts}
     if step.parts and name not in known:
         near = did_you_mean(name, known) or f"; the parts are {', '.join(sorted(known)) or 'none'}"

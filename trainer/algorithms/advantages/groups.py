@@ -27,6 +27,7 @@ from polyturn.trainer.algorithms.advantages.comparison import (
     deviation,
     mean,
     outcomes,
+    own_rewards,
     standardize,
     telling_rewards,
 )
