@@ -9,6 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from polyturn.configs.models import resolve_model_path
 from polyturn.configs.rewards import GroupRewardConfig
 from polyturn.configs.schema import RunConfig
 from polyturn.envs.messages import AssistantMessage
@@ -63,12 +64,13 @@ def run_config(section):
 def test_every_section_that_is_shown_passes_the_checks_before_a_run(files, page):
     from polyturn.trainer.preflight import _check_tasks
 
+    model = resolve_model_path("builtin:tiny-searcher")
     sections = [yaml.safe_load(text) for text in blocks(page, "yaml")]
     assert len(sections) >= 4
     for section in sections:
         if ".parquet" in str(section) and "reward" not in section:
             section["reward"] = {"kind": "rule", "name": "exact_match"}
-        _check_tasks(run_config(section), ("train", "heldout"))
+        _check_tasks(run_config(section), ("train", "heldout"), model)
 
 
 def test_the_python_of_the_tasks_page_runs(files):

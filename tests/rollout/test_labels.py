@@ -5,6 +5,7 @@ import json
 import pytest
 
 from polyturn.configs.errors import ConfigError
+from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema import RunConfig
 from polyturn.envs.rewards.labels import check_label
 from polyturn.envs.rewards.rules import make_rule
@@ -25,7 +26,7 @@ def config(path, *, env="polyturn/SingleTurn-v0", source=None, **sections):
 
 
 def check(config):
-    _check_tasks(config, ("train",))
+    _check_tasks(config, ("train",), resolve_model_path(config.model.path))
 
 
 def write(path, labels):

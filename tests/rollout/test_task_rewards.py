@@ -9,6 +9,7 @@ import pytest
 from polyturn.agents.episode import Outcome
 from polyturn.agents.player import EpisodeLimits
 from polyturn.configs.errors import ConfigError
+from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema import RunConfig
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.registry import make
@@ -27,6 +28,7 @@ from polyturn.trainer.estimates import estimate_advantages
 from polyturn.trainer.preflight import _check_tasks
 from polyturn.trainer.samples import make_samples
 
+MODEL = resolve_model_path("builtin:tiny-searcher")
 LIMITS = RolloutLimits(max_concurrent_tools=4, max_retries=1, retry_delay_s=0)
 PLAY = message_play(limits=EpisodeLimits(max_turns=4))
 
@@ -106,7 +108,7 @@ async def test_a_mixture_of_files_is_trained_on_with_a_rubric(tmp_path, monkeypa
         },
         group_rewards=[{"name": "variety", "weight": 0.1, "target": "diversity"}],
     )
-    _check_tasks(config, ("train", "heldout"))
+    _check_tasks(config, ("train", "heldout"), MODEL)
     assert len(tasks_of(config, "heldout")) == 10
     collector = Collector(
         make_env=partial(_graded, config),
@@ -329,7 +331,7 @@ def test_preflight_finds_what_cannot_be_graded_or_played(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     write_jsonl(tmp_path / "a.jsonl", [{"prompt": "p", "answer": "a"}])
     with pytest.raises(ConfigError, match=words):
-        _check_tasks(run_config(**sections), ("train", "heldout"))
+        _check_tasks(run_config(**sections), ("train", "heldout"), MODEL)
 
 
 @pytest.mark.parametrize("num_lost", [0, 1, 3, 4])
