@@ -34,6 +34,10 @@ RULES: Mapping[str, str] = {
 """`module:name` of what makes each rule; imported when it is asked for."""
 
 
+_SOLUTION_END = "\n####"
+"""Begins the last line of a solution as GSM8K has them; the answer follows."""
+
+
 def make_rule(name: str, options: Mapping[str, Any] | None = None) -> Reward:
     """The rule of that name.
 
@@ -92,6 +96,13 @@ class _AnswerRule:
             raise ValueError(
                 f"{self.name}: the label must be a text that is not empty, or a list of such, not {label!r}"
             )
+        for gold in golds:
+            if _SOLUTION_END in str(gold).strip():
+                answer = str(gold).rpartition(_SOLUTION_END)[2].strip()
+                raise ValueError(
+                    f"{self.name}: the label is a whole solution, which ends in '#### {answer:.40}'; the rules numeric "
+                    "and math read what stands behind '####'"
+                )
 
     def right_answer(self, label: Any) -> str | None:
         """A message with a right answer in its place; None where the label does not say what is right."""
@@ -190,6 +201,9 @@ class Numeric(_AnswerRule):
     def check_label(self, label: Any) -> None:
         self._number(label)
 
+    def right_text(self, label: Any) -> str | None:
+        return str(label).rpartition(_SOLUTION_END)[2].strip()
+
     def grade(self, answer: str, label: Any) -> float:
         gold, given = self._number(label), stated_number(answer)
         if given is None:
@@ -198,7 +212,7 @@ class Numeric(_AnswerRule):
 
     def _number(self, label: Any) -> Fraction:
         # Via text: the label 0.1 means a tenth, not the nearest float.
-        number = None if isinstance(label, bool) else read_number(str(label))
+        number = None if isinstance(label, bool) else read_number(str(label).rpartition(_SOLUTION_END)[2])
         if number is None:
             raise ValueError(f"numeric: the label must be a number, not {label!r}")
         return number

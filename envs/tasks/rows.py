@@ -9,6 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import orjson
+
 from polyturn.envs.border import read_calls, read_content
 from polyturn.envs.messages import Message, Role
 from polyturn.envs.tasks.types import EnvironmentChoice, Task
@@ -277,7 +279,7 @@ def _read_label(label: Any, key: str, where: str) -> Any:
 
 def _read_prompt(prompt: Any, key: str, where: str) -> tuple[Message, ...]:
     if isinstance(prompt, str):
-        prompt = [{"role": "user", "content": prompt}]
+        prompt = _messages_in(prompt) or [{"role": "user", "content": prompt}]
     if not isinstance(prompt, list) or not prompt:
         raise ValueError(f"{where}: {key!r} must be a text or a list of messages, not {shown(prompt)}")
     messages: list[Message] = []
@@ -305,6 +307,18 @@ def _read_prompt(prompt: Any, key: str, where: str) -> tuple[Message, ...]:
             f"{where}: {key!r} ends with what the assistant said, which is the policy's to say: leave that message out"
         )
     return tuple(messages)
+
+
+def _messages_in(text: str) -> list[Any] | None:
+    """The messages of a text that is a list of them as JSON, as tables have it that know no lists; else None."""
+    if not text.startswith("[") or '"role"' not in text[:1_000]:
+        return None
+    try:
+        found = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    is_chat = found and all(isinstance(one, dict) and {"role", "content"} <= one.keys() for one in found)
+    return found if is_chat else None
 
 
 def _nearest_path(wanted: str, row: Mapping[str, Any]) -> str:

@@ -7,6 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from polyturn.configs.tasks import TaskSourceConfig
+from polyturn.envs.messages import AssistantMessage
+from polyturn.envs.rewards import EpisodeView
+from polyturn.envs.rewards.labels import check_label
+from polyturn.envs.rewards.rules import make_rule
+from polyturn.envs.rewards.types import as_score
 from polyturn.envs.tasks.open import open_source
 
 QUESTION = [{"role": "user", "content": "What is 17 + 25?"}]
@@ -141,3 +146,50 @@ def test_odd_values_of_a_row_are_refused_by_line(tmp_path, line, words):
     path.write_text(line)
     with pytest.raises(ValueError, match=rf"rows\.jsonl:1: .*{words}"):
         open_source(TaskSourceConfig(path=str(path), other_keys="drop"))
+
+
+def test_messages_that_a_table_holds_as_text_are_messages(tmp_path):
+    rows = [{"prompt": json.dumps(QUESTION), "answer": "42"}, {"prompt": '[{"role": 1}]', "answer": "42"}]
+    tasks = source(tmp_path, rows)
+    assert tasks[0].messages == tuple(QUESTION)
+    assert tasks[1].messages[0]["content"] == '[{"role": 1}]', "a text like any other"
+
+
+def test_the_data_source_of_verl_chooses_among_declared_rewards(tmp_path):
+    rows = [verl_row(0), verl_row(1, data_source="searchR1_nq")]
+    rewards = {
+        "openai/gsm8k": {"kind": "rule", "name": "numeric"},
+        "searchR1_nq": {"kind": "rule", "name": "f1"},
+    }
+    tasks = source(tmp_path, rows, other_keys="drop", reward_key="data_source", rewards=rewards, **VERL)
+    assert [task.reward.name for task in (tasks[0], tasks[1])] == ["numeric", "f1"]
+    rows = [verl_row(0, data_source="subprocess:Popen")]
+    with pytest.raises(ValueError, match=r":1: 'data_source': 'subprocess:Popen' is not among those"):
+        source(tmp_path, rows, other_keys="drop", reward_key="data_source", rewards=rewards, **VERL)
+
+
+def test_rows_of_swe_bench_and_of_gsm8k(tmp_path):
+    rows = [
+        {
+            "instance_id": "django__django-11099",
+            "problem_statement": "Fix it.",
+            "FAIL_TO_PASS": '["tests.a"]',
+            "repo": "django/django",
+        }
+    ]
+    keys = {"prompt_key": "problem_statement", "id_key": "instance_id", "label_key": "FAIL_TO_PASS"}
+    task = source(tmp_path, rows, other_keys="keep", **keys)[0]
+    assert (task.task_id, task.label, task.metadata) == (
+        "django__django-11099",
+        '["tests.a"]',
+        {"repo": "django/django"},
+    )
+    solution = "Natalia sold 48/2 = <<48/2=24>>24 clips in May.\n#### 72"
+    task = source(tmp_path, [{"question": "How many?", "answer": solution}], prompt_key="question")[0]
+    for rule in ("numeric", "math"):
+        check_label(make_rule(rule), task.label)
+        view = EpisodeView(task=task, message=AssistantMessage(content="72"), messages=())
+        assert as_score(make_rule(rule)(view)).value == 1.0
+    for rule in ("exact_match", "f1", "contains"):
+        with pytest.raises(ValueError, match="a whole solution, which ends in '#### 72'"):
+            check_label(make_rule(rule), task.label)
