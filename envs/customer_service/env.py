@@ -32,7 +32,7 @@ MAX_FOUND = 10
 MAX_CLAIMS = 12
 """An agent that says more different amounts and dates than this is guessing, and has told the customer nothing."""
 _AMOUNT_OR_DATE = re.compile(
-    r"\d+\.\d\d\b|\d{4}-\d\d-\d\d|\b\d{1,2} [A-Z][a-z]{2,8}\b|\b[A-Z][a-z]{2,8} \d{1,2}\b"
+    r"(?<!\d)\d++\.\d\d\b|\d{4}-\d\d-\d\d|\b\d{1,2} [A-Z][a-z]{2,8}\b|\b[A-Z][a-z]{2,8} \d{1,2}\b"
 )
 
 

@@ -14,7 +14,9 @@ MAX_UNHELPFUL = 3
 _ASKS: tuple[tuple[Fact, re.Pattern[str]], ...] = (
     (
         "new_email",
-        re.compile(r"\bnew (e-?mail|address)|\bwhich (e-?mail|address)\b.*\binstead", re.IGNORECASE),
+        re.compile(
+            r"\bnew (e-?mail|address)|\bwhich (e-?mail|address)\b[^\n]{0,200}\binstead", re.IGNORECASE
+        ),
     ),
     ("email", re.compile(r"\be-?mail", re.IGNORECASE)),
     ("name", re.compile(r"\b(your|full) name\b", re.IGNORECASE)),
@@ -26,7 +28,12 @@ _ASKS: tuple[tuple[Fact, re.Pattern[str]], ...] = (
     ),
     ("items", re.compile(r"\b(which|what) (item|product|of the items)", re.IGNORECASE)),
     ("reason", re.compile(r"\b(reason|why)\b", re.IGNORECASE)),
-    ("refund", re.compile(r"\brefund(ed)?\b.*\?|\bgift card\b.*\?|\bpayment method\b", re.IGNORECASE)),
+    (
+        "refund",
+        re.compile(
+            r"\brefund(ed)?\b[^\n]{0,200}\?|\bgift card\b[^\n]{0,200}\?|\bpayment method\b", re.IGNORECASE
+        ),
+    ),
     ("address", re.compile(r"\baddress\b", re.IGNORECASE)),
 )
 _IDENTITY = re.compile(r"\b(verify|identify|identity|authenticate|who (you are|am I))\b", re.IGNORECASE)

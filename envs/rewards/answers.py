@@ -12,8 +12,8 @@ THINKING_ENDS = "</think>"
 MAX_CHARS = 20_000
 """Longer answers are not read: nothing that is graded here is so long."""
 
-_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+_OPEN, _CLOSE = "<answer>", "</answer>"
+_BRACES = re.compile(r"\\(?:boxed|fbox)\s*+\{|[{}]")
 _REFUSAL = re.compile(
     r"^\W*(?:sorry[,.]?\s*)?(?:i\s+(?:really\s+|honestly\s+)?(?:do\s+not|don['\u2019]?t|can\s*not|can['\u2019]?t)\s+(?:know|tell|say|answer"
     r"|determine)|i['\u2019]?m\s+(?:not\s+sure|unsure)|i\s+am\s+(?:not\s+sure|unsure)|not\s+sure|no\s+idea|i\s+have\s+no\s+idea"
@@ -38,7 +38,7 @@ def find_answer(text: str, where: Where = "all") -> str | None:
         return text
     if where == "last_line":
         return text.splitlines()[-1].strip() or None
-    found = _TAG.findall(text) if where == "tag" else _boxes(text)
+    found = _tags(text) if where == "tag" else _boxes(text)
     distinct = {" ".join(answer.split()) for answer in found}
     answer = distinct.pop() if len(distinct) == 1 else ""
     return answer or None
@@ -56,14 +56,29 @@ def is_refusal(text: str) -> bool:
     return _REFUSAL.match(text[:200]) is not None
 
 
-def _boxes(text: str) -> list[str]:
-    """What stands in the boxes whose braces are closed."""
-    found = []
-    for start in _BOX.finditer(text):
-        depth = 1
-        for position in range(start.end(), len(text)):
-            depth += (text[position] == "{") - (text[position] == "}")
-            if depth == 0:
-                found.append(text[start.end() : position])
-                break
+def _tags(text: str) -> list[str]:
+    """What stands in the tags that are closed, in one pass."""
+    found: list[str] = []
+    end = 0
+    while (start := text.find(_OPEN, end)) >= 0:
+        close = text.find(_CLOSE, start)
+        if close < 0:
+            break
+        found.append(text[start + len(_OPEN) : close])
+        end = close + len(_CLOSE)
     return found
+
+
+def _boxes(text: str) -> list[str]:
+    """What stands in the outermost boxes whose braces are closed, in one pass."""
+    spans: list[tuple[int, int]] = []
+    # Where the content of a box begins; None: another brace.
+    opened: list[int | None] = []
+    for brace in _BRACES.finditer(text):
+        if brace[0] != "}":
+            opened.append(brace.end() if brace[0] != "{" else None)
+        elif opened and (start := opened.pop()) is not None:
+            while spans and spans[-1][0] > start:  # boxes within this one
+                spans.pop()
+            spans.append((start, brace.start()))
+    return [text[start:end] for start, end in spans]

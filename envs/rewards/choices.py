@@ -7,15 +7,18 @@ import re
 LETTERS = "ABCDEFGHIJ"
 
 _LETTER = r"[*_(\[\"'`]{0,3}([A-J])[*_)\]\"'`]{0,3}"
-_ALSO = rf"(?:\s*(?:,|/|\||&|\+|\bor\b|\band\b|(?=[(\[]))\s*(?:or\s+|and\s+)?{_LETTER}(?![A-Za-z0-9]))*"
+# Spaces are few, so that no run of them is read again and again.
+_S = r"\s{0,8}"
+_ALSO = rf"(?:{_S}(?:,|/|\||&|\+|\bor\b|\band\b|(?=[(\[])){_S}(?:or\s{{1,8}}|and\s{{1,8}})?{_LETTER}(?![A-Za-z0-9]))*"
 _DECLARED = re.compile(
-    rf"(?:\banswer|\bchoice|\boption)\s*(?:is|:|=)?\s*(?:\boption\s+|\bchoice\s+)?{_LETTER}(?![A-Za-z0-9'])({_ALSO})",
+    rf"(?:\banswer|\bchoice|\boption){_S}(?:is|:|=)?{_S}(?:\boption\s{{1,8}}|\bchoice\s{{1,8}})?{_LETTER}"
+    rf"(?![A-Za-z0-9'])({_ALSO})",
     re.IGNORECASE,
 )
-_ALONE = re.compile(rf"{_LETTER}\s*[.):]?({_ALSO})\s*\.?")
-_BEGINS = re.compile(r"[*_(\[]{0,3}([A-J])[*_]{0,2}[.):][*_]{0,2}\s+(\S.*)")
+_ALONE = re.compile(rf"{_LETTER}{_S}[.):]?({_ALSO}){_S}\.?")
+_BEGINS = re.compile(r"[*_(\[]{0,3}([A-J])[*_]{0,2}[.):][*_]{0,2}\s++(\S.*)")
 _FIRST = re.compile(rf"{_LETTER}(?![A-Za-z0-9'])")
-_WRAPPED = re.compile(r"\\(?:boxed|fbox|text|textbf|mathrm)\s*\{([^{}]*)\}")
+_WRAPPED = re.compile(r"\\(?:boxed|fbox|text|textbf|mathrm)\s*+\{([^{}]*+)\}")
 _SINGLE = re.compile(r"(?<![A-Za-z0-9])([A-J])(?![A-Za-z0-9'])")
 
 

@@ -9,11 +9,15 @@ from fractions import Fraction
 MAX_DIGITS = 100
 MAX_EXPONENT = 400
 
+# Linear in the text: it begins with a digit or a sign before one, digits are taken whole, and spaces are few.
 _NUMBER = re.compile(
-    r"(?<![\w.^])(?<!\d\*\*)(?P<sign>[-+\u2212]?)\$?(?P<whole>\d{1,3}(?:,\d{3})+(?!\d)|\d+)?(?P<part>\.\d+)?"
-    r"(?P<exponent>[eE][-+]?\d+)?(?:\s*/\s*(?P<below>\d+(?![\d.,]*[./])))?(?:\s?\\?%)?(?!\w|\.\d|\s*\^|\s*\*\*\s*[\d(-])"
+    r"(?<![\w.^])(?<!\d\*\*)(?=[-+\u2212]?\$?\.?\d)(?P<sign>[-+\u2212]?)\$?"
+    r"(?P<whole>\d{1,3}(?:,\d{3})+(?!\d)|\d++)?(?P<part>\.\d++)?(?P<exponent>[eE][-+]?\d++)?"
+    r"(?:\s{0,4}/\s{0,4}(?P<below>\d++(?![\d.,]*+[./])))?(?:\s?\\?%)?"
+    r"(?!\w|\.\d|\s{0,4}\^|\s{0,4}\*\*\s{0,4}[\d(-])"
 )
-_DECLARED = re.compile(r"####\s*|\banswer\s*(?:is|:|=)\s*", re.IGNORECASE)
+_DECLARED = re.compile(r"####|\banswer\s{0,8}(?:is|:|=)", re.IGNORECASE)
+_LEAD = re.compile(r"[*$(\s]*+")
 
 
 def read_number(text: str) -> Fraction | None:
@@ -37,11 +41,12 @@ def stated_number(text: str) -> Fraction | None:
 
     What follows `####` or "answer is" counts where there is such, and otherwise the whole text.
     """
-    stated = [text[match.end() :].lstrip("*$( \t") for match in _DECLARED.finditer(text)]
-    if stated:
+    declared = list(_DECLARED.finditer(text))
+    if declared:
         values = []
-        for after in stated:
-            match = _NUMBER.match(after)
+        for words in declared:
+            lead = _LEAD.match(text, words.end())
+            match = _NUMBER.match(text, lead.end() if lead else words.end())
             values.append(_value(match) if match else None)
     else:
         values = numbers_in(text)

@@ -94,6 +94,6 @@ def _turn_patterns(tags: Tags) -> tuple[re.Pattern[str], re.Pattern[str]]:
 
     def turn(pairs: Sequence[Pair]) -> re.Pattern[str]:
         actions = "|".join(f"{re.escape(a)}{inside}{re.escape(b)}" for a, b in pairs)
-        return re.compile(rf"\s*{opened}{inside}</think>\s*(?:{actions})\s*")
+        return re.compile(rf"\s*+{opened}{inside}</think>\s*+(?:{actions})\s*+")
 
     return turn(acting), turn([tags.answer])

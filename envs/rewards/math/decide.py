@@ -12,12 +12,14 @@ from polyturn.envs.rewards.math.equality import Equality
 from polyturn.envs.rewards.math.families import is_family, same_family, without_qualifier
 from polyturn.envs.rewards.math.kinds import Answer, Clock, Many, Ratio, Value, Words
 from polyturn.envs.rewards.math.normalise import normalise
-from polyturn.envs.rewards.math.verdict import Reason, TooLarge, Undefined, Unreadable
+from polyturn.envs.rewards.math.verdict import Reason, TooLarge, Undecided, Undefined, Unreadable
 
 MAX_CHARACTERS = 16_000
+MAX_QUICK = 600
+"""Characters of a normalised answer that is read where nothing bounds the time but this."""
 
 _PLAIN_NUMBER = re.compile(
-    r"\s*(-?)\+?((?:\d{1,400}|\d{1,3}(?:,\d{3}){1,9})(?:\.\d{1,400})?)\.?\s*", re.ASCII
+    r"(?<!\d)(-?)\+?((?:\d{1,400}|\d{1,3}(?:,\d{3}){1,9})(?:\.\d{1,400})?)\.?", re.ASCII
 )
 _CHOICE_TEXT = re.compile(r"\\(?:text(?:bf|rm|it|sf)?|mathrm|mathbf|mbox|bf)\s*\{?")
 _CHOICE = re.compile(
@@ -37,7 +39,7 @@ _DERIVATIVE = re.compile(
 )
 _THOUSANDS = re.compile(r"\d,\d{3}(?!\d)")
 _COMMA = re.compile(r"-?(\d{1,9}),(\d{1,12})", re.ASCII)
-_MIDDLE_DOT = re.compile(r"\s*+(-?\d{1,9})\u00b7(\d{1,12})\s*+", re.ASCII)
+_MIDDLE_DOT = re.compile(r"(-?\d{1,9})\u00b7(\d{1,12})", re.ASCII)
 _POINT = re.compile(r"-?\d{0,9}\.\d{1,12}", re.ASCII)
 _INDIAN = re.compile(r"-?\d{1,2}(?:,\d{2})++,\d{3}(?:\.\d++)?", re.ASCII)
 _SPACED_LETTER = re.compile(r"[\d)}]\s++(?:\\[a-zA-Z]++|[a-zA-Z])")
@@ -61,13 +63,15 @@ def decide(gold: str, answer: str, *, deep: bool) -> tuple[bool, Reason]:
         return False, "no_answer"
     if len(gold) > MAX_CHARACTERS or len(answer) > MAX_CHARACTERS:
         return False, "too_large"
-    numbers = _PLAIN_NUMBER.fullmatch(gold), _PLAIN_NUMBER.fullmatch(answer)
+    numbers = _PLAIN_NUMBER.fullmatch(gold.strip()), _PLAIN_NUMBER.fullmatch(answer.strip())
     if numbers[0] and numbers[1]:
         left, right = (found[1] + found[2].replace(",", "") for found in numbers if found)
         return left == right or Fraction(left) == Fraction(right), "number"
-    if (dotted := _MIDDLE_DOT.fullmatch(answer)) and _POINT.fullmatch(gold.strip()):
+    if (dotted := _MIDDLE_DOT.fullmatch(answer.strip())) and _POINT.fullmatch(gold.strip()):
         answer = f"{dotted[1]}.{dotted[2]}"
     gold, answer = normalise(gold), normalise(answer)
+    if not deep and max(len(gold), len(answer)) > MAX_QUICK:
+        raise Undecided
     if _squeezed(gold) == _squeezed(answer) and answer:
         return True, "exact"
     if (choice := _same_choice(gold, answer)) is not None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from polyturn.envs.rewards.math.modular import same_residues
 from polyturn.envs.rewards.math.numeric import Doubles, Evaluator, Multiprecision, Numbers
-from polyturn.envs.rewards.math.terms import Term, exact, make, operators, variables
+from polyturn.envs.rewards.math.terms import Steps, Term, exact, make, operators, variables
 from polyturn.envs.rewards.math.verdict import NotRational, TooLarge, Undecided, Undefined
 
 _WHOLE = frozenset(("fact", "binom", "sum", "prod", "gcd", "lcm", "mod"))
@@ -32,6 +32,9 @@ _REAL_POINTS = (
     (-0.6271, -1.4519, -2.2173, -0.2817),
 )
 _MAX_DIGITS = 3_000
+QUICK_STEPS = 20_000
+"""Terms evaluated where nothing bounds the time but this."""
+DEEP_STEPS = 10_000_000
 
 
 class Equality:
@@ -45,6 +48,8 @@ class Equality:
     def __init__(self, seed: bytes, *, deep: bool) -> None:
         self._random = random.Random(seed)
         self.deep = deep
+        # A worker's processor time is bounded; the thread of a caller is not to be held up.
+        self._steps = Steps(DEEP_STEPS) if deep else Steps(QUICK_STEPS, Undecided())
         self.symbolic = False
         """Whether any comparison needed more than exact arithmetic."""
 
@@ -78,7 +83,7 @@ class Equality:
         names = sorted(variables(left) | variables(right))
         for value_of, points in (
             (
-                _exact_values(left, right),
+                self._exact_values(left, right),
                 self._exact_points(names, operators(left) | operators(right), wide=True),
             ),
             (self._deep_values(left, right), self._points(names, operators(left) | operators(right))),
@@ -102,14 +107,14 @@ class Equality:
     def _exactly(self, left: Term, right: Term, names: list[str]) -> bool:
         if not names:
             try:
-                return exact(left, {}) == exact(right, {})
+                return exact(left, {}, self._steps) == exact(right, {}, self._steps)
             except TooLarge:
                 return same_residues(left, right, self._random)
         wide = bool(_exponents(left) | _exponents(right))
         agreed = 0
         for point in self._exact_points(names, operators(left) | operators(right), wide=wide):
             try:
-                if exact(left, point) != exact(right, point):
+                if exact(left, point, self._steps) != exact(right, point, self._steps):
                     return False
                 agreed += 1
             except Undefined:
@@ -169,7 +174,7 @@ class Equality:
         complex_allowed = not names or _imaginary(left) or _imaginary(right)
         differences = 0
         for point in self._points(names, ops):
-            evaluator = Evaluator(Doubles())
+            evaluator = Evaluator(Doubles(), steps=self._steps)
             try:
                 values = _pair(evaluator, left, right, point)
             except (Undefined, OverflowError, ValueError, ZeroDivisionError, ArithmeticError):
@@ -200,6 +205,17 @@ class Equality:
             raise Undefined("no value")
         return False
 
+    def _exact_values(
+        self, left: Term, right: Term
+    ) -> Callable[[Mapping[str, Fraction]], tuple[Any, Any] | None]:
+        def values(point: Mapping[str, Fraction]) -> tuple[Any, Any] | None:
+            try:
+                return exact(left, point, self._steps), exact(right, point, self._steps)
+            except Undefined:
+                return None
+
+        return values
+
     def _deep_values(
         self, left: Term, right: Term
     ) -> Callable[[Mapping[str, Fraction]], tuple[Any, Any] | None]:
@@ -208,21 +224,11 @@ class Equality:
 
             with mpmath.workdps(60):
                 try:
-                    return _pair(Evaluator(Multiprecision()), left, right, point)
+                    return _pair(Evaluator(Multiprecision(), steps=self._steps), left, right, point)
                 except (Undefined, ValueError, ArithmeticError):
                     return None
 
         return values
-
-
-def _exact_values(left: Term, right: Term) -> Callable[[Mapping[str, Fraction]], tuple[Any, Any] | None]:
-    def values(point: Mapping[str, Fraction]) -> tuple[Any, Any] | None:
-        try:
-            return exact(left, point), exact(right, point)
-        except Undefined:
-            return None
-
-    return values
 
 
 def _pair(evaluator: Evaluator, left: Term, right: Term, point: Mapping[str, Fraction]) -> tuple[Any, Any]:
@@ -240,7 +246,7 @@ def _close(
     while digits <= _MAX_DIGITS:
         with mpmath.workdps(digits):
             numbers: Numbers = Multiprecision()
-            evaluator = Evaluator(numbers, base_ten=base_ten)
+            evaluator = Evaluator(numbers, base_ten=base_ten, steps=Steps(DEEP_STEPS))
             try:
                 values = _pair(evaluator, left, right, point)
             except (Undefined, ZeroDivisionError):

@@ -28,7 +28,7 @@ _BETWEEN = re.compile(
     rf"{_GAP}(?:and|or|\\text\s*+\{{\s*+(?:and|or)\s*+\}}|\\quad|\\\\)?{_GAP}(?:(?P<name>[A-Za-z](?:_\w|_\{{\w\}})?)\s*+=\s*+)?"
 )
 _LABEL_BETWEEN = re.compile(
-    r"[ \t$.,;*]*+\n[\s*#-]*+(?:\d[.)]\s)?[A-Za-z][A-Za-z0-9 ]{0,30}[\s*]{0,4}[:=][\s*$]*+"
+    r"(?<![\s$.,;*])[ \t$.,;*]*+\n[\s*#-]*+(?:\d[.)]\s)?[A-Za-z][A-Za-z0-9 ]{0,30}[\s*]{0,4}[:=][\s*$]*+"
 )
 _HASHES = re.compile(r"####[ \t]*+([^\n]++)")
 _OPENING_TAG, _CLOSING_TAG = "<answer>", "</answer>"
@@ -55,7 +55,9 @@ _TAIL = re.compile(
     r"|given that|for\s|by\s))",
     re.IGNORECASE,
 )
-_CONSEQUENCE = re.compile(r",?\s++(?:so|thus|hence|therefore)\s[^\n=]{0,80}=([^=\n]{1,80})$", re.IGNORECASE)
+_CONSEQUENCE = re.compile(
+    r"(?<![\s,]),?\s++(?:so|thus|hence|therefore)\s[^\n=]{0,80}=([^=\n]{1,80})$", re.IGNORECASE
+)
 _SENTENCE_END = re.compile(r"[.!?](?=\s{1,8}[A-Z*\"(]|\s{0,8}$)|\n[ \t]{0,8}\n|[\u3002\uff01\uff1f]")
 _DENIED = re.compile(r"(?:not|unknown|unclear|hard to|neither|unsure)\b", re.IGNORECASE)
 _DISPLAY = re.compile(

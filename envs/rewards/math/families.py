@@ -17,12 +17,12 @@ _TEXTS = re.compile(r"\\(?:text|mathrm|mbox|textrm)\s*+\{([^{}]*+)\}")
 _SETS = re.compile(r"\\math(?:bb|bf|rm)\s*+\{?\s*+([ZNRQC])\s*+\}?")
 _SET = r"(?P<set>[ZNRQC])(?:\s*+\^\s*+(?P<sign>[+*])|\s*+_\s*+\{?\s*+(?P<floor>\+|>\s*0|\\ge\s*0)\s*+\}?)?"
 _KIND = (
-    r"(?:an?\s++|any\s++|some\s++|all\s++|the\s++)*+(?P<kind>(?:arbitrary\s++|positive\s++|non-?negative\s++)*+"
+    r"(?:an?\s++|any\s++|some\s++|all\s++|the\s++){0,4}+(?P<kind>(?:arbitrary\s++|positive\s++|non-?negative\s++){0,3}+"
     r"(?:integers?|real\s++numbers?|reals?|real\s++constants?|constants?|natural\s++numbers?|whole\s++numbers?))"
 )
 _LEAD = r"(?:where|for|with|and|when)?\s*+(?:all|any|every|each|some)?\s*+"
 _QUALIFIERS = tuple(
-    re.compile(rf"[\s,;(\[]\s*+{form}\s*+[)\]]?\s*+$")
+    re.compile(rf"(?:(?<!\s)\s|[,;(\[])\s*+{form}\s*+[)\]]?\s*+$")
     for form in (
         rf"{_LEAD}(?P<name>[a-zA-Z])\s*+\\in\s*+{_SET}",
         rf"{_LEAD}(?P<name>[a-zA-Z])\s++(?:is|are|being|=)?\s*+{_KIND}",

@@ -35,13 +35,13 @@ _TOKEN = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 _THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?(?!\d|,\d)")
-_ARGUMENT = re.compile(r"\s*\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
-_ENVIRONMENT = re.compile(r"\s*\{([a-zA-Z]+\*?)\}(?:\{[lcr| ]*\})?")
+_ARGUMENT = re.compile(r"(?<!\s)\s*+\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
+_ENVIRONMENT = re.compile(r"(?<!\s)\s*+\{([a-zA-Z]+\*?)\}(?:\{[lcr| ]*\})?")
 _REPEATING = re.compile(
-    r"(\d*)\.(\d*)(?:\\overline\s*\{(\d+)\}|\\overline\s*(\d)|\\dot\s*\{?(\d)\}?|\((\d+)\))"
+    r"(?<!\d)(\d*+)\.(\d*+)(?:\\overline\s*\{(\d+)\}|\\overline\s*(\d)|\\dot\s*\{?(\d)\}?|\((\d+)\))"
 )
 _JOINED = re.compile(r"(?<!\S)(or|and)(?!\S)", re.IGNORECASE)
-_DOTTED = re.compile(r"(\d*)\.(\d{2,40})(?:\\ldots|\.\.\.+)")
+_DOTTED = re.compile(r"(?<!\d)(\d*+)\.(\d{2,40})(?:\\ldots|\.\.\.++)")
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,8 +33,8 @@ _DATES = tuple(
         r"(?P<month>\d{1,2})/(?P<day>\d{1,2})/(?P<year>\d{4})",
     )
 )
-_QUANTITY = re.compile(r"(\d++(?:\.\d++)?)\s*+([A-Za-z]++)\.?\s*+(?:,\s*+)?(?:and\s++)?")
-_FEET_AND_INCHES = re.compile(r"(\d++)\s?'\s*+(\d++(?:\.\d++)?)\s?(?:\"|'')")
+_QUANTITY = re.compile(r"(?<!\d)(\d++(?:\.\d++)?)\s*+([A-Za-z]++)\.?\s*+(?:,\s*+)?(?:and\s++)?")
+_FEET_AND_INCHES = re.compile(r"(?<!\d)(\d++)\s?'\s*+(\d++(?:\.\d++)?)\s?(?:\"|'')")
 
 
 def read_moment(text: str) -> Clock | Words | Value | None:

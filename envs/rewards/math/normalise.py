@@ -165,7 +165,7 @@ _MATH_DELIMITERS = re.compile(r"\\[()\[\]]")
 _DOLLARS = re.compile(r"(?<!\\)\$\$?([^$]*?)(?<!\\)\$\$?")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
 _NEEDS_CLEANING = re.compile(r"[\\$~*`{_]")
-_CHOOSE = re.compile(r"\{\s*([^{}]*?)\s*\\choose\s+([^{}]*?)\s*\}")
+_CHOOSE = re.compile(r"\{([^{}\\]*+(?:\\(?!choose)[^{}\\]*+)*+)\\choose\s([^{}]*+)\}")
 
 
 def normalise(text: str) -> str:

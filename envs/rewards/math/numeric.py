@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any, Protocol
 
-from polyturn.envs.rewards.math.terms import MAX_ITERATIONS, Term
+from polyturn.envs.rewards.math.terms import MAX_ITERATIONS, Steps, Term
 from polyturn.envs.rewards.math.verdict import TooLarge, Undefined, Unreadable
 
 MAX_EXPONENT = 100_000
@@ -42,9 +42,11 @@ class Evaluator:
     Args:
         numbers: The arithmetic.
         base_ten: Whether a logarithm without a base is to base ten; else it is natural.
+        steps: How many terms may be evaluated.
     """
 
-    def __init__(self, numbers: Numbers, *, base_ten: bool = False) -> None:
+    def __init__(self, numbers: Numbers, *, base_ten: bool = False, steps: Steps | None = None) -> None:
+        self._steps = steps or Steps()
         self.numbers = numbers
         self.base_ten = base_ten
         self.largest: Any = 0
@@ -56,6 +58,7 @@ class Evaluator:
             Undefined, TooLarge: as `exact`.
             Unreadable: a function without a value here.
         """
+        self._steps.take()
         value = self._value(term, env)
         size = abs(value)
         if size > self.largest:

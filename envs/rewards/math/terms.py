@@ -15,6 +15,8 @@ MAX_BITS = 20_000
 """Of numerators and denominators."""
 MAX_ITERATIONS = 1_000
 """Of sums, products and factorials."""
+MAX_STEPS = 50_000
+"""Terms evaluated for one value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,15 +70,35 @@ def operators(term: Term) -> frozenset[str]:
     return found
 
 
-def exact(term: Term, env: Mapping[str, Fraction]) -> Fraction:
+class Steps:
+    """How many terms may still be evaluated: sums in sums take as many steps as all their rounds together.
+
+    Args:
+        left: So many terms.
+        error: What is raised when they are used up.
+    """
+
+    def __init__(self, left: int = MAX_STEPS, error: Exception | None = None) -> None:
+        self.left = left
+        self._error = error or TooLarge("steps")
+
+    def take(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise self._error
+
+
+def exact(term: Term, env: Mapping[str, Fraction], steps: Steps | None = None) -> Fraction:
     """The rational value of a term where its variables have the values of `env`.
 
     Raises:
         NotRational: it has none, or none that rational arithmetic finds.
         Undefined: it divides by zero, for example.
-        TooLarge: a number on the way exceeds the caps.
+        TooLarge: a number on the way exceeds the caps, or there are too many `steps`.
     """
     op = term.op
+    steps = steps or Steps()
+    steps.take()
     if op == "num":
         assert term.value is not None
         return term.value
@@ -85,10 +107,10 @@ def exact(term: Term, env: Mapping[str, Fraction]) -> Fraction:
             raise NotRational(term.name)
         return env[term.name]
     if op in ("sum", "prod"):
-        return _iterate(term, env)
+        return _iterate(term, env, steps)
     if op in ("const", "deg", "pm"):
         raise NotRational(op)
-    values = [exact(arg, env) for arg in term.args]
+    values = [exact(arg, env, steps) for arg in term.args]
     if op == "add":
         return _capped(_sum(values))
     if op == "mul":
@@ -218,15 +240,15 @@ def _log2(value: Fraction) -> float:
     return math.log2(value.numerator) - math.log2(value.denominator)
 
 
-def _iterate(term: Term, env: Mapping[str, Fraction]) -> Fraction:
-    first, last = (exact(bound, env) for bound in term.args[:2])
+def _iterate(term: Term, env: Mapping[str, Fraction], steps: Steps) -> Fraction:
+    first, last = (exact(bound, env, steps) for bound in term.args[:2])
     if first.denominator != 1 or last.denominator != 1:
         raise NotRational(term.op)
     if last - first > MAX_ITERATIONS:
         raise TooLarge(term.op)
     total = Fraction(0 if term.op == "sum" else 1)
     for index in range(int(first), int(last) + 1):
-        value = exact(term.args[2], {**env, term.name: Fraction(index)})
+        value = exact(term.args[2], {**env, term.name: Fraction(index)}, steps)
         total = _capped(total + value if term.op == "sum" else total * value)
     return total
 

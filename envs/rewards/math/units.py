@@ -329,7 +329,7 @@ def _joined(pieces: list[str]) -> list[str]:
 
 
 _TEXT = re.compile(
-    r"(?P<exponent>\^?\{?\s*(?P<number>[-+]?\d{1,4})\s*\}?)"
+    r"(?P<exponent>\^?\{?\s{0,4}(?P<number>[-+]?\d{1,4})\s{0,4}\}?)"
     r"|(?P<word>[A-Za-zµΩÅ¢](?:[A-Za-z'µΩ]|-(?=[A-Za-z]))*+)|(?P<sign>[/*$€£¥₹])"
 )
 

@@ -18,7 +18,7 @@ from polyturn.envs.rewards.math.pool import WorkerPool
 from polyturn.envs.rewards.math.verdict import UNDECIDED, Reason, Undecided, Unreadable, Verdict
 
 _log = logging.getLogger(__name__)
-MAX_INLINE = 600
+MAX_INLINE = 400
 """Characters of an answer that is read in the calling thread: what is longer could hold it up for long."""
 
 Mode = Literal["boxed", "text", "box_only"]
@@ -100,10 +100,11 @@ class MathVerifier:
 
     def _quickly(self, gold: str, answer: str) -> tuple[bool, Reason] | None:
         """The result where no worker is needed for it."""
+        gold = gold_answer(gold)
         if MAX_INLINE < max(len(gold), len(answer)) <= MAX_CHARACTERS:
             return None
         try:
-            return decide(gold_answer(gold), answer, deep=False)
+            return decide(gold, answer, deep=False)
         except (Undecided, Unreadable):
             return None
         except Exception:  # noqa: BLE001

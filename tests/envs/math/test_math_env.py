@@ -147,6 +147,7 @@ def test_the_calculator_calculates(expression, value):
         "(((",
         "1e999",
         "100000!",
+        r"\sum_{k=1}^{900}" * 12 + "k",
     ],
 )
 def test_the_calculator_refuses_in_words(expression):
