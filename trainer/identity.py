@@ -94,14 +94,14 @@ def identify(config: RunConfig) -> Identity:
     env = make(config.environment.id, **config.environment.options)
     try:
         specs = [spec.to_openai() for spec in env.tools]
-        code = inspect.getsourcefile(type(env.unwrapped))
+        code = _source_of(type(env.unwrapped))
     finally:
         env.close()
     return Identity(
         config=config.model_dump(mode="json"),
         tasks=source_digest(tasks_of(config, config.environment.train_split)),
         tools=_digest(orjson.dumps(specs, default=str, option=orjson.OPT_SORT_KEYS)),
-        code=_digest(Path(code).read_bytes()) if code is not None and Path(code).is_file() else "",
+        code=code,
         model=model_digest(resolve_model_path(config.model.path)),
         versions=installed_versions(),
     )
@@ -168,6 +168,15 @@ def installed_versions() -> dict[str, str]:
 def as_json(identity: Identity) -> dict[str, Any]:
     """What the run directory keeps."""
     return asdict(identity)
+
+
+def _source_of(kind: type) -> str:
+    """Digest of the file that a class stands in; nothing for one that was made elsewhere."""
+    try:
+        path = inspect.getsourcefile(kind)
+    except TypeError:
+        return ""
+    return _digest(Path(path).read_bytes()) if path is not None and Path(path).is_file() else ""
 
 
 def _changed_options(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, tuple[Any, Any]]]:

@@ -35,11 +35,12 @@ from polyturn.trainer.weight_files import read_weight_files
 logger = logging.getLogger(__name__)
 
 
-def preflight(config: RunConfig, *, dry_run: bool = False, tell: Tell = logger.info) -> None:
+def preflight(config: RunConfig, *, dry_run: bool = False, tell: Tell | None = None) -> None:
     """Check all that a training run needs.
 
     Args:
-        tell: is told of what a resume changes, and of what is damaged in the run.
+        tell: is told of what a resume changes, and of what is damaged in the run, all of which is read for that; None:
+            this is left to the run itself, which does so before it starts anything.
         dry_run: a preset, which has no weights, will do; then nothing is asked of this machine, which is hardly the
             one that would run it.
 
@@ -312,8 +313,8 @@ def _check_run_directory(config: RunConfig) -> None:
         raise ConfigError(str(error)) from error
 
 
-def _check_resume(config: RunConfig, tell: Tell) -> None:
-    if config.resume:
+def _check_resume(config: RunConfig, tell: Tell | None) -> None:
+    if config.resume and tell is not None:
         try:
             check_resume(config, RunDirectory.to_resume(config), tell)
         except ValueError as error:

@@ -11,8 +11,10 @@ import numpy as np
 
 from polyturn.envs.tasks.types import Task, TaskSource
 
-MAX_TASKS = 4096
+MAX_TASKS = 1024
 """A source of more tasks than this is told by so many of them, evenly spread, and by their number."""
+MAX_GENERATED = 64
+"""The same of one that makes its tasks without end, which may take a while for each."""
 
 
 def task_digest(task: Task) -> str:
@@ -25,7 +27,10 @@ def source_digest(source: TaskSource) -> str:
     """The same of a source: of its length and its tasks in their order."""
     num_tasks = len(source)
     found = hashlib.sha256(str(num_tasks).encode())
-    for index in np.linspace(0, num_tasks - 1, min(num_tasks, MAX_TASKS)).astype(np.int64).tolist():
+    most = MAX_GENERATED if getattr(source, "is_endless", False) else MAX_TASKS
+    num_looked_at = min(num_tasks, most)
+    for place in range(num_looked_at):
+        index = place * (num_tasks - 1) // max(num_looked_at - 1, 1)
         found.update(task_digest(source[index]).encode())
     return found.hexdigest()[:16]
 

@@ -23,7 +23,7 @@ class EngineError(RuntimeError):
     @property
     def sentence(self) -> str:
         """The message in one line: of the end of a log below it the last line, which says what happened."""
-        lines = [line.strip() for line in str(self).splitlines() if line.strip()]
+        lines = [line.strip() for line in str(self).splitlines() if line.strip()] or [type(self).__name__]
         return lines[0] if len(lines) == 1 else f"{lines[0].rstrip(':')}: {lines[-1]}"
 
 

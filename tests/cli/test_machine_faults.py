@@ -146,6 +146,17 @@ def test_a_resume_with_other_data_changes_nothing(workspace: Path) -> None:
     assert dry == sentence
 
 
+@pytest.mark.parametrize("name", ["state.json", "trainer.json"])
+def test_a_resume_without_a_sound_checkpoint(workspace: Path, name: str) -> None:
+    step = begin_run(workspace) / "checkpoints" / "step_000001"
+    step.mkdir(parents=True)
+    for part in ("state.json", "trainer.json"):
+        (step / part).write_text("{}")
+    junk(step / name)
+    sentence = said("train", "recipe.yaml", "resume=true", "run_dir=run")
+    assert "none of the checkpoints in" in sentence and "Delete them to begin anew" in sentence
+
+
 def test_a_dry_run_of_a_resume_tells_what_it_changes(workspace: Path) -> None:
     run = begin_run(workspace)
     (run / "identity.json").write_text(json.dumps({"config": {"trainer": {"num_steps": 5}}}))

@@ -381,3 +381,13 @@ def test_seeds_depend_on_identity_alone():
 
 def test_episode_ids_can_be_read_back():
     assert parse_episode_id("g00000012.3.1") == ("g00000012", 3, 1)
+
+
+async def test_a_disk_that_takes_no_episode_ends_the_collection():
+    """The episodes that are under way are given up; nobody waits for what cannot be kept."""
+
+    def keep(episode):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        await collect(make_collector(), CallThenAnswer(), on_episode=keep)

@@ -37,7 +37,7 @@ def train(
 
     with reported():
         config = load_config(recipe, overrides or ())
-        preflight(config, dry_run=dry_run, tell=_tell if dry_run else _ignore)
+        preflight(config, dry_run=dry_run, tell=_tell if dry_run else None)
         if dry_run:
             print_plan(config)
             return
@@ -59,7 +59,3 @@ def train(
 
 def _tell(note: str) -> None:
     typer.echo(f"warning: {note}", err=True)
-
-
-def _ignore(note: str) -> None:
-    """The run tells it itself, once it has a display."""
