@@ -47,8 +47,8 @@ DATA = (
     "rollout.sampling.*",
 )
 """Options that decide which episodes a run plays and what they are worth."""
-TOLD_BY_CONTENT = ("environment.tasks*", "model.path", "environment.*timeout_s")
-"""But for these: files are told by what is in them, and how long machinery may take is no part of a task."""
+TOLD_BY_CONTENT = ("model.path", "environment.*timeout_s")
+"""But for these: a model is told by its files, and how long machinery may take is no part of a task."""
 OF_ONE_SESSION = ("name", "resume", "run_dir", "output_dir", "checkpoint.load*", "logging.*")
 """Options that say nothing about what a run is of."""
 FREE = ("*options", "sglang", "megatron", "megatron.*", "*.weights")
@@ -117,7 +117,7 @@ def compare(old: Mapping[str, Any], new: Identity, config: RunConfig) -> Differe
     changed = dict(sorted(_changed_options(old.get("config", {}), new.config)))
     for path, (was, now) in changed.items():
         line = f"{path} is {_shown(now)}, the run began with {_shown(was)}"
-        (refused if _decides_data(path) else told).append(line)
+        (refused if _decides_data(path, was, now) else told).append(line)
     for name, what in (
         ("tasks", f"the tasks of the split {config.environment.train_split!r} are others than they were"),
         ("tools", f"the environment {config.environment.id} describes other tools than it did"),
@@ -195,10 +195,17 @@ def _changed_options(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, 
         yield from _changed_options(old.get(key), new.get(key), f"{path}.{key}" if path else key)
 
 
-def _decides_data(path: str) -> bool:
+def _decides_data(path: str, was: Any, now: Any) -> bool:
+    if path == "environment.tasks":
+        return _without_places(was) != _without_places(now)
     if any(fnmatch(path, pattern) for pattern in TOLD_BY_CONTENT):
         return False
     return any(fnmatch(path, pattern) for pattern in DATA)
+
+
+def _without_places(sources: Any) -> Any:
+    """Task sources as they read and grade their tasks, wherever those lie."""
+    return [{**source, "path": None} for source in sources or ()]
 
 
 def _consequences(changed: Mapping[str, tuple[Any, Any]], config: RunConfig) -> Iterator[str]:
