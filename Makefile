@@ -29,10 +29,10 @@ $(TEST_STAMP): $(STAMP) requirements/test.lock
 demo: setup
 	$(BIN)/polyturn train quickstart $(ARGS)
 
-# Two at a time, but for those that start the whole stack and want both cores. pytest says 5 where ARGS leave none to run.
+# What is skipped is told at the end. Two at a time, but for those that start the whole stack and want both cores. pytest says 5 where ARGS leave none to run.
 test: $(TEST_STAMP) lint
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not stack" $(ARGS) || test $$? -eq 5
-	$(BIN)/python -m pytest -m stack $(ARGS) || test $$? -eq 5
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not stack" -rs $(ARGS) || test $$? -eq 5
+	$(BIN)/python -m pytest -m stack -rs $(ARGS) || test $$? -eq 5
 
 lint: $(TEST_STAMP)
 	$(BIN)/ruff format --check .

@@ -8,13 +8,23 @@ from collections.abc import Iterator
 import pytest
 from dockerd import CannotStart, install_docker, private_dockerd
 
+STACK_TIMEOUT_S = 900
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the whole stack start servers and ranks, which takes minutes where the machine is busy."""
+    for item in items:
+        if item.get_closest_marker("stack") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(STACK_TIMEOUT_S))
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("polyturn")
     group.addoption(
         "--install-docker",
         action="store_true",
-        help="install dockerd by apt-get where it is missing (as root), for the tests of the Docker sandbox",
+        help="have the tests of the Docker sandbox fail, not skip, where there is no daemon; dockerd is installed by "
+        "apt-get where it is missing (as root)",
     )
     group.addoption(
         "--docker-host",

@@ -15,9 +15,8 @@ access faccessat faccessat2 open openat openat2 close close_range creat read rea
 pwrite64 pwritev pwritev2 lseek stat fstat lstat newfstatat statx statfs fstatfs getdents getdents64 getcwd chdir fchdir
 mkdir mkdirat rmdir rename renameat renameat2 link linkat symlink symlinkat readlink readlinkat unlink unlinkat mknod
 mknodat chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat umask utime utimes futimesat utimensat truncate
-ftruncate fallocate fadvise64 readahead fsync fdatasync sendfile copy_file_range splice tee dup dup2 dup3 fcntl flock
-ioctl pipe pipe2 getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr inotify_init inotify_init1
-inotify_add_watch inotify_rm_watch
+ftruncate fallocate fadvise64 readahead fsync fdatasync sendfile copy_file_range splice tee dup dup2 dup3 fcntl
+ioctl pipe pipe2 getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr
 """
 _WAITING = """
 select pselect6 poll ppoll epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 eventfd eventfd2

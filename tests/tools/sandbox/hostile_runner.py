@@ -103,10 +103,19 @@ for process in (os.getppid(), 1):
             print("BREACH set", name)
         except (OSError, ValueError) as error:
             print("refused", name, error)
-    try:
-        os.setpriority(os.PRIO_PROCESS, process, 19)
-    except OSError:
-        pass
+    for change in (
+        lambda: os.setpriority(os.PRIO_PROCESS, process, 19),
+        lambda: os.setpriority(os.PRIO_USER, 0, 19),
+        lambda: os.setpriority(os.PRIO_PGRP, 0, 19),
+        lambda: os.sched_setaffinity(process, {min(os.sched_getaffinity(0))}),
+        lambda: os.sched_setscheduler(process, os.SCHED_IDLE, os.sched_param(0)),
+        lambda: call(251, 1, process, (3 << 13)),
+    ):
+        try:
+            if change() in (None, 0):
+                print("BREACH a priority, or processors")
+        except OSError as error:
+            print("refused", error)
 print("done")
 """,
         says="done",

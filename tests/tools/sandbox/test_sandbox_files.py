@@ -95,3 +95,65 @@ def test_writing_more_than_the_folder_holds(sandbox):
         sandbox.write_file("large", b"x" * (17 << 20))
     sandbox.write_file("small", b"x")
     assert sandbox.alive()
+
+
+WATCHES = """
+import ctypes, fcntl, os
+from pathlib import Path
+shared = next(path for path in (os.__file__, os.__file__ + "c") if os.path.exists(path))
+libc = ctypes.CDLL(None, use_errno=True)
+def attempt(name, call):
+    try:
+        result = call()
+    except OSError as error:
+        print(name, "refused", error.errno)
+    else:
+        print(name, "refused" if result == -1 else "BREACH")
+with open(shared) as file, open("own", "w") as own:
+    attempt("inotify", lambda: libc.inotify_init())
+    attempt("inotify1", lambda: libc.inotify_init1(0))
+    attempt("flock", lambda: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB))
+    attempt("shared flock", lambda: fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB))
+    attempt("lockf", lambda: fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB))
+    attempt("lease", lambda: fcntl.fcntl(file, 1024, 0))
+    folder = os.open(os.path.dirname(shared), os.O_RDONLY)
+    attempt("dnotify", lambda: fcntl.fcntl(folder, 1026, 0x1F))
+    fcntl.lockf(own, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    import sqlite3
+    with sqlite3.connect("data.db") as data:
+        data.execute("create table t (x)")
+        data.execute("insert into t values (1)")
+    print(sqlite3.connect("data.db").execute("select x from t").fetchall())
+"""
+
+
+def test_nothing_is_watched_or_locked_that_others_use(sandbox):
+    told = sandbox.exec(WATCHES, timeout_s=20)
+    assert told.ok, told
+    lines = told.stdout.splitlines()
+    assert lines[-1] == "[(1,)]"
+    assert len(lines) == 8
+    assert all("refused" in line for line in lines[:-1]), lines
+
+
+def test_later_executions_have_their_own_priority_and_processors(sandbox):
+    shows = "import os\nprint(os.nice(0), sorted(os.sched_getaffinity(0)))"
+    before = sandbox.exec(shows, timeout_s=20).stdout
+    changes = """
+import os
+os.nice(5)
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+for process in (1, os.getppid()):
+    for change in (
+        lambda: os.setpriority(os.PRIO_PROCESS, process, 10),
+        lambda: os.setpriority(os.PRIO_USER, 0, 10),
+        lambda: os.sched_setaffinity(process, {max(os.sched_getaffinity(0))}),
+    ):
+        try:
+            change()
+            print("BREACH")
+        except OSError:
+            pass
+"""
+    assert sandbox.exec(changes, timeout_s=20).stdout == ""
+    assert sandbox.exec(shows, timeout_s=20).stdout == before

@@ -19,7 +19,9 @@ from polyturn.tools.sandbox.embedded import EmbeddedBackend
 PATIENCE_S = 30.0
 
 OWNER = """
-import sys, threading, time
+import signal, sys, threading, time
+# Whoever started the tests in the background had them ignore it, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from polyturn.tools.sandbox.embedded import EmbeddedBackend
 backend = EmbeddedBackend(launcher=sys.argv[1])
 sandboxes = [backend.create() for _ in range(3)]
@@ -102,7 +104,10 @@ def test_no_process_outlives_its_owner(launcher, how):
             owner.kill()
         elif how == "interrupted":
             owner.send_signal(signal.SIGINT)
-        owner.wait(PATIENCE_S)
+        try:
+            owner.wait(PATIENCE_S)
+        finally:
+            owner.kill()  # or leaving the block would wait for it without end
     assert not await_end(descendants)
 
 
@@ -146,6 +151,60 @@ def test_hundreds_of_sandboxes_leave_nothing(embedded):
         list(pool.map(open_and_close, range(300)))
     gc.collect()
     assert traces() == before
+
+
+def test_sandboxes_that_nobody_closes_leave_nothing(embedded):
+    if embedded.no_cgroups:
+        pytest.skip(f"no cgroups: {embedded.no_cgroups}")
+    parent = embedded._cgroups.memory
+
+    def drop():
+        sandbox = embedded.create()
+        assert sandbox.exec("print(1)", fresh=False, timeout_s=PATIENCE_S).ok
+
+    for _ in range(5):
+        drop()
+    gc.collect()
+    with embedded.create():
+        assert len(list(parent.glob("*/"))) == 1
+        drop()
+        gc.collect()
+    embedded.close()
+    assert not parent.exists()
+
+
+def test_more_sandboxes_than_a_third_of_the_descriptors(launchers):
+    code = """
+import resource
+from polyturn.tools.sandbox.embedded import EmbeddedBackend
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+backend = EmbeddedBackend(launcher="native")
+sandboxes = [backend.create() for _ in range(200)]
+print(sum(sandbox.exec("print(1)", timeout_s=60).ok for sandbox in sandboxes[::20]))
+backend.close()
+"""
+    if "native" not in launchers:
+        pytest.skip("native does not work here")
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert told.stdout == "10\n"
+
+
+def test_owners_do_not_share_users(launchers):
+    if os.geteuid() != 0:
+        pytest.skip("sandboxes of an ordinary user have that user")
+    backends = [EmbeddedBackend(), EmbeddedBackend()]
+    sandboxes = [backend.create() for backend in backends for _ in range(20)]
+    users = [
+        process.uids().real
+        for backend in backends
+        for process in nursery_of(backend).children(recursive=True)
+    ]
+    assert len(set(users)) == len(users) == len(sandboxes)
+    assert min(users) >= 2_000_000_000
+    for backend in backends:
+        backend.close()
 
 
 def test_closing_the_backend_ends_everything(launcher):

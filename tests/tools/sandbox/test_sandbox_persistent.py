@@ -1,5 +1,9 @@
 """The persistent interpreter: names live on, and when they do not, the result says so."""
 
+import pytest
+
+from polyturn.tools.sandbox import Limits
+
 PATIENCE_S = 20.0
 
 
@@ -109,3 +113,30 @@ def test_it_does_not_run_between_executions(sandbox):
 def test_background_processes_see_no_later_stdin(sandbox):
     run(sandbox, "import subprocess\nsubprocess.Popen(['cat'])")
     assert run(sandbox, "print(input())", stdin="for me\n").stdout == "for me\n"
+
+
+IGNORES = """
+import resource, signal
+signal.signal(signal.SIGXCPU, signal.SIG_IGN)
+for limits in ((-1, -1), (10**6, resource.getrlimit(resource.RLIMIT_CPU)[1])):
+    try:
+        resource.setrlimit(resource.RLIMIT_CPU, limits)
+    except (OSError, ValueError):
+        pass
+print("burning", flush=True)
+"""
+BURNS = "while True: pass"
+FORKS = "import os\nif os.fork():\n    os.wait()\nwhile True: pass"
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_no_code_has_more_cpu_seconds_than_it_may(backend, fresh):
+    with backend.create(Limits(cpu_s=1)) as sandbox:
+        for burning in (BURNS, FORKS):
+            result = sandbox.exec(f"{IGNORES}{burning}", timeout_s=60, fresh=fresh)
+            assert (result.status, result.stdout) == ("timeout", "burning\n")
+            assert "CPU" in result.detail
+        # What was used before does not count.
+        for _ in range(3):
+            code = "import time\nend = time.process_time() + 0.6\nwhile time.process_time() < end: pass"
+            assert sandbox.exec(code, timeout_s=60, fresh=False).ok

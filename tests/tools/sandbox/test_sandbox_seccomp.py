@@ -96,6 +96,25 @@ def test_no_keystrokes_for_others(ask):
     assert ask(seccomp.IOCTL, 1, 0x541C) == fails_with(errno.EPERM)
 
 
+def test_limits_and_priorities_of_its_own_alone(ask):
+    for name, numbers in seccomp.OF_PROCESSES.items():
+        assert ask(numbers, 0) == 0x7FFF0000, name
+        for process in (1, 7):
+            assert ask(numbers, process) == fails_with(errno.EPERM), name
+    for name, numbers in seccomp.OF_MANY.items():
+        mine = seccomp.KIND_PROCESS[name]
+        assert ask(numbers, mine, 0) == 0x7FFF0000, name
+        for kind, which in ((mine, 1), (mine + 1, 0), (mine + 2, 0), (mine + 1, 1)):
+            assert ask(numbers, kind, which) == fails_with(errno.EPERM), name
+
+
+def test_no_watching_of_files_that_others_use(ask):
+    for command in range(50):
+        assert ask(seccomp.FCNTL, 3, command) == 0x7FFF0000
+    for command in (1024, 1026):
+        assert ask(seccomp.FCNTL, 3, command) == fails_with(errno.EPERM)
+
+
 def test_other_architectures_of_the_same_processor_are_killed(machine):
     audit = MACHINES[machine][1]
     program = seccomp.build_filter(machine)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+import queue
 import socket
 import threading
 import weakref
@@ -60,6 +61,7 @@ class EmbeddedBackend:
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
         self._rooms: weakref.WeakSet[NurseryRoom] = weakref.WeakSet()
+        self._dropped: queue.SimpleQueue[tuple[Nursery, int, Cgroup | None]] = queue.SimpleQueue()
         self._closed = False
         self._cgroups, self.no_cgroups = _find_cgroups(self._layers)
         self._nursery: Nursery | None = None
@@ -138,6 +140,7 @@ class EmbeddedBackend:
 
     def _make_room(self, limits: Limits) -> NurseryRoom:
         nursery = self._running_nursery()
+        self._free_dropped()
         number = next(self._numbers)
         ours, theirs = socket.socketpair()
         cgroup = None
@@ -153,6 +156,9 @@ class EmbeddedBackend:
                 self._configuration(limits, cgroup), within_s=CONFIGURE_TIMEOUT_S, max_body_bytes=0
             )
             room = NurseryRoom(nursery, number, link, cgroup)
+            # Of a room that nobody holds any more only this much is left; a collector must not wait for locks.
+            room.dropped = weakref.finalize(room, self._dropped.put, (nursery, number, cgroup))
+            room.dropped.atexit = False
         except (OSError, LinkEnded, NurseryGone) as error:
             said = _abandon(nursery, number, link, cgroup)
             raise SandboxUnavailable(f"start of a sandbox: {said or error}") from error
@@ -165,6 +171,15 @@ class EmbeddedBackend:
         self.landlock_abi: int = answer["landlock"]
         self._rooms.add(room)
         return room
+
+    def _free_dropped(self) -> None:
+        """Frees what sandboxes had that nobody closed before they were garbage."""
+        while not self._dropped.empty():
+            nursery, number, cgroup = self._dropped.get()
+            with contextlib.suppress(NurseryGone):
+                nursery.kill(number)
+            if cgroup is not None:
+                cgroup.close()
 
     def _make_cgroup(self, number: int, limits: Limits) -> Cgroup | None:
         if self._cgroups is None:

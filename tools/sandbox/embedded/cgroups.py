@@ -67,8 +67,10 @@ class CgroupParent:
         return Cgroup(version=self.version, memory=memory, pids=pids)
 
     def close(self) -> None:
-        """Removes the parent."""
-        _remove({self.memory, self.pids})
+        """Removes the parent, and what is left in it; all processes have been killed."""
+        folders = {self.memory, self.pids}
+        _remove({left for folder in folders for left in folder.glob("*/")})
+        _remove(folders)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

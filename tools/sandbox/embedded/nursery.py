@@ -22,7 +22,8 @@ ANSWER_TIMEOUT_S = 30.0
 PREPARE_TIMEOUT_S = 120.0
 END_TIMEOUT_S = 5.0
 FIRST_HOST_ID = 2_000_000_000
-"""Users that nobody has: sandboxes of root take theirs from the 65,536 that start here."""
+"""Users that nobody has: sandboxes of root take theirs, by chance, from the 2 ** 27 that start here, or as many of them
+as there are."""
 
 ENVIRONMENT = {
     "HOME": "/work",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import weakref
 from typing import Any
 
 from polyturn.tools.sandbox.embedded.cgroups import Cgroup
@@ -23,6 +24,8 @@ class NurseryRoom:
         self._state = threading.Lock()
         self._asking = threading.Lock()
         self._closed = False
+        self.dropped: weakref.finalize[Any, Any] | None = None
+        """What is done where nobody closes it."""
 
     def ask(
         self, question: dict[str, Any], body: bytes = b"", *, within_s: float, max_body_bytes: int
@@ -60,6 +63,8 @@ class NurseryRoom:
             if self._closed:
                 return
             self._closed = True
+        if self.dropped is not None:
+            self.dropped.detach()
         with contextlib.suppress(NurseryGone):  # and with it the sandbox
             self._nursery.kill(self._number)
         with self._asking:  # which ends now

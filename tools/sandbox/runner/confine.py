@@ -51,8 +51,8 @@ class Confinement:
     def apply(self, *, keep: tuple[int, ...], one_execution: bool = True) -> None:
         """Puts the layers on this process for good and closes all descriptors above 2 but `keep`.
 
-        A process that lives for one execution gets a hard limit of CPU seconds; the runner sets the soft limit of one
-        that lives for several.
+        A process that lives for one execution gets a limit of CPU seconds from the kernel; beside it, and for one that
+        lives for several, the runner watches.
         """
         prctl(PR_SET_DUMPABLE, 1)  # or /proc/self would belong to root
         if self.config.oom_score:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import select
 import signal
 import socket
@@ -15,10 +14,12 @@ from typing import Any
 from .confine import Confinement
 from .framing import Decoder, FramingError, encode_header, write_all
 from .job import in_child, run_many, run_once
-from .processes import Children
+from .processes import Children, cpu_seconds, processes
 from .streams import Streams
 
 SCRATCH_FOLDERS = ("/tmp", "/dev/shm")
+CPU_CHECK_S = 0.25
+"""How often CPU time is looked at. The kernel's own limit is one that code may ignore for a second, or lift."""
 NAMES_LOST = "the persistent interpreter was killed and its names are lost"
 
 
@@ -42,12 +43,8 @@ class Interpreter:
         self.pid = pid
         self.link = link
 
-    def ask(self, theirs: tuple[int, ...], cpu_s: int | None) -> None:
+    def ask(self, theirs: tuple[int, ...]) -> None:
         """Wakes it and hands it the descriptors of a program and its streams. Raises OSError where it is gone."""
-        if cpu_s is not None:
-            hard = resource.prlimit(self.pid, resource.RLIMIT_CPU)[1]
-            used = _cpu_seconds(self.pid)
-            resource.prlimit(self.pid, resource.RLIMIT_CPU, (int(used) + 1 + cpu_s, hard))
         os.kill(self.pid, signal.SIGCONT)
         self.link.setblocking(True)
         socket.send_fds(self.link, [b"x"], theirs)
@@ -138,7 +135,7 @@ class Executor:
         try:
             streams.watch(self._children.wakeup, select.POLLIN)
             reason = self._wait(
-                streams, start + question.timeout_s, lambda: self._children.status(pid) is not None
+                streams, start + question.timeout_s, lambda: self._children.status(pid) is not None, {}
             )
             lost = self._clean_up(kill_interpreter=False, main=pid)
             streams.drain()
@@ -184,8 +181,8 @@ class Executor:
             return status is not None
 
         try:
-            theirs = (*streams.theirs, streams.program)
-            interpreter.ask(theirs, self.config.cpu_s if self.config.rlimits else None)
+            used_before = {interpreter.pid: cpu_seconds(interpreter.pid)}
+            interpreter.ask((*streams.theirs, streams.program))
         except OSError as error:
             self._clean_up(kill_interpreter=True)
             return _outcome(
@@ -195,7 +192,7 @@ class Executor:
             streams.after_fork()
         streams.watch(self._children.wakeup, select.POLLIN)
         streams.watch(interpreter.link.fileno(), select.POLLIN)
-        reason = self._wait(streams, start + question.timeout_s, is_done)
+        reason = self._wait(streams, start + question.timeout_s, is_done, used_before)
         if broken and not statuses:
             # It closed its link: by ending, whose status is on its way, or on purpose, which makes it useless.
             self._wait_for_end(interpreter.pid)
@@ -234,10 +231,20 @@ class Executor:
             self._clean_up(kill_interpreter=True)
         return problem
 
-    def _wait(self, streams: Streams, deadline: float, is_done: Callable[[], bool]) -> str:
-        """Moves bytes until the code is done, wrote too much, or ran out of time: done, output or timeout."""
+    def _wait(
+        self,
+        streams: Streams,
+        deadline: float,
+        is_done: Callable[[], bool],
+        used_before: dict[int, float],
+    ) -> str:
+        """Moves bytes until the code is done, wrote too much, or ran out of time: done, output, timeout or cpu.
+
+        `used_before` is the CPU time of processes that are older than the execution.
+        """
+        next_check = time.monotonic() + CPU_CHECK_S
         while True:
-            events = streams.step(deadline - time.monotonic())
+            events = streams.step(min(deadline, next_check) - time.monotonic())
             if self._host in events:
                 raise HostGone
             if self._children.wakeup in events:
@@ -248,6 +255,19 @@ class Executor:
                 return "done"
             if time.monotonic() >= deadline:
                 return "timeout"
+            if time.monotonic() >= next_check:
+                if self.config.rlimits and self._used_up(used_before):
+                    return "cpu"
+                next_check = time.monotonic() + CPU_CHECK_S
+
+    def _used_up(self, used_before: dict[int, float]) -> bool:
+        """Whether any process has had its CPU seconds."""
+        allowed = self.config.cpu_s
+        return any(
+            cpu_seconds(pid) - used_before.get(pid, 0.0) > allowed
+            for pid in processes()
+            if pid != os.getpid()
+        )
 
     def _wait_for_end(self, pid: int) -> None:
         deadline = time.monotonic() + 0.1
@@ -286,7 +306,7 @@ class Executor:
             return _outcome("output_limit", detail=f"it wrote more than the {limit} bytes that it may write")
         if reason == "timeout":
             return _outcome("timeout", detail=f"it ran longer than {question.timeout_s:g} s")
-        if status == -signal.SIGXCPU:
+        if reason == "cpu" or status == -signal.SIGXCPU:
             return _outcome("timeout", detail=f"it used more than {self.config.cpu_s} s of CPU time")
         return _outcome("ok", exit_code=status)
 
@@ -312,10 +332,3 @@ def _keep_open(folder: str) -> None:
     status = os.stat(folder)
     if status.st_uid == os.getuid() and status.st_mode & 0o700 != 0o700:
         os.chmod(folder, 0o700)
-
-
-def _cpu_seconds(pid: int) -> float:
-    """User and system time that a process has used."""
-    with open(f"/proc/{pid}/stat") as stat:
-        fields = stat.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -19,6 +19,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
+import secrets
 import select
 import signal
 import socket
@@ -43,7 +45,7 @@ from .serve import add_builtins, preload
 
 MAX_MESSAGE_BYTES = 1 << 16
 MAX_BYTES_SAID = 1000
-NUM_HOST_IDS = 1 << 16
+MAX_HOST_IDS = 1 << 27
 
 
 def main() -> None:
@@ -54,6 +56,8 @@ def main() -> None:
     if os.getppid() != int(sys.argv[3]):
         return  # the parent ended before the line above
     prctl(PR_SET_CHILD_SUBREAPER, 1)
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the host, which then closes the connection
     Nursery(host).serve()
 
@@ -61,12 +65,21 @@ def main() -> None:
 class _Sandbox:
     """A sandbox on its way to, or in, life. `process` is the one to kill; its end is the sandbox's end."""
 
-    def __init__(self, starter: int, adopted: int, report: int, errors: int) -> None:
+    def __init__(
+        self, starter: int, host_id: int | None, adopted: int, report: int, errors: int | None
+    ) -> None:
         self.starter = starter
+        self.host_id = host_id
         self.adopted = adopted
         self.report = report
         self.errors = errors
         self.process: int | None = None
+
+    def close_pipes(self) -> None:
+        """Nothing more is to be said while it starts; descriptors are few, and sandboxes may be many."""
+        for fd in filter(None, (self.adopted, self.report)):
+            os.close(fd)
+        self.adopted = self.report = 0
 
 
 class Nursery:
@@ -78,6 +91,7 @@ class Nursery:
         self._sandboxes: dict[int, _Sandbox] = {}
         self._launcher = "native"
         self._first_id: int | None = None
+        self._num_ids = 0
         self._user_namespace = True
         self._in_jail = False
         self._layers: dict[str, bool] = {}
@@ -129,10 +143,11 @@ class Nursery:
         self._launcher = question["launcher"]
         self._layers = question["layers"]
         add_builtins()
-        is_root = os.geteuid() == 0 and not _is_ordinary_user_outside(question["first_id"])
+        num_ids = _num_ids(question["first_id"])
+        is_root = os.geteuid() == 0 and num_ids > 0
         is_native = self._launcher == "native"
         if is_root and self._layers["uid_drop"]:
-            self._first_id = question["first_id"]
+            self._first_id, self._num_ids = question["first_id"], num_ids
         folder = os.path.dirname(os.path.abspath(__file__))
         self._layout = Layout.of_this_machine(question["folders"], runner=None if is_native else folder)
         if is_root:
@@ -159,7 +174,7 @@ class Nursery:
     def _create(self, question: dict[str, Any], link: int) -> int:
         number = question["id"]
         room = Room(
-            host_id=None if self._first_id is None else self._first_id + number % NUM_HOST_IDS,
+            host_id=self._new_host_id(),
             disk_bytes=question["disk_bytes"],
             num_files=question["num_files"],
             user_namespace=self._user_namespace,
@@ -169,21 +184,32 @@ class Nursery:
         )
         adopted_theirs, adopted = os.pipe()
         report, report_theirs = os.pipe()
-        errors = os.memfd_create("errors")
+        errors = os.memfd_create("errors") if self._launcher == "bubblewrap" else None
         starter = os.fork()
         if starter == 0:
             if self._launcher == "native":
                 start_room(room, link, adopted_theirs, report_theirs)
             assert self._layout is not None
+            assert errors is not None
             bubblewrap.start_room(room, self._layout, link, errors, in_jail=self._in_jail)
         os.close(adopted_theirs)
         os.close(report_theirs)
         self._children.watch(starter)
-        sandbox = _Sandbox(starter, adopted, report, errors)
+        sandbox = _Sandbox(starter, room.host_id, adopted, report, errors)
         if self._launcher == "bubblewrap":
             sandbox.process = starter
+            sandbox.close_pipes()
         self._sandboxes[number] = sandbox
         return starter
+
+    def _new_host_id(self) -> int | None:
+        """A user that no other sandbox has, of this owner or another: the kernel counts processes and more by user."""
+        if self._first_id is None:
+            return None
+        taken = {sandbox.host_id for sandbox in self._sandboxes.values()}
+        while (chosen := self._first_id + secrets.randbelow(self._num_ids)) in taken:
+            pass
+        return chosen
 
     def _look_after_children(self) -> None:
         """Learns who process 1 of a new sandbox is, once the starter has ended; drops sandboxes that ended."""
@@ -205,13 +231,15 @@ class Nursery:
         self._children.watch(sandbox.process)
         with contextlib.suppress(BrokenPipeError):  # it may be dead already; its status comes
             os.write(sandbox.adopted, b"a")
+        sandbox.close_pipes()
 
     def _drop(self, number: int) -> None:
         sandbox = self._sandboxes.pop(number)
-        if said := os.pread(sandbox.errors, MAX_BYTES_SAID, 0):
-            self._said[number] = said.decode(errors="replace").strip()
-        for fd in (sandbox.adopted, sandbox.report, sandbox.errors):
-            os.close(fd)
+        sandbox.close_pipes()
+        if sandbox.errors is not None:
+            if said := os.pread(sandbox.errors, MAX_BYTES_SAID, 0):
+                self._said[number] = said.decode(errors="replace").strip()
+            os.close(sandbox.errors)
         if sandbox.process is not None:
             self._children.forget(sandbox.process)
 
@@ -223,15 +251,17 @@ class Nursery:
             self._look_after_children()
 
 
-def _is_ordinary_user_outside(needed_id: int) -> bool:
-    """Whether this root is one of a user namespace alone, without the other users that root would change to.
+def _num_ids(needed_id: int) -> int:
+    """How many users there are from that one on, up to as many as are wanted.
 
+    None where this root is one of a user namespace alone, without the other users that root would change to.
     Raises StepFailed where it lacks them although it is root outside, too.
     """
     with open("/proc/self/uid_map") as uid_map:
         ranges = [tuple(map(int, line.split())) for line in uid_map]
-    if any(first <= needed_id < first + size for first, _, size in ranges):
-        return False
+    for first, _, size in ranges:
+        if first <= needed_id < first + size:
+            return min(first + size - needed_id, MAX_HOST_IDS)
     if any(first == 0 and outside == 0 for first, outside, _ in ranges):
         raise StepFailed("change of user", PermissionError("this root has no other user to change to"))
-    return True
+    return 0

@@ -91,7 +91,7 @@ class Children:
         end = time.monotonic() + KILL_DEADLINE_S
         stopped: set[int] = set()
         for _ in range(NUM_ROUNDS):
-            new = _processes() - spared - stopped
+            new = processes() - spared - stopped
             if not new:
                 break
             for pid in new:
@@ -99,7 +99,7 @@ class Children:
             stopped |= new
         while time.monotonic() < end:
             self.collect()
-            left = _processes() - spared
+            left = processes() - spared
             if not left:
                 return self.status(keep) is None
             for pid in left:
@@ -109,7 +109,17 @@ class Children:
         return False
 
 
-def _processes() -> set[int]:
+def cpu_seconds(pid: int) -> float:
+    """User and system time that a process has used; 0 where it has gone."""
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            fields = stat.read().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def processes() -> set[int]:
     """All processes but zombies, which may wait for a parent that is stopped."""
     return {int(name) for name in os.listdir("/proc") if name.isdigit() and _is_running(name)}
 

@@ -47,6 +47,11 @@ DENIED: dict[str, tuple[int | None, int | None]] = {
     "fanotify_mark": (301, 263),
     "quotactl": (179, 60),
     "quotactl_fd": (443, 443),
+    # Watching, and locking away, files that the machine and other sandboxes use, too. (Locks by `fcntl` stay: whoever
+    # may only read a file cannot lock it for himself.) And the machine has few watches for each user.
+    "inotify_init": (253, None),
+    "inotify_init1": (294, 26),
+    "flock": (73, 32),
     # The kernel itself.
     "bpf": (321, 280),
     "perf_event_open": (298, 241),
@@ -101,7 +106,19 @@ MEMFD_CREATE = (319, 279)
 CLONE, CLONE3 = (56, 220), (435, 435)
 SOCKET, SOCKETPAIR = (41, 198), (53, 199)
 IOCTL = (16, 29)
-PRLIMIT = (302, 261)
+OF_PROCESSES: dict[str, tuple[int, int]] = {
+    "prlimit64": (302, 261),
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
+    "sched_setattr": (314, 274),
+    "sched_setaffinity": (203, 122),
+}
+"""Calls whose first argument is a process. One of the same user may set the limits, the niceness and the processors of
+any other, so of the runner, from which every later execution has them: only its own (0) are its business."""
+OF_MANY: dict[str, tuple[int, int]] = {"setpriority": (141, 140), "ioprio_set": (251, 30)}
+"""Calls whose first argument is a kind (process, group or user) and whose second one of that kind."""
+KIND_PROCESS = {"setpriority": 0, "ioprio_set": 1}
+FCNTL, WATCHING_COMMANDS = (72, 25), (1024, 1026)  # F_SETLEASE, F_NOTIFY
 
 AUDIT_ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 NEW_NAMESPACES = 0x7E020000 | 0x00000080  # CLONE_NEW{NS,CGROUP,UTS,IPC,USER,PID,NET,TIME}
@@ -150,17 +167,27 @@ def build_filter(machine: str, *, deny_memfd: bool = False) -> bytes:
         emit(JUMP_EQUAL, 1, if_true=1)  # AF_UNIX
         emit(RETURN, FAIL_WITH | errno.EACCES)
         emit(RETURN, ALLOW)
-    # A process of the same user may set the limits of any other, so of the runner: only its own (0) are its business.
-    emit(JUMP_EQUAL, PRLIMIT[column], if_false=4)
-    emit(LOAD, OFFSET_ARGUMENTS)
-    emit(JUMP_EQUAL, 0, if_true=1)
-    emit(RETURN, FAIL_WITH | errno.EPERM)
-    emit(RETURN, ALLOW)
-    emit(JUMP_EQUAL, IOCTL[column], if_false=1 + 2 * len(FORGING_IOCTLS))
-    emit(LOAD, OFFSET_ARGUMENTS + 8)
-    for request in FORGING_IOCTLS:
-        emit(JUMP_EQUAL, request, if_false=1)
+    for numbers in OF_PROCESSES.values():
+        emit(JUMP_EQUAL, numbers[column], if_false=4)
+        emit(LOAD, OFFSET_ARGUMENTS)
+        emit(JUMP_EQUAL, 0, if_true=1)
         emit(RETURN, FAIL_WITH | errno.EPERM)
+        emit(RETURN, ALLOW)
+    for name, numbers in OF_MANY.items():
+        emit(JUMP_EQUAL, numbers[column], if_false=6)
+        emit(LOAD, OFFSET_ARGUMENTS)
+        emit(JUMP_EQUAL, KIND_PROCESS[name], if_false=2)
+        emit(LOAD, OFFSET_ARGUMENTS + 8)
+        emit(JUMP_EQUAL, 0, if_true=1)
+        emit(RETURN, FAIL_WITH | errno.EPERM)
+        emit(RETURN, ALLOW)
+    for call, commands in ((FCNTL, WATCHING_COMMANDS), (IOCTL, FORGING_IOCTLS)):
+        emit(JUMP_EQUAL, call[column], if_false=2 + 2 * len(commands))
+        emit(LOAD, OFFSET_ARGUMENTS + 8)
+        for command in commands:
+            emit(JUMP_EQUAL, command, if_false=1)
+            emit(RETURN, FAIL_WITH | errno.EPERM)
+        emit(RETURN, ALLOW)
     emit(RETURN, ALLOW)
     return b"".join(struct.pack("=HBBI", *instruction) for instruction in program)
 
