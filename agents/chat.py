@@ -94,6 +94,7 @@ class ChatRenderer:
         thoughts = {*THOUGHT_MARKS, *THOUGHT_MARKS.values()}
         self._own = TextFinder((frame | (self._encoder.special & self._encoder.marks)) - thoughts)
         self._shapes: dict[Shape, bool] = {}
+        self._shown: set[tuple[Shape, bool]] = set()
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
@@ -128,6 +129,7 @@ class ChatRenderer:
         Raises:
             ValueError: the template refuses the conversation.
         """
+        self._check_shown(shape_of(messages, with_tools=bool(tools)))
         shield = self._shield(messages, tools)
         return self._encoder.encode(self._template.render(shield.messages, shield.tools), shield)
 
@@ -146,6 +148,7 @@ class ChatRenderer:
         Raises:
             ValueError: the template refuses the observation.
         """
+        self._check_shown(shape_of(observation, with_tools=False), behind_turn=True)
         shield = self._shield(observation, tools if self._template.needs_tools else ())
         text, end = self._behind_turn(shield.messages, shield.tools, shield.fresh_word())
         start = text.find(end.close) if end.close else -1
@@ -231,6 +234,8 @@ class ChatRenderer:
         behind it is the delta. Whether the history lets it is a question for `continues`.
         """
         results = list(itertools.takewhile(lambda message: message["role"] == "tool", observation))
+        if results and self._template.needs_tools:
+            tools = tools or [PROBE_TOOL]
         head: list[Mapping[str, Any]] = [{"role": "user", "content": USER}]
         if not results or self.form.calls_as_text:
             turn: Mapping[str, Any] = {"role": "assistant", "content": reply}
@@ -261,6 +266,27 @@ class ChatRenderer:
         return whole.startswith(before) and keeps_turn(
             whole[len(before) :], messages[last], delta, calls_as_text=self.form.calls_as_text
         )
+
+    def _check_shown(self, shape: Shape, *, behind_turn: bool = False) -> None:
+        """Raise `TemplateRefusal` where the template leaves out what somebody else than the assistant says."""
+        if (shape, behind_turn) in self._shown:
+            return
+        messages, _ = messages_of(shape, self.form)
+        tools = [PROBE_TOOL] if shape.with_tools else []
+        text = (
+            self._behind_turn(messages, tools, "Wreply")[0]
+            if behind_turn
+            else self._template.render(messages, tools)
+        )
+        for message in messages:
+            if message["role"] != "assistant" and message["content"] not in text:
+                raise TemplateRefusal(
+                    f"the chat template leaves a message of the role {message['role']!r} out of a conversation of "
+                    f"{', '.join(each.role for each in shape.messages)}"
+                )
+        if len(self._shown) >= MAX_SHAPES:
+            self._shown.clear()
+        self._shown.add((shape, behind_turn))
 
     def _turn_end(self, stops: frozenset[int], *, calls: bool) -> TurnEnd:
         texts = frozenset(text for text, token_id in self._encoder.ids.items() if token_id in stops)

@@ -71,6 +71,8 @@ class TemplateForm:
     """Results stand in user messages and specs in the system message, too: the template has no tools."""
     call_ids: Literal["any", "nine", "names"] = "any"
     """`nine` letters and digits (Mistral), or `names` of functions with numbers (Kimi)."""
+    without_content: bool = False
+    """A message of calls alone has None for content, not an empty text (DeepSeek)."""
     arguments_as_text: bool = False
     """A call's arguments are JSON text, not an object."""
     one_call: bool = False
@@ -111,6 +113,8 @@ class TemplateForm:
             taken["content"] = f"<think>\n{reasoning}\n</think>\n\n{taken['content'] or ''}"
         if calls := taken.get("tool_calls"):
             taken["tool_calls"] = [self._prepare_call(call) for call in calls]
+            if self.without_content and not self.calls_as_text:
+                taken["content"] = taken["content"] or None
         if taken.get("tool_call_id") is not None:
             taken["tool_call_id"] = self._taken_id(taken["tool_call_id"])
         return taken
@@ -151,7 +155,7 @@ class ChatTemplate:
         self.needs_tools = (
             isinstance(tokenizer.chat_template, Mapping) and "tool_use" in tokenizer.chat_template
         )
-        """Whether it is another template with tools than without."""
+        """Whether it is another template with tools than without, or shows calls only where there are tools."""
         self.form = TemplateForm()
         self.form = self._learn_roles()
         self._learn_tools(tool_prompt)
@@ -232,8 +236,13 @@ class ChatTemplate:
         """Find the form in which the template writes a call and its result; else they are text."""
         roles, faults = self.form, []
         ids: tuple[Literal["any", "nine"], ...] = ("any", "nine")
-        for call_ids, as_text in product(ids, (False, True)) if tool_prompt != "text" else ():
-            self.form = replace(roles, call_ids=call_ids, arguments_as_text=as_text)
+        needs = (True,) if self.needs_tools else (False, True)
+        trials = product(needs, ids, (False, True), (False, True)) if tool_prompt != "text" else ()
+        for needs_tools, call_ids, without_content, as_text in trials:
+            self.needs_tools = needs_tools
+            self.form = replace(
+                roles, call_ids=call_ids, without_content=without_content, arguments_as_text=as_text
+            )
             try:
                 self._try_tools(1)
             except TemplateRefusal as error:
@@ -241,6 +250,7 @@ class ChatTemplate:
                 continue
             self._learn_parallel()
             return
+        self.needs_tools = needs[0]
         if tool_prompt == "template":
             raise ValueError(
                 f"{faults[0]}; model.tool_prompt: text has tools written as text in system and user messages"

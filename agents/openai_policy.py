@@ -15,6 +15,9 @@ from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.tools.plain import shown
 from polyturn.tools.types import ToolCall, ToolSpec
 
+_REASONING_KEYS = ("reasoning_content", "reasoning")
+"""Where endpoints put what the model thought."""
+
 
 class OpenAIPolicy:
     """Answers over `POST {base_url}/chat/completions`."""
@@ -43,7 +46,8 @@ class OpenAIPolicy:
         Raises:
             PolicyFault: the endpoint failed, or its answer holds no message.
         """
-        payload: dict[str, Any] = {**self._request, "messages": self._to_wire(messages)}
+        wire = [_to_wire(message, self._reasoning_key) for message in messages]
+        payload: dict[str, Any] = {**self._request, "messages": wire}
         if tools:
             payload["tools"] = [tool.to_openai() for tool in tools]
         answer = await post_json(
@@ -52,9 +56,6 @@ class OpenAIPolicy:
         message, told = read_answer(answer, where=self._url)
         self._reasoning_key = told or self._reasoning_key
         return message
-
-    def _to_wire(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
-        return [_to_wire(message, self._reasoning_key) for message in messages]
 
 
 def read_answer(answer: Any, *, where: str = "the endpoint") -> tuple[AssistantMessage, str | None]:
@@ -72,9 +73,6 @@ def read_answer(answer: Any, *, where: str = "the endpoint") -> tuple[AssistantM
         return AssistantMessage(content=content, reasoning=reasoning, tool_calls=tuple(calls)), told
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise PolicyFault(f"{where}: the answer holds no message: {shown(answer, limit=300)}") from error
-
-
-_REASONING_KEYS = ("reasoning_content", "reasoning")
 
 
 def _read_content(content: Any) -> tuple[str | None, str]:

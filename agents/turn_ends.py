@@ -61,45 +61,27 @@ def find_turn_end(
 ) -> TurnEnd:
     """How the template goes on after a turn that answers, or that calls a tool.
 
-    Three ways to go on are compared: with an observation, with nothing, and with the head of the next turn.
-
     Args:
         known_stops: The texts of tokens that are known to end turns.
 
     Raises:
         TemplateRefusal: the template does not show the turn, or not the observation behind it.
     """
-    turn, observation, word = _probe(template, calls=calls)
-    head = [{"role": "user", "content": USER}, turn]
-    tools = [PROBE_TOOL] if template.needs_tools and calls else []
-    behind = tail(template.render([*head, *observation], tools), word)
-    shown = behind.find(RESULT)
-    if shown < 0:
-        raise TemplateRefusal(
-            "the chat template leaves what follows an assistant's turn out of the conversation"
-        )
-    region, generation = behind[:shown], behind[shown + len(RESULT) :]
-    alone = _tail_or_none(template, head, tools, word, generation=False) or ""
-    opened = _tail_or_none(template, head, tools, word, generation=True)
+    behind = _Behind.render(template, calls=calls)
     calls = calls and not template.form.calls_as_text
-    of_call = _tokens_of_a_call(template, encoder, tools) if calls else frozenset()
+    of_call = _tokens_of_a_call(template, encoder) if calls else frozenset()
     last = [
         token
-        for _, token in encoder.tokens_in(alone)
+        for _, token in encoder.tokens_in(behind.nothing)
         if token in encoder.special | known_stops and token not in of_call
     ]
-    own = alone if calls else ""
-    tokens = [(start, token) for start, token in encoder.tokens_in(region) if token not in of_call]
+    tokens = [(at, token) for at, token in encoder.tokens_in(behind.region) if token not in of_call]
     close = next((token for _, token in tokens if token in known_stops), None)
-    if close is None and last and own and region.startswith(own):
+    if close is None and calls and last and behind.region.startswith(behind.nothing):
         close = last[-1]
     if close is None:
-        # What a call ends with stands in both; the turn's end, or the head of what follows, does not.
-        same = (
-            0
-            if last
-            else sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(region, own, strict=False)))
-        )
+        # What a call ends with stands there in any case; the turn's end, or the head of what follows, does not.
+        same = _common_length(behind.region, behind.nothing) if calls and not last else 0
         close = next((token for at, token in tokens if at >= same and token in encoder.special), None)
     if close in last or not last:
         stops = {close} if close else set()
@@ -107,15 +89,46 @@ def find_turn_end(
         # The last turn of a conversation ends otherwise than earlier ones, as in gpt-oss.
         stops = {next((token for token in last if token in known_stops), last[0])}
     texts = [token for _, token in tokens]
-    ended = close in [token for _, token in encoder.tokens_in(alone if opened is None else opened)]
     return TurnEnd(
         close=close,
-        belongs_to_turn=ended and bool(last),
+        belongs_to_turn=bool(last) and close in [token for _, token in encoder.tokens_in(behind.head)],
         stops=frozenset(stops),
         frame=frozenset(texts[texts.index(close) :] if close in texts else texts)
-        | {token for _, token in encoder.tokens_in(generation)},
-        opens_thought=is_open(generation),
+        | {token for _, token in encoder.tokens_in(behind.generation)},
+        opens_thought=is_open(behind.generation),
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Behind:
+    """What the template puts behind a turn when the conversation goes on in three ways."""
+
+    region: str
+    """Between the turn's text and an observation's."""
+    generation: str
+    """Between the observation's text and the next turn."""
+    nothing: str
+    """Where the turn is the last; empty where the template refuses that."""
+    head: str
+    """Where only the head of the next turn follows; `nothing` where the template refuses that."""
+
+    @classmethod
+    def render(cls, template: ChatTemplate, *, calls: bool) -> _Behind:
+        turn, observation, word = _probe(template, calls=calls)
+        messages = [{"role": "user", "content": USER}, turn]
+        tools = [PROBE_TOOL] if template.needs_tools and calls else []
+        region, shown, generation = tail(template.render([*messages, *observation], tools), word).partition(
+            RESULT
+        )
+        if not shown:
+            raise TemplateRefusal(
+                "the chat template leaves what follows an assistant's turn out of the conversation"
+            )
+        nothing = _tail_or_none(template, messages, tools, word, generation=False) or ""
+        head = _tail_or_none(template, messages, tools, word, generation=True)
+        return cls(
+            region=region, generation=generation, nothing=nothing, head=nothing if head is None else head
+        )
 
 
 def tail(rendered: str, word: str) -> str:
@@ -144,15 +157,14 @@ def _probe(template: ChatTemplate, *, calls: bool) -> tuple[dict[str, Any], list
     return turn, [result], call_word(0)
 
 
-def _tokens_of_a_call(
-    template: ChatTemplate, encoder: ShieldedEncoder, tools: Sequence[Mapping[str, Any]]
-) -> frozenset[str]:
+def _tokens_of_a_call(template: ChatTemplate, encoder: ShieldedEncoder) -> frozenset[str]:
     """The added tokens that end each call, not the turn: those behind both of two calls."""
     results = [{"name": NAME, "tool_call_id": template.form.call_id(NAME, i)} for i in range(2)]
     calls = template.stand_in_calls(results)
     if len(calls) < 2:
         return frozenset()
     turn = {"role": "assistant", "content": "", "tool_calls": calls}
+    tools = [PROBE_TOOL] if template.needs_tools else []
     try:
         text = template.render([{"role": "user", "content": USER}, turn], tools, generation=False)
     except TemplateRefusal:
@@ -176,6 +188,11 @@ def _tail_or_none(
         return tail(template.render(messages, tools, generation=generation), word)
     except TemplateRefusal:
         return None
+
+
+def _common_length(left: str, right: str) -> int:
+    """How many characters both begin with."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left, right, strict=False)))
 
 
 def _as_ids(value: Any) -> set[int]:

@@ -454,3 +454,68 @@ def test_deepseek_marks_in_a_page_stay_text():
     assert page in DEEPSEEK_V3.tokenizer.decode(delta)
     assert id_of("deepseek-v3", "<｜User｜>") not in delta
     assert id_of("deepseek-v3", "<｜Assistant｜>") not in delta
+
+
+@every_family
+def test_tools_can_be_text_in_every_family(name):
+    renderer, tokenizer = renderer_of(name, tool_prompt="text"), FAMILIES[name].tokenizer
+    said = [USER, calling(name), *results_of(calls_of(name, 1), ["one"])]
+    text = tokenizer.decode(renderer.start(said, [SEARCH_SPEC]))
+    assert '"name": "search"' in text
+    call = '<tool_call>\n{"name": "search", "arguments": {"query": "Mara0"}}\n</tool_call>'
+    assert "<tool_response>\none\n</tool_response>" in text.partition(call)[2]
+    delta = renderer.extend(
+        results_of(calls_of(name, 2), ["one", "two"]), last_token_id=id_of(name, ends(name)[0])
+    )
+    said = "<tool_response>\none\n</tool_response>\n<tool_response>\ntwo\n</tool_response>"
+    assert tokenizer.decode(delta).count(said) == 1
+    assert renderer.continues([USER, calling(name), *results_of(calls_of(name, 1), ["x"])]) or name in (
+        "mistral",
+        "deepseek-r1",
+        "qwen3-thinking",
+        "glm-4.5",
+    )
+
+
+def test_calls_that_a_template_shows_beside_no_content_alone():
+    """DeepSeek's first templates show calls where the content is None, and content else."""
+    tokenizer = build(DEEPSEEK_V3)
+    tokenizer.chat_template = """{%- for m in messages -%}
+{%- if m.role == 'user' -%}<｜User｜>{{ m.content }}{%- endif -%}
+{%- if m.role == 'assistant' and m.content is none -%}
+<｜Assistant｜><｜tool▁calls▁begin｜>{{ m.tool_calls[0].function.arguments }}<｜tool▁calls▁end｜><｜end▁of▁sentence｜>
+{%- elif m.role == 'assistant' -%}<｜Assistant｜>{{ m.content }}<｜end▁of▁sentence｜>
+{%- elif m.role == 'tool' -%}<｜tool▁outputs▁begin｜>{{ m.content }}<｜tool▁outputs▁end｜>{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt and messages[-1].role != 'tool' -%}<｜Assistant｜>{%- endif -%}"""
+    renderer = ChatRenderer(tokenizer)
+    assert (renderer.form.without_content, renderer.form.arguments_as_text) == (True, True)
+    turn = calling("deepseek-v3")
+    text = tokenizer.decode(renderer.start([USER, turn, *results_of(calls_of("deepseek-v3", 1), ["x"])]))
+    assert '{"query": "Mara0"}<｜tool▁calls▁end｜><｜end▁of▁sentence｜><｜tool▁outputs▁begin｜>x' in text
+
+
+def test_calls_that_a_template_shows_with_tools_alone():
+    tokenizer = build(QWEN25)
+    bare = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    tokenizer.chat_template = f"{{% if tools %}}{QWEN25.template}{{% else %}}{bare}{{% endif %}}"
+    renderer = ChatRenderer(tokenizer)
+    result = results_of(calls_of("qwen2.5", 1), ["x"])
+    delta = renderer.extend(result, last_token_id=tokenizer.eos_token_id, tools=[SEARCH_SPEC])
+    assert tokenizer.decode(delta) == tokenizer.decode(
+        renderer_of("qwen2.5").extend(result, last_token_id=tokenizer.eos_token_id)
+    )
+
+
+def test_a_message_that_a_template_leaves_out_is_refused_by_its_role():
+    """Where it stands first or after a turn; a result in the middle of Qwen3's has its place."""
+    late = {"role": "system", "content": "Hurry."}
+    with pytest.raises(
+        TemplateRefusal, match="leaves a message of the role 'system' out of a conversation of system"
+    ):
+        renderer_of("qwen3").extend((late,), last_token_id=id_of("qwen3", "<|im_end|>"))
+    with pytest.raises(
+        TemplateRefusal, match="role 'system' out of a conversation of user, assistant, system, user"
+    ):
+        renderer_of("qwen3").start([USER, ANSWERS, late, USER])
+    assert renderer_of("qwen2.5").extend((late,), last_token_id=id_of("qwen2.5", "<|im_end|>"))

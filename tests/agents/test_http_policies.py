@@ -192,6 +192,64 @@ def choice(**message):
     return (200, {"choices": [{"message": {"role": "assistant", **message}}]})
 
 
+@pytest.mark.parametrize(
+    ("message", "content", "reasoning"),
+    [
+        ({"content": [{"type": "text", "text": "Ash"}, {"type": "text", "text": "ford"}]}, "Ashford", None),
+        (
+            {
+                "content": [
+                    {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]},
+                    {"type": "text", "text": "Ashford"},
+                ]
+            },
+            "Ashford",
+            "hm",
+        ),
+        ({"content": [{"type": "refusal", "refusal": "No."}]}, "No.", None),
+        ({"content": "Ashford", "reasoning_content": "hm"}, "Ashford", "hm"),
+        ({"content": "Ashford", "reasoning": "hm"}, "Ashford", "hm"),
+        ({"content": "<think>hm</think>\n\nAshford"}, "Ashford", "hm"),
+        ({"content": "hm</think>Ashford"}, "Ashford", "hm"),
+        ({"content": "<think>hm"}, "", "hm"),
+        ({"content": None}, "", None),
+    ],
+)
+def test_content_in_parts_and_reasoning_are_read(message, content, reasoning):
+    with serving(choice(**message)) as (url, _):
+        answer = reply(url, [{"role": "user", "content": "Where?"}])
+    assert (answer.content, answer.reasoning) == (content, reasoning)
+
+
+def test_content_that_is_no_text_is_a_fault():
+    for content in ([{"type": "text"}, "x"], [{"text": "x"}], 5, {"text": "x"}):
+        with (
+            serving(choice(content=content)) as (url, _),
+            pytest.raises(PolicyFault, match="holds no message"),
+        ):
+            reply(url, [{"role": "user", "content": "Where?"}])
+
+
+def test_reasoning_goes_back_with_calls_to_an_endpoint_that_gave_it():
+    call = {"id": "1", "type": "function", "function": {"name": "search", "arguments": "{}"}}
+    first, second = choice(content="", reasoning_content="hm", tool_calls=[call]), choice(content="x")
+    question = {"role": "user", "content": "Where?"}
+
+    async def run(url):
+        async with httpx.AsyncClient(timeout=5) as client:
+            policy = OpenAIPolicy(client=client, base_url=url, model="m", api_key="k", retries=NO_WAIT)
+            answer = await policy.reply(messages=[question], tools=[SEARCH_SPEC])
+            said = {"role": "assistant", "content": "a", "reasoning": "earlier"}
+            await policy.reply(messages=[question, said, question, answer.to_message()], tools=[SEARCH_SPEC])
+
+    with serving(first, second) as (url, requests):
+        asyncio.run(run(url))
+    sent = requests[1][1]["messages"]
+    assert sent[1] == {"role": "assistant", "content": "a"}
+    assert sent[3]["reasoning_content"] == "hm"
+    assert "reasoning" not in sent[3]
+
+
 def test_an_endpoint_is_asked_in_its_own_format():
     function = {"name": "search", "arguments": {"query": "x"}}
     messages = [
