@@ -26,7 +26,7 @@ from polyturn.trainer.off_policy import correct, drop_unusable
 from polyturn.trainer.player import RolloutPlayer
 from polyturn.trainer.prefix_packs import rank_split
 from polyturn.trainer.progress import ProgressDisplay
-from polyturn.trainer.resume import note_failure
+from polyturn.trainer.resume import forget_failure, note_failure
 from polyturn.trainer.run_directory import RunDirectory, RunState
 from polyturn.trainer.samples import StepSamples, make_samples
 from polyturn.trainer.step_metrics import step_metrics
@@ -287,7 +287,7 @@ class TrainingLoop:
         state, self._saving = self._saving, None
         self._trainer.finish_checkpoint()
         self._directory.commit_checkpoint(state, keep_last=self._config.checkpoint.keep_last)
-        self._directory.failure.unlink(missing_ok=True)
+        forget_failure(self._directory, state.step)
         self._store.forget(state.step)
 
     @property

@@ -112,3 +112,10 @@ def note_failure(
     directory.failure.write_bytes(orjson.dumps(failed.as_json()))
     where = f"; its episodes are in {aside}" if aside else ""
     return f"{sentence}{where}; resume=true plays the step anew"
+
+
+def forget_failure(directory: RunDirectory, step: int) -> None:
+    """Once a checkpoint has a step, it is of no account that it failed before."""
+    failed = FailedStep.read(directory.failure)
+    if failed is not None and failed.step <= step:
+        directory.failure.unlink()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -103,6 +105,22 @@ def test_a_place_that_cannot_be_written_to(workspace: Path, key: str, place: str
     assert place in sentence and why in sentence
     assert "name another place" in sentence or "choose a shorter name" in sentence
     assert not (workspace / "runs").exists()
+
+
+def test_a_read_only_disk(workspace: Path) -> None:
+    disk = workspace / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "ro,size=1m", "tmpfs", str(disk)]
+    if os.geteuid() != 0 or subprocess.run(mount, capture_output=True, check=False).returncode != 0:
+        pytest.skip("no disk can be mounted here")
+    try:
+        for arguments in (("train", "recipe.yaml", "run_dir=disk/run"), ("convert", "model", "disk/target")):
+            assert "Read-only file system" in said(*arguments)
+        assert "Read-only file system; choose a place" in said(
+            "env", "new", "mine", "--directory", "disk/mine"
+        )
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
 
 
 RUN = {

@@ -21,7 +21,7 @@ from polyturn.rollout.store import TrajectoryStore
 from polyturn.rollout.task_sources import tasks_of
 from polyturn.trainer.identity import as_json, identify
 from polyturn.trainer.metrics import JsonLinesSink, read_metrics
-from polyturn.trainer.resume import check_resume, note_failure
+from polyturn.trainer.resume import check_resume, forget_failure, note_failure
 from polyturn.trainer.run_directory import RunDirectory
 
 ROWS = [{"prompt": f"what is {i} + {i}?", "answer": str(2 * i)} for i in range(20)]
@@ -269,8 +269,12 @@ def test_a_step_that_fails_again_is_not_played_for_ever(begun: RunDirectory) -> 
     ):
         resumed(begun)
     assert any("checks" in text for text in resumed(begun, "checks.max_logprob_difference=null"))
+    forget_failure(begun, 0)
+    assert begun.failure.exists(), "a checkpoint of an earlier step says nothing of it"
     note_failure(begun, store, step=2, sentence="step 2: another", checks=checks)
     assert resumed(begun) == []
+    forget_failure(begun, 2)
+    assert not begun.failure.exists()
 
 
 @pytest.mark.parametrize("left", ["trajectories", "journal", "checkpoints", "metrics.jsonl", "identity.json"])

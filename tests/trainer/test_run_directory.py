@@ -9,8 +9,9 @@ import pytest
 
 from polyturn.configs.schema import RunConfig
 from polyturn.trainer.megatron.checkpoints.manifest import describe_file, find_faults, write_manifest
+from polyturn.trainer.megatron.checkpoints.sources import find_source
 from polyturn.trainer.metrics import JsonLinesSink, read_metrics
-from polyturn.trainer.run_directory import RunDirectory, RunState
+from polyturn.trainer.run_directory import RunDirectory, RunState, runs_of
 
 
 def make_config(tmp_path: Path, **changes: object) -> RunConfig:
@@ -112,6 +113,35 @@ def test_resume_takes_the_newest_run_of_the_name(tmp_path: Path) -> None:
         (tmp_path / name / "config.yaml").touch()
     (tmp_path / "trial-20280101-000000").mkdir()  # nothing was started there
     assert RunDirectory.to_resume(make_config(tmp_path)).path.name == "trial-20260102-000000-2"
+
+
+def test_runs_of_one_second_and_steps_of_seven_digits_are_ordered_by_their_numbers(tmp_path: Path) -> None:
+    for number in ("", "-2", "-9", "-10"):
+        (tmp_path / f"trial-20260102-000000{number}").mkdir()
+    (tmp_path / "trial-20260101-235959-11").mkdir()
+    (tmp_path / "trial-more-20270101-000000").mkdir()
+    assert [path.name.removeprefix("trial-") for path in runs_of("trial", tmp_path)] == [
+        "20260102-000000-10",
+        "20260102-000000-9",
+        "20260102-000000-2",
+        "20260102-000000",
+        "20260101-235959-11",
+    ]
+    directory = RunDirectory.create(make_config(tmp_path, run_dir=tmp_path / "mine"))
+    for step in (999_998, 999_999, 1_000_000, 1_000_001):
+        save(directory, step)
+    assert sorted(p.name for p in directory.checkpoints.iterdir()) == ["step_1000000", "step_1000001"]
+    found = directory.sound_checkpoint(find_faults, warn=raise_warning)
+    assert found is not None and found[1].step == 1_000_001
+    source = find_source(directory.path)
+    assert source is not None and source.path.name == "step_1000001"
+
+
+def test_a_checkpoint_of_the_same_step_replaces_the_one_before(tmp_path: Path) -> None:
+    directory = RunDirectory.create(make_config(tmp_path))
+    save(directory, 1)
+    save(directory, 1)
+    assert [path.name for path in directory.checkpoints.iterdir()] == ["step_000001"]
 
 
 def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
