@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -143,7 +143,7 @@ class TrajectoryStore:
         found = {episode.episode_id: episode for episode in contents.episodes}
         damage = contents.damage
         if (damage or not found) and self.path(step).exists():
-            stored = read_sound_episodes(self.path(step))
+            stored = _read_whatever_is_sound(self.path(step))
             found = {episode.episode_id: episode for episode in stored.episodes} | found
             damage += stored.damage
         return StoredEpisodes(episodes=tuple(found.values()), damage=damage)
@@ -253,37 +253,49 @@ def read_sound_episodes(path: Path) -> StoredEpisodes:
     """The episodes of a columnar file whose bytes are those that were written, and what is damaged.
 
     Raises:
+        FileNotFoundError: it is not there.
         ValueError: it has the columns of another release.
     """
-    rows: dict[str, list[dict[str, Any]]] = {}
-    try:
-        file = pq.ParquetFile(path, page_checksum_verification=True)
-        schema, num_groups = file.schema_arrow, file.num_row_groups
-        expected = int((schema.metadata or {}).get(NUM_ROWS, b"-1"))
-    except UNREADABLE as fault:
-        return StoredEpisodes(episodes=(), damage=(f"{path} is damaged and cannot be read: {_said(fault)}",))
-    if not (schema.equals(SCHEMA) or schema.equals(SCHEMA_WITH_ROUTING)):
-        raise ValueError(f"{path} does not have the columns of a trajectory file of this version")
-    damage: list[str] = []
-    num_sound = 0
-    for group in range(num_groups):
+    with path.open("rb") as opened:
         try:
-            sound = _sound_rows(file.read_row_group(group))
+            file = pq.ParquetFile(opened, page_checksum_verification=True)
+            schema, num_groups = file.schema_arrow, file.num_row_groups
+            expected = int((schema.metadata or {}).get(NUM_ROWS, b"-1"))
         except UNREADABLE as fault:
-            damage.append(f"{path}: row group {group} is damaged: {_said(fault)}")
-            continue
-        for row in sound:
-            rows.setdefault(row["episode_id"], []).append(row)
-        num_sound += len(sound)
-    if num_sound != expected and not damage:
+            what = f"{path} is damaged and cannot be read: {_said(fault)}"
+            return StoredEpisodes(episodes=(), damage=(what,))
+        if not (schema.equals(SCHEMA) or schema.equals(SCHEMA_WITH_ROUTING)):
+            raise ValueError(f"{path} does not have the columns of a trajectory file of this version")
+        rows: list[dict[str, Any]] = []
+        damage: list[str] = []
+        for group in range(num_groups):
+            try:
+                rows += _sound_rows(file.read_row_group(group))
+            except UNREADABLE as fault:
+                damage.append(f"{path}: row group {group} is damaged: {_said(fault)}")
+    if len(rows) != expected and not damage:
         damage.append(
-            f"{path} is damaged: {num_sound} of its rows have the checksum that they were written with"
+            f"{path} is damaged: {len(rows)} of its rows have the checksum that they were written with"
         )
-    episodes = []
-    for of_one in rows.values():
+    return StoredEpisodes(episodes=tuple(_whole_episodes(rows)), damage=tuple(damage))
+
+
+def _read_whatever_is_sound(path: Path) -> StoredEpisodes:
+    """The same, of a file of another release nothing: what it held is played again."""
+    try:
+        return read_sound_episodes(path)
+    except ValueError as fault:
+        return StoredEpisodes(episodes=(), damage=(str(fault),))
+
+
+def _whole_episodes(rows: Sequence[Mapping[str, Any]]) -> Iterator[Episode]:
+    """The episodes of which every row is there."""
+    by_episode: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        by_episode.setdefault(row["episode_id"], []).append(row)
+    for of_one in by_episode.values():
         if len(of_one) == max(1, of_one[0]["num_segments"]):
-            episodes.append(_episode(of_one))
-    return StoredEpisodes(episodes=tuple(episodes), damage=tuple(damage))
+            yield _episode(of_one)
 
 
 def _sound_rows(table: pa.Table) -> list[dict[str, Any]]:

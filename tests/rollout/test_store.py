@@ -263,6 +263,18 @@ def test_a_flipped_bit_of_a_columnar_file_is_found_or_changes_nothing(tmp_path, 
             read_episodes(path)
 
 
+def test_a_file_of_another_release_is_refused_and_its_step_is_played_again(tmp_path):
+    store = TrajectoryStore(tmp_path)
+    store.write_step(1, FOUR)
+    table = pq.read_table(store.path(1)).drop_columns(["checksum"])
+    pq.write_table(table, store.path(1))
+    with pytest.raises(ValueError, match="does not have the columns"):
+        read_episodes(store.path(1))
+    assert store.journaled(1) == [] and "does not have the columns" in store.stored(1).damage[0]
+    with pytest.raises(FileNotFoundError):
+        read_episodes(store.path(2))
+
+
 def test_damage_costs_the_rows_that_it_is_in(tmp_path):
     written = [simple_episode(f"g{sample:08d}.0.0", float(sample)) for sample in range(4 * ROWS_PER_GROUP)]
     path = tmp_path / "step.parquet"
