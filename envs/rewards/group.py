@@ -15,6 +15,7 @@ from polyturn.envs.hooks import current_task, in_threads, is_interruption
 from polyturn.envs.rewards.rubric import named_parts
 from polyturn.envs.rewards.text import normalise_answer
 from polyturn.envs.rewards.types import EpisodeView, GroupReward, Score, as_score, is_async
+from polyturn.tools.plain import as_number
 from polyturn.tools.threads import Escaped, GivenUp, PinnedThread
 
 
@@ -83,7 +84,13 @@ async def score_group(
             recorded[index].update(
                 named_parts(part.name, score, is_bare=not isinstance(value, Mapping | Score))
             )
-    return [Score(value=total, parts=of_one) for total, of_one in zip(totals, recorded, strict=True)]
+    try:
+        return [
+            Score(value=as_number(total), parts=of_one)
+            for total, of_one in zip(totals, recorded, strict=True)
+        ]
+    except ValueError as error:
+        raise EnvironmentFault(f"the group rewards with their weights: {error}") from error
 
 
 async def _call(

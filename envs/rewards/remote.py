@@ -9,6 +9,7 @@ One reward for each episode, in their order: a number, numbers by name, or null 
 from __future__ import annotations
 
 import asyncio
+import json
 import queue
 import threading
 import time
@@ -221,7 +222,12 @@ def _body(episode: EpisodeView) -> orjson.Fragment:
         "metadata": dict(episode.task.metadata),
         "metrics": dict(episode.metrics),
     }
-    return orjson.Fragment(orjson.dumps(body))
+    try:
+        return orjson.Fragment(orjson.dumps(body))
+    except (
+        TypeError
+    ):  # integers beyond 64 bits, which the slower encoder writes; it refuses what is no JSON, too
+        return orjson.Fragment(json.dumps(body))
 
 
 def _hand_out(answer: Any, batch: Sequence[_Waiting], url: str) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
 from polyturn.envs.messages import Message
+from polyturn.tools.plain import clean_text, shown
 
 if TYPE_CHECKING:
     from polyturn.envs.rewards.types import Reward
@@ -36,6 +37,17 @@ class Task:
     """Where to play it; None: in the environment of the run."""
     reward: Reward | None = None
     """Grades this task; None: the run's reward, or the environment's own grade."""
+
+    def __post_init__(self) -> None:
+        """Raises `ValueError` for an id or messages that are none: who makes a task is told, not who plays it."""
+        if not isinstance(self.task_id, str) or not self.task_id:
+            raise ValueError(f"a task's id must be a text that is not empty, not {shown(self.task_id)}")
+        if isinstance(self.messages, str) or not isinstance(self.messages, Sequence):
+            raise ValueError(
+                f"task {shown(self.task_id)}: its messages must be a list of messages, not {shown(self.messages)}"
+            )
+        object.__setattr__(self, "task_id", clean_text(self.task_id))
+        object.__setattr__(self, "messages", tuple(self.messages))
 
     @classmethod
     def from_prompt(

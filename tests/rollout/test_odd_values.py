@@ -11,6 +11,7 @@ from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
+import gymnasium
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from polyturn.agents.chat import ChatRenderer, load_tokenizer
 from polyturn.agents.dialects import HermesDialect
 from polyturn.agents.episode import Outcome
-from polyturn.agents.player import EpisodeLimits
+from polyturn.agents.player import EpisodeLimits, play_messages
 from polyturn.agents.policy import Generation
 from polyturn.agents.scripted import ScriptedPolicy
 from polyturn.configs.models import resolve_model_path
@@ -27,6 +28,7 @@ from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.tasks import ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collector import Collector
+from polyturn.rollout.journal import decode_episode, encode_episode
 from polyturn.rollout.limits import RolloutLimits
 from polyturn.rollout.prompts import Prompt
 from polyturn.rollout.setup import message_play, token_play
@@ -357,6 +359,83 @@ def test_a_fault_names_environment_task_and_field(tmp_path, values, words):
     episode = run(tmp_path, play, ScriptedPolicy(script), task(ODD, **values))
     assert episode.outcome is Outcome.FAILED
     assert re.match(f"Handing: .*{words}", episode.error), episode.error
+
+
+class Foreign(gymnasium.Env):
+    """An environment of nobody we know: it hands over what it was given, past all that a `ToolEnv` checks."""
+
+    observation_space = action_space = None
+    spec = None
+
+    def __init__(self, **values):
+        self.values = {
+            "first": ({"role": "user", "content": "Begin."},),
+            "observation": (),
+            "reward": 1.0,
+            "info": {},
+            **values,
+        }
+
+    def reset(self, *, seed=None, options=None):
+        return self.values["first"], {"task_id": "t"}
+
+    def step(self, action):
+        return self.values["observation"], self.values["reward"], True, False, self.values["info"]
+
+
+def play_foreign(**values):
+    episode = play_messages(
+        env=Foreign(**values),
+        policy=ScriptedPolicy(lambda messages, tools: AssistantMessage(content="x")),
+        task=None,
+        seed=0,
+        limits=EpisodeLimits(max_turns=2),
+        episode_id="g00000000.0.0",
+        group_id="g00000000",
+    )
+    return asyncio.run(episode)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"first": "text"}, "the observation: it must be a list of messages"),
+        ({"first": ({"role": "user", "content": None},)}, "the observation: message 0: 'content' must be"),
+        ({"observation": None}, "the observation: it must be a list of messages"),
+        ({"reward": "1"}, "the reward: it must be a number, not '1'"),
+        ({"reward": float("nan")}, "the reward: it must be a finite number"),
+        ({"reward": None}, "the reward: it must be a number, not None"),
+        ({"info": None}, "info must be a mapping"),
+        (
+            {"info": {"reward_parts": {"a": 1.0, "b": float("nan")}}},
+            r"info\['reward_parts'\]: 'b': it must be",
+        ),
+        (
+            {"info": {"reward_parts": {"a": float("nan"), "b": 1.0}}},
+            r"info\['reward_parts'\]: 'a': it must be",
+        ),
+        ({"info": {"metrics": {"a": "many"}}}, r"info\['metrics'\]: 'a': it must be a number"),
+        ({"info": {"role_rewards": [1.0]}}, r"info\['role_rewards'\]: it must be numbers by name"),
+        ({"info": {"tool_results": ["fine"]}}, r"info\['tool_results'\] must hold ToolResults"),
+    ],
+)
+def test_any_gymnasium_environment_is_checked_as_it_enters(values, words):
+    episode = play_foreign(**values)
+    assert (episode.outcome, episode.stop_reason) == (Outcome.FAILED, "environment_fault")
+    assert re.match(f"Foreign: task 't?': {words}", episode.error), episode.error
+
+
+def test_scalars_of_any_gymnasium_environment_are_numbers():
+    info = {"reward_parts": {"a": np.float32(0.5)}, "metrics": {"n": np.int64(2)}, "anchor": 3}
+    episode = play_foreign(reward=np.float32(0.5), info=info, observation=[])
+    assert (episode.reward, episode.reward_parts, episode.metrics) == (0.5, {"a": 0.5}, {"n": 2.0})
+    assert decode_episode(encode_episode(episode)) == episode
+
+
+@pytest.mark.parametrize("wrong", [{"task_id": 3}, {"task_id": ""}, {"messages": "text"}, {"messages": None}])
+def test_a_task_that_is_none_is_refused_where_it_is_made(wrong):
+    with pytest.raises(ValueError, match=r"a task's id must be a text|its messages must be a list"):
+        Task(**{"task_id": "t", "messages": (), **wrong})
 
 
 @pytest.mark.parametrize(
