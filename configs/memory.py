@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from polyturn.configs.adapter_shape import adapter_parameters
@@ -20,20 +20,35 @@ CPU_KV_TOKENS = 65536
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class RankMemory:
+    """Bytes of one rank of a pipeline stage."""
+
+    parts: Mapping[str, int]
+    """On its device."""
+    host: int
+    """In its host's memory beside a GPU: the optimizer's state as far as it is offloaded, the reference."""
+
+    @property
+    def total(self) -> int:
+        """On its device."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryEstimate:
     """Bytes by part; activations, the process itself and its libraries are not counted."""
 
-    stages: tuple[dict[str, int], ...]
-    """Of one trainer rank on each pipeline stage."""
-    host: tuple[int, ...]
-    """What such a rank keeps in its host's memory: the optimizer's state as far as it is offloaded, the reference."""
-    engine: dict[str, int]
+    stages: tuple[RankMemory, ...]
+    """One trainer rank on each pipeline stage."""
+    critic: tuple[RankMemory, ...]
+    """One rank of a critic with ranks of its own, on each of their pipeline stages."""
+    engine: Mapping[str, int]
     """Of one tensor-parallel rank of an engine."""
 
     @property
-    def rank(self) -> dict[str, int]:
-        """Of the trainer rank that needs most."""
-        return max(self.stages, key=lambda parts: sum(parts.values()))
+    def rank(self) -> RankMemory:
+        """The trainer rank that needs most."""
+        return max(self.stages, key=lambda rank: rank.total)
 
 
 def stage_parameters(
@@ -65,53 +80,99 @@ def _layers_of_stages(
         raise ConfigError(f"trainer.parallel: {error}") from error
 
 
-def estimate_memory(config: RunConfig, shape: ModelShape) -> MemoryEstimate:
+def estimate_memory(
+    config: RunConfig, shape: ModelShape, critic_shape: ModelShape | None = None
+) -> MemoryEstimate:
     """The memory that the sizes in the config decide.
+
+    Args:
+        critic_shape: where the critic's model is not the policy's.
 
     With P parameters on a trainer rank of b bytes each (4 for float32, 2 for bfloat16): weights b·P, float32 gradients
     4·P, and of the distributed optimizer's state its share: Adam's two moments 8·P/d, and for bfloat16 the float32
     weights 4·P/d (fewer bytes with the dtypes of `megatron.optimizer`). d is the number of ranks that hold the same
     weights: data x context, and for experts the ranks of a stage divided by expert x expert_tensor. A frozen reference
     has weights b·P, which wait in the host's memory. With A parameters in adapters, gradients and optimizer are theirs,
-    4·A and a share of 8·A or 12·A, beside their weights b·A, and the reference is the policy without them. A critic in
-    the same processes has weights, gradients and optimizer of its own, but no output layer. Of the logits only a tile
-    exists at a time.
+    4·A and a share of 8·A or 12·A, beside their weights b·A, and the reference is the policy without them. A critic has
+    weights, gradients and optimizer of its own, but no output layer, in the same processes or in others. Of the logits
+    only a tile exists at a time. Gradients are b·P where `megatron.ddp.grad_reduce_in_fp32` is false.
 
-    An engine holds weights b·P, split over its tensor-parallel ranks, and b bytes for each element of its KV pool.
+    An engine holds weights b·P, split over its tensor-parallel ranks, and b bytes for each element of its KV pool. With
+    block-quantised weights, those of the layers take 1 byte each and 4 for a block of 128 x 128.
 
     Raises:
         ConfigError: the model's layers cannot be divided among the pipeline stages.
     """
-    size = BYTES[config.model.dtype]
-    parallel = config.trainer.parallel
+    stages = []
+    for stage, counts in enumerate(
+        stage_parameters(shape, config.trainer.parallel, user_stage_sizes(config))
+    ):
+        parts, host = _trained(config, counts, config.trainer.parallel)
+        if config.trainer.lora is not None:
+            parts, host = _with_adapters(config, parts["weights"], _adapter_parameters(config, shape, stage))
+        elif config.trainer.algorithm.needs_reference and config.trainer.device == "cpu":
+            parts["reference"] = parts["weights"]
+        elif config.trainer.algorithm.needs_reference:
+            host += parts["weights"]
+        if config.trainer.uses_critic and not config.trainer.critic_has_ranks:
+            critic, critic_host = _trained(
+                config,
+                _without_output(config.trainer.parallel, shape, stage, counts),
+                config.trainer.parallel,
+            )
+            parts["critic"] = sum(critic.values())
+            host += critic_host
+        stages.append(RankMemory(parts=parts, host=host))
+    return MemoryEstimate(
+        stages=tuple(stages),
+        critic=tuple(_critic_ranks(config, critic_shape or shape)),
+        engine=_engine_memory(config, shape),
+    )
+
+
+def _critic_ranks(config: RunConfig, shape: ModelShape) -> Iterator[RankMemory]:
+    if not config.trainer.critic_has_ranks:
+        return
+    parallel = config.trainer.critic.parallel
+    for stage, counts in enumerate(stage_parameters(shape, parallel)):
+        parts, host = _trained(config, _without_output(parallel, shape, stage, counts), parallel)
+        yield RankMemory(parts=parts, host=host)
+
+
+def _trained(
+    config: RunConfig, counts: RankParameters, parallel: ParallelConfig
+) -> tuple[dict[str, int], int]:
+    """Weights, gradients and the share of the optimizer's state on a rank's device, and the state on its host."""
     copies = parallel.data * parallel.context
     expert_copies = parallel.tensor * copies // (parallel.expert * parallel.expert_tensor)
     state_bytes, share_offloaded = _optimizer_state(config)
-    stages, host = [], []
-    for stage, counts in enumerate(stage_parameters(shape, parallel, user_stage_sizes(config))):
-        state = -(-state_bytes * counts.dense // copies) + -(-state_bytes * counts.experts // expert_copies)
-        offloaded = round(share_offloaded * state)
-        parts = {
-            "weights": size * counts.total,
-            "gradients": 4 * counts.total,
-            "optimizer": state - offloaded,
-        }
-        if config.trainer.lora is not None:
-            adapters = _adapter_parameters(config, shape, stage)
-            offloaded = round(share_offloaded * state_bytes * adapters / copies)
-            parts["adapters"] = size * adapters
-            parts["gradients"] = 4 * adapters
-            parts["optimizer"] = -(-state_bytes * adapters // copies) - offloaded
-        elif config.trainer.algorithm.needs_reference and config.trainer.device == "cpu":
-            parts["reference"] = size * counts.total
-        elif config.trainer.algorithm.needs_reference:
-            offloaded += size * counts.total
-        if config.trainer.uses_critic and not config.trainer.critic_has_ranks:
-            critic = counts.total - _output_parameters(config, shape, stage)
-            parts["critic"] = (size + 4) * critic + state - state_bytes * (counts.total - critic) // copies
-        stages.append(parts)
-        host.append(offloaded)
-    return MemoryEstimate(stages=tuple(stages), host=tuple(host), engine=_engine_memory(config, shape))
+    state = -(-state_bytes * counts.dense // copies) + -(-state_bytes * counts.experts // expert_copies)
+    offloaded = round(share_offloaded * state)
+    parts = {
+        "weights": BYTES[config.model.dtype] * counts.total,
+        "gradients": _gradient_bytes(config) * counts.total,
+        "optimizer": state - offloaded,
+    }
+    return parts, offloaded
+
+
+def _with_adapters(config: RunConfig, weights: int, adapters: int) -> tuple[dict[str, int], int]:
+    """The same where adapters alone are trained."""
+    state_bytes, share_offloaded = _optimizer_state(config)
+    copies = config.trainer.parallel.data * config.trainer.parallel.context
+    offloaded = round(share_offloaded * state_bytes * adapters / copies)
+    parts = {
+        "weights": weights,
+        "gradients": _gradient_bytes(config) * adapters,
+        "optimizer": -(-state_bytes * adapters // copies) - offloaded,
+        "adapters": BYTES[config.model.dtype] * adapters,
+    }
+    return parts, offloaded
+
+
+def _gradient_bytes(config: RunConfig) -> int:
+    reduced_whole = config.megatron.get("ddp", {}).get("grad_reduce_in_fp32", True)
+    return 4 if reduced_whole else BYTES[config.model.dtype]
 
 
 def _adapter_parameters(config: RunConfig, shape: ModelShape, stage: int) -> int:
@@ -121,12 +182,14 @@ def _adapter_parameters(config: RunConfig, shape: ModelShape, stage: int) -> int
     return adapter_parameters(shape, config.trainer.lora, layers, tensor=config.trainer.parallel.tensor)
 
 
-def _output_parameters(config: RunConfig, shape: ModelShape, stage: int) -> int:
-    """Those of the output layer that one rank of a pipeline stage holds beside the embedding."""
-    parallel = config.trainer.parallel
+def _without_output(
+    parallel: ParallelConfig, shape: ModelShape, stage: int, counts: RankParameters
+) -> RankParameters:
+    """A critic's parameters: without the output layer that a rank of the last stage holds beside the embedding."""
     if stage < parallel.pipeline - 1 or (shape.tied_embeddings and parallel.pipeline == 1):
-        return 0
-    return -(-shape.vocab_size // parallel.tensor) * shape.hidden_size
+        return counts
+    table = -(-shape.vocab_size // parallel.tensor) * shape.hidden_size
+    return RankParameters(dense=counts.dense - table, experts=counts.experts)
 
 
 def _optimizer_state(config: RunConfig) -> tuple[int, float]:
@@ -173,6 +236,41 @@ def check_layout(config: RunConfig, shape: ModelShape) -> None:
                 f"trainer.parallel.{axis} is {ranks}, which must divide the {size} channels of the model's {what}"
             )
     stage_parameters(shape, parallel, user_stage_sizes(config))
+    _check_recomputing(config, shape)
+
+
+def _check_recomputing(config: RunConfig, shape: ModelShape) -> None:
+    """Options of the section `megatron` that are right by themselves, against the model and the layout."""
+    section, parallel = config.megatron, config.trainer.parallel
+    count = section.get("recompute_num_layers")
+    if section.get("recompute_granularity") == "full" and section.get("recompute_method") == "uniform":
+        for layers in _layers_of_stages(shape, parallel, user_stage_sizes(config)):
+            chunk = len(layers) // parallel.virtual_pipeline
+            if count and chunk % count:
+                raise ConfigError(
+                    f"megatron.recompute_num_layers is {count}, which must divide the {chunk} layers of every pipeline "
+                    "stage where recompute_method is uniform; use 1, or recompute_method: block"
+                )
+    modules = section.get("recompute_modules") or ()
+    for module, is_there, what in (
+        ("moe_act", shape.experts is not None, "experts"),
+        ("mla_up_proj", shape.latent is not None, "latent attention"),
+    ):
+        if section.get("recompute_granularity") == "selective" and module in modules and not is_there:
+            raise ConfigError(f"megatron.recompute_modules names {module}, but the model has no {what}")
+    if section.get("distribute_saved_activations") and parallel.tensor > 1:
+        raise ConfigError(
+            "megatron.distribute_saved_activations does not go with trainer.parallel.tensor above 1, whose ranks share "
+            "the sequence already"
+        )
+    if section.get("cpu_offloading") and parallel.pipeline > 1:
+        raise ConfigError("megatron.cpu_offloading does not go with trainer.parallel.pipeline above 1")
+    offloaded = section.get("cpu_offloading_num_layers", 0)
+    if section.get("cpu_offloading") and not 0 <= offloaded < shape.num_layers:
+        raise ConfigError(
+            f"megatron.cpu_offloading_num_layers is {offloaded}, which must be below the model's {shape.num_layers} "
+            "layers"
+        )
 
 
 def split_widths(shape: ModelShape) -> Iterator[tuple[str, int, str]]:
@@ -196,14 +294,22 @@ def user_stage_sizes(config: RunConfig) -> StageSizes:
 def _engine_memory(config: RunConfig, shape: ModelShape) -> dict[str, int]:
     size, tensor = BYTES[config.model.dtype], config.engines.tensor_parallel
     split = Split(tensor=tensor, expert_tensor=tensor)
-    counts = shape.on_stage(range(shape.num_layers), split, first=True, last=True)
-    parts = {"weights": size * counts.total}
+    whole = shape.on_stage(range(shape.num_layers), split, first=True, last=True).total
+    layers = shape.on_stage(range(shape.num_layers), split, first=False, last=False).total
+    parts = {"weights": size * whole}
+    if config.weight_sync.dtype == "fp8_block":
+        parts["weights"] = size * (whole - layers) + layers + 4 * layers // 128**2
     pool = config.sglang.get("max_total_tokens")
     if pool is None and config.engines.device == "cpu":
         pool = CPU_KV_TOKENS
     if isinstance(pool, int):
-        parts["kv cache"] = size * pool * shape.cache_elements(tensor_parallel=tensor)
+        parts["kv cache"] = pool * token_bytes(config, shape)
     return parts
+
+
+def token_bytes(config: RunConfig, shape: ModelShape) -> int:
+    """What one token takes in the KV pool of one rank of an engine."""
+    return BYTES[config.model.dtype] * shape.cache_elements(tensor_parallel=config.engines.tensor_parallel)
 
 
 def human_bytes(count: int) -> str:

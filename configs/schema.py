@@ -20,6 +20,7 @@ from polyturn.configs.algorithm import AlgorithmConfig
 from polyturn.configs.balance import BalanceConfig
 from polyturn.configs.checkpoint import CheckpointConfig
 from polyturn.configs.critic import CriticConfig
+from polyturn.configs.gpus import GpuName
 from polyturn.configs.lora import LoraConfig
 from polyturn.configs.optimizer import OptimizerConfig
 from polyturn.configs.parallel import ParallelConfig
@@ -304,6 +305,10 @@ class ClusterConfig(Section):
 
     address: str | None = None
     """A Ray cluster to join, as `ray.init` takes it (`auto`, or host:port); None starts a private one here."""
+    gpu: GpuName | None = None
+    """The GPUs that memory is planned for; null: those of this machine, if it has any."""
+    gpus_per_node: PositiveInt = 8
+    """GPUs of a node of that cluster: an engine's ranks are all on one."""
 
 
 class RunConfig(Section):

@@ -76,6 +76,19 @@ def linear_layers(shape: ModelShape) -> tuple[str, ...]:
     )
 
 
+def check_targets(shape: ModelShape, targets: Collection[str]) -> None:
+    """
+    Raises:
+        ValueError: a target of adapters is the name of no linear layer of the model.
+    """
+    known = linear_layers(shape) if targets else ()
+    for target in targets:
+        if target not in known:
+            raise ValueError(
+                f"lora.target_modules names {target!r}, but this model's linear layers are {', '.join(known)}"
+            )
+
+
 def is_carried(name: str, shape: ModelShape) -> bool:
     """Whether the trainer has no place for a tensor, and conversions carry it over as it is.
 

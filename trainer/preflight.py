@@ -27,7 +27,9 @@ from polyturn.rollout.template_check import check_chat_template
 from polyturn.trainer.algorithms.plugins import check_plugins
 from polyturn.trainer.megatron.checkpoints.manifest import MARKER, find_faults
 from polyturn.trainer.megatron.checkpoints.sources import initial_weights
-from polyturn.trainer.preflight_models import check_models
+from polyturn.trainer.model_tensors import check_targets
+from polyturn.trainer.preflight_memory import check_memory
+from polyturn.trainer.preflight_models import check_family, check_models
 from polyturn.trainer.resume import Tell, check_resume
 from polyturn.trainer.run_directory import RunDirectory, check_unused, check_writable
 from polyturn.trainer.weight_files import read_weight_files
@@ -56,7 +58,9 @@ def preflight(config: RunConfig, *, dry_run: bool = False, tell: Tell | None = N
     is_plan = dry_run and config.model.path.startswith(PRESET)
     directory = resolve_model_path(config.model.path, needs_weights=not is_plan)
     if is_plan:
+        check_family(directory)
         _check_shape(config, ModelShape.read(directory), directory)
+        _check_fp8(config)
         _check_tasks(config, (config.environment.train_split, config.evaluation.split), directory)
         return
     _check_machine(config)
@@ -64,6 +68,9 @@ def preflight(config: RunConfig, *, dry_run: bool = False, tell: Tell | None = N
     _check_run_directory(config)
     _check_model(config, directory)
     check_models(config, directory)
+    if not dry_run:
+        # A plan is printed before it is judged.
+        check_memory(config, ModelShape.read(directory))
     _check_initial_weights(config)
     _check_fp8(config)
     # Last: opening an environment or a tokenizer may take seconds.
@@ -134,6 +141,11 @@ def _check_shape(config: RunConfig, shape: ModelShape, directory: Path) -> None:
             f"{directory} has {shape.max_positions} positions"
         )
     check_layout(config, shape)
+    if config.trainer.lora is not None:
+        try:
+            check_targets(shape, config.trainer.lora.target_modules)
+        except ValueError as error:
+            raise ConfigError(f"trainer.{error}") from error
 
 
 def _check_fp8(config: RunConfig) -> None:

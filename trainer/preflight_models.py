@@ -25,6 +25,15 @@ def check_models(config: RunConfig, directory: Path) -> None:
         raise ConfigError("engines.routing_replay: the model has no experts; set it to false")
 
 
+def check_family(directory: Path, key: str = "model.path") -> None:
+    """That the trainer knows the model, as far as its config tells. Raises ConfigError."""
+    try:
+        find_family(read_json(directory / "config.json"))
+    except ValueError as error:
+        told = str(error).removeprefix("model.path: ")
+        raise ConfigError(f"{key}: {told}") from error
+
+
 def check_loadable(directory: Path, key: str, *, without: tuple[str, ...] = ()) -> None:
     """That the trainer can load a model directory, as far as its config and the headers of its weights tell.
 
@@ -34,8 +43,8 @@ def check_loadable(directory: Path, key: str, *, without: tuple[str, ...] = ()) 
 
     Raises ConfigError.
     """
+    check_family(directory, key)
     try:
-        find_family(read_json(directory / "config.json"))
         check_tensors(
             read_weight_files(directory), ModelShape.read(directory), source=directory, without=without
         )

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from polyturn.configs.errors import ConfigError
+from polyturn.configs.fit import judge, named_capacity
 from polyturn.configs.loader import load_config
 from polyturn.configs.memory import check_layout, estimate_memory, stage_parameters
 from polyturn.configs.model_shape import ModelShape, Split
@@ -146,12 +147,12 @@ def test_memory_by_hand() -> None:
     count = model.num_parameters
     options = ["trainer.parallel.data=2", "sglang.max_total_tokens=500"]
     estimate = estimate_memory(load_config("quickstart", options), model)
-    assert estimate.rank == {"weights": 4 * count, "gradients": 4 * count, "optimizer": 4 * count}
+    assert estimate.rank.parts == {"weights": 4 * count, "gradients": 4 * count, "optimizer": 4 * count}
     assert estimate.engine == {"weights": 4 * count, "kv cache": 500 * 2 * 3 * 2 * 16 * 4}
     bf16 = [*options, "model.dtype=bfloat16", "trainer.algorithm.kl.kind=in_loss"]
     estimate = estimate_memory(load_config("quickstart", bf16), model)
-    assert estimate.rank["optimizer"] == 6 * count
-    assert estimate.rank["reference"] == estimate.rank["weights"] == 2 * count
+    assert estimate.rank.parts["optimizer"] == 6 * count
+    assert estimate.rank.parts["reference"] == estimate.rank.parts["weights"] == 2 * count
     assert estimate.engine["kv cache"] == 500 * 2 * 3 * 2 * 16 * 2
 
 
@@ -160,7 +161,7 @@ def test_the_state_of_experts_is_split_over_the_ranks_that_hold_them() -> None:
     options = ["model.dtype=bfloat16", "trainer.parallel={tensor: 2, data: 4, expert: 4}"]
     (counts,) = stage_parameters(model, ParallelConfig(tensor=2, data=4, expert=4))
     estimate = estimate_memory(load_config("quickstart", options), model)
-    assert estimate.rank["optimizer"] == 12 * counts.dense // 4 + 12 * counts.experts // 2
+    assert estimate.rank.parts["optimizer"] == 12 * counts.dense // 4 + 12 * counts.experts // 2
 
 
 def test_the_state_of_the_optimizer_by_its_dtypes_and_place() -> None:
@@ -173,17 +174,17 @@ def test_the_state_of_the_optimizer_by_its_dtypes_and_place() -> None:
         "megatron.optimizer={use_precision_aware_optimizer: true, exp_avg_dtype: bfloat16, exp_avg_sq_dtype: uint8}",
     ]
     estimate = estimate_memory(load_config("quickstart", options), model)
-    assert estimate.rank["optimizer"] == 7 * count and estimate.host == (0,)
+    assert estimate.rank.parts["optimizer"] == 7 * count and estimate.rank.host == 0
     options += [
         "megatron.optimizer.optimizer_cpu_offload=true",
         "megatron.optimizer.optimizer_offload_fraction=1.0",
     ]
     estimate = estimate_memory(load_config("quickstart", options), model)
-    assert estimate.rank["optimizer"] == 0 and estimate.host == (7 * count,)
+    assert estimate.rank.parts["optimizer"] == 0 and estimate.rank.host == 7 * count
     estimate = estimate_memory(
         load_config("quickstart", [*options, "trainer.algorithm.kl.kind=in_loss"]), model
     )
-    assert "reference" not in estimate.rank and estimate.host == (9 * count,)
+    assert "reference" not in estimate.rank.parts and estimate.rank.host == 9 * count
 
 
 def test_only_adapters_have_gradients_and_optimizer() -> None:
@@ -192,7 +193,7 @@ def test_only_adapters_have_gradients_and_optimizer() -> None:
     estimate = estimate_memory(load_config("quickstart", lora), model)
     queries = model.hidden_size + model.num_heads * model.head_dim
     adapters = 8 * model.num_layers * (queries + model.ffn_size + model.hidden_size)
-    assert estimate.rank == {
+    assert estimate.rank.parts == {
         "weights": 4 * model.num_parameters,
         "adapters": 4 * adapters,
         "gradients": 4 * adapters,
@@ -200,14 +201,19 @@ def test_only_adapters_have_gradients_and_optimizer() -> None:
     }
 
 
+PER_PARAMETER = {"weights": 4, "gradients": 4, "optimizer": 8}
+
+
 def test_a_shared_critic_is_another_model_without_an_output_layer() -> None:
     model = shape()
     ppo = ["trainer.algorithm.advantage.kind=ppo_gae", "trainer.parallel.data=1"]
     table = 0 if model.tied_embeddings else model.vocab_size * model.hidden_size
     estimate = estimate_memory(load_config("quickstart", ppo), model)
-    assert estimate.rank["critic"] == (4 + 4 + 8) * (model.num_parameters - table)
+    assert estimate.rank.parts["critic"] == (4 + 4 + 8) * (model.num_parameters - table)
     own = estimate_memory(load_config("quickstart", [*ppo, "trainer.critic.placement=own"]), model)
-    assert "critic" not in own.rank
+    assert "critic" not in own.rank.parts
+    (critic,) = own.critic
+    assert critic.parts == {key: size * (model.num_parameters - table) for key, size in PER_PARAMETER.items()}
 
 
 def test_the_fullest_stage_stands_for_the_rank(tmp_path: Path) -> None:
@@ -219,10 +225,10 @@ def test_the_fullest_stage_stands_for_the_rank(tmp_path: Path) -> None:
     estimate = estimate_memory(
         config, ModelShape.read(resolve_model_path(config.model.path, needs_weights=False))
     )
-    weights = [stage["weights"] for stage in estimate.stages]
+    weights = [stage.parts["weights"] for stage in estimate.stages]
     assert len(weights) == 4 and weights[1] == weights[2] < weights[3]
     assert weights[0] < weights[1], "three dense layers are smaller than three mixtures"
-    assert estimate.rank == max(estimate.stages, key=lambda stage: sum(stage.values()))
+    assert estimate.rank == max(estimate.stages, key=lambda stage: stage.total)
 
 
 def test_a_layer_of_the_preset_lies_under_the_recipe(tmp_path: Path) -> None:
@@ -240,7 +246,44 @@ def test_every_preset_fits_its_layout(name: str, tmp_path: Path) -> None:
     recipe.write_text(f"extends: [search_r1, 'preset:{name}']\nname: big\n", encoding="utf-8")
     config = load_config(recipe, ["environment.options.questions=q.jsonl"])
     assert config.model.path == f"preset:{name}" and config.model.dtype == "bfloat16"
-    check_layout(config, ModelShape.read(resolve_model_path(config.model.path, needs_weights=False)))
+    planned = ModelShape.read(resolve_model_path(config.model.path, needs_weights=False))
+    check_layout(config, planned)
+    assert config.engines.device == "cuda" and config.cluster.gpu is not None
+    assert judge(config, planned, named_capacity(config)) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("section", "message"),
+    [
+        (
+            "{recompute_granularity: full, recompute_method: uniform, recompute_num_layers: 5}",
+            "must divide the 36",
+        ),
+        (
+            "{recompute_granularity: selective, recompute_modules: [mla_up_proj]}",
+            "names mla_up_proj, but the model has no latent attention",
+        ),
+        ("{recompute_granularity: selective, recompute_modules: [moe_act]}", "but the model has no experts"),
+        ("{distribute_saved_activations: true}", "does not go with trainer.parallel.tensor above 1"),
+        ("{cpu_offloading: true, cpu_offloading_num_layers: 36}", "must be below the model's 36 layers"),
+    ],
+)
+def test_options_of_recomputing_are_checked_against_the_model(
+    tmp_path: Path, section: str, message: str
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"extends: [search_r1, 'preset:qwen3-4b']\nname: big\nmegatron: {section}\n",
+        encoding="utf-8",
+    )
+    options = ["environment.options.questions=q.jsonl"]
+    if "recompute_granularity" not in section:
+        options += [f"megatron.recompute_{key}=null" for key in ("granularity", "method", "num_layers")]
+    elif "selective" in section:
+        options += [f"megatron.recompute_{key}=null" for key in ("method", "num_layers")]
+    config = load_config(recipe, options)
+    with pytest.raises(ConfigError, match=message):
+        check_layout(config, ModelShape.read(resolve_model_path("preset:qwen3-4b", needs_weights=False)))
 
 
 def test_a_preset_has_no_weights_to_run_with() -> None:

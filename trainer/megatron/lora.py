@@ -35,7 +35,7 @@ from torch.nn import functional
 from polyturn.configs.lora import LoraConfig
 from polyturn.trainer.megatron.model import Architecture
 from polyturn.trainer.megatron.weights import chunk_mapping
-from polyturn.trainer.model_tensors import linear_layers
+from polyturn.trainer.model_tensors import check_targets
 
 Parallel = Literal["column", "row", "whole"]
 PARALLEL: dict[int | None, Parallel] = {0: "column", 1: "row", None: "whole"}
@@ -215,17 +215,8 @@ def add_adapters(model: GPTModel, architecture: Architecture, lora: LoraConfig, 
     Raises:
         ValueError: a target is the name of no linear layer of this family.
     """
-    _check_targets(architecture, lora)
+    check_targets(architecture.shape, lora.target_modules)
     attach_lora(model, find_sites(model, chunk_mapping(model, architecture)), lora, seed=seed)
-
-
-def _check_targets(architecture: Architecture, lora: LoraConfig) -> None:
-    known = linear_layers(architecture.shape)
-    for target in lora.target_modules:
-        if target not in known:
-            raise ValueError(
-                f"lora.target_modules names {target!r}, but this model's linear layers are {', '.join(known)}"
-            )
 
 
 def attach_lora(model: GPTModel, sites: Sequence[Site], lora: LoraConfig, *, seed: int) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import typer
 
 from polyturn.cli.packages import PACKAGES
 from polyturn.configs.arithmetic import check_batch, placement
+from polyturn.configs.fit import judge
 from polyturn.configs.loader import dump_config
 from polyturn.configs.memory import estimate_memory, human_bytes
 from polyturn.configs.model_shape import ModelShape
@@ -24,43 +25,62 @@ from polyturn.envs.tasks import MixtureTasks, TaskSource
 from polyturn.envs.tasks.open import source_name
 from polyturn.rollout.task_sources import task_configs, tasks_of
 from polyturn.tools.plain import printable
+from polyturn.trainer.preflight_memory import capacity_of, check_memory, critic_shape
 
 
 def print_plan(config: RunConfig) -> None:
-    """Print everything; the config's lines stand first, so that they can be cut off and used as a recipe."""
+    """Print everything; the config's lines stand first, so that they can be cut off and used as a recipe.
+
+    Raises:
+        ConfigError: the memory that this takes is not there.
+    """
     shape = ModelShape.read(resolve_model_path(config.model.path, needs_weights=False))
     typer.echo("# config")
     typer.echo(dump_config(config))
     typer.echo(f"# batch\n{check_batch(config)}\n")
     typer.echo("# placement")
     typer.echo(table([(row.name, row.device, row.note) for row in placement(config)]))
-    estimate = estimate_memory(config, shape)
-    parallel = config.trainer.parallel
-    engines = config.engines.num_engines * config.engines.tensor_parallel
-    typer.echo(
-        f"\n# memory, estimated from {shape.num_parameters:,} parameters; activations and libraries come on top"
-    )
-    ranks_of_a_stage = parallel.world_size // parallel.pipeline
-    parts = [
-        (f"trainer rank{f' of stage {stage}' if parallel.pipeline > 1 else ''} (x {ranks_of_a_stage})", sizes)
-        for stage, sizes in enumerate(estimate.stages)
-    ]
-    parts.append((f"engine rank (x {engines})", estimate.engine))
-    rows = [
-        (
-            name,
-            human_bytes(sum(sizes.values())),
-            ", ".join(f"{part} {human_bytes(n)}" for part, n in sizes.items()),
-        )
-        for name, sizes in parts
-    ]
-    typer.echo(table(rows))
-    if any(estimate.host):
-        typer.echo(f"and for each trainer rank up to {human_bytes(max(estimate.host))} of its host's memory")
+    _print_memory(config, shape)
     typer.echo(f"\n# tasks\n{table(_task_rows(config))}\n\n# reward\n{table(_reward_rows(config))}")
     missing = [p.distribution for p in PACKAGES if p.needed_to_train and p.installed_version() is None]
     if missing:
         typer.echo(f"\nnot installed here: {', '.join(missing)}; see `polyturn doctor`")
+    check_memory(config, shape)
+
+
+def _print_memory(config: RunConfig, shape: ModelShape) -> None:
+    estimate = estimate_memory(config, shape, critic_shape(config))
+    typer.echo(
+        f"\n# memory, estimated from {shape.num_parameters:,} parameters; activations and libraries come on top"
+    )
+    rows = []
+    for name, ranks, parallel in (
+        ("trainer rank", estimate.stages, config.trainer.parallel),
+        ("critic rank", estimate.critic, config.trainer.critic.parallel),
+    ):
+        of_a_stage = parallel.world_size // parallel.pipeline
+        for stage, rank in enumerate(ranks):
+            which = f" of stage {stage}" if parallel.pipeline > 1 else ""
+            rows.append(_memory_row(f"{name}{which} (x {of_a_stage})", rank.parts))
+    engines = config.engines.num_engines * config.engines.tensor_parallel
+    rows.append(_memory_row(f"engine rank (x {engines})", estimate.engine))
+    typer.echo(table(rows))
+    host = max(rank.host for rank in (*estimate.stages, *estimate.critic))
+    if host:
+        typer.echo(f"and for each of these ranks up to {human_bytes(host)} of its host's memory")
+    capacity = capacity_of(config)
+    _, tight = judge(config, shape, capacity, critic_shape(config))
+    if capacity.gpu is not None:
+        typer.echo(
+            f"judged by {capacity.gpu_name}: {human_bytes(capacity.gpu)} a GPU; cluster.gpu names another"
+        )
+    for sentence in tight:
+        typer.echo(f"warning: {sentence}")
+
+
+def _memory_row(name: str, sizes: Mapping[str, int]) -> tuple[str, str, str]:
+    parts = ", ".join(f"{part} {human_bytes(size)}" for part, size in sizes.items())
+    return name, human_bytes(sum(sizes.values())), parts
 
 
 def _task_rows(config: RunConfig) -> list[tuple[str, str, str, str]]:
