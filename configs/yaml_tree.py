@@ -106,7 +106,7 @@ def read_file(path: Path) -> Tree:
     except UnicodeDecodeError as error:
         line = raw.count(b"\n", 0, error.start) + 1
         raise ConfigError(f"{shown}:{line}: not UTF-8 text") from error
-    tree = _parse(text, shown)
+    tree = read_document(text, shown)
     if tree is None or (tree.value is None and tree.text is not None):
         return Tree({}, shown)
     if not isinstance(tree.value, dict):
@@ -195,7 +195,7 @@ def shown_path(path: Path) -> str:
         return str(path)
 
 
-def _parse(text: str, shown: str | None) -> Tree | None:
+def read_document(text: str, shown: str | None) -> Tree | None:
     """Compose one document; `shown` None leaves file names out of the messages."""
     node = _compose(text, shown)
     return None if node is None else _Converter(shown).convert(node, node.start_mark.line + 1, [])

@@ -66,7 +66,7 @@ def written_values(text: str) -> dict[str, Any]:
             else:
                 values[f"{prefix}{key}"] = child.plain()
 
-    walk(yaml_tree.read_value(text, "a recipe", ""), "")
+    walk(yaml_tree.read_document(text, "a recipe"), "")
     return values
 
 
