@@ -47,6 +47,12 @@ _LINES = frozenset(
     ("aligned", "align", "align*", "gathered", "gather", "equation", "equation*", "split", "alignedat")
 )
 _MATRICES = frozenset(("matrix", "pmatrix", "bmatrix", "Bmatrix", "array", "smallmatrix"))
+_CONGRUENCE = re.compile(
+    r"(?:[a-z]\s*+(?:\\equiv|=)\s*+)?(?P<rests>-?\s?\d{1,18}(?:\s?,\s?-?\s?\d{1,18}){0,20}+)\s*+\(?\s*+"
+    r"\\?[pb]?mod\s*+\{?\s*+(?P<modulus>\d{1,18})\s*+\}?\s*+\)?"
+)
+_AFFIRMED = re.compile(r"(yes|no)[,;.]\s++(?!no\b|yes\b|but\b|or\b|not\b)[A-Za-z ']++", re.IGNORECASE)
+_LABELLED = re.compile(r"[A-Z][A-Za-z ]{2,30}:\s++(?=[-+\\$\d({\[])")
 _CURRENCY_WORDS = frozenset(("USD", "usd", "US", "EUR", "GBP", "RMB", "CNY", "Rs", "INR", "JPY"))
 _CONDITION_WORDS = frozenset(("if", "for", "when", "where", "whenever", "as"))
 
@@ -68,6 +74,12 @@ def read_answer(text: str, *, thousands: bool = True, bare_units: bool = True) -
             return moment
         if plain.lower() in SHORT_NAMES:
             return Words(SHORT_NAMES[plain.lower()])
+        if congruence := _congruence(plain):
+            return congruence
+        if affirmed := _AFFIRMED.fullmatch(plain):
+            return Words(affirmed[1].lower())
+        if labelled := _LABELLED.match(plain):
+            plain = text = plain[labelled.end() :]
         text = _numbers_for_words(plain) or text
     tokens = lex(text, thousands=thousands)
     return _read(tokens if bare_units else [_unspaced(token) for token in tokens], 0)
@@ -90,6 +102,16 @@ def _numbers_for_words(plain: str) -> str | None:
     if not words or words in ("%", "\\%"):
         return digits + words
     return f"{digits} \\text{{{words}}}" if re.fullmatch(r"[A-Za-z][A-Za-z ,'-]*+", words) else None
+
+
+def _congruence(plain: str) -> Words | None:
+    """`x = 3 (mod 5)` and `3 mod 5` by what remains; None for other texts."""
+    found = _CONGRUENCE.fullmatch(plain)
+    if found is None or not int(found["modulus"]):
+        return None
+    modulus = int(found["modulus"])
+    rests = sorted({int(rest.replace(" ", "")) % modulus for rest in found["rests"].split(",")})
+    return Words(f"{', '.join(map(str, rests))} mod {modulus}")
 
 
 def _unspaced(token: Token) -> Token:
@@ -500,6 +522,8 @@ def _split_unit(tokens: Sequence[Token]) -> tuple[Sequence[Token], Sequence[Toke
 def _begins_bare_unit(tokens: Sequence[Token], index: int) -> bool:
     """Whether letters without \\text from here on are a unit: after a number, apart from it, and all known."""
     token = tokens[index]
+    if token.text == "mu" and token.spaced and index + 1 < len(tokens) and tokens[index + 1].kind == "text":
+        return tokens[index - 1].kind in ("number", "close")
     is_letters = token.kind == "name" or (token.kind == "fn" and token.text in ("min", "sec"))
     if not is_letters or tokens[index - 1].kind not in ("number", "close", "const"):
         return False

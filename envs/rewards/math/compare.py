@@ -334,13 +334,18 @@ def _common_variable(answer: Many) -> Many:
     if not isinstance(first, Relation) or set(first.ops) != {"="} or not first.label:
         return answer
     rest = [
-        item.label == first.label if isinstance(item, Relation) else isinstance(item, Value)
+        _root(item.label) == _root(first.label) if isinstance(item, Relation) else isinstance(item, Value)
         for item in answer.items
     ]
     if not all(rest) or any(isinstance(item, Relation) and set(item.ops) != {"="} for item in answer.items):
         return answer
     items = tuple(item.sides[-1] if isinstance(item, Relation) else item for item in answer.items)
     return Many(items, joiner="or")
+
+
+def _root(label: str) -> str:
+    """The unknown whose solutions x_1 and x_2 are; any other name as it is."""
+    return label[0] if label[0] in "xz" and label[1:2] == "_" else label
 
 
 def _assigned(many: Many) -> list[Answer]:

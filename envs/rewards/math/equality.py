@@ -172,6 +172,8 @@ class Equality:
         if _has_plain_log(left) or _has_plain_log(right):
             return False
         complex_allowed = not names or _imaginary(left) or _imaginary(right)
+        # ln|x| has values where ln x has none.
+        one_sided = ("abs" in operators(left)) != ("abs" in operators(right))
         differences = 0
         for point in self._points(names, ops):
             evaluator = Evaluator(Doubles(), steps=self._steps)
@@ -179,7 +181,9 @@ class Equality:
                 values = _pair(evaluator, left, right, point)
             except (Undefined, OverflowError, ValueError, ZeroDivisionError, ArithmeticError):
                 continue
-            if not complex_allowed and any(isinstance(value, complex) for value in values):
+            not_real = [isinstance(value, complex) for value in values]
+            if not complex_allowed and any(not_real):
+                differences += not all(not_real) and one_sided
                 continue
             size = max(map(abs, values))
             if not math.isfinite(size) or not math.isfinite(float(evaluator.largest)):

@@ -28,7 +28,8 @@ _BETWEEN = re.compile(
     rf"{_GAP}(?:and|or|\\text\s*+\{{\s*+(?:and|or)\s*+\}}|\\quad|\\\\)?{_GAP}(?:(?P<name>[A-Za-z](?:_\w|_\{{\w\}})?)\s*+=\s*+)?"
 )
 _LABEL_BETWEEN = re.compile(
-    r"(?<![\s$.,;*])[ \t$.,;*]*+\n[\s*#-]*+(?:\d[.)]\s)?[A-Za-z][A-Za-z0-9 ]{0,30}[\s*]{0,4}[:=][\s*$]*+"
+    r"(?<![\s$.,;*])[ \t$.,;*]*+\n[\s*#-]*+(?:\(?[a-z0-9]{1,3}[.)]\s*+)?"
+    r"(?:[A-Za-z][A-Za-z0-9() ]{0,30}[\s*]{0,4}[:=])?[\s*$]*+"
 )
 _HASHES = re.compile(r"####[ \t]*+([^\n]++)")
 _OPENING_TAG, _CLOSING_TAG = "<answer>", "</answer>"
@@ -37,7 +38,7 @@ _PHRASE = re.compile(
     r"(?:\b(?:(?:final\s{1,4})?(?:answer|result)|(?:correct|right|best)\s{1,4}(?:option|choice))"
     rf"{_STARS}(?:\([^()\n]{{0,40}}\)\s{{0,8}})?"
     r"(?:\*{0,4}\s{0,8}[:=]\*{0,4}|(?:of|to|for)\s[^.\n]{0,80}?\s(?:is|:)|is|was|equals)(?![A-Za-z])"
-    r"|(?<!\w)ans(?:wer)?\s{0,4}[:=]"
+    r"|\b(?:choose|chose|pick|select)\s{1,4}(?:the\s{1,4})?(?:option|choice|answer)\b|(?<!\w)ans(?:wer)?\s{0,4}[:=]"
     r"|\u7b54\u6848\s{0,4}(?:\u662f|\u4e3a|[:\uff1a]))\s{0,8}:?\*{0,4}",
     re.IGNORECASE,
 )
@@ -52,6 +53,7 @@ _LEAD = re.compile(
 )
 _TAIL = re.compile(
     r"(?<![\s,])(?:,\s?(?:not|rather|instead)\s|,?\s++(?:because|since|which|when|where|as\s|so\s|but\s|I hope"
+    r"|hence\s|thus\s|therefore\s"
     r"|given that|for\s|by\s))",
     re.IGNORECASE,
 )
@@ -272,7 +274,8 @@ def _conclusion(text: str) -> str | None:
     sentence = sentences[-1].strip(" *_")
     quantities = list(_QUANTITY.finditer(sentence))
     verbs = list(_VERB.finditer(sentence))
-    if not verbs or _OPEN.search(sentence):
+    words = re.findall(r"[A-Za-z]{2,}+", sentence)
+    if _OPEN.search(sentence) or not (verbs or (len(words) > 2 and sentence[0].isupper())):
         return None
     states = [
         verb

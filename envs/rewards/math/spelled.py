@@ -40,6 +40,12 @@ NUMBER_WORDS = {**_ONES, **_TENS, "hundred": 100}
 """Single words."""
 
 
+def part_named(word: str) -> int | None:
+    """How many `tenths` or `thirds` make one; None for other words, quarters among them, which may be coins."""
+    singular = _singular(word.lower())
+    return _PARTS.get(singular) if singular not in ("quarter", "half") else None
+
+
 def ordinal(text: str) -> int | None:
     """The place that a text names: `5th`, `second`, `twenty-first`; None for anything else."""
     text = text.strip().lower()

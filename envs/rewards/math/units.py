@@ -9,7 +9,7 @@ from fractions import Fraction
 from typing import NamedTuple
 
 from polyturn.envs.rewards.math.lexer import Token
-from polyturn.envs.rewards.math.spelled import MULTIPLIERS
+from polyturn.envs.rewards.math.spelled import MULTIPLIERS, part_named
 from polyturn.envs.rewards.math.vocabulary import NO_COUNTED_THINGS, NOT_UNITS
 
 MAX_POWER = 20
@@ -169,8 +169,8 @@ class Unit:
     powers: tuple[tuple[str, int], ...]
     scale: Fraction = Fraction(1)
     words: frozenset[str] = frozenset()
-    multiplier: int = 1
-    """What the number itself is multiplied by: a million in `3 million dollars`."""
+    multiplier: Fraction = Fraction(1)
+    """What the number itself is multiplied by: a million in `3 million dollars`, a tenth in `7 tenths`."""
 
     @property
     def empty(self) -> bool:
@@ -196,7 +196,7 @@ def is_symbol_of_unit(word: str) -> bool:
 
 def _unit(pieces: Sequence[str]) -> Unit | None:
     powers: dict[str, int] = {}
-    scale, multiplier = Fraction(1), 1
+    scale, multiplier = Fraction(1), Fraction(1)
     words: set[str] = set()
     sign, pending = 1, 1
     last: Known | None = None
@@ -216,8 +216,12 @@ def _unit(pieces: Sequence[str]) -> Unit | None:
             pending = _EXPONENT_WORDS[piece]
         elif piece in _EXPONENT_WORDS and last is not None:
             scale *= _add(powers, last, sign * (_EXPONENT_WORDS[piece] - 1))
+        elif piece in ("squared", "cubed"):
+            return None
         elif piece.lower() in MULTIPLIERS and not powers and not words:
             multiplier *= MULTIPLIERS[piece.lower()]
+        elif not powers and not words and (part := part_named(piece)):
+            multiplier /= part
         elif known := _lookup(piece):
             last = known
             scale *= _add(powers, known, sign * pending)
@@ -278,7 +282,10 @@ def _pieces(tokens: Sequence[Token]) -> list[str] | None:
         elif token.kind == "command" and token.text == "frac":
             return _fraction(tokens)
         elif token.kind == "text":
-            pieces += _words(token.text)
+            words = _words(token.text)
+            if pieces and pieces[-1] == "µ" and words:
+                pieces[-1:], words = [f"µ{words[0]}"], words[1:]
+            pieces += words
         elif token.kind in ("name", "fn", "const"):
             letters = {"mu": "µ", "Omega": "Ω"}.get(token.text, token.text)
             # A space after \\mu only ends the command.

@@ -65,6 +65,7 @@ SET_WORDS |= dict.fromkeys(
 """What names a set in words."""
 
 SYNONYMS = {
+    "right-angled triangle": "right triangle",
     **dict.fromkeys(
         _lines("dne|not exist|nonexistent|it does not exist|limit does not exist"), "does not exist"
     ),
@@ -84,7 +85,7 @@ SHORT_NAMES |= {"thurs": "thursday", "sept": "september"}
 """Abbreviations of days and months."""
 GENERIC_NOUNS = frozenset(_words("function number numbers triangle curve"))
 """What a last word adds nothing by, where the other answer has none: `odd function`."""
-UNIT_SYMBOLS = frozenset(_words("m g s h l L N J W V A K T C F H Pa"))
+UNIT_SYMBOLS = frozenset(_words("m g s h l L N J W V A K T C F H M Pa"))
 """Units of one letter."""
 NOT_UNITS = frozenset(
     _words("unit rad radian steradian sq square cubic total in all the a an of each time only exactly item")
