@@ -134,6 +134,7 @@ class DockerBackend:
             cpus=self._cpus,
             labels=self._owner.labels(self._id),
             uid=user_id(mapped=self._maps_users),
+            hidden=self._image.hidden,
         )
         handle = None
         try:

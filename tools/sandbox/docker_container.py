@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,8 +62,9 @@ def container_options(
     cpus: float,
     labels: dict[str, str],
     uid: int,
+    hidden: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The keyword arguments of `client.containers.create`, beside image and command."""
+    """The keyword arguments of `client.containers.create`, beside image and command. `hidden` folders are empty."""
     from docker.types import LogConfig, Ulimit
 
     options: dict[str, Any] = {
@@ -90,7 +92,10 @@ def container_options(
             Ulimit(name="memlock", soft=0, hard=0),
             Ulimit(name="nofile", soft=limits.num_open_files + 64, hard=limits.num_open_files + 64),
         ],
-        "tmpfs": _tmpfs(limits, sized=layers.sized_tmpfs),
+        "tmpfs": {
+            **_tmpfs(limits, sized=layers.sized_tmpfs),
+            **dict.fromkeys(hidden, "ro,size=4k,mode=0555"),
+        },
         "read_only": layers.read_only,
     }
     security = []

@@ -23,7 +23,7 @@ from polyturn.tools.sandbox.types import SandboxUnavailable
 REPOSITORY = "polyturn-sandbox"
 RUNNER_FOLDER = "/polyturn"
 """Where an image has the runner package; see `runner.__init__`."""
-_LAYOUT = "1"
+_LAYOUT = "2"
 """Part of every tag: raise it when what is below puts other things into the same files' image."""
 
 TOOLS = """
@@ -50,10 +50,16 @@ _FACTS = (
     "print(json.dumps([sys.executable, p('stdlib'), p('platstdlib'), site.getsitepackages()[0], "
     "list(sys.version_info[:2])]))"
 )
-_FOLDERS = (
-    "import json, site, sys; assert sys.version_info >= (3, 11); print(json.dumps(site.getsitepackages()))"
-)
-_FOLDERS_LABEL = "polyturn.import_folders"
+_FOLDERS = """
+import importlib.util, json, os, site, sys
+assert sys.version_info >= (3, 11)
+hidden = set()
+spec = importlib.util.find_spec("polyturn")
+for folder in spec.submodule_search_locations if spec else ():
+    hidden |= {os.path.realpath(folder), os.path.dirname(os.path.realpath(os.path.join(folder, "tools")))}
+print(json.dumps({"folders": site.getsitepackages(), "hidden": sorted(hidden)}))
+"""
+_FOLDERS_LABEL = "polyturn.folders"
 _ETC = {
     "etc/passwd": "root:x:0:0::/:/sbin/nologin\n",
     "etc/group": "root:x:0:\n",
@@ -68,6 +74,8 @@ class SandboxImage:
     tag: str
     import_folders: tuple[str, ...]
     """Its folders of third-party packages."""
+    hidden: tuple[str, ...] = ()
+    """Its folders that no code may see: this package, where it is installed there, has labels and solutions in it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -288,7 +296,7 @@ def ensure_derived_image(client: Any, image: str) -> SandboxImage:
             f"the image probe failed: the daemon has no image {image!r} (docker pull {image})"
         ) from None
     files = runner_files()
-    digest = hashlib.sha256(base.id.encode())
+    digest = hashlib.sha256(f"{_LAYOUT} {base.id}".encode())
     for name, path in sorted(files.items()):
         digest.update(name.encode() + Path(path).read_bytes())
     version = f"derived-{digest.hexdigest()[:16]}"
@@ -300,7 +308,8 @@ def ensure_derived_image(client: Any, image: str) -> SandboxImage:
             derived = _derive(client, base.id, files, version)
         except DockerException as error:
             raise SandboxUnavailable(f"the image probe failed: {image}: {error}") from error
-    return SandboxImage(tag=tag, import_folders=tuple(json.loads(derived.labels[_FOLDERS_LABEL])))
+    facts = json.loads(derived.labels[_FOLDERS_LABEL])
+    return SandboxImage(tag=tag, import_folders=tuple(facts["folders"]), hidden=tuple(facts["hidden"]))
 
 
 def _derive(client: Any, base: str, files: dict[str, str], version: str) -> Any:

@@ -1,11 +1,14 @@
 """The Docker backend: what its containers are, how they come and go, and what it says where it cannot run."""
 
+import io
 import os
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from containment import answer
@@ -239,11 +242,28 @@ def test_packages_of_this_machine_can_be_had_inside(docker_host):
         DockerBackend(host=docker_host, packages=["no-such-distribution"])
 
 
+def _folder(name):
+    with io.BytesIO() as archive:
+        with tarfile.open(fileobj=archive, mode="w") as tar:
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.mode = tarfile.DIRTYPE, 0o755
+            tar.addfile(entry)
+        return archive.getvalue()
+
+
 def test_an_image_of_ones_own(client, docker_host):
     ours = docker_image.ensure_python_image(client).tag
     folder = docker_image.RUNNER_FOLDER
     # A stand-in for what people have: another image with a Python, an entry point and a user of its own.
     made = client.containers.create(ours, command=["true"])
+    with io.BytesIO() as archive:
+        with tarfile.open(fileobj=archive, mode="w") as tar:
+            labels = tarfile.TarInfo("polyturn/envs/code/data/unit_tests_train.jsonl")
+            for entry in (labels, tarfile.TarInfo("polyturn/__init__.py")):
+                tar.addfile(entry)
+        places = docker_image.find_interpreter().site_packages
+        assert made.put_archive(str(Path(places).parent), _folder(Path(places).name))
+        assert made.put_archive(places, archive.getvalue())
     changes = ['ENTRYPOINT ["/nothing"]', "USER 1:1", "WORKDIR /nowhere", f"ENV MARK={folder}"]
     made.commit(repository="polyturn-test-image", tag="own", changes=changes)
     made.remove()
@@ -255,6 +275,9 @@ def test_an_image_of_ones_own(client, docker_host):
                         answer(sandbox, "import os; print(os.getcwd(), os.environ['MARK'])")
                         == f"/work {folder}"
                     )
+                    # What is installed there is to be had, but for Polyturn, which has labels in it.
+                    looks = f"import os; print(os.listdir({places!r}), os.listdir({places + '/polyturn'!r}))"
+                    assert answer(sandbox, looks) == "['polyturn'] []"
     finally:
         client.images.remove("polyturn-test-image:own", force=True)
 

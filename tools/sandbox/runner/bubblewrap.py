@@ -83,6 +83,9 @@ def arguments(room: Room, layout: Layout, *, in_jail: bool) -> list[str]:
         words.append("--unshare-net")
     for path, target in layout.shown:
         words += ["--ro-bind", target if in_jail else path, target]
+    if not in_jail:
+        for path in layout.hidden:
+            words += ["--tmpfs", path, "--remount-ro", path]
     for path, target in layout.links:
         words += ["--symlink", target, path]
     words += ["--proc", "/proc", "--dir", "/dev"]

@@ -44,6 +44,9 @@ def build(layout: Layout, *, share_private_folders: bool = False) -> None:
             device = path.startswith("/dev/")
             set_attributes(SCAFFOLD + path, READ_ONLY | (0 if device else MOUNT_ATTR_NODEV))
         os.close(fd)
+    for path in layout.hidden:
+        mount_tmpfs(SCAFFOLD + path, size=1 << 12, num_inodes=1, mode="0755")
+        set_attributes(SCAFFOLD + path, READ_ONLY | MOUNT_ATTR_NODEV)
     for path, target in layout.links:
         os.symlink(target, SCAFFOLD + path)
     for name, target in DEVICE_LINKS.items():
