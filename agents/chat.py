@@ -123,6 +123,10 @@ class ChatRenderer:
         """What is done to messages for this template."""
         return self._template.form
 
+    def warm_up(self) -> None:
+        """Do at once what the first text with a mark in it would have to wait for: seconds with a large vocabulary."""
+        self._encode_text(next(iter(self._encoder.marks), ""))
+
     def start(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = ()) -> list[int]:
         """The tokens of the conversation so far and of the head of the assistant's turn.
 

@@ -54,13 +54,15 @@ def build_collector(
         return env
 
     dialect = make_dialect(config.model.dialect)
+    renderer = renderer_of(config.model, model_path, dialect)
+    renderer.warm_up()
     return Collector(
         make_env=partial(make_chosen, usual),
         make_chosen=make_chosen,
         group_rewards=make_group_rewards(config.group_rewards) if with_group_rewards else (),
         tasks=tasks_of(config, split),
         play=token_play(
-            renderer=renderer_of(config.model, model_path, dialect),
+            renderer=renderer,
             dialect=dialect,
             limits=episode_limits(config),
             temperature=temperature,

@@ -42,6 +42,8 @@ DATA = (
     "group_rewards*",
     "model.dialect",
     "model.template_options*",
+    "model.tool_prompt",
+    "model.history",
     "rollout.prompts_per_step",
     "rollout.samples_per_prompt",
     "rollout.sampling.*",

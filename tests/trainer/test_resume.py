@@ -81,6 +81,8 @@ def test_a_resume_of_the_same_tells_nothing(begun: RunDirectory) -> None:
         "reward={kind: environment}",
         "group_rewards=[{name: a, target: rank}]",
         "model.dialect=search_r1",
+        "model.history=sampled",
+        "model.tool_prompt=text",
         "environment.tasks={path: tasks.jsonl, reward: {kind: rule, name: exact_match}}",
         "rollout.samples_per_prompt=4",
         "rollout.prompts_per_step=8",
