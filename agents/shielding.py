@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import secrets
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -148,6 +149,7 @@ class ShieldedEncoder:
         self._all = TextFinder(self.ids)
         self._backend: Any = backend
         self._respelled: Any = None
+        self._respelling = threading.Lock()
         self._spelling: dict[str, str] = {}
         self._real_ids: dict[int, int] = {}
 
@@ -173,8 +175,9 @@ class ShieldedEncoder:
         return token_ids
 
     def _encode_revealed(self, text: str, shield: Shield) -> list[int]:
-        if self._respelled is None:
-            self._respell()
+        with self._respelling:
+            if self._respelled is None:
+                self._respell()
         spelled = shield.reveal(self.foreign.replace(text, self._spelling.__getitem__))
         ids = self._respelled.encode(spelled, add_special_tokens=False).ids
         return [self._real_ids.get(token_id, token_id) for token_id in ids]
@@ -185,11 +188,12 @@ class ShieldedEncoder:
         nonce = secrets.token_hex(8)
         self._spelling = {text: f"\u2991{nonce}x{self.ids[text]:x}\u2992" for text in self.marks}
         data = respelled(orjson.loads(self._backend.to_str()), self._spelling)
-        self._respelled = Tokenizer.from_str(orjson.dumps(data).decode())
+        tokenizer = Tokenizer.from_str(orjson.dumps(data).decode())
         for text, spelling in self._spelling.items():
-            token_id = self._respelled.token_to_id(spelling)
+            token_id = tokenizer.token_to_id(spelling)
             assert token_id is not None, f"{text!r} is lost"
             self._real_ids[token_id] = self.ids[text]
+        self._respelled = tokenizer
 
 
 def is_mark(text: str, *, special: bool) -> bool:

@@ -58,6 +58,8 @@ Value = TypeVar("Value")
 State = TypeVar("State", bound=StatefulTool)
 StepResult = tuple[Observation, float, bool, bool, dict[str, Any]]
 _RESET_OPTIONS = ("task", "split")
+CLOSE_S = 60.0
+"""How long `close` may take in the environment's own thread."""
 
 
 class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
@@ -75,6 +77,11 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
     _hook_thread: PinnedThread | None = None
     _hook_loop: asyncio.Runner | None = None
     metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012  as Gymnasium types it
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "close" in cls.__dict__:
+            cls.close = _where_hooks_ran(cls.close)  # type: ignore[method-assign]
 
     def __init__(
         self,
@@ -242,7 +249,10 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         return named if named or self.is_reusable else ("a call",)
 
     def close(self) -> None:
-        """Free what the environment holds; one that overrides this calls it too."""
+        """Free what the environment holds; one that overrides this calls it too.
+
+        Whoever calls it, it runs in the thread that hooks ran in, where there is one.
+        """
         self._done = True
         try:
             self.toolset.close_state()
@@ -468,9 +478,9 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
 
     def _own_offload(self) -> Offload:
         """Where they run in `reset` and `step`: with deadlines, in one thread, or what one makes fails in another."""
-        if not self.toolset.has_deadlines and self.step_limits == NO_LIMITS:
-            return inline
         if self._hook_thread is None:
+            if not self.toolset.has_deadlines and self.step_limits == NO_LIMITS:
+                return inline
             self._hook_thread = PinnedThread("environment")
         return Blocking(self._hook_thread)
 
@@ -514,6 +524,23 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
             self._hook_loop = asyncio.Runner()
             weakref.finalize(self, _close_loop, self._hook_loop.get_loop())
         return self._hook_loop
+
+
+def _where_hooks_ran(close: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A `close` that runs in the environment's own thread: what hooks opened there may be closed nowhere else."""
+
+    @functools.wraps(close)
+    def run(env: ToolEnv) -> None:
+        thread = env._hook_thread
+        if thread is None or thread.is_current:
+            close(env)
+            return
+        try:
+            thread.call(functools.partial(close, env), timeout_s=CLOSE_S, what="close")
+        except GivenUp:
+            raise RuntimeError(f"{env.env_id}: close did not end within {CLOSE_S:g} s") from None
+
+    return run
 
 
 def _close_loop(loop: asyncio.AbstractEventLoop) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Executor
@@ -252,7 +253,8 @@ class _Collection:
         self._samples_per_prompt = 0
         self._scored: dict[str, tuple[Episode, ...]] = {}
         self._num_survived = self._num_failed = 0
-        self._num_playing = 0
+        self._playing: dict[str, None] = {}
+        """Episodes under way, those that began first in front."""
         self._faults: Counter[str] = Counter()
         self._kinds: Counter[str] = Counter()
 
@@ -323,9 +325,11 @@ class _Collection:
             try:
                 await asyncio.wait_for(self._ended.wait(), timeout=limit)
             except TimeoutError:
+                names = ", ".join(itertools.islice(self._playing, 3))
+                oldest = f", the first of them {names}" if names else ""
                 so_far = f"; so far {self._why()}" if self._faults else ""
                 raise RolloutError(
-                    f"no episode ended for {limit:g} s, {self._num_playing} are under way{so_far}"
+                    f"no episode ended for {limit:g} s, {len(self._playing)} are under way{oldest}{so_far}"
                 ) from None
 
     async def _sample(self, prompt: Prompt, sample: int) -> None:
@@ -337,13 +341,14 @@ class _Collection:
             async with self._episodes:
                 if self._stop.is_set():
                     return
-                self._num_playing += 1
+                identity = episode_id(prompt.group_id, sample, len(attempts))
+                self._playing[identity] = None
                 try:
                     episode = await self._collector.play(
                         prompt, sample, len(attempts), policy=self._policy, slots=self._slots
                     )
                 finally:
-                    self._num_playing -= 1
+                    del self._playing[identity]
             self._keep(episode)
             self._count(episode)
             self._on_episode(episode)

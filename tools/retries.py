@@ -21,17 +21,31 @@ def may_pass(status: int) -> bool:
 
 
 def asked_wait_s(headers: Mapping[str, str], *, now: float | None = None) -> float | None:
-    """The seconds that `Retry-After` asks for, which names seconds or a date; None where it says nothing readable."""
+    """The seconds that `Retry-After` asks for, which names seconds or a date; None where it says nothing readable.
+
+    `Retry-After-Ms`, which some services send beside it, is more exact.
+    """
+    milliseconds = _number(headers.get("retry-after-ms", ""))
+    if milliseconds is not None:
+        return milliseconds / 1000
     text = headers.get("retry-after", "").strip()
-    try:
-        seconds = float(text)
-    except ValueError:
+    seconds = _number(text)
+    if seconds is None:
         try:
             date = email.utils.parsedate_to_datetime(text)
         except (TypeError, ValueError, OverflowError):
             return None
-        seconds = date.timestamp() - (time.time() if now is None else now)
-    return max(0.0, seconds) if math.isfinite(seconds) else None
+        seconds = max(0.0, date.timestamp() - (time.time() if now is None else now))
+    return seconds
+
+
+def _number(text: str) -> float | None:
+    """A finite number from 0 up; what is below is 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return max(0.0, value) if math.isfinite(value) else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

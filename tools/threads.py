@@ -139,6 +139,11 @@ class PinnedThread(Executor):
         """Whether nothing runs, be it given up or not."""
         return not self.still_running and (self._worker is None or not self._worker.num_pending)
 
+    @property
+    def is_current(self) -> bool:
+        """Whether this is asked in the thread itself."""
+        return self._worker is not None and self._worker.thread is threading.current_thread()
+
     def shutdown(self, wait: bool = False, *, cancel_futures: bool = False) -> None:
         """End the thread after what was submitted; nothing is waited for. A later call begins a new one."""
         del wait, cancel_futures
@@ -166,9 +171,11 @@ class _Worker:
     calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = field(default_factory=SimpleQueue)
     lock: threading.Lock = field(default_factory=threading.Lock)
     num_pending: int = 0
+    thread: threading.Thread | None = None
 
     def start(self, name: str) -> None:
-        threading.Thread(target=self._run, name=name, daemon=True).start()
+        self.thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.thread.start()
 
     def put(self, future: Future[Any], function: Callable[[], Any]) -> None:
         with self.lock:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -225,22 +227,24 @@ def check_hard_answers(subject: Subject) -> str:
     """A grader answers within its time whatever it is given."""
     with subject.open() as env:
         task = _a_few(subject, env)[0]
-        for name, text in HARD.items():
-            message = AssistantMessage(content=text, raw_text=text)
-
-            def answer(message: AssistantMessage = message) -> Trace | None:
-                try:
-                    return play(env, _always(message), seed=0, task=task, max_turns=1)
-                except EnvironmentFault:
-                    return None  # a grader that gave up in time and said so
-
-            within(
-                subject.answer_s,
-                answer,
-                f"{name}: a step takes more than {subject.answer_s:g} s: bound sizes before parsing, and grade in a "
-                "process that can be killed",
-            )
+    for name, text in HARD.items():
+        message = AssistantMessage(content=text, raw_text=text)
+        within(
+            subject.answer_s,
+            functools.partial(_answer_once, subject, task, message),
+            f"{name}: a step takes more than {subject.answer_s:g} s: bound sizes before parsing, and grade in a "
+            "process that can be killed",
+        )
     return f"{len(HARD)} hard answers within {subject.answer_s:g} s each"
+
+
+def _answer_once(subject: Subject, task: Task, message: AssistantMessage) -> None:
+    """In an instance that lives in this thread alone, as what it opens may be bound to one."""
+    with (
+        subject.open() as env,
+        contextlib.suppress(EnvironmentFault),
+    ):  # a grader may give up in time and say so
+        play(env, _always(message), seed=0, task=task, max_turns=1)
 
 
 def _a_few(subject: Subject, env: ToolEnv) -> list[Task]:

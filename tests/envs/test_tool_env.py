@@ -484,6 +484,10 @@ class Pinned(ToolEnv):
     def grade(self, message):
         return {"notes": float(self.database.execute("select count(*) from notes").fetchone()[0])}
 
+    def close(self):
+        self.database.close()
+        super().close()
+
 
 WRITES = (calling("write", text="a"), calling("write_in_time", text="b"), AssistantMessage(content="x"))
 

@@ -116,6 +116,22 @@ async def test_waiting_for_a_request_slot_is_nobodys_time(release):
     assert sum(episode.timings.queue_s for episode in attempts) > 12 * 0.5
 
 
+async def test_a_cancellation_that_leaks_from_a_client_ends_its_own_episode_and_no_other(release):
+    """As from a time-out scope of somebody's library: nobody cancelled the episode."""
+
+    class Leaks(Answers):
+        async def reply(self, *, messages, tools):
+            if messages[0]["content"] == "q1":
+                raise asyncio.CancelledError
+            return await super().reply(messages=messages, tools=tools)
+
+    attempts, groups = await attempts_of(lambda: Odd(release), Leaks())
+    by_task = {episode.task_id: episode for episode in attempts}
+    assert by_task["t1"].error.startswith("CancelledError")
+    assert [by_task[f"t{i}"].reward for i in range(4)] == [1.0, None, 1.0, 1.0]
+    assert sum(group.num_dropped for group in groups) == 1
+
+
 async def test_waiting_for_a_slot_has_a_deadline_of_its_own(release):
     limits = RolloutLimits(max_concurrent_requests=1, max_retries=0, queue_timeout_s=0.15)
     attempts, _ = await attempts_of(lambda: Odd(release), Answers(seconds=0.1), limits=limits)

@@ -33,6 +33,7 @@ def test_what_says_later_is_sent_again_and_what_says_never_is_not():
 def test_retry_after_names_seconds_or_a_date_and_anything_else_nothing(text, seconds):
     assert asked_wait_s({"retry-after": text}, now=1_000_000.0) == seconds
     assert asked_wait_s({}) is None
+    assert asked_wait_s({"retry-after": text, "retry-after-ms": "250"}) == 0.25
 
 
 @given(text=st.text(max_size=40))

@@ -575,6 +575,11 @@ class Bound(Sums):
         self.database.execute("select 1")
         return super().grade(message)
 
+    def close(self):
+        if hasattr(self, "database"):
+            self.database.close()
+        super().close()
+
 
 class OneLoop(Sums):
     """Keeps what works in one event loop only."""
