@@ -81,7 +81,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         if "close" in cls.__dict__:
-            cls.close = _where_hooks_ran(cls.close)  # type: ignore[method-assign]
+            setattr(cls, "close", _where_hooks_ran(cls.close))  # noqa: B010  an assignment is no method to mypy
 
     def __init__(
         self,
