@@ -301,8 +301,7 @@ class ChatRenderer:
 
     def _added_text(self, token_id: int) -> str | None:
         """The text of a stop token, if it is one of the added ones."""
-        texts = (text for text, known in self._encoder.ids.items() if known == token_id)
-        return next(texts, self._encoder.anchor)
+        return self._encoder.texts.get(token_id, self._encoder.anchor)
 
     def _shield(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> Shield:
         return Shield(

@@ -129,6 +129,7 @@ class ShieldedEncoder:
             if token.content
         }
         """Every added token's id by its text."""
+        self.texts = {token_id: text for text, token_id in self.ids.items()}
         self.special = frozenset(
             {t.content for t in tokenizer.added_tokens_decoder.values() if t.special}
             | set(tokenizer.all_special_tokens)

@@ -89,9 +89,10 @@ def find_turn_end(
         # The last turn of a conversation ends otherwise than earlier ones, as in gpt-oss.
         stops = {next((token for token in last if token in known_stops), last[0])}
     texts = [token for _, token in tokens]
+    ends_alone = bool(last) and close in [token for _, token in encoder.tokens_in(behind.head)]
     return TurnEnd(
         close=close,
-        belongs_to_turn=bool(last) and close in [token for _, token in encoder.tokens_in(behind.head)],
+        belongs_to_turn=ends_alone and not (calls and close and _opens_results(template, close)),
         stops=frozenset(stops),
         frame=frozenset(texts[texts.index(close) :] if close in texts else texts)
         | {token for _, token in encoder.tokens_in(behind.generation)},
@@ -188,6 +189,24 @@ def _tail_or_none(
         return tail(template.render(messages, tools, generation=generation), word)
     except TemplateRefusal:
         return None
+
+
+def _opens_results(template: ChatTemplate, token: str) -> bool:
+    """Whether a token stands before each of two results and behind none of them, as Gemma 4's `<|tool_response>`."""
+    results = [
+        {
+            "role": "tool",
+            "name": NAME,
+            "tool_call_id": template.form.call_id(NAME, i),
+            "content": f"{RESULT}{i}",
+        }
+        for i in range(2)
+    ]
+    turn = {"role": "assistant", "content": "", "tool_calls": template.stand_in_calls(results)}
+    tools = [PROBE_TOOL] if template.needs_tools else []
+    text = template.render([{"role": "user", "content": USER}, turn, *results], tools)
+    between, _, behind = text.partition(f"{RESULT}0")[2].partition(f"{RESULT}1")
+    return token in between and token not in behind
 
 
 def _common_length(left: str, right: str) -> int:

@@ -17,6 +17,7 @@ from .families import (
     FAMILIES,
     GEMMA2,
     GEMMA3,
+    GEMMA4,
     GLM45,
     GPT_OSS,
     KIMI_K2,
@@ -434,6 +435,20 @@ def test_a_call_ended_by_another_end_is_ended_once():
     for last, expected in (("<|observation|>", ""), ("<|user|>", "<|observation|>")):
         delta = renderer_of("glm-4.5").extend(result, last_token_id=id_of("glm-4.5", last))
         assert GLM45.tokenizer.decode(delta).startswith(f"{expected}\n<tool_response>\nx")
+
+
+def test_what_opens_each_result_is_no_end_of_the_call():
+    """Gemma 4's template opens a response behind a call that nobody has answered yet."""
+    tokenizer = build(GEMMA4)
+    answered = "{%- else -%}<turn|>\n{% set ns.before = 'answer' -%}"
+    opened = "{%- if ns.before == 'call' -%}<|tool_response>{%- endif -%}"
+    assert answered in GEMMA4.template
+    tokenizer.chat_template = GEMMA4.template.replace(answered, opened + answered)
+    renderer = ChatRenderer(tokenizer)
+    result = results_of(calls_of("gemma-4", 1), ["x"])
+    for last, expected in (("<|tool_response>", "response:"), ("<turn|>", "<|tool_response>response:")):
+        delta = renderer.extend(result, last_token_id=tokenizer.convert_tokens_to_ids(last))
+        assert tokenizer.decode(delta).startswith(expected)
 
 
 def test_a_template_that_loses_the_observation_is_refused():
