@@ -40,10 +40,11 @@ class Call:
         Raises what the first of them to fail raised, and does not wait for the others: they may wait for it.
         """
         pending = list(self._references)
+        found: dict[Any, Any] = {}
         while pending:
             done, pending = ray.wait(pending)
-            ray.get(done)
-        return ray.get([self._references[rank] for rank in self._answering])
+            found.update(zip(done, ray.get(done), strict=True))
+        return [found[self._references[rank]] for rank in self._answering]
 
 
 class RankGroup:

@@ -165,6 +165,10 @@ class _Run:
             except ValueError as error:
                 raise CheckpointError(str(error)) from error
         if found is None:
+            if self._config.resume:
+                self._progress.message(
+                    "no checkpoint was finished: from step 1, with the episodes that were kept of it"
+                )
             return RunState(step=0, policy_version=0, prompt_position=0)
         checkpoint, state = found
         trainer.load_checkpoint(checkpoint)
