@@ -106,6 +106,10 @@ class CodeEnv(ToolEnv):
         self._public_tests = as_tests(public) if public else None
         return task.messages
 
+    def check_label(self, label: Any) -> None:
+        """Raise `ValueError` for tests that cannot be run, or that prove nothing."""
+        as_tests(label)
+
     def follow_up(self, message: AssistantMessage) -> Sequence[Message]:
         """What failed, while there are tries left and something did."""
         self._num_answers += 1

@@ -34,6 +34,7 @@ def write(path, labels):
     return path
 
 
+CHECK = "def check(candidate):\n    assert candidate(1) == 2"
 GOOD = {"numeric": "4", "multiple_choice": "B", "math": "4"}
 RIGHT = "one of the right answers"
 
@@ -78,6 +79,17 @@ def test_what_a_rule_can_never_pay_is_counted_and_named(tmp_path, rule, options,
         ("polyturn/SearchR1-v0", ["Paris"], ["  "]),
         ("polyturn/Search-v0", "Paris", 4),
         ("polyturn/SingleTurn-v0", "x", " "),
+        (
+            "polyturn/CodeUnitTests-v0",
+            {"entry_point": "f", "cases": [{"args": [1], "expected": 2}]},
+            "f(1) == 2",
+        ),
+        (
+            "polyturn/CodeUnitTests-v0",
+            {"entry_point": "f", "test": CHECK},
+            {"entry_point": "f", "test": "pass"},
+        ),
+        ("polyturn/CodeStdio-v0", [{"input": "1", "output": "2"}], []),
     ],
 )
 def test_what_an_environment_can_never_pay_is_named(tmp_path, env, good, label):
