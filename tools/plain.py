@@ -85,14 +85,12 @@ def recordable(value: Any) -> Any:
 
 def is_plain(value: Any) -> bool:
     """Whether `recordable` would change nothing, in the usual case of few short values. May say no to others."""
-    kind = type(value)
-    if kind is str:
-        return value.isascii()
-    if kind is int:
-        return -_LARGEST <= value < _LARGEST
-    if kind is dict:
-        return all(type(key) is str and key.isascii() and _is_leaf(item) for key, item in value.items())
-    return _is_leaf(value)
+    if type(value) is not dict:
+        return _is_leaf(value)
+    for key, item in value.items():  # noqa: SIM110  a generator costs twice as much
+        if type(key) is not str or not key.isascii() or not _is_leaf(item):
+            return False
+    return True
 
 
 def _is_leaf(value: Any) -> bool:
