@@ -31,10 +31,13 @@ from polyturn.trainer.run_directory import RunDirectory, RunState
 from polyturn.trainer.samples import StepSamples, make_samples
 from polyturn.trainer.step_metrics import step_metrics
 from polyturn.trainer.updates import UpdateReport, largest_logprob_difference, split_updates, with_scores
+from polyturn.trainer.weight_sync import SyncReport
 from polyturn.trainer.workers import TrainerGroup
 
 Evaluate = Callable[[str, int], Mapping[str, Any] | None]
 """Plays the held-out tasks after a step and keeps the trajectories under a name; None where it was interrupted."""
+MIN_CORRELATION = 0.9
+"""Between what LoRA's adapters add and what of it the engines get, below which a run says so."""
 
 
 @dataclass(slots=True)
@@ -87,6 +90,7 @@ class TrainingLoop:
         self._checks = RunChecks(config.checks, maxima=state.maxima)
         self._cursor = player.cursor(state.prompt_position)
         self._saving: RunState | None = None
+        self._told_of_rounding = False
         self.state = state
 
     def run(self) -> None:
@@ -108,7 +112,7 @@ class TrainingLoop:
             version = self.state.policy_version + self._config.trainer.updates_per_step
             with self._setting_aside(step):
                 estimates, reports = self._learn(step, groups, watch)
-                num_bytes = self.sync(version, watch)
+                sync = self.sync(version, watch)
             row = step_metrics(
                 groups=groups,
                 estimates=estimates,
@@ -116,7 +120,8 @@ class TrainingLoop:
                 seconds=watch.seconds,
                 total_seconds=time.perf_counter() - started,
                 version=version,
-                sync_bytes=num_bytes,
+                sync_bytes=sync.num_bytes,
+                adapter_correlation=sync.adapter_correlation,
             )
             self._finish(step, version, {**row, **self._evaluate_between(step)}, watch)
 
@@ -159,8 +164,8 @@ class TrainingLoop:
             )
             raise StepFailure(sentence) from failure
 
-    def sync(self, version: int, watch: Stopwatch) -> int:
-        """Send the weights to the engines and compare them on both sides; the bytes that were sent."""
+    def sync(self, version: int, watch: Stopwatch) -> SyncReport:
+        """Send the weights to the engines and compare them on both sides."""
         with watch.measure("sync"):
             report = self._trainer.publish(version)
             if self._config.checks.enabled and self._config.checks.weights_equal:
@@ -168,7 +173,20 @@ class TrainingLoop:
                     self._checks.weights_equal(
                         report.checksums, engine.weight_checksums(), version=version, url=engine.url
                     )
-        return report.num_bytes
+        self._tell_of_rounding(report.adapter_correlation)
+        return report
+
+    def _tell_of_rounding(self, arrived: float | None) -> None:
+        """Once a run: that engines get little of what adapters have learnt."""
+        if arrived is None or arrived >= MIN_CORRELATION or self._told_of_rounding:
+            return
+        self._told_of_rounding = True
+        self._progress.message(
+            f"what the adapters have learnt reaches the engines at a correlation of {arrived:.2f}: they serve the "
+            f"merged weights rounded to {self._config.model.dtype}, and the update is smaller than its steps. It "
+            "arrives as updates add up; a larger trainer.optimizer.learning_rate (LoRA takes ten times that of "
+            "full training) or model.dtype=float32 brings it there sooner (sync/adapter_correlation in the metrics)"
+        )
 
     def close(self) -> None:
         for engine in self._engines:

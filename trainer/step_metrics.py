@@ -27,6 +27,7 @@ def step_metrics(
     total_seconds: float,
     version: int,
     sync_bytes: int,
+    adapter_correlation: float | None = None,
 ) -> dict[str, float]:
     """All figures of one step. `version` is the policy's after the step; its tokens are of earlier ones."""
     episodes = [episode for group in groups for episode in group.episodes]
@@ -56,6 +57,8 @@ def step_metrics(
         "seconds/step": total_seconds,
         **{f"seconds/{part}": value for part, value in seconds.items()},
     }
+    if adapter_correlation is not None:
+        row["sync/adapter_correlation"] = adapter_correlation
     for name in (
         "loss",
         "entropy",

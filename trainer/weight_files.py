@@ -65,7 +65,9 @@ def read_weight_files(directory: Path) -> dict[str, StoredTensor]:
     if not index.is_file():
         single = directory / SINGLE_NAME
         if not single.is_file():
-            raise ValueError(explain_missing_weights(directory))
+            raise ValueError(
+                explain_missing_weights(directory) or f"{directory} has no {SINGLE_NAME}: it holds no weights"
+            )
         return read_header(single)
     placed = _read_index(index)
     found: dict[str, StoredTensor] = {}
@@ -153,8 +155,9 @@ def _read_index(path: Path) -> Mapping[str, str]:
     return placed
 
 
-def explain_missing_weights(directory: Path) -> str:
-    """Why a directory without weights to read is not one with some, and the way out."""
+def explain_missing_weights(directory: Path) -> str | None:
+    """Why a directory without an index or a single file of safetensors has no weights to read, and the way out; None if
+    nothing in it looks like weights."""
     shards = sorted(path.name for path in directory.glob("*.safetensors"))
     if (directory / ADAPTER_NAME).is_file():
         return (
@@ -177,4 +180,4 @@ def explain_missing_weights(directory: Path) -> str:
             f"{directory} has its weights as {gguf.name}, which is not read here: "
             "download the model's own safetensors"
         )
-    return f"{directory} has no {SINGLE_NAME}: it holds no weights"
+    return None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -176,12 +177,14 @@ class TrainerRank:
 
     def publish(self, version: int) -> SyncReport | None:
         """Send the weights to the engines. Every rank takes part; rank 0 reports."""
-        tensors = self._policy.named_hf_tensors()
+        tensors, report = self._policy.named_hf_tensors(), None
         if self._publisher is not None:
-            return self._publisher.publish(self._cast(tensors) if self._cast else tensors, version=version)
-        for _ in tensors:
-            continue
-        return None
+            report = self._publisher.publish(self._cast(tensors) if self._cast else tensors, version=version)
+        else:
+            for _ in tensors:
+                continue
+        correlation = self._policy.adapter_correlation()
+        return None if report is None else replace(report, adapter_correlation=correlation)
 
     def score(self, samples: Sequence[TrainSample]) -> dict[str, ScoredColumns]:
         """The logprobs of this rank's samples under the weights as they are."""

@@ -27,6 +27,7 @@ from polyturn.trainer.megatron.checkpoints.manifest import (
     find_faults,
     read_manifest,
     write_manifest,
+    write_sealed,
 )
 from polyturn.trainer.megatron.checkpoints.safetensors_file import write_safetensors
 from polyturn.trainer.megatron.checkpoints.sources import find_source, initial_weights
@@ -230,6 +231,18 @@ def test_directories_are_told_apart(tmp_path: Path) -> None:
     (tmp_path / "other" / "readme").touch()
     with pytest.raises(ValueError, match="nothing to load"):
         find_source(tmp_path / "other")
+    (tmp_path / "other" / "model.gguf").touch()
+    with pytest.raises(ValueError, match=r"has its weights as model\.gguf"):
+        find_source(tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", ["../elsewhere", "/etc/passwd", "a/../../b", 3])
+def test_a_manifest_names_files_of_its_own_directory_only(tmp_path: Path, name: Any) -> None:
+    listed = [{"name": name, "num_bytes": 1, "crc32": 1}]
+    write_sealed(tmp_path / "trainer.json", {"format": 2, "header": {}, "files": listed})
+    assert find_faults(tmp_path) == [
+        f"{tmp_path / 'trainer.json'} names the file {name!r}, which is not in its directory"
+    ]
 
 
 def test_fp8_is_for_gpus(tmp_path: Path) -> None:

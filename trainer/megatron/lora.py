@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel import (
@@ -302,18 +303,53 @@ def adapters_off(models: Sequence[torch.nn.Module]) -> Iterator[None]:
             adapter.enabled = True
 
 
+class Arrived:
+    """How much of what adapters add is left once merged weights are rounded to the model's dtype.
+
+    A bfloat16 weight has 8 bits: what is less than a 512th of it is rounded away, and after a few small updates that is
+    most of what an adapter adds. The trainer computes with the adapters themselves, engines with the merged weights.
+    """
+
+    def __init__(self) -> None:
+        self._sums: torch.Tensor | None = None
+
+    def add(self, wanted: torch.Tensor, found: torch.Tensor) -> None:
+        """Of one weight: what the adapter adds, and what the merged weight differs from the base, both float32."""
+        sums = torch.stack([(wanted * found).sum(), wanted.square().sum(), found.square().sum()]).double()
+        self._sums = sums if self._sums is None else self._sums + sums
+
+    def correlation(self, device: torch.device) -> float | None:
+        """Between the two, over the weights of all ranks: 1 where all of it is left; None where nothing was added.
+
+        Collective.
+        """
+        sums = torch.zeros(3, dtype=torch.float64, device=device) if self._sums is None else self._sums
+        dist.all_reduce(sums)
+        both, wanted, found = sums.tolist()
+        return both / math.sqrt(wanted * found) if wanted and found else (0.0 if wanted else None)
+
+
 class BaseWeights:
     """A model as if it had no adapters: `named_parameters` gives the base weights alone, all else is the model's."""
 
-    def __init__(self, model: GPTModel, *, merged: bool = False, hidden: str = "lora.") -> None:
+    def __init__(
+        self,
+        model: GPTModel,
+        *,
+        merged: bool = False,
+        arrived: Arrived | None = None,
+        hidden: str = "lora.",
+    ) -> None:
         """See a model so.
 
         Args:
             merged: each base weight with its adapter added, a new tensor, rounded once to the weight's dtype.
+            arrived: is told what the rounding leaves.
             hidden: the parameters whose names begin so are left out.
         """
         self._model = model
         self._merged = merged
+        self._arrived = arrived
         self._hidden = hidden
 
     def __getattr__(self, name: str) -> Any:
@@ -325,6 +361,10 @@ class BaseWeights:
             if name.startswith(self._hidden):
                 continue
             if self._merged and name in deltas:
-                yield name, (param.detach().float() + deltas[name].weight_delta()).to(param.dtype)
+                base, delta = param.detach().float(), deltas[name].weight_delta()
+                merged = (base + delta).to(param.dtype)
+                if self._arrived is not None:
+                    self._arrived.add(delta, merged.float() - base)
+                yield name, merged
             else:
                 yield name, param

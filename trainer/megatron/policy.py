@@ -106,6 +106,7 @@ class MegatronPolicy:
         self._max_tokens = max_tokens_per_gpu
         self._shared_prefix: SharedPrefix = shared_prefix
         self._sharing = Sharing()
+        self._arrived: Any = None
         hf_config = read_config(self.model_path)
         optimizer = optimizer or OptimizerConfig()
         self.schedule = LearningRateSchedule.from_config(optimizer, num_updates=total_updates)
@@ -226,11 +227,21 @@ class MegatronPolicy:
         Collective: all ranks go through it to its end. A tensor may be a view of the weight
         itself, to be read before the next update.
         """
-        from polyturn.trainer.megatron.lora import BaseWeights
+        from polyturn.trainer.megatron.lora import Arrived, BaseWeights
         from polyturn.trainer.megatron.weights import named_hf_tensors
 
-        merged: Any = [BaseWeights(chunk, merged=True) for chunk in self._engine.chunks]
+        self._arrived = Arrived() if self.lora is not None else None
+        merged: Any = [
+            BaseWeights(chunk, merged=True, arrived=self._arrived) for chunk in self._engine.chunks
+        ]
         return named_hf_tensors(merged, self._engine.architecture)
+
+    def adapter_correlation(self) -> float | None:
+        """Between what the adapters add and what was left of it in the last `named_hf_tensors`, after its rounding.
+
+        None without adapters, or where they add nothing. Collective.
+        """
+        return None if self._arrived is None else self._arrived.correlation(self._engine.device)
 
     def save_hf(self, directory: Path) -> None:
         """Write a Hugging Face directory, adapters merged: rank 0 writes, the others wait for it."""

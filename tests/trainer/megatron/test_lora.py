@@ -322,3 +322,31 @@ def test_every_linear_layer_of_a_family_is_adapted_as_peft_reads_it(rank_pool, t
 def test_a_target_that_the_model_lacks_is_refused(make_model):
     with pytest.raises(ValueError, match=r"'w1', but this model's linear layers are .*q_proj"):
         MegatronPolicy(make_model(), lora=LoraConfig(target_modules=("q_proj", "w1")))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rate", "low", "high"),
+    [("bfloat16", 1e-6, 0.0, 0.5), ("float32", 1e-6, 0.99, 1.0), ("bfloat16", 0.1, 0.9, 1.0)],
+)
+def test_what_rounding_leaves_of_adapters_is_known(make_model, make_samples, dtype, rate, low, high):
+    """Against the base weights, the merged ones and the adapters' own product."""
+    path = make_model("qwen3")
+    with open_policy(path, dtype=dtype) as policy:
+        base = {name: tensor.clone() for name, tensor in policy.named_hf_tensors()}
+        assert policy.adapter_correlation() is None, "B is 0"
+        samples = with_proximal(policy, make_samples(LENGTHS))
+        policy.train(samples, objective=Objective(), global_counts=counts_of(samples), learning_rate=rate)
+        merged = {name: tensor.clone() for name, tensor in policy.named_hf_tensors()}
+        found = policy.adapter_correlation()
+        wanted = {
+            f"{name}.weight": LORA.scale * (b.float() @ a.float())
+            for adapter in policy._engine.model.lora.values()
+            for name in adapter.targets
+            for a, b in [adapter.pair(name)]
+        }
+    arrived = torch.cat([(merged[name].float() - base[name].float()).flatten() for name in wanted])
+    added = torch.cat([delta.detach().flatten() for delta in wanted.values()])
+    assert found == pytest.approx(
+        float(arrived @ added / (arrived.norm() * added.norm()).clamp(min=1e-30)), abs=1e-3
+    )
+    assert low <= found <= high

@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import orjson
@@ -113,7 +113,20 @@ def read_manifest(directory: Path, *, marker: str = MARKER) -> tuple[dict[str, A
         raise ValueError(
             f"{path}: the checkpoint has format {value.get('format')}, this release reads format {FORMAT}"
         )
-    return value["header"], [WrittenFile(**file) for file in value["files"]]
+    header, listed = value.get("header"), value.get("files")
+    if not isinstance(header, dict) or not isinstance(listed, list):
+        raise ValueError(f"{path} is damaged: it has no header, or no files")
+    return header, [_written(file, path) for file in listed]
+
+
+def _written(file: Any, path: Path) -> WrittenFile:
+    name = file.get("name") if isinstance(file, dict) else None
+    if not isinstance(name, str) or PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+        raise ValueError(f"{path} names the file {name!r}, which is not in its directory")
+    try:
+        return WrittenFile(**file)
+    except TypeError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
 
 
 def find_faults(

@@ -19,7 +19,7 @@ import orjson
 import torch
 import torch.distributed as dist
 from megatron.core.models.gpt.gpt_model import GPTModel
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from polyturn.trainer.megatron.checkpoints.boxes import Box, Slab, copy_shared, slabs
 from polyturn.trainer.megatron.checkpoints.manifest import read_manifest
@@ -86,7 +86,11 @@ class CheckpointReader:
             if not path.is_file():
                 self.close()
                 raise ValueError(f"{path} is missing")
-            opened = self._stack.enter_context(safe_open(path, framework="pt"))
+            try:
+                opened = self._stack.enter_context(safe_open(path, framework="pt"))
+            except SafetensorError as error:
+                self.close()
+                raise ValueError(f"{path} is damaged: {error}") from error
             self._files[file.name] = opened
             self.num_steps.update(orjson.loads(opened.metadata()["steps"]))
             for number, (engine, start, end, states, boxes) in enumerate(
@@ -154,7 +158,8 @@ class CheckpointReader:
         written = self._shapes[engine].get(box.key)
         if written is None:
             raise ValueError(f"{self.directory} holds the checkpoint of another model: it has no {box.key}")
-        if written != box.global_shape and not box.padded:
+        fits = written == box.global_shape or (box.padded and written[1:] == box.global_shape[1:])
+        if not fits:
             raise ValueError(
                 f"{self.directory} holds the checkpoint of another model: there {box.key} is {list(written)}, "
                 f"here {list(box.global_shape)}"

@@ -10,7 +10,7 @@ from typing import Literal
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema import RunConfig
 from polyturn.trainer.megatron.checkpoints.manifest import MARKER, find_faults
-from polyturn.trainer.weight_files import ADAPTER_NAME, explain_missing_weights
+from polyturn.trainer.weight_files import explain_missing_weights
 
 TORCH_DIST_MARKER = "metadata.json"
 HF_FOLDER = "hf"
@@ -56,8 +56,9 @@ def find_source(directory: Path) -> WeightSource | None:
         return WeightSource(kind="torch_dist", path=inner)
     if not any(directory.iterdir()):
         return None
-    if (directory / ADAPTER_NAME).is_file():
-        raise ValueError(explain_missing_weights(directory))
+    told = explain_missing_weights(directory)
+    if told is not None:
+        raise ValueError(told)
     raise ValueError(
         f"{directory} holds nothing to load: neither {MARKER} (a checkpoint), nor {TORCH_DIST_MARKER} (torch_dist), "
         "nor config.json (Hugging Face)"
