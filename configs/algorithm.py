@@ -18,7 +18,8 @@ class AlgorithmConfig(Section):
     """What turns rewards into gradients."""
 
     reward_shaping: RewardShaping = NoShaping()
-    """What is done to the rewards before they are compared."""
+    """What is done to the rewards before they are compared. Groups whose own rewards do not differ stay alike: what
+    answers are worth belongs in `reward`."""
     truncated: Literal["train", "mask", "drop"] = "train"
     """Episodes that a limit ended: like others, or compared with but not trained on, or as if never played."""
     advantage: Advantage = GroupAdvantage()
