@@ -514,6 +514,11 @@ def _split_unit(tokens: Sequence[Token]) -> tuple[Sequence[Token], Sequence[Toke
         if level or index == 0:
             continue
         degree = token.kind == "command" and token.text == "degree" and not angle_argument
+        # In 60° + 360°k they are part of an expression.
+        degree = degree and not any(before.text == "degree" for before in tokens[:index])
+        degree = degree and not any(
+            after.kind in ("+", "-", "*", "number", "name") for after in tokens[index + 1 :]
+        )
         if token.kind == "text" or degree or _begins_bare_unit(tokens, index):
             return tokens[:index], tokens[index:]
     return tokens, ()

@@ -31,7 +31,6 @@ _WORDS = {
         " 奇数=odd 偶数=even 奇函数=odd_function 偶函数=even_function 增函数=increasing 减函数=decreasing"
         " 星期一=monday 星期二=tuesday 星期三=wednesday 星期四=thursday 星期五=friday 星期六=saturday 星期日=sunday"
         " 星期天=sunday 等边三角形=equilateral_triangle 等腰三角形=isosceles_triangle 直角三角形=right_triangle"
-        " 零=0 一=1 二=2 两=2 三=3 四=4 五=5 六=6 七=7 八=8 九=9 十=10"
     ),
     **dict.fromkeys(
         "个人只本支次件名位条张棵辆岁种组块道页根头袋箱瓶盒朵台双套副份间座艘架枚粒颗片排行列队班户家",

@@ -27,6 +27,7 @@ from polyturn.envs.rewards.math.regions import region_of, same_region, variable_
 from polyturn.envs.rewards.math.terms import Term, make, number, operators, variables
 from polyturn.envs.rewards.math.units import Unit
 from polyturn.envs.rewards.math.verdict import TooLarge
+from polyturn.envs.rewards.math.vocabulary import FILLING_WORDS, NUMBER_PROPERTIES
 
 MAX_ITEMS = 200
 """Of a list; unordered ones are compared pair by pair."""
@@ -64,7 +65,10 @@ class Comparison:
         if isinstance(gold, Value) and isinstance(answer, Value):
             return self._same_value(gold, answer)
         if isinstance(gold, Words) and isinstance(answer, Words):
-            return gold.text == answer.text or bare_noun(gold.text) == bare_noun(answer.text)
+            if gold.text == answer.text or bare_noun(gold.text) == bare_noun(answer.text):
+                return True
+            properties = _properties(gold.text), _properties(answer.text)
+            return properties[0] == properties[1] is not None
         if isinstance(gold, Words) or isinstance(answer, Words):
             return _letters(gold) == _letters(answer) != ""
         return False
@@ -227,9 +231,14 @@ class Comparison:
                 return True
             if not (free_variables(values[0]) and free_variables(values[1])):
                 return False
-        elif values[0] is not None and not free_variables(values[0]):
-            return False
         regions = region_of(gold), region_of(answer)
+        if (
+            values[0] is not None
+            and values[1] is None
+            and not free_variables(values[0])
+            and (regions[0] is None or gold.ops != ("in",))
+        ):
+            return False
         if regions[0] is not None and regions[1] is not None:
             names = variable_of(gold), variable_of(answer)
             return (names[0] == names[1] or not all(names)) and same_region(
@@ -305,6 +314,13 @@ class Comparison:
         first = [make("div", term, terms[0][0]) for term in terms[0]]
         second = [make("div", term, terms[1][0]) for term in terms[1]]
         return all(map(self._equality.equal, first, second))
+
+
+def _properties(text: str) -> tuple[str, ...] | None:
+    """What is said of numbers: `all odd n`, `n is odd`; None where anything else is said."""
+    words = [word.removesuffix("s") for word in text.split() if word not in FILLING_WORDS]
+    rest = tuple(sorted(word for word in words if len(word) > 1))
+    return rest if rest and set(rest) <= NUMBER_PROPERTIES and len(words) - len(rest) < 2 else None
 
 
 def _only_element(answer: Answer) -> Answer:

@@ -39,7 +39,7 @@ _PHRASE = re.compile(
     rf"{_STARS}(?:\([^()\n]{{0,40}}\)\s{{0,8}})?"
     r"(?:\*{0,4}\s{0,8}[:=]\*{0,4}|(?:of|to|for)\s[^.\n]{0,80}?\s(?:is|:)|is|was|equals)(?![A-Za-z])"
     r"|\b(?:choose|chose|pick|select)\s{1,4}(?:the\s{1,4})?(?:option|choice|answer)\b|(?<!\w)ans(?:wer)?\s{0,4}[:=]"
-    r"|\u7b54\u6848\s{0,4}(?:\u662f|\u4e3a|[:\uff1a]))\s{0,8}:?\*{0,4}",
+    r"|\u7b54\u6848?\s{0,4}(?:\u662f|\u4e3a|[:\uff1a]))\s{0,8}:?\*{0,4}",
     re.IGNORECASE,
 )
 _HEADING = re.compile(
@@ -66,16 +66,22 @@ _DISPLAY = re.compile(
     r"\s{0,8}(\$\$[^$]{1,600}\$\$|\\\[.{1,600}?\\\]|\$[^$\n]{1,600}\$(?=[\s.]*+$))", re.DOTALL
 )
 # The last sentence.
-_SENTENCES = re.compile(r"(?<=[.!?])\s++(?=[A-Z\\$*(])|\n")
+_SENTENCES = re.compile(r"(?<=[.!?])\s++(?=[A-Z\\$*(])|(?<=[\u3002\uff01\uff1f])|\n")
+_CHINESE = re.compile(r"[\u4e00-\u9fff]{2}")
+_CHINESE_DOUBT = re.compile(r"[\u4e0d\u6216\u5417]")
 _CONCLUDES = re.compile(
-    r"(?:so|thus|therefore|hence|finally|in total|altogether|in conclusion|consequently)\b", re.IGNORECASE
+    r"(?:so|thus|therefore|hence|finally|in total|altogether|in conclusion|consequently)\b"
+    r"|\u56e0\u6b64|\u6240\u4ee5|\u6545|\u7efc\u4e0a|\u5373",
+    re.IGNORECASE,
 )
 _EQUALS = re.compile(r"=|\b(?:is|are|equals|was|were|be)\b")
 _VERB = re.compile(
     r"=|\b(?:is|are|equals|gives?|gets?|have|has|had|costs?|makes?|made|earns?|earned|be|was|were|it's|spends?|spent|needs?"
     r"|takes?|took|pays?|paid|sells?|sold|buys?|bought|raised|saved|saves?|owes?|ate|eats?|weighs?|remains?|left|total)\b"
 )
-_QUANTITY = re.compile(r"-?\\?[$\u20ac\u00a3]?-?(?<![\w.])\d[\d,]*+(?:\.\d++)?(?:\s?/\s?\d++)?(?:\s?\\?%)?")
+_QUANTITY = re.compile(
+    r"-?\\?[$\u20ac\u00a3]?-?(?<![A-Za-z0-9_.])\d[\d,]*+(?:\.\d++)?(?:\s?/\s?\d++)?(?:\s?\\?%)?"
+)
 _OPEN = re.compile(
     r"\b(?:not|n't|cannot|unknown|unclear|unsure|sure|maybe|perhaps|might|guess|either|or|if|suppose|assume|let|first|next"
     r"|step|consider|problem|question|try|should|would|could|between|whether|wrong|incorrect|impossible)\b|n't\b|\?",
@@ -234,7 +240,8 @@ def _phrase(text: str) -> str | None:
     statement = (rest[: end.start()] if end else rest).split("\n")[0]
     tail = _TAIL.search(statement)
     if tail is None:
-        return _tidied(statement)
+        whole = _is_sentence(statement) or _CHINESE.search(statement)
+        return (_conclusion(statement) if whole else None) or _tidied(statement)
     if consequence := _CONSEQUENCE.fullmatch(statement[tail.start() :].rstrip(" $.")):
         return _tidied(consequence[1])
     return _tidied(statement[: tail.start()])
@@ -254,7 +261,12 @@ def _plain(text: str) -> str | None:
     if not text or len(text) > MAX_PLAIN or "\n" in text or "\\boxed" in text or "\\fbox" in text:
         return None
     words = re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}+", text)
-    if len(words) > 3 or re.search(r"[.?!]\s+\S", text) or _CONCLUDES.match(text):
+    if (
+        len(words) > 3
+        or (len(text) > 5 and _CHINESE.match(text))
+        or re.search(r"[.?!]\s+\S", text)
+        or _CONCLUDES.match(text)
+    ):
         return None
     return text if not (words and _is_sentence(text)) else None
 
@@ -275,6 +287,9 @@ def _conclusion(text: str) -> str | None:
     quantities = list(_QUANTITY.finditer(sentence))
     verbs = list(_VERB.finditer(sentence))
     words = re.findall(r"[A-Za-z]{2,}+", sentence)
+    if _CHINESE.search(sentence) and not verbs:
+        one = len(quantities) == 1 and not _CHINESE_DOUBT.search(sentence)
+        return _tidied(sentence[quantities[0].start() :]) if one else None
     if _OPEN.search(sentence) or not (verbs or (len(words) > 2 and sentence[0].isupper())):
         return None
     states = [
@@ -301,7 +316,7 @@ def _cut(statement: str) -> str | None:
 
 def _tidied(statement: str) -> str | None:
     """Without what sets it in bold, and without half of a pair of dollar signs."""
-    statement = statement.strip(" *:.\t\n").removesuffix("\\)").removesuffix("\\]").strip(" *:.")
+    statement = statement.strip(" *:.\t\n\u3002").removesuffix("\\)").removesuffix("\\]").strip(" *:.")
     if statement.count("$") % 2 and statement.endswith("$"):
         statement = statement[:-1]
     return statement.strip(" *:.") or None

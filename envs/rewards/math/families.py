@@ -68,9 +68,13 @@ def without_qualifier(text: str) -> Qualified:
     return Qualified(text)
 
 
+Branch = tuple[str, tuple[Term, ...]]
+"""A value, or an interval with its brackets and its ends."""
+
+
 def is_family(gold: Qualified) -> bool:
-    """Whether a gold answer runs over whole numbers."""
-    return bool(gold.parameter) and gold.domain.startswith(("integers", "positive", "naturals"))
+    """Whether a gold answer has a parameter of which it says what it runs over."""
+    return bool(gold.parameter)
 
 
 def same_family(gold: Answer, answer: Answer, names: tuple[Qualified, Qualified], equality: Equality) -> bool:
@@ -80,22 +84,26 @@ def same_family(gold: Answer, answer: Answer, names: tuple[Qualified, Qualified]
     """
     if names[1].domain and names[1].domain != names[0].domain:
         return False
+    parameter = names[0].parameter
     branches = _branches(gold), _branches(answer)
-    if not branches[0] or not branches[1]:
-        return Comparison(equality).same(gold, answer)
-    own = names[1].parameter or _only_variable(branches[1], names[0].parameter)
-    theirs = [_renamed(term, own, Term("var", name=names[0].parameter)) for term in branches[1]]
+    if not branches[1] or parameter not in _names(branches[0]):
+        return Comparison(equality).same_answer(gold, answer)
+    own = names[1].parameter or _own_parameter(branches[1], branches[0]) or parameter
+    theirs = [
+        (kind, tuple(_renamed(term, own, Term("var", name=parameter)) for term in terms))
+        for kind, terms in branches[1]
+    ]
     through_all = names[0].domain == "integers"
 
-    def member(term: Term, others: list[Term]) -> bool:
+    def member(branch: Branch, others: list[Branch]) -> bool:
         return any(
-            equality.equal(term, run)
+            branch[0] == other[0] and all(map(equality.equal, branch[1], run))
             for other in others
-            for run in _runs(other, names[0].parameter, through_all)
+            for run in _runs(other[1], parameter, through_all)
         )
 
-    return all(member(term, theirs) for term in branches[0]) and all(
-        member(term, branches[0]) for term in theirs
+    return all(member(each, theirs) for each in branches[0]) and all(
+        member(each, branches[0]) for each in theirs
     )
 
 
@@ -103,42 +111,57 @@ def _domain(found: dict[str, str | None]) -> str:
     if found.get("set"):
         if found["set"] == "Z":
             return "positive" if found.get("sign") or found.get("floor") == "+" else "integers"
-        return "naturals" if found["set"] == "N" else f"{found['set']}"
+        return "naturals" if found["set"] == "N" else "any"
     kind = " ".join((found.get("kind") or "").split())
     if "integer" in kind or "whole" in kind:
         return "positive" if "positive" in kind else "integers" if "negative" not in kind else "naturals"
-    return "naturals" if "natural" in kind else kind
+    return "naturals" if "natural" in kind else "any"
 
 
-def _branches(answer: Answer) -> list[Term]:
-    """The terms of a family's branches; none where it is not made of values."""
-    if isinstance(answer, Relation) and set(answer.ops) == {"="} and answer.label:
+def _branches(answer: Answer) -> list[Branch]:
+    """The branches of a family; none where it is made of anything but values and intervals."""
+    if (
+        isinstance(answer, Relation)
+        and set(answer.ops) <= {"=", "in"}
+        and len(answer.ops) == 1
+        and answer.label
+    ):
         return _branches(answer.sides[-1])
     if isinstance(answer, Many) and answer.opener in ("", "{"):
         found = [_branches(item) for item in answer.items]
-        return [term for branch in found for term in branch] if all(found) else []
+        return [branch for branches in found for branch in branches] if all(found) else []
+    if isinstance(answer, Many) and answer.opener in ("(", "[") and len(answer.items) == 2:
+        ends = [_branches(item) for item in answer.items]
+        if any(len(end) != 1 or end[0][0] for end in ends):
+            return []
+        return [(answer.opener + answer.closer, (ends[0][0][1][0], ends[1][0][1][0]))]
     if (
         isinstance(answer, Value)
         and (answer.unit is None or answer.unit.powers == (("degree", 1),))
         and not answer.percent
     ):
-        return [answer.term if answer.unit is None else make("deg", answer.term)]
+        return [("", (answer.term if answer.unit is None else make("deg", answer.term),))]
     return []
 
 
-def _only_variable(terms: list[Term], wanted: str) -> str:
-    names = sorted(frozenset().union(*map(variables, terms)))
-    return names[0] if len(names) == 1 else wanted
+def _own_parameter(branches: list[Branch], golds: list[Branch]) -> str:
+    """The one variable that the gold answer does not have; empty where there is none, or several."""
+    own = _names(branches) - _names(golds)
+    return next(iter(own)) if len(own) == 1 else ""
 
 
-def _runs(term: Term, name: str, through_all: bool) -> list[Term]:
-    """The term with its parameter run through from another start, and backwards."""
-    variable = Term("var", name=name)
+def _names(branches: list[Branch]) -> frozenset[str]:
+    return frozenset().union(*(variables(term) for _, terms in branches for term in terms))
+
+
+def _runs(terms: tuple[Term, ...], name: str, through_all: bool) -> list[tuple[Term, ...]]:
+    """The terms with their parameter run through from another start, and backwards."""
     if not through_all:
-        return [term]
-    forwards = [_renamed(term, name, make("add", variable, number(shift))) for shift in _SHIFTS]
-    backwards = [_renamed(term, name, make("add", make("neg", variable), number(shift))) for shift in _SHIFTS]
-    return [term, *forwards[1:], *backwards]
+        return [terms]
+    variable = Term("var", name=name)
+    starts = [make("add", variable, number(shift)) for shift in _SHIFTS[1:]]
+    starts += [make("add", make("neg", variable), number(shift)) for shift in _SHIFTS]
+    return [terms, *(tuple(_renamed(term, name, start) for term in terms) for start in starts)]
 
 
 def _renamed(term: Term, name: str, replacement: Term) -> Term:

@@ -64,6 +64,8 @@ def region_of(answer: Answer) -> Region | None:
 
 def variable_of(answer: Answer) -> str:
     """The variable whose solutions an answer describes; empty where it names none."""
+    if isinstance(answer, Relation) and answer.ops == ("in",):
+        return answer.label
     if isinstance(answer, Relation):
         return next(
             (side.term.name for side in answer.sides if isinstance(side, Value) and is_symbol(side)),

@@ -227,7 +227,7 @@ def _unit(pieces: Sequence[str]) -> Unit | None:
             scale *= _add(powers, known, sign * pending)
             pending = 1
         elif (word := _singular(piece.lower())) not in NOT_UNITS:
-            if not re.fullmatch(r"[a-z][a-z'-]*+", word):
+            if not re.fullmatch(r"[^\W\d_][\w'-]*+", word) or _CHINESE_DENIAL.search(word):
                 return None
             words.add(word)
         if max(map(abs, powers.values()), default=0) > MAX_POWER:
@@ -335,9 +335,10 @@ def _joined(pieces: list[str]) -> list[str]:
     return joined
 
 
+_CHINESE_DENIAL = re.compile("[\u4e0d\u6ca1\u975e\u6216]")
 _TEXT = re.compile(
     r"(?P<exponent>\^?\{?\s{0,4}(?P<number>[-+]?\d{1,4})\s{0,4}\}?)"
-    r"|(?P<word>[A-Za-zµΩÅ¢](?:[A-Za-z'µΩ]|-(?=[A-Za-z]))*+)|(?P<sign>[/*$€£¥₹])"
+    r"|(?P<word>[A-Za-zµΩÅ¢\u4e00-\u9fff](?:[A-Za-z'µΩ\u4e00-\u9fff]|-(?=[A-Za-z]))*+)|(?P<sign>[/*$€£¥₹])"
 )
 
 

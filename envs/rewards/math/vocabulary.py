@@ -85,6 +85,9 @@ SHORT_NAMES |= {"thurs": "thursday", "sept": "september"}
 """Abbreviations of days and months."""
 GENERIC_NOUNS = frozenset(_words("function number numbers triangle curve"))
 """What a last word adds nothing by, where the other answer has none: `odd function`."""
+NUMBER_PROPERTIES = frozenset(_words("prime odd even positive negative composite rational irrational"))
+FILLING_WORDS = frozenset(_words("all every any each is are number numbers"))
+"""What is said of a number, and the words that only go with it: `all odd n`, `n is odd`."""
 UNIT_SYMBOLS = frozenset(_words("m g s h l L N J W V A K T C F H M Pa"))
 """Units of one letter."""
 NOT_UNITS = frozenset(
