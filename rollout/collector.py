@@ -29,6 +29,8 @@ from polyturn.rollout.prompts import Prompt
 from polyturn.tools.threads import PinnedThread
 
 DRAIN_S = 60.0
+CANCEL_S = 10.0
+"""How long episodes that were cancelled may take to end."""
 MIN_FAILURES_TO_GIVE_UP = 32
 
 
@@ -282,7 +284,8 @@ class _Collection:
         finally:
             for job in jobs:
                 job.cancel()
-            await asyncio.gather(*jobs, return_exceptions=True)
+            if jobs:  # what holds on to its cancellation, as careless code does, is left behind
+                await asyncio.wait(jobs, timeout=CANCEL_S)
         groups = [self._group(prompt) for prompt in prompts]
         if not any(group.episodes for group in groups) and not self._stop.is_set():
             raise RolloutError(f"every episode failed: {self._why()}")
@@ -315,7 +318,8 @@ class _Collection:
             stopping.cancel()
             stalled.cancel()
             done.cancel()
-            await asyncio.gather(stopping, stalled, done, return_exceptions=True)
+            done.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
+            await asyncio.gather(stopping, stalled, return_exceptions=True)
 
     async def _await_stall(self) -> None:
         """Raise when no attempt has ended for `stall_timeout_s`."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, wait
@@ -15,7 +16,7 @@ from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.threads import GivenUp, PinnedThread
 
 CLOSE_S = 30.0
-"""How long the end of a pool waits for its environments to close."""
+"""How long an environment may take to close; at the end of the pool, all of them together."""
 
 
 @dataclass(eq=False, frozen=True, slots=True)
@@ -56,7 +57,7 @@ class EnvironmentPool:
         self._make_timeout_s = make_timeout_s
         self._idle: dict[str, list[PooledEnvironment]] = {}
         self._busy: list[PinnedThread | PooledEnvironment] = []
-        self._closing: list[Future[None]] = []
+        self._closing: list[_Closing] = []
 
     async def take(self, choice: EnvironmentChoice | None) -> PooledEnvironment:
         """An idle environment of the kind that a task chooses, or a new one.
@@ -97,7 +98,9 @@ class EnvironmentPool:
         """What was given up and has not returned, by name: each holds a thread."""
         running = [(one, one.still_running) for one in self._busy]
         self._busy = [one for one, what in running if what]
-        return Counter(name for _, what in running for name in what)
+        self._closing = [one for one in self._closing if not one.future.done()]
+        late = [one.what for one in self._closing if time.monotonic() > one.started + CLOSE_S]
+        return Counter([*late, *(name for _, what in running for name in what)])
 
     def watch(self, thread: PinnedThread) -> None:
         """Count what still runs in a thread that is nobody's any more."""
@@ -111,11 +114,11 @@ class EnvironmentPool:
         for envs in idle.values():
             for pooled in envs:
                 self._close(pooled)
-        wait(self._closing, timeout=CLOSE_S)
+        wait([one.future for one in self._closing], timeout=CLOSE_S)
 
     def _close(self, pooled: PooledEnvironment) -> None:
-        self._closing = [future for future in self._closing if not future.done()]
-        self._closing.append(pooled.thread.submit(pooled.env.close))
+        what = f"close of {pooled.env.env_id}"
+        self._closing.append(_Closing(pooled.thread.submit(pooled.env.close), what, time.monotonic()))
         pooled.thread.shutdown()
 
     def _make(self, choice: EnvironmentChoice | None) -> ToolEnv:
@@ -126,6 +129,15 @@ class EnvironmentPool:
                 f"a task asks for the environment {choice.env_id!r}, and only one kind is played here"
             )
         return self._make_chosen(choice)
+
+
+@dataclass(frozen=True, slots=True)
+class _Closing:
+    """An environment that is being closed."""
+
+    future: Future[None]
+    what: str
+    started: float
 
 
 def _key(choice: EnvironmentChoice | None) -> str:
