@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from polyturn.tools.shared_sandboxes import execute
 
 MAX_SHOWN = 300
 SLACK_BYTES = 4096
+FLOAT_PLACES, FLOAT_TOLERANCE = 6, 1e-6
+"""A number that is expected with so many decimal places was a float, of which the last digits are anybody's; others, as
+2.50, are exact."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,7 +106,10 @@ def grade_stdio(
 
 
 def same_output(printed: str, expected: str) -> bool:
-    """Line by line without white space at the ends; a line may also have the same numbers, as in 0.50 and 0.5."""
+    """Line by line without white space at the ends; a line may also have the same numbers, as in 0.50 and 0.5.
+
+    Numbers that are expected with six decimal places or more may differ by a millionth.
+    """
     lines, wanted = _lines(printed), _lines(expected)
     return len(lines) == len(wanted) and all(
         line == want or _same_numbers(line, want) for line, want in zip(lines, wanted, strict=True)
@@ -124,9 +131,16 @@ def _same_word(word: str, other: str) -> bool:
     if len(word) > 64 or len(other) > 64:
         return False
     try:
-        return bool(Decimal(word) == Decimal(other))  # exact, and never equal for nan
+        number, wanted = Decimal(word), Decimal(other)
     except InvalidOperation:
         return False
+    if not (number.is_finite() and wanted.is_finite()):
+        return False
+    if number == wanted:
+        return True
+    places = other.partition(".")[2]
+    rounded = len(places) >= FLOAT_PLACES and places.isdigit() and "." in word
+    return rounded and math.isclose(number, wanted, rel_tol=FLOAT_TOLERANCE, abs_tol=FLOAT_TOLERANCE)
 
 
 def _clip(text: str) -> str:

@@ -420,3 +420,19 @@ def test_rows_that_call_a_method_are_graded_beside_those_that_print(tmp_path, ma
         path.write_text(json.dumps(rows[0] | wrong))
         with pytest.raises(ValueError, match=rf"rows\.jsonl:1: .*{words}"):
             make(path=path)
+
+
+def test_labels_are_looked_at_before_a_run():
+    for env in (CodeUnitTestsEnv(), CodeStdioEnv()):
+        for split in ("train", "heldout"):
+            for task in env.tasks(split):
+                env.check_label(task.label)
+        for wrong in (
+            None,
+            "8",
+            [],
+            {"entry_point": "f", "test": "def check(candidate): pass"},
+            {"inputs": []},
+        ):
+            with pytest.raises(ValueError):
+                env.check_label(wrong)

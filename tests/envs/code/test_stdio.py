@@ -48,6 +48,13 @@ def test_every_shipped_solution_passes_and_an_empty_one_does_not(grade, split):
         ("3 3", "3", False),
         ("3\n3", "3", False),
         ("yes", "Yes", False),
+        ("0.333333 x", "0.3333333333 x", True),
+        ("0.33333", "0.3333333333", False),
+        ("0.3333333333", "0.33", False),
+        ("1234567.89", "1234567.90", False),
+        ("50000000000000001", "50000000000000000", False),
+        ("50000000000000001", "50000000000000000.000000", False),
+        ("inf", "inf.0", False),
     ],
 )
 def test_what_counts_as_the_same(printed, expected, same):

@@ -165,6 +165,16 @@ FORMS = {
         "def f(d): return {k: (v, k * 1.1) for k, v in d.items()}",
         "def f(d): return {}",
     ),
+    "a whole number that no float is": (
+        {"entry_point": "f", "cases": [{"args": [50000000000000001], "expected": [50000000000000001]}]},
+        "def f(x): return [x // 1]",
+        "def f(x): return [x / 1]",
+    ),
+    "floats by their value": (
+        {"entry_point": "f", "cases": [{"args": [0.1, 0.2], "expected": 0.3}, {"args": [1.0, 1.0], "expected": 2}]},
+        "def f(x, y): return x + y",
+        "def f(x, y): return round(x + y, 1) + 1e-7",
+    ),
     "a long list": (
         {"entry_point": "f", "cases": [{"args": [300_000], "expected": list(range(300_000))}]},
         "def f(n): return list(range(n))",
