@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import builtins
-import inspect
 import sys
 import types
 from collections.abc import Callable
@@ -107,18 +106,12 @@ class Tests:
 
     def _call(self, function: Any) -> Any:
         """Calls it with the solution where it takes something."""
-        try:
-            wanted = [
-                one
-                for one in inspect.signature(function).parameters.values()
-                if one.default is one.empty and one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)
-            ]
-        except (TypeError, ValueError):
-            wanted = []
+        if not isinstance(function, types.FunctionType):
+            return function(self._solution)
+        code = function.__code__
+        wanted = code.co_varnames[: code.co_argcount - len(function.__defaults__ or ())]
         if len(wanted) > 1:
-            raise TestsBroken(
-                f"nothing is known to give to {', '.join(one.name for one in wanted)} of a test"
-            )
+            raise TestsBroken(f"nothing is known to give to {', '.join(wanted)} of a test")
         return function(*[self._solution] * len(wanted))
 
     def _expect(self, value: Any) -> None:
