@@ -18,6 +18,17 @@ _SCALAR_SAMPLES: Mapping[str, Any] = {
     "null": None,
 }
 
+_FORMATTED: Mapping[str, str] = {
+    "date": "2024-02-29",
+    "date-time": "2024-02-29T12:00:00Z",
+    "time": "12:00:00Z",
+    "duration": "P1D",
+    "uuid": "00000000-0000-4000-8000-000000000000",
+    "uri": "https://example.org/",
+    "email": "somebody@example.org",
+}
+"""Texts that a format wants."""
+
 
 class ChatSpace(Space[Observation]):
     """Tuples of messages of given roles: what is new since the last action."""
@@ -111,7 +122,26 @@ def _sample(schema: Mapping[str, Any]) -> Any:
         return _sample(schema["anyOf"][0])
     kind = schema.get("type", "string")
     kind = kind if isinstance(kind, str) else kind[0]
-    return {"array": [], "object": {}}.get(kind, _SCALAR_SAMPLES.get(kind))
+    if kind == "object":
+        return {name: _sample(schema["properties"][name]) for name in schema.get("required", ())}
+    if kind == "array":
+        items = [_sample(item) for item in schema.get("prefixItems", ())]
+        return items + [_sample(schema.get("items", {}))] * (schema.get("minItems", 0) - len(items))
+    if kind == "string":
+        sample = _FORMATTED.get(schema.get("format", ""), _SCALAR_SAMPLES[kind])
+        return sample[: schema.get("maxLength")].ljust(schema.get("minLength", 0), "x")
+    if kind in ("integer", "number"):
+        return _number(schema, _SCALAR_SAMPLES[kind])
+    return _SCALAR_SAMPLES.get(kind)
+
+
+def _number(schema: Mapping[str, Any], usual: float) -> float:
+    """The usual number, moved to where the bounds want it."""
+    number = max(usual, schema.get("minimum", usual), schema.get("exclusiveMinimum", usual))
+    number = min(number, schema.get("maximum", number), schema.get("exclusiveMaximum", number))
+    if number == schema.get("exclusiveMinimum"):
+        number += 1
+    return number - 1 if number == schema.get("exclusiveMaximum") else number
 
 
 def _refuse_masks(mask: Any | None, probability: Any | None) -> None:

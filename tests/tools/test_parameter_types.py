@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field
 
+from polyturn.envs.spaces import sample_arguments
 from polyturn.tools.decorator import as_tool, tool
 from polyturn.tools.toolset import Toolset
 from polyturn.tools.types import ToolCall, ToolError
@@ -331,3 +332,29 @@ def test_what_cannot_be_read_is_refused_when_the_tool_is_made():
         tool(function_valued)
     with pytest.raises(ValueError, match="a tool is a function, not 3"):
         as_tool(3)
+
+
+@pytest.mark.parametrize("annotation", [kind for kind, *_ in TYPES], ids=lambda value: str(value)[:40])
+def test_sampled_arguments_are_taken(annotation):
+    take, got = taking(annotation)
+    arguments = sample_arguments(as_tool(take).spec.parameters)
+    result = Toolset([take]).call(ToolCall(id="c", name="take", arguments=arguments))
+    assert result.ok, result.content
+    assert len(got) == 1
+
+
+@pytest.mark.parametrize(
+    "annotation",
+    [
+        Annotated[int, Field(gt=5)],
+        Annotated[float, Field(lt=0)],
+        Annotated[int, Field(ge=7, lt=8)],
+        Annotated[list[int], Field(min_length=2)],
+        datetime.datetime,
+        datetime.time,
+        datetime.timedelta,
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_sampled_arguments_keep_to_bounds_and_formats(annotation):
+    test_sampled_arguments_are_taken(annotation)
