@@ -245,21 +245,29 @@ class ChatTemplate:
             )
             try:
                 self._try_tools(1)
+                self._learn_parallel()
+                return
             except TemplateRefusal as error:
                 faults.append(str(error))
-                continue
-            self._learn_parallel()
-            return
         self.needs_tools = needs[0]
         if tool_prompt == "template":
             raise ValueError(
                 f"{faults[0]}; model.tool_prompt: text has tools written as text in system and user messages"
             )
-        result = {"role": "tool", "name": NAME, "tool_call_id": roles.call_id(NAME, 0), "content": RESULT}
-        messages = [{"role": "user", "content": USER}, {"role": "assistant", "content": ANSWER}]
-        self.form = replace(roles, calls_as_text=True)
-        shows_results = tool_prompt == "auto" and self._shows([RESULT], [*messages, result])
-        self.form = replace(self.form, results_as_text=not shows_results)
+        shows_results = tool_prompt == "auto" and self._shows_results_alone()
+        self.form = replace(roles, calls_as_text=True, results_as_text=not shows_results)
+
+    def _shows_results_alone(self) -> bool:
+        """Whether one result and two are shown behind a turn in which no call is."""
+        head = [{"role": "user", "content": USER}, {"role": "assistant", "content": ANSWER}]
+        results = [
+            {"role": "tool", "name": NAME, "tool_call_id": f"call_{i}", "content": f"{RESULT}{i}"}
+            for i in range(2)
+        ]
+        return all(
+            self._shows([result["content"] for result in results[:count]], [*head, *results[:count]])
+            for count in (1, 2)
+        )
 
     def _try_tools(self, num_results: int) -> None:
         # Another name than the call's: what is found in the text is the call's own.
@@ -293,17 +301,12 @@ class ChatTemplate:
             self.form = replace(self.form, call_ids="names")
 
     def _learn_parallel(self) -> None:
+        """Whether two results are shown behind two calls, or behind one at least."""
         try:
             self._try_tools(2)
         except TemplateRefusal:
-            several, self.form = self.form, replace(self.form, one_call=True)
-            try:
-                self._try_tools(2)
-            except TemplateRefusal as error:
-                self.form = several
-                raise ValueError(
-                    f"{error}, where a turn makes two calls; model.tool_prompt: text has tools written as text"
-                ) from error
+            self.form = replace(self.form, one_call=True)
+            self._try_tools(2)
 
     def _shows(
         self, words: Sequence[str], messages: Sequence[Mapping[str, Any]], *, generation: bool = True

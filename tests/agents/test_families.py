@@ -534,3 +534,16 @@ def test_a_message_that_a_template_leaves_out_is_refused_by_its_role():
     ):
         renderer_of("qwen3").start([USER, ANSWERS, late, USER])
     assert renderer_of("qwen2.5").extend((late,), last_token_id=id_of("qwen2.5", "<|im_end|>"))
+
+
+def test_a_template_of_one_result_at_a_time_gets_tools_as_text():
+    tokenizer = build(QWEN25)
+    several = "messages[-2].role == 'tool' and messages[-1].role == 'tool'"
+    strict = f"{{% if {several} %}}{{{{ raise_exception('one at a time') }}}}{{% endif %}}"
+    tokenizer.chat_template = strict + QWEN25.template
+    renderer = ChatRenderer(tokenizer)
+    assert renderer.form.results_as_text
+    delta = renderer.extend(
+        results_of(calls_of("qwen2.5", 2), ["one", "two"]), last_token_id=tokenizer.eos_token_id
+    )
+    assert "one\n</tool_response>\n<tool_response>\ntwo" in tokenizer.decode(delta)
