@@ -98,10 +98,6 @@ class CodeEnv(ToolEnv):
         """The problems of `train` or `heldout`, or the tasks given to the constructor."""
         return self._given_tasks if self._given_tasks is not None else builtin_tasks(self.kind, split)
 
-    def check_label(self, label: Any) -> None:
-        """Raise `ValueError` for a label that is no tests, or tests that can tell nothing."""
-        as_tests(label)
-
     def begin(self, task: Any) -> Sequence[Message]:
         """The problem. Raises `ValueError` for a task without tests."""
         self._num_answers, self._report = 0, None
