@@ -34,15 +34,24 @@ def load_tokenizer(path: str | Path) -> Any:
     """The `transformers` tokenizer of a model directory.
 
     Raises:
-        ValueError: the directory is missing, or its tokenizer has no chat template.
+        ValueError: the directory is missing, a file of its tokenizer is damaged, or there is no chat template.
     """
     if not Path(path).is_dir():
         raise ValueError(f"{path}: no such model directory")
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
-    if not tokenizer.chat_template:
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # a damaged file gives an error of any kind, out of Rust a plain Exception
+        told = " ".join(str(error).split())[:600]
+        raise ValueError(f"{path}: its tokenizer cannot be read: {type(error).__name__}: {told}") from error
+    template = tokenizer.chat_template
+    if not template:
         raise ValueError(f"{path}: the tokenizer has no chat template")
+    if not all(
+        isinstance(one, str) for one in (template.values() if isinstance(template, dict) else (template,))
+    ):
+        raise ValueError(f"{path}: the tokenizer's chat template is no text")
     return tokenizer
 
 

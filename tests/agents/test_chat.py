@@ -208,3 +208,25 @@ def test_load_tokenizer_reads_a_directory_and_says_what_is_missing(chatml, tmp_p
         chatml.chat_template = template
     with pytest.raises(ValueError, match="no chat template"):
         load_tokenizer(tmp_path / "bare")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "null",
+        '{"a":',
+        "[" * 100_000,
+        '{"tokenizer_class": 7}',
+        '{"chat_template": {"a": 1}}',
+        "\x00",
+    ],
+)
+def test_a_damaged_file_of_a_tokenizer_is_a_sentence(chatml, tmp_path, text):
+    chatml.save_pretrained(tmp_path)
+    for name in ("tokenizer_config.json", "chat_template.jinja"):
+        (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / "tokenizer_config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"its tokenizer cannot be read: |chat template"):
+        load_tokenizer(tmp_path)
