@@ -35,6 +35,9 @@ MAX_DEPTH = 64
 """Sections and lists within one another."""
 MAX_NODES = 200_000
 """Values of a file, counted as often as its aliases repeat them."""
+_NO_VALUE = "#%@`*&!|>"
+"""What begins a value in a file where it refers to something, names a type or goes on in the next lines, and means
+itself in an override, which has none of these."""
 _INTEGERS = range(-(2**63), 2**64)
 """What 64 bits can hold, with a sign or without; engines, journals and stores take no more."""
 
@@ -123,7 +126,7 @@ def read_value(text: str, origin: str, key: str) -> Tree:
     stripped = text.strip()
     if not stripped:
         return Tree(None, origin, "")
-    if stripped.startswith("#"):
+    if stripped[0] in _NO_VALUE:
         return Tree(stripped, origin, stripped)
     try:
         node = _compose(stripped, None)

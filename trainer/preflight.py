@@ -84,6 +84,11 @@ def preflight_evaluation(config: RunConfig, *, model_path: Path) -> None:
     check_times(config)
     _check_lengths(config)
     _check_upstream(config)
+    engines = config.engines
+    if engines.device == "cuda":
+        _check_gpus(
+            engines.num_engines * engines.tensor_parallel, "engines.num_engines or engines.tensor_parallel"
+        )
     _check_model(config, model_path)
     _check_tasks(config, (config.evaluation.split,), model_path)
     _check_ports(config)
@@ -277,17 +282,21 @@ def _check_machine(config: RunConfig) -> None:
                 f"the policy and the critic ask for {config.trainer.num_ranks} ranks, but this machine has {cores} "
                 "core(s); set trainer.critic.placement=shared, or lower one of them"
             )
-    wanted = num_gpus(config)
-    # Without torch there is nothing to count GPUs with, and nothing that could train on them.
-    if wanted and importlib.util.find_spec("torch") is not None:
-        import torch
+    _check_gpus(num_gpus(config), "trainer.parallel or engines.num_engines")
 
-        visible = torch.cuda.device_count()
-        if wanted > visible:
-            raise ConfigError(
-                f"the config asks for {wanted} GPU(s), for engines and trainer ranks together, but {visible} can be "
-                "seen; lower trainer.parallel or engines.num_engines, or set trainer.device and engines.device to cpu"
-            )
+
+def _check_gpus(wanted: int, lower: str) -> None:
+    # Without torch there is nothing to count GPUs with, and nothing that could use them.
+    if not wanted or importlib.util.find_spec("torch") is None:
+        return
+    import torch
+
+    visible = torch.cuda.device_count()
+    if wanted > visible:
+        raise ConfigError(
+            f"the config asks for {wanted} GPU(s), and {visible} can be seen; lower {lower}, or set engines.device and "
+            "trainer.device to cpu"
+        )
 
 
 def _check_ports(config: RunConfig) -> None:
