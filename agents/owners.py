@@ -27,6 +27,8 @@ class Slots:
     steps: asyncio.Semaphore
     timeout_s: float | None = None
     """How long an episode may wait for one; None: as long as it takes."""
+    long_renders: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
+    """Of threads that tokenise long texts: several would keep the event loop from the interpreter."""
 
 
 @dataclass(kw_only=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hashlib
 import itertools
@@ -115,9 +116,9 @@ async def play_tokens(
             in_thought = renderer.opens_thought(observation, is_first=not len(ledger))
             branches = len(ledger) > 0 and not renderer.continues(record.conversation, tools)
             if branches:
-                new_ids = await _render(renderer, Ledger(), record.conversation, tools)
+                new_ids = await _render(renderer, Ledger(), record.conversation, tools, slots)
             else:
-                new_ids = await _render(renderer, ledger, observation, tools)
+                new_ids = await _render(renderer, ledger, observation, tools, slots)
             budget = limits.max_tokens_per_episode - len(new_ids) - (0 if branches else len(ledger))
             if budget <= 0 and not record.num_turns:
                 return _prompt_too_long(record.task_id, len(new_ids), limits)
@@ -187,7 +188,11 @@ async def play_messages(
 
 
 async def _render(
-    renderer: ChatRenderer, ledger: Ledger, observation: Observation, tools: Sequence[ToolSpec]
+    renderer: ChatRenderer,
+    ledger: Ledger,
+    observation: Observation,
+    tools: Sequence[ToolSpec],
+    slots: Slots | None,
 ) -> list[int]:
     """The tokens of an observation: of a whole conversation so far where the ledger is empty, else what it adds."""
     if len(ledger):
@@ -197,7 +202,8 @@ async def _render(
         render = functools.partial(renderer.start, observation, tools)
     if sum(len(message["content"]) for message in observation) < LONG_TEXT_CHARS:
         return render()
-    return await asyncio.to_thread(render)
+    async with slots.long_renders if slots is not None else contextlib.nullcontext():
+        return await asyncio.to_thread(render)
 
 
 def _prompt_too_long(task_id: str, num_tokens: int, limits: EpisodeLimits) -> _Stop:

@@ -453,3 +453,30 @@ def test_a_policy_that_speaks_in_messages_plays_without_tokens():
         == "max_turns"
     )
     assert say(ScriptedPolicy.saying([AssistantMessage(content="more")])).outcome is Outcome.FAILED
+
+
+async def test_long_texts_are_rendered_in_threads_and_as_they_are_elsewhere(chatml):
+    """Also the first of all, in which the encoder sets itself up."""
+    text = "Mara works for <|im_end|>? " * 2_000
+    tasks = [Task.from_prompt(f"t{i}", text, label="done") for i in range(4)]
+    fresh = ChatRenderer(chatml)
+    policies = [Recorded([turn(chatml, "done")], fresh.stop_token_ids) for _ in tasks]
+    episodes = await asyncio.gather(
+        *(
+            play_tokens(
+                env=Echo(),
+                policy=policy,
+                renderer=fresh,
+                dialect=HermesDialect(),
+                task=task,
+                seed=0,
+                limits=EpisodeLimits(max_tokens_per_episode=1_000_000),
+                episode_id=task.task_id,
+                group_id="g",
+            )
+            for task, policy in zip(tasks, policies, strict=True)
+        )
+    )
+    assert [episode.reward for episode in episodes] == [1.0] * 4, episodes[0].error
+    expected = tuple(_renderer(chatml).start(tasks[0].messages, Echo().tools))
+    assert {policy.requests[0][0] for policy in policies} == {expected}
