@@ -27,9 +27,10 @@ from polyturn.rollout.template_check import check_chat_template
 from polyturn.trainer.algorithms.plugins import check_plugins
 from polyturn.trainer.megatron.checkpoints.manifest import MARKER, find_faults
 from polyturn.trainer.megatron.checkpoints.sources import initial_weights
+from polyturn.trainer.megatron.checkpoints.trusted import METADATA, read_index
 from polyturn.trainer.model_tensors import check_targets
 from polyturn.trainer.preflight_memory import check_memory
-from polyturn.trainer.preflight_models import check_family, check_models
+from polyturn.trainer.preflight_models import check_family, check_loadable, check_models
 from polyturn.trainer.resume import Tell, check_resume
 from polyturn.trainer.run_directory import RunDirectory, check_unused, check_writable
 from polyturn.trainer.weight_files import read_weight_files
@@ -169,14 +170,18 @@ def _check_fp8(config: RunConfig) -> None:
 
 
 def _check_initial_weights(config: RunConfig) -> None:
-    """`checkpoint.load`: what it is, and whether its files are whole as far as their sizes tell."""
+    """`checkpoint.load`: what it is, and whether its files are whole as far as sizes, headers and indices tell."""
     try:
         path = initial_weights(config)
+        if path is not None and (path / METADATA).is_file():
+            read_index(path)
     except ValueError as error:
         raise ConfigError(f"checkpoint.load: {error}") from error
     if path is not None and (path / MARKER).is_file():
         for fault in find_faults(path, read=False):
             raise ConfigError(f"checkpoint.load: {fault}")
+    elif path is not None and (path / "config.json").is_file():
+        check_loadable(path, "checkpoint.load")
 
 
 def _check_weights(directory: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Run, write_model
+from .conftest import SHAPE, Run, write_model, write_zeros
 
 
 def refused(run: Run, *arguments: str) -> str:
@@ -231,3 +231,25 @@ def test_names_and_addresses_that_mean_nothing(
 def test_a_damaged_file_of_a_model_is_named(polyturn: Run, workspace: Path, name: str, text: str) -> None:
     (workspace / "model" / name).write_text(text, encoding="utf-8")
     assert refused(polyturn, "train", "recipe.yaml").startswith(f"model/{name}")
+
+
+def test_weights_that_are_not_those_of_the_config_are_named_before_anything_starts(
+    polyturn: Run, workspace: Path
+) -> None:
+    model, other = write_model(workspace / "rows"), write_model(workspace / "other")
+    write_zeros(model / "model.safetensors", SHAPE | {"vocab_size": 19})
+    told = "model.safetensors: model.embed_tokens.weight has the shape [19, 8], and config.json calls for [20, 8]"
+    assert refused(polyturn, "train", "recipe.yaml", "model.path=rows") == f"model.path: rows/{told}"
+    assert (
+        refused(polyturn, "train", "recipe.yaml", "model.path=other", "checkpoint.load=rows")
+        == f"checkpoint.load: rows/{told}"
+    )
+    whole = (other / "model.safetensors").read_bytes()
+    for damaged, expected in (
+        (whole[:-1], "bytes, and its header describes"),
+        (b"", "is no whole safetensors file (0 bytes)"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
+    ):
+        (other / "model.safetensors").write_bytes(damaged)
+        message = refused(polyturn, "train", "recipe.yaml", "model.path=other")
+        assert message.startswith("model.path: other/model.safetensors") and expected in message

@@ -139,6 +139,16 @@ def test_rope_of_transformers_4_and_5() -> None:
         ("qwen3-4b", ModelLayout(expert=2), r"parallel\.expert=2 asks for experts, and the model has none"),
         ("qwen3-30b-a3b", ModelLayout(expert=3), r"parallel\.expert=3 must divide the model's 128 experts"),
         (
+            "qwen3-4b-odd",
+            ModelLayout(tensor=2),
+            r"parallel\.tensor=2 must divide the 9729 channels of the model's MLP",
+        ),
+        (
+            "glm-4.5-air-odd",
+            ModelLayout(expert_tensor=4),
+            r"parallel\.expert_tensor=4 must divide the 1409 channels of the model's experts",
+        ),
+        (
             "qwen3-4b",
             ModelLayout(pipeline=5, virtual_pipeline=2),
             "36 layers do not divide among 5 pipeline ranks",
@@ -146,8 +156,11 @@ def test_rope_of_transformers_4_and_5() -> None:
     ],
 )
 def test_layouts_that_do_not_fit(name: str, layout: ModelLayout, message: str) -> None:
+    hf = published(name.removesuffix("-odd"))
+    if name.endswith("-odd"):
+        hf |= {key: hf[key] + 1 for key in ("intermediate_size", "moe_intermediate_size") if key in hf}
     with pytest.raises(ValueError, match=message):
-        transformer_config(published(name), dtype="bfloat16", device="cpu", extra={}, layout=layout)
+        transformer_config(hf, dtype="bfloat16", device="cpu", extra={}, layout=layout)
 
 
 @pytest.mark.parametrize("name", preset_names())

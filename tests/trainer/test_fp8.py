@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import FineGrainedFP8Config
 
 from polyturn.rollout.engines.checksum import engine_checksums
 from polyturn.trainer.megatron.fp8 import cast_tensors, dequantize_blocks, find_quantised, quantize_blocks
 from polyturn.trainer.megatron.fp8_directory import FP8Cast
+from polyturn.trainer.megatron.hf_directory import HFWeights
 from polyturn.trainer.weight_sync.broadcast import make_buckets
 
 
@@ -181,3 +183,26 @@ def make_wide_model(tmp_path: Path) -> Path:
         tmp_path / "wide"
     )
     return tmp_path / "wide"
+
+
+@pytest.mark.parametrize("scale_dtype", [torch.float32, torch.bfloat16, torch.float8_e8m0fnu])
+@pytest.mark.parametrize("block", [(128, 128), (64, 32)])
+def test_blocks_of_any_size_and_scales_of_any_float_are_read(
+    tmp_path: Path, scale_dtype: torch.dtype, block: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    matrix = torch.randn(130, 70).to(torch.float8_e4m3fn)
+    scales = torch.tensor(2.0) ** torch.randint(-3, 3, (-(-130 // block[0]), -(-70 // block[1])))
+    tensors = {"w.weight": matrix, "w.weight_scale_inv": scales.to(scale_dtype), "n": torch.ones(2)}
+    save_file(tensors, tmp_path / "model.safetensors")
+    quantization = {"quant_method": "fp8", "weight_block_size": list(block)}
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": quantization}))
+    with closing(HFWeights(tmp_path)) as weights:
+        assert sorted(weights) == ["n", "w.weight"]
+        found = weights["w.weight"]
+    for row, column in ((0, 0), (129, 69), (64, 33), (127, 31)):
+        scale = scales[row // block[0], column // block[1]]
+        assert found[row, column] == matrix[row, column].float() * scale
+    save_file({**tensors, "w.weight_scale_inv": torch.ones(1, 1)}, tmp_path / "model.safetensors")
+    with closing(HFWeights(tmp_path)) as weights, pytest.raises(ValueError, match=r"w\.weight_scale_inv has"):
+        weights["w.weight"]
