@@ -27,7 +27,10 @@ from polyturn.envs.rewards.math.terms import Term, make, number, operators
 from polyturn.envs.rewards.math.units import Unit, is_symbol_of_unit, read_unit
 from polyturn.envs.rewards.math.verdict import TooLarge, Unreadable
 from polyturn.envs.rewards.math.vocabulary import (
+    CONSTANTS,
+    FUNCTIONS,
     GENERIC_NOUNS,
+    GREEK,
     SET_WORDS,
     SHORT_NAMES,
     SYNONYMS,
@@ -51,6 +54,11 @@ _CONGRUENCE = re.compile(
     r"(?:[a-z]\s*+(?:\\equiv|=)\s*+)?(?P<rests>-?\s?\d{1,18}(?:\s?,\s?-?\s?\d{1,18}){0,20}+)\s*+\(?\s*+"
     r"\\?[pb]?mod\s*+\{?\s*+(?P<modulus>\d{1,18})\s*+\}?\s*+\)?"
 )
+_COUNTED = re.compile(
+    r"(?<![\d,./])(?P<number>-?\\?[$€£]?\d[\d,]*+(?:\.\d++)?(?:/\d++)?)\s++"
+    r"(?P<words>(?=[A-Za-z '-]{0,20}[A-Za-z]{3})[A-Za-z][A-Za-z '-]*+)"
+)
+_PER = re.compile(r"(?<![A-Za-z])an?\s(?=[a-z]{3})")
 _AFFIRMED = re.compile(r"(yes|no)[,;.]\s++(?!no\b|yes\b|but\b|or\b|not\b)[A-Za-z ']++", re.IGNORECASE)
 _LABELLED = re.compile(r"[A-Z][A-Za-z ]{2,30}:\s++(?=[-+\\$\d({\[])")
 _CURRENCY_WORDS = frozenset(("USD", "usd", "US", "EUR", "GBP", "RMB", "CNY", "Rs", "INR", "JPY"))
@@ -80,7 +88,7 @@ def read_answer(text: str, *, thousands: bool = True, bare_units: bool = True) -
             return Words(affirmed[1].lower())
         if labelled := _LABELLED.match(plain):
             plain = text = plain[labelled.end() :]
-        text = _numbers_for_words(plain) or text
+        text = _numbers_for_words(plain) or (_words_after_number(plain) if bare_units else None) or text
     tokens = lex(text, thousands=thousands)
     return _read(tokens if bare_units else [_unspaced(token) for token in tokens], 0)
 
@@ -102,6 +110,16 @@ def _numbers_for_words(plain: str) -> str | None:
     if not words or words in ("%", "\\%"):
         return digits + words
     return f"{digits} \\text{{{words}}}" if re.fullmatch(r"[A-Za-z][A-Za-z ,'-]*+", words) else None
+
+
+def _words_after_number(plain: str) -> str | None:
+    """`14 old records` with its words marked as such, `a day` as `per day`; None where there is anything else."""
+    found = _COUNTED.fullmatch(plain)
+    if found is None or any(
+        word in FUNCTIONS or word in CONSTANTS or word in GREEK for word in found["words"].split()
+    ):
+        return None
+    return f"{found['number']} \\text{{{_PER.sub('per ', found['words'])}}}"
 
 
 def _congruence(plain: str) -> Words | None:
@@ -520,7 +538,8 @@ def _split_unit(tokens: Sequence[Token]) -> tuple[Sequence[Token], Sequence[Toke
             after.kind in ("+", "-", "*", "number", "name") for after in tokens[index + 1 :]
         )
         if token.kind == "text" or degree or _begins_bare_unit(tokens, index):
-            return tokens[:index], tokens[index:]
+            start = index - 1 if tokens[index - 1].kind == "/" and index > 1 else index
+            return tokens[:start], tokens[start:]
     return tokens, ()
 
 

@@ -108,6 +108,11 @@ class Comparison:
 
     def _same_value(self, gold: Value, answer: Value) -> bool:
         equal = self._equality.equal
+        one_by_one = _one_by_one(gold), _one_by_one(answer)
+        if one_by_one != (gold, answer):
+            # 7 dozen are 84, and 7 where a problem asks how many dozen.
+            asked = gold.unit is None and one_by_one[1] != answer
+            return self._same_value(*one_by_one) or (asked and equal(gold.term, answer.term))
         if gold.unit is not None and answer.unit is not None:
             if not gold.unit.agrees(answer.unit):
                 temperatures = _kelvin(gold), _kelvin(answer)
@@ -465,6 +470,15 @@ def _in_base(based: Based) -> int | None:
         return int(based.digits, based.base)
     except ValueError:
         return None
+
+
+def _one_by_one(value: Value) -> Value:
+    """Dozens as what they are dozens of."""
+    unit = value.unit
+    if unit is None or "dozen" not in unit.words:
+        return value
+    rest = Unit(unit.powers, unit.scale, unit.words - {"dozen"})
+    return Value(make("mul", number(12), value.term), None if rest.empty else rest, value.percent)
 
 
 def _kelvin(value: Value) -> Term | None:

@@ -88,7 +88,8 @@ _OPEN = re.compile(
     re.IGNORECASE,
 )
 _CUT = re.compile(
-    r"\s(?:and|when|if|because|since|so|that|which|who|after|before|by|for|from|to|at|in|on|with|as|while|during|of)\s",
+    r"\s(?:and|when|if|because|since|so|that|which|who|after|before|by|for|from|to|at|in|on|with|as|while|during|out|into|can|will|than"
+    r"|onto|until|without|of(?=\s\d))\s",
     re.IGNORECASE,
 )
 _A = re.compile(r"\s{0,8}A\s?:\s{1,8}(.*)", re.DOTALL)
@@ -309,9 +310,7 @@ def _conclusion(text: str) -> str | None:
 def _cut(statement: str) -> str | None:
     """A statement up to where a clause goes on about something else."""
     found = _CUT.search(statement)
-    return _tidied(
-        statement[: found.start()] if found and not re.match(r"\s(?:and|of)\s", found[0]) else statement
-    )
+    return _tidied(statement[: found.start()] if found and found[0].strip() != "and" else statement)
 
 
 def _tidied(statement: str) -> str | None:

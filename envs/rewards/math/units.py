@@ -218,7 +218,7 @@ def _unit(pieces: Sequence[str]) -> Unit | None:
             scale *= _add(powers, last, sign * (_EXPONENT_WORDS[piece] - 1))
         elif piece in ("squared", "cubed"):
             return None
-        elif piece.lower() in MULTIPLIERS and not powers and not words:
+        elif piece.lower() in MULTIPLIERS and piece.lower() != "dozen" and not powers and not words:
             multiplier *= MULTIPLIERS[piece.lower()]
         elif not powers and not words and (part := part_named(piece)):
             multiplier /= part
@@ -359,7 +359,10 @@ def _words(text: str) -> list[str]:
         elif _lookup(found["word"]):
             pieces.append(found["word"])
         else:
-            pieces += found["word"].split("-")
+            parts = found["word"].split("-")
+            pieces += (
+                parts if all(part in _EXPONENT_WORDS or _lookup(part) for part in parts) else [found["word"]]
+            )
     return pieces
 
 

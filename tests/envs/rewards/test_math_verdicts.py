@@ -1,7 +1,9 @@
 """The math verifier on pairs of every kind: what it accepts, what it refuses, and what it reads out of a reply."""
 
 import json
+import re
 from collections import defaultdict
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -172,3 +174,34 @@ def test_irrational_values_that_differ_far_behind_the_point_are_told_apart(verif
     almost = r"\frac{\ln(640320^3+744)}{\sqrt{163}}"  # pi to 30 digits
     assert not verifier.verify(r"\pi", almost, mode="boxed").correct
     assert verifier.verify(r"\pi", r"\frac{\ln(e^{\pi})}{1}", mode="boxed").correct
+
+
+def test_the_last_sentences_of_gsm8k_are_read_and_pay_no_other_number(verifier):
+    path = resources.files("polyturn.envs.math") / "data" / "gsm8k_test.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    paid = 0
+    for row in rows:
+        solution, _, gold = row["answer"].partition("####")
+        reply = re.sub("<<[^<>]*>>", "", solution)
+        paid += verifier.verify(gold, reply).correct
+        other = str(int(gold.replace(",", "")) + 1)
+        assert not verifier.verify(other, reply).correct, reply
+    assert paid > 0.7 * len(rows)
+
+
+@pytest.mark.parametrize(
+    ("gold", "reply", "correct"),
+    [
+        ("12", "First, 3*4 = 12.\n\nThe total is **$12**.", True),
+        ("12", "**Final Answer**\n\n12", True),
+        ("12", "He earns $12 per week.", True),
+        ("12", "He earns $12 per week, and she earns $15.", False),
+        ("12", "He might earn $12 per week.", False),
+        ("12", "Does he earn $12 per week?", False),
+        ("84", "They eat 7 dozen eggs.", True),
+        ("7", "They eat 7 dozen eggs.", True),
+        ("8", "They eat 7 dozen eggs.", False),
+    ],
+)
+def test_a_last_sentence_that_states_one_number_is_an_answer(verifier, gold, reply, correct):
+    assert verifier.verify(gold, reply).correct == correct
