@@ -89,7 +89,7 @@ def _may_run(statement: ast.stmt) -> bool:
     if isinstance(statement, _FUNCTION):
         return statement.name.startswith(_RUN_BY_THEMSELVES)
     if isinstance(statement, ast.ClassDef):
-        return bool(statement.bases)
+        return bool(statement.bases) or statement.name.startswith("Test")
     if isinstance(statement, ast.Expr):
         return not isinstance(statement.value, ast.Constant)
     return not isinstance(statement, (ast.Import, ast.ImportFrom, ast.Assign, ast.AnnAssign, ast.Pass))

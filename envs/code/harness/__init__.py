@@ -16,6 +16,7 @@ know. If it is killed there is no verdict, which the host takes for a failure.
 - `answering`: the solution's side.
 - `asking`: the function as the tests see it.
 - `scoring`: every assertion of a test source is noticed.
+- `stand_in`: the few names that tests take from pytest.
 - `running`: the tests are run, whatever their form; the verdict.
 - `main`: the two processes.
 - `program`: the source that the sandbox gets.

@@ -8,7 +8,7 @@ from importlib.util import MAGIC_NUMBER
 from pathlib import Path
 
 PACKAGE = "polyturn.envs.code.harness"
-MODULES = ("values", "answering", "asking", "scoring", "running", "main")
+MODULES = ("values", "answering", "asking", "scoring", "stand_in", "running", "main")
 _START = """
 import marshal, sys
 from importlib._bootstrap_external import MAGIC_NUMBER

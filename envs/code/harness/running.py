@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import functools
 import sys
 import types
 from collections.abc import Callable
@@ -39,6 +40,10 @@ class Tests:
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise TestsBroken(f"the test is no Python: {error}") from None
         self.num_expected = max(1, keeper.num_asserts + len(job["cases"]))
+        if "pytest" in job["test"]:
+            from polyturn.envs.code.harness.stand_in import install
+
+            install()
         # A module, as what is defined there may look for the one that it belongs to.
         sys.modules["tests"] = types.ModuleType("tests")
         self._names: dict[str, Any] = sys.modules["tests"].__dict__
@@ -100,6 +105,8 @@ class Tests:
         for name, value in list(self._names.items()):
             if isinstance(value, type) and value.__module__ == "tests" and self._is_case(value):
                 found += self._methods(value)
+            elif isinstance(value, type) and value.__module__ == "tests" and name.startswith("Test"):
+                found += self._plain_methods(value)
             elif name.startswith("test") and isinstance(value, types.FunctionType) and not callable(check):
                 found.append((name, lambda value=value: self._expect(self._call(value))))  # type: ignore[misc]
         return found
@@ -110,7 +117,12 @@ class Tests:
             return function(self._solution)
         code = function.__code__
         wanted = code.co_varnames[: code.co_argcount - len(function.__defaults__ or ())]
-        if len(wanted) > 1:
+        known = function.__name__ == "check" or set(wanted) <= {
+            "candidate",
+            "solution",
+            self._solution.__name__,
+        }
+        if len(wanted) > 1 or not known:
             raise TestsBroken(f"nothing is known to give to {', '.join(wanted)} of a test")
         return function(*[self._solution] * len(wanted))
 
@@ -131,6 +143,18 @@ class Tests:
         suite = unittest.defaultTestLoader.loadTestsFromTestCase(kind)
         self.num_expected += suite.countTestCases()
         return [(kind.__name__, lambda: self._run_suite(suite))] if suite.countTestCases() else []
+
+    def _plain_methods(self, kind: type) -> list[tuple[str, Run]]:
+        """Those of a class as pytest takes it, each on a new instance."""
+
+        def run(name: str) -> None:
+            one = kind()
+            if hasattr(one, "setup_method"):
+                one.setup_method()
+            self._expect(getattr(one, name)())
+
+        names = [name for name in vars(kind) if name.startswith("test")]
+        return [(name, functools.partial(run, name)) for name in names]
 
     def _run_suite(self, suite: Any) -> None:
         import unittest

@@ -58,6 +58,29 @@ FORMS = {
         EVEN,
         ODD,
     ),
+    "pytest's own names": (
+        source(
+            "import pytest\nfrom solution import f\n@pytest.mark.parametrize('x, even', [(2, True), (3, False)])\n"
+            "def test_all(x, even):\n    assert f(x) is even\n@pytest.mark.parametrize('x', [4, pytest.approx(6)])\n"
+            "@pytest.mark.slow\ndef test_one(x):\n    assert x == 6 or f(x)\ndef test_negative():\n"
+            "    with pytest.raises(ValueError):\n        f(-1)\nclass TestMore:\n    def setup_method(self):\n"
+            "        self.x = 8\n    def test_it(self):\n        assert f(self.x)\n"
+            "    @pytest.mark.parametrize('x', range(0, 9, 2))\n    def test_each(self, x):\n        assert f(x)\n"
+            "if __name__ == '__main__':\n    pytest.main()"
+        ),
+        EVEN,
+        ODD,
+    ),
+    "an exception that must come, by pytest": (
+        source("import pytest\ndef test_it():\n    with pytest.raises(StopIteration, match='over'):\n        f()"),
+        "def f(): raise StopIteration('it is over')",
+        "def f(): raise StopIteration('x')",
+    ),
+    "numbers that are near": (
+        source("import pytest\ndef test_it():\n    assert f() == pytest.approx([0.3, 1])"),
+        "def f(): return [0.1 + 0.2, 1]",
+        "def f(): return [0.31, 1]",
+    ),
     "an exception that must come": (source(RAISES), EVEN, ODD),
     "any exception must come": (source(RAISES.replace("ValueError", "Exception")), EVEN, ODD),
     "the same by hand": (
@@ -305,6 +328,7 @@ def test_a_program_cannot_say_that_the_task_is_broken(grade, code):
         ("assert undefined(1) == f(1)", "NameError"),
         ("try:\n    f(lambda: 1)\nexcept:\n    pass\nassert f(1)", "a value of type function"),
         ("def test_it(fixture, other):\n    assert f(1)", "nothing is known to give to fixture, other"),
+        ("def test_it(fixture):\n    assert f(1) == fixture", "nothing is known to give to fixture"),
     ],
 )
 def test_tests_that_fail_by_themselves_are_the_tasks_fault(grade, test, words):
