@@ -176,25 +176,27 @@ class ShieldedEncoder:
         return token_ids
 
     def _encode_revealed(self, text: str, shield: Shield) -> list[int]:
-        with self._respelling:
-            if self._respelled is None:
-                self._respell()
-        spelled = shield.reveal(self.foreign.replace(text, self._spelling.__getitem__))
-        ids = self._respelled.encode(spelled, add_special_tokens=False).ids
-        return [self._real_ids.get(token_id, token_id) for token_id in ids]
+        if self._respelled is None:
+            self._respelled = self._respell()
+        tokenizer, spelling, real_ids = self._respelled
+        spelled = shield.reveal(self.foreign.replace(text, spelling.__getitem__))
+        ids = tokenizer.encode(spelled, add_special_tokens=False).ids
+        return [real_ids.get(token_id, token_id) for token_id in ids]
 
-    def _respell(self) -> None:
+    def _respell(self) -> tuple[Any, dict[str, str], dict[int, int]]:
+        """The copy of the tokenizer, each mark's spelling in it, and the real ids of the marks by those in the copy."""
         from tokenizers import Tokenizer
 
         nonce = secrets.token_hex(8)
-        self._spelling = {text: f"\u2991{nonce}x{self.ids[text]:x}\u2992" for text in self.marks}
-        data = respelled(orjson.loads(self._backend.to_str()), self._spelling)
+        spelling = {text: f"\u2991{nonce}x{self.ids[text]:x}\u2992" for text in self.marks}
+        data = respelled(orjson.loads(self._backend.to_str()), spelling)
         tokenizer = Tokenizer.from_str(orjson.dumps(data).decode())
-        for text, spelling in self._spelling.items():
-            token_id = tokenizer.token_to_id(spelling)
+        ids: dict[int, int] = {}
+        for text, spelled in spelling.items():
+            token_id = tokenizer.token_to_id(spelled)
             assert token_id is not None, f"{text!r} is lost"
-            self._real_ids[token_id] = self.ids[text]
-        self._respelled = tokenizer
+            ids[token_id] = self.ids[text]
+        return tokenizer, spelling, ids
 
 
 def is_mark(text: str, *, special: bool) -> bool:
