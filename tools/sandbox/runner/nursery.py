@@ -143,8 +143,8 @@ class Nursery:
         self._launcher = question["launcher"]
         self._layers = question["layers"]
         add_builtins()
-        num_ids = _num_ids(question["first_id"])
-        is_root = os.geteuid() == 0 and num_ids > 0
+        num_ids = _num_ids(question["first_id"]) if os.geteuid() == 0 else 0
+        is_root = num_ids > 0
         is_native = self._launcher == "native"
         if is_root and self._layers["uid_drop"]:
             self._first_id, self._num_ids = question["first_id"], num_ids
