@@ -48,18 +48,19 @@ def check_tensors(
         ValueError: one is missing, superfluous or of another shape; names the file, the tensor and both shapes.
     """
     expected = dict(expected_tensors(shape))
+    allowed = {*expected, *(f"{name}{SCALE_SUFFIX}" for name in expected), OUTPUT}
+    superfluous = [name for name in stored if name not in allowed and not is_carried(name, shape)]
     for name, wanted in expected.items():
         found = stored.get(name)
         if found is None:
             if name in without:
                 continue
-            raise ValueError(f"{source} has no {name}, which its config.json calls for")
+            instead = f"; it holds {min(superfluous)}, which has no place" if superfluous else ""
+            raise ValueError(f"{source} has no {name}, which its config.json calls for{instead}")
         if found.shape != wanted:
             raise ValueError(
                 f"{found.path}: {name} has the shape {list(found.shape)}, and config.json calls for {list(wanted)}"
             )
-    allowed = {*expected, *(f"{name}{SCALE_SUFFIX}" for name in expected), OUTPUT}
-    superfluous = [name for name in stored if name not in allowed and not is_carried(name, shape)]
     if superfluous:
         name = min(superfluous)
         raise ValueError(f"{stored[name].path} holds {name}, {_why_superfluous(name, shape)}")

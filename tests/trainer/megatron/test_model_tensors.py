@@ -101,6 +101,18 @@ def test_every_tensor_has_a_place_or_is_named(tensor: str, further: int, told: s
         check_tensors({**more, **stored_of(shape)}, shape, source=Path("dir"))
 
 
+def test_a_name_that_another_program_gave_is_told_with_the_one_that_is_missing() -> None:
+    """As where experts were written fused, or behind a prefix."""
+    shape = ModelShape.read(preset_directory("qwen3-4b"))
+    renamed = {name.replace("gate_proj", "gate_up_proj"): one for name, one in stored_of(shape).items()}
+    told = (
+        r"dir has no model\.layers\.0\.mlp\.gate_proj\.weight, which its config\.json calls for; "
+        r"it holds model\.layers\.0\.mlp\.gate_up_proj\.weight, which has no place"
+    )
+    with pytest.raises(ValueError, match=told):
+        check_tensors(renamed, shape, source=Path("dir"))
+
+
 def test_linear_layers_are_those_that_the_model_has() -> None:
     assert linear_layers(ModelShape.read(preset_directory("glm-4.5-air"))) == (
         *("q_proj", "k_proj", "v_proj", "o_proj"),
