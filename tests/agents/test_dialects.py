@@ -55,6 +55,9 @@ MARKED_CALL = CALL.replace('"x"', '"what does </think> mean"')
         (f"perhaps {MARKED_CALL}", True, f"perhaps {MARKED_CALL}", "", 0),
         (f"perhaps {CALL}</think>{CALL}", True, f"perhaps {CALL}", "", 1),
         (f"<think>a</think>{CALL}<think>b</think>c", False, "a\nb", "c", 1),
+        ("<think>Outer <think>inner</think> goes on</think>c", False, "Outer <think>inner\ngoes on", "c", 0),
+        ("<think>`</think>` ends a block</think>\n\nc", False, "`\n` ends a block", "c", 0),
+        ("<|channel>thought\nhm\n<channel|>c", False, "hm", "c", 0),
     ],
 )
 def test_reasoning_stands_beside_the_content(text, in_thought, reasoning, content, num_calls):
