@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import importlib.util
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from polyturn.trainer.weight_files import read_weight_files
 def check_models(config: RunConfig, directory: Path) -> None:
     """Check what the config asks for beside the policy, whose directory is given. Raises ConfigError."""
     check_loadable(directory, "model.path")
+    check_no_decay(config, directory)
     _check_reference(config, directory)
     _check_critic(config, directory)
     _check_shared_prefix(config)
@@ -32,6 +34,35 @@ def check_family(directory: Path, key: str = "model.path") -> None:
     except ValueError as error:
         told = str(error).removeprefix("model.path: ")
         raise ConfigError(f"{key}: {told}") from error
+
+
+def check_no_decay(config: RunConfig, directory: Path) -> None:
+    """That every pattern of parameters that do not decay fits one, as Megatron-core names them. Raises ConfigError."""
+    if config.trainer.lora is not None or not config.trainer.optimizer.no_decay:
+        return
+    family, shape = find_family(read_json(directory / "config.json")), ModelShape.read(directory)
+    experts = [str(number) for number in range(shape.experts.num_experts)] if shape.experts else []
+    names = []
+    for row, mapped in family.rows.items():
+        layers = (
+            [f"decoder.layers.{layer}." for layer in range(shape.num_layers)]
+            if "{layer}" in mapped.hf_names[0]
+            else [""]
+        )
+        names += [
+            f"module.{layer}{row}{number}"
+            for layer in layers
+            for number in (experts if mapped.is_expert else [""])
+        ]
+    for pattern in config.trainer.optimizer.no_decay:
+        # However often the model is wrapped, its names begin with as many of these.
+        if not any(
+            fnmatch.filter([depth * "module." + name for name in names], pattern) for depth in range(3)
+        ):
+            raise ConfigError(
+                f"trainer.optimizer.no_decay: '{pattern}' fits no parameter; there are, for example, {names[0]} and "
+                f"{names[-1]}"
+            )
 
 
 def check_loadable(directory: Path, key: str, *, without: tuple[str, ...] = ()) -> None:

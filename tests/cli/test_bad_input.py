@@ -253,3 +253,21 @@ def test_weights_that_are_not_those_of_the_config_are_named_before_anything_star
         (other / "model.safetensors").write_bytes(damaged)
         message = refused(polyturn, "train", "recipe.yaml", "model.path=other")
         assert message.startswith("model.path: other/model.safetensors") and expected in message
+
+
+def test_layers_that_see_a_window_alone_are_refused(polyturn: Run, workspace: Path) -> None:
+    config = json.loads((workspace / "model" / "config.json").read_text(encoding="utf-8"))
+    config["layer_types"] = ["full_attention", "sliding_attention"]
+    (workspace / "model" / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert refused(polyturn, "train", "recipe.yaml") == (
+        "model.path: layer_types: only 'full_attention' is supported, in every layer"
+    )
+
+
+def test_a_pattern_that_fits_no_parameter_is_refused_before_the_start(polyturn: Run) -> None:
+    message = refused(polyturn, "train", "recipe.yaml", "trainer.optimizer.no_decay=['*embed_tokens*']")
+    assert message.startswith(
+        "trainer.optimizer.no_decay: '*embed_tokens*' fits no parameter; there are, for example"
+    )
+    fits = "trainer.optimizer.no_decay=['*word_embeddings*', 'module.module.decoder.layers.0.*']"
+    assert polyturn("train", "recipe.yaml", "--dry-run", fits).returncode == 0

@@ -35,6 +35,9 @@ def find_family(hf: HFConfig) -> Family:
         raise ValueError(f"hidden_act {hf['hidden_act']!r} is not supported: only 'silu'")
     if hf.get("use_sliding_window"):
         raise ValueError("sliding-window attention is not supported")
+    kinds = hf.get("layer_types")
+    if kinds is not None and (not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds)):
+        raise ValueError("layer_types: only 'full_attention' is supported, in every layer")
     if hf.get("quantization_config"):
         raise ValueError(
             "the model's config.json has a quantization_config, and the trainer needs weights that are not quantised: "
