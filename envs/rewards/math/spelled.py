@@ -122,7 +122,13 @@ class _Reader:
 
     def _take_part(self, count: int) -> Fraction:
         self._at += 1
-        return Fraction(count, _PARTS[_singular(self._words[self._at - 1])])
+        part = Fraction(count, _PARTS[_singular(self._words[self._at - 1])])
+        # half a dozen, half a million
+        article = self._word() in ("a", "of") and self._word(1) in MULTIPLIERS
+        if article or self._word() in MULTIPLIERS:
+            self._at += 1 + article
+            part *= MULTIPLIERS[self._words[self._at - 1]]
+        return part
 
     def _whole(self) -> Fraction | None:
         """A whole number, or one with digits after `point`."""

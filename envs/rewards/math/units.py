@@ -227,7 +227,7 @@ def _unit(pieces: Sequence[str]) -> Unit | None:
             scale *= _add(powers, known, sign * pending)
             pending = 1
         elif (word := _singular(piece.lower())) not in NOT_UNITS:
-            if not re.fullmatch(r"[^\W\d_][\w'-]*+", word) or _CHINESE_DENIAL.search(word):
+            if not re.fullmatch(r"[^\W\d_][\w'-]++|[\u4e00-\u9fff]", word) or _CHINESE_DENIAL.search(word):
                 return None
             words.add(word)
         if max(map(abs, powers.values()), default=0) > MAX_POWER:

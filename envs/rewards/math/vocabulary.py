@@ -104,7 +104,7 @@ NO_COUNTED_THINGS = frozenset(
         " she it they this that these those who which what how why where because since so then thus hence therefore"
         " although though however yet still again almost nearly about around approximately roughly plus minus divided"
         " multiplied negative opposite inverse reciprocal half twice double triple factorial wait actually hmm sorry"
-        " modulo mod base infinity"
+        " modulo mod base infinity than"
     )
 )
 """Words beside a number that are not what it counts: they deny it, doubt it, bound it or change it."""
