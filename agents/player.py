@@ -1,4 +1,7 @@
-"""The episode loop: one policy plays one task of one environment, and all of it is recorded."""
+"""The episode loop: one policy plays one task of one environment, and all of it is recorded.
+
+The module is long because the loop and the record of one episode read each other's every step.
+"""
 
 from __future__ import annotations
 

@@ -13,6 +13,8 @@ An author writes tools, `grade`, and where the tasks come from:
 
         def tasks(self, split):
             return ListTasks([Task.from_prompt("sum", "What is 17 + 25?", label="42")])
+
+The module is long because what an author overrides and both ways to step stand in one class, to be read as a whole.
 """
 
 from __future__ import annotations

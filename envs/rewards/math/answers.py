@@ -1,4 +1,7 @@
-"""The reader of answers: from tokens to values, words, lists, relations, sets, matrices."""
+"""The reader of answers: from tokens to values, words, lists, relations, sets, matrices.
+
+The module is long because it is one grammar, read by recursive descent: each rule calls the others.
+"""
 
 from __future__ import annotations
 
