@@ -1,4 +1,7 @@
-"""Whether two answers, once read, say the same."""
+"""Whether two answers, once read, say the same.
+
+The module is long because kinds of answers are compared with one another: intervals with inequalities, lists by parts.
+"""
 
 from __future__ import annotations
 
