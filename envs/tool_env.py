@@ -534,6 +534,8 @@ def _where_hooks_ran(close: Callable[[Any], None]) -> Callable[[Any], None]:
     @functools.wraps(close)
     def run(env: ToolEnv) -> None:
         thread = env._hook_thread
+        if thread is not None and thread.is_shut_down:
+            return  # closed already, with the thread that held what hooks opened
         if thread is None or thread.is_current:
             close(env)
             return

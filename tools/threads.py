@@ -77,6 +77,7 @@ class PinnedThread(Executor):
         self._lock = threading.Lock()
         self._worker: _Worker | None = None
         self._given_up: list[tuple[_Worker, str]] = []
+        self._is_shut_down = False
 
     def submit(
         self, function: Callable[Parameters, Value], /, *args: Parameters.args, **kwargs: Parameters.kwargs
@@ -86,6 +87,7 @@ class PinnedThread(Executor):
         context = contextvars.copy_context()
         with self._lock:
             if self._worker is None:
+                self._is_shut_down = False
                 self._worker = _Worker()
                 weakref.finalize(self, self._worker.end)
                 self._worker.start(self._name)
@@ -144,11 +146,17 @@ class PinnedThread(Executor):
         """Whether this is asked in the thread itself."""
         return self._worker is not None and self._worker.thread is threading.current_thread()
 
+    @property
+    def is_shut_down(self) -> bool:
+        """Whether nothing was submitted since `shutdown`."""
+        return self._is_shut_down
+
     def shutdown(self, wait: bool = False, *, cancel_futures: bool = False) -> None:
         """End the thread after what was submitted; nothing is waited for. A later call begins a new one."""
         del wait, cancel_futures
         with self._lock:
             worker, self._worker = self._worker, None
+            self._is_shut_down = True
         if worker is not None:
             worker.end()
 

@@ -160,13 +160,16 @@ def test_one_deadline_holds_for_a_request_with_all_its_tries():
     async def run(url):
         async with httpx.AsyncClient(timeout=60) as client:
             policy = SGLangPolicy(
-                client=client, url=url, stop_token_ids=[2], retries=Retries(deadline_s=0.3, max_retries=99)
+                client=client,
+                url=url,
+                stop_token_ids=[2],
+                retries=Retries(deadline_s=2.0, first_wait_s=3.0, max_retries=99),
             )
             return await policy.generate(prompt_ids=(1,), sampling=SamplingParams())
 
     with (
         serving((500, {})) as (url, _),
-        pytest.raises(PolicyFault, match=r"the deadline of 0\.3 s leaves no time"),
+        pytest.raises(PolicyFault, match=r"the deadline of 2 s leaves no time"),
     ):
         asyncio.run(run(url))
 

@@ -540,3 +540,28 @@ def test_an_asynchronous_environment_lives_in_one_event_loop():
             assert env.step(calling("same"))[0][0]["content"] == "true"
             assert env.step(AssistantMessage(content="x"))[1] == 1.0
         env.close()
+
+
+def test_closing_again_does_not_reach_what_another_thread_holds():
+    """sqlite3 refuses a second close from the thread that replaced the first."""
+
+    class Kept(Guess):
+        closed_in = ()
+
+        @tool(timeout_s=30)
+        def slow(self) -> int:
+            """A tool with a deadline, so that hooks have a thread of their own."""
+            return 1
+
+        def close(self):
+            self.closed_in += (threading.get_ident(),)
+            super().close()
+
+    env = Kept()
+    env.reset(seed=0)
+    env.close()
+    env.close()
+    assert len(env.closed_in) == 1 and env.closed_in[0] != threading.get_ident()
+    env.reset(seed=0)
+    env.close()
+    assert len(env.closed_in) == 2
