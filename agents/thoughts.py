@@ -11,8 +11,14 @@ THOUGHT_MARKS: dict[str, str] = {
     "<|channel>thought": "<channel|>",
     "<seed:think>": "</seed:think>",
     "◁think▷": "◁/think▷",
+    "<thinking>": "</thinking>",
+    "<thought>": "</thought>",
+    "<longcat_think>": "</longcat_think>",
+    "<|inner_prefix|>": "<|inner_suffix|>",
 }
-"""What closes a thought, by what opens it: of most, of Magistral, Cohere, Gemma 4, Seed-OSS and Kimi-VL."""
+"""What closes a thought, by what opens it: of most, of Magistral, Cohere, Gemma 4, Seed-OSS and Kimi-VL; of models that
+are told to think in prose, of EXAONE Deep, LongCat and Apertus.
+"""
 
 ANY_OPENING = re.compile("|".join(map(re.escape, THOUGHT_MARKS)))
 ANY_CLOSING = re.compile("|".join(map(re.escape, THOUGHT_MARKS.values())))

@@ -83,7 +83,9 @@ def read_numbers(given: Any) -> dict[str, float]:
 
 
 def read_text(given: Any) -> str:
-    """A text such as a role or an anchor; other values as they are printed."""
+    """A text such as a role or an anchor; other values as they are printed, None as no text."""
+    if given is None:
+        return ""
     return clean_text(given if isinstance(given, str) else str(given))
 
 
@@ -91,7 +93,7 @@ def _read_message(given: Any, index: int, roles: Collection[str]) -> Message:
     # Nearly every message is flat and plain; what is not is read at three times the price.
     if type(given) is dict:
         for key, value in given.items():
-            if type(value) is not str or key not in _FLAT_KEYS or not value.isascii():
+            if type(key) is not str or type(value) is not str or key not in _FLAT_KEYS or not value.isascii():
                 break
         else:
             if "content" in given and given.get("role") in roles:
@@ -183,9 +185,13 @@ def _read_info(given: Any) -> dict[str, Any]:
             except ValueError as error:
                 raise ValueError(f"info[{name!r}]: {error}") from error
     for name in _TEXTS:
-        if name in info:
+        if info.get(name, "") is None:
+            del info[name]
+        elif name in info:
             info[name] = read_text(info[name])
     for name, kind in _OBJECTS.items():
+        if not isinstance(info.get(name, ()), Iterable):
+            raise ValueError(f"info[{name!r}] must hold {kind.__name__}s, not be {shown(info[name])}")
         for item in info.get(name, ()):
             if not isinstance(item, kind):
                 raise ValueError(f"info[{name!r}] must hold {kind.__name__}s, not {shown(item)}")

@@ -85,9 +85,10 @@ class FailedStep:
     def read(cls, path: Path) -> FailedStep | None:
         """What the run directory says; None where it says nothing that can be read."""
         try:
-            return cls(**orjson.loads(path.read_bytes()))
+            found = cls(**orjson.loads(path.read_bytes()))
         except (OSError, orjson.JSONDecodeError, TypeError):
             return None
+        return found if isinstance(found.step, int) and isinstance(found.count, int) else None
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -229,13 +230,15 @@ class RunDirectory:
             return {"config": load_config(self.config).model_dump(mode="json")}
         try:
             found = json.loads(self.identity.read_bytes())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise ValueError(
                 f"{self.identity} cannot be read ({error}); delete it to resume by {self.config.name} alone"
             ) from error
-        if not isinstance(found, dict):
+        if not isinstance(found, dict) or not all(
+            isinstance(found.get(name, {}), dict) for name in ("config", "versions")
+        ):
             raise ValueError(
-                f"{self.identity} holds no JSON object; delete it to resume by {self.config.name} alone"
+                f"{self.identity} does not hold what a run is of; delete it to resume by {self.config.name} alone"
             )
         return found
 

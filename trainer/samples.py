@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -98,6 +99,8 @@ def _turn_rewards(episode: Episode, role: str, reward: float) -> tuple[float, ..
     turns = [turn.reward for turn in episode.turn_records if turn.role == role]
     if not turns:
         return ()
+    if not all(math.isfinite(turn) for turn in turns):
+        raise ValueError(f"episode {episode.episode_id!r}: the rewards of its turns are {turns}")
     if role in episode.role_rewards:
         turns = [0.0] * len(turns)
     return (*turns[:-1], reward - sum(turns[:-1]))

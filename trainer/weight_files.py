@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -21,6 +21,8 @@ ADAPTER_NAME = "adapter_config.json"
 POINTER = b"version https://git-lfs"
 MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
+MAX_NAME_BYTES = 255
+"""Of a file's name, on every file system in use."""
 ELEMENT_BITS = {
     "BOOL": 8,
     "U8": 8,
@@ -109,9 +111,9 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
             raise ValueError("it is no object")
         header.pop("__metadata__", None)
         described = {name: _tensor(path, entry) for name, entry in header.items()}
+        end = _end_of_all(spans for _, spans in described.values())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} has a damaged header ({error}): download it again") from error
-    end = max((end for _, end in described.values()), default=0)
     if 8 + length + end != size:
         raise ValueError(
             f"{path} has {size} bytes, and its header describes {8 + length + end}: download it again"
@@ -119,17 +121,27 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     return {name: stored for name, (stored, _) in described.items()}
 
 
-def _tensor(path: Path, entry: Any) -> tuple[StoredTensor, int]:
-    """What a header's entry describes, and where its bytes end."""
+def _end_of_all(spans: Iterable[tuple[int, int]]) -> int:
+    """Where the last tensor's bytes end; all of them stand one behind the other."""
+    end = 0
+    for start, stop in sorted(spans):
+        if start != end:
+            raise ValueError(f"a tensor's bytes begin at {start}, those before it end at {end}")
+        end = stop
+    return end
+
+
+def _tensor(path: Path, entry: Any) -> tuple[StoredTensor, tuple[int, int]]:
+    """What a header's entry describes, and between which offsets its bytes stand."""
     if not isinstance(entry, dict):
         raise ValueError("an entry is no object")
     dtype, shape, offsets = entry.get("dtype"), _sizes(entry.get("shape")), _sizes(entry.get("data_offsets"))
-    if dtype not in ELEMENT_BITS:
+    if not isinstance(dtype, str) or dtype not in ELEMENT_BITS:
         raise ValueError(f"the dtype {dtype!r} is not known")
     start, end = offsets if len(offsets) == 2 else (0, -1)
     if (end - start) * 8 != math.prod(shape) * ELEMENT_BITS[dtype]:
         raise ValueError(f"the bytes at {list(offsets)} do not hold {list(shape)} numbers of {dtype}")
-    return StoredTensor(path=path, dtype=dtype, shape=shape), end
+    return StoredTensor(path=path, dtype=dtype, shape=shape), (start, end)
 
 
 def _sizes(value: Any) -> tuple[int, ...]:
@@ -150,6 +162,8 @@ def _read_index(path: Path) -> Mapping[str, str]:
     for tensor, name in placed.items():
         if not isinstance(name, str) or not name.endswith(".safetensors"):
             raise ValueError(f"{path} names {name!r} for {tensor}, which is no safetensors file")
+        if len(name.encode("utf-8", "replace")) > MAX_NAME_BYTES:
+            raise ValueError(f"{path} names {name[:40]!r}... for {tensor}, which is too long for a file")
         if PurePosixPath(name).name != name:
             raise ValueError(f"{path} names {name!r} for {tensor}, which is not in the directory itself")
     return placed

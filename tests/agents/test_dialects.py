@@ -58,6 +58,10 @@ MARKED_CALL = CALL.replace('"x"', '"what does </think> mean"')
         ("<think>Outer <think>inner</think> goes on</think>c", False, "Outer <think>inner\ngoes on", "c", 0),
         ("<think>`</think>` ends a block</think>\n\nc", False, "`\n` ends a block", "c", 0),
         ("<|channel>thought\nhm\n<channel|>c", False, "hm", "c", 0),
+        ("<thinking>hm</thinking>\n2", False, "hm", "2", 0),
+        ("<thought>\nhm\n</thought>\n2", False, "hm", "2", 0),
+        (f"<longcat_think>{CALL}</longcat_think>2", False, CALL, "2", 0),
+        ("<|inner_prefix|>hm<|inner_suffix|>2", False, "hm", "2", 0),
     ],
 )
 def test_reasoning_stands_beside_the_content(text, in_thought, reasoning, content, num_calls):

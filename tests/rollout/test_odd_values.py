@@ -417,6 +417,8 @@ def play_foreign(**values):
         ({"info": {"metrics": {"a": "many"}}}, r"info\['metrics'\]: 'a': it must be a number"),
         ({"info": {"role_rewards": [1.0]}}, r"info\['role_rewards'\]: it must be numbers by name"),
         ({"info": {"tool_results": ["fine"]}}, r"info\['tool_results'\] must hold ToolResults"),
+        ({"info": {"tool_results": None}}, r"info\['tool_results'\] must hold ToolResults, not be None"),
+        ({"info": {"tools": 3}}, r"info\['tools'\] must hold ToolSpecs, not be 3"),
     ],
 )
 def test_any_gymnasium_environment_is_checked_as_it_enters(values, words):
@@ -430,6 +432,24 @@ def test_scalars_of_any_gymnasium_environment_are_numbers():
     episode = play_foreign(reward=np.float32(0.5), info=info, observation=[])
     assert (episode.reward, episode.reward_parts, episode.metrics) == (0.5, {"a": 0.5}, {"n": 2.0})
     assert decode_episode(encode_episode(episode)) == episode
+
+
+class Text(str):
+    """A text of a library's own kind, such as an enum's."""
+
+
+def test_keys_of_messages_are_plain_texts():
+    episode = play_foreign(first=({Text("role"): "user", Text("content"): "Begin."},))
+    assert episode.outcome is Outcome.COMPLETED
+    assert decode_episode(encode_episode(episode)) == episode
+
+
+def test_a_name_that_is_none_is_no_name():
+    info = {"role": None, "anchor": None, "stop_reason": None, "task_id": None}
+    episode = play_foreign(info=info)
+    assert episode.outcome is Outcome.COMPLETED
+    assert (episode.task_id, episode.turn_records[0].role) == ("t", "")
+    assert episode.turn_records == play_foreign().turn_records
 
 
 @pytest.mark.parametrize("wrong", [{"task_id": 3}, {"task_id": ""}, {"messages": "text"}, {"messages": None}])

@@ -286,6 +286,21 @@ def test_a_new_run_takes_nothing_over_from_one_whose_config_is_gone(recipe: Path
         RunDirectory.create(load())
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"versions": null}', '{"config": []}', "[]"])
+def test_a_damaged_identity_is_one_sentence(begun: RunDirectory, text: str) -> None:
+    begun.identity.write_text(text)
+    with pytest.raises(ValueError, match=r"identity\.json .* delete it to resume by config\.yaml alone"):
+        resumed(begun)
+
+
+@pytest.mark.parametrize("wrong", [{"step": "3"}, {"count": "2"}, {"step": None, "count": None}])
+def test_a_note_of_failure_that_cannot_be_read_says_nothing(
+    begun: RunDirectory, wrong: dict[str, Any]
+) -> None:
+    begun.failure.write_text(json.dumps({"step": 3, "count": 2, "sentence": "x", "checks": {}} | wrong))
+    assert resumed(begun) == []
+
+
 def test_a_failed_start_leaves_a_directory_that_a_run_can_be_made_in(recipe: Path) -> None:
     """Logs are all that is written before it is known that a run can begin."""
     directory = RunDirectory.create(load())

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,6 +43,15 @@ def index_of(directory: Path, weight_map: object) -> None:
     (directory / INDEX_NAME).write_text(json.dumps({"weight_map": weight_map}), encoding="utf-8")
 
 
+ENTRY = {"dtype": "F32", "shape": [4], "data_offsets": [0, 16]}
+
+
+def header_of(directory: Path, header: dict[str, Any]) -> None:
+    text = json.dumps(header).encode()
+    end = max(entry["data_offsets"][1] for entry in header.values())
+    (directory / "two.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(end))
+
+
 DAMAGES: list[tuple[Callable[[Path], object], str]] = [
     (lambda path: cut(path / "two.safetensors"), r"two\.safetensors has \d+ bytes, and its header describes"),
     (
@@ -75,6 +85,19 @@ DAMAGES: list[tuple[Callable[[Path], object], str]] = [
     (
         lambda path: index_of(path, {"a": "two.safetensors", "b": "two.safetensors"}),
         r"says that a is in two\.safetensors, and it is not",
+    ),
+    (lambda path: index_of(path, {"a": f"{'x' * 300}.safetensors"}), "which is too long for a file"),
+    (
+        lambda path: header_of(path, {"b": {**ENTRY, "dtype": ["F32"]}}),
+        r"two\.safetensors has a damaged header \(the dtype \['F32'\] is not known",
+    ),
+    (
+        lambda path: header_of(path, {"b": ENTRY, "c": ENTRY}),
+        r"two\.safetensors has a damaged header \(a tensor's bytes begin at 0, those before it end at 16",
+    ),
+    (
+        lambda path: header_of(path, {"b": {**ENTRY, "data_offsets": [16, 32]}}),
+        r"two\.safetensors has a damaged header \(a tensor's bytes begin at 16, those before it end at 0",
     ),
     (
         lambda path: shutil.copy(path / "one.safetensors", path / "two.safetensors"),

@@ -87,6 +87,20 @@ def test_answers_of_one_reward_are_alike_however_long_they_are(
     assert kept.advantages["t.2.0"] < kept.advantages["t.1.0"]
 
 
+@pytest.mark.parametrize("kind", SHAPEABLE)
+def test_sums_that_differ_by_rounding_are_one_reward(make_episode, kind: str) -> None:
+    rewards = {"g": (0.1 + 0.2, 0.3, 0.3, 0.3), "h": (0.1 + 0.2 - 0.3, 0.0, 0.0, 0.0)}
+    assert all(len(set(values)) == 2 for values in rewards.values())
+    episodes = [
+        make_episode(group, i, reward, num_sampled=n)
+        for group, values in rewards.items()
+        for i, (reward, n) in enumerate(zip(values, (2, 3, 6, 8), strict=True))
+    ]
+    section = TypeAdapter(Advantage).validate_python({"kind": kind, "whiten": False})
+    found = estimate(episodes, AlgorithmConfig(reward_shaping=OVERLONG, advantage=section))
+    assert set(found.advantages.values()) == {0.0}
+
+
 @pytest.mark.parametrize("kind", sorted([*SHAPEABLE, "gdpo", "maxrl"]))
 def test_groups_may_be_told_apart_by_one_part_of_a_reward(make_episode, kind: str) -> None:
     """As by the right answer, where the reward has a bonus for its form or takes something off for its length."""

@@ -12,6 +12,9 @@ from polyturn.configs.advantages import GroupedSection
 from polyturn.configs.errors import did_you_mean
 from polyturn.trainer.algorithms.advantages.types import RewardBatch, along
 
+ROUNDING = 1e-14
+"""Relative, of numbers below 1 absolute: 0.1 + 0.2 is another float than 0.3, and the same reward."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Group:
@@ -25,7 +28,7 @@ class Group:
 
     @property
     def spread(self) -> float:
-        return max(self.values) - min(self.values)
+        return spread(self.values)
 
 
 Compare = Callable[[Group], Sequence[float]]
@@ -72,6 +75,12 @@ def telling_rewards(step: RewardBatch, config: GroupedSection) -> tuple[float, .
         near = did_you_mean(name, known) or f"; the parts are {', '.join(sorted(known)) or 'none'}"
         raise ValueError(f"uniform_by: no episode of the step has a reward part {name!r}{near}")
     return tuple(part.reward_parts.get(name, 0.0) for part in step.parts)
+
+
+def spread(values: Sequence[float]) -> float:
+    """The largest value less the smallest; 0 where they differ by no more than sums of the same numbers may."""
+    low, high = min(values), max(values)
+    return 0.0 if high - low <= ROUNDING * max(1.0, abs(low), abs(high)) else high - low
 
 
 def mean(values: Sequence[float]) -> float:

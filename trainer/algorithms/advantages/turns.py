@@ -12,6 +12,7 @@ from polyturn.trainer.algorithms.advantages.comparison import (
     deviation,
     mean,
     outcomes,
+    spread,
     telling_rewards,
 )
 from polyturn.trainer.algorithms.advantages.finish import finish
@@ -152,8 +153,8 @@ def _compare_turns(
 
 
 def _differ(values: list[float], config: TurnAdvantage | GiGPOAdvantage) -> bool:
-    spread = max(values) - min(values)
-    return spread > 0.0 and (config.scale == "none" or spread >= config.min_spread)
+    differ_by = spread(values)
+    return differ_by > 0.0 and (config.scale == "none" or differ_by >= config.min_spread)
 
 
 def _normalized(values: tuple[float, ...] | list[float], config: GiGPOAdvantage) -> list[float]:
