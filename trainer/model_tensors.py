@@ -61,6 +61,12 @@ def check_tensors(
             raise ValueError(
                 f"{found.path}: {name} has the shape {list(found.shape)}, and config.json calls for {list(wanted)}"
             )
+    beside = stored.get(OUTPUT)
+    if beside is not None and beside.shape != expected[EMBEDDING]:
+        raise ValueError(
+            f"{beside.path}: {OUTPUT} has the shape {list(beside.shape)}, and config.json ties it to embeddings of "
+            f"{list(expected[EMBEDDING])}"
+        )
     if superfluous:
         name = min(superfluous)
         raise ValueError(f"{stored[name].path} holds {name}, {_why_superfluous(name, shape)}")

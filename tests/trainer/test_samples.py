@@ -71,6 +71,13 @@ def test_a_failed_episode_never_reaches_the_trainer(make_episode) -> None:
         make_samples([failed, make_episode("g", 1, 1.0)])
 
 
+@pytest.mark.parametrize("turn", [0, 1])
+def test_a_turn_whose_reward_is_no_number_is_told_wherever_it_stands(make_episode, turn: int) -> None:
+    records = tuple(TurnRecord(reward=float("nan") if i == turn else 0.0) for i in range(2))
+    with pytest.raises(ValueError, match="the rewards of its turns are"):
+        make_samples([replace(make_episode("g", 0, 1.0), turn_records=records)])
+
+
 def test_turns_belong_to_the_role_that_took_them(make_episode) -> None:
     episode = make_episode("g", 0, 1.75)
     segments = tuple(replace(episode.segments[0], role=role) for role in ("a/0", "b/0"))

@@ -87,7 +87,6 @@ def test_every_tensor_of_another_shape_is_named_with_both(name: str) -> None:
         ("model.layers.0.self_attn.rotary_emb.inv_freq", 0, None),
         ("model.layers.0.mlp.up_proj.weight_scale_inv", 0, None),
         ("model.layers.0.mlp.up_proj.weight_scale", 0, "for which its config.json has no place"),
-        ("lm_head.weight", 0, None),
     ],
 )
 def test_every_tensor_has_a_place_or_is_named(tensor: str, further: int, told: str | None) -> None:
@@ -99,6 +98,20 @@ def test_every_tensor_has_a_place_or_is_named(tensor: str, further: int, told: s
         return
     with pytest.raises(ValueError, match=rf"more\.safetensors holds {re.escape(tensor)}, .*{told}"):
         check_tensors({**more, **stored_of(shape)}, shape, source=Path("dir"))
+
+
+@pytest.mark.parametrize("step", [-11, 0, 64])
+def test_an_output_layer_beside_tied_embeddings_is_of_their_shape(step: int) -> None:
+    shape = ModelShape.read(preset_directory("qwen3-4b"))
+    rows, width = shape.vocab_size + step, shape.hidden_size
+    more = {"lm_head.weight": StoredTensor(path=Path("more"), dtype="F32", shape=(rows, width))}
+    if step == 0:
+        check_tensors(stored_of(shape) | more, shape, source=Path("dir"))
+        return
+    with pytest.raises(
+        ValueError, match=rf"more: lm_head\.weight has the shape \[{rows}, {width}\], and .* ties"
+    ):
+        check_tensors(stored_of(shape) | more, shape, source=Path("dir"))
 
 
 def test_a_name_that_another_program_gave_is_told_with_the_one_that_is_missing() -> None:
