@@ -111,7 +111,9 @@ def _item(value: Any) -> Any:
     """The Python number in a scalar of NumPy or torch."""
     if hasattr(value, "dtype") and hasattr(value, "item") and getattr(value, "size", None) != 0:
         try:
-            return value.item()
+            # What NumPy's mean of nothing but masked values is: no number, though its item is 0.
+            is_masked = hasattr(value, "mask") and hasattr(value.mask, "dtype") and bool(value.mask)
+            return value if is_masked else value.item()
         except (ValueError, TypeError, RuntimeError):
             return value
     return value

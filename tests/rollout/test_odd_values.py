@@ -336,6 +336,7 @@ def test_the_model_reads_what_was_odd(tmp_path, name, arguments, words):
         ({"follow_up": [{"role": "assistant", "content": "x"}]}, "must have a role of system, tool, user"),
         ({"metric": "many"}, "metrics failed on task 'odd': 'odd': it must be a number"),
         ({"metric": float("nan")}, "metrics failed on task 'odd': 'odd': it must be a finite number"),
+        ({"metric": np.ma.masked}, "metrics failed on task 'odd': 'odd': it must be a number, not masked"),
         ({"turn_reward": np.float64("inf")}, "turn_reward failed on task 'odd': it must be a finite number"),
         (
             {"turn_reward": 1e200},
