@@ -92,6 +92,9 @@ _CUT = re.compile(
     r"|onto|until|without|of(?=\s\d))\s",
     re.IGNORECASE,
 )
+_BOLD = re.compile(r"(?<![^\s(:])\*\*(?=[^\s*])([^*\n]{1,200}+)(?<!\s)\*\*(?!\w)")
+_HALF_BOLD = re.compile(r"\A([^*\s]{1,60}+)\*\*(?=\s)")
+"""The stars before it were read with the words before the answer."""
 _A = re.compile(r"\s{0,8}A\s?:\s{1,8}(.*)", re.DOTALL)
 
 
@@ -315,7 +318,13 @@ def _cut(statement: str) -> str | None:
 
 def _tidied(statement: str) -> str | None:
     """Without what sets it in bold, and without half of a pair of dollar signs."""
-    statement = statement.strip(" *:.\t\n\u3002").removesuffix("\\)").removesuffix("\\]").strip(" *:.")
+    statement = (
+        _HALF_BOLD.sub(r"\1", _BOLD.sub(r"\1", statement))
+        .strip(" *:.\t\n\u3002")
+        .removesuffix("\\)")
+        .removesuffix("\\]")
+        .strip(" *:.")
+    )
     if statement.count("$") % 2 and statement.endswith("$"):
         statement = statement[:-1]
     return statement.strip(" *:.") or None
