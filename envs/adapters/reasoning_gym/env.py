@@ -7,7 +7,6 @@ import functools
 import json
 import math
 import random
-import re
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any
@@ -35,7 +34,7 @@ DEFAULT_DATASETS = (
     "word_sorting",
 )
 MAX_ANSWER_CHARACTERS = 5000
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
+_OPEN, _CLOSE = "<answer>", "</answer>"
 
 
 class ReasoningGymEnv(ToolEnv):
@@ -189,10 +188,13 @@ class ReasoningGymTasks:
 
 def read_answer(text: str) -> str | None:
     """The answer between the only pair of tags after the thinking; None for none, several, or one too long."""
-    found = _ANSWER.findall(text.rpartition("</think>")[2])
-    if len(found) != 1 or len(found[0]) > MAX_ANSWER_CHARACTERS:
+    said = text.rpartition("</think>")[2]
+    _, opened, rest = said.partition(_OPEN)
+    answer, closed, rest = rest.partition(_CLOSE)
+    _, opened_again, rest = rest.partition(_OPEN)
+    if not opened or not closed or (opened_again and _CLOSE in rest) or len(answer) > MAX_ANSWER_CHARACTERS:
         return None
-    return str(found[0]).strip()
+    return answer.strip()
 
 
 def known_defects() -> Mapping[str, Sequence[str]]:

@@ -10,7 +10,7 @@ from typing import Literal
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema import RunConfig
 from polyturn.trainer.megatron.checkpoints.manifest import MARKER, find_faults
-from polyturn.trainer.weight_files import explain_missing_weights
+from polyturn.trainer.weight_files import INDEX_NAME, SINGLE_NAME, explain_missing_weights
 
 TORCH_DIST_MARKER = "metadata.json"
 HF_FOLDER = "hf"
@@ -56,6 +56,11 @@ def find_source(directory: Path) -> WeightSource | None:
         return WeightSource(kind="torch_dist", path=inner)
     if not any(directory.iterdir()):
         return None
+    if any((directory / name).is_file() for name in (SINGLE_NAME, INDEX_NAME)):
+        raise ValueError(
+            f"{directory} has weights, but no config.json that can be read, which says what model they are of: "
+            "download it again"
+        )
     told = explain_missing_weights(directory)
     if told is not None:
         raise ValueError(told)
