@@ -69,9 +69,7 @@ def _does_nothing(statement: ast.stmt) -> bool:
 
 def _proves(node: ast.AST) -> bool:
     if isinstance(node, ast.Assert):
-        # `assert (a, "why")` holds whatever a is.
-        always = isinstance(node.test, ast.Tuple) and bool(node.test.elts)
-        return not always and not (isinstance(node.test, ast.Constant) and bool(node.test.value))
+        return not _always_holds(node.test)
     if isinstance(node, ast.Raise):
         return True
     if isinstance(node, ast.Call):
@@ -83,6 +81,13 @@ def _proves(node: ast.AST) -> bool:
             for one in ast.walk(node)
         )
     return False
+
+
+def _always_holds(test: ast.expr) -> bool:
+    """`assert True`, `assert (a, "why")`, `assert a or True`: whatever a is."""
+    if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.Or):
+        return any(map(_always_holds, test.values))
+    return bool(test.elts) if isinstance(test, ast.Tuple) else isinstance(test, ast.Constant) and bool(test.value)
 
 
 def _may_run(statement: ast.stmt) -> bool:

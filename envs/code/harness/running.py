@@ -16,7 +16,7 @@ from typing import Any
 
 from polyturn.envs.code.harness.answering import CLASS
 from polyturn.envs.code.harness.asking import Solution, SolutionEnded, StoppedIteration, TestsBroken
-from polyturn.envs.code.harness.scoring import MAX_TEXT, STOPS, Score, Scorekeeper
+from polyturn.envs.code.harness.scoring import MAX_TEXT, STOPS, Score, Scorekeeper, denies
 from polyturn.envs.code.harness.values import same, with_keys
 
 Run = Callable[[], None]
@@ -34,9 +34,10 @@ class Tests:
         self._score = score
         keeper = Scorekeeper()
         try:
-            self._program = compile(
-                keeper.visit(ast.parse(job["test"], "test.py")), "test.py", "exec", dont_inherit=True
-            )
+            tree = ast.parse(job["test"], "test.py")
+            self.denies = denies(tree)
+            """Whether the tests can refuse wrong code by a place that right code never comes to."""
+            self._program = compile(keeper.visit(tree), "test.py", "exec", dont_inherit=True)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
             raise TestsBroken(f"the test is no Python: {error}") from None
         self.num_expected = max(1, keeper.num_asserts + len(job["cases"]))
@@ -229,7 +230,10 @@ def run_tests(job: Any, solution: Solution) -> dict[str, Any]:
     if solution.ended:
         score.failed("the solution stays until the end", SolutionEnded(solution.ended))
     elif score.num_passed == 0 and score.num_failed == 0:
-        score.failed("an assertion is reached")
+        if finished and tests.denies and solution.num_calls:
+            score.passed()
+        else:
+            score.failed("an assertion is reached")
     elif solution.num_calls == 0:
         score.failed("the solution is called")
     return _verdict(score, 1 if finished and not solution.ended else tests.num_expected)

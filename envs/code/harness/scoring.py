@@ -10,6 +10,7 @@ MAX_TEXT = 300
 PASSED, FAILED, CAUGHT = "__passed__", "__failed__", "__caught__"
 ANY, STOPS = "__exception__", "__stops__"
 """Names of the harness in the tests' source."""
+_BROAD = ("AssertionError", "Exception", "BaseException")
 MAIN = {("unittest", "main"), ("pytest", "main")}
 
 
@@ -110,6 +111,37 @@ def _names(kinds: ast.expr | None, name: str) -> bool:
     return kinds is not None and any(
         isinstance(node, ast.Name) and node.id == name for node in ast.walk(kinds)
     )
+
+
+def denies(tree: ast.Module) -> bool:
+    """Whether what surely runs of a source, its own statements and `check`, has a place that only wrong code reaches.
+
+    `else: assert False` and `raise AssertionError` are such; what comes past them without a word has passed.
+    """
+    run = [
+        statement
+        for statement in tree.body
+        if not isinstance(statement, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef))
+        or statement.name == "check"
+    ]
+    return any(_denies(statement, caught=False) for statement in run)
+
+
+def _denies(node: ast.AST, *, caught: bool) -> bool:
+    """Whether a node holds such a place; what a `try` around it may catch is none."""
+    if isinstance(node, ast.Assert):
+        return isinstance(node.test, ast.Constant) and not node.test.value
+    if isinstance(node, ast.Raise):
+        return node.exc is not None and not caught
+    if not isinstance(node, (ast.Try, ast.TryStar)):
+        return any(_denies(child, caught=caught) for child in ast.iter_child_nodes(node))
+    broad = any(
+        handler.type is None or any(_names(handler.type, name) for name in _BROAD)
+        for handler in node.handlers
+    )
+    inside = any(_denies(child, caught=caught or broad) for child in node.body)
+    rest = (*node.handlers, *node.orelse, *node.finalbody)
+    return inside or any(_denies(child, caught=caught) for child in rest)
 
 
 class Score:

@@ -350,6 +350,7 @@ def test_tests_that_fail_by_themselves_are_the_tasks_fault(grade, test, words):
         ("def check(candidate):\n    candidate(1) == 2\n    return True", "asserts nothing"),
         ("def check(candidate):\n    print(candidate(1))\n    assert True", "asserts nothing"),
         ("assert (f(1) == 2, 'why')", "asserts nothing"),
+        ("def check(candidate):\n    assert candidate(1) == 2 or True", "asserts nothing"),
         ("try:\n    assert f(1) == 2\nexcept AssertionError:\n    print('failed')", "asserts nothing"),
         ("def check(candidate):\n    assert 1 == 1 + 0", "never calls"),
         ("def check(candidate):\n    assert other(1) == 2", "never calls"),
@@ -378,3 +379,26 @@ def test_a_solution_that_is_never_called_or_tests_that_are_never_reached_pay_not
     ):
         assert grade("def f(x): return 1", source(test)).num_passed == 0 or "is not None" in test
         assert not grade("def f(x): return 1", source(test)).all_passed
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "    try:\n        candidate(-1)\n    except ValueError:\n        return\n    assert False",
+        "    try:\n        candidate(-1)\n    except ValueError:\n        pass\n    else:\n        raise AssertionError",
+        "    try:\n        candidate(-1)\n        raise AssertionError\n    except ValueError:\n        pass",
+        "    match candidate(2):\n        case True: pass\n        case _: assert False",
+        "    if candidate(2) is not True:\n        raise AssertionError",
+    ],
+)
+def test_code_that_keeps_clear_of_every_denial_is_right(grade, test):
+    label = source(f"def check(candidate):\n{test}")
+    assert grade(EVEN, label).all_passed
+    assert not grade("def f(x): return 7", label).all_passed
+
+
+def test_a_denial_that_the_test_itself_catches_pays_nobody(grade):
+    label = source(
+        "def check(candidate):\n    try:\n        candidate(2)\n        raise ValueError\n    except Exception:\n        pass"
+    )
+    assert not grade(EVEN, label).all_passed
