@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import enum
 import functools
@@ -9,6 +10,7 @@ import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 import annotated_types
@@ -21,6 +23,14 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 _SCALARS: tuple[Any, ...] = (str, int, bool, type(None), Any)
 """Types whose JSON value is the value, and that have no bounds of their own."""
 _NO_JSON: tuple[Any, ...] = (complex, object)
+_SIZES = (
+    annotated_types.Ge,
+    annotated_types.Gt,
+    annotated_types.Le,
+    annotated_types.Lt,
+    annotated_types.MultipleOf,
+)
+_LENGTHS = (annotated_types.MinLen, annotated_types.MaxLen)
 _CONFIG = ConfigDict(regex_engine="python-re")
 
 Convert = Callable[[Any], Any]
@@ -136,7 +146,7 @@ class _Generator(GenerateJsonSchema):
 
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
     kind = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
-    has_config = dataclasses.is_dataclass(kind) or is_typeddict(kind)
+    has_config = dataclasses.is_dataclass(kind) or typing_extensions.is_typeddict(kind)
     if has_config or (isinstance(kind, type) and issubclass(kind, BaseModel)):
         return TypeAdapter(annotation)
     return TypeAdapter(annotation, config=_CONFIG)
@@ -149,6 +159,9 @@ def _prepared(annotation: Any) -> Any:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         metadata = [Field(description=item) if isinstance(item, str) else item for item in arguments[1:]]
+        members = get_args(arguments[0])
+        if get_origin(arguments[0]) in (Union, types.UnionType) and len(set(members) - {type(None)}) > 1:
+            return _bounded_members(members, metadata)
         return Annotated[(_prepared(arguments[0]), *metadata)]  # type: ignore[return-value]
     if origin in (
         typing.Required,
@@ -163,6 +176,41 @@ def _prepared(annotation: Any) -> Any:
         prepared = tuple(_prepared(argument) for argument in arguments)
         return origin[prepared] if prepared != arguments else annotation
     return annotation
+
+
+def _bounded_members(members: Sequence[Any], metadata: Sequence[Any]) -> Any:
+    """A choice of types, each with the bounds that it can have: pydantic would tell of those of a choice in no way."""
+    bounds: list[Any] = []
+    rest: list[Any] = []
+    for item in metadata:
+        own = list(item.metadata) if isinstance(item, FieldInfo) else [item]
+        parts = [
+            part
+            for one in own
+            for part in (one if isinstance(one, annotated_types.GroupedMetadata) else [one])
+        ]
+        bounds += [part for part in parts if isinstance(part, _SIZES + _LENGTHS)]
+        others = [part for part in parts if not isinstance(part, _SIZES + _LENGTHS)]
+        if isinstance(item, FieldInfo):
+            item = copy.copy(item)
+            item.metadata = others
+            rest.append(item)
+        else:
+            rest += others
+    bounded = []
+    for member in members:
+        kind = get_args(member)[0] if get_origin(member) is Annotated else member
+        fit = (
+            _SIZES
+            if kind in (int, float, Decimal)
+            else _LENGTHS
+            if kind is str or get_origin(kind) or kind is list
+            else ()
+        )
+        own = [bound for bound in bounds if isinstance(bound, fit)]
+        bounded.append(Annotated[(_prepared(member), *own)] if own else _prepared(member))
+    choice: Any = Union[tuple(bounded)]  # noqa: UP007  made as the program runs
+    return Annotated[(choice, *rest)] if rest else choice
 
 
 @functools.cache

@@ -40,9 +40,17 @@ _NAMED_VALUE = re.compile(
     re.IGNORECASE,
 )
 _AUTHORIZATION = re.compile(
-    r"\b((?:proxy-)?authorization[\"']?\s{0,3}[=:]\s{0,3}[\"']?)[^\r\n\"']{4,4000}", re.IGNORECASE
+    r"\b((?:(?:proxy-)?authorization|(?:set-)?cookie)[\"']?\s{0,3}[=:]\s{0,3}[\"']?)[^\r\n\"']{4,4000}",
+    re.IGNORECASE,
 )
-_BEARER = re.compile(r"\b(Bearer\s{1,3})[A-Za-z0-9._~+/=-]{6,4000}")
+_BEARER = re.compile(
+    r"\b(Bearer\s{1,3})[A-Za-z0-9._~+/=-]{6,4000}|\b(Basic\s{1,3})(?=[A-Za-z+/]{0,60}[0-9=])[A-Za-z0-9+/=]{8,4000}"
+)
+_KNOWN_KEY = re.compile(
+    r"(?<![A-Za-z0-9_-])(?:(?:sk-|github_pat_|glpat-|xox[a-z]-|AIza|eyJ)(?=[A-Za-z_.-]{0,60}[0-9])[A-Za-z0-9_.-]{16,4000}"
+    r"|(?:gh[ops]_|hf_|npm_|AKIA|sk_live_|sk_test_)(?=[A-Za-z]{0,60}[0-9])[A-Za-z0-9]{16,4000})"
+)
+"""A key that nothing names, known by how those of its service begin and by its length."""
 
 
 def blank_credentials(text: str) -> str:
@@ -52,8 +60,9 @@ def blank_credentials(text: str) -> str:
     """
     text = _USERINFO.sub(r"\1[credentials]@", text)
     text = _AUTHORIZATION.sub(r"\1[credentials]", text)
-    text = _BEARER.sub(r"\1[credentials]", text)
-    return _NAMED_VALUE.sub(r"\1[credentials]", text)
+    text = _BEARER.sub(r"\1\2[credentials]", text)
+    text = _NAMED_VALUE.sub(r"\1[credentials]", text)
+    return _KNOWN_KEY.sub("[credentials]", text)
 
 
 def public_url(url: str) -> str:

@@ -87,7 +87,11 @@ def _always_holds(test: ast.expr) -> bool:
     """`assert True`, `assert (a, "why")`, `assert a or True`: whatever a is."""
     if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.Or):
         return any(map(_always_holds, test.values))
-    return bool(test.elts) if isinstance(test, ast.Tuple) else isinstance(test, ast.Constant) and bool(test.value)
+    return (
+        bool(test.elts)
+        if isinstance(test, ast.Tuple)
+        else isinstance(test, ast.Constant) and bool(test.value)
+    )
 
 
 def _may_run(statement: ast.stmt) -> bool:

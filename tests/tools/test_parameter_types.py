@@ -358,3 +358,36 @@ def test_sampled_arguments_are_taken(annotation):
 )
 def test_sampled_arguments_keep_to_bounds_and_formats(annotation):
     test_sampled_arguments_are_taken(annotation)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "fits", "beyond"),
+    [
+        (Annotated[int | float, Field(ge=3)], [3, 3.5], [2, 2.5]),
+        (Annotated[int | float | None, Field(ge=3)], [3, None], [2, 2.5]),
+        (Annotated[int | str, Field(ge=3, description="a number or a name")], [3, "a"], [2]),
+        (Annotated[list[int] | str, Field(max_length=2)], [[1, 2], "ab"], [[1, 2, 3], "abc"]),
+    ],
+)
+def test_bounds_of_a_choice_of_types_are_those_of_the_types_that_can_have_them(annotation, fits, beyond):
+    def take(x):
+        return "taken"
+
+    take.__annotations__ = {"x": annotation, "return": str}
+    take.__doc__ = "Take.\n\nArgs:\n    x: The value."
+    tools = Toolset([as_tool(take)])
+    assert all(tools.call(ToolCall(id="1", name="take", arguments={"x": value})).ok for value in fits)
+    assert not any(tools.call(ToolCall(id="1", name="take", arguments={"x": value})).ok for value in beyond)
+
+
+def test_a_typed_dict_is_a_parameter_by_itself():
+    def take(x: Named) -> str:
+        """Take.
+
+        Args:
+            x: Who it is.
+        """
+        return x["name"]
+
+    answer = Toolset([as_tool(take)]).call(ToolCall(id="1", name="take", arguments={"x": {"name": "a"}}))
+    assert (answer.ok, answer.content) == (True, "a")

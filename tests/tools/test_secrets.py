@@ -33,6 +33,13 @@ from polyturn.tools.secrets import (
         (r'"headers: {\"X-API-KEY\":\"abcdef\"}"', r'"headers: {\"X-API-KEY\":\"[credentials]\"}"'),
         ("https://mcp.example/mcp?exaApiKey=exa-abc123", "https://mcp.example/mcp?exaApiKey=[credentials]"),
         ("postgres://u:p@ss@h/db", "postgres://[credentials]@h/db"),
+        (
+            "401: Incorrect API key provided: sk-proj-abcdefghijk12345678.",
+            "401: Incorrect API key provided: [credentials]",
+        ),
+        ("no access with hf_abcdefghijklmnop1234, 403", "no access with [credentials], 403"),
+        ("Set-Cookie: sid=abcdefgh12\nHost: h", "Set-Cookie: [credentials]\nHost: h"),
+        ("tried Basic dXNlcjpwYXNzd29yZA==", "tried Basic [credentials]"),
     ],
 )
 def test_credentials_go(text: str, blanked: str) -> None:
@@ -48,6 +55,7 @@ def test_credentials_go(text: str, blanked: str) -> None:
         "pad_token=<|endoftext|> is no key: 1234",
         "git@github.com:x/y, mail a@b.org, http://x/y@2",
         "the author: somebody",
+        "Basic understanding of sk-learn: hf_qwen3_tiny_model_2024/config.json",
         "config.yaml:3: trainer.seed=70000",
     ],
 )

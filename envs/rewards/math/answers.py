@@ -85,6 +85,8 @@ def read_answer(text: str, *, thousands: bool = True, bare_units: bool = True) -
             return moment
         if plain.lower() in SHORT_NAMES:
             return Words(SHORT_NAMES[plain.lower()])
+        if plain.lower() in SET_WORDS:
+            return Named(SET_WORDS[plain.lower()])
         if congruence := _congruence(plain):
             return congruence
         if affirmed := _AFFIRMED.fullmatch(plain):

@@ -38,8 +38,13 @@ _WORDS = {
     ),
 }
 _PATTERN = re.compile("|".join(sorted(map(re.escape, _WORDS), key=len, reverse=True)))
+_MOMENT = re.compile(
+    r"(?P<half>上午|下午)?\s{0,4}(?P<hour>\d{1,2})[时点](?P<minute>\d{2})分?(?!钟)", re.ASCII
+)
 
 
 def in_english(text: str) -> str:
     """The text with English for the Chinese words that stand in answers."""
+    if found := _MOMENT.fullmatch(text.strip()):
+        return f"{found['hour']}:{found['minute']} {_WORDS[found['half']] if found['half'] else ''}".strip()
     return _PATTERN.sub(lambda found: f" {_WORDS[found[0]]} ", text)

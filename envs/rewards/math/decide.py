@@ -32,6 +32,16 @@ _CHOICE_WITH_VALUE = re.compile(
 )
 _MORE_CHOICES = re.compile(r"[(\s,;]([A-J])(?:\)|\s*[,;]|\s*$|[.:]\s)")
 _CHOICES = re.compile(r"\(?[A-H]\)?(?:\s*+(?:[,;&]|and\b)?\s*+\(?[A-H](?![A-Za-z]{2})\)?)++")
+_CHOSEN_VALUE = re.compile(
+    r"\\(?:text(?:bf|rm|it|sf)?|mathrm|mathbf|mbox)\s*+\{\s*+\([A-J]\)[\s~]*+\}\s*+(?P<value>[^\s+*/^=<>].*+)",
+    re.DOTALL,
+)
+"""`\\textbf{(C) }12`, as AMC prints its answers."""
+_STATEMENTS = re.compile(r"(?:\\text\s*+\{|[{}\s$.,;\u3001\uff0c\uff1b\u548c\u4e0e]|[\u2460-\u2473])++")
+_NUMBERED = re.compile(
+    r"\(\d{1,2}\)(?:[\s,;]*+(?:and\b\s*+)?\(\d{1,2}\))++|\d{1,2}(?:[\s,;\u3001\uff0c]++(?:and\b\s*+)?\d{1,2})++",
+    re.ASCII,
+)
 _FOREIGN = re.compile(r"\\(?:int|iint|oint|lim|sum|prod|det|partial)(?![A-Za-z])|\\begin\{[vV]matrix\}")
 """What math-verify may know where this reader does not."""
 _DERIVATIVE = re.compile(
@@ -63,6 +73,8 @@ def decide(gold: str, answer: str, *, deep: bool) -> tuple[bool, Reason]:
         return False, "no_answer"
     if len(gold) > MAX_CHARACTERS or len(answer) > MAX_CHARACTERS:
         return False, "too_large"
+    if len(statements := _statements(gold)) > 1:
+        return statements == (_statements(answer) or _numbered(answer)), "choice"
     numbers = _PLAIN_NUMBER.fullmatch(gold.strip()), _PLAIN_NUMBER.fullmatch(answer.strip())
     if numbers[0] and numbers[1]:
         left, right = (found[1] + found[2].replace(",", "") for found in numbers if found)
@@ -120,6 +132,8 @@ def _readings(gold: str, answer: str) -> Iterator[tuple[str, str, Mapping[str, b
         yield _without_commas(gold), _without_commas(answer), {}
     if _SPACED_LETTER.search(gold) or _SPACED_LETTER.search(answer):
         yield gold, answer, {"bare_units": False}
+    if (chosen := _CHOSEN_VALUE.fullmatch(answer)) and not _CHOSEN_VALUE.fullmatch(gold):
+        yield gold, chosen["value"], {}
     if _COMBINATIONS.search(gold) or _COMBINATIONS.search(answer):
         yield _COMBINATIONS.sub(_binomial, gold), _COMBINATIONS.sub(_binomial, answer), {}
 
@@ -177,16 +191,31 @@ def _is_bare_list(answer: Answer) -> bool:
 
 def _same_choice(gold: str, answer: str) -> bool | None:
     """Whether two option letters are the same; None where the gold answer is none, or the answer none either."""
-    letter, _ = _choice(gold)
+    several = _choices(gold)
+    if several and several == _choices(answer):
+        return True
+    letter, value = _choice(gold)
     if not letter:
-        several = _choices(gold)
-        return True if several and several == _choices(answer) else None
+        return None
+    if several and value.startswith("("):  # (A)(C) is no choice of A
+        return False
     chosen, rest = _choice(answer)
     if not chosen:
         return None
     if rest and _MORE_CHOICES.search(f" {rest}"):
         return False
     return letter.upper() == chosen.upper()
+
+
+def _statements(text: str) -> frozenset[str]:
+    """The circled numbers of `\u2460\u2462` and `\u2460\u3001\u2462`, where a text is nothing else."""
+    return frozenset(re.findall("[\u2460-\u2473]", text)) if _STATEMENTS.fullmatch(text) else frozenset()
+
+
+def _numbered(text: str) -> frozenset[str]:
+    """The circled numbers for `1, 3` and `(1)(3)`; none where anything else is written."""
+    numbers = re.findall(r"\d+", text) if _NUMBERED.fullmatch(text.strip(" $.")) else []
+    return frozenset(chr(0x245F + int(each)) for each in numbers if 0 < int(each) <= 20)
 
 
 def _choices(text: str) -> frozenset[str]:

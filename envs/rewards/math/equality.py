@@ -31,6 +31,11 @@ _REAL_POINTS = (
     (1.3217, 0.5813, 3.1931, 0.9127),
     (-0.6271, -1.4519, -2.2173, -0.2817),
 )
+_TURNED = (4.3719, 5.1237, -3.7291, 6.0173)
+"""Beyond the angles that inverse functions give back, where arcsin(sin x) is not x, and cos x is negative."""
+_TURNING = frozenset(
+    ("sin", "cos", "tan", "sec", "csc", "cot", "asin", "acos", "atan", "asec", "acsc", "acot")
+)
 _MAX_DIGITS = 3_000
 QUICK_STEPS = 20_000
 """Terms evaluated where nothing bounds the time but this."""
@@ -160,7 +165,7 @@ class Equality:
                 name: Fraction(values[index % 4]).limit_denominator(10_000) + index // 4
                 for index, name in enumerate(names)
             }
-            for values in _REAL_POINTS
+            for values in (*_REAL_POINTS, *((_TURNED,) if ops & _TURNING else ()))
         ]
         signs = {
             name: value if index % 2 else -value for index, (name, value) in enumerate(shifted[1].items())

@@ -102,7 +102,7 @@ _DECORATIONS = re.compile(
     r"\\(?:(?:text)?color(?:\[[^\[\]]*+\])?|colorbox|bbox|label|tag\*?|enclose)\s*+(?:\{[^{}]*+\}|\[[^\[\]]*+\])"
     r"|\\fcolorbox\s*+\{[^{}]*+\}\s*+\{[^{}]*+\}"
     r"|\\(?:tiny|scriptsize|footnotesize|small|normalsize|large|Large|LARGE|huge|Huge|boldmath|noindent|nonumber|notag"
-    r"|strut|null|centering)(?![A-Za-z])"
+    r"|strut|null|centering|checkmark|blacksquare|square|qed)(?![A-Za-z])"
 )
 _HTML = re.compile(r"</?(?:b|i|em|strong|u|span|p|div|br|center|mark|code)(?:\s[^<>]*+)?/?>", re.IGNORECASE)
 _HTML_SCRIPT = re.compile(r"<(sup|sub)>([^<>]*+)</\1>", re.IGNORECASE)

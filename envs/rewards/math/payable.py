@@ -34,6 +34,8 @@ def unpayable_reason(label: Any) -> str | None:
 
 def _unpayable(gold: str) -> str | None:
     answer = gold_answer(gold)
+    if answer.strip().lower() == "nan":
+        return "'nan': a missing value that was made a text"
     correct, reason = _compared(answer, f"{{{answer}}}")
     if correct:
         return None

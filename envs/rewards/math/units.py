@@ -318,7 +318,7 @@ def _fraction(tokens: Sequence[Token]) -> list[str] | None:
 
 
 def _joined(pieces: list[str]) -> list[str]:
-    """Temperatures are one piece: `degree C`, `degrees Celsius`."""
+    """Temperatures and electron volts are one piece: `degree C`, `degrees Celsius`."""
     joined: list[str] = []
     for piece in pieces:
         before = joined[-1].lower() if joined else ""
@@ -330,6 +330,8 @@ def _joined(pieces: list[str]) -> list[str]:
             "fahrenheit",
         ):
             joined[-1] = {"c": "celsius", "f": "fahrenheit", "k": "K"}[piece.lower()[0]]
+        elif before == "electron" and _singular(piece.lower()) == "volt":
+            joined[-1] = "electronvolt"
         else:
             joined.append(piece)
     return joined

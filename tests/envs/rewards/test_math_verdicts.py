@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from polyturn.envs.rewards.math import MathVerifier
+from polyturn.envs.rewards.math import MathVerifier, unpayable_reason
 from polyturn.envs.rewards.math.decide import decide
 from polyturn.envs.rewards.math.extract import extract
 from polyturn.envs.rewards.math.verdict import Undecided
@@ -205,3 +205,36 @@ def test_the_last_sentences_of_gsm8k_are_read_and_pay_no_other_number(verifier):
 )
 def test_a_last_sentence_that_states_one_number_is_an_answer(verifier, gold, reply, correct):
     assert verifier.verify(gold, reply).correct == correct
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "right"),
+    [
+        (r"\arcsin(\sin x)", "x", False),
+        (r"\tan^{-1}(\tan x)", "x", False),
+        (r"\sqrt{1-\sin^2 x}", r"\cos x", False),
+        (r"\tan x", r"\frac{\sin x}{\cos x}", True),
+        (r"\sin^{-1}x+\cos^{-1}x", r"\frac{\pi}{2}", True),
+        ("\u2460\u2462", "\u2460\u3001\u2462", True),
+        ("\u2460\u2462", "(1)(3)", True),
+        ("\u2460\u2462", "\u2460\u2461", False),
+        ("\u2460\u2462", "13", False),
+        ("\u4e0b\u53485\u65f630\u5206", "17:30", True),
+        ("10:30", "10\u65f630\u5206", True),
+        ("10:30", "10\u65f630\u5206\u949f", False),
+        ("(A)(C)", "A, C", True),
+        ("(A)(C)", "A", False),
+        ("12", r"\textbf{(C) }12", True),
+        ("13", r"\textbf{(C) }12", False),
+        ("12", r"12 \checkmark", True),
+        (r"\varnothing", "\u7a7a\u96c6", True),
+        (r"13.6\text{ eV}", "13.6 electron volts", True),
+    ],
+)
+def test_answers_as_they_are_written_elsewhere(verifier, gold, answer, right):
+    assert verifier.verify(gold, answer, mode="boxed").correct is right
+
+
+def test_a_missing_value_that_became_a_text_is_no_label():
+    assert "missing value" in str(unpayable_reason("nan"))
+    assert unpayable_reason("none") is None
