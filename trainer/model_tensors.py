@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 from polyturn.configs.model_shape import ExpertShape, LatentShape, ModelShape
-from polyturn.trainer.weight_files import StoredTensor
+from polyturn.trainer.weight_files import FLOATS, FP8, StoredTensor
 
 Shape = tuple[int, ...]
 EMBEDDING = "model.embed_tokens.weight"
@@ -45,7 +45,8 @@ def check_tensors(
         without: expected tensors that may be missing.
 
     Raises:
-        ValueError: one is missing, superfluous or of another shape; names the file, the tensor and both shapes.
+        ValueError: one is missing, superfluous, no number or of another shape; names the file, the tensor and both
+            shapes.
     """
     expected = dict(expected_tensors(shape))
     allowed = {*expected, *(f"{name}{SCALE_SUFFIX}" for name in expected), OUTPUT}
@@ -57,6 +58,11 @@ def check_tensors(
                 continue
             instead = f"; it holds {min(superfluous)}, which has no place" if superfluous else ""
             raise ValueError(f"{source} has no {name}, which its config.json calls for{instead}")
+        if found.dtype not in (*FLOATS, FP8):
+            raise ValueError(
+                f"{found.path}: {name} has the dtype {found.dtype}, which holds no weights to train: "
+                "use the model in bfloat16"
+            )
         if found.shape != wanted:
             raise ValueError(
                 f"{found.path}: {name} has the shape {list(found.shape)}, and config.json calls for {list(wanted)}"

@@ -23,6 +23,9 @@ MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
 MAX_NAME_BYTES = 255
 """Of a file's name, on every file system in use."""
+FLOATS = ("F64", "F32", "F16", "BF16")
+FP8 = "F8_E4M3"
+"""With scales beside it; the dtypes that weights are read from are this and the floats."""
 ELEMENT_BITS = {
     "BOOL": 8,
     "U8": 8,

@@ -20,6 +20,8 @@ from polyturn.rollout.whole_file import removed_on_failure
 from polyturn.trainer.megatron.fp8 import BLOCK, dequantize_blocks
 from polyturn.trainer.model_tensors import CORRECTION, SCALE_SUFFIX, is_carried, layer_number
 from polyturn.trainer.weight_files import (
+    FLOATS,
+    FP8,
     INDEX_NAME,
     SINGLE_NAME,
     StoredTensor,
@@ -34,8 +36,6 @@ TEMPLATES_NAME = "additional_chat_templates"
 CARRIED_NAME = "carried.safetensors"
 """In a torch_dist directory's copy of the small files: tensors that the trainer has no place for."""
 _DTYPE_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "float64": "F64"}
-FLOATS = ("F64", "F32", "F16", "BF16")
-FP8 = "F8_E4M3"
 
 
 def read_config(directory: Path) -> dict[str, Any]:

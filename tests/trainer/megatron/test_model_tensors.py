@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,6 +113,16 @@ def test_an_output_layer_beside_tied_embeddings_is_of_their_shape(step: int) -> 
         ValueError, match=rf"more: lm_head\.weight has the shape \[{rows}, {width}\], and .* ties"
     ):
         check_tensors(stored_of(shape) | more, shape, source=Path("dir"))
+
+
+@pytest.mark.parametrize("dtype", ["I64", "BOOL", "F8_E5M2", "I8"])
+def test_a_tensor_that_holds_no_weights_is_named(dtype: str) -> None:
+    shape = ModelShape.read(preset_directory("qwen3-4b"))
+    stored = stored_of(shape)
+    name = "model.layers.0.mlp.up_proj.weight"
+    stored[name] = replace(stored[name], dtype=dtype)
+    with pytest.raises(ValueError, match=f"{name} has the dtype {dtype}, which holds no weights to train"):
+        check_tensors(stored, shape, source=Path("dir"))
 
 
 def test_a_name_that_another_program_gave_is_told_with_the_one_that_is_missing() -> None:
