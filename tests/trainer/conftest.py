@@ -134,9 +134,9 @@ def make_episode() -> Callable[..., Episode]:
     return make
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ray_session() -> Iterator[None]:
-    """A private Ray on this machine with room for four ranks."""
+    """A private Ray on this machine with room for four ranks; other modules start one of their own."""
     import ray
 
     ray.init(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema import EnginesConfig
 from polyturn.rollout.engines.checksum import EngineChecksums
 from polyturn.rollout.engines.control import EngineControl
@@ -25,7 +27,10 @@ PROMPT = list(range(20, 60))
 
 @pytest.fixture(scope="module")
 def model(make_model: Callable[..., Path]) -> Path:
-    return make_model("qwen3", tied=False)
+    directory = make_model("qwen3", tied=False)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(resolve_model_path("builtin:tiny-searcher") / name, directory)
+    return directory
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +38,7 @@ def engine(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[En
     server = SGLangServer(
         config=EnginesConfig(device="cpu"),
         model_path=model,
-        sglang={"max_total_tokens": 4096, "skip_tokenizer_init": True},
+        sglang={"max_total_tokens": 4096},
         dtype="float32",
         seeded=False,
         log_path=tmp_path_factory.mktemp("logs") / "engine.log",
