@@ -19,9 +19,9 @@ from safetensors.torch import load_file
 
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema import EnginesConfig
-from polyturn.rollout.engines.checksum import EngineChecksums
+from polyturn.rollout.engines.checksums import EngineChecksums
 from polyturn.rollout.engines.control import EngineControl
-from polyturn.rollout.engines.ports import free_port
+from polyturn.rollout.engines.placement import free_port
 from polyturn.rollout.engines.server import SGLangServer
 from polyturn.trainer.weight_sync.broadcast import BroadcastPublisher
 from polyturn.trainer.weight_sync.process_group import join_process_group

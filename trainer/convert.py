@@ -23,7 +23,7 @@ import yaml
 from polyturn.configs.model_shape import ModelShape
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.parallel import ParallelConfig
-from polyturn.rollout.engines.ports import free_port
+from polyturn.rollout.engines.placement import free_port
 from polyturn.trainer.megatron.checkpoints.header import check_header, describe_model
 from polyturn.trainer.megatron.checkpoints.manifest import find_faults, read_manifest
 from polyturn.trainer.megatron.checkpoints.sources import HF_FOLDER, WeightSource, find_source

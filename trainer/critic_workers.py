@@ -11,7 +11,7 @@ import ray
 from polyturn.configs.addresses import bind_address
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema import RunConfig
-from polyturn.rollout.engines.ports import free_port
+from polyturn.rollout.engines.placement import free_port
 from polyturn.trainer.batch import TrainSample, split_over_ranks
 from polyturn.trainer.critic_updates import Values, score_values, train_critic
 from polyturn.trainer.rank_group import Call, RankGroup, see_own_gpu

@@ -18,7 +18,7 @@ from polyturn.configs.schema import RunConfig
 from polyturn.configs.times import check_times
 from polyturn.envs.registry import list_environments, make
 from polyturn.envs.tasks import TaskSource
-from polyturn.rollout.engines.ports import claim_port
+from polyturn.rollout.engines.placement import claim_port
 from polyturn.rollout.open_files import allow_open_files
 from polyturn.rollout.prompts_check import check_prompts
 from polyturn.rollout.rewards_check import check_rewards, check_tasks

@@ -14,7 +14,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from polyturn.configs.parallel import ParallelConfig
 from polyturn.configs.schema import RunConfig
-from polyturn.rollout.engines.devices import assigned_gpus, gpu_environment
+from polyturn.rollout.engines.placement import assigned_gpus, gpu_environment
 
 START_TIMEOUT_S = 600.0
 CLOSE_TIMEOUT_S = 20.0

@@ -14,7 +14,7 @@ import ray
 
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema import RunConfig
-from polyturn.rollout.engines.router import Router
+from polyturn.rollout.engines.server import Router
 from polyturn.rollout.evaluation import EvaluationResult
 from polyturn.trainer.failures import Interrupted, sentence_of, told_in_a_sentence
 from polyturn.trainer.identity import as_json, identify, installed_versions

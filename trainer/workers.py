@@ -21,10 +21,8 @@ from ray._private import ray_constants
 from polyturn.configs.addresses import bind_address
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema import BroadcastSync, RunConfig
-from polyturn.rollout.engines.checksum import EngineChecksums
 from polyturn.rollout.engines.control import EngineControl
-from polyturn.rollout.engines.devices import assigned_gpus
-from polyturn.rollout.engines.ports import free_port
+from polyturn.rollout.engines.placement import assigned_gpus, free_port
 from polyturn.rollout.engines.server import SGLangServer
 from polyturn.trainer.batch import TrainSample
 from polyturn.trainer.cluster import Node, check_cluster
@@ -135,6 +133,8 @@ class TrainerRank:
         """Prepare to publish weights to the engines. Only rank 0 does anything."""
         if self._rank != 0:
             return
+        from polyturn.rollout.engines.checksums import EngineChecksums
+
         sync = self._config.weight_sync
         if sync.dtype == "fp8_block":
             from polyturn.trainer.megatron.fp8_directory import FP8Cast

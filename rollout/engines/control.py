@@ -117,7 +117,7 @@ class EngineControl:
     def weight_checksums(self) -> dict[str, str]:
         """The checksum of every tensor that the engine serves from, by the engine's own name.
 
-        Engine names are fused ones (`qkv_proj`, `gate_up_proj`); see `checksum.engine_checksums` for the
+        Engine names are fused ones (`qkv_proj`, `gate_up_proj`); see `checksums.engine_checksums` for the
         other side. With tensor parallelism the names of rank r > 0 carry the prefix `rank{r}.`.
         """
         reply = self._post("/weights_checker", {"action": "checksum"})

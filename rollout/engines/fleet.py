@@ -12,10 +12,8 @@ from typing import Any, Self
 from polyturn.configs.addresses import LOOPBACK
 from polyturn.configs.schema import EnginesConfig, RunConfig
 from polyturn.rollout.engines.control import EngineControl
-from polyturn.rollout.engines.devices import gpus_of_engine
-from polyturn.rollout.engines.ports import free_port
-from polyturn.rollout.engines.router import Router
-from polyturn.rollout.engines.server import SGLangServer, engine_host
+from polyturn.rollout.engines.placement import free_port, gpus_of_engine
+from polyturn.rollout.engines.server import Router, SGLangServer, engine_host
 
 
 class Fleet:

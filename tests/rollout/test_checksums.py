@@ -9,12 +9,12 @@ import sys
 
 import pytest
 
-from polyturn.rollout.engines.checksum import EngineChecksums, engine_checksums
+from polyturn.rollout.engines.checksums import EngineChecksums, engine_checksums
 
 TRITON = """
 import sys, torch, triton, importlib.util
 from pathlib import Path
-from polyturn.rollout.engines.cuda_hash import cuda_tensor_hash
+from polyturn.rollout.engines.checksums import cuda_tensor_hash
 from polyturn.rollout.engines.sglang_cpu import murmur_hash32
 root = Path(importlib.util.find_spec("sglang").submodule_search_locations[0]) / "kernels" / "ops"
 

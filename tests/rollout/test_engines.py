@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from polyturn.agents.policy import SamplingParams
 from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.schema import EnginesConfig
-from polyturn.rollout.engines.checksum import engine_checksums
+from polyturn.rollout.engines.checksums import engine_checksums
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.process import EngineError
 from polyturn.rollout.engines.server import SGLangServer

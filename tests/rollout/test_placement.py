@@ -12,11 +12,9 @@ from hypothesis import strategies as st
 
 from polyturn.configs.addresses import advertised_address, bind_address, http_url
 from polyturn.configs.schema import EnginesConfig, RouterConfig
-from polyturn.rollout.engines.devices import assigned_gpus, gpus_of_engine
 from polyturn.rollout.engines.fleet import Fleet
-from polyturn.rollout.engines.ports import claim_port, is_free
-from polyturn.rollout.engines.router import Router
-from polyturn.rollout.engines.server import SGLangServer
+from polyturn.rollout.engines.placement import assigned_gpus, claim_port, gpus_of_engine, is_free
+from polyturn.rollout.engines.server import Router, SGLangServer
 
 
 def has_ipv6() -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from polyturn.rollout.engines.ports import claim_port, free_port, is_free
+from polyturn.rollout.engines.placement import claim_port, free_port, is_free
 from polyturn.rollout.engines.process import EngineError, SupervisedProcess
 
 # Child and grandchild; both ignore SIGTERM. `detached` is a grandchild in a session of its own.

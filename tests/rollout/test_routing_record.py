@@ -14,7 +14,7 @@ from polyturn.agents.policy import SamplingParams
 from polyturn.agents.routing import routing_array
 from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.schema import EnginesConfig
-from polyturn.rollout.engines.checksum import engine_checksums
+from polyturn.rollout.engines.checksums import engine_checksums
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.server import SGLangServer
 from polyturn.rollout.setup import open_client

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from polyturn.rollout.engines.ports import free_port
+from polyturn.rollout.engines.placement import free_port
 from polyturn.trainer.algorithms.protocols import PolicyLoss, Reducer
 from polyturn.trainer.algorithms.reductions import GlobalCounts, weighted_sum
 from polyturn.trainer.battery.failures import require_equal

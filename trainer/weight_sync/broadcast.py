@@ -16,7 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from polyturn.rollout.engines.checksum import EngineChecksums
+from polyturn.rollout.engines.checksums import EngineChecksums
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.trainer.weight_sync.process_group import join_process_group
 from polyturn.trainer.weight_sync.publisher import SyncReport, WeightSyncError

@@ -25,7 +25,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-from polyturn.rollout.engines.ports import free_port
+from polyturn.rollout.engines.placement import free_port
 
 MAX_RANKS = 4
 MAX_MEETINGS = 8
