@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from polyturn.configs.lora import LoraConfig
 from polyturn.configs.models import resolve_model_path
-from polyturn.configs.optimizer import OptimizerConfig
+from polyturn.configs.schema.trainer import LoraConfig, OptimizerConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.batch import TrainSample
 from polyturn.trainer.megatron.policy import MegatronPolicy

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from polyturn.configs.balance import BalanceConfig
+from polyturn.configs.schema.trainer import BalanceConfig
 from polyturn.trainer.balance import balance
 from polyturn.trainer.batch import TrainSample, pack
 

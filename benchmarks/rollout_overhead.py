@@ -30,7 +30,7 @@ from polyturn.agents.player import EpisodeLimits
 from polyturn.agents.seeds import derive_seed
 from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.models import resolve_model_path
-from polyturn.configs.schema import EnginesConfig
+from polyturn.configs.schema.run import EnginesConfig
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.registry import make
 from polyturn.rollout.collector import Collector

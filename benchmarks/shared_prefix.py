@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from polyturn.configs.models import resolve_model_path
-from polyturn.configs.shared_prefix import SharedPrefix
+from polyturn.configs.schema.trainer import SharedPrefix
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.batch import TrainSample
 from polyturn.trainer.megatron.policy import MegatronPolicy

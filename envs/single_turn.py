@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyturn.configs.tasks import TaskSourceConfig
+from polyturn.configs.schema.tasks import TaskSourceConfig
 from polyturn.envs.messages import AssistantMessage, Message, Observation
 from polyturn.envs.rewards.choices import LETTERS
 from polyturn.envs.rewards.factory import read_reward

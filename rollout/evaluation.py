@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Literal
 
 from polyturn.agents.episode import Episode
-from polyturn.configs.schema import RunConfig
+from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.collector import Collector, Group, RolloutError
 from polyturn.rollout.engines.fleet import Fleet
 from polyturn.rollout.intervals import clustered_interval, wilson_interval

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from polyturn.agents.policy import MessagePolicy, TokenPolicy
-from polyturn.configs.schema import RunConfig
-from polyturn.configs.times import hook_timeout_s, stall_timeout_s
+from polyturn.configs.schema.deadlines import hook_timeout_s, stall_timeout_s
+from polyturn.configs.schema.run import RunConfig
 
 Policy = TokenPolicy | MessagePolicy
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import resource
 
-from polyturn.configs.schema import RolloutConfig
+from polyturn.configs.schema.run import RolloutConfig
 
 OTHERS = 128
 """Files of the process beside its requests: logs, journals, pipes of actors, shared libraries."""

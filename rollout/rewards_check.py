@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from polyturn.configs.schema import RunConfig
+from polyturn.configs.schema.run import RunConfig
 from polyturn.envs.registry import make
 from polyturn.envs.rewards.factory import make_group_rewards
 from polyturn.envs.rewards.labels import check_label

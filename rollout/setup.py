@@ -16,9 +16,9 @@ from polyturn.agents.player import EpisodeLimits, play_messages, play_tokens
 from polyturn.agents.policy import SamplingParams, TokenPolicy
 from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.agents.spread import SpreadPolicy
-from polyturn.configs.rewards import EnvironmentReward
-from polyturn.configs.schema import ModelConfig, RunConfig
-from polyturn.configs.times import interruption_timeout_s
+from polyturn.configs.schema.deadlines import interruption_timeout_s
+from polyturn.configs.schema.run import ModelConfig, RunConfig
+from polyturn.configs.schema.tasks import EnvironmentReward
 from polyturn.envs.registry import make
 from polyturn.envs.rewards.factory import make_group_rewards, make_reward
 from polyturn.envs.rewards.types import Reward

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from polyturn.configs.schema import RunConfig
-from polyturn.configs.tasks import TaskSourceConfig
+from polyturn.configs.schema.run import RunConfig
+from polyturn.configs.schema.tasks import TaskSourceConfig
 from polyturn.envs.registry import make
 from polyturn.envs.tasks import TaskSource
 from polyturn.envs.tasks.open import open_tasks

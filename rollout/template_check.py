@@ -8,7 +8,7 @@ from pathlib import Path
 from polyturn.agents.chat import ChatRenderer
 from polyturn.agents.dialects import HermesDialect, make_dialect
 from polyturn.agents.history import shape_of
-from polyturn.configs.schema import RunConfig
+from polyturn.configs.schema.run import RunConfig
 from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.envs.registry import make
 from polyturn.rollout.setup import renderer_of

@@ -23,8 +23,8 @@ HEAVY = ("torch", "ray", "sglang", "sglang_router", "megatron", "transformers")
     [
         "polyturn",
         "polyturn.cli.main",
-        "polyturn.configs.loader",
-        "polyturn.configs.upstream",
+        "polyturn.configs.loading.loader",
+        "polyturn.configs.loading.upstream",
         "polyturn.tools.search.bm25",
         "polyturn.tools.toolset",
         "polyturn.envs",

@@ -18,7 +18,7 @@ import pytest
 
 from polyturn.agents.episode import Episode
 from polyturn.agents.ledger import UNSAMPLED_VERSION
-from polyturn.configs.loader import load_config
+from polyturn.configs.loading.loader import load_config
 from polyturn.configs.models import resolve_model_path
 from polyturn.rollout.journal import read_journal
 from polyturn.rollout.store import TrajectoryStore

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Sequence
 
-from polyturn.configs.balance import BalanceConfig
+from polyturn.configs.schema.trainer import BalanceConfig
 
 Partition = list[list[int]]
 """The indices of each bin's items."""

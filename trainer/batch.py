@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from polyturn.agents.ledger import Segment
 from polyturn.agents.routing import routing_array
-from polyturn.configs.balance import BalanceConfig
+from polyturn.configs.schema.trainer import BalanceConfig
 from polyturn.trainer.balance import balance
 
 

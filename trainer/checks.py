@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from polyturn.configs.schema import ChecksConfig
+from polyturn.configs.schema.run import ChecksConfig
 
 
 class CheckFailure(RuntimeError):

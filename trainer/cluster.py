@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from polyturn.configs.addresses import without_brackets
-from polyturn.configs.arithmetic import num_gpus
 from polyturn.configs.errors import ConfigError
-from polyturn.configs.schema import RunConfig
+from polyturn.configs.schema.run import RunConfig
+from polyturn.configs.sizing.arithmetic import num_gpus
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -20,9 +20,9 @@ import torch
 import torch.distributed as dist
 import yaml
 
-from polyturn.configs.model_shape import ModelShape
 from polyturn.configs.models import resolve_model_path
-from polyturn.configs.parallel import ParallelConfig
+from polyturn.configs.schema.trainer import ParallelConfig
+from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.rollout.engines.placement import free_port
 from polyturn.trainer.megatron.checkpoints.header import check_header, describe_model
 from polyturn.trainer.megatron.checkpoints.manifest import find_faults, read_manifest

@@ -10,7 +10,7 @@ import ray
 
 from polyturn.configs.addresses import bind_address
 from polyturn.configs.models import resolve_model_path
-from polyturn.configs.schema import RunConfig
+from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.engines.placement import free_port
 from polyturn.trainer.batch import TrainSample, split_over_ranks
 from polyturn.trainer.critic_updates import Values, score_values, train_critic
@@ -18,7 +18,7 @@ from polyturn.trainer.rank_group import Call, RankGroup, see_own_gpu
 from polyturn.trainer.updates import UpdateShare
 
 if TYPE_CHECKING:
-    from polyturn.configs.parallel import ParallelConfig
+    from polyturn.configs.schema.trainer import ParallelConfig
     from polyturn.trainer.megatron.critic import MegatronCritic
 
 CHECKPOINT_NAME = "critic"

@@ -11,9 +11,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from polyturn.configs.advantages import NoShaping
-from polyturn.configs.algorithm import AlgorithmConfig
-from polyturn.configs.kl import KLInReward
+from polyturn.configs.schema.algorithm import AlgorithmConfig, NoShaping
+from polyturn.configs.schema.objective import KLInReward
 from polyturn.trainer.algorithms.advantages import Advantages, RewardBatch, RewardPart, TokenColumns
 from polyturn.trainer.algorithms.advantages.types import Float32
 from polyturn.trainer.algorithms.kl import k1

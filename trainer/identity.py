@@ -19,8 +19,8 @@ from typing import Any
 import orjson
 
 from polyturn.configs.models import resolve_model_path
-from polyturn.configs.optimizer import ConstantSchedule
-from polyturn.configs.schema import RunConfig
+from polyturn.configs.schema.run import RunConfig
+from polyturn.configs.schema.trainer import ConstantSchedule
 from polyturn.envs.registry import make
 from polyturn.envs.tasks.digest import source_digest
 from polyturn.rollout.task_sources import tasks_of

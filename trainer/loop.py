@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from polyturn.configs.schema import RunConfig
+from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.collector import Group
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.prompts import Prompt

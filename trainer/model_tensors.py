@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
-from polyturn.configs.model_shape import ExpertShape, LatentShape, ModelShape
+from polyturn.configs.sizing.model_shape import ExpertShape, LatentShape, ModelShape
 from polyturn.trainer.weight_files import FLOATS, FP8, StoredTensor
 
 Shape = tuple[int, ...]

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from polyturn.configs.algorithm import AlgorithmConfig
+from polyturn.configs.schema.algorithm import AlgorithmConfig
 from polyturn.trainer.algorithms import corrections, losses  # noqa: F401 - registers them
 from polyturn.trainer.algorithms.diagnostics import mismatch, mismatch_by
 from polyturn.trainer.algorithms.plugins import bind

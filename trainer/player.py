@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from polyturn.agents.episode import Episode
-from polyturn.configs.schema import RunConfig
+from polyturn.configs.schema.run import RunConfig
 from polyturn.envs.tasks import draw_order
 from polyturn.rollout.collector import Group, RolloutError
 from polyturn.rollout.evaluation import EvaluationResult, evaluate

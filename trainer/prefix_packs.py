@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from polyturn.configs.balance import BalanceConfig
-from polyturn.configs.shared_prefix import SharedPrefix
+from polyturn.configs.schema.trainer import BalanceConfig, SharedPrefix
 from polyturn.trainer.balance import balance
 from polyturn.trainer.batch import TrainSample, split_over_ranks
 from polyturn.trainer.prefix_tree import MIN_SHARED, Tokens, prefix_order

@@ -7,15 +7,15 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from polyturn.configs import upstream
 from polyturn.configs.addresses import LOOPBACK
-from polyturn.configs.arithmetic import check_batch, num_cores, num_gpus
 from polyturn.configs.errors import ConfigError, nearest
-from polyturn.configs.memory import check_layout
-from polyturn.configs.model_shape import ModelShape
+from polyturn.configs.loading import upstream
 from polyturn.configs.models import PRESET, read_json, resolve_model_path
-from polyturn.configs.schema import RunConfig
-from polyturn.configs.times import check_times
+from polyturn.configs.schema.deadlines import check_times
+from polyturn.configs.schema.run import RunConfig
+from polyturn.configs.sizing.arithmetic import check_batch, num_cores, num_gpus
+from polyturn.configs.sizing.memory import check_layout
+from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.envs.registry import list_environments, make
 from polyturn.envs.tasks import TaskSource
 from polyturn.rollout.engines.placement import claim_port

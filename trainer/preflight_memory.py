@@ -5,11 +5,11 @@ from __future__ import annotations
 import importlib.util
 
 from polyturn.configs.errors import ConfigError
-from polyturn.configs.fit import Capacity, judge, named_capacity
-from polyturn.configs.machine import host_memory
-from polyturn.configs.model_shape import ModelShape
 from polyturn.configs.models import PRESET, resolve_model_path
-from polyturn.configs.schema import RunConfig
+from polyturn.configs.schema.run import RunConfig
+from polyturn.configs.sizing.fit import Capacity, judge, named_capacity
+from polyturn.configs.sizing.hardware import host_memory
+from polyturn.configs.sizing.model_shape import ModelShape
 
 
 def check_memory(config: RunConfig, shape: ModelShape) -> None:

@@ -7,9 +7,9 @@ import importlib.util
 from pathlib import Path
 
 from polyturn.configs.errors import ConfigError
-from polyturn.configs.model_shape import ModelShape
 from polyturn.configs.models import read_json, resolve_model_path
-from polyturn.configs.schema import RunConfig
+from polyturn.configs.schema.run import RunConfig
+from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.trainer.megatron.families import find_family
 from polyturn.trainer.megatron.families.computation import same_computation
 from polyturn.trainer.model_tensors import OUTPUT, check_tensors

@@ -12,8 +12,8 @@ import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from polyturn.configs.parallel import ParallelConfig
-from polyturn.configs.schema import RunConfig
+from polyturn.configs.schema.run import RunConfig
+from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.rollout.engines.placement import assigned_gpus, gpu_environment
 
 START_TIMEOUT_S = 600.0

@@ -8,7 +8,7 @@ from functools import partial
 import orjson
 
 from polyturn.agents.episode import Episode
-from polyturn.configs.schema import ChecksConfig, RunConfig
+from polyturn.configs.schema.run import ChecksConfig, RunConfig
 from polyturn.envs.tasks import TaskSource, draw_order
 from polyturn.envs.tasks.digest import task_digest
 from polyturn.rollout.collector import other_task

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 from polyturn.configs.models import resolve_model_path
-from polyturn.configs.schema import RunConfig
+from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.engines.server import Router
 from polyturn.rollout.evaluation import EvaluationResult
 from polyturn.trainer.failures import Interrupted, sentence_of, told_in_a_sentence

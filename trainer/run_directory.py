@@ -30,8 +30,8 @@ from typing import Any
 
 import orjson
 
-from polyturn.configs.loader import dump_config, load_config
-from polyturn.configs.schema import RunConfig
+from polyturn.configs.loading.loader import dump_config, load_config
+from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.whole_file import sync_directory, whole_file
 from polyturn.trainer.megatron.checkpoints.manifest import read_sealed, write_sealed
 

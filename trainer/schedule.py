@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from polyturn.configs.optimizer import ConstantSchedule, OptimizerConfig, StableDecaySchedule
+from polyturn.configs.schema.trainer import ConstantSchedule, OptimizerConfig, StableDecaySchedule
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from polyturn.configs.losses import SupervisedLoss
-from polyturn.configs.optimizer import OptimizerConfig
+from polyturn.configs.schema.objective import SupervisedLoss
+from polyturn.configs.schema.trainer import OptimizerConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.batch import TrainSample

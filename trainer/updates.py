@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from polyturn.configs.balance import BalanceConfig
-from polyturn.configs.schema import RunConfig
+from polyturn.configs.schema.run import RunConfig
+from polyturn.configs.schema.trainer import BalanceConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.batch import TrainSample, split_over_ranks

@@ -20,7 +20,7 @@ from ray._private import ray_constants
 
 from polyturn.configs.addresses import bind_address
 from polyturn.configs.models import resolve_model_path
-from polyturn.configs.schema import BroadcastSync, RunConfig
+from polyturn.configs.schema.run import BroadcastSync, RunConfig
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.placement import assigned_gpus, free_port
 from polyturn.rollout.engines.server import SGLangServer

@@ -22,7 +22,7 @@ def import_all() -> None:
 
 class Polyturn:
     def __init__(self, job: Job) -> None:
-        from polyturn.configs.optimizer import OptimizerConfig
+        from polyturn.configs.schema.trainer import OptimizerConfig
         from polyturn.trainer.algorithms.objective import Objective
         from polyturn.trainer.megatron.policy import MegatronPolicy
         from polyturn.trainer.updates import count_samples

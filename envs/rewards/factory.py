@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from polyturn.configs.errors import did_you_mean
-from polyturn.configs.rewards import (
+from polyturn.configs.schema.tasks import (
     EnvironmentReward,
     FunctionReward,
     GroupRewardConfig,

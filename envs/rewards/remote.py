@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 import orjson
 
-from polyturn.configs.rewards import RemoteReward
+from polyturn.configs.schema.tasks import RemoteReward
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.rewards.breaker import Breaker
 from polyturn.envs.rewards.types import EpisodeView, RewardValue, as_score

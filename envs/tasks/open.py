@@ -6,7 +6,7 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from polyturn.configs.tasks import TaskSourceConfig
+from polyturn.configs.schema.tasks import TaskSourceConfig
 from polyturn.envs.tasks.files import FileTasks
 from polyturn.envs.tasks.generated import GeneratedTasks
 from polyturn.envs.tasks.jsonl import JsonlTasks

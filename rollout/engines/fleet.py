@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from polyturn.configs.addresses import LOOPBACK
-from polyturn.configs.schema import EnginesConfig, RunConfig
+from polyturn.configs.schema.run import EnginesConfig, RunConfig
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.placement import free_port, gpus_of_engine
 from polyturn.rollout.engines.server import Router, SGLangServer, engine_host

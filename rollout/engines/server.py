@@ -22,8 +22,8 @@ from polyturn.configs.addresses import (
     bracketed,
     http_url,
 )
-from polyturn.configs.schema import EnginesConfig, RouterConfig
-from polyturn.configs.upstream import find_problems
+from polyturn.configs.loading.upstream import find_problems
+from polyturn.configs.schema.run import EnginesConfig, RouterConfig
 from polyturn.rollout.engines.placement import claim_port, free_port, gpu_environment
 from polyturn.rollout.engines.process import EngineError, SupervisedProcess
 

@@ -6,7 +6,7 @@ import pytest
 
 from polyturn.agents.chat import load_tokenizer
 from polyturn.agents.dialects import make_dialect
-from polyturn.configs.loader import load_config
+from polyturn.configs.loading.loader import load_config
 from polyturn.rollout.setup import renderer_of
 from polyturn.rollout.template_check import check_chat_template
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from polyturn.configs.model_shape import ModelShape
+from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.trainer.base_model.tokenizer import CHAT_TEMPLATE_PATH
 from polyturn.trainer.model_tensors import expected_tensors
 

@@ -15,8 +15,8 @@ from polyturn.cli import packages
 from polyturn.cli.evaluate import newest_policy
 from polyturn.cli.main import app
 from polyturn.configs.errors import ConfigError
-from polyturn.configs.loader import load_config
-from polyturn.configs.reference import options_markdown
+from polyturn.configs.loading.loader import load_config
+from polyturn.configs.schema.reference import options_markdown
 
 from .conftest import Run
 

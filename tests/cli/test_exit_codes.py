@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from polyturn.cli.main import app
-from polyturn.configs.schema import RunConfig
+from polyturn.configs.schema.run import RunConfig
 
 run = pytest.importorskip("polyturn.trainer.run", reason="training is not installed")
 

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
 import polyturn.configs
-from polyturn.configs import yaml_tree
-from polyturn.configs.schema import RunConfig
-from polyturn.configs.section import Section
+from polyturn.configs.loading import yaml_tree
+from polyturn.configs.schema.run import RunConfig
+from polyturn.configs.schema.section import Section
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("agents", "configs", "envs", "rollout", "tools", "trainer", "src/polyturn/cli")

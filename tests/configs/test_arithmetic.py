@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from polyturn.configs.arithmetic import check_batch, num_gpus, placement
 from polyturn.configs.errors import ConfigError
-from polyturn.configs.loader import load_config
+from polyturn.configs.loading.loader import load_config
+from polyturn.configs.sizing.arithmetic import check_batch, num_gpus, placement
 
 BATCH = ["rollout.prompts_per_step=6", "rollout.samples_per_prompt=4"]
 

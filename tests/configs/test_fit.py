@@ -9,13 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyturn.configs.fit import GIB, Capacity, host_bytes, judge, named_capacity, smallest_layout
-from polyturn.configs.gpus import GPU_GIB
-from polyturn.configs.loader import load_config
-from polyturn.configs.machine import host_memory
-from polyturn.configs.memory import check_layout, estimate_memory
-from polyturn.configs.model_shape import ModelShape
+from polyturn.configs.loading.loader import load_config
 from polyturn.configs.models import preset_names, resolve_model_path
+from polyturn.configs.sizing.fit import GIB, Capacity, host_bytes, judge, named_capacity, smallest_layout
+from polyturn.configs.sizing.hardware import GPU_GIB, host_memory
+from polyturn.configs.sizing.memory import check_layout, estimate_memory
+from polyturn.configs.sizing.model_shape import ModelShape
 
 ON_GPUS = ("engines.device=cuda", "trainer.device=cuda", "trainer.parallel.data=1")
 

@@ -12,14 +12,19 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyturn.configs import loader, yaml_tree
 from polyturn.configs.errors import ConfigError
-from polyturn.configs.kl import KLInLoss, NoKL
-from polyturn.configs.loader import dump_config, json_schema, load_config
-from polyturn.configs.rewards import EnvironmentReward, RubricPart, RubricReward, RuleReward
-from polyturn.configs.schema import DiskSync, RunConfig, Section
-from polyturn.configs.shapes import field_paths
-from polyturn.configs.tasks import TaskSourceConfig
+from polyturn.configs.loading import loader, yaml_tree
+from polyturn.configs.loading.loader import dump_config, json_schema, load_config
+from polyturn.configs.loading.validation import field_paths
+from polyturn.configs.schema.objective import KLInLoss, NoKL
+from polyturn.configs.schema.run import DiskSync, RunConfig, Section
+from polyturn.configs.schema.tasks import (
+    EnvironmentReward,
+    RubricPart,
+    RubricReward,
+    RuleReward,
+    TaskSourceConfig,
+)
 
 MINIMAL = """\
 name: small

@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 
 from polyturn.configs.errors import ConfigError
-from polyturn.configs.fit import judge, named_capacity
-from polyturn.configs.loader import load_config
-from polyturn.configs.memory import check_layout, estimate_memory, stage_parameters
-from polyturn.configs.model_shape import ModelShape, Split
+from polyturn.configs.loading.loader import load_config
 from polyturn.configs.models import preset_directory, preset_names, resolve_model_path
-from polyturn.configs.parallel import ParallelConfig
-from polyturn.configs.stages import StageSizes, divide_layers, stage_layers
+from polyturn.configs.schema.trainer import ParallelConfig
+from polyturn.configs.sizing.fit import judge, named_capacity
+from polyturn.configs.sizing.memory import check_layout, estimate_memory, stage_parameters
+from polyturn.configs.sizing.model_shape import ModelShape, Split, StageSizes, divide_layers, stage_layers
 
 SIZES = {
     "vocab_size": 101,

@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyturn.configs.arithmetic import check_batch, placement
 from polyturn.configs.errors import ConfigError
-from polyturn.configs.loader import dump_config, load_config, shipped_names
-from polyturn.configs.memory import check_layout, estimate_memory
-from polyturn.configs.model_shape import ModelShape
+from polyturn.configs.loading.loader import dump_config, load_config, shipped_names
 from polyturn.configs.models import MODELS_DIRECTORY, preset_names
+from polyturn.configs.sizing.arithmetic import check_batch, placement
+from polyturn.configs.sizing.memory import check_layout, estimate_memory
+from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.trainer.megatron.families.computation import describe_computation
 
 LEFT_OUT = object()

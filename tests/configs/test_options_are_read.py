@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from polyturn.configs.loader import find_shipped, load_config, shipped_names
-from polyturn.configs.schema import EvaluationConfig, SamplingConfig
+from polyturn.configs.loading.loader import find_shipped, load_config, shipped_names
+from polyturn.configs.schema.run import EvaluationConfig, SamplingConfig
 
 from . import option_readers
 from .option_readers import Readers, all_sections

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from polyturn.configs.errors import ConfigError
-from polyturn.configs.loader import load_config
+from polyturn.configs.loading.loader import load_config
 
 
 @pytest.mark.catalogue("B24")

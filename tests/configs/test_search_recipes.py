@@ -1,6 +1,6 @@
 """The Search-R1 recipes hold together, and keep to what was published."""
 
-from polyturn.configs.loader import load_config
+from polyturn.configs.loading.loader import load_config
 from polyturn.envs.registry import make
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from polyturn.configs.errors import ConfigError
-from polyturn.configs.loader import is_suite, load_config, load_suite, shipped_names
+from polyturn.configs.loading.loader import is_suite, load_config, load_suite, shipped_names
 
 SUITE = """\
 name: two

@@ -3,9 +3,9 @@
 import pytest
 
 from polyturn.configs.errors import ConfigError
-from polyturn.configs.loader import load_config
-from polyturn.configs.schema import EnvironmentConfig
-from polyturn.configs.times import check_times, hook_timeout_s, stall_timeout_s
+from polyturn.configs.loading.loader import load_config
+from polyturn.configs.schema.deadlines import check_times, hook_timeout_s, stall_timeout_s
+from polyturn.configs.schema.run import EnvironmentConfig
 from polyturn.tools.limits import MAX_RESULT_CHARS
 
 

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
-from polyturn.configs import upstream
-from polyturn.configs.annotations import accepts
 from polyturn.configs.errors import ConfigError
-from polyturn.configs.loader import load_config
-from polyturn.configs.megatron_options import DTYPES, GROUPS, OPEN_OPTIMIZER
-from polyturn.configs.schema import EnginesConfig
-from polyturn.configs.sglang_options import BOUNDS, OPEN_SGLANG, OWNED_SGLANG, OWNED_SGLANG_ON_CPU
+from polyturn.configs.loading import upstream
+from polyturn.configs.loading.loader import load_config
+from polyturn.configs.loading.megatron_options import DTYPES, GROUPS, OPEN_OPTIMIZER
+from polyturn.configs.loading.sglang_options import BOUNDS, OPEN_SGLANG, OWNED_SGLANG, OWNED_SGLANG_ON_CPU
+from polyturn.configs.loading.upstream import accepts
+from polyturn.configs.schema.run import EnginesConfig
 from polyturn.rollout.engines.server import server_arguments
 from polyturn.trainer.megatron.cpu import install_cpu_compatibility
 
@@ -303,7 +303,7 @@ def test_what_goes_together_is_what_upstream_takes() -> None:
 @needs_megatron
 def test_reading_imports_neither_package() -> None:
     program = (
-        "import sys; from polyturn.configs import upstream;"
+        "import sys; from polyturn.configs.loading import upstream;"
         "assert upstream.sglang_arguments() and upstream.megatron_arguments();"
         "assert not {'torch', 'sglang', 'megatron'} & set(sys.modules)"
     )

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from polyturn.configs.models import resolve_model_path
-from polyturn.configs.rewards import GroupRewardConfig
-from polyturn.configs.schema import RunConfig
+from polyturn.configs.schema.run import RunConfig
+from polyturn.configs.schema.tasks import GroupRewardConfig
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.rewards.factory import make_group_rewards
 from polyturn.envs.rewards.types import EpisodeView

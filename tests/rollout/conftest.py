@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from polyturn.configs.schema import EnginesConfig
+from polyturn.configs.schema.run import EnginesConfig
 from polyturn.rollout.engines.fleet import Fleet
 
 TEMPLATE = "chat_template.jinja"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from polyturn.configs.schema import EnginesConfig
+from polyturn.configs.schema.run import EnginesConfig
 from polyturn.rollout.engines.fleet import Fleet
 from polyturn.rollout.engines.server import SGLangServer, command_line, server_arguments
 from polyturn.rollout.engines.sglang_cpu import is_for_cpu

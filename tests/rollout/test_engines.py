@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from polyturn.agents.policy import SamplingParams
 from polyturn.agents.sglang_policy import SGLangPolicy
-from polyturn.configs.schema import EnginesConfig
+from polyturn.configs.schema.run import EnginesConfig
 from polyturn.rollout.engines.checksums import engine_checksums
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.process import EngineError
@@ -187,7 +187,7 @@ def test_a_server_that_dies_at_start_says_why(tmp_path):
 DRIVER = """
 import sys
 from pathlib import Path
-from polyturn.configs.schema import EnginesConfig
+from polyturn.configs.schema.run import EnginesConfig
 from polyturn.rollout.engines.server import SGLangServer
 with SGLangServer(config=EnginesConfig(device="cpu"), model_path=Path(sys.argv[1]), sglang={}, dtype="float32",
                   seeded=False, log_path=Path(sys.argv[2])) as server:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from polyturn.configs.schema import RunConfig
+from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.evaluation import evaluate
 from polyturn.rollout.prompts import PromptCursor
 from polyturn.rollout.setup import build_collector, open_policy

@@ -13,7 +13,7 @@ from polyturn.agents.ledger import Ledger
 from polyturn.agents.policy import SamplingParams
 from polyturn.agents.routing import routing_array
 from polyturn.agents.sglang_policy import SGLangPolicy
-from polyturn.configs.schema import EnginesConfig
+from polyturn.configs.schema.run import EnginesConfig
 from polyturn.rollout.engines.checksums import engine_checksums
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.server import SGLangServer

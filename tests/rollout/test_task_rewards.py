@@ -10,7 +10,7 @@ from polyturn.agents.episode import Outcome
 from polyturn.agents.player import EpisodeLimits
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.models import resolve_model_path
-from polyturn.configs.schema import RunConfig
+from polyturn.configs.schema.run import RunConfig
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.registry import make
 from polyturn.envs.rewards.factory import make_group_rewards

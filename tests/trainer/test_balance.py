@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyturn.configs.balance import BalanceConfig
+from polyturn.configs.schema.trainer import BalanceConfig
 from polyturn.trainer.balance import METHODS, balance, greedy, karmarkar_karp, sequence_cost
 
 

@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 
-from polyturn.configs.lora import LoraConfig
 from polyturn.configs.models import preset_directory, read_json
-from polyturn.configs.schema import RunConfig
+from polyturn.configs.schema.run import RunConfig
+from polyturn.configs.schema.trainer import LoraConfig
 from polyturn.trainer.megatron.checkpoints.boxes import Box, copy_shared, slabs
 from polyturn.trainer.megatron.checkpoints.header import check_header, describe_adapters, describe_model
 from polyturn.trainer.megatron.checkpoints.manifest import (

@@ -7,7 +7,7 @@ import os
 import pytest
 
 from polyturn.configs.errors import ConfigError
-from polyturn.configs.loader import load_config
+from polyturn.configs.loading.loader import load_config
 from polyturn.rollout.engines.placement import assigned_gpus
 from polyturn.trainer.cluster import Node, check_cluster
 from polyturn.trainer.rank_group import see_own_gpu

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyturn.agents.episode import Episode
-from polyturn.configs.loader import load_config, shipped_names
-from polyturn.configs.schema import RunConfig
+from polyturn.configs.loading.loader import load_config, shipped_names
+from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.groups import Group
 from polyturn.rollout.prompts import Prompt
 from polyturn.trainer.batch import TrainSample

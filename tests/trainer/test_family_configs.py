@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyturn.configs.model_shape import FAMILIES as SHAPES
 from polyturn.configs.models import preset_directory, preset_names, read_json
+from polyturn.configs.sizing.model_shape import FAMILIES as SHAPES
 from polyturn.trainer.megatron.cpu import install_cpu_compatibility
 
 install_cpu_compatibility("cpu")

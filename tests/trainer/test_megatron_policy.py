@@ -13,10 +13,8 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from polyturn.configs.kl import KLInLoss
-from polyturn.configs.optimizer import OptimizerConfig
-from polyturn.configs.parallel import ParallelConfig
-from polyturn.configs.reductions import SequenceMean, TokenMean
+from polyturn.configs.schema.objective import KLInLoss, SequenceMean, TokenMean
+from polyturn.configs.schema.trainer import OptimizerConfig, ParallelConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.batch import TrainSample

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from polyturn.configs.algorithm import AlgorithmConfig
 from polyturn.configs.errors import ConfigError
-from polyturn.configs.loader import load_config
+from polyturn.configs.loading.loader import load_config
+from polyturn.configs.schema.algorithm import AlgorithmConfig
 from polyturn.trainer.algorithms.diagnostics import mismatch, mismatch_by
 from polyturn.trainer.batch import TrainSample
 from polyturn.trainer.off_policy import correct, drop_unusable

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyturn.configs.errors import ConfigError
-from polyturn.configs.loader import load_config
+from polyturn.configs.loading.loader import load_config
 from polyturn.configs.models import resolve_model_path
 from polyturn.trainer.batch import TrainSample, split_over_ranks
 from polyturn.trainer.prefix_packs import pack_by_prefix, rank_split, split_by_prefix

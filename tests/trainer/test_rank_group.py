@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import ray
 
-from polyturn.configs.loader import load_config
-from polyturn.configs.parallel import ParallelConfig
+from polyturn.configs.loading.loader import load_config
+from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.trainer import rank_group
 from polyturn.trainer.rank_group import Call, RankGroup
 

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from polyturn.agents.episode import Episode, Outcome
-from polyturn.configs.loader import load_config
-from polyturn.configs.schema import RunConfig
+from polyturn.configs.loading.loader import load_config
+from polyturn.configs.schema.run import RunConfig
 from polyturn.envs.tasks import draw_order
 from polyturn.envs.tasks.digest import task_digest
 from polyturn.rollout.prompts import PromptCursor

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from polyturn.configs.schema import RunConfig
+from polyturn.configs.schema.run import RunConfig
 from polyturn.trainer.megatron.checkpoints.manifest import describe_file, find_faults, write_manifest
 from polyturn.trainer.megatron.checkpoints.sources import find_source
 from polyturn.trainer.metrics import JsonLinesSink, read_metrics

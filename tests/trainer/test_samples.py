@@ -9,8 +9,7 @@ from dataclasses import replace
 import pytest
 
 from polyturn.agents.episode import Episode, Outcome, TurnRecord
-from polyturn.configs.advantages import CentredAdvantage
-from polyturn.configs.algorithm import AlgorithmConfig
+from polyturn.configs.schema.algorithm import AlgorithmConfig, CentredAdvantage
 from polyturn.trainer.batch import TrainSample
 from polyturn.trainer.estimates import Estimates, estimate_advantages
 from polyturn.trainer.samples import make_samples

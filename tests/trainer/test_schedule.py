@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from polyturn.configs.loader import load_config
-from polyturn.configs.optimizer import OptimizerConfig
+from polyturn.configs.loading.loader import load_config
+from polyturn.configs.schema.trainer import OptimizerConfig
 from polyturn.trainer.schedule import LearningRateSchedule
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import torch
 
-from polyturn.configs.kl import KLInLoss
+from polyturn.configs.schema.objective import KLInLoss
 from polyturn.trainer.algorithms.ratios import MAX_LOG_RATIO, bounded_exp, log_ratio
 from polyturn.trainer.algorithms.registry import KL_ESTIMATORS
 from polyturn.trainer.algorithms.tokens import TokenBatch

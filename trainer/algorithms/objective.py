@@ -6,11 +6,9 @@ from dataclasses import dataclass, field
 
 import torch
 
-from polyturn.configs.algorithm import AlgorithmConfig
-from polyturn.configs.kl import KLInLoss, KLInReward, NoKL
-from polyturn.configs.losses import ClipLoss, SupervisedLoss
-from polyturn.configs.reductions import TokenMean
-from polyturn.configs.section import Section
+from polyturn.configs.schema.algorithm import AlgorithmConfig
+from polyturn.configs.schema.objective import ClipLoss, KLInLoss, KLInReward, NoKL, SupervisedLoss, TokenMean
+from polyturn.configs.schema.section import Section
 from polyturn.trainer.algorithms import losses  # noqa: F401 - registers them
 from polyturn.trainer.algorithms.kl import k3, kl_penalty
 from polyturn.trainer.algorithms.plugins import bind

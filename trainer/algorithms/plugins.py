@@ -11,10 +11,9 @@ import json
 from collections.abc import Mapping
 from typing import Any, TypeVar, cast
 
-from polyturn.configs.algorithm import AlgorithmConfig
 from polyturn.configs.errors import ConfigError
-from polyturn.configs.plugins import Plugin
-from polyturn.configs.section import Section
+from polyturn.configs.schema.algorithm import AlgorithmConfig
+from polyturn.configs.schema.section import Plugin, Section
 from polyturn.envs.plugins import load_object
 from polyturn.trainer.algorithms.protocols import Signature
 from polyturn.trainer.algorithms.registry import (

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from polyturn.configs import reductions as sections
-from polyturn.configs.section import Section
+from polyturn.configs.schema import objective as sections
+from polyturn.configs.schema.section import Section
 from polyturn.trainer.algorithms.plugins import bind
 from polyturn.trainer.algorithms.registry import REDUCERS
 from polyturn.trainer.algorithms.tokens import TokenBatch

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import Any, Generic, Literal, TypeVar
 
 from polyturn.configs.errors import did_you_mean
-from polyturn.configs.section import Section
+from polyturn.configs.schema.section import Section
 from polyturn.trainer.algorithms import protocols
 
 F = TypeVar("F", bound=Callable[..., Any])

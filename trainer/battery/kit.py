@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from polyturn.configs.section import Section
+from polyturn.configs.schema.section import Section
 from polyturn.trainer.algorithms import builtin  # noqa: F401 - fills the registries
 from polyturn.trainer.algorithms.plugins import bind, load_plugin
 from polyturn.trainer.algorithms.registry import (

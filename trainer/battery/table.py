@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from polyturn.configs import yaml_tree
-from polyturn.configs.algorithm import AlgorithmConfig
-from polyturn.configs.kl import KLInLoss, KLInReward
-from polyturn.configs.loader import find_shipped, shipped_names
+from polyturn.configs.loading import yaml_tree
+from polyturn.configs.loading.loader import find_shipped, shipped_names
+from polyturn.configs.schema.algorithm import AlgorithmConfig
+from polyturn.configs.schema.objective import KLInLoss, KLInReward
 from polyturn.trainer.algorithms import builtin  # noqa: F401 - fills the registries
 from polyturn.trainer.algorithms.registry import (
     ADVANTAGES,

@@ -16,9 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from polyturn.configs.optimizer import OptimizerConfig
-from polyturn.configs.parallel import ParallelConfig
-from polyturn.configs.shared_prefix import SharedPrefix
+from polyturn.configs.schema.trainer import OptimizerConfig, ParallelConfig, SharedPrefix
 from polyturn.trainer.algorithms.objective import ObjectiveSums
 from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.algorithms.value_loss import value_loss

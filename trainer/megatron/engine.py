@@ -20,7 +20,7 @@ from megatron.core.distributed import (
 from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.module import Float16Module
 
-from polyturn.configs.optimizer import OptimizerConfig
+from polyturn.configs.schema.trainer import OptimizerConfig
 from polyturn.trainer.algorithms.objective import Objective, ObjectiveSums, evaluate_objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.megatron.context import spread_rows

@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from polyturn.configs.model_shape import ModelShape
+from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.rollout.whole_file import removed_on_failure
 from polyturn.trainer.megatron.fp8 import BLOCK, dequantize_blocks
 from polyturn.trainer.model_tensors import CORRECTION, SCALE_SUFFIX, is_carried, layer_number

@@ -33,7 +33,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from torch.nn import functional
 
-from polyturn.configs.lora import LoraConfig
+from polyturn.configs.schema.trainer import LoraConfig
 from polyturn.trainer.megatron.model import Architecture
 from polyturn.trainer.megatron.weights import chunk_mapping
 from polyturn.trainer.model_tensors import check_targets

@@ -15,8 +15,8 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from safetensors.torch import save
 
-from polyturn.configs.expert_layers import num_experts
-from polyturn.configs.lora import LoraConfig
+from polyturn.configs.schema.trainer import LoraConfig
+from polyturn.configs.sizing.model_shape import num_experts
 from polyturn.rollout.whole_file import whole_file
 from polyturn.trainer.megatron.hf_directory import read_config
 from polyturn.trainer.megatron.lora import adapters_of

@@ -12,8 +12,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from polyturn.configs.parallel import ParallelConfig
-from polyturn.configs.shared_prefix import SharedPrefix
+from polyturn.configs.schema.trainer import ParallelConfig, SharedPrefix
 from polyturn.trainer.batch import TrainSample, pack, split_packs
 from polyturn.trainer.megatron.context import ContextSlice
 from polyturn.trainer.megatron.engine import Engine

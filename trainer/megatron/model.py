@@ -17,10 +17,8 @@ from megatron.core.transformer.multi_latent_attention import MultiLatentAttentio
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from torch.nn import functional
 
-from polyturn.configs.expert_layers import num_experts
-from polyturn.configs.memory import split_widths
-from polyturn.configs.model_shape import ModelShape
-from polyturn.configs.stages import StageSizes, divide_layers
+from polyturn.configs.sizing.memory import split_widths
+from polyturn.configs.sizing.model_shape import ModelShape, StageSizes, divide_layers, num_experts
 from polyturn.trainer.megatron.families import Family, find_family
 from polyturn.trainer.megatron.families.family import core_settings
 from polyturn.trainer.megatron.families.rope import Llama3Scaling, Rope, read_rope

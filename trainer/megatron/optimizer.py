@@ -19,7 +19,7 @@ from megatron.core.optimizer.clip_grads import clip_grad_by_total_norm_fp32
 from megatron.core.optimizer_param_scheduler import ParamGroupOverride
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from polyturn.configs.optimizer import OptimizerConfig
+from polyturn.configs.schema.trainer import OptimizerConfig
 from polyturn.trainer.megatron.adam import use_fused_layout_adam
 
 

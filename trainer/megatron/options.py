@@ -12,8 +12,8 @@ from typing import Any, Self
 import torch
 from megatron.core.transformer.enums import AttnBackend
 
-from polyturn.configs.megatron_options import DTYPES
-from polyturn.configs.upstream import find_problems
+from polyturn.configs.loading.megatron_options import DTYPES
+from polyturn.configs.loading.upstream import find_problems
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,10 +14,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
-from polyturn.configs.lora import LoraConfig
-from polyturn.configs.optimizer import OptimizerConfig
-from polyturn.configs.parallel import ParallelConfig
-from polyturn.configs.shared_prefix import SharedPrefix
+from polyturn.configs.schema.trainer import LoraConfig, OptimizerConfig, ParallelConfig, SharedPrefix
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.batch import TrainSample

@@ -8,8 +8,8 @@ import typer
 
 from polyturn.cli.outcome import reported
 from polyturn.cli.train import Overrides, Recipe
-from polyturn.configs.loader import dump_config, json_schema, load_config
-from polyturn.configs.reference import options_markdown
+from polyturn.configs.loading.loader import dump_config, json_schema, load_config
+from polyturn.configs.schema.reference import options_markdown
 
 app = typer.Typer(
     help="Show options: a recipe's, or all.",

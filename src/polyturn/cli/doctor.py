@@ -14,9 +14,9 @@ import typer
 from polyturn import __version__
 from polyturn.cli.packages import PACKAGES
 from polyturn.cli.plan import table
-from polyturn.configs.arithmetic import num_cores
-from polyturn.configs.memory import human_bytes
 from polyturn.configs.models import builtin_models
+from polyturn.configs.sizing.arithmetic import num_cores
+from polyturn.configs.sizing.memory import human_bytes
 from polyturn.tools.sandbox.embedded import probe, summary
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from polyturn.configs.errors import ConfigError
-from polyturn.configs.yaml_tree import read_value
+from polyturn.configs.loading.yaml_tree import read_value
 
 EnvId = Annotated[str, typer.Argument(metavar="ID", help="As `polyturn env list` shows it.")]
 Options = Annotated[

@@ -12,9 +12,9 @@ from polyturn.cli.outcome import RUN_FAILED, print_error, reported
 from polyturn.cli.packages import SERVING, require
 from polyturn.cli.train import Overrides
 from polyturn.configs.errors import ConfigError
-from polyturn.configs.loader import is_suite, load_config, load_suite
+from polyturn.configs.loading.loader import is_suite, load_config, load_suite
 from polyturn.configs.models import resolve_model_path
-from polyturn.configs.schema import RunConfig
+from polyturn.configs.schema.run import RunConfig
 
 
 def evaluate(

@@ -7,20 +7,20 @@ from collections.abc import Mapping, Sequence
 import typer
 
 from polyturn.cli.packages import PACKAGES
-from polyturn.configs.arithmetic import check_batch, placement
-from polyturn.configs.fit import judge
-from polyturn.configs.loader import dump_config
-from polyturn.configs.memory import estimate_memory, human_bytes
-from polyturn.configs.model_shape import ModelShape
+from polyturn.configs.loading.loader import dump_config
 from polyturn.configs.models import resolve_model_path
-from polyturn.configs.rewards import (
+from polyturn.configs.schema.run import RunConfig
+from polyturn.configs.schema.tasks import (
     EnvironmentReward,
     FunctionReward,
     RemoteReward,
     RubricReward,
     RuleReward,
 )
-from polyturn.configs.schema import RunConfig
+from polyturn.configs.sizing.arithmetic import check_batch, placement
+from polyturn.configs.sizing.fit import judge
+from polyturn.configs.sizing.memory import estimate_memory, human_bytes
+from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.envs.tasks import MixtureTasks, TaskSource
 from polyturn.envs.tasks.open import source_name
 from polyturn.rollout.task_sources import task_configs, tasks_of

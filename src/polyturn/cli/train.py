@@ -9,7 +9,7 @@ import typer
 from polyturn.cli.outcome import INTERRUPTED, RUN_FAILED, print_error, reported
 from polyturn.cli.packages import require
 from polyturn.cli.plan import print_plan
-from polyturn.configs.loader import load_config
+from polyturn.configs.loading.loader import load_config
 
 Recipe = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from polyturn.configs.rewards import GroupRewardConfig
+from polyturn.configs.schema.tasks import GroupRewardConfig
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.plugins import load_object
 from polyturn.envs.rewards.factory import make_group_rewards, read_reward

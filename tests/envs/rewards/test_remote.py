@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from polyturn.configs.rewards import RemoteReward
+from polyturn.configs.schema.tasks import RemoteReward
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.rewards.breaker import Breaker

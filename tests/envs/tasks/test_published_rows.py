@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from polyturn.configs.tasks import TaskSourceConfig
+from polyturn.configs.schema.tasks import TaskSourceConfig
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.rewards import EpisodeView
 from polyturn.envs.rewards.labels import check_label

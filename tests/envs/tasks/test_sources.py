@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from polyturn.configs.tasks import TaskSourceConfig
+from polyturn.configs.schema.tasks import TaskSourceConfig
 from polyturn.envs.tasks import (
     GeneratedTasks,
     JsonlTasks,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyturn.configs.tasks import TaskSourceConfig
+from polyturn.configs.schema.tasks import TaskSourceConfig
 from polyturn.envs.tasks import EnvironmentChoice, GeneratedTasks, RowReader
 from polyturn.envs.tasks.open import open_source
 from polyturn.tools.decorator import Tool

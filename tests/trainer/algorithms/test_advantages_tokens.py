@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from polyturn.configs.advantages import Advantage
+from polyturn.configs.schema.algorithm import Advantage
 from polyturn.trainer.algorithms import builtin
 from polyturn.trainer.algorithms.advantages import RewardBatch, RewardPart, TokenColumns
 from polyturn.trainer.algorithms.plugins import bind

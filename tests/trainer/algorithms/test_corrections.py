@@ -9,9 +9,9 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from polyturn.configs import corrections as sections
-from polyturn.configs.algorithm import AlgorithmConfig
-from polyturn.configs.section import Section
+from polyturn.configs.schema import objective as sections
+from polyturn.configs.schema.algorithm import AlgorithmConfig
+from polyturn.configs.schema.section import Section
 from polyturn.trainer.algorithms import corrections  # noqa: F401
 from polyturn.trainer.algorithms.plugins import bind
 from polyturn.trainer.algorithms.protocols import CorrectionWeights

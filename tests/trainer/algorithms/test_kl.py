@@ -12,8 +12,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from polyturn.configs.algorithm import AlgorithmConfig
-from polyturn.configs.kl import KLInLoss, KLInReward
+from polyturn.configs.schema.algorithm import AlgorithmConfig
+from polyturn.configs.schema.objective import KLInLoss, KLInReward
 from polyturn.trainer.algorithms.kl import k1, k2, k3, kl_penalty
 from polyturn.trainer.algorithms.registry import KL_ESTIMATORS
 from polyturn.trainer.algorithms.tokens import TokenBatch

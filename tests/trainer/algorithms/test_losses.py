@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import pytest
 import torch
 
-from polyturn.configs import losses as sections
-from polyturn.configs.section import Section
+from polyturn.configs.schema import objective as sections
+from polyturn.configs.schema.section import Section
 from polyturn.trainer.algorithms import builtin  # noqa: F401
 from polyturn.trainer.algorithms.plugins import bind
 from polyturn.trainer.algorithms.registry import POLICY_LOSSES

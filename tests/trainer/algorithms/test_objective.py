@@ -7,10 +7,9 @@ from dataclasses import fields, replace
 import pytest
 import torch
 
-from polyturn.configs import reductions as sections
-from polyturn.configs.algorithm import AlgorithmConfig
-from polyturn.configs.kl import KLInLoss, NoKL
-from polyturn.configs.losses import ClipLoss, ReinforceLoss, SupervisedLoss
+from polyturn.configs.schema import objective as sections
+from polyturn.configs.schema.algorithm import AlgorithmConfig
+from polyturn.configs.schema.objective import ClipLoss, KLInLoss, NoKL, ReinforceLoss, SupervisedLoss
 from polyturn.trainer.algorithms.objective import Objective, evaluate_objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.algorithms.tokens import TokenBatch

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from polyturn.configs.algorithm import AlgorithmConfig
 from polyturn.configs.errors import ConfigError
-from polyturn.configs.loader import load_config
-from polyturn.configs.losses import ClipLoss
-from polyturn.configs.plugins import Plugin
+from polyturn.configs.loading.loader import load_config
+from polyturn.configs.schema.algorithm import AlgorithmConfig
+from polyturn.configs.schema.objective import ClipLoss
+from polyturn.configs.schema.section import Plugin
 from polyturn.trainer.algorithms.plugins import bind, load_plugin
 from polyturn.trainer.algorithms.registry import (
     ADVANTAGES,

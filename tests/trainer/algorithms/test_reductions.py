@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from polyturn.configs import reductions as sections
+from polyturn.configs.schema import objective as sections
 from polyturn.trainer.algorithms.reductions import GlobalCounts, token_weights, weighted_sum
 from polyturn.trainer.algorithms.tokens import TokenBatch
 from polyturn.trainer.batch import TrainSample

@@ -9,8 +9,9 @@ import torch
 from pydantic import TypeAdapter
 
 from polyturn.agents.episode import Episode
-from polyturn.configs.advantages import (
+from polyturn.configs.schema.algorithm import (
     Advantage,
+    AlgorithmConfig,
     CentredAdvantage,
     GDPOAdvantage,
     GroupAdvantage,
@@ -18,9 +19,8 @@ from polyturn.configs.advantages import (
     MaxRLAdvantage,
     OverlongShaping,
 )
-from polyturn.configs.algorithm import AlgorithmConfig
-from polyturn.configs.kl import KLInReward
-from polyturn.configs.plugins import Plugin
+from polyturn.configs.schema.objective import KLInReward
+from polyturn.configs.schema.section import Plugin
 from polyturn.trainer.algorithms.registry import ADVANTAGES
 from polyturn.trainer.algorithms.value_loss import value_loss
 from polyturn.trainer.estimates import Estimates, estimate_advantages

@@ -11,7 +11,7 @@ import torch
 from layout_runs import OBJECTIVE, SMOOTH
 from ranks_pool import RankContext
 
-from polyturn.configs.parallel import ParallelConfig
+from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.trainer.batch import TrainSample, split_over_ranks
 from polyturn.trainer.updates import count_samples
 

@@ -12,10 +12,8 @@ import numpy as np
 import torch
 from ranks_pool import RankContext
 
-from polyturn.configs.kl import KLInLoss
-from polyturn.configs.optimizer import OptimizerConfig
-from polyturn.configs.parallel import ParallelConfig
-from polyturn.configs.reductions import SequenceMean
+from polyturn.configs.schema.objective import KLInLoss, SequenceMean
+from polyturn.configs.schema.trainer import OptimizerConfig, ParallelConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.batch import TrainSample, split_over_ranks
 from polyturn.trainer.updates import count_samples

@@ -13,7 +13,7 @@ from layout_runs import Run, make_samples, run_layouts
 from ranks_pool import RankPool
 from tiny_families import HAS_EXPERTS, make_tiny
 
-from polyturn.configs.parallel import ParallelConfig
+from polyturn.configs.schema.trainer import ParallelConfig
 
 DENSE: list[dict[str, int]] = [
     {"tensor": 2},

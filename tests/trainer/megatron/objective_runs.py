@@ -9,7 +9,7 @@ from pathlib import Path
 from layout_runs import SMOOTH
 from ranks_pool import RankContext
 
-from polyturn.configs.parallel import ParallelConfig
+from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.batch import TrainSample, split_over_ranks
 from polyturn.trainer.updates import count_samples

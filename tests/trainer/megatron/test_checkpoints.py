@@ -21,7 +21,7 @@ from checkpoint_runs import (
 from ranks_pool import RankFailure, RankPool
 from tiny_families import make_tiny
 
-from polyturn.configs.parallel import ParallelConfig
+from polyturn.configs.schema.trainer import ParallelConfig
 
 pytestmark = pytest.mark.stack
 

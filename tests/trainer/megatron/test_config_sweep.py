@@ -8,7 +8,7 @@ import pytest
 from config_sweep import BASES, Outcome, cases_of, run_case
 from ranks_pool import RankContext, RankPool
 
-from polyturn.configs.parallel import ParallelConfig
+from polyturn.configs.schema.trainer import ParallelConfig
 
 pytestmark = pytest.mark.stack
 

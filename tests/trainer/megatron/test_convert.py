@@ -41,7 +41,7 @@ def run_convert(context: RankContext, source: Path, target: Path, settings: dict
 
 
 def save_checkpoint(context: RankContext, path: Path, directory: Path) -> None:
-    from polyturn.configs.parallel import ParallelConfig
+    from polyturn.configs.schema.trainer import ParallelConfig
     from polyturn.trainer.megatron.policy import MegatronPolicy
 
     policy = MegatronPolicy(path, parallel=ParallelConfig(tensor=2), **context.address)

@@ -9,8 +9,7 @@ import pytest
 import torch
 import transformers
 
-from polyturn.configs.optimizer import OptimizerConfig
-from polyturn.configs.parallel import ParallelConfig
+from polyturn.configs.schema.trainer import OptimizerConfig, ParallelConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.batch import TrainSample, split_over_ranks
 from polyturn.trainer.megatron.policy import MegatronPolicy

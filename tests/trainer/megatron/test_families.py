@@ -13,7 +13,7 @@ from ranks_pool import RankContext
 from safetensors.torch import load_file, save_file
 from tiny_families import HAS_EXPERTS, TINY, load_model, make_tiny, run_rank, run_without
 
-from polyturn.configs.parallel import ParallelConfig
+from polyturn.configs.schema.trainer import ParallelConfig
 
 pytestmark = pytest.mark.stack
 

@@ -12,7 +12,7 @@ from layout_runs import run_layouts
 from ranks_pool import RankContext
 from tiny_families import HAS_EXPERTS, make_tiny
 
-from polyturn.configs.parallel import ParallelConfig
+from polyturn.configs.schema.trainer import ParallelConfig
 
 pytestmark = pytest.mark.stack
 

@@ -9,12 +9,11 @@ import pytest
 import torch
 from ranks_pool import RankContext
 
-from polyturn.configs.loader import load_config
-from polyturn.configs.memory import stage_parameters
-from polyturn.configs.model_shape import ModelShape
+from polyturn.configs.loading.loader import load_config
 from polyturn.configs.models import preset_directory, read_json
-from polyturn.configs.parallel import ParallelConfig
-from polyturn.configs.stages import StageSizes
+from polyturn.configs.schema.trainer import ParallelConfig
+from polyturn.configs.sizing.memory import stage_parameters
+from polyturn.configs.sizing.model_shape import ModelShape, StageSizes
 
 pytestmark = pytest.mark.stack
 

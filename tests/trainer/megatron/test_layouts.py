@@ -14,7 +14,7 @@ from layout_runs import Run, make_samples, run_layouts, train_on_faults
 from layout_table import DENSE, FAMILIES, MIXTURE, make_steady, name
 from safetensors.torch import load_file
 
-from polyturn.configs.parallel import ParallelConfig
+from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.trainer.batch import TrainSample
 
 pytestmark = pytest.mark.stack

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyturn.configs.parallel import ParallelConfig
+from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.trainer.megatron import logprobs
 from polyturn.trainer.megatron.cpu import install_cpu_compatibility
 from polyturn.trainer.megatron.logprobs import VocabularySlice, token_logprobs

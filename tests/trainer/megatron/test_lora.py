@@ -13,11 +13,8 @@ import transformers
 from safetensors.torch import load_file
 from tiny_families import make_tiny
 
-from polyturn.configs.adapter_shape import adapter_parameters
-from polyturn.configs.lora import LoraConfig
-from polyturn.configs.model_shape import ModelShape
-from polyturn.configs.optimizer import OptimizerConfig
-from polyturn.configs.parallel import ParallelConfig
+from polyturn.configs.schema.trainer import LoraConfig, OptimizerConfig, ParallelConfig
+from polyturn.configs.sizing.model_shape import ModelShape, adapter_parameters
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.batch import TrainSample, split_over_ranks

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from tiny_families import TINY, make_tiny
 
-from polyturn.configs.model_shape import ModelShape
 from polyturn.configs.models import preset_directory, preset_names
+from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.trainer.megatron.families import FAMILIES
 from polyturn.trainer.model_tensors import check_tensors, expected_tensors, linear_layers
 from polyturn.trainer.weight_files import StoredTensor, read_weight_files

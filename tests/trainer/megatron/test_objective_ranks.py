@@ -11,10 +11,8 @@ from layout_runs import make_samples
 from layout_table import make_steady
 from objective_runs import train_on_objectives
 
-from polyturn.configs.kl import KLInLoss
-from polyturn.configs.losses import GSPOLoss, VESPOLoss
-from polyturn.configs.parallel import ParallelConfig
-from polyturn.configs.reductions import PromptMean, SequenceMean
+from polyturn.configs.schema.objective import GSPOLoss, KLInLoss, PromptMean, SequenceMean, VESPOLoss
+from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.batch import TrainSample
 

@@ -14,8 +14,8 @@ import transformers
 from polyturn.agents.episode import Episode, Outcome
 from polyturn.agents.ledger import Ledger
 from polyturn.agents.policy import Generation
-from polyturn.configs.loader import load_config
-from polyturn.configs.schema import RunConfig
+from polyturn.configs.loading.loader import load_config
+from polyturn.configs.schema.run import RunConfig
 from polyturn.trainer.batch import split_over_ranks
 from polyturn.trainer.estimates import Estimates, estimate_advantages
 from polyturn.trainer.samples import make_samples

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from ranks_pool import RankContext, RankFailure
 
-from polyturn.configs.parallel import ParallelConfig
+from polyturn.configs.schema.trainer import ParallelConfig
 
 pytestmark = pytest.mark.stack
 

@@ -14,10 +14,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from polyturn.configs.errors import ConfigError
-from polyturn.configs.loader import load_config
-from polyturn.configs.lora import LoraConfig
-from polyturn.configs.optimizer import OptimizerConfig
-from polyturn.configs.parallel import ParallelConfig
+from polyturn.configs.loading.loader import load_config
+from polyturn.configs.schema.trainer import LoraConfig, OptimizerConfig, ParallelConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.batch import TrainSample, split_over_ranks
 from polyturn.trainer.megatron.policy import MegatronPolicy

@@ -12,8 +12,7 @@ import torch
 import transformers
 from tiny_families import make_tiny
 
-from polyturn.configs.optimizer import OptimizerConfig
-from polyturn.configs.parallel import ParallelConfig
+from polyturn.configs.schema.trainer import OptimizerConfig, ParallelConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.batch import TrainSample, split_over_ranks
 from polyturn.trainer.megatron.policy import MegatronPolicy

@@ -14,7 +14,7 @@ from layout_runs import SMOOTH, Run, run_layouts
 from ranks_pool import RankContext
 from tiny_families import HAS_EXPERTS, make_tiny
 
-from polyturn.configs.parallel import ParallelConfig
+from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.trainer.batch import TrainSample
 from polyturn.trainer.prefix_tree import PrefixTree, build_tree
 from polyturn.trainer.updates import count_samples

@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from polyturn.configs.kl import KLInLoss
-from polyturn.configs.losses import ClipLoss, GSPOLoss
-from polyturn.configs.optimizer import OptimizerConfig
-from polyturn.configs.reductions import PromptMean, SequenceMean
+from polyturn.configs.schema.objective import ClipLoss, GSPOLoss, KLInLoss, PromptMean, SequenceMean
+from polyturn.configs.schema.trainer import OptimizerConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.batch import TrainSample
 from polyturn.trainer.megatron.cpu import install_cpu_compatibility

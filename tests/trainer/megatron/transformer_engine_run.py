@@ -41,7 +41,7 @@ def make_samples(vocab_size: int) -> list[TrainSample]:
 
 def run(path: Path, *, dtype: str, allow_engine: bool) -> dict[str, Any]:
     """Score, update once, and score again."""
-    from polyturn.configs.optimizer import OptimizerConfig
+    from polyturn.configs.schema.trainer import OptimizerConfig
     from polyturn.trainer.algorithms.objective import Objective
     from polyturn.trainer.megatron import layer_specs
     from polyturn.trainer.updates import count_samples

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from polyturn.configs.advantages import GroupedSection
 from polyturn.configs.errors import did_you_mean
+from polyturn.configs.schema.algorithm import GroupedSection
 from polyturn.trainer.algorithms.advantages.types import RewardBatch, along
 
 ROUNDING = 1e-14

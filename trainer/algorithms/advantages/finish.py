@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from polyturn.configs.advantages import AdvantageSection
+from polyturn.configs.schema.algorithm import AdvantageSection
 from polyturn.trainer.algorithms.advantages.comparison import Compared
 from polyturn.trainer.algorithms.advantages.types import (
     Advantages,

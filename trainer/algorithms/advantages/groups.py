@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 
-from polyturn.configs.advantages import (
+from polyturn.configs.errors import did_you_mean
+from polyturn.configs.schema.algorithm import (
     CentredAdvantage,
     GDPOAdvantage,
     GPGAdvantage,
@@ -18,7 +19,6 @@ from polyturn.configs.advantages import (
     MaxRLAdvantage,
     OptimalBaselineAdvantage,
 )
-from polyturn.configs.errors import did_you_mean
 from polyturn.trainer.algorithms.advantages.comparison import (
     Compared,
     Group,

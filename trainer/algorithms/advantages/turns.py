@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from polyturn.configs.advantages import GiGPOAdvantage, TurnAdvantage
+from polyturn.configs.schema.algorithm import GiGPOAdvantage, TurnAdvantage
 from polyturn.trainer.algorithms.advantages.comparison import (
     Group,
     by_group,

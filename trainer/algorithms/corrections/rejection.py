@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from polyturn.configs.corrections import (
+from polyturn.configs.schema.objective import (
     DivergenceRejection,
     GeometricRejection,
     OffPolicySequenceMask,

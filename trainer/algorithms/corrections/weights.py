@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from polyturn.configs.corrections import IcePop, TruncatedImportance
+from polyturn.configs.schema.objective import IcePop, TruncatedImportance
 from polyturn.trainer.algorithms.corrections.sequences import fraction, over_sequences
 from polyturn.trainer.algorithms.protocols import CorrectionWeights
 from polyturn.trainer.algorithms.ratios import bounded_exp, log_ratio

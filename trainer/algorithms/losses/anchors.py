@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from polyturn.configs.losses import Anchor
+from polyturn.configs.schema.objective import Anchor
 from polyturn.trainer.algorithms.ratios import bounded_exp, log_ratio
 from polyturn.trainer.algorithms.tokens import TokenBatch
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from polyturn.configs.losses import ClipLoss
+from polyturn.configs.schema.objective import ClipLoss
 from polyturn.trainer.algorithms.losses.anchors import log_ratios, masked_advantages
 from polyturn.trainer.algorithms.ratios import bounded_exp, is_beyond_bound
 from polyturn.trainer.algorithms.registry import POLICY_LOSSES

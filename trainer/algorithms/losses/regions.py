@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from polyturn.configs.losses import DPPOLoss, SAPOLoss
+from polyturn.configs.schema.objective import DPPOLoss, SAPOLoss
 from polyturn.trainer.algorithms.losses.anchors import log_ratios, masked_advantages, token_ratios
 from polyturn.trainer.algorithms.ratios import bounded_exp, is_beyond_bound
 from polyturn.trainer.algorithms.registry import POLICY_LOSSES

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from polyturn.configs.losses import GMPOLoss, GSPOLoss, LUSPOLoss, VESPOLoss
+from polyturn.configs.schema.objective import GMPOLoss, GSPOLoss, LUSPOLoss, VESPOLoss
 from polyturn.trainer.algorithms.losses.anchors import log_ratios, masked_advantages, masked_logprobs
 from polyturn.trainer.algorithms.losses.clip import clipped_surrogate
 from polyturn.trainer.algorithms.ratios import bounded_exp, is_beyond_bound

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from polyturn.configs.losses import SupervisedLoss
+from polyturn.configs.schema.objective import SupervisedLoss
 from polyturn.trainer.algorithms.registry import POLICY_LOSSES
 from polyturn.trainer.algorithms.tokens import TokenBatch, TokenLoss
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from polyturn.configs.losses import CISPOLoss, PolicyGradientLoss, ReinforceLoss, TOPRLoss
+from polyturn.configs.schema.objective import CISPOLoss, PolicyGradientLoss, ReinforceLoss, TOPRLoss
 from polyturn.trainer.algorithms.losses.anchors import (
     log_ratios,
     masked_advantages,

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyturn.configs.lora import LoraConfig
+from polyturn.configs.schema.trainer import LoraConfig
 from polyturn.trainer.megatron.families.computation import describe_computation
 
 IDENTITY = (

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
-from polyturn.configs.parallel import ParallelConfig
+from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.trainer.megatron.checkpoints.header import check_header, describe_model
 from polyturn.trainer.megatron.checkpoints.manifest import find_faults, read_manifest
 from polyturn.trainer.megatron.checkpoints.reader import load_checkpoint

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from polyturn.configs.models import resolve_model_path
-from polyturn.configs.schema import RunConfig
+from polyturn.configs.schema.run import RunConfig
 from polyturn.trainer.megatron.checkpoints.manifest import MARKER, find_faults
 from polyturn.trainer.weight_files import INDEX_NAME, SINGLE_NAME, explain_missing_weights
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polyturn.configs.model_shape import ModelShape
+from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.trainer.megatron.families.dense import GLM4, LLAMA, QWEN2, QWEN3
 from polyturn.trainer.megatron.families.experts import GLM4_MOE, QWEN3_MOE
 from polyturn.trainer.megatron.families.family import Family, HFConfig

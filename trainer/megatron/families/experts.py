@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from polyturn.configs.expert_layers import expert_layers, num_experts
+from polyturn.configs.sizing.model_shape import expert_layers, num_experts
 from polyturn.trainer.megatron.families.dense import grouped_query_settings, refuse_biases
 from polyturn.trainer.megatron.families.family import Family, HFConfig
 from polyturn.trainer.megatron.families.mapping import (

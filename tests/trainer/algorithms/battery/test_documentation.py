@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from polyturn.configs.errors import ConfigError
-from polyturn.configs.loader import load_config, shipped_names
+from polyturn.configs.loading.loader import load_config, shipped_names
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.plugins import bind
 from polyturn.trainer.algorithms.registry import ADVANTAGES, CORRECTIONS, POLICY_LOSSES, REDUCERS

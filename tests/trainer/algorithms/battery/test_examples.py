@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from polyturn.configs.algorithm import AlgorithmConfig
-from polyturn.configs.loader import load_config
+from polyturn.configs.loading.loader import load_config
+from polyturn.configs.schema.algorithm import AlgorithmConfig
 from polyturn.trainer.algorithms.advantages import RewardBatch
 from polyturn.trainer.algorithms.objective import Objective, evaluate_objective
 from polyturn.trainer.algorithms.plugins import load_plugin

@@ -14,17 +14,17 @@ from typing import Any
 from pydantic import ValidationError
 
 from polyturn.configs.errors import ConfigError
-from polyturn.configs.gpus import GPU_GIB
-from polyturn.configs.memory import (
+from polyturn.configs.schema.run import RunConfig
+from polyturn.configs.schema.trainer import ParallelConfig
+from polyturn.configs.sizing.hardware import GPU_GIB
+from polyturn.configs.sizing.memory import (
     MemoryEstimate,
     check_layout,
     estimate_memory,
     human_bytes,
     token_bytes,
 )
-from polyturn.configs.model_shape import ModelShape
-from polyturn.configs.parallel import ParallelConfig
-from polyturn.configs.schema import RunConfig
+from polyturn.configs.sizing.model_shape import ModelShape
 
 GIB = 1 << 30
 TIGHT = 0.85

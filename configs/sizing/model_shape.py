@@ -1,15 +1,48 @@
-"""The sizes of a model that decide its memory, from its config.json. Nothing here needs torch."""
+"""The sizes of a model that decide its memory, from its config.json. Nothing here needs torch.
+
+Its weights layer by layer, the adapters on top of them, and the pipeline stage that holds each layer.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from polyturn.configs.errors import ConfigError
-from polyturn.configs.expert_layers import EXPERT_COUNTS, expert_layers, num_experts
 from polyturn.configs.models import read_json
+from polyturn.configs.schema.trainer import LoraConfig
+
+EXPERT_COUNTS = ("n_routed_experts", "num_experts", "num_local_experts")
+"""Families, and releases of transformers, name the number of a layer's experts differently."""
+
+
+def num_experts(hf: Mapping[str, Any]) -> int:
+    """Routed experts of a layer that has any; 0 for a dense model."""
+    for key in EXPERT_COUNTS:
+        if hf.get(key):
+            return int(hf[key])
+    return 0
+
+
+def expert_layers(hf: Mapping[str, Any]) -> tuple[bool, ...]:
+    """For each layer, whether it has experts in place of one MLP.
+
+    DeepSeek V3 and GLM-4.5 begin with `first_k_dense_replace` dense layers, and then have experts in every
+    `moe_layer_freq`-th; Qwen3-MoE has them in every `decoder_sparse_step`-th layer but `mlp_only_layers`.
+    """
+    num_layers = int(hf["num_hidden_layers"])
+    if hf.get("first_k_dense_replace") is not None:
+        every = hf.get("moe_layer_freq") or 1
+        if isinstance(every, list):
+            return tuple(bool(has_experts) for has_experts in every)
+        return tuple(i >= hf["first_k_dense_replace"] and i % every == 0 for i in range(num_layers))
+    if num_experts(hf):
+        step, dense = hf.get("decoder_sparse_step") or 1, hf.get("mlp_only_layers") or []
+        return tuple((i + 1) % step == 0 and i not in dense for i in range(num_layers))
+    return (False,) * num_layers
+
 
 FAMILIES = (
     "deepseek_v3",
@@ -313,3 +346,155 @@ def _read_latent(data: Mapping[str, Any], sizes: _Sizes) -> LatentShape | None:
         rotary_dim=sizes["qk_rope_head_dim"],
         value_dim=sizes["v_head_dim"],
     )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Projection:
+    """A linear layer that can carry an adapter, by its Hugging Face name."""
+
+    name: str
+    num_inputs: int
+    num_outputs: int
+    split: Literal["rows", "columns", "none"]
+    """By what tensor parallelism splits it."""
+
+    def adapter_parameters(self, rank: int, tensor: int) -> int:
+        """On one tensor-parallel rank: A is split with the columns, B with the rows."""
+        inputs = self.num_inputs // tensor if self.split == "columns" else self.num_inputs
+        outputs = self.num_outputs // tensor if self.split == "rows" else self.num_outputs
+        return rank * (inputs + outputs)
+
+
+def adapter_parameters(shape: ModelShape, lora: LoraConfig, layers: Iterable[int], *, tensor: int) -> int:
+    """The adapters' parameters on one tensor-parallel rank that holds these layers."""
+    return sum(
+        projection.adapter_parameters(lora.rank, tensor)
+        for layer in layers
+        for projection in (*_attention(shape), *_mlp(shape, layer))
+        if lora.adapts(projection.name)
+    )
+
+
+def _attention(shape: ModelShape) -> Iterator[Projection]:
+    hidden = shape.hidden_size
+    if shape.latent is None:
+        queries, keys = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
+        for name, size in (("q_proj", queries), ("k_proj", keys), ("v_proj", keys)):
+            yield Projection(name=name, num_inputs=hidden, num_outputs=size, split="rows")
+        yield Projection(name="o_proj", num_inputs=queries, num_outputs=hidden, split="columns")
+        return
+    latent = shape.latent
+    queries = shape.num_heads * (latent.plain_dim + latent.rotary_dim)
+    if latent.query_rank is None:
+        yield Projection(name="q_proj", num_inputs=hidden, num_outputs=queries, split="rows")
+    else:
+        yield Projection(name="q_a_proj", num_inputs=hidden, num_outputs=latent.query_rank, split="none")
+        yield Projection(name="q_b_proj", num_inputs=latent.query_rank, num_outputs=queries, split="rows")
+    down = latent.rank + latent.rotary_dim
+    yield Projection(name="kv_a_proj_with_mqa", num_inputs=hidden, num_outputs=down, split="none")
+    up = shape.num_heads * (latent.plain_dim + latent.value_dim)
+    yield Projection(name="kv_b_proj", num_inputs=latent.rank, num_outputs=up, split="rows")
+    values = shape.num_heads * latent.value_dim
+    yield Projection(name="o_proj", num_inputs=values, num_outputs=hidden, split="columns")
+
+
+def _mlp(shape: ModelShape, layer: int) -> Iterator[Projection]:
+    """The MLP, or the shared experts; routed experts carry none."""
+    hidden, size = shape.hidden_size, shape.ffn_size
+    if shape.experts is not None and shape.experts.layers[layer]:
+        size = shape.experts.shared_ffn_size
+    if not size:
+        return
+    if shape.model_type == "glm4":
+        yield Projection(name="gate_up_proj", num_inputs=hidden, num_outputs=2 * size, split="rows")
+    else:
+        yield Projection(name="gate_proj", num_inputs=hidden, num_outputs=size, split="rows")
+        yield Projection(name="up_proj", num_inputs=hidden, num_outputs=size, split="rows")
+    yield Projection(name="down_proj", num_inputs=size, num_outputs=hidden, split="columns")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageSizes:
+    """Layers of the first and of the last stage; None: as many as each of the others."""
+
+    first: int | None = None
+    last: int | None = None
+
+
+def divide_layers(
+    num_layers: int, pipeline: int, virtual_pipeline: int | None = None, *, given: StageSizes | None = None
+) -> StageSizes:
+    """Stages as even as they can be, the short ones at the ends, which hold the embeddings and the output layer, too.
+
+    Args:
+        given: what the user decided, which is kept as it is.
+
+    Raises:
+        ValueError: there are fewer layers than stages, or virtual stages cannot all have as many.
+    """
+    given = given or StageSizes()
+    num_stages = pipeline * (virtual_pipeline or 1)
+    if num_layers < num_stages:
+        raise ValueError(
+            f"{num_layers} layers cannot be divided among {num_stages} pipeline stages: use fewer"
+        )
+    if given != StageSizes() or num_layers % num_stages == 0:
+        return given
+    if virtual_pipeline is not None:
+        raise ValueError(
+            f"{num_layers} layers do not divide among {pipeline} pipeline ranks with {virtual_pipeline} virtual stages "
+            "each; leave parallel.virtual_pipeline out, or set megatron.num_layers_in_first_pipeline_stage and "
+            "megatron.num_layers_in_last_pipeline_stage"
+        )
+    middle = -(-num_layers // pipeline)
+    while num_layers - middle * (pipeline - 2) < 2:
+        middle -= 1
+    at_ends = num_layers - middle * (pipeline - 2)
+    return StageSizes(first=-(-at_ends // 2), last=at_ends // 2)
+
+
+def stage_layers(
+    num_layers: int,
+    pipeline: int,
+    virtual_pipeline: int | None = None,
+    *,
+    given: StageSizes | None = None,
+) -> list[list[int]]:
+    """The numbers of the layers that each pipeline rank holds, from 0, as Megatron-core divides them.
+
+    With virtual stages every rank holds a chunk of layers in each round through the ranks.
+
+    Raises:
+        ValueError: as `divide_layers` does, or the sizes do not add up.
+    """
+    counts = _stage_counts(
+        num_layers, pipeline, divide_layers(num_layers, pipeline, virtual_pipeline, given=given)
+    )
+    rounds = virtual_pipeline or 1
+    if sum(counts) != num_layers or min(counts) < 1 or any(count % rounds for count in counts):
+        raise ValueError(
+            f"{num_layers} layers cannot be divided into stages of {', '.join(map(str, counts))} layers"
+            + (f" with {rounds} virtual stages each" if rounds > 1 else "")
+        )
+    chunks = [count // rounds for count in counts]
+    return [
+        [
+            round_ * sum(chunks) + sum(chunks[:rank]) + layer
+            for round_ in range(rounds)
+            for layer in range(chunks[rank])
+        ]
+        for rank in range(pipeline)
+    ]
+
+
+def _stage_counts(num_layers: int, pipeline: int, sizes: StageSizes) -> list[int]:
+    if pipeline == 1:
+        return [num_layers]
+    num_given = sum(size is not None for size in (sizes.first, sizes.last))
+    rest = num_layers - (sizes.first or 0) - (sizes.last or 0)
+    counts = [rest // (pipeline - num_given) if pipeline > num_given else 0] * pipeline
+    if sizes.first is not None:
+        counts[0] = sizes.first
+    if sizes.last is not None:
+        counts[-1] = sizes.last
+    return counts

@@ -16,18 +16,19 @@ from pydantic import (
     model_validator,
 )
 
-from polyturn.configs.algorithm import AlgorithmConfig
-from polyturn.configs.balance import BalanceConfig
-from polyturn.configs.checkpoint import CheckpointConfig
-from polyturn.configs.critic import CriticConfig
-from polyturn.configs.gpus import GpuName
-from polyturn.configs.lora import LoraConfig
-from polyturn.configs.optimizer import OptimizerConfig
-from polyturn.configs.parallel import ParallelConfig
-from polyturn.configs.rewards import EnvironmentReward, GroupRewardConfig, RewardChoice
-from polyturn.configs.section import Section
-from polyturn.configs.shared_prefix import SharedPrefix
-from polyturn.configs.tasks import TaskSources
+from polyturn.configs.schema.algorithm import AlgorithmConfig
+from polyturn.configs.schema.section import Section
+from polyturn.configs.schema.tasks import EnvironmentReward, GroupRewardConfig, RewardChoice, TaskSources
+from polyturn.configs.schema.trainer import (
+    BalanceConfig,
+    CheckpointConfig,
+    CriticConfig,
+    LoraConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    SharedPrefix,
+)
+from polyturn.configs.sizing.hardware import GpuName
 
 Port = Annotated[int, Field(ge=0, le=65535)]
 

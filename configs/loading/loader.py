@@ -14,13 +14,22 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from polyturn.configs import upstream, yaml_tree
 from polyturn.configs.errors import ConfigError, did_you_mean, nearest
+from polyturn.configs.loading import upstream, yaml_tree
+from polyturn.configs.loading.validation import (
+    KIND,
+    Shape,
+    Variants,
+    explain,
+    field_paths,
+    is_text,
+    select,
+    shape_of,
+    takes_text,
+)
+from polyturn.configs.loading.yaml_tree import Tree
 from polyturn.configs.models import LAYOUT_NAME, PRESET, preset_directory
-from polyturn.configs.schema import RunConfig, SuiteConfig
-from polyturn.configs.shapes import KIND, Shape, Variants, field_paths, is_text, select, shape_of, takes_text
-from polyturn.configs.validation import explain
-from polyturn.configs.yaml_tree import Tree
+from polyturn.configs.schema.run import RunConfig, SuiteConfig
 
 __all__ = [
     "ConfigError",
@@ -36,7 +45,7 @@ COMMAND_LINE = "command line"
 EXTENDS = "extends"
 ALGORITHMS = "algorithms/"
 """Begins the name of a shipped algorithm in `extends`: a part of a recipe."""
-CONFIGS_DIRECTORY = Path(__file__).parent
+CONFIGS_DIRECTORY = Path(__file__).parent.parent
 
 S = TypeVar("S", bound=BaseModel)
 

@@ -12,8 +12,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from polyturn.configs.schema import RunConfig
-from polyturn.configs.shapes import KIND, Shape, Variants, shape_of
+from polyturn.configs.loading.validation import KIND, Shape, Variants, shape_of
+from polyturn.configs.schema.run import RunConfig
 
 _NAMES: dict[Any, str] = {
     bool: "bool",

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from polyturn.configs.errors import ConfigError
-from polyturn.configs.rewards import RemoteReward, RubricReward
-from polyturn.configs.schema import RunConfig
+from polyturn.configs.schema.run import RunConfig
+from polyturn.configs.schema.tasks import RemoteReward, RubricReward
 
 MIN_INTERRUPTION_S = 600.0
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from polyturn.configs.adapter_shape import adapter_parameters
 from polyturn.configs.errors import ConfigError
-from polyturn.configs.model_shape import ModelShape, RankParameters, Split
-from polyturn.configs.parallel import ParallelConfig
-from polyturn.configs.schema import RunConfig
-from polyturn.configs.stages import StageSizes, stage_layers
+from polyturn.configs.schema.run import RunConfig
+from polyturn.configs.schema.trainer import ParallelConfig
+from polyturn.configs.sizing.model_shape import (
+    ModelShape,
+    RankParameters,
+    Split,
+    StageSizes,
+    adapter_parameters,
+    stage_layers,
+)
 
 BYTES = {"float32": 4, "bfloat16": 2}
 STATE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1}

@@ -1,10 +1,16 @@
-"""A function of one's own in place of a shipped one."""
+"""What every part of a config has in common, and the part that names a function of one's own."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from polyturn.configs.section import Section
+from pydantic import BaseModel, ConfigDict
+
+
+class Section(BaseModel):
+    """A part of the config: frozen, and strict about its keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Plugin(Section):

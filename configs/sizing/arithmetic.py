@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from polyturn.configs.advantages import GroupedSection
 from polyturn.configs.errors import ConfigError
-from polyturn.configs.parallel import ParallelConfig
-from polyturn.configs.schema import RunConfig
+from polyturn.configs.schema.algorithm import GroupedSection
+from polyturn.configs.schema.run import RunConfig
+from polyturn.configs.schema.trainer import ParallelConfig
 
 
 def check_batch(config: RunConfig) -> str:

@@ -1,4 +1,4 @@
-"""What grades an episode, typed."""
+"""Where tasks come from, and what grades an episode of one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pydantic import (
     PositiveInt,
 )
 
-from polyturn.configs.section import Section
+from polyturn.configs.schema.section import Section
 
 PartName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
@@ -127,3 +127,87 @@ class GroupRewardConfig(Section):
     """rank, diversity, or `module:name` or `path/to/file.py:name` of one's own."""
     options: dict[str, Any] = {}
     """Keyword arguments of the function, or of the class's constructor."""
+
+
+class TaskEnvironment(Section):
+    """The environment of a source's tasks."""
+
+    id: str
+    """A registered id."""
+    options: dict[str, Any] = {}
+    """Keyword arguments of the environment's constructor."""
+
+
+def _by_id(given: Any) -> Any:
+    """A list of ids as a mapping of each id to its environment."""
+    if not isinstance(given, list | tuple) or not all(isinstance(env_id, str) for env_id in given):
+        return given
+    return {env_id: {"id": env_id} for env_id in given}
+
+
+NamedEnvironments = Annotated[
+    dict[str, TaskEnvironment],
+    BeforeValidator(_by_id, json_schema_input_type=list[str] | dict[str, TaskEnvironment]),
+]
+"""Environments by name, or a list of ids."""
+
+
+class TaskSourceConfig(Section):
+    """A source of tasks: a file, or a function that makes them. Several sources are a mixture."""
+
+    path: str | None = None
+    """A JSONL or Parquet (.parquet) file, relative to the working directory; `path@[a:b]` is a part of it."""
+    generator: str | None = None
+    """In place of a path: `module:name` or `path/to/file.py:name`, called with an index and a seed."""
+    size: PositiveInt | None = None
+    """Of a generator: how many tasks it makes; null for no end."""
+    seed: NonNegativeInt = 0
+    """Of a generator."""
+    weight: PositiveFloat | None = None
+    """Share of the prompts drawn from this source, against the other weights; null in all: in proportion to sizes."""
+    prompt_key: str = "prompt"
+    """The key of a text or a list of messages. Dots lead inwards, here and in the other keys."""
+    label_key: str | None = None
+    """The key of what is graded against, such as `reward_model.ground_truth`; null: `answer` or `label`."""
+    needs_label: bool = True
+    """Whether a row without a label is an error."""
+    id_key: str = "id"
+    """The key of the task's id; a row without one is named after file and line."""
+    metadata_key: str = "metadata"
+    """The key of a mapping that rewards and environments may read."""
+    environment_key: str = "environment"
+    """The key of the row's own environment: a name of `environments`."""
+    reward_key: str = "reward"
+    """The key of the row's own reward: a name of `rewards`."""
+    other_keys: Literal["refuse", "keep", "drop"] = "refuse"
+    """Further keys of a row are errors, or go into the metadata, or are left out."""
+    check_rows: NonNegativeInt | None = None
+    """Rows that are checked before anything starts; null: all."""
+    environment: TaskEnvironment | None = None
+    """For rows that name none; null: the run's."""
+    reward: OptionalReward = None
+    """For rows that name none; null: the run's."""
+    environments: NamedEnvironments = {}
+    """What rows may choose by name: a list of ids, or `{name: {id, options}}`."""
+    rewards: NamedRewards = {}
+    """What rows may choose by name: a list of rules, or `{name: ...}` with mappings as the section `reward`."""
+    trusted_rows: bool = False
+    """Whether rows may describe environments and rewards themselves, with options, code and URLs. Whoever writes such
+    a file runs code here."""
+
+
+def _as_sources(given: Any) -> Any:
+    """A path, a source, or a list of either, as a list of sources."""
+    if not isinstance(given, str | dict | list | tuple | TaskSourceConfig):
+        return given
+    items = given if isinstance(given, list | tuple) else [given]
+    return [{"path": item} if isinstance(item, str) else item for item in items]
+
+
+TaskSources = Annotated[
+    list[TaskSourceConfig],
+    BeforeValidator(
+        _as_sources, json_schema_input_type=str | TaskSourceConfig | list[str | TaskSourceConfig]
+    ),
+]
+"""Written as a path, a source, or a list of paths and sources."""
