@@ -1,4 +1,4 @@
-"""Who answers: a policy that samples tokens, or one that speaks in messages."""
+"""Who answers: a policy that samples tokens, of one engine or of several, or one that speaks in messages."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Generation:
     policy_versions: tuple[int, ...]
     finish_reason: FinishReason
     routed_experts: tuple[str, ...] = ()
-    """As `agents.routing` has them, of the tokens from `SamplingParams.routing_from` on; not of the last sampled one,
+    """As `read_routing` gives them, of the tokens from `SamplingParams.routing_from` on; not of the last sampled one,
     which no layer has seen. Empty where the engine records nothing."""
 
     def __post_init__(self) -> None:
@@ -60,3 +60,21 @@ class MessagePolicy(Protocol):
 
 class PolicyFault(RuntimeError):
     """The engine behind a policy failed: infrastructure, never a reward."""
+
+
+class LeastLoadedPolicy:
+    """Sends each request to the engine with the fewest under way; among equals, to the first."""
+
+    def __init__(self, policies: Sequence[TokenPolicy]) -> None:
+        assert policies, "at least one engine"
+        self._policies = tuple(policies)
+        self._under_way = [0] * len(self._policies)
+
+    async def generate(self, *, prompt_ids: Sequence[int], sampling: SamplingParams) -> Generation:
+        """Sample a continuation. Raises `PolicyFault` when the engine that was chosen fails."""
+        chosen = self._under_way.index(min(self._under_way))
+        self._under_way[chosen] += 1
+        try:
+            return await self._policies[chosen].generate(prompt_ids=prompt_ids, sampling=sampling)
+        finally:
+            self._under_way[chosen] -= 1

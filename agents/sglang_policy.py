@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 
 from polyturn.agents.http import Retries, post_json
+from polyturn.agents.ledger import read_routing
 from polyturn.agents.policy import FinishReason, Generation, PolicyFault, SamplingParams
-from polyturn.agents.routing import read_routing
 from polyturn.tools.plain import shown
 
 LARGEST_ID = 1 << 31

@@ -25,9 +25,8 @@ from typing import Any, TypeVar
 import httpx
 
 from polyturn.agents.chat import ChatRenderer, load_tokenizer
-from polyturn.agents.episode import Episode
-from polyturn.agents.player import EpisodeLimits
-from polyturn.agents.seeds import derive_seed
+from polyturn.agents.episode import Episode, derive_seed
+from polyturn.agents.episode_loop import EpisodeLimits
 from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import EnginesConfig
@@ -35,8 +34,8 @@ from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.registry import make
 from polyturn.rollout.collector import Collector
 from polyturn.rollout.engines.fleet import Fleet
+from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.limits import RolloutLimits
-from polyturn.rollout.prompts import PromptCursor
 from polyturn.rollout.setup import open_client, token_play
 from polyturn.tools.types import ToolCall
 

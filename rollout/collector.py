@@ -11,9 +11,8 @@ from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any, Protocol
 
-from polyturn.agents.episode import Episode, Outcome
-from polyturn.agents.failures import LASTING, failure_reason, failure_text, sentence_of
-from polyturn.agents.owners import Slots
+from polyturn.agents.deadlines import Slots
+from polyturn.agents.episode import LASTING, Episode, Outcome, failure_reason, failure_text, sentence_of
 from polyturn.envs.faults import EnvironmentFault, message_of
 from polyturn.envs.hooks import current_task, is_interruption
 from polyturn.envs.rewards.group import GroupPart
@@ -22,10 +21,15 @@ from polyturn.envs.tasks.digest import task_digest
 from polyturn.envs.tasks.prefetch import PrefetchedTasks
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.environment_pool import EnvironmentPool
-from polyturn.rollout.group_rewards import add_group_rewards
-from polyturn.rollout.groups import Group, episode_id, episode_seed, parse_episode_id
+from polyturn.rollout.groups import (
+    Group,
+    Prompt,
+    add_group_rewards,
+    episode_id,
+    episode_seed,
+    parse_episode_id,
+)
 from polyturn.rollout.limits import Policy, RolloutLimits
-from polyturn.rollout.prompts import Prompt
 from polyturn.tools.threads import PinnedThread
 
 DRAIN_S = 60.0

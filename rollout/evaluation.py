@@ -3,22 +3,74 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import NormalDist, fmean
 from typing import Literal
 
 from polyturn.agents.episode import Episode
 from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.collector import Collector, Group, RolloutError
 from polyturn.rollout.engines.fleet import Fleet
-from polyturn.rollout.intervals import clustered_interval, wilson_interval
+from polyturn.rollout.groups import Prompt
 from polyturn.rollout.limits import Policy
-from polyturn.rollout.prompts import Prompt
 from polyturn.rollout.setup import build_collector, open_policy
 from polyturn.rollout.store import TrajectoryStore
+
+CONFIDENCE = 0.95
+Z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
+
+
+def wilson_interval(num_successes: float, num_trials: int) -> tuple[float, float]:
+    """Wilson's score interval for a proportion (Wilson 1927; Brown, Cai, DasGupta 2001, equation 4)."""
+    share = num_successes / num_trials
+    scale = 1 + Z**2 / num_trials
+    centre = (share + Z**2 / (2 * num_trials)) / scale
+    half = Z * math.sqrt(share * (1 - share) / num_trials + Z**2 / (4 * num_trials**2)) / scale
+    # Clamped to the share itself: at 0 and 1 rounding could put it just outside.
+    return min(max(0.0, centre - half), share), max(min(1.0, centre + half), share)
+
+
+def clustered_interval(scores: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """An interval for the mean of all scores, where the scores of one task (an inner list) belong together.
+
+    The cluster-robust standard error of Miller 2024 (arXiv 2411.00640, section 2.2),
+
+        se = sqrt(sum over tasks c of (sum over i of (s_ci - mean))^2) / n
+
+    with the small-sample factor sqrt(C / (C - 1)) and Student's t with C - 1 degrees of freedom for C tasks (Cameron
+    and Miller 2015, section VI). Samples of one task are not independent: an interval that takes them for so is far too
+    narrow. Needs two tasks at least.
+    """
+    num_tasks = len(scores)
+    assert num_tasks >= 2, "an interval over tasks needs two of them"
+    flat = [score for task in scores for score in task]
+    mean = fmean(flat)
+    residuals = (sum(score - mean for score in task) for task in scores)
+    error = math.sqrt(sum(residual**2 for residual in residuals) * num_tasks / (num_tasks - 1)) / len(flat)
+    half = student_quantile(num_tasks - 1) * error
+    return mean - half, mean + half
+
+
+def student_quantile(degrees: int) -> float:
+    """The 97.5 % quantile of Student's t.
+
+    Exact for one and two degrees of freedom; else the Cornish-Fisher expansion of Abramowitz and Stegun, 26.7.5.
+    """
+    upper = 0.5 + CONFIDENCE / 2
+    if degrees == 1:
+        return math.tan(math.pi * (upper - 0.5))
+    if degrees == 2:
+        return (2 * upper - 1) * math.sqrt(2 / (4 * upper * (1 - upper)))
+    g1 = (Z**3 + Z) / 4
+    g2 = (5 * Z**5 + 16 * Z**3 + 3 * Z) / 96
+    g3 = (3 * Z**7 + 19 * Z**5 + 17 * Z**3 - 15 * Z) / 384
+    g4 = (79 * Z**9 + 776 * Z**7 + 1482 * Z**5 - 1920 * Z**3 - 945 * Z) / 92160
+    return Z + g1 / degrees + g2 / degrees**2 + g3 / degrees**3 + g4 / degrees**4
+
 
 EVALUATION_STEP = 0
 """The step under which a stand-alone evaluation files its trajectories."""

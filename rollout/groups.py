@@ -1,12 +1,65 @@
-"""Groups of episodes and the identities of what is in them."""
+"""Prompts in the order in which a run draws them, the groups of episodes that answer them, and the groups' rewards."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass, replace
 
 from polyturn.agents.episode import Episode
-from polyturn.rollout.prompts import Prompt
+from polyturn.envs.messages import AssistantMessage
+from polyturn.envs.rewards.group import GroupPart, score_group
+from polyturn.envs.rewards.types import EpisodeView
+from polyturn.envs.tasks import Task
+from polyturn.envs.tasks.order import DrawOrder, ShuffledOrder
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Prompt:
+    """One draw of a task. Everything in it follows from the cursor's seed and `position`."""
+
+    task_index: int
+    epoch: int
+    position: int
+    """How many prompts were drawn before this one, over the whole run."""
+    group_id: str
+    """The identity that the episodes of this prompt share."""
+
+
+class PromptCursor:
+    """Draws prompts without end: every task once per epoch, or the sources of a mixture by their weights.
+
+    A cursor made with the `position` of another goes on exactly where that one stood.
+    """
+
+    def __init__(
+        self, num_tasks: int, *, seed: int, position: int = 0, order: DrawOrder | None = None
+    ) -> None:
+        """`order`: as `draw_order` gives it for a source; None shuffles. Raises `ValueError` for an empty source."""
+        self._order = order if order is not None else ShuffledOrder(num_tasks, seed=seed)
+        self._position = position
+
+    @property
+    def position(self) -> int:
+        """How many prompts have been drawn."""
+        return self._position
+
+    def take(self, num_prompts: int) -> list[Prompt]:
+        """Draw the next prompts."""
+        prompts = self.peek(num_prompts)
+        self._position += num_prompts
+        return prompts
+
+    def peek(self, num_prompts: int) -> list[Prompt]:
+        """The next prompts, which are drawn later."""
+        return [self._at(self._position + offset) for offset in range(num_prompts)]
+
+    def _at(self, position: int) -> Prompt:
+        draw = self._order[position]
+        return Prompt(
+            task_index=draw.task_index, epoch=draw.epoch, position=position, group_id=f"g{position:08d}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,3 +102,72 @@ def parse_episode_id(identity: str) -> tuple[str, int, int]:
     """Group id, sample index and attempt of an `episode_id`."""
     group_id, sample, attempt = identity.rsplit(".", 2)
     return group_id, int(sample), int(attempt)
+
+
+PREFIX = "group."
+"""Begins the name of every part that a group reward adds."""
+
+
+async def add_group_rewards(
+    episodes: Sequence[Episode],
+    parts: Sequence[GroupPart],
+    *,
+    task: Task,
+    executor: Executor | None = None,
+    timeout_s: float | None = None,
+) -> tuple[Episode, ...]:
+    """The episodes of one task with the group rewards in `reward` and `reward_parts`, also of each role.
+
+    They are added once, whatever was added before: where all episodes have them, as those of a finished step that are
+    read back do, they stay; where one was played again, all are compared anew, by the rewards that the task paid.
+
+    Raises:
+        EnvironmentFault: a group reward failed, or took longer than `timeout_s`; none is added.
+    """
+    if not parts or not episodes:
+        return tuple(episodes)
+    if all(episode.group_reward is not None for episode in episodes):
+        return tuple(episodes)
+    episodes = [without_group_rewards(episode) for episode in episodes]
+    views = [_view(episode, task) for episode in episodes]
+    scores = await score_group(parts, views, executor=executor, timeout_s=timeout_s)
+    return tuple(
+        replace(
+            episode,
+            reward=(episode.reward or 0.0) + score.value,
+            reward_parts={
+                **episode.reward_parts,
+                **{PREFIX + name: raw for name, raw in score.parts.items()},
+            },
+            role_rewards={role: reward + score.value for role, reward in episode.role_rewards.items()},
+            group_reward=score.value,
+        )
+        for episode, score in zip(episodes, scores, strict=True)
+    )
+
+
+def without_group_rewards(episode: Episode) -> Episode:
+    """The episode as its task paid it."""
+    if episode.group_reward is None or episode.reward is None:
+        return episode
+    return replace(
+        episode,
+        reward=episode.reward - episode.group_reward,
+        reward_parts={
+            name: value for name, value in episode.reward_parts.items() if not name.startswith(PREFIX)
+        },
+        role_rewards={role: reward - episode.group_reward for role, reward in episode.role_rewards.items()},
+        group_reward=None,
+    )
+
+
+def _view(episode: Episode, task: Task) -> EpisodeView:
+    answers = [message["content"] for message in episode.messages if message["role"] == "assistant"]
+    return EpisodeView(
+        task=task,
+        message=AssistantMessage(content=answers[-1] if answers else ""),
+        messages=episode.messages,
+        metrics=dict(episode.metrics),
+        reward=episode.reward,
+        reward_parts=dict(episode.reward_parts),
+    )

@@ -1,12 +1,13 @@
-"""Separate limits for live episodes, generation requests and environment steps, and deadlines for their waits."""
+"""How much happens at once (episodes, requests, environment steps, open files), and deadlines for what waits."""
 
 from __future__ import annotations
 
+import resource
 from dataclasses import dataclass
 
 from polyturn.agents.policy import MessagePolicy, TokenPolicy
 from polyturn.configs.schema.deadlines import hook_timeout_s, stall_timeout_s
-from polyturn.configs.schema.run import RunConfig
+from polyturn.configs.schema.run import RolloutConfig, RunConfig
 
 Policy = TokenPolicy | MessagePolicy
 
@@ -49,3 +50,29 @@ class RolloutLimits:
             environment_timeout_s=hook_timeout_s(config),
             stall_timeout_s=stall_timeout_s(config),
         )
+
+
+OTHERS = 128
+"""Files of the process beside its requests: logs, journals, pipes of actors, shared libraries."""
+PER_EPISODE = 2
+"""What an environment may hold: a connection and a sandbox's pipe."""
+
+
+def allow_open_files(config: RolloutConfig) -> None:
+    """Raise the soft limit to what requests and episodes at once need, as far as the hard limit lets it.
+
+    Raises:
+        ValueError: the hard limit is below what the requests alone need.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    least = config.max_concurrent_requests + OTHERS
+    if hard != resource.RLIM_INFINITY and hard < least:
+        raise ValueError(
+            f"rollout.max_concurrent_requests={config.max_concurrent_requests} needs as many connections, and this "
+            f"process may have {hard} files open; raise that (ulimit -Hn), or ask for {max(1, hard - OTHERS)} at most"
+        )
+    wanted = least + PER_EPISODE * config.max_concurrent_episodes
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

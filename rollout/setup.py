@@ -9,13 +9,12 @@ from pathlib import Path
 
 import httpx
 
-from polyturn.agents.chat import ChatRenderer, load_tokenizer
-from polyturn.agents.continuation import make_renderer
+from polyturn.agents.chat import ChatRenderer, load_tokenizer, make_renderer
 from polyturn.agents.dialects import Dialect, make_dialect
-from polyturn.agents.player import EpisodeLimits, play_messages, play_tokens
-from polyturn.agents.policy import SamplingParams, TokenPolicy
+from polyturn.agents.episode_loop import EpisodeLimits, play_messages, play_tokens
+from polyturn.agents.http import ConnectionPool
+from polyturn.agents.policy import LeastLoadedPolicy, SamplingParams, TokenPolicy
 from polyturn.agents.sglang_policy import SGLangPolicy
-from polyturn.agents.spread import SpreadPolicy
 from polyturn.configs.schema.deadlines import interruption_timeout_s
 from polyturn.configs.schema.run import ModelConfig, RunConfig
 from polyturn.configs.schema.tasks import EnvironmentReward
@@ -25,9 +24,7 @@ from polyturn.envs.rewards.types import Reward
 from polyturn.envs.tasks import EnvironmentChoice
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collector import Collector, Play
-from polyturn.rollout.connections import StackedConnections
-from polyturn.rollout.limits import RolloutLimits
-from polyturn.rollout.open_files import allow_open_files
+from polyturn.rollout.limits import RolloutLimits, allow_open_files
 from polyturn.rollout.task_sources import tasks_of
 from polyturn.tools.bounded_answers import BoundedTransport
 from polyturn.tools.retries import Retries
@@ -144,13 +141,13 @@ async def open_policy(
             )
             for each in urls
         ]
-        yield policies[0] if len(policies) == 1 else SpreadPolicy(policies)
+        yield policies[0] if len(policies) == 1 else LeastLoadedPolicy(policies)
 
 
 def open_client(*, timeout_s: float) -> httpx.AsyncClient:
     """A client for many requests at once; `timeout_s` bounds each, `MAX_GENERATION_BYTES` each answer."""
     return httpx.AsyncClient(
-        transport=BoundedTransport(StackedConnections(), max_bytes=MAX_GENERATION_BYTES),
+        transport=BoundedTransport(ConnectionPool(), max_bytes=MAX_GENERATION_BYTES),
         timeout=httpx.Timeout(timeout_s, connect=30.0),
         trust_env=False,
     )

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from polyturn.agents.ledger import Segment
-from polyturn.agents.routing import routing_array
+from polyturn.agents.ledger import Segment, routing_array
 from polyturn.configs.schema.trainer import BalanceConfig
 from polyturn.trainer.balance import balance
 

@@ -15,7 +15,7 @@ from typing import Any
 from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.collector import Group
 from polyturn.rollout.engines.control import EngineControl
-from polyturn.rollout.prompts import Prompt
+from polyturn.rollout.groups import Prompt
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.trainer.checks import CheckFailure, RunChecks
 from polyturn.trainer.estimates import Estimates, estimate_advantages

@@ -18,12 +18,10 @@ from polyturn.configs.sizing.memory import check_layout
 from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.envs.registry import list_environments, make
 from polyturn.envs.tasks import TaskSource
+from polyturn.rollout.checks import check_chat_template, check_prompts, check_rewards, check_tasks
 from polyturn.rollout.engines.placement import claim_port
-from polyturn.rollout.open_files import allow_open_files
-from polyturn.rollout.prompts_check import check_prompts
-from polyturn.rollout.rewards_check import check_rewards, check_tasks
+from polyturn.rollout.limits import allow_open_files
 from polyturn.rollout.task_sources import check_train_split, tasks_of
-from polyturn.rollout.template_check import check_chat_template
 from polyturn.trainer.algorithms.plugins import check_plugins
 from polyturn.trainer.megatron.checkpoints.manifest import MARKER, find_faults
 from polyturn.trainer.megatron.checkpoints.sources import initial_weights

@@ -12,7 +12,7 @@ from polyturn.configs.schema.run import ChecksConfig, RunConfig
 from polyturn.envs.tasks import TaskSource, draw_order
 from polyturn.envs.tasks.digest import task_digest
 from polyturn.rollout.collector import other_task
-from polyturn.rollout.prompts import PromptCursor
+from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.rollout.task_sources import tasks_of
 from polyturn.trainer.identity import compare, identify, refusal

@@ -8,8 +8,8 @@ import pytest
 from polyturn.agents.chat import ChatRenderer
 from polyturn.agents.dialects import HermesDialect
 from polyturn.agents.episode import Outcome
+from polyturn.agents.episode_loop import EpisodeLimits, play_tokens
 from polyturn.agents.ledger import UNSAMPLED_VERSION, Ledger
-from polyturn.agents.player import EpisodeLimits, play_tokens
 from polyturn.agents.policy import Generation
 from polyturn.envs.rewards import exact_match
 from polyturn.envs.tasks import Task

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from typer import Exit
 
-from polyturn.agents.failures import failure_text, sentence_of
+from polyturn.agents.episode import failure_text, sentence_of
 from polyturn.cli.outcome import reported
 from polyturn.configs.errors import ConfigError
 from polyturn.envs.faults import MAX_SENTENCE_CHARS, EnvironmentFault

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyturn.agents.http import Retries
-from polyturn.agents.openai_policy import OpenAIPolicy, read_answer
+from polyturn.agents.message_policies import OpenAIPolicy, read_answer
 from polyturn.agents.policy import PolicyFault, SamplingParams
 from polyturn.agents.sglang_policy import SGLangPolicy, read_generation
 from polyturn.tools.search.tool import SEARCH_SPEC

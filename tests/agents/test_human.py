@@ -2,7 +2,7 @@
 
 import pytest
 
-from polyturn.agents.human import HumanPolicy, read_line, tool_help
+from polyturn.agents.message_policies import HumanPolicy, read_line, tool_help
 from polyturn.tools.search.tool import SEARCH_SPEC
 
 

@@ -6,10 +6,8 @@ import sys
 MODULES = (
     "agents.chat",
     "agents.dialects",
-    "agents.human",
-    "agents.openai_policy",
-    "agents.player",
-    "agents.scripted",
+    "agents.episode_loop",
+    "agents.message_policies",
     "agents.sglang_policy",
     "envs.registry",
     "envs.tool_env",

@@ -12,12 +12,11 @@ from hypothesis import strategies as st
 
 from polyturn.agents.chat import ChatRenderer
 from polyturn.agents.dialects import HermesDialect
-from polyturn.agents.episode import Outcome
+from polyturn.agents.episode import Outcome, derive_seed
+from polyturn.agents.episode_loop import EpisodeLimits, play_messages, play_tokens
 from polyturn.agents.ledger import UNSAMPLED_VERSION
-from polyturn.agents.player import EpisodeLimits, play_messages, play_tokens
+from polyturn.agents.message_policies import ScriptedPolicy
 from polyturn.agents.policy import Generation, PolicyFault, SamplingParams
-from polyturn.agents.scripted import ScriptedPolicy
-from polyturn.agents.seeds import derive_seed
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.rewards import exact_match
 from polyturn.envs.tasks import ListTasks, Task

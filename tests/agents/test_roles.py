@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 from polyturn.agents.chat import ChatRenderer
 from polyturn.agents.dialects import HermesDialect
 from polyturn.agents.episode import Outcome
-from polyturn.agents.player import EpisodeLimits, play_messages, play_tokens
+from polyturn.agents.episode_loop import EpisodeLimits, play_messages, play_tokens
+from polyturn.agents.message_policies import ScriptedPolicy
 from polyturn.agents.policy import Generation
-from polyturn.agents.scripted import ScriptedPolicy
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.tasks import ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv

@@ -10,10 +10,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from polyturn.agents.ledger import Ledger
-from polyturn.agents.policy import Generation, PolicyFault, SamplingParams
-from polyturn.agents.routing import read_routing, routing_array
-from polyturn.agents.spread import SpreadPolicy
+from polyturn.agents.ledger import Ledger, read_routing, routing_array
+from polyturn.agents.policy import Generation, LeastLoadedPolicy, PolicyFault, SamplingParams
 
 
 def encoded(rows: np.ndarray) -> str:
@@ -91,7 +89,7 @@ async def test_requests_go_to_the_engine_with_the_fewest_under_way():
             return replace(generation(1), token_ids=(self.name,))
 
     engines = [Engine(0), Engine(1)]
-    policy = SpreadPolicy(engines)
+    policy = LeastLoadedPolicy(engines)
     plain = SamplingParams()
     waiting = asyncio.create_task(policy.generate(prompt_ids=[1], sampling=plain))
     await asyncio.sleep(0)

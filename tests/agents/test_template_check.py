@@ -7,8 +7,8 @@ import pytest
 from polyturn.agents.chat import load_tokenizer
 from polyturn.agents.dialects import make_dialect
 from polyturn.configs.loading.loader import load_config
+from polyturn.rollout.checks import check_chat_template
 from polyturn.rollout.setup import renderer_of
-from polyturn.rollout.template_check import check_chat_template
 
 from .families import FAMILIES, build
 

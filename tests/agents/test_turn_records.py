@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from polyturn.agents.player import EpisodeLimits, observation_digest, play_messages
-from polyturn.agents.scripted import ScriptedPolicy
+from polyturn.agents.episode_loop import EpisodeLimits, observation_digest, play_messages
+from polyturn.agents.message_policies import ScriptedPolicy
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.tasks import Task
 from polyturn.envs.tool_env import ToolEnv

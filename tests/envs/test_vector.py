@@ -21,8 +21,8 @@ from gymnasium.wrappers import (
 from gymnasium.wrappers.vector import RecordEpisodeStatistics as RecordVectorStatistics
 
 from polyturn.agents.dialects import HermesDialect
-from polyturn.agents.player import EpisodeLimits, play_messages
-from polyturn.agents.scripted import ScriptedPolicy
+from polyturn.agents.episode_loop import EpisodeLimits, play_messages
+from polyturn.agents.message_policies import ScriptedPolicy
 from polyturn.envs import registry
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.registry import make

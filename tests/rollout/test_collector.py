@@ -9,14 +9,14 @@ import time
 import pytest
 
 from polyturn.agents.episode import Outcome
-from polyturn.agents.player import EpisodeLimits
+from polyturn.agents.episode_loop import EpisodeLimits
 from polyturn.agents.policy import PolicyFault
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.tasks import ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collector import Collector, RolloutError, episode_seed, parse_episode_id
+from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.limits import RolloutLimits
-from polyturn.rollout.prompts import PromptCursor
 from polyturn.rollout.setup import message_play
 from polyturn.tools.decorator import tool
 from polyturn.tools.types import ToolCall

@@ -8,16 +8,21 @@ import numpy as np
 import pytest
 
 from polyturn.agents.episode import Outcome
-from polyturn.agents.player import EpisodeLimits
+from polyturn.agents.episode_loop import EpisodeLimits
+from polyturn.agents.message_policies import ScriptedPolicy
 from polyturn.agents.policy import PolicyFault
-from polyturn.agents.scripted import ScriptedPolicy
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.rewards import exact_match
 from polyturn.envs.tasks import ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collector import Collector, RolloutError
-from polyturn.rollout.evaluation import evaluate, interval
-from polyturn.rollout.intervals import clustered_interval, student_quantile, wilson_interval
+from polyturn.rollout.evaluation import (
+    clustered_interval,
+    evaluate,
+    interval,
+    student_quantile,
+    wilson_interval,
+)
 from polyturn.rollout.limits import RolloutLimits
 from polyturn.rollout.setup import message_play
 

@@ -20,17 +20,17 @@ from hypothesis import strategies as st
 from polyturn.agents.chat import ChatRenderer, load_tokenizer
 from polyturn.agents.dialects import HermesDialect
 from polyturn.agents.episode import Outcome
-from polyturn.agents.player import EpisodeLimits, play_messages
+from polyturn.agents.episode_loop import EpisodeLimits, play_messages
+from polyturn.agents.message_policies import ScriptedPolicy
 from polyturn.agents.policy import Generation
-from polyturn.agents.scripted import ScriptedPolicy
 from polyturn.configs.models import resolve_model_path
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.tasks import ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collector import Collector
+from polyturn.rollout.groups import Prompt
 from polyturn.rollout.journal import decode_episode, encode_episode
 from polyturn.rollout.limits import RolloutLimits
-from polyturn.rollout.prompts import Prompt
 from polyturn.rollout.setup import message_play, token_play
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.tools.decorator import tool

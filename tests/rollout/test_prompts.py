@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyturn.rollout.prompts import PromptCursor
+from polyturn.rollout.groups import PromptCursor
 
 
 @given(

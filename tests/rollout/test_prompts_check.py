@@ -6,7 +6,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from polyturn.envs.tasks import ListTasks, Task
-from polyturn.rollout.prompts_check import check_prompts
+from polyturn.rollout.checks import check_prompts
 
 
 @pytest.fixture

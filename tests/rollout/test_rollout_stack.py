@@ -9,7 +9,7 @@ import pytest
 
 from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.evaluation import evaluate
-from polyturn.rollout.prompts import PromptCursor
+from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.setup import build_collector, open_policy
 from polyturn.rollout.store import TrajectoryStore
 

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from polyturn.agents.ledger import Ledger
+from polyturn.agents.ledger import Ledger, routing_array
 from polyturn.agents.policy import SamplingParams
-from polyturn.agents.routing import routing_array
 from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.schema.run import EnginesConfig
 from polyturn.rollout.engines.checksums import engine_checksums

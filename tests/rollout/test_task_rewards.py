@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 
 from polyturn.agents.episode import Outcome
-from polyturn.agents.player import EpisodeLimits
+from polyturn.agents.episode_loop import EpisodeLimits
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import RunConfig
@@ -18,9 +18,8 @@ from polyturn.envs.rewards.group import GroupPart
 from polyturn.envs.tasks import EnvironmentChoice, GeneratedTasks, ListTasks, Task, draw_order
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collector import Collector, RolloutError
-from polyturn.rollout.group_rewards import without_group_rewards
+from polyturn.rollout.groups import PromptCursor, without_group_rewards
 from polyturn.rollout.limits import RolloutLimits
-from polyturn.rollout.prompts import PromptCursor
 from polyturn.rollout.setup import message_play, run_reward
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.rollout.task_sources import check_train_split, tasks_of

@@ -8,17 +8,17 @@ import gymnasium
 import pytest
 
 from polyturn.agents.episode import Outcome
+from polyturn.agents.episode_loop import EpisodeLimits
 from polyturn.agents.http import Retries
-from polyturn.agents.openai_policy import OpenAIPolicy
-from polyturn.agents.player import EpisodeLimits
+from polyturn.agents.message_policies import OpenAIPolicy
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.rewards.group import GroupPart
 from polyturn.envs.tasks import ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.envs.wrapped import WrappedToolEnv
 from polyturn.rollout.collector import Collector, RolloutError
+from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.limits import RolloutLimits
-from polyturn.rollout.prompts import PromptCursor
 from polyturn.rollout.setup import message_play, open_client
 from polyturn.tools.decorator import tool
 from polyturn.tools.types import ToolCall

@@ -2,13 +2,13 @@
 
 import threading
 
-from polyturn.agents.player import EpisodeLimits
+from polyturn.agents.episode_loop import EpisodeLimits
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.tasks import ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collector import Collector
+from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.limits import RolloutLimits
-from polyturn.rollout.prompts import PromptCursor
 from polyturn.rollout.setup import message_play
 from polyturn.tools.decorator import tool
 from polyturn.tools.types import ToolCall

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from polyturn.agents.episode import Episode
 from polyturn.configs.loading.loader import load_config, shipped_names
 from polyturn.configs.schema.run import RunConfig
-from polyturn.rollout.groups import Group
-from polyturn.rollout.prompts import Prompt
+from polyturn.rollout.groups import Group, Prompt
 from polyturn.trainer.batch import TrainSample
 from polyturn.trainer.critic_updates import SKIPPED
 from polyturn.trainer.estimates import Estimates, estimate_advantages

@@ -13,10 +13,9 @@ from typing import Annotated
 import typer
 
 from polyturn.agents.episode import Outcome
-from polyturn.agents.human import HumanPolicy
-from polyturn.agents.player import EpisodeLimits, play_messages
+from polyturn.agents.episode_loop import EpisodeLimits, play_messages
+from polyturn.agents.message_policies import HumanPolicy, ScriptedPolicy
 from polyturn.agents.policy import MessagePolicy
-from polyturn.agents.scripted import ScriptedPolicy
 from polyturn.cli.env_check import check
 from polyturn.cli.env_new import new
 from polyturn.cli.env_options import EnvId, Options, read_options

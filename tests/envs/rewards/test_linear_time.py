@@ -184,7 +184,7 @@ MODULES = (
         for name in ("extract", "normalise", "lexer", "answers", "units", "moments")
     ),
     *(f"polyturn.envs.rewards.math.{name}" for name in ("decide", "families", "spelled", "chinese")),
-    *("polyturn.envs.search.tags", "polyturn.agents.dialects", "polyturn.agents.thoughts"),
+    *("polyturn.envs.search.tags", "polyturn.agents.dialects"),
     *("polyturn.envs.customer_service.user", "polyturn.envs.customer_service.env"),
 )
 

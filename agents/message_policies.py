@@ -1,18 +1,20 @@
-"""A policy behind an OpenAI-compatible chat endpoint. It speaks in messages, so its episodes cannot be trained on."""
+"""Policies that speak in messages: a remote endpoint, a person at the terminal, a script."""
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import httpx
 
+from polyturn.agents.dialects import split_thought
 from polyturn.agents.http import Retries, post_json
 from polyturn.agents.policy import PolicyFault
-from polyturn.agents.thoughts import split_thought
 from polyturn.envs.messages import AssistantMessage, Message
-from polyturn.tools.plain import shown
+from polyturn.envs.scripts import Script
+from polyturn.tools.plain import printable, shown
 from polyturn.tools.types import ToolCall, ToolSpec
 
 _REASONING_KEYS = ("reasoning_content", "reasoning")
@@ -122,3 +124,76 @@ def _read_call(call: Mapping[str, Any]) -> ToolCall:
             id=call_id, name=name, error="The arguments could not be read: they must be a JSON object."
         )
     return ToolCall(id=call_id, name=name, arguments=arguments)
+
+
+class HumanPolicy:
+    """Shows what is new and reads one line: an answer, or a tool's name with its arguments as JSON.
+
+    search {"query": "Mara Lindqvist"}
+    """
+
+    def __init__(self, *, read: Callable[[str], str] = input, write: Callable[[str], object] = print) -> None:
+        self._read = read
+        self._write = lambda text: write(printable(text))
+        self._num_shown = 0
+
+    async def reply(self, *, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> AssistantMessage:
+        """Answer the conversation. Raises `EOFError` when the input ends."""
+        if len(messages) < self._num_shown:
+            self._num_shown = 0
+        if self._num_shown == 0 and tools:
+            self._write(tool_help(tools))
+        for message in messages[self._num_shown :]:
+            if message["role"] != "assistant":
+                self._write(f"[{message['role']}] {message['content']}")
+        self._num_shown = len(messages)
+        line = await asyncio.to_thread(self._read, "> ")
+        return read_line(line, tools)
+
+
+def tool_help(tools: Sequence[ToolSpec]) -> str:
+    """One line for each tool, in the form in which it is called."""
+    lines = ["Answer in one line, or call a tool:"]
+    for tool in tools:
+        arguments = ", ".join(f'"{name}": ...' for name in tool.parameters.get("properties", {}))
+        lines.append(f"  {tool.name} {{{arguments}}}    {tool.description}")
+    return "\n".join(lines)
+
+
+def read_line(line: str, tools: Sequence[ToolSpec]) -> AssistantMessage:
+    """The message that a typed line means: `tool {json}` is a call, anything else an answer."""
+    name, _, rest = line.strip().partition(" ")
+    rest = rest.strip()
+    known = name in {tool.name for tool in tools}
+    if not (known and (rest.startswith("{") or not rest)):
+        return AssistantMessage(content=line.strip())
+    try:
+        call = ToolCall(id="call_0", name=name, arguments=json.loads(rest or "{}"))
+    except (ValueError, RecursionError) as error:
+        call = ToolCall(id="call_0", name=name, error=f"The arguments are not valid JSON: {error}.")
+    return AssistantMessage(tool_calls=(call,))
+
+
+class ScriptedPolicy:
+    """Answers with what `script(messages, tools)` returns."""
+
+    def __init__(self, script: Script) -> None:
+        self._script = script
+
+    @classmethod
+    def saying(cls, replies: Iterable[AssistantMessage]) -> ScriptedPolicy:
+        """Gives `replies` in their order, for one episode."""
+        remaining = iter(replies)
+
+        def script(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> AssistantMessage:
+            del messages, tools
+            reply = next(remaining, None)
+            if reply is None:
+                raise PolicyFault("the script has no further reply")
+            return reply
+
+        return cls(script)
+
+    async def reply(self, *, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> AssistantMessage:
+        """Answer the conversation."""
+        return self._script(messages, tools)

@@ -19,11 +19,19 @@ from typing import Any, TypeVar
 import gymnasium
 
 from polyturn.agents.chat import ChatRenderer
+from polyturn.agents.deadlines import EpisodeTime, Slots
 from polyturn.agents.dialects import Dialect
-from polyturn.agents.episode import Episode, EpisodeTimings, Outcome, TurnRecord
-from polyturn.agents.failures import PROMPT_TOO_LONG, failure_reason, failure_text
+from polyturn.agents.episode import (
+    PROMPT_TOO_LONG,
+    Episode,
+    EpisodeTimings,
+    Outcome,
+    TurnRecord,
+    derive_seed,
+    failure_reason,
+    failure_text,
+)
 from polyturn.agents.ledger import Ledger
-from polyturn.agents.owners import EpisodeTime, Slots
 from polyturn.agents.policy import (
     FinishReason,
     Generation,
@@ -32,7 +40,6 @@ from polyturn.agents.policy import (
     SamplingParams,
     TokenPolicy,
 )
-from polyturn.agents.seeds import derive_seed
 from polyturn.envs.border import read_reset, read_step
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.hooks import Offload, StepLimits, current_task, in_threads, is_interruption
