@@ -13,9 +13,8 @@ import numpy as np
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.trainer import LoraConfig, OptimizerConfig
 from polyturn.trainer.algorithms.objective import Objective
-from polyturn.trainer.batch import TrainSample
+from polyturn.trainer.data.samples import TrainSample, count_samples
 from polyturn.trainer.megatron.policy import MegatronPolicy
-from polyturn.trainer.updates import count_samples
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from polyturn.configs.schema.trainer import BalanceConfig
-from polyturn.trainer.balance import balance
-from polyturn.trainer.batch import TrainSample, pack
+from polyturn.trainer.data.balance import balance, pack
+from polyturn.trainer.data.samples import TrainSample
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -17,10 +17,9 @@ import torch
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.trainer import SharedPrefix
 from polyturn.trainer.algorithms.objective import Objective
-from polyturn.trainer.batch import TrainSample
+from polyturn.trainer.data.prefix_tree import Sharing
+from polyturn.trainer.data.samples import TrainSample, count_samples
 from polyturn.trainer.megatron.policy import MegatronPolicy
-from polyturn.trainer.prefix_tree import Sharing
-from polyturn.trainer.updates import count_samples
 
 VOCABULARY = 200
 """Token ids are drawn below this."""

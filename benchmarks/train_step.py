@@ -21,7 +21,7 @@ import torch
 from contestants import megatron, plain, trl_grpo
 from contestants.job import Job, StepResult, make_batch, peak_bytes
 
-from polyturn.trainer.batch import pack
+from polyturn.trainer.data.balance import pack
 
 SIZES = {
     "1M": {"vocab_size": 2048, "hidden_size": 128, "num_hidden_layers": 4, "intermediate_size": 384},

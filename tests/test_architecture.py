@@ -29,7 +29,7 @@ HEAVY = ("torch", "ray", "sglang", "sglang_router", "megatron", "transformers")
         "polyturn.tools.toolset",
         "polyturn.envs",
         "polyturn.agents",
-        "polyturn.trainer.preflight",
+        "polyturn.trainer.run.preflight",
     ],
 )
 def test_light_import(module: str) -> None:

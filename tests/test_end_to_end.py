@@ -22,7 +22,7 @@ from polyturn.configs.loading.loader import load_config
 from polyturn.configs.models import resolve_model_path
 from polyturn.rollout.journal import read_journal
 from polyturn.rollout.store import TrajectoryStore
-from polyturn.trainer.metrics import read_metrics
+from polyturn.trainer.run.progress import read_metrics
 
 pytestmark = pytest.mark.stack
 

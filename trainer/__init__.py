@@ -1,1 +1,1 @@
-"""From trajectories to new weights: algorithms, batches, Megatron, weight sync and the training loop."""
+"""From trajectories to new weights: the run, its ranks, what a step is worth, algorithms, Megatron and weight sync."""

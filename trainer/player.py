@@ -18,7 +18,7 @@ from polyturn.rollout.groups import Prompt, PromptCursor
 from polyturn.rollout.limits import Policy
 from polyturn.rollout.setup import build_collector, open_policy
 from polyturn.rollout.store import TrajectoryStore, write_episodes
-from polyturn.trainer.interrupt import InterruptGuard
+from polyturn.trainer.run.failures import InterruptGuard
 
 Value = TypeVar("Value")
 OnEpisode = Callable[[Episode], None]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from polyturn.trainer.batch import TrainSample
+from polyturn.trainer.data.samples import TrainSample
 
 LEARNING_RATE = 1e-4
 BETAS = (0.9, 0.98)

@@ -24,8 +24,8 @@ class Polyturn:
     def __init__(self, job: Job) -> None:
         from polyturn.configs.schema.trainer import OptimizerConfig
         from polyturn.trainer.algorithms.objective import Objective
+        from polyturn.trainer.data.samples import count_samples
         from polyturn.trainer.megatron.policy import MegatronPolicy
-        from polyturn.trainer.updates import count_samples
 
         self._policy = MegatronPolicy(
             job.model_path,

@@ -15,7 +15,7 @@ from polyturn.envs.rewards import exact_match
 from polyturn.envs.tasks import Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.decorator import tool
-from polyturn.trainer.samples import make_samples
+from polyturn.trainer.credit.estimates import make_samples
 
 from .families import FAMILIES
 

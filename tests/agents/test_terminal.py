@@ -14,7 +14,7 @@ from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.tasks import ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.plain import printable
-from polyturn.trainer.progress import LiveProgress, PlainProgress
+from polyturn.trainer.run.progress import LiveProgress, PlainProgress
 
 ESCAPES = "a\x1b[2J\x1b]0;owned\x07b\x9b31m\rc\u202ed\ud800"
 SHOWN = "a\\x1b[2J\\x1b]0;owned\\x07b\\x9b31m\\rc\\u202ed\ufffd"

@@ -12,7 +12,7 @@ from polyturn.envs.tasks import Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.decorator import tool
 from polyturn.tools.types import ToolCall
-from polyturn.trainer.samples import make_samples
+from polyturn.trainer.credit.estimates import make_samples
 
 TASK = Task.from_prompt("t1", "Fill the jug.", label="full")
 

@@ -15,7 +15,7 @@ import pytest
 
 from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.trainer.base_model.tokenizer import CHAT_TEMPLATE_PATH
-from polyturn.trainer.model_tensors import expected_tensors
+from polyturn.trainer.megatron.weight_files import expected_tensors
 
 SHAPE: dict[str, Any] = {
     "model_type": "qwen3",

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from polyturn.cli.main import app
 from polyturn.configs.schema.run import RunConfig
 
-run = pytest.importorskip("polyturn.trainer.run", reason="training is not installed")
+run = pytest.importorskip("polyturn.trainer.run.train", reason="training is not installed")
 
 
 def train(monkeypatch: pytest.MonkeyPatch, outcome: BaseException | Path) -> Any:
@@ -35,7 +35,7 @@ def test_the_last_line_names_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("workspace")
 def test_a_failed_check_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    from polyturn.trainer.checks import CheckFailure
+    from polyturn.trainer.run.checks import CheckFailure
 
     result = train(monkeypatch, CheckFailure("step 3: group 7 has 5 episodes"))
     assert (result.exit_code, result.stdout, result.stderr) == (

@@ -62,7 +62,7 @@ def run_config(section):
 
 @pytest.mark.parametrize("page", ["tasks.md", "rewards.md"])
 def test_every_section_that_is_shown_passes_the_checks_before_a_run(files, page):
-    from polyturn.trainer.preflight import _check_tasks
+    from polyturn.trainer.run.preflight import _check_tasks
 
     model = resolve_model_path("builtin:tiny-searcher")
     sections = [yaml.safe_load(text) for text in blocks(page, "yaml")]

@@ -9,7 +9,7 @@ from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import RunConfig
 from polyturn.envs.rewards.labels import check_label
 from polyturn.envs.rewards.rules import make_rule
-from polyturn.trainer.preflight import _check_tasks
+from polyturn.trainer.run.preflight import _check_tasks
 
 
 def config(path, *, env="polyturn/SingleTurn-v0", source=None, **sections):

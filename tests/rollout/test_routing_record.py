@@ -17,7 +17,7 @@ from polyturn.rollout.engines.checksums import engine_checksums
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.server import SGLangServer
 from polyturn.rollout.setup import open_client
-from polyturn.trainer.batch import TrainSample
+from polyturn.trainer.data.samples import TrainSample
 
 pytestmark = pytest.mark.stack
 

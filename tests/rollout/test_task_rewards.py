@@ -23,9 +23,8 @@ from polyturn.rollout.limits import RolloutLimits
 from polyturn.rollout.setup import message_play, run_reward
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.rollout.task_sources import check_train_split, tasks_of
-from polyturn.trainer.estimates import estimate_advantages
-from polyturn.trainer.preflight import _check_tasks
-from polyturn.trainer.samples import make_samples
+from polyturn.trainer.credit.estimates import estimate_advantages, make_samples
+from polyturn.trainer.run.preflight import _check_tasks
 
 MODEL = resolve_model_path("builtin:tiny-searcher")
 LIMITS = RolloutLimits(max_concurrent_tools=4, max_retries=1, retry_delay_s=0)

@@ -12,7 +12,7 @@ from polyturn.rollout.limits import RolloutLimits
 from polyturn.rollout.setup import message_play
 from polyturn.tools.decorator import tool
 from polyturn.tools.types import ToolCall
-from polyturn.trainer.step_metrics import tool_metrics
+from polyturn.trainer.run.metrics import tool_metrics
 
 TASKS = ListTasks([Task.from_prompt(f"task-{i}", "question") for i in range(4)])
 

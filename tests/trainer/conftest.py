@@ -11,7 +11,7 @@ import pytest
 from polyturn.agents.episode import Episode, Outcome
 from polyturn.agents.ledger import Ledger
 from polyturn.agents.policy import Generation
-from polyturn.trainer.batch import TrainSample
+from polyturn.trainer.data.samples import TrainSample
 
 VOCAB_SIZE = 301
 """Odd, so that two tensor-parallel ranks need a padded vocabulary."""

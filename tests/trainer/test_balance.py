@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyturn.configs.schema.trainer import BalanceConfig
-from polyturn.trainer.balance import METHODS, balance, greedy, karmarkar_karp, sequence_cost
+from polyturn.trainer.data.balance import METHODS, balance, greedy, karmarkar_karp, sequence_cost
 
 
 def makespan(bins, costs) -> float:

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from polyturn.agents.ledger import Ledger
 from polyturn.agents.policy import Generation
-from polyturn.trainer.batch import TrainSample, pack, split_over_ranks, split_packs
+from polyturn.trainer.data.balance import pack, split_over_ranks, split_packs
+from polyturn.trainer.data.samples import TrainSample
 
 
 def make_sample(length: int, name: str = "s") -> TrainSample:

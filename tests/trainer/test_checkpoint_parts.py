@@ -31,7 +31,7 @@ from polyturn.trainer.megatron.checkpoints.manifest import (
 )
 from polyturn.trainer.megatron.checkpoints.safetensors_file import write_safetensors
 from polyturn.trainer.megatron.checkpoints.sources import find_source, initial_weights
-from polyturn.trainer.preflight import preflight
+from polyturn.trainer.run.preflight import preflight
 
 
 def cut(size: int, parts: list[float]) -> list[tuple[int, int]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from polyturn.configs.schema.run import ChecksConfig
-from polyturn.trainer.checks import CheckFailure, RunChecks
+from polyturn.trainer.run.checks import CheckFailure, RunChecks
 
 ON = ChecksConfig(enabled=True, max_initial_kl=1e-6, max_logprob_difference=1e-4)
 

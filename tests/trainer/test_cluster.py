@@ -9,9 +9,8 @@ import pytest
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.loading.loader import load_config
 from polyturn.rollout.engines.placement import assigned_gpus
-from polyturn.trainer.cluster import Node, check_cluster
-from polyturn.trainer.rank_group import see_own_gpu
-from polyturn.trainer.workers import start_ray
+from polyturn.trainer.ranks.rank import see_own_gpu
+from polyturn.trainer.run.cluster import Node, check_cluster, start_ray
 
 
 def node(number: int, *, cpus: int = 64, gpus: int = 8) -> Node:

@@ -16,15 +16,13 @@ from polyturn.agents.episode import Episode
 from polyturn.configs.loading.loader import load_config, shipped_names
 from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.groups import Group, Prompt
-from polyturn.trainer.batch import TrainSample
-from polyturn.trainer.critic_updates import SKIPPED
-from polyturn.trainer.estimates import Estimates, estimate_advantages
-from polyturn.trainer.off_policy import correct
-from polyturn.trainer.prefix_packs import rank_split
-from polyturn.trainer.samples import make_samples
-from polyturn.trainer.step_metrics import step_metrics
-from polyturn.trainer.updates import UpdateReport, UpdateShare, critic_report, split_updates
-from polyturn.trainer.workers import TrainerGroup, TrainerRank
+from polyturn.trainer.credit.estimates import Estimates, estimate_advantages, make_samples
+from polyturn.trainer.credit.off_policy import correct
+from polyturn.trainer.data.balance import rank_split, split_updates
+from polyturn.trainer.data.samples import SKIPPED, TrainSample, UpdateReport, UpdateShare
+from polyturn.trainer.ranks.group import TrainerGroup, critic_report
+from polyturn.trainer.ranks.rank import TrainerRank
+from polyturn.trainer.run.metrics import step_metrics
 
 Episodes = Callable[..., Episode]
 

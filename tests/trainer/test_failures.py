@@ -10,9 +10,9 @@ from ray.exceptions import ActorDiedError, RayTaskError
 
 from polyturn.configs.errors import ConfigError
 from polyturn.rollout.engines.process import EngineError
-from polyturn.trainer.checks import CheckFailure
-from polyturn.trainer.failures import Interrupted, RunFailure, sentence_of, told_in_a_sentence
-from polyturn.trainer.run_directory import RunDirectory
+from polyturn.trainer.run.checks import CheckFailure
+from polyturn.trainer.run.directory import RunDirectory
+from polyturn.trainer.run.failures import Interrupted, RunFailure, sentence_of, told_in_a_sentence
 
 TRACE = 'Traceback (most recent call last):\n  File "x.py", line 1, in f\nKeyError: 1\n'
 

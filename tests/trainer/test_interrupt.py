@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from polyturn.trainer.interrupt import InterruptGuard
+from polyturn.trainer.run.failures import InterruptGuard
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

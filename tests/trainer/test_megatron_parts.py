@@ -47,7 +47,10 @@ def test_megatron_imported_too_early_is_refused():
 
 def test_the_policy_can_be_imported_without_megatron():
     """The compatibility must come first, so nothing may import Megatron-core before a policy is made."""
-    code = "import sys, polyturn.trainer.supervised; print('megatron.core' in sys.modules, 'sglang' in sys.modules)"
+    code = (
+        "import sys, polyturn.trainer.base_model.supervised;"
+        "print('megatron.core' in sys.modules, 'sglang' in sys.modules)"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["False", "False"]
 

@@ -17,7 +17,7 @@ from polyturn.configs.schema.objective import KLInLoss, SequenceMean, TokenMean
 from polyturn.configs.schema.trainer import OptimizerConfig, ParallelConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
-from polyturn.trainer.batch import TrainSample
+from polyturn.trainer.data.samples import TrainSample
 from polyturn.trainer.megatron import hf_directory
 from polyturn.trainer.megatron.policy import MegatronPolicy
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 
-from polyturn.trainer.metrics import TensorBoardSink
+from polyturn.trainer.run.progress import TensorBoardSink
 
 
 def read_events(path: Path) -> Iterator[Event]:
@@ -46,7 +46,7 @@ def test_tensorboard_is_given_every_finite_figure_and_where_a_resume_begins(tmp_
 SCRIPT = """
 import resource, signal, sys
 from pathlib import Path
-from polyturn.trainer.metrics import JsonLinesSink, TensorBoardSink
+from polyturn.trainer.run.progress import JsonLinesSink, TensorBoardSink
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 kind = {"json": JsonLinesSink, "tensorboard": TensorBoardSink}[sys.argv[1]]
 sink = kind(Path(sys.argv[2]), last_step=0)

@@ -13,10 +13,12 @@ from polyturn.configs.errors import ConfigError
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.algorithm import AlgorithmConfig
 from polyturn.trainer.algorithms.diagnostics import mismatch, mismatch_by
-from polyturn.trainer.batch import TrainSample
-from polyturn.trainer.off_policy import correct, drop_unusable
-from polyturn.trainer.preflight import preflight
-from polyturn.trainer.updates import count_samples, score_samples, split_updates, with_scores
+from polyturn.trainer.credit.estimates import with_scores
+from polyturn.trainer.credit.off_policy import correct, drop_unusable
+from polyturn.trainer.data.balance import split_updates
+from polyturn.trainer.data.samples import TrainSample, count_samples
+from polyturn.trainer.ranks.rank import score_samples
+from polyturn.trainer.run.preflight import preflight
 
 FAR = 77.0
 """Stands where nothing was sampled: it must not be read."""

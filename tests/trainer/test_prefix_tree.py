@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.models import resolve_model_path
-from polyturn.trainer.batch import TrainSample, split_over_ranks
-from polyturn.trainer.prefix_packs import pack_by_prefix, rank_split, split_by_prefix
-from polyturn.trainer.prefix_tree import MIN_SHARED, Sharing, build_tree
-from polyturn.trainer.preflight_models import check_models
+from polyturn.trainer.data.balance import pack_by_prefix, rank_split, split_by_prefix, split_over_ranks
+from polyturn.trainer.data.prefix_tree import MIN_SHARED, Sharing, build_tree
+from polyturn.trainer.data.samples import TrainSample
+from polyturn.trainer.run.model_checks import check_models
 
 
 def sample(number: int, token_ids: np.ndarray) -> TrainSample:

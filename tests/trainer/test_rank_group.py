@@ -10,8 +10,8 @@ import ray
 
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.trainer import ParallelConfig
-from polyturn.trainer import rank_group
-from polyturn.trainer.rank_group import Call, RankGroup
+from polyturn.trainer.ranks import group as rank_group
+from polyturn.trainer.ranks.group import Call, RankGroup
 
 pytestmark = pytest.mark.stack
 

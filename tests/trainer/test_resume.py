@@ -19,10 +19,9 @@ from polyturn.envs.tasks.digest import task_digest
 from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.rollout.task_sources import tasks_of
-from polyturn.trainer.identity import as_json, identify
-from polyturn.trainer.metrics import JsonLinesSink, read_metrics
-from polyturn.trainer.resume import check_resume, forget_failure, note_failure
-from polyturn.trainer.run_directory import RunDirectory
+from polyturn.trainer.run.directory import RunDirectory
+from polyturn.trainer.run.progress import JsonLinesSink, read_metrics
+from polyturn.trainer.run.resume import as_json, check_resume, forget_failure, identify, note_failure
 
 ROWS = [{"prompt": f"what is {i} + {i}?", "answer": str(2 * i)} for i in range(20)]
 RECIPE = """\

@@ -10,8 +10,8 @@ import pytest
 from polyturn.configs.schema.run import RunConfig
 from polyturn.trainer.megatron.checkpoints.manifest import describe_file, find_faults, write_manifest
 from polyturn.trainer.megatron.checkpoints.sources import find_source
-from polyturn.trainer.metrics import JsonLinesSink, read_metrics
-from polyturn.trainer.run_directory import RunDirectory, RunState, runs_of
+from polyturn.trainer.run.directory import RunDirectory, RunState, runs_of
+from polyturn.trainer.run.progress import JsonLinesSink, read_metrics
 
 
 def make_config(tmp_path: Path, **changes: object) -> RunConfig:

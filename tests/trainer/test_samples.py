@@ -10,10 +10,9 @@ import pytest
 
 from polyturn.agents.episode import Episode, Outcome, TurnRecord
 from polyturn.configs.schema.algorithm import AlgorithmConfig, CentredAdvantage
-from polyturn.trainer.batch import TrainSample
-from polyturn.trainer.estimates import Estimates, estimate_advantages
-from polyturn.trainer.samples import make_samples
-from polyturn.trainer.updates import split_updates
+from polyturn.trainer.credit.estimates import Estimates, estimate_advantages, make_samples
+from polyturn.trainer.data.balance import split_updates
+from polyturn.trainer.data.samples import TrainSample
 
 
 def estimate(episodes: list[Episode], algorithm: AlgorithmConfig | None = None) -> Estimates:

@@ -10,9 +10,9 @@ import pytest
 from polyturn.agents.ledger import Ledger, Segment
 from polyturn.agents.policy import Generation
 from polyturn.trainer.algorithms.objective import Objective, evaluate_objective
-from polyturn.trainer.batch import TrainSample
 from polyturn.trainer.battery.rows import Row, count, random_rows, to_batch
-from polyturn.trainer.off_policy import drop_unusable
+from polyturn.trainer.credit.off_policy import drop_unusable
+from polyturn.trainer.data.samples import TrainSample
 
 END = 0
 """The token that ends a turn, which is also the one that a tokenizer without padding pads with."""

@@ -7,8 +7,8 @@ import pytest
 import torch
 import transformers
 
+from polyturn.trainer.base_model.supervised import SupervisedConfig, train_supervised
 from polyturn.trainer.megatron.policy import MegatronPolicy
-from polyturn.trainer.supervised import SupervisedConfig, train_supervised
 
 CONFIG = SupervisedConfig(
     num_updates=40,

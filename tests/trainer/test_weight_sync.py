@@ -18,9 +18,9 @@ from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.placement import free_port
 from polyturn.rollout.engines.process import EngineError
 from polyturn.rollout.engines.server import SGLangServer
+from polyturn.trainer.weight_sync import WeightPublisher
 from polyturn.trainer.weight_sync.broadcast import BroadcastPublisher, make_buckets
 from polyturn.trainer.weight_sync.disk import DiskPublisher
-from polyturn.trainer.weight_sync.publisher import WeightPublisher
 
 PROMPT = list(range(20, 60))
 

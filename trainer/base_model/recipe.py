@@ -90,7 +90,7 @@ def load_recipe(path: Path) -> Recipe:
 
 def make_base_model(recipe: Recipe, output: Path, *, report: Report = print) -> dict[str, list[float]]:
     """Make the model, write it to `output` and return each stage's losses by update."""
-    from polyturn.trainer.supervised import SupervisedConfig, train_supervised
+    from polyturn.trainer.base_model.supervised import SupervisedConfig, train_supervised
 
     started = time.perf_counter()
     losses: dict[str, list[float]] = {}

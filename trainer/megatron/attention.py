@@ -26,8 +26,8 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn import functional
 
+from polyturn.trainer.data.prefix_tree import Sharing
 from polyturn.trainer.megatron.context import ContextSlice, whole_order
-from polyturn.trainer.prefix_tree import Sharing
 
 MAX_PADDING = 0.15
 """Share of padded positions up to which a shorter sequence joins a batch of longer ones."""

@@ -20,17 +20,17 @@ from polyturn.configs.schema.trainer import OptimizerConfig, ParallelConfig, Sha
 from polyturn.trainer.algorithms.objective import ObjectiveSums
 from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.algorithms.value_loss import value_loss
-from polyturn.trainer.batch import TrainSample
+from polyturn.trainer.data.samples import TrainSample
 from polyturn.trainer.megatron.checkpoints.state import num_optimizer_steps
 from polyturn.trainer.megatron.engine import Engine
 from polyturn.trainer.megatron.hf_directory import HFWeights, read_config
 from polyturn.trainer.megatron.lora import BaseWeights
 from polyturn.trainer.megatron.micro_batches import finite_columns, make_micro_batches
 from polyturn.trainer.megatron.packed import PackedBatch, gather_rows
+from polyturn.trainer.megatron.schedule import LearningRateSchedule
 from polyturn.trainer.megatron.tree_attention import allow_trees
 from polyturn.trainer.megatron.value_head import ValueHead, attach_value_head
 from polyturn.trainer.megatron.weights import OUTPUT_WEIGHT, load_hf_weights
-from polyturn.trainer.schedule import LearningRateSchedule
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from polyturn.trainer.model_tensors import SCALE_SUFFIX
+from polyturn.trainer.megatron.weight_files import SCALE_SUFFIX
 
 BLOCK = 128
 MAX_E4M3 = torch.finfo(torch.float8_e4m3fn).max

@@ -18,13 +18,16 @@ from safetensors.torch import save_file
 from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.rollout.whole_file import removed_on_failure
 from polyturn.trainer.megatron.fp8 import BLOCK, dequantize_blocks
-from polyturn.trainer.model_tensors import CORRECTION, SCALE_SUFFIX, is_carried, layer_number
-from polyturn.trainer.weight_files import (
+from polyturn.trainer.megatron.weight_files import (
+    CORRECTION,
     FLOATS,
     FP8,
     INDEX_NAME,
+    SCALE_SUFFIX,
     SINGLE_NAME,
     StoredTensor,
+    is_carried,
+    layer_number,
     read_header,
     read_weight_files,
 )

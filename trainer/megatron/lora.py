@@ -35,8 +35,8 @@ from torch.nn import functional
 
 from polyturn.configs.schema.trainer import LoraConfig
 from polyturn.trainer.megatron.model import Architecture
+from polyturn.trainer.megatron.weight_files import check_targets
 from polyturn.trainer.megatron.weights import chunk_mapping
-from polyturn.trainer.model_tensors import check_targets
 
 Parallel = Literal["column", "row", "whole"]
 PARALLEL: dict[int | None, Parallel] = {0: "column", 1: "row", None: "whole"}

@@ -13,12 +13,12 @@ import torch
 import torch.distributed as dist
 
 from polyturn.configs.schema.trainer import ParallelConfig, SharedPrefix
-from polyturn.trainer.batch import TrainSample, pack, split_packs
+from polyturn.trainer.data.balance import pack, pack_by_prefix, split_packs
+from polyturn.trainer.data.samples import TrainSample
 from polyturn.trainer.megatron.context import ContextSlice
 from polyturn.trainer.megatron.engine import Engine
 from polyturn.trainer.megatron.packed import PackedBatch, make_packed_batch, scatter_rows
 from polyturn.trainer.megatron.tree_packs import make_tree_batch
-from polyturn.trainer.prefix_packs import pack_by_prefix
 
 
 def make_micro_batches(

@@ -12,10 +12,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from polyturn.trainer.batch import TrainSample
+from polyturn.trainer.data.prefix_tree import Sharing
+from polyturn.trainer.data.samples import TrainSample
 from polyturn.trainer.megatron.attention import PackedSequences, pack_lengths
 from polyturn.trainer.megatron.context import ContextSlice
-from polyturn.trainer.prefix_tree import Sharing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,13 +17,13 @@ import torch.distributed as dist
 from polyturn.configs.schema.trainer import LoraConfig, OptimizerConfig, ParallelConfig, SharedPrefix
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
-from polyturn.trainer.batch import TrainSample
+from polyturn.trainer.data.prefix_tree import Sharing
+from polyturn.trainer.data.samples import TrainSample
 from polyturn.trainer.megatron.cpu import install_cpu_compatibility
 from polyturn.trainer.megatron.families.computation import same_computation
 from polyturn.trainer.megatron.hf_directory import HFWeights, read_config, write_hf_directory
-from polyturn.trainer.model_tensors import linear_layers
-from polyturn.trainer.prefix_tree import Sharing
-from polyturn.trainer.schedule import LearningRateSchedule
+from polyturn.trainer.megatron.schedule import LearningRateSchedule
+from polyturn.trainer.megatron.weight_files import linear_layers
 
 if TYPE_CHECKING:
     from megatron.core.models.gpt.gpt_model import GPTModel

@@ -13,7 +13,7 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from polyturn.configs.schema.trainer import ParallelConfig
-from polyturn.trainer.rendezvous import open_store
+from polyturn.trainer.weight_sync.process_group import open_store
 
 TIMEOUT = timedelta(minutes=30)
 

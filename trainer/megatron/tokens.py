@@ -14,7 +14,7 @@ import torch
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.algorithms.tokens import TokenBatch
-from polyturn.trainer.batch import TrainSample
+from polyturn.trainer.data.samples import TrainSample
 from polyturn.trainer.megatron.packed import PackedBatch, gather_rows
 
 

@@ -19,8 +19,8 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.multi_latent_attention import MultiLatentAttention
 from torch.nn import functional
 
+from polyturn.trainer.data.prefix_tree import Node, PrefixTree, Sharing
 from polyturn.trainer.megatron.attention import PackedSequences, TorchPackedAttention
-from polyturn.trainer.prefix_tree import Node, PrefixTree, Sharing
 
 
 @dataclass

@@ -11,11 +11,11 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from polyturn.trainer.batch import TrainSample
+from polyturn.trainer.data.balance import prefix_keys
+from polyturn.trainer.data.prefix_tree import Node, PrefixTree, build_tree
+from polyturn.trainer.data.samples import TrainSample
 from polyturn.trainer.megatron.packed import PackedBatch, make_packed_batch, predicting_rows
 from polyturn.trainer.megatron.tree_attention import describe_tree
-from polyturn.trainer.prefix_packs import prefix_keys
-from polyturn.trainer.prefix_tree import Node, PrefixTree, build_tree
 
 
 def make_tree_batch(

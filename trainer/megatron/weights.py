@@ -24,7 +24,7 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from polyturn.trainer.megatron.families.mapping import Mapped, find_row
 from polyturn.trainer.megatron.hf_directory import HFWeights
 from polyturn.trainer.megatron.model import Architecture
-from polyturn.trainer.model_tensors import EMBEDDING, OUTPUT, check_tensors
+from polyturn.trainer.megatron.weight_files import EMBEDDING, OUTPUT, check_tensors
 
 OUTPUT_WEIGHT = "output_layer.weight"
 EMBEDDING_WEIGHT = "embedding.word_embeddings.weight"

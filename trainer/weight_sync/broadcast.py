@@ -18,8 +18,8 @@ import torch.distributed as dist
 
 from polyturn.rollout.engines.checksums import EngineChecksums
 from polyturn.rollout.engines.control import EngineControl
+from polyturn.trainer.weight_sync import SyncReport, WeightSyncError
 from polyturn.trainer.weight_sync.process_group import join_process_group
-from polyturn.trainer.weight_sync.publisher import SyncReport, WeightSyncError
 
 Bucket = list[tuple[str, torch.Tensor]]
 

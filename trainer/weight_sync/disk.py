@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from polyturn.rollout.engines.checksums import EngineChecksums
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.whole_file import removed_on_failure
-from polyturn.trainer.weight_sync.publisher import SyncReport
+from polyturn.trainer.weight_sync import SyncReport
 
 
 class DiskPublisher:

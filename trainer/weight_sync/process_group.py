@@ -1,17 +1,33 @@
-"""A process group beside the default one, shared by processes that have different default groups.
+"""Where processes meet to form process groups.
 
-`torch.distributed.new_group` only makes subgroups of the default group; trainer and engines have none in common, so
-the group is made from a rendezvous of its own, as SGLang's `/init_weights_update_group` does on the other side.
+`torch.distributed`'s own TCP rendezvous listens on every interface of rank 0's host. Here rank 0 listens on the one
+address that the others are given: loopback, unless the ranks are on several hosts. And `new_group` only makes subgroups
+of the default group; trainer and engines have none in common, so theirs is made from a rendezvous of its own, as
+SGLang's `/init_weights_update_group` does on the other side.
 """
 
 from __future__ import annotations
 
+import socket
 from datetime import timedelta
 
 import torch.distributed as dist
 from torch.distributed import distributed_c10d as c10d
 
-from polyturn.trainer.rendezvous import open_store
+
+def open_store(*, address: str, port: int, world_size: int, rank: int, timeout: timedelta) -> dist.TCPStore:
+    """The store at address:port, which rank 0 hosts. Blocks until all ranks have opened it.
+
+    Others may join it by torch's own `tcp://address:port` rendezvous.
+    """
+    if rank != 0:
+        return dist.TCPStore(address, port, world_size, is_master=False, timeout=timeout)
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    listener = socket.create_server((address, port), family=family)
+    # The store owns the descriptor from here on.
+    return dist.TCPStore(
+        address, port, world_size, is_master=True, timeout=timeout, master_listen_fd=listener.detach()
+    )
 
 
 def join_process_group(

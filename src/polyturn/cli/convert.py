@@ -60,8 +60,8 @@ def convert(
     """
     with reported():
         require()
-        from polyturn.trainer.convert import Ranks, make_plan
-        from polyturn.trainer.convert import convert as run
+        from polyturn.trainer.megatron.convert import Ranks, make_plan
+        from polyturn.trainer.megatron.convert import convert as run
 
         if to is not None and to not in KINDS:
             raise ConfigError(f"--to {to}: there are {', '.join(KINDS)}")

@@ -41,7 +41,7 @@ def evaluate(
     \b
     Example: polyturn eval quickstart --model runs/quickstart-20260101-120000/policy evaluation.num_tasks=64
     """
-    from polyturn.trainer.preflight import preflight_evaluation
+    from polyturn.trainer.run.preflight import preflight_evaluation
 
     with reported():
         suite = is_suite(recipe_or_suite)
@@ -68,7 +68,7 @@ def _evaluate_one(config: RunConfig, model_path: Path) -> dict[str, Any]:
     from polyturn.rollout.collector import RolloutError
     from polyturn.rollout.engines.process import EngineError
     from polyturn.rollout.evaluation import evaluate_model
-    from polyturn.trainer.progress import make_progress
+    from polyturn.trainer.run.progress import make_progress
 
     settings = config.evaluation
     progress = make_progress(config.logging.progress, num_steps=1)
@@ -104,7 +104,7 @@ def _evaluate_one(config: RunConfig, model_path: Path) -> dict[str, Any]:
 
 def newest_policy(config: RunConfig) -> Path:
     """The final policy of `run_dir`, or of the newest finished run of this name. Raises ConfigError."""
-    from polyturn.trainer.run_directory import runs_of
+    from polyturn.trainer.run.directory import runs_of
 
     if config.run_dir is not None:
         runs = [config.run_dir]

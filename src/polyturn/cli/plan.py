@@ -25,7 +25,7 @@ from polyturn.envs.tasks import MixtureTasks, TaskSource
 from polyturn.envs.tasks.open import source_name
 from polyturn.rollout.task_sources import task_configs, tasks_of
 from polyturn.tools.plain import printable
-from polyturn.trainer.preflight_memory import capacity_of, check_memory, critic_shape
+from polyturn.trainer.run.model_checks import capacity_of, check_memory, critic_shape
 
 
 def print_plan(config: RunConfig) -> None:

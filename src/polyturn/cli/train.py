@@ -33,7 +33,7 @@ def train(
     \b
     Example: polyturn train quickstart seed=1 trainer.optimizer.learning_rate=1e-6
     """
-    from polyturn.trainer.preflight import preflight
+    from polyturn.trainer.run.preflight import preflight
 
     with reported():
         config = load_config(recipe, overrides or ())
@@ -42,11 +42,11 @@ def train(
             print_plan(config)
             return
         require()
-        from polyturn.trainer import run
-        from polyturn.trainer.failures import FAILURES, Interrupted, sentence_of
+        from polyturn.trainer.run.failures import FAILURES, Interrupted, sentence_of
+        from polyturn.trainer.run.train import train as run
 
         try:
-            path = run.train(config)
+            path = run(config)
         except Interrupted as interrupted:
             typer.echo(str(interrupted))
             typer.echo(f"run: {interrupted.directory}")

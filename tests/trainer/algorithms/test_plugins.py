@@ -25,7 +25,7 @@ from polyturn.trainer.algorithms.registry import (
     Registry,
 )
 from polyturn.trainer.battery.kit import REGISTRIES
-from polyturn.trainer.preflight import preflight
+from polyturn.trainer.run.preflight import preflight
 
 RIGHT = """
 def loss(batch, *, beta=0.1):

@@ -13,8 +13,8 @@ import torch
 from polyturn.configs.schema import objective as sections
 from polyturn.trainer.algorithms.reductions import GlobalCounts, token_weights, weighted_sum
 from polyturn.trainer.algorithms.tokens import TokenBatch
-from polyturn.trainer.batch import TrainSample
-from polyturn.trainer.updates import count_samples, split_updates
+from polyturn.trainer.data.balance import split_updates
+from polyturn.trainer.data.samples import TrainSample, count_samples
 
 # Four samples of three sequences of two prompts, with 2, 1, 3 and no trainable tokens.
 LENGTHS = [2, 1, 3, 0]

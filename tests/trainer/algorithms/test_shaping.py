@@ -23,8 +23,7 @@ from polyturn.configs.schema.objective import KLInReward
 from polyturn.configs.schema.section import Plugin
 from polyturn.trainer.algorithms.registry import ADVANTAGES
 from polyturn.trainer.algorithms.value_loss import value_loss
-from polyturn.trainer.estimates import Estimates, estimate_advantages
-from polyturn.trainer.samples import make_samples
+from polyturn.trainer.credit.estimates import Estimates, estimate_advantages, make_samples
 
 OVERLONG = OverlongShaping(kind="overlong", max_tokens=8, buffer_tokens=4, factor=2.0)
 CENTRED = CentredAdvantage(kind="dr_grpo")

@@ -12,8 +12,8 @@ from layout_runs import OBJECTIVE, SMOOTH
 from ranks_pool import RankContext
 
 from polyturn.configs.schema.trainer import ParallelConfig
-from polyturn.trainer.batch import TrainSample, split_over_ranks
-from polyturn.trainer.updates import count_samples
+from polyturn.trainer.data.balance import split_over_ranks
+from polyturn.trainer.data.samples import TrainSample, count_samples
 
 NUM_BEFORE = 2
 NUM_AFTER = 2

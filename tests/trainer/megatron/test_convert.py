@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from tiny_families import make_tiny
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
 
-from polyturn.trainer.convert import Ranks, make_plan
 from polyturn.trainer.megatron.checkpoints.sources import find_source
+from polyturn.trainer.megatron.convert import Ranks, make_plan
 from polyturn.trainer.megatron.fp8 import dequantize_blocks
 
 pytestmark = pytest.mark.stack
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.stack
 
 def run_convert(context: RankContext, source: Path, target: Path, settings: dict) -> list[str]:
     """What was told of the progress."""
-    from polyturn.trainer.convert import convert
+    from polyturn.trainer.megatron.convert import convert
 
     ranks = Ranks(
         rank=context.rank,

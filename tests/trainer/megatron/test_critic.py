@@ -11,9 +11,9 @@ import transformers
 
 from polyturn.configs.schema.trainer import OptimizerConfig, ParallelConfig
 from polyturn.trainer.algorithms.objective import Objective
-from polyturn.trainer.batch import TrainSample, split_over_ranks
+from polyturn.trainer.data.balance import split_over_ranks
+from polyturn.trainer.data.samples import TrainSample, count_samples
 from polyturn.trainer.megatron.policy import MegatronPolicy
-from polyturn.trainer.updates import count_samples
 
 pytestmark = pytest.mark.stack
 

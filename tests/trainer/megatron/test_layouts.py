@@ -15,7 +15,7 @@ from layout_table import DENSE, FAMILIES, MIXTURE, make_steady, name
 from safetensors.torch import load_file
 
 from polyturn.configs.schema.trainer import ParallelConfig
-from polyturn.trainer.batch import TrainSample
+from polyturn.trainer.data.samples import TrainSample
 
 pytestmark = pytest.mark.stack
 

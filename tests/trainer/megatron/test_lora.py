@@ -17,7 +17,8 @@ from polyturn.configs.schema.trainer import LoraConfig, OptimizerConfig, Paralle
 from polyturn.configs.sizing.model_shape import ModelShape, adapter_parameters
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
-from polyturn.trainer.batch import TrainSample, split_over_ranks
+from polyturn.trainer.data.balance import split_over_ranks
+from polyturn.trainer.data.samples import TrainSample
 from polyturn.trainer.megatron.policy import MegatronPolicy
 
 pytestmark = pytest.mark.stack

@@ -13,8 +13,13 @@ from tiny_families import TINY, make_tiny
 from polyturn.configs.models import preset_directory, preset_names
 from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.trainer.megatron.families import FAMILIES
-from polyturn.trainer.model_tensors import check_tensors, expected_tensors, linear_layers
-from polyturn.trainer.weight_files import StoredTensor, read_weight_files
+from polyturn.trainer.megatron.weight_files import (
+    StoredTensor,
+    check_tensors,
+    expected_tensors,
+    linear_layers,
+    read_weight_files,
+)
 
 
 @pytest.mark.parametrize("name", TINY)

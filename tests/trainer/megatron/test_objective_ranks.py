@@ -14,7 +14,7 @@ from objective_runs import train_on_objectives
 from polyturn.configs.schema.objective import GSPOLoss, KLInLoss, PromptMean, SequenceMean, VESPOLoss
 from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.trainer.algorithms.objective import Objective
-from polyturn.trainer.batch import TrainSample
+from polyturn.trainer.data.samples import TrainSample
 
 pytestmark = pytest.mark.stack
 

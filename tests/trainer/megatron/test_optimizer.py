@@ -11,10 +11,10 @@ import torch
 
 from polyturn.configs.schema.trainer import OptimizerConfig, ParallelConfig
 from polyturn.trainer.algorithms.objective import Objective
-from polyturn.trainer.batch import TrainSample, split_over_ranks
+from polyturn.trainer.data.balance import split_over_ranks
+from polyturn.trainer.data.samples import TrainSample, count_samples
 from polyturn.trainer.megatron.cpu import install_cpu_compatibility
 from polyturn.trainer.megatron.policy import MegatronPolicy
-from polyturn.trainer.updates import count_samples
 
 install_cpu_compatibility("cpu")
 

@@ -16,11 +16,11 @@ from polyturn.agents.ledger import Ledger
 from polyturn.agents.policy import Generation
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.run import RunConfig
-from polyturn.trainer.batch import split_over_ranks
-from polyturn.trainer.estimates import Estimates, estimate_advantages
-from polyturn.trainer.samples import make_samples
-from polyturn.trainer.updates import UpdateReport, split_updates, with_scores
-from polyturn.trainer.workers import TrainerGroup, TrainerRank
+from polyturn.trainer.credit.estimates import Estimates, estimate_advantages, make_samples, with_scores
+from polyturn.trainer.data.balance import split_over_ranks, split_updates
+from polyturn.trainer.data.samples import UpdateReport
+from polyturn.trainer.ranks.group import TrainerGroup
+from polyturn.trainer.ranks.rank import TrainerRank
 
 pytestmark = pytest.mark.stack
 

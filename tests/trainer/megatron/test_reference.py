@@ -17,10 +17,10 @@ from polyturn.configs.errors import ConfigError
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.trainer import LoraConfig, OptimizerConfig, ParallelConfig
 from polyturn.trainer.algorithms.objective import Objective
-from polyturn.trainer.batch import TrainSample, split_over_ranks
+from polyturn.trainer.data.balance import split_over_ranks
+from polyturn.trainer.data.samples import TrainSample, count_samples
 from polyturn.trainer.megatron.policy import MegatronPolicy
-from polyturn.trainer.preflight_models import check_models
-from polyturn.trainer.updates import count_samples
+from polyturn.trainer.run.model_checks import check_models
 
 pytestmark = pytest.mark.stack
 

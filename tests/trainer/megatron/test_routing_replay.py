@@ -14,10 +14,10 @@ from tiny_families import make_tiny
 
 from polyturn.configs.schema.trainer import OptimizerConfig, ParallelConfig
 from polyturn.trainer.algorithms.objective import Objective
-from polyturn.trainer.batch import TrainSample, split_over_ranks
+from polyturn.trainer.data.balance import split_over_ranks
+from polyturn.trainer.data.samples import TrainSample, count_samples
 from polyturn.trainer.megatron.policy import MegatronPolicy
-from polyturn.trainer.step_metrics import routing_metrics
-from polyturn.trainer.updates import count_samples
+from polyturn.trainer.run.metrics import routing_metrics
 
 pytestmark = pytest.mark.stack
 

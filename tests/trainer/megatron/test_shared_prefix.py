@@ -15,9 +15,8 @@ from ranks_pool import RankContext
 from tiny_families import HAS_EXPERTS, make_tiny
 
 from polyturn.configs.schema.trainer import ParallelConfig
-from polyturn.trainer.batch import TrainSample
-from polyturn.trainer.prefix_tree import PrefixTree, build_tree
-from polyturn.trainer.updates import count_samples
+from polyturn.trainer.data.prefix_tree import PrefixTree, build_tree
+from polyturn.trainer.data.samples import TrainSample, count_samples
 
 TOLERANCE = 1e-5
 SETTINGS = {"max_tokens_per_gpu": 170}
@@ -205,7 +204,7 @@ def with_routing(samples: list[TrainSample]) -> list[TrainSample]:
 
 @pytest.mark.catalogue("B40")
 def test_tokens_that_were_routed_apart_are_not_one(samples):
-    from polyturn.trainer.prefix_packs import prefix_keys
+    from polyturn.trainer.data.balance import prefix_keys
 
     plain = build_tree(prefix_keys(samples))
     routed = build_tree(prefix_keys(with_routing(samples)))

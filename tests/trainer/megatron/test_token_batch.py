@@ -13,10 +13,9 @@ import torch
 from polyturn.configs.schema.objective import ClipLoss, GSPOLoss, KLInLoss, PromptMean, SequenceMean
 from polyturn.configs.schema.trainer import OptimizerConfig
 from polyturn.trainer.algorithms.objective import Objective
-from polyturn.trainer.batch import TrainSample
+from polyturn.trainer.data.samples import TrainSample, count_samples
 from polyturn.trainer.megatron.cpu import install_cpu_compatibility
 from polyturn.trainer.megatron.policy import MegatronPolicy
-from polyturn.trainer.updates import count_samples
 
 install_cpu_compatibility("cpu")
 

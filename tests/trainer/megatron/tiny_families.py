@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from ranks_pool import RankContext
 
-from polyturn.trainer.batch import TrainSample
+from polyturn.trainer.data.samples import TrainSample
 
 VOCAB_SIZE = 301
 """Odd, so that two tensor-parallel ranks need a padded vocabulary."""

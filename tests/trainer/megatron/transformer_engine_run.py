@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from polyturn.trainer.batch import TrainSample
+from polyturn.trainer.data.samples import TrainSample
 from polyturn.trainer.megatron.policy import MegatronPolicy
 
 LENGTHS = [5, 40, 17, 3, 33, 17, 61]
@@ -43,8 +43,8 @@ def run(path: Path, *, dtype: str, allow_engine: bool) -> dict[str, Any]:
     """Score, update once, and score again."""
     from polyturn.configs.schema.trainer import OptimizerConfig
     from polyturn.trainer.algorithms.objective import Objective
+    from polyturn.trainer.data.samples import count_samples
     from polyturn.trainer.megatron import layer_specs
-    from polyturn.trainer.updates import count_samples
 
     found = layer_specs.HAVE_TE
     layer_specs.HAVE_TE = found and allow_engine

@@ -10,7 +10,7 @@ from typing import Literal
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import RunConfig
 from polyturn.trainer.megatron.checkpoints.manifest import MARKER, find_faults
-from polyturn.trainer.weight_files import INDEX_NAME, SINGLE_NAME, explain_missing_weights
+from polyturn.trainer.megatron.weight_files import INDEX_NAME, SINGLE_NAME, explain_missing_weights
 
 TORCH_DIST_MARKER = "metadata.json"
 HF_FOLDER = "hf"

@@ -26,8 +26,7 @@ from polyturn.trainer.battery import checks, run_check, steps
 from polyturn.trainer.battery.corrections import correct
 from polyturn.trainer.battery.policy_losses import evaluate
 from polyturn.trainer.battery.rows import count, random_rows, to_batch
-from polyturn.trainer.estimates import estimate_advantages
-from polyturn.trainer.samples import make_samples
+from polyturn.trainer.credit.estimates import estimate_advantages, make_samples
 
 FOLDER = Path(__file__).resolve().parents[4] / "examples" / "algorithms"
 LOSS = f"{FOLDER / 'loss.py'}:simple_policy_optimization"

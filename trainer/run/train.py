@@ -16,18 +16,24 @@ from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.engines.server import Router
 from polyturn.rollout.evaluation import EvaluationResult
-from polyturn.trainer.failures import Interrupted, sentence_of, told_in_a_sentence
-from polyturn.trainer.identity import as_json, identify, installed_versions
-from polyturn.trainer.interrupt import InterruptGuard
-from polyturn.trainer.loop import Stopwatch, TrainingLoop
 from polyturn.trainer.megatron.checkpoints.manifest import CheckpointError
-from polyturn.trainer.metrics import JsonLinesSink, MetricSink, TensorBoardSink
 from polyturn.trainer.player import RolloutPlayer
-from polyturn.trainer.preflight import preflight
-from polyturn.trainer.progress import ProgressDisplay, make_progress
-from polyturn.trainer.ray_reaper import start_reaper
-from polyturn.trainer.run_directory import RunDirectory, RunState, write_json
-from polyturn.trainer.workers import EngineGroup, TrainerGroup, start_ray
+from polyturn.trainer.ranks.group import TrainerGroup
+from polyturn.trainer.run.cluster import start_ray
+from polyturn.trainer.run.directory import RunDirectory, RunState, write_json
+from polyturn.trainer.run.failures import Interrupted, InterruptGuard, sentence_of, told_in_a_sentence
+from polyturn.trainer.run.loop import Stopwatch, TrainingLoop
+from polyturn.trainer.run.preflight import preflight
+from polyturn.trainer.run.progress import (
+    JsonLinesSink,
+    MetricSink,
+    ProgressDisplay,
+    TensorBoardSink,
+    make_progress,
+)
+from polyturn.trainer.run.ray_reaper import start_reaper
+from polyturn.trainer.run.resume import as_json, identify, installed_versions
+from polyturn.trainer.workers import EngineGroup
 
 logger = logging.getLogger(__name__)
 

@@ -3,7 +3,7 @@
 Ray's own processes notice a driver that was killed, but some of them only after a minute or more. This program runs
 under the supervisor, which tells it to end (SIGTERM) as soon as the driver has gone; it then kills what is left.
 
-    python -m polyturn.trainer.ray_reaper RAYLET_PID [OTHER_PID ...]
+    python -m polyturn.trainer.run.ray_reaper RAYLET_PID [OTHER_PID ...]
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def is_ray(process: psutil.Process) -> bool:
 
 def start_reaper(log_path: Path) -> SupervisedProcess:
     """Watch over the Ray that this process has just started; stop it after `ray.shutdown`."""
-    command = [sys.executable, "-m", "polyturn.trainer.ray_reaper", *map(str, ray_process_ids())]
+    command = [sys.executable, "-m", "polyturn.trainer.run.ray_reaper", *map(str, ray_process_ids())]
     reaper = SupervisedProcess(command, name="Ray's reaper", log_path=log_path)
     reaper.start()
     return reaper

@@ -12,13 +12,12 @@ from polyturn.configs.schema.objective import SupervisedLoss
 from polyturn.configs.schema.trainer import OptimizerConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
-from polyturn.trainer.batch import TrainSample
+from polyturn.trainer.data.samples import TrainSample
 from polyturn.trainer.megatron.policy import MegatronPolicy
-from polyturn.trainer.schedule import LearningRateSchedule
+from polyturn.trainer.megatron.schedule import LearningRateSchedule
 
 Example = tuple[Sequence[int], Sequence[bool]]
 """Token ids, and which of them the model is taught to predict. The first token cannot be predicted."""
-
 Progress = Callable[[int, dict[str, float]], None]
 """Called after each update with the number of updates so far and its metrics."""
 

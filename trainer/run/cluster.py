@@ -1,16 +1,22 @@
-"""Whether the nodes of a Ray cluster can hold a run, before anything waits for them."""
+"""The Ray cluster of a run: joined or started, and whether its nodes can hold the run, which is asked at once."""
 
 from __future__ import annotations
 
 import ipaddress
+import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
+
+import ray
+from ray._private import ray_constants
 
 from polyturn.configs.addresses import without_brackets
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.sizing.arithmetic import num_gpus
+from polyturn.trainer.run.failures import RunFailure
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,3 +76,37 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(plain).is_loopback
     except ValueError:
         return plain == "localhost"
+
+
+def start_ray(config: RunConfig, *, num_gpus: int | None = None) -> None:
+    """Join the cluster that the config names, or start a private one on this machine's loopback.
+
+    Args:
+        num_gpus: of a private one; None: those that this process sees.
+
+    Raises:
+        ConfigError: the cluster has no room for the run.
+    """
+    if config.cluster.address is not None:
+        try:
+            ray.init(address=config.cluster.address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise RunFailure(
+                f"cluster.address: Ray at {config.cluster.address} cannot be joined: {str(error).splitlines()[0]}"
+            ) from error
+        check_cluster(config, [Node.of(entry) for entry in ray.nodes() if entry["Alive"]])
+        return
+    # Ray takes its loopback mode, in which nothing listens beyond this machine, for Windows and macOS alone. The
+    # constant is for this process, which has read the variable already; the variable is for the processes of Ray.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    # The ranks are counted as CPUs; engines take turns with them, so they ask for none.
+    num_cpus = config.trainer.num_ranks
+    ray.init(
+        num_cpus=num_cpus,
+        num_gpus=num_gpus,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _node_ip_address="127.0.0.1",
+    )

@@ -16,7 +16,6 @@ import numpy.typing as npt
 
 MIN_SHARED = 16
 """Shorter runs are not worth a node of their own: they are computed once for each branch."""
-
 Tokens = npt.NDArray[np.int64]
 Branch = tuple[int, int, int]
 """(first, last, end): the sorted samples [first, last) are alike in their first `end` tokens."""

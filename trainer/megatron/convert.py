@@ -37,9 +37,8 @@ from polyturn.trainer.megatron.hf_directory import (
     read_config,
     write_hf_directory,
 )
-from polyturn.trainer.model_tensors import check_tensors
-from polyturn.trainer.run_directory import check_writable
-from polyturn.trainer.weight_files import read_weight_files
+from polyturn.trainer.megatron.weight_files import check_tensors, read_weight_files
+from polyturn.trainer.run.directory import check_writable
 
 Kind = Literal["hf", "torch_dist", "fp8"]
 Tell = Callable[[str], None]

@@ -1,16 +1,16 @@
-"""What the trainer trains on: samples, their split over data-parallel ranks, and their packs."""
+"""What travels between the driver and the ranks: samples, what is computed of them, shares of an update, reports."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
 from polyturn.agents.ledger import Segment, routing_array
-from polyturn.configs.schema.trainer import BalanceConfig
-from polyturn.trainer.balance import balance
+from polyturn.configs.schema.run import RunConfig
+from polyturn.trainer.algorithms.reductions import GlobalCounts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -96,54 +96,69 @@ class TrainSample:
         )
 
 
-def split_over_ranks(
-    samples: Sequence[TrainSample], num_ranks: int, config: BalanceConfig | None = None
-) -> list[list[TrainSample]]:
-    """Give every sample to one data-parallel rank, so that the ranks have work for like times.
-
-    With fewer samples than ranks some ranks get none: they take part with micro-batches of padding.
-    """
-    shares = balance([len(sample) for sample in samples], num_ranks, config or BalanceConfig())
-    return [[samples[index] for index in share] for share in shares]
+Values = dict[str, npt.NDArray[np.float32]]
+"""A column [T] by sample id."""
+UNMOVED = {"policy_kl": 0.0}
+"""The policy's metrics of an update that only the critic takes."""
+SKIPPED = {**UNMOVED, "skipped": 1.0}
+"""The metrics of an update that has nothing to train on: nobody takes it."""
 
 
-def pack(samples: Sequence[TrainSample], max_tokens: int) -> list[list[TrainSample]]:
-    """Gather samples into micro-batches of at most `max_tokens` tokens, by first fit, the longest first.
-
-    A sample that is longer than that makes a micro-batch of its own: nothing is truncated.
-    """
-    packs: list[list[TrainSample]] = []
-    free: list[int] = []
-    for sample in _longest_first(samples):
-        fit = next((i for i, room in enumerate(free) if room >= len(sample)), None)
-        if fit is None:
-            packs.append([sample])
-            free.append(max_tokens - len(sample))
-        else:
-            packs[fit].append(sample)
-            free[fit] -= len(sample)
-    return packs
+def in_warmup(config: RunConfig, *, num_critic_updates: int) -> bool:
+    """Whether the step that follows so many updates of the critic trains the critic alone."""
+    trainer = config.trainer
+    return trainer.uses_critic and num_critic_updates < trainer.critic.warmup_steps * trainer.updates_per_step
 
 
-def split_packs(packs: Sequence[Sequence[TrainSample]], num_packs: int) -> list[list[TrainSample]]:
-    """The same samples in `num_packs` micro-batches: halves the fullest until there are enough, then adds empty ones.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UpdateShare:
+    """One data-parallel rank's samples of one optimizer update, with the denominators of the whole update."""
 
-    Ranks whose packing came out shorter use it to make as many micro-batches as the others.
-    """
-    assert num_packs >= len(packs), f"{len(packs)} micro-batches cannot become {num_packs}"
-    result = [list(samples) for samples in packs]
-    while len(result) < num_packs:
-        fullest = max(
-            range(len(result)), key=lambda i: (len(result[i]) > 1, sum(map(len, result[i]))), default=-1
-        )
-        if fullest < 0 or len(result[fullest]) <= 1:
-            result.append([])
-        else:
-            whole = result[fullest]
-            result[fullest] = whole[::2]
-            result.append(whole[1::2])
-    return result
+    samples: tuple[TrainSample, ...]
+    counts: GlobalCounts
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no rank has a token to train on."""
+        return self.counts.num_tokens == 0
 
 
-def _longest_first(samples: Sequence[TrainSample]) -> list[TrainSample]:
-    return sorted(samples, key=len, reverse=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class UpdateReport:
+    """What one data-parallel rank did in a step."""
+
+    metrics: tuple[Mapping[str, float], ...]
+    """Per update, reduced over all ranks."""
+    trained_tokens: Mapping[str, int]
+    """Trainable tokens of each sample that went into an update of this rank."""
+    seconds: float
+    shared_prefix: Mapping[str, float] = field(default_factory=dict)
+    """The shares of this rank's work that shared prefixes saved; empty where they are not computed once."""
+
+    @property
+    def initial_kl(self) -> float:
+        """The policy's KL of the first update that was taken: no weight had changed before it. 0 where none was."""
+        return next((update["policy_kl"] for update in self.metrics if update != SKIPPED), 0.0)
+
+    @property
+    def num_empty(self) -> int:
+        """Updates that nobody took, because there was nothing to train on."""
+        return sum(update == SKIPPED for update in self.metrics)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ScoredColumns:
+    """What a rank computed of one sample, float32 [T] each; 0 where the token was not sampled."""
+
+    proximal_logprobs: npt.NDArray[np.float32]
+    reference_logprobs: npt.NDArray[np.float32] | None = None
+    values: npt.NDArray[np.float32] | None = None
+
+
+def count_samples(samples: Sequence[TrainSample]) -> GlobalCounts:
+    """The denominators of an update of these samples: an episode counts once, whatever its number of segments."""
+    return GlobalCounts.of(
+        [sample.num_trainable for sample in samples],
+        sequence_ids=[sample.sequence_id for sample in samples],
+        prompt_ids=[sample.group_id for sample in samples],
+    )

@@ -17,22 +17,25 @@ from polyturn.rollout.collector import Group
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.groups import Prompt
 from polyturn.rollout.store import TrajectoryStore
-from polyturn.trainer.checks import CheckFailure, RunChecks
-from polyturn.trainer.estimates import Estimates, estimate_advantages
-from polyturn.trainer.failures import StepFailure, sentence_of
-from polyturn.trainer.interrupt import InterruptGuard
-from polyturn.trainer.metrics import MetricSink
-from polyturn.trainer.off_policy import correct, drop_unusable
+from polyturn.trainer.credit.estimates import (
+    Estimates,
+    StepSamples,
+    estimate_advantages,
+    make_samples,
+    with_scores,
+)
+from polyturn.trainer.credit.off_policy import correct, drop_unusable, largest_logprob_difference
+from polyturn.trainer.data.balance import rank_split, split_updates
+from polyturn.trainer.data.samples import UpdateReport
 from polyturn.trainer.player import RolloutPlayer
-from polyturn.trainer.prefix_packs import rank_split
-from polyturn.trainer.progress import ProgressDisplay
-from polyturn.trainer.resume import forget_failure, note_failure
-from polyturn.trainer.run_directory import RunDirectory, RunState
-from polyturn.trainer.samples import StepSamples, make_samples
-from polyturn.trainer.step_metrics import step_metrics
-from polyturn.trainer.updates import UpdateReport, largest_logprob_difference, split_updates, with_scores
+from polyturn.trainer.ranks.group import TrainerGroup
+from polyturn.trainer.run.checks import CheckFailure, RunChecks
+from polyturn.trainer.run.directory import RunDirectory, RunState
+from polyturn.trainer.run.failures import InterruptGuard, StepFailure, sentence_of
+from polyturn.trainer.run.metrics import step_metrics
+from polyturn.trainer.run.progress import MetricSink, ProgressDisplay
+from polyturn.trainer.run.resume import forget_failure, note_failure
 from polyturn.trainer.weight_sync import SyncReport
-from polyturn.trainer.workers import TrainerGroup
 
 Evaluate = Callable[[str, int], Mapping[str, Any] | None]
 """Plays the held-out tasks after a step and keeps the trajectories under a name; None where it was interrupted."""

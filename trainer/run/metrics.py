@@ -10,9 +10,9 @@ import numpy as np
 from polyturn.agents.episode import Episode, Outcome
 from polyturn.rollout.collector import Group
 from polyturn.tools.metrics import ToolUsage
-from polyturn.trainer.batch import TrainSample
-from polyturn.trainer.estimates import Estimates
-from polyturn.trainer.updates import UpdateReport, largest_logprob_difference
+from polyturn.trainer.credit.estimates import Estimates
+from polyturn.trainer.credit.off_policy import largest_logprob_difference
+from polyturn.trainer.data.samples import TrainSample, UpdateReport
 
 SUCCESS_REWARD = 1.0 - 1e-6
 """An episode whose reward reaches this counts as a success."""

@@ -5,7 +5,7 @@ All of this is done once a step, in the driver, where the whole step is in one p
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +18,7 @@ from polyturn.trainer.algorithms.diagnostics import mismatch, mismatch_by
 from polyturn.trainer.algorithms.plugins import bind
 from polyturn.trainer.algorithms.registry import CORRECTIONS, POLICY_LOSSES
 from polyturn.trainer.algorithms.tokens import TokenBatch
-from polyturn.trainer.batch import TrainSample
+from polyturn.trainer.data.samples import TrainSample
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,3 +200,15 @@ def _proximal(sample: TrainSample) -> npt.NDArray[np.float32]:
 def _advantages(sample: TrainSample) -> npt.NDArray[np.float32]:
     assert sample.advantages is not None, f"{sample.sample_id} has no advantages yet"
     return sample.advantages
+
+
+def largest_logprob_difference(samples: Iterable[TrainSample]) -> tuple[float, str]:
+    """The largest |proximal - behavior| logprob of a sampled token, and the sample where it is."""
+    difference, where = 0.0, ""
+    for sample in samples:
+        assert sample.proximal_logprobs is not None
+        gap = np.abs(sample.proximal_logprobs - sample.behavior_logprobs)[sample.sampled]
+        # `not <=` so that a NaN is found.
+        if gap.size and not gap.max() <= difference:
+            difference, where = float(gap.max()), sample.sample_id
+    return difference, where

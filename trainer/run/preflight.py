@@ -26,12 +26,10 @@ from polyturn.trainer.algorithms.plugins import check_plugins
 from polyturn.trainer.megatron.checkpoints.manifest import MARKER, find_faults
 from polyturn.trainer.megatron.checkpoints.sources import initial_weights
 from polyturn.trainer.megatron.checkpoints.trusted import METADATA, read_index
-from polyturn.trainer.model_tensors import check_targets
-from polyturn.trainer.preflight_memory import check_memory
-from polyturn.trainer.preflight_models import check_family, check_loadable, check_models
-from polyturn.trainer.resume import Tell, check_resume
-from polyturn.trainer.run_directory import RunDirectory, check_unused, check_writable
-from polyturn.trainer.weight_files import read_weight_files
+from polyturn.trainer.megatron.weight_files import check_targets, read_weight_files
+from polyturn.trainer.run.directory import RunDirectory, check_unused, check_writable
+from polyturn.trainer.run.model_checks import check_family, check_loadable, check_memory, check_models
+from polyturn.trainer.run.resume import Tell, check_resume
 
 logger = logging.getLogger(__name__)
 

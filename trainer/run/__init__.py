@@ -1,0 +1,1 @@
+"""The run, in the driver: preflight, run directory, the loop over steps, figures, failures."""
