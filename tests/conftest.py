@@ -6,7 +6,8 @@ import contextlib
 from collections.abc import Iterator
 
 import pytest
-from dockerd import CannotStart, install_docker, private_dockerd
+
+from tests.support.dockerd import CannotStart, install_docker, private_dockerd
 
 STACK_TIMEOUT_S = 900
 

@@ -16,8 +16,7 @@ from polyturn.envs.tasks import Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.decorator import tool
 from polyturn.trainer.credit.estimates import make_samples
-
-from .families import FAMILIES
+from tests.support.chat_families import FAMILIES
 
 TASK = Task.from_prompt("t", "Who is it?", label="done")
 

@@ -9,8 +9,7 @@ from polyturn.agents.dialects import make_dialect
 from polyturn.configs.loading.loader import load_config
 from polyturn.rollout.checks import check_chat_template
 from polyturn.rollout.setup import renderer_of
-
-from .families import FAMILIES, build
+from tests.support.chat_families import FAMILIES, build
 
 
 def config_of(environment="polyturn/TwoHopSearch-v0", **model):

@@ -1,65 +1,20 @@
-"""A model directory that is whole but tiny, and a way to run the command line."""
+"""A working directory with a tiny model, and the command line in it."""
 
 from __future__ import annotations
 
-import json
-import math
-import struct
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from polyturn.configs.sizing.model_shape import ModelShape
-from polyturn.trainer.base_model.tokenizer import CHAT_TEMPLATE_PATH
-from polyturn.trainer.megatron.weight_files import expected_tensors
+from tests.support.command_line import Run, command_line
+from tests.support.model_directory import write_model
 
-SHAPE: dict[str, Any] = {
-    "model_type": "qwen3",
-    "vocab_size": 20,
-    "hidden_size": 8,
-    "intermediate_size": 16,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "head_dim": 4,
-    "max_position_embeddings": 1024,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": True,
-}
 RECIPE = """\
 extends: quickstart
 name: test
 model: {path: model}
 output_dir: runs
 """
-
-
-def write_model(directory: Path, *, num_tokens: int = 20, **changes: Any) -> Path:
-    """The files that preflight reads: shape, tokenizer, chat template and a safetensors file of zeros."""
-    directory.mkdir()
-    (directory / "config.json").write_text(json.dumps(SHAPE | changes))
-    vocabulary = {f"t{index}": index for index in range(num_tokens - 1)}
-    added = [{"id": num_tokens - 1, "content": "<|im_end|>", "special": True}]
-    tokenizer = {"model": {"type": "BPE", "vocab": vocabulary, "merges": []}, "added_tokens": added}
-    (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
-    (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE_PATH.read_text(encoding="utf-8"))
-    write_zeros(directory / "model.safetensors", SHAPE | changes | {"model_type": SHAPE["model_type"]})
-    return directory
-
-
-def write_zeros(path: Path, config: dict[str, Any]) -> None:
-    """The weights of a config.json, all of them 0."""
-    header: dict[str, Any] = {}
-    end = 0
-    for name, shape in expected_tensors(ModelShape.of(config, source="config.json")):
-        start, end = end, end + 4 * math.prod(shape)
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(end))
 
 
 @pytest.fixture
@@ -71,17 +26,7 @@ def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
 @pytest.fixture
 def polyturn(workspace: Path) -> Run:
-    """Runs `polyturn ARGUMENTS...` as a process of its own in the workspace."""
-
-    def run(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "polyturn", *arguments]
-        return subprocess.run(
-            command, cwd=workspace, input=stdin, capture_output=True, text=True, timeout=120
-        )
-
-    return run
+    """Runs `polyturn ARGUMENTS...` in the workspace."""
+    return command_line(workspace)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import SHAPE, Run, write_model, write_zeros
+from tests.support.command_line import Run
+from tests.support.model_directory import SHAPE, write_model, write_zeros
 
 
 def refused(run: Run, *arguments: str) -> str:

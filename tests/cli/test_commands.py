@@ -17,8 +17,7 @@ from polyturn.cli.main import app
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.reference import options_markdown
-
-from .conftest import Run
+from tests.support.command_line import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 

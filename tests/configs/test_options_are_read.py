@@ -9,9 +9,8 @@ import pytest
 
 from polyturn.configs.loading.loader import find_shipped, load_config, shipped_names
 from polyturn.configs.schema.run import EvaluationConfig, SamplingConfig
-
-from . import option_readers
-from .option_readers import Readers, all_sections
+from tests.support import option_readers
+from tests.support.option_readers import Readers, all_sections
 
 ONE_VALUE = {(SamplingConfig, name) for name in ("top_p", "top_k", "min_p")}
 """Options whose only value is the one that needs no reader; the schema refuses every other."""

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -26,14 +25,15 @@ from polyturn.tools.mcp import HttpServer, McpTools, StdioServer
 from polyturn.tools.mcp.session import ServerFault
 from polyturn.tools.toolset import Toolset
 from polyturn.tools.types import ToolCall, ToolResult
+from tests.support import mcp_server
 
-SERVER = Path(__file__).with_name("mcp_server.py")
+SERVER = mcp_server.__file__
 KEY = "hunter2-hunter2"
 
 
 def stdio_server(**options: Any) -> StdioServer:
     return StdioServer(
-        command=[sys.executable, str(SERVER), "stdio"], environment={"NOTEBOOK_KEY": KEY}, **options
+        command=[sys.executable, SERVER, "stdio"], environment={"NOTEBOOK_KEY": KEY}, **options
     )
 
 
@@ -48,7 +48,7 @@ def http_url() -> Iterator[str]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    process = subprocess.Popen([sys.executable, str(SERVER), "http", str(port)], stderr=subprocess.DEVNULL)
+    process = subprocess.Popen([sys.executable, SERVER, "http", str(port)], stderr=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 60
         while True:
@@ -150,7 +150,7 @@ def test_secrets_are_blanked_out_and_no_other_variable_is_passed_on(
 def test_plain_values_stay_and_secrets_go_in_every_spelling() -> None:
     key = 'sk-"quoted"/1234'
     server = StdioServer(
-        command=[sys.executable, str(SERVER), "stdio", f"--api-key={key}", "--mode", "production"],
+        command=[sys.executable, SERVER, "stdio", f"--api-key={key}", "--mode", "production"],
         environment={"NOTEBOOK_KEY": key, "LOG_LEVEL": "info", "PHRASE": "swordfish"},
         secret_names=["PHRASE"],
     )
@@ -266,7 +266,7 @@ import asyncio, sys, time
 from polyturn.tools.mcp import McpTools, StdioServer
 from polyturn.tools.toolset import Toolset
 from polyturn.tools.types import ToolCall
-server = McpTools(StdioServer(command=[sys.executable, {str(SERVER)!r}, "stdio"]))
+server = McpTools(StdioServer(command=[sys.executable, {SERVER!r}, "stdio"]))
 print(asyncio.run(Toolset(server.tools).call_async(ToolCall(id="c", name="stay"))).content, flush=True)
 time.sleep(600)
 """

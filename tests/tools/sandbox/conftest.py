@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from baits import Baits, lay_out_baits
-from hostile import SMALL
 
 from polyturn.tools.sandbox import Sandbox, SandboxBackend, SandboxUnavailable, make_backend
+from tests.support.hostile.baits import Baits, lay_out_baits
+from tests.support.hostile.snippet import SMALL
 
 
 @pytest.fixture(scope="session")

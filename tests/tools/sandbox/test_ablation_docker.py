@@ -3,7 +3,10 @@
 import dataclasses
 
 import pytest
-from ablation import (
+
+from polyturn.tools.sandbox.docker import DockerBackend
+from polyturn.tools.sandbox.docker_container import DockerLayers
+from tests.support.hostile.ablation import (
     Ablation,
     by_snippet,
     forks_at_will,
@@ -11,11 +14,8 @@ from ablation import (
     kills_its_neighbour,
     leaves_a_process,
 )
-from containment import signals_are_scoped
-from hostile import SMALL
-
-from polyturn.tools.sandbox.docker import DockerBackend
-from polyturn.tools.sandbox.docker_container import DockerLayers
+from tests.support.hostile.containment import signals_are_scoped
+from tests.support.hostile.snippet import SMALL
 
 RUNNER_LAYERS = ("rlimits", "landlock", "kill_all", "oom_score")
 """What the runner puts on; `seccomp` alone is a name on both sides, of the container here."""

@@ -4,7 +4,10 @@ import dataclasses
 import os
 
 import pytest
-from ablation import (
+
+from polyturn.tools.sandbox import SandboxUnavailable
+from polyturn.tools.sandbox.embedded import EmbeddedBackend, Layers
+from tests.support.hostile.ablation import (
     Ablation,
     by_snippet,
     forks_at_will,
@@ -12,11 +15,8 @@ from ablation import (
     kills_its_neighbour,
     leaves_a_process,
 )
-from containment import signals_are_scoped
-from hostile import SMALL
-
-from polyturn.tools.sandbox import SandboxUnavailable
-from polyturn.tools.sandbox.embedded import EmbeddedBackend, Layers
+from tests.support.hostile.containment import signals_are_scoped
+from tests.support.hostile.snippet import SMALL
 
 
 def shares_files(sandbox, baits):

@@ -11,10 +11,10 @@ import time
 from pathlib import Path
 
 import pytest
-from containment import answer
-from hostile import SMALL
 
 from polyturn.tools.sandbox import Limits, SandboxUnavailable, make_backend
+from tests.support.hostile.containment import answer
+from tests.support.hostile.snippet import SMALL
 
 docker = pytest.importorskip("docker", reason="the docker SDK is missing: pip install polyturn[sandbox]")
 

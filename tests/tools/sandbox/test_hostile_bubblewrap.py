@@ -4,12 +4,12 @@ The number of files is left out: bubblewrap has no option for it, so they are bo
 """
 
 import pytest
-from containment import assert_contained
-from hostile_escape import ESCAPES
-from hostile_resources import MEMORY, PROCESSES
-from hostile_runner import RUNNER
 
 from polyturn.tools.sandbox import SandboxUnavailable, make_backend
+from tests.support.hostile.containment import assert_contained
+from tests.support.hostile.escape import ESCAPES
+from tests.support.hostile.resources import MEMORY, PROCESSES
+from tests.support.hostile.runner import RUNNER
 
 # The slow ones say nothing new about what bubblewrap does.
 SNIPPETS = [*ESCAPES, *PROCESSES, *(s for s in MEMORY if s.name != "decompression bomb"), *RUNNER]

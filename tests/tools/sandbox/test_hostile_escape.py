@@ -1,8 +1,9 @@
 """Code that reaches for files, secrets, the network or privileges outside gets none of them."""
 
 import pytest
-from containment import assert_contained
-from hostile_escape import ESCAPES
+
+from tests.support.hostile.containment import assert_contained
+from tests.support.hostile.escape import ESCAPES
 
 
 @pytest.mark.parametrize("snippet", ESCAPES, ids=lambda snippet: snippet.name.replace(" ", "-"))

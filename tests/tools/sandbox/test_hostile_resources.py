@@ -1,8 +1,9 @@
 """Code that eats whatever there is gets no more than its limits, and the sandbox lives on."""
 
 import pytest
-from containment import assert_contained
-from hostile_resources import RESOURCES
+
+from tests.support.hostile.containment import assert_contained
+from tests.support.hostile.resources import RESOURCES
 
 
 @pytest.mark.parametrize("snippet", RESOURCES, ids=lambda snippet: snippet.name.replace(" ", "-"))

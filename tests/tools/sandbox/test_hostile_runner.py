@@ -1,10 +1,19 @@
 """Code that attacks the runner, or what comes after it, changes no result but its own."""
 
 import pytest
-from containment import PATIENCE_S, answer, assert_contained, breached, num_processes, run, signals_are_scoped
-from hostile import SMALL
-from hostile_persistent import NEIGHBOUR, PERSISTENT
-from hostile_runner import RUNNER
+
+from tests.support.hostile.containment import (
+    PATIENCE_S,
+    answer,
+    assert_contained,
+    breached,
+    num_processes,
+    run,
+    signals_are_scoped,
+)
+from tests.support.hostile.persistent import NEIGHBOUR, PERSISTENT
+from tests.support.hostile.runner import RUNNER
+from tests.support.hostile.snippet import SMALL
 
 
 @pytest.mark.parametrize("snippet", RUNNER, ids=lambda snippet: snippet.name.replace(" ", "-"))

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from ranks_pool import RankPool
+
+from tests.support.megatron.ranks_pool import RankPool
 
 
 @pytest.fixture(scope="session")

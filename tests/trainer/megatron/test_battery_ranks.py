@@ -6,7 +6,6 @@ import functools
 from pathlib import Path
 
 import pytest
-from ranks_pool import RankContext, RankPool
 
 from polyturn.trainer.algorithms.plugins import load_plugin
 from polyturn.trainer.algorithms.protocols import PolicyLoss, Reducer
@@ -14,6 +13,7 @@ from polyturn.trainer.algorithms.registry import POLICY_LOSSES, REDUCERS
 from polyturn.trainer.algorithms.tokens import TokenBatch, TokenLoss
 from polyturn.trainer.battery import BatteryFailure, cases, check_over_ranks
 from polyturn.trainer.battery.ranks import LAYOUTS, Layout, Sums, require_sums, sums_on_rank
+from tests.support.megatron.ranks_pool import RankContext, RankPool
 
 EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "algorithms"
 

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoint_runs import (
+
+from polyturn.configs.schema.trainer import ParallelConfig
+from tests.support.megatron.checkpoint_runs import (
     Continued,
     begin_with,
     failing_save,
@@ -18,10 +20,8 @@ from checkpoint_runs import (
     torch_dist_weights,
     train_and_leave,
 )
-from ranks_pool import RankFailure, RankPool
-from tiny_families import make_tiny
-
-from polyturn.configs.schema.trainer import ParallelConfig
+from tests.support.megatron.ranks_pool import RankFailure, RankPool
+from tests.support.megatron.tiny_families import make_tiny
 
 pytestmark = pytest.mark.stack
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from config_sweep import BASES, Outcome, cases_of, run_case
-from ranks_pool import RankContext, RankPool
 
 from polyturn.configs.schema.trainer import ParallelConfig
+from tests.support.megatron.config_sweep import BASES, Outcome, cases_of, run_case
+from tests.support.megatron.ranks_pool import RankContext, RankPool
 
 pytestmark = pytest.mark.stack
 

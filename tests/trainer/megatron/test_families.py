@@ -9,11 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from ranks_pool import RankContext
 from safetensors.torch import load_file, save_file
-from tiny_families import HAS_EXPERTS, TINY, load_model, make_tiny, run_rank, run_without
 
 from polyturn.configs.schema.trainer import ParallelConfig
+from tests.support.megatron.ranks_pool import RankContext
+from tests.support.megatron.tiny_families import (
+    HAS_EXPERTS,
+    TINY,
+    load_model,
+    make_tiny,
+    run_rank,
+    run_without,
+)
 
 pytestmark = pytest.mark.stack
 

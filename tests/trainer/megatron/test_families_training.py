@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from layout_runs import run_layouts
-from ranks_pool import RankContext
-from tiny_families import HAS_EXPERTS, make_tiny
 
 from polyturn.configs.schema.trainer import ParallelConfig
+from tests.support.megatron.layout_runs import run_layouts
+from tests.support.megatron.ranks_pool import RankContext
+from tests.support.megatron.tiny_families import HAS_EXPERTS, make_tiny
 
 pytestmark = pytest.mark.stack
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from ranks_pool import RankContext
 
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.models import preset_directory, read_json
 from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.configs.sizing.memory import stage_parameters
 from polyturn.configs.sizing.model_shape import ModelShape, StageSizes
+from tests.support.megatron.ranks_pool import RankContext
 
 pytestmark = pytest.mark.stack
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from layout_runs import Run, make_samples, run_layouts, train_on_faults
-from layout_table import DENSE, FAMILIES, MIXTURE, make_steady, name
 from safetensors.torch import load_file
 
 from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.trainer.data.samples import TrainSample
+from tests.support.megatron.layout_runs import Run, make_samples, run_layouts, train_on_faults
+from tests.support.megatron.layout_table import DENSE, FAMILIES, MIXTURE, make_steady, name
 
 pytestmark = pytest.mark.stack
 

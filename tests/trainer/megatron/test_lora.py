@@ -11,7 +11,6 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file
-from tiny_families import make_tiny
 
 from polyturn.configs.schema.trainer import LoraConfig, OptimizerConfig, ParallelConfig
 from polyturn.configs.sizing.model_shape import ModelShape, adapter_parameters
@@ -20,6 +19,7 @@ from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.data.balance import split_over_ranks
 from polyturn.trainer.data.samples import TrainSample
 from polyturn.trainer.megatron.policy import MegatronPolicy
+from tests.support.megatron.tiny_families import make_tiny
 
 pytestmark = pytest.mark.stack
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny_families import TINY, make_tiny
 
 from polyturn.configs.models import preset_directory, preset_names
 from polyturn.configs.sizing.model_shape import ModelShape
@@ -20,6 +19,7 @@ from polyturn.trainer.megatron.weight_files import (
     linear_layers,
     read_weight_files,
 )
+from tests.support.megatron.tiny_families import TINY, make_tiny
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from layout_runs import make_samples
-from layout_table import make_steady
-from objective_runs import train_on_objectives
 
 from polyturn.configs.schema.objective import GSPOLoss, KLInLoss, PromptMean, SequenceMean, VESPOLoss
 from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.data.samples import TrainSample
+from tests.support.megatron.layout_runs import make_samples
+from tests.support.megatron.layout_table import make_steady
+from tests.support.megatron.objective_runs import train_on_objectives
 
 pytestmark = pytest.mark.stack
 

@@ -6,9 +6,9 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
-from ranks_pool import RankContext, RankFailure
 
 from polyturn.configs.schema.trainer import ParallelConfig
+from tests.support.megatron.ranks_pool import RankContext, RankFailure
 
 pytestmark = pytest.mark.stack
 

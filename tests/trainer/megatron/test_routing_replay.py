@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from tiny_families import make_tiny
 
 from polyturn.configs.schema.trainer import OptimizerConfig, ParallelConfig
 from polyturn.trainer.algorithms.objective import Objective
@@ -18,6 +17,7 @@ from polyturn.trainer.data.balance import split_over_ranks
 from polyturn.trainer.data.samples import TrainSample, count_samples
 from polyturn.trainer.megatron.policy import MegatronPolicy
 from polyturn.trainer.run.metrics import routing_metrics
+from tests.support.megatron.tiny_families import make_tiny
 
 pytestmark = pytest.mark.stack
 

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from layout_runs import SMOOTH, Run, run_layouts
-from ranks_pool import RankContext
-from tiny_families import HAS_EXPERTS, make_tiny
 
 from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.trainer.data.prefix_tree import PrefixTree, build_tree
 from polyturn.trainer.data.samples import TrainSample, count_samples
+from tests.support.megatron.layout_runs import SMOOTH, Run, run_layouts
+from tests.support.megatron.ranks_pool import RankContext
+from tests.support.megatron.tiny_families import HAS_EXPERTS, make_tiny
 
 TOLERANCE = 1e-5
 SETTINGS = {"max_tokens_per_gpu": 170}

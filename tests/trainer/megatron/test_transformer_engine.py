@@ -6,12 +6,13 @@ import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tiny_families import make_tiny
+
+from tests.support.megatron import transformer_engine_run
+from tests.support.megatron.tiny_families import make_tiny
 
 pytestmark = [
     pytest.mark.gpu,
@@ -29,8 +30,9 @@ def test_both_kinds_of_layers_compute_the_same(tmp_path, family):
     # Fused attention takes heads of a multiple of 8 dimensions, and matrices of a multiple of 16 rows and columns.
     sizes = {"head_dim": 32, "hidden_size": 64, "intermediate_size": 64, "vocab_size": 304}
     path = make_tiny(family, tmp_path, **sizes)
-    program = Path(__file__).with_name("transformer_engine_run.py")
-    done = subprocess.run([sys.executable, program, path], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, transformer_engine_run.__file__, path], capture_output=True, text=True, check=True
+    )
     runs = json.loads(done.stdout.splitlines()[-1])
     engine, torch_layers, exact = runs["transformer_engine"], runs["torch"], runs["exact"]
     assert "transformer_engine" in engine["layers"] and "transformer_engine" not in torch_layers["layers"]

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from layout_runs import OBJECTIVE, SMOOTH
-from ranks_pool import RankContext
 
 from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.trainer.data.balance import split_over_ranks
 from polyturn.trainer.data.samples import TrainSample, count_samples
+from tests.support.megatron.layout_runs import OBJECTIVE, SMOOTH
+from tests.support.megatron.ranks_pool import RankContext
 
 NUM_BEFORE = 2
 NUM_AFTER = 2

@@ -1,6 +1,6 @@
 """Hostile snippets that reach out for the network, for privileges and for the kernel."""
 
-from hostile import SYSTEM_CALLS, Hostile
+from tests.support.hostile.snippet import SYSTEM_CALLS, Hostile
 
 NETWORK = [
     Hostile(

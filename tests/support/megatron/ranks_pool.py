@@ -27,6 +27,7 @@ from typing import Any
 
 from polyturn.rollout.engines.placement import free_port
 
+ROOT = Path(__file__).resolve().parents[3]
 MAX_RANKS = 4
 MAX_MEETINGS = 8
 """Process groups that one job may form, one after the other."""
@@ -81,13 +82,13 @@ class RankPool:
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
-        command = [sys.executable, __file__, str(theirs.fileno())]
+        command = [sys.executable, "-m", __name__, str(theirs.fileno())]
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": "1",
             "OPENBLAS_NUM_THREADS": "1",
             "HF_HUB_OFFLINE": "1",
-            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+            "PYTHONPATH": os.pathsep.join((str(ROOT), *filter(None, sys.path))),
         }
         self._nursery = subprocess.Popen(command, env=environment, pass_fds=[theirs.fileno()])
         theirs.close()
@@ -194,8 +195,8 @@ def _free_ports(count: int) -> list[int]:
 def _serve(control: socket.socket) -> None:
     """The nursery: fork a rank for each descriptor that comes in, until the other end is closed."""
     _die_with_parent()
-    # `__main__` is this file; what is pickled there must be the module that the tests import.
-    sys.modules["ranks_pool"] = sys.modules["__main__"]
+    # What is pickled here must be of the module that the tests import.
+    sys.modules["tests.support.megatron.ranks_pool"] = sys.modules["__main__"]
     from polyturn.trainer.megatron.cpu import install_cpu_compatibility
 
     install_cpu_compatibility("cpu")

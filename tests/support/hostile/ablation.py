@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from baits import Baits
-from containment import answer, breached, num_processes, run
-from hostile import Hostile
-from hostile_escape import ESCAPES
-from hostile_persistent import NEIGHBOUR
-from hostile_resources import RESOURCES
-from hostile_runner import RUNNER
-
 from polyturn.tools.sandbox import Sandbox
+from tests.support.hostile.baits import Baits
+from tests.support.hostile.containment import answer, breached, num_processes, run
+from tests.support.hostile.escape import ESCAPES
+from tests.support.hostile.persistent import NEIGHBOUR
+from tests.support.hostile.resources import RESOURCES
+from tests.support.hostile.runner import RUNNER
+from tests.support.hostile.snippet import Hostile
 
 SNIPPETS = {snippet.name: snippet for snippet in (*ESCAPES, *RESOURCES, *RUNNER, NEIGHBOUR)}
 

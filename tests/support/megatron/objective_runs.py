@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from layout_runs import SMOOTH
-from ranks_pool import RankContext
-
 from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.data.balance import split_over_ranks
 from polyturn.trainer.data.samples import TrainSample, count_samples
+from tests.support.megatron.layout_runs import SMOOTH
+from tests.support.megatron.ranks_pool import RankContext
 
 NUM_UPDATES = 2
 

@@ -157,8 +157,8 @@ class Readers:
                 return self._field(self._resolve(value, known, owner), name)
             case ast.Call(func=ast.Name(id=name)):
                 passed = [self._resolve(a, known, owner) for a in node.args] if name in PASSING else []
-                section = self._section_named(name)
-                made = NONE if section is None else frozenset([section])
+                named = self._section_named(name)
+                made = NONE if named is None else frozenset([named])
                 return self._returns.get(name, NONE).union(made, *passed)
             case ast.Call(func=ast.Attribute(attr=name) as function):
                 inner = self._resolve(function.value, known, owner)

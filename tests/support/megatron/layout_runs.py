@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from ranks_pool import RankContext
 
 from polyturn.configs.schema.objective import KLInLoss, SequenceMean
 from polyturn.configs.schema.trainer import OptimizerConfig, ParallelConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.data.balance import split_over_ranks
 from polyturn.trainer.data.samples import TrainSample, count_samples
+from tests.support.megatron.ranks_pool import RankContext
 
 # A large epsilon keeps AdamW smooth where a gradient is nearly 0, so that rounding does not show as a whole step.
 SMOOTH = OptimizerConfig(learning_rate=0.01, epsilon=1e-3, weight_decay=0.1, clip_grad=0.5)

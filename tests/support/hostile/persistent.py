@@ -1,6 +1,6 @@
 """Hostile snippets in the persistent interpreter, and against it."""
 
-from hostile import TIMES_OUT, Hostile
+from tests.support.hostile.snippet import TIMES_OUT, Hostile
 
 PERSISTENT = [
     Hostile(

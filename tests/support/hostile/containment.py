@@ -5,11 +5,11 @@ from __future__ import annotations
 import platform
 
 import pytest
-from baits import Baits
-from hostile import Hostile
 
 from polyturn.tools.sandbox import ExecResult, Sandbox
 from polyturn.tools.sandbox.runner.landlock import abi
+from tests.support.hostile.baits import Baits
+from tests.support.hostile.snippet import Hostile
 
 COUNT = """
 import os

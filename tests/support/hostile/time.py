@@ -1,6 +1,6 @@
 """Hostile snippets that use up descriptors, time and output. They run under `hostile.SMALL`."""
 
-from hostile import FLOODS, SYSTEM_CALLS, TIMES_OUT, WAIT_S, Hostile
+from tests.support.hostile.snippet import FLOODS, SYSTEM_CALLS, TIMES_OUT, WAIT_S, Hostile
 
 DESCRIPTORS = [
     Hostile(

@@ -1,6 +1,6 @@
 """The layouts that are tested, and a program that prints how far each is from one rank.
 
-python tests/trainer/megatron/layout_table.py
+python -m tests.support.megatron.layout_table
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from layout_runs import Run, make_samples, run_layouts
-from ranks_pool import RankPool
-from tiny_families import HAS_EXPERTS, make_tiny
 
 from polyturn.configs.schema.trainer import ParallelConfig
+from tests.support.megatron.layout_runs import Run, make_samples, run_layouts
+from tests.support.megatron.ranks_pool import RankPool
+from tests.support.megatron.tiny_families import HAS_EXPERTS, make_tiny
 
 DENSE: list[dict[str, int]] = [
     {"tensor": 2},

@@ -1,6 +1,6 @@
 """Hostile snippets against the runner: its life, its memory, its channel to the host, and what comes after."""
 
-from hostile import MEMORY_ENDS, SYSTEM_CALLS, Hostile
+from tests.support.hostile.snippet import MEMORY_ENDS, SYSTEM_CALLS, Hostile
 
 KILLING = [
     Hostile(

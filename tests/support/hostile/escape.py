@@ -1,7 +1,7 @@
 """Hostile snippets that reach out for the host's files and secrets."""
 
-from hostile import SECRET_PATTERN, SYSTEM_CALLS, Hostile
-from hostile_kernel import NETWORK, PRIVILEGES
+from tests.support.hostile.kernel import NETWORK, PRIVILEGES
+from tests.support.hostile.snippet import SECRET_PATTERN, SYSTEM_CALLS, Hostile
 
 FILES = [
     Hostile(

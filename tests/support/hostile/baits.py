@@ -102,7 +102,7 @@ def lay_out_baits() -> Iterator[Baits]:
         )
 
 
-def _listener(family: int, address: object) -> socket.socket:
+def _listener(family: int, address: str | tuple[str, int]) -> socket.socket:
     listener = socket.socket(family)
     listener.bind(address)
     listener.listen()

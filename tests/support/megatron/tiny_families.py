@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from ranks_pool import RankContext
 
 from polyturn.trainer.data.samples import TrainSample
+from tests.support.megatron.ranks_pool import RankContext
 
 VOCAB_SIZE = 301
 """Odd, so that two tensor-parallel ranks need a padded vocabulary."""
@@ -198,6 +199,12 @@ def load_model(directory: Path) -> tuple[list[Any], Any, Any]:
     return chunks, config, architecture
 
 
+def _with_settings(
+    made: Callable[[Any], dict[str, Any]], fields: dict[str, Any]
+) -> Callable[[Any], dict[str, Any]]:
+    return lambda hf: made(hf) | fields
+
+
 def run_without(
     context: RankContext,
     directories: dict[str, Path],
@@ -217,9 +224,7 @@ def run_without(
     with context.joined(parallel):
         for name, model_type, fields in changes:
             family = FAMILIES[model_type]
-            FAMILIES[model_type] = replace(
-                family, settings=lambda hf, family=family, fields=fields: {**family.settings(hf), **fields}
-            )
+            FAMILIES[model_type] = replace(family, settings=_with_settings(family.settings, fields))
             logits = _logits(*load_model(directories[name]))
             FAMILIES[model_type] = family
             expected = torch.load(directories[name] / "logits.pt")
@@ -260,7 +265,12 @@ def _logits(chunks: list[Any], config: Any, architecture: Any) -> torch.Tensor |
 
     def step(_batches: Any, model: torch.nn.Module) -> Any:
         output = model(batch.input_ids, batch.position_ids, None, packed_seq_params=batch.sequences)
-        return output, lambda logits: (kept.append(logits), (torch.zeros(()), {}))[1]
+
+        def keep(logits: torch.Tensor) -> Any:
+            kept.append(logits)
+            return torch.zeros(()), {}
+
+        return output, keep
 
     num_microbatches = parallel_state.get_pipeline_model_parallel_world_size()
     get_forward_backward_func()(

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tiny_families import _COMMON, TINY, _logits, load_model, randomize, token_ids
+
+from tests.support.megatron.tiny_families import _COMMON, TINY, _logits, load_model, randomize, token_ids
 
 BASES = ("llama", "qwen2", "qwen3", "qwen3_moe", "glm4", "glm4_moe", "deepseek_v3")
 MOE = ("qwen3_moe", "glm4_moe", "deepseek_v3")
@@ -58,8 +59,8 @@ def run_case(case: Case, directory: Path) -> Outcome:
     except Exception as error:  # noqa: BLE001
         return Outcome(crashed=f"{type(error).__name__}: {error}")
     assert found is not None
-    error = float((found - expected).abs().max() / expected.abs().max())
-    return Outcome(error=math.inf if math.isnan(error) else error)
+    difference = float((found - expected).abs().max() / expected.abs().max())
+    return Outcome(error=math.inf if math.isnan(difference) else difference)
 
 
 def _expected(case: Case, directory: Path) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """Hostile snippets that use up processes, memory and files. They run under `hostile.SMALL`."""
 
-from hostile import MEMORY_ENDS, SYSTEM_CALLS, TIMES_OUT, WAIT_S, Hostile
-from hostile_time import DESCRIPTORS, OUTPUT, TIME
+from tests.support.hostile.snippet import MEMORY_ENDS, SYSTEM_CALLS, TIMES_OUT, WAIT_S, Hostile
+from tests.support.hostile.time import DESCRIPTORS, OUTPUT, TIME
 
 PROCESSES = [
     Hostile(
