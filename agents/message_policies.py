@@ -13,7 +13,7 @@ from polyturn.agents.dialects import split_thought
 from polyturn.agents.http import Retries, post_json
 from polyturn.agents.policy import PolicyFault
 from polyturn.envs.messages import AssistantMessage, Message
-from polyturn.envs.scripts import Script
+from polyturn.envs.spaces import Script
 from polyturn.tools.plain import printable, shown
 from polyturn.tools.types import ToolCall, ToolSpec
 

@@ -118,7 +118,7 @@ def register_builtin() -> None:
     )
     register(
         "polyturn/ReasoningGym-v0",
-        "polyturn.envs.adapters.reasoning_gym.env:ReasoningGymEnv",
+        "polyturn.envs.adapters.reasoning_gym:ReasoningGymEnv",
         description="The procedural datasets of reasoning-gym, less those whose scorers are broken.",
     )
     register(
@@ -138,11 +138,11 @@ def register_builtin() -> None:
     )
     register(
         "polyturn/OpenEnv-v0",
-        "polyturn.envs.adapters.openenv.env:OpenEnvEnv",
+        "polyturn.envs.adapters.openenv:OpenEnvEnv",
         description="The environment of an OpenEnv server; without one, a small game served on this machine.",
     )
     register(
         "polyturn/Verifiers-v0",
-        "polyturn.envs.adapters.verifiers.env:VerifiersEnv",
+        "polyturn.envs.adapters.verifiers:VerifiersEnv",
         description="Tasksets of verifiers, played as conversations and scored by their own rewards.",
     )

@@ -1,12 +1,20 @@
-"""Messages, in the shape of the OpenAI chat format."""
+"""Messages, actions, observations and tasks: the words in which environments, rewards and policies speak.
+
+A message has the shape of the OpenAI chat format. Importing this module registers nothing and loads no environment.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal, NotRequired, TypedDict
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, TypedDict, TypeVar
 
-from polyturn.tools.plain import clean_text, is_plain, printable, recordable
+from polyturn.tools.plain import clean_text, is_plain, printable, recordable, shown
 from polyturn.tools.types import ToolCall
+
+if TYPE_CHECKING:
+    from polyturn.envs.rewards.types import Reward
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -65,3 +73,118 @@ def _to_record(call: ToolCall) -> dict[str, Any]:
     arguments = dict(call.arguments) if is_plain(call.arguments) else recordable(call.arguments)
     function = {"name": clean_text(call.name), "arguments": arguments}
     return {"id": clean_text(call.id), "type": "function", "function": function}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EnvironmentChoice:
+    """The environment that a task wants to be played in, where it is not the run's own."""
+
+    env_id: str
+    """A registered id."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Keyword arguments of its constructor."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """One problem: the messages that pose it, and what the grader needs."""
+
+    task_id: str
+    messages: tuple[Message, ...]
+    label: Any = None
+    """The right answer, or whatever the environment grades against. Never shown to the policy."""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    environment: EnvironmentChoice | None = None
+    """Where to play it; None: in the environment of the run."""
+    reward: Reward | None = None
+    """Grades this task; None: the run's reward, or the environment's own grade."""
+
+    def __post_init__(self) -> None:
+        """Raises `ValueError` for an id or messages that are none: who makes a task is told, not who plays it."""
+        if not isinstance(self.task_id, str) or not self.task_id:
+            raise ValueError(f"a task's id must be a text that is not empty, not {shown(self.task_id)}")
+        if isinstance(self.messages, str) or not isinstance(self.messages, Sequence):
+            raise ValueError(
+                f"task {shown(self.task_id)}: its messages must be a list of messages, not {shown(self.messages)}"
+            )
+        object.__setattr__(self, "task_id", clean_text(self.task_id))
+        object.__setattr__(self, "messages", tuple(self.messages))
+
+    @classmethod
+    def from_prompt(
+        cls, task_id: str, prompt: str, *, label: Any = None, metadata: Mapping[str, Any] | None = None
+    ) -> Task:
+        """A task that one user message poses."""
+        message: Message = {"role": "user", "content": prompt}
+        return cls(task_id=task_id, messages=(message,), label=label, metadata=metadata or {})
+
+
+class TaskSource(Protocol):
+    """Tasks by position. Position i is the same task in every process. Safe to read from several threads."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Task:
+        """The task at `index`. Raises `IndexError` outside 0 <= index < len."""
+        ...
+
+
+class ListTasks:
+    """Tasks held in memory.
+
+    Raises:
+        ValueError: there are none, or two share an id.
+    """
+
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        if not tasks:
+            raise ValueError("a task source needs at least one task")
+        self._tasks = tuple(tasks)
+        self._index = {task.task_id: index for index, task in enumerate(self._tasks)}
+        if len(self._index) != len(self._tasks):
+            twice = next(t.task_id for i, t in enumerate(self._tasks) if self._index[t.task_id] != i)
+            raise ValueError(f"two tasks have the id {twice!r}")
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __getitem__(self, index: int, /) -> Task:
+        return self._tasks[index]
+
+    def find(self, task_id: str) -> Task:
+        """The task with that id.
+
+        Raises:
+            ValueError: there is none.
+        """
+        if task_id not in self._index:
+            raise no_such_task(task_id, self._index)
+        return self._tasks[self._index[task_id]]
+
+
+def where_of(source: TaskSource, index: int) -> str:
+    """Where a task of a source stands, for messages: file and line, or its id."""
+    where = getattr(source, "where", None)
+    return where(index) if where is not None else f"task {source[index].task_id!r}"
+
+
+def no_such_task(task_id: str, known: Iterable[str] = ()) -> ValueError:
+    """The error for an id that no task has, with the nearest of those that are known."""
+    near = difflib.get_close_matches(task_id, list(known), n=1, cutoff=0.5)
+    return ValueError(f"no task {task_id!r}" + (f", did you mean {near[0]!r}?" if near else ""))
+
+
+Name = TypeVar("Name", bound=str)
+
+
+def known_split(split: str, splits: Iterable[Name]) -> Name:
+    """The split, if it is one of `splits`.
+
+    Raises:
+        ValueError: it is none of them; the message lists them.
+    """
+    names = tuple(splits)
+    for name in names:
+        if name == split:
+            return name
+    raise ValueError(f"unknown split {split!r}; the splits are {', '.join(names)}")

@@ -1,8 +1,9 @@
-"""Gymnasium spaces of conversations: what an environment says, and what a policy answers."""
+"""Gymnasium spaces of conversations: what an environment says, what a policy answers, and scripts that answer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 from gymnasium import Space
@@ -147,3 +148,19 @@ def _number(schema: Mapping[str, Any], usual: float) -> float:
 def _refuse_masks(mask: Any | None, probability: Any | None) -> None:
     if mask is not None or probability is not None:
         raise ValueError("a space of messages has no masks or probabilities")
+
+
+Script = Callable[[Sequence[Message], Sequence[ToolSpec]], AssistantMessage]
+"""The next assistant message, from the conversation so far and the tools."""
+
+
+def random_script(space: Space[AssistantMessage], seed: int) -> Script:
+    """A script that samples from a space; the space itself is left alone."""
+    own_space = copy.deepcopy(space)
+    own_space.seed(seed)
+
+    def script(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> AssistantMessage:
+        del messages, tools
+        return own_space.sample()
+
+    return script

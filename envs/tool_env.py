@@ -45,8 +45,7 @@ from polyturn.envs.hooks import (
 )
 from polyturn.envs.messages import AssistantMessage, Message, Observation, Role, one_line
 from polyturn.envs.rewards.types import EpisodeView, Grade, Reward, Score, as_score, is_async
-from polyturn.envs.scripts import Script, random_script
-from polyturn.envs.spaces import ChatSpace, ReplySpace
+from polyturn.envs.spaces import ChatSpace, ReplySpace, Script, random_script
 from polyturn.envs.tasks import Task, TaskSource
 from polyturn.tools.decorator import tools_of
 from polyturn.tools.limits import OutOfTime

@@ -12,8 +12,7 @@ import numpy as np
 from polyturn.envs.hooks import Offload
 from polyturn.envs.messages import AssistantMessage, Observation
 from polyturn.envs.rewards.types import Reward
-from polyturn.envs.scripts import Script
-from polyturn.envs.spaces import ChatSpace, ReplySpace
+from polyturn.envs.spaces import ChatSpace, ReplySpace, Script
 from polyturn.envs.tasks import Task, TaskSource
 from polyturn.envs.tool_env import StepResult, ToolEnv
 

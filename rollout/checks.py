@@ -12,13 +12,12 @@ from polyturn.agents.chat import ChatRenderer
 from polyturn.agents.dialects import HermesDialect, make_dialect
 from polyturn.agents.turns import shape_of
 from polyturn.configs.schema.run import RunConfig
-from polyturn.envs.messages import AssistantMessage, Message
+from polyturn.envs.messages import AssistantMessage, Message, where_of
 from polyturn.envs.registry import make
 from polyturn.envs.rewards.factory import make_group_rewards
 from polyturn.envs.rewards.labels import check_label
 from polyturn.envs.tasks import EnvironmentChoice, ListTasks, MixtureTasks, SlicedTasks, Task, TaskSource
 from polyturn.envs.tasks.files import FileTasks
-from polyturn.envs.tasks.types import where_of
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.setup import renderer_of, run_reward
 from polyturn.tools.types import ToolCall, ToolSpec

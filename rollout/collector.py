@@ -17,8 +17,7 @@ from polyturn.envs.faults import EnvironmentFault, message_of
 from polyturn.envs.hooks import current_task, is_interruption
 from polyturn.envs.rewards.group import GroupPart
 from polyturn.envs.tasks import EnvironmentChoice, ListTasks, Task, TaskSource
-from polyturn.envs.tasks.digest import task_digest
-from polyturn.envs.tasks.prefetch import PrefetchedTasks
+from polyturn.envs.tasks.order import PrefetchedTasks, task_digest
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.environment_pool import EnvironmentPool
 from polyturn.rollout.groups import (

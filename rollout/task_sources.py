@@ -6,7 +6,7 @@ from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.tasks import TaskSourceConfig
 from polyturn.envs.registry import make
 from polyturn.envs.tasks import TaskSource
-from polyturn.envs.tasks.open import open_tasks
+from polyturn.envs.tasks.sources import open_tasks
 
 HELDOUT_NAMES = frozenset(
     (

@@ -1,18 +1,24 @@
-"""Calls that end: in processes that are killed and replaced when a call takes too long."""
+"""Calls that end: in processes that are killed and replaced when a call takes too long.
+
+Such a process is `python -m polyturn.envs.adapters.bounded module:function CPU_SECONDS`. It reads a JSON list of
+arguments a line, and writes a JSON object a line: `{"value": ...}` or `{"error": "..."}`.
+"""
 
 from __future__ import annotations
 
 import atexit
 import functools
+import importlib
 import json
 import os
 import queue
+import resource
 import select
 import signal
 import subprocess
 import sys
 import time
-from typing import Any
+from typing import Any, BinaryIO
 
 
 class CallFailed(Exception):
@@ -38,7 +44,7 @@ class BoundedCalls:
             deadline_s: For one call. The first call of a process has `START_S` more, for its imports.
         """
         self._command = [
-            sys.executable, "-m", "polyturn.envs.adapters.worker", function, str(int(deadline_s) + 2)
+            sys.executable, "-m", "polyturn.envs.adapters.bounded", function, str(int(deadline_s) + 2)
         ]  # fmt: skip
         self.deadline_s = deadline_s
         self._owner = os.getpid()
@@ -154,3 +160,47 @@ def shared_calls(function: str, *, num_processes: int = 2, deadline_s: float = 5
 def _shared_calls(function: str, num_processes: int, deadline_s: float, owner: int) -> BoundedCalls:
     del owner  # a fork must not talk to its parent's processes
     return BoundedCalls(function, num_processes=num_processes, deadline_s=deadline_s)
+
+
+MEMORY_BYTES = 4 << 30
+"""Address space of a worker; what asks for more gets a MemoryError."""
+
+
+def main(entry_point: str, cpu_s: int) -> None:
+    """Answer calls until standard input ends. A call that burns more than `cpu_s` is ended with the process."""
+    answers = _private_output()
+    _limit(resource.RLIMIT_AS, MEMORY_BYTES)
+    _limit(resource.RLIMIT_CORE, 0)
+    module, _, name = entry_point.partition(":")
+    function = getattr(importlib.import_module(module), name)
+    for line in sys.stdin.buffer:
+        # Also where the owner is gone and cannot kill this process any more, it ends.
+        _limit(resource.RLIMIT_CPU, int(_used_cpu()) + cpu_s)
+        try:
+            answer = json.dumps({"value": function(*json.loads(line))})
+        except Exception as error:  # noqa: BLE001  the caller judges what the other gym's code raised
+            answer = json.dumps({"error": f"{type(error).__name__}: {error}"})
+        answers.write(answer.encode() + b"\n")
+        answers.flush()
+
+
+def _private_output() -> BinaryIO:
+    """Standard output, taken away from everything that prints."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    return answers
+
+
+def _limit(which: int, value: int) -> None:
+    """Lower a soft limit; the hard one stays, so that it can be set anew."""
+    hard = resource.getrlimit(which)[1]
+    resource.setrlimit(which, (value if hard == resource.RLIM_INFINITY else min(value, hard), hard))
+
+
+def _used_cpu() -> float:
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime + usage.ru_stime + 1.0
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

@@ -9,12 +9,20 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from polyturn.envs.adapters.missing import MissingPackage, require
-from polyturn.envs.adapters.peer_text import PeerEpisode, PeerStep, PeerTextEnv, RewardKind
-from polyturn.envs.adapters.randomness import OwnRandomness
-from polyturn.envs.adapters.seeded import SeededTasks, check_size, check_split
+from polyturn.envs.adapters.peer import (
+    MissingPackage,
+    OwnRandomness,
+    PeerEpisode,
+    PeerStep,
+    PeerTextEnv,
+    RewardKind,
+    SeededTasks,
+    check_size,
+    check_split,
+    require,
+)
 from polyturn.envs.messages import AssistantMessage, Message
-from polyturn.envs.scripts import Script
+from polyturn.envs.spaces import Script
 from polyturn.envs.tasks import Task, TaskSource
 from polyturn.tools.types import ToolSpec
 

@@ -9,11 +9,18 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from polyturn.envs.adapters.missing import require
-from polyturn.envs.adapters.peer_text import PeerEpisode, PeerStep, PeerTextEnv, RewardKind
-from polyturn.envs.adapters.seeded import SeededTasks, check_size, check_split
+from polyturn.envs.adapters.peer import (
+    PeerEpisode,
+    PeerStep,
+    PeerTextEnv,
+    RewardKind,
+    SeededTasks,
+    check_size,
+    check_split,
+    require,
+)
 from polyturn.envs.messages import AssistantMessage, Message
-from polyturn.envs.scripts import Script
+from polyturn.envs.spaces import Script
 from polyturn.envs.tasks import JsonlTasks, ListTasks, Task, TaskSource
 from polyturn.tools.types import ToolSpec
 

@@ -13,7 +13,7 @@ from polyturn.envs.code.rows import Kind, Tests, as_tests, builtin_tasks, read_t
 from polyturn.envs.code.stdio import grade_stdio, limits_for
 from polyturn.envs.code.unit_tests import UnitTests, grade_unit_tests
 from polyturn.envs.messages import AssistantMessage, Message
-from polyturn.envs.scripts import Script
+from polyturn.envs.spaces import Script
 from polyturn.envs.tasks import TaskSource
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.python import RunCodeTool

@@ -7,11 +7,10 @@ import random
 from collections.abc import Mapping, Sequence
 
 from polyturn.envs.code.puzzles import make_puzzle
-from polyturn.envs.messages import AssistantMessage, Message
+from polyturn.envs.messages import AssistantMessage, Message, known_split
 from polyturn.envs.rewards.math import verify
-from polyturn.envs.scripts import Script
+from polyturn.envs.spaces import Script
 from polyturn.envs.tasks import ListTasks, Task, TaskSource
-from polyturn.envs.tasks.splits import known_split
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.python import PythonTool
 from polyturn.tools.sandbox import Limits

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from polyturn.envs.code.stdio import StdioCase, as_cases
 from polyturn.envs.code.unit_tests import UnitTests, as_unit_tests, functional_tests
+from polyturn.envs.messages import known_split
 from polyturn.envs.tasks import ListTasks, Task
-from polyturn.envs.tasks.splits import known_split
 
 Kind = Literal["unit_tests", "stdio"]
 SPLITS = ("train", "heldout")

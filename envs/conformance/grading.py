@@ -7,12 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from polyturn.envs.conformance.episodes import Trace, play, play_async, policy_of
-from polyturn.envs.conformance.findings import Nonconforming, Subject
+from polyturn.envs.conformance.subject import Nonconforming, Subject, Trace, play, play_async, policy_of
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.messages import AssistantMessage, Message
-from polyturn.envs.scripts import Script
-from polyturn.envs.spaces import sample_arguments
+from polyturn.envs.spaces import Script, sample_arguments
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.envs.wrapped import WrappedToolEnv
 from polyturn.tools.decorator import Tool

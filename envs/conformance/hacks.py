@@ -8,9 +8,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from polyturn.envs.conformance.deadline import within
-from polyturn.envs.conformance.episodes import Trace, play, policy_of
-from polyturn.envs.conformance.findings import Nonconforming, Subject
+from polyturn.envs.conformance.subject import Nonconforming, Subject, Trace, play, policy_of, within
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.envs.tasks import Task

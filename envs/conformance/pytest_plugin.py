@@ -13,7 +13,7 @@ import pytest
 
 # A plug-in is imported by every pytest session, so what it needs is imported where it is used.
 if TYPE_CHECKING:
-    from polyturn.envs.conformance.findings import Finding
+    from polyturn.envs.conformance.subject import Finding
     from polyturn.envs.tool_env import ToolEnv
 
 CheckEnv = Callable[..., "list[Finding]"]
@@ -27,8 +27,8 @@ def polyturn_check_env() -> CheckEnv:
     arguments are fields of `Subject`, such as `num_tasks`, and of `check_environment`: `checks`, `deadline_s`. It
     returns the findings.
     """
-    from polyturn.envs.conformance.findings import Subject, Unavailable
     from polyturn.envs.conformance.runner import DEADLINE_S, check_environment
+    from polyturn.envs.conformance.subject import Subject, Unavailable
     from polyturn.envs.registry import make
 
     def check(

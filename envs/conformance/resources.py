@@ -12,8 +12,7 @@ from dataclasses import dataclass
 
 import psutil
 
-from polyturn.envs.conformance.episodes import MAX_TURNS, play, policy_of
-from polyturn.envs.conformance.findings import Nonconforming, Subject
+from polyturn.envs.conformance.subject import MAX_TURNS, Nonconforming, Subject, play, policy_of
 from polyturn.envs.messages import Message
 from polyturn.envs.tool_env import ToolEnv
 

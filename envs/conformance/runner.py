@@ -1,25 +1,43 @@
-"""Runs the checks of the conformance kit on an environment."""
+"""Runs the checks of the conformance kit on an environment, in this process or in one that can be killed.
+
+That process is killed when it hangs, dies, or takes all the memory; it answers in JSON lines.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import IO, Any
 
-from polyturn.envs.conformance.concurrency import check_concurrency
-from polyturn.envs.conformance.deadline import within
-from polyturn.envs.conformance.determinism import check_append_only, check_global_random_state, check_seeds
-from polyturn.envs.conformance.findings import Finding, Nonconforming, Subject, Unavailable
+import psutil
+
 from polyturn.envs.conformance.grading import check_faults, check_oracle, check_random
 from polyturn.envs.conformance.hacks import check_hard_answers, check_reward_hacks
 from polyturn.envs.conformance.interface import (
+    check_append_only,
+    check_concurrency,
     check_end,
+    check_global_random_state,
     check_gymnasium,
+    check_seeds,
     check_spaces,
     check_splits,
     check_vector,
 )
 from polyturn.envs.conformance.resources import check_close, check_leaks, check_speed
+from polyturn.envs.conformance.subject import Finding, Nonconforming, Subject, Unavailable, within
+from polyturn.envs.registry import make
 
 Check = Callable[[Subject], str]
 
@@ -45,6 +63,13 @@ CHECKS: Mapping[str, Check] = {
 """Every check by name, in the order in which they run. A check returns what it saw, or raises `Nonconforming`."""
 
 DEADLINE_S = 120.0
+GRACE_S = 5.0
+"""What the process gets beyond a check's own deadline; then something holds the interpreter, and it is killed."""
+
+MEMORY_BYTES = 8 << 30
+"""The process, without its children, is killed when it holds more."""
+
+_POLL_S = 0.2
 
 
 def run_check(name: str, subject: Subject, *, deadline_s: float = DEADLINE_S) -> Finding:
@@ -107,3 +132,176 @@ def _where(error: BaseException) -> str:
             place = f" (in {code.co_name}, {code.co_filename}:{trace.tb_lineno})"
         trace = trace.tb_next
     return place
+
+
+def check_isolated(
+    env_id: str,
+    options: Mapping[str, Any] | None = None,
+    *,
+    checks: Sequence[str] | None = None,
+    deadline_s: float = DEADLINE_S,
+    num_tasks: int = 8,
+    num_episodes: int = 1000,
+    budget_s: float = 5.0,
+) -> Iterator[Finding]:
+    """Check a registered environment, each finding as it comes. `Subject` says what the sizes are.
+
+    Raises:
+        Unavailable: what the environment runs on is not there.
+        ValueError: it cannot be made with these options.
+    """
+    left = list(CHECKS if checks is None else checks)
+    while left:
+        request = {
+            "env_id": env_id,
+            "options": dict(options or {}),
+            "checks": left,
+            "deadline_s": deadline_s,
+            "num_tasks": num_tasks,
+            "num_episodes": num_episodes,
+            "budget_s": budget_s,
+        }
+        for finding in _run(request, left[0], deadline_s):
+            yield finding
+            left.remove(finding.check)
+
+
+def _run(request: Mapping[str, Any], first: str, deadline_s: float) -> Iterator[Finding]:
+    """One process, until it has done all checks or has come to its end in one of them."""
+    with tempfile.TemporaryFile("w+") as errors, _worker(json.dumps(request), errors) as process:
+        answers: queue.Queue[str | None] = queue.Queue()
+        assert process.stdout is not None
+        threading.Thread(target=_pump, args=(process.stdout, answers), daemon=True).start()
+        name = first
+        while True:
+            started = time.perf_counter()
+            ended, line = _next_line(process, answers, deadline_s + GRACE_S)
+            if line is None:
+                what = (
+                    ended
+                    or f"the process of the check ended by itself ({_exit(process)}){_last_line(errors)}"
+                )
+                seconds = time.perf_counter() - started
+                yield Finding(check=name, ok=False, message=what, seconds=seconds)
+                return
+            answer = json.loads(line)
+            if "unavailable" in answer:
+                raise Unavailable(answer["unavailable"])
+            if "refused" in answer:
+                raise ValueError(answer["refused"])
+            if "end" in answer:
+                return
+            if "begin" in answer:
+                name = answer["begin"]
+            else:
+                yield Finding(**answer["finding"])
+
+
+@contextlib.contextmanager
+def _worker(request: str, errors: IO[str]) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", f"from {__name__} import answer; answer()", request]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        # The whole group: an environment's helpers must not outlive a check that was ended.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def _next_line(
+    process: subprocess.Popen[str], answers: queue.Queue[str | None], seconds: float
+) -> tuple[str, str | None]:
+    """Why the process had to be ended, and what it wrote: a line, or None at its end."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        with contextlib.suppress(queue.Empty):
+            line = answers.get(timeout=_POLL_S)
+            if line is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_POLL_S)
+            return "", line
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if psutil.Process(process.pid).memory_info().rss > MEMORY_BYTES:
+                gigabytes = MEMORY_BYTES >> 30
+                return (
+                    f"the process took more than {gigabytes} GiB and was killed: bound what a check reads",
+                    None,
+                )
+    return (
+        f"the process did not answer within {seconds:g} s, not even its own watchdog, and was killed: something holds "
+        "the interpreter (a huge power or a regular expression, say); grade in a process that can be killed"
+    ), None
+
+
+def _pump(stream: IO[str], answers: queue.Queue[str | None]) -> None:
+    with contextlib.suppress(ValueError):  # closed under the reader once the process is to end
+        for line in stream:
+            answers.put(line)
+    answers.put(None)
+
+
+def _exit(process: subprocess.Popen[str]) -> str:
+    code = process.poll()
+    if code is not None and code < 0:
+        return f"signal {signal.Signals(-code).name}"
+    return f"exit code {code}"
+
+
+def _last_line(errors: IO[str]) -> str:
+    errors.seek(0)
+    lines = errors.read()[-2000:].strip().splitlines()
+    return f": {lines[-1]}" if lines else ""
+
+
+def answer() -> None:
+    """The other process: run the checks of the request on the command line."""
+    # Whatever an environment prints must not be taken for an answer.
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)
+    request: dict[str, Any] = json.loads(sys.argv[1])
+    subject = Subject(
+        name=request["env_id"],
+        make=lambda: make(request["env_id"], **request["options"]),
+        num_tasks=request["num_tasks"],
+        num_episodes=request["num_episodes"],
+        budget_s=request["budget_s"],
+    )
+    _serve(subject, request, answers)
+    print(json.dumps({"end": True}), file=answers, flush=True)
+    os._exit(0)  # threads and exit handlers of an environment are not waited for
+
+
+def _serve(subject: Subject, request: dict[str, Any], answers: IO[str]) -> None:
+    try:
+        with subject.open():
+            pass
+    except ValueError as error:
+        kind = "unavailable" if is_unavailable(error) else "refused"
+        print(json.dumps({kind: str(error)}), file=answers)
+        return
+    except Exception as error:
+        if not is_unavailable(error):
+            raise
+        print(json.dumps({"unavailable": str(error)}), file=answers)
+        return
+    for name in request["checks"]:
+        print(json.dumps({"begin": name}), file=answers)
+        try:
+            finding = run_check(name, subject, deadline_s=request["deadline_s"])
+        except Unavailable as reason:
+            print(json.dumps({"unavailable": str(reason)}), file=answers)
+            return
+        print(json.dumps({"finding": dataclasses.asdict(finding)}), file=answers)
+        if any(thread.name == "conformance check" for thread in threading.enumerate()):
+            return  # something still hangs; the next check gets a process without it

@@ -18,9 +18,8 @@ from polyturn.envs.customer_service.oracle import oracle_message
 from polyturn.envs.customer_service.records import CancelReason, Customer, Order, RefundTo, Shop, dollars
 from polyturn.envs.customer_service.scenarios import Scenario, make_scenario
 from polyturn.envs.customer_service.user import ScriptedUser, UserSimulator
-from polyturn.envs.messages import AssistantMessage, Message
+from polyturn.envs.messages import AssistantMessage, Message, known_split
 from polyturn.envs.tasks import ListTasks, Task, TaskSource
-from polyturn.envs.tasks.splits import known_split
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.bounded_answers import BoundedSyncTransport
 from polyturn.tools.decorator import tool

@@ -8,10 +8,9 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from polyturn.envs.messages import AssistantMessage, Message
-from polyturn.envs.scripts import Script
+from polyturn.envs.messages import AssistantMessage, Message, known_split
+from polyturn.envs.spaces import Script
 from polyturn.envs.tasks import ListTasks, Task, TaskSource
-from polyturn.envs.tasks.splits import known_split
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.decorator import tool
 from polyturn.tools.types import ToolCall, ToolError, ToolSpec

@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from polyturn.envs.games.house import DIRECTIONS, Direction, House, make_house
-from polyturn.envs.messages import AssistantMessage, Message
+from polyturn.envs.messages import AssistantMessage, Message, known_split
 from polyturn.envs.tasks import ListTasks, Task, TaskSource
-from polyturn.envs.tasks.splits import known_split
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.decorator import tool
 from polyturn.tools.types import ToolCall, ToolError, ToolSpec

@@ -10,7 +10,7 @@ from polyturn.envs.math.calculator import calculator as calculator_tool
 from polyturn.envs.math.tasks import check_split, file_tasks, generated_tasks, gsm8k_sample
 from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.envs.rewards.math import MathVerifier, Verdict, gold_texts, shared_verifier, unpayable_reason
-from polyturn.envs.scripts import Script
+from polyturn.envs.spaces import Script
 from polyturn.envs.tasks import Task, TaskSource
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.types import ToolSpec

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from polyturn.envs.math.problems import make_problems
+from polyturn.envs.messages import known_split
 from polyturn.envs.rewards.math.extract import gold_answer
 from polyturn.envs.tasks import ListTasks, Task
-from polyturn.envs.tasks.splits import known_split
 
 SPLITS = ("train", "heldout")
 _ALIASES = {"test": "heldout"}

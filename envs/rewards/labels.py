@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Any
 
-from polyturn.envs.messages import AssistantMessage
+from polyturn.envs.messages import AssistantMessage, Task
 from polyturn.envs.rewards.types import EpisodeView, as_score
-from polyturn.envs.tasks.types import Task
 
 
 def check_label(reward: Any, label: Any) -> None:

@@ -11,7 +11,7 @@ from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.tools.plain import MAX_SIZE, as_number, clean_text, shown
 
 if TYPE_CHECKING:
-    from polyturn.envs.tasks.types import Task
+    from polyturn.envs.messages import Task
 
 SIGNATURE = "def reward(episode: EpisodeView) -> float | Mapping[str, float]"
 GROUP_SIGNATURE = "def reward(episodes: Sequence[EpisodeView]) -> Sequence[float | Mapping[str, float]]"

@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from polyturn.envs.messages import AssistantMessage, Message
-from polyturn.envs.scripts import Script
+from polyturn.envs.messages import AssistantMessage, Message, known_split
 from polyturn.envs.search.backends import choose_retriever
 from polyturn.envs.search.grading import find_answer, reward_parts
 from polyturn.envs.search.questions import (
@@ -24,8 +23,8 @@ from polyturn.envs.search.scripts import next_oracle_message, random_searcher
 from polyturn.envs.search.styles import RewardName, SearchStyle, style_named
 from polyturn.envs.search.tags import is_well_formed, write_turn
 from polyturn.envs.search.tool import SearchDesk, search_tools
+from polyturn.envs.spaces import Script
 from polyturn.envs.tasks import Task, TaskSource
-from polyturn.envs.tasks.splits import known_split
 from polyturn.envs.tool_env import StepResult, ToolEnv
 from polyturn.envs.two_hop.world import WorldSize
 from polyturn.tools.search.types import Retriever

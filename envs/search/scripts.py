@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 
 from polyturn.envs.messages import AssistantMessage, Message
-from polyturn.envs.scripts import Script
 from polyturn.envs.search.styles import SearchStyle
+from polyturn.envs.spaces import Script
 from polyturn.envs.two_hop.oracle import person_of
 from polyturn.envs.two_hop.world import BASE_PHRASES, EMPLOYER_PHRASES
 from polyturn.tools.types import ToolCall, ToolSpec

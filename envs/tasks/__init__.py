@@ -1,13 +1,10 @@
 """Tasks: the problems of an environment, and where they come from."""
 
-from polyturn.envs.tasks.generated import GeneratedTasks
-from polyturn.envs.tasks.jsonl import JsonlTasks
-from polyturn.envs.tasks.mixture import MixtureTasks
+from polyturn.envs.messages import EnvironmentChoice, ListTasks, Task, TaskSource
+from polyturn.envs.tasks.files import JsonlTasks, ParquetTasks
 from polyturn.envs.tasks.order import draw_order
-from polyturn.envs.tasks.parquet import ParquetTasks
 from polyturn.envs.tasks.rows import RowKeys, RowReader
-from polyturn.envs.tasks.slices import SlicedTasks
-from polyturn.envs.tasks.types import EnvironmentChoice, ListTasks, Task, TaskSource
+from polyturn.envs.tasks.sources import GeneratedTasks, MixtureTasks, SlicedTasks
 
 __all__ = [
     "EnvironmentChoice",

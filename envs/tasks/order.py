@@ -1,17 +1,29 @@
-"""In which order tasks are drawn: which task, and of which epoch, at any position, without what came before."""
+"""How a run goes through a source of tasks: in which order, read ahead of their use, and told from another source.
+
+Which task stands at a position, and of which epoch, follows from the position and the seed, without what came before.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import hashlib
-from dataclasses import dataclass
+import itertools
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence, Set
+from concurrent.futures import Future
+from dataclasses import dataclass, fields, is_dataclass
 from fractions import Fraction
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 
-from polyturn.envs.tasks.mixture import MixtureTasks
-from polyturn.envs.tasks.types import TaskSource
+from polyturn.envs.faults import EnvironmentFault
+from polyturn.envs.messages import Task, TaskSource
+from polyturn.envs.tasks.sources import MixtureTasks
+from polyturn.tools.threads import PinnedThread, Returned
 
 MAX_LISTED = 1 << 20
 """A shuffle of more tasks than this is computed for each position, not held as a list."""
@@ -141,3 +153,120 @@ def permuted(index: int, size: int, key: str) -> int:
 
 def _seed_of(seed: int, source: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed}/{source}".encode()).digest()[:8])
+
+
+class PrefetchedTasks:
+    """A source whose tasks threads read ahead. A task that was not announced is read when it is asked for.
+
+    The last `max_kept` tasks are kept: the episodes of a group ask for the same one. What could not be read is not.
+    Close it at the end.
+    """
+
+    def __init__(self, source: TaskSource, *, num_workers: int = 2, max_kept: int = 4096) -> None:
+        self.source = source
+        self._max_kept = max_kept
+        self._workers = itertools.cycle([PinnedThread("tasks") for _ in range(num_workers)])
+        self._num_workers = num_workers
+        self._lock = threading.Lock()
+        self._read: OrderedDict[int, Future[Returned]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int, /) -> Task:
+        """Waits for the task; raises what reading it raised."""
+        return self._value(index, self._future(index).result())
+
+    async def read(self, index: int, *, timeout_s: float | None = None) -> Task:
+        """Awaits the task; raises what reading it raised, and `EnvironmentFault` where that takes too long."""
+        reading = asyncio.wrap_future(self._future(index))
+        try:
+            async with asyncio.timeout(timeout_s):
+                returned = await asyncio.shield(reading)
+        except TimeoutError:
+            raise EnvironmentFault(f"task {index} could not be read within {timeout_s:g} s") from None
+        return self._value(index, returned)
+
+    def prefetch(self, indices: Iterable[int]) -> None:
+        """Begin to read these tasks; as many as are kept."""
+        for _, index in zip(range(self._max_kept), indices, strict=False):
+            self._future(index)
+
+    def close(self) -> None:
+        """End the threads; what was not begun is not read."""
+        with self._lock:
+            for future in self._read.values():
+                future.cancel()
+        for worker in itertools.islice(self._workers, self._num_workers):
+            worker.shutdown()
+
+    def _value(self, index: int, returned: Returned) -> Task:
+        if returned.error is not None:
+            with self._lock:
+                self._read.pop(index, None)
+        task: Task = returned.get()
+        return task
+
+    def _future(self, index: int) -> Future[Returned]:
+        with self._lock:
+            future = self._read.pop(index, None)
+            if future is None:
+                reading = partial(self.source.__getitem__, index)
+                future = next(self._workers).submit(Returned.of, reading)
+            self._read[index] = future
+            while len(self._read) > self._max_kept:
+                self._read.popitem(last=False)
+            return future
+
+
+MAX_TASKS = 1024
+"""A source of more tasks than this is told by so many of them, evenly spread, and by their number."""
+MAX_GENERATED = 64
+"""The same of one that makes its tasks without end, which may take a while for each."""
+
+
+def task_digest(task: Task) -> str:
+    """64 bits of SHA-256, in hexadecimal, over what the task says: the same in every process and session."""
+    said = (task.task_id, task.messages, task.label, task.metadata, task.environment)
+    return hashlib.sha256(_canonical(said)).hexdigest()[:16]
+
+
+def source_digest(source: TaskSource) -> str:
+    """The same of a source: of its length and its tasks in their order."""
+    num_tasks = len(source)
+    found = hashlib.sha256(str(num_tasks).encode())
+    most = MAX_GENERATED if getattr(source, "is_endless", False) else MAX_TASKS
+    num_looked_at = min(num_tasks, most)
+    for place in range(num_looked_at):
+        index = place * (num_tasks - 1) // max(num_looked_at - 1, 1)
+        found.update(task_digest(source[index]).encode())
+    return found.hexdigest()[:16]
+
+
+def _canonical(value: Any) -> bytes:
+    """Any value as bytes: the same for equal contents, whatever the order of a mapping, and never an address."""
+    match value:
+        case str():
+            return _tagged(b"s", value.encode("utf-8", "surrogatepass"))
+        case bytes() | bytearray():
+            return _tagged(b"b", bytes(value))
+        case None | bool() | float():
+            return _tagged(b"v", repr(value).encode())
+        case int():
+            return _tagged(b"i", hex(value).encode())
+        case np.ndarray() | np.generic():
+            return _canonical(value.tolist())
+        case Mapping():
+            return _tagged(b"m", *sorted(_canonical(key) + _canonical(value[key]) for key in value))
+        case Set():
+            return _tagged(b"t", *sorted(map(_canonical, value)))
+        case Sequence():
+            return _tagged(b"l", *map(_canonical, value))
+    if is_dataclass(value):
+        return _tagged(b"d", *(_canonical(getattr(value, field.name)) for field in fields(value)))
+    return _tagged(b"o", f"{type(value).__module__}.{type(value).__qualname__}".encode())
+
+
+def _tagged(tag: bytes, *parts: bytes) -> bytes:
+    content = b"".join(parts)
+    return b"%b%d:%b" % (tag, len(content), content)

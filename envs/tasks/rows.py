@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import orjson
 
 from polyturn.envs.border import read_calls, read_content
-from polyturn.envs.messages import Message, Role
-from polyturn.envs.tasks.types import EnvironmentChoice, Task
+from polyturn.envs.messages import EnvironmentChoice, Message, Role, Task
 from polyturn.tools.plain import clean_text, shown
 
 if TYPE_CHECKING:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 
-from polyturn.envs.messages import AssistantMessage
+from polyturn.envs.messages import AssistantMessage, known_split
 from polyturn.envs.rewards import exact_match
-from polyturn.envs.scripts import Script
+from polyturn.envs.spaces import Script
 from polyturn.envs.tasks import ListTasks, Task, TaskSource
-from polyturn.envs.tasks.splits import known_split
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.envs.two_hop.names import Pool
 from polyturn.envs.two_hop.oracle import make_random_policy, oracle

@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 
 from polyturn.envs.messages import AssistantMessage, Message
-from polyturn.envs.scripts import Script
+from polyturn.envs.spaces import Script
 from polyturn.envs.two_hop.world import BASE_PHRASES, EMPLOYER_PHRASES
 from polyturn.tools.types import ToolCall, ToolSpec
 

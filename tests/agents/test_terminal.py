@@ -7,8 +7,7 @@ import pytest
 import typer
 
 from polyturn.agents.message_policies import HumanPolicy
-from polyturn.cli.outcome import print_error, reported
-from polyturn.cli.plan import table
+from polyturn.cli.outcome import print_error, reported, table
 from polyturn.configs.errors import ConfigError
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.tasks import ListTasks, Task

@@ -9,7 +9,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 import polyturn
-from polyturn.cli.env_new import write_package
+from polyturn.cli.env import write_package
 from polyturn.envs import registry
 from polyturn.envs.conformance import CHECKS
 from polyturn.envs.messages import AssistantMessage

@@ -15,7 +15,7 @@ from polyturn.agents.episode import Episode, Outcome
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.run import RunConfig
 from polyturn.envs.tasks import draw_order
-from polyturn.envs.tasks.digest import task_digest
+from polyturn.envs.tasks.order import task_digest
 from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.rollout.task_sources import tasks_of

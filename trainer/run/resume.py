@@ -26,7 +26,7 @@ from polyturn.configs.schema.run import ChecksConfig, RunConfig
 from polyturn.configs.schema.trainer import ConstantSchedule
 from polyturn.envs.registry import make
 from polyturn.envs.tasks import TaskSource, draw_order
-from polyturn.envs.tasks.digest import source_digest, task_digest
+from polyturn.envs.tasks.order import source_digest, task_digest
 from polyturn.rollout.collector import other_task
 from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.store import TrajectoryStore

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import difflib
+import importlib.util
 import inspect
 import json
+import keyword
 import random
+import re
 import signal
-from collections.abc import Callable, Sequence
-from typing import Annotated
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+from typing import Annotated, Any
 
 import typer
 
@@ -16,24 +24,39 @@ from polyturn.agents.episode import Outcome
 from polyturn.agents.episode_loop import EpisodeLimits, play_messages
 from polyturn.agents.message_policies import HumanPolicy, ScriptedPolicy
 from polyturn.agents.policy import MessagePolicy
-from polyturn.cli.env_check import check
-from polyturn.cli.env_new import new
-from polyturn.cli.env_options import EnvId, Options, read_options
-from polyturn.cli.outcome import INTERRUPTED, RUN_FAILED, reported
-from polyturn.cli.plan import table
+from polyturn.cli.outcome import INTERRUPTED, RUN_FAILED, print_error, reported, table
 from polyturn.configs.errors import ConfigError
+from polyturn.configs.loading.yaml_tree import read_value
+from polyturn.envs.conformance import CHECKS, Unavailable
+from polyturn.envs.conformance.runner import check_isolated
 from polyturn.envs.messages import AssistantMessage, Message
-from polyturn.envs.registry import list_environments, make
+from polyturn.envs.registry import find, list_environments, make
 from polyturn.envs.tasks import Task
 from polyturn.envs.tool_env import ToolEnv
+from polyturn.rollout.whole_file import removed_on_failure
 from polyturn.tools.plain import printable
 from polyturn.tools.types import ToolSpec
 
 app = typer.Typer(
     help="List, show, play, check and write environments.", no_args_is_help=True, rich_markup_mode=None
 )
-app.command("check")(check)
-app.command("new")(new)
+
+EnvId = Annotated[str, typer.Argument(metavar="ID", help="As `polyturn env list` shows it.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Arguments of the environment's constructor."),
+]
+
+
+def read_options(options: Sequence[str] | None) -> dict[str, Any]:
+    """The values of `key=value` arguments, read as YAML. Raises ConfigError."""
+    arguments: dict[str, Any] = {}
+    for option in options or ():
+        key, equals, text = option.partition("=")
+        if not equals or not key.isidentifier():
+            raise ConfigError(f"command line: '{option}' is not of the form key=value")
+        arguments[key] = read_value(text, "command line", key).plain()
+    return arguments
 
 
 @app.command("list")
@@ -210,3 +233,175 @@ def _splits(env: ToolEnv) -> list[tuple[str, str]]:
         except ValueError:
             continue
     return rows
+
+
+_WIDTH = max(len(name) for name in CHECKS)
+
+
+@app.command()
+def check(
+    env_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="The environment to check.")] = None,
+    options: Options = None,
+    every: Annotated[bool, typer.Option("--all", help="Check all that are registered.")] = False,
+    only: Annotated[
+        list[str] | None, typer.Option("--check", metavar="NAME", help="This check alone.")
+    ] = None,
+    deadline_s: Annotated[float, typer.Option(min=1, help="Seconds a check may take.")] = 120.0,
+    num_tasks: Annotated[int, typer.Option(min=1, help="Tasks of each split to play.")] = 8,
+    num_episodes: Annotated[int, typer.Option(min=2, help="Episodes to play at once.")] = 1000,
+    budget_s: Annotated[float, typer.Option(min=0.1, help="How long to go on repeating episodes.")] = 5.0,
+) -> None:
+    """Check that an environment keeps its promises; exit with 1 if it does not.
+
+    \b
+    Example: polyturn env check polyturn/TwoHopSearch-v0
+    """
+    with reported():
+        if every == (env_id is not None):
+            raise ConfigError("command line: name one environment, or write --all")
+        for name in only or ():
+            if name not in CHECKS:
+                raise ConfigError(f"command line: there is no check '{name}'{_nearest(name)}")
+        arguments = read_options(options)
+        limits: dict[str, Any] = {
+            "checks": only,
+            "deadline_s": deadline_s,
+            "num_tasks": num_tasks,
+            "num_episodes": num_episodes,
+            "budget_s": budget_s,
+        }
+        if env_id is not None:
+            failed = not _check_one(_known(env_id), arguments, limits, alone=True)
+        else:
+            results = [_check_one(i.env_id, {}, limits, alone=False) for i in list_environments()]
+            failed = False in results
+            unchecked = results.count(None)
+            typer.echo(
+                f"{results.count(True)} of {len(results)} environments pass"
+                + (f", {unchecked} could not be checked here" if unchecked else "")
+            )
+    if failed:
+        raise typer.Exit(RUN_FAILED)
+
+
+def _known(env_id: str) -> str:
+    try:
+        return find(env_id).env_id
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _check_one(env_id: str, options: dict[str, Any], limits: dict[str, Any], *, alone: bool) -> bool | None:
+    """Print the findings as they come; whether all are well, or None where nothing can be said.
+
+    Raises ConfigError for options that the environment does not take, where it is checked alone.
+    """
+    typer.echo(env_id)
+    failed = count = 0
+    try:
+        for finding in check_isolated(env_id, options, **limits):
+            count += 1
+            failed += not finding.ok
+            result = "ok" if finding.ok else "FAIL"
+            typer.echo(
+                f"  {finding.check:<{_WIDTH}}  {result:<4}  {finding.seconds:6.2f} s  {finding.message}"
+            )
+    except Unavailable as reason:
+        typer.echo(f"  not checked here: {reason}\n")
+        return None
+    except ValueError as error:
+        if alone:
+            raise ConfigError(str(error)) from error
+        print_error(error)
+        return False
+    typer.echo(f"  {failed} of {count} checks failed\n" if failed else f"  all {count} checks passed\n")
+    return not failed
+
+
+def _nearest(name: str) -> str:
+    matches: Sequence[str] = difflib.get_close_matches(name, CHECKS, n=1, cutoff=0.4)
+    return f"; did you mean '{matches[0]}'?" if matches else f"; the checks are {', '.join(CHECKS)}"
+
+
+FILES = {
+    "pyproject.toml": "pyproject.toml",
+    "README.md": "README.md",
+    "{package}/__init__.py": "init.py",
+    "{package}/environment.py": "environment.py",
+    "tests/test_environment.py": "test_environment.py",
+}
+"""What is written, and the template that it is written from."""
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The package's name, such as my-gym.")],
+    directory: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Where to; by default a new folder of that name.")
+    ] = None,
+) -> None:
+    """Write a pip package with an environment, its tests and its registration.
+
+    \b
+    Example: polyturn env new my-gym
+    """
+    with reported():
+        target = write_package(name, Path(name) if directory is None else directory)
+    typer.echo(f"wrote {target}; now:")
+    typer.echo(f"  pip install -e '{target}[test]' && pytest {target}")
+    typer.echo(f"  polyturn env play {environment_id(name)} --seed 3")
+
+
+def write_package(name: str, target: Path) -> Path:
+    """Write the package into `target`. Raises ConfigError for a name no package can have, or a folder in use."""
+    package = package_name(name)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise ConfigError(f"{target} is there already and not empty; name another --directory")
+    values = {
+        "distribution": name,
+        "package": package,
+        "class_name": "Multiply",
+        "env_id": environment_id(name),
+    }
+    if target.exists():
+        _write_files(target, values)
+        return target
+    with removed_on_failure(target.with_name(f"{target.name}.part")) as part:
+        _write_files(part, values)
+        part.rename(target)
+    return target
+
+
+def _write_files(target: Path, values: Mapping[str, str]) -> None:
+    templates = files("polyturn.cli") / "package_template"
+    for path, template in FILES.items():
+        text = (templates / f"{template}.tmpl").read_text(encoding="utf-8")
+        file = target / path.format(package=values["package"])
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(Template(text).substitute(values), encoding="utf-8")
+
+
+def package_name(name: str) -> str:
+    """The import package of a distribution. Raises ConfigError."""
+    package = name.lower().replace("-", "_").replace(".", "_")
+    if not re.fullmatch(r"[A-Za-z]([A-Za-z0-9._-]*[A-Za-z0-9])?", name) or keyword.iskeyword(package):
+        raise ConfigError(
+            f"'{name}' cannot be the name of a package: use letters, digits, '-' and '_', as in my-gym"
+        )
+    if package in ("polyturn", "tests") or package in sys.stdlib_module_names:
+        raise ConfigError(
+            f"'{name}' is taken: Python would import another '{package}'; choose another, as in my-gym"
+        )
+    found = importlib.util.find_spec(package)
+    if found is not None:
+        # An installed package of that name would stand before this one, or this one before it.
+        where = found.origin or ", ".join(found.submodule_search_locations or ())
+        raise ConfigError(
+            f"'{name}' is taken: '{package}' is installed in {where}; choose another, as in my-gym"
+        )
+    return package
+
+
+def environment_id(name: str) -> str:
+    """The id of the environment in the package."""
+    return f"{package_name(name)}/Multiply-v0"

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from polyturn import __version__
-from polyturn.cli import config, convert, doctor, env, evaluate, serve, train
+from polyturn.cli import convert, doctor, env, serve, train
 
 app = typer.Typer(
     name="polyturn",
@@ -19,10 +19,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("train")(train.train)
-app.command("eval")(evaluate.evaluate)
+app.command("eval")(train.evaluate)
 app.command("convert")(convert.convert)
 app.add_typer(env.app, name="env")
-app.add_typer(config.app, name="config")
+app.add_typer(train.config_app, name="config")
 app.add_typer(serve.app, name="serve")
 app.command("doctor")(doctor.doctor)
 

@@ -1,8 +1,8 @@
-"""How a command ends: 0 it did it, 1 the run failed, 2 bad input, 130 interrupted."""
+"""What commands print, and how they end: 0 it did it, 1 the run failed, 2 bad input, 130 interrupted."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import typer
@@ -41,3 +41,14 @@ def print_error(error: Exception | str) -> None:
     """Each line of the message as an error of its own."""
     for line in blank_credentials(str(error)).splitlines() or [type(error).__name__]:
         typer.echo(f"error: {printable(line)}", err=True)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of text in columns as wide as they need."""
+    if not rows:
+        return ""
+    rows = [[printable(cell) for cell in row] for row in rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

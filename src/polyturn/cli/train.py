@@ -1,15 +1,36 @@
-"""`polyturn train`."""
+"""`polyturn train`, `eval` and `config`: the commands that take a recipe, and what `--dry-run` prints of one."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from polyturn.cli.outcome import INTERRUPTED, RUN_FAILED, print_error, reported
-from polyturn.cli.packages import require
-from polyturn.cli.plan import print_plan
-from polyturn.configs.loading.loader import load_config
+from polyturn.cli.doctor import PACKAGES, SERVING, require
+from polyturn.cli.outcome import INTERRUPTED, RUN_FAILED, print_error, reported, table
+from polyturn.configs.errors import ConfigError
+from polyturn.configs.loading.loader import dump_config, is_suite, json_schema, load_config, load_suite
+from polyturn.configs.models import resolve_model_path
+from polyturn.configs.schema.reference import options_markdown
+from polyturn.configs.schema.run import RunConfig
+from polyturn.configs.schema.tasks import (
+    EnvironmentReward,
+    FunctionReward,
+    RemoteReward,
+    RubricReward,
+    RuleReward,
+)
+from polyturn.configs.sizing.arithmetic import check_batch, placement
+from polyturn.configs.sizing.fit import judge
+from polyturn.configs.sizing.memory import estimate_memory, human_bytes
+from polyturn.configs.sizing.model_shape import ModelShape
+from polyturn.envs.tasks import MixtureTasks, TaskSource
+from polyturn.envs.tasks.sources import source_name
+from polyturn.rollout.task_sources import task_configs, tasks_of
+from polyturn.trainer.run.model_checks import capacity_of, check_memory, critic_shape
 
 Recipe = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")
@@ -59,3 +80,245 @@ def train(
 
 def _tell(note: str) -> None:
     typer.echo(f"warning: {note}", err=True)
+
+
+def evaluate(
+    recipe_or_suite: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE_OR_SUITE", help="A YAML file, or the name of a shipped recipe or suite."
+        ),
+    ],
+    overrides: Overrides = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="PATH",
+            help="A Hugging Face directory or builtin:NAME; without it the newest finished run's policy.",
+        ),
+    ] = None,
+) -> None:
+    """Score a policy on held-out tasks.
+
+    Prints the mean with its 95 % interval; the last line is one JSON object.
+
+    \b
+    Example: polyturn eval quickstart --model runs/quickstart-20260101-120000/policy evaluation.num_tasks=64
+    """
+    from polyturn.trainer.run.preflight import preflight_evaluation
+
+    with reported():
+        suite = is_suite(recipe_or_suite)
+        if suite:
+            configs = load_suite(recipe_or_suite, overrides or ())
+        else:
+            configs = [load_config(recipe_or_suite, overrides or ())]
+        model_path = (
+            resolve_model_path(model, key="--model") if model is not None else newest_policy(configs[0])
+        )
+        for config in configs:
+            preflight_evaluation(config, model_path=model_path)
+        require(SERVING)
+        typer.echo(f"model: {model_path}")
+        results = [_evaluate_one(config, model_path) for config in configs]
+    summary = (
+        {"suite": recipe_or_suite, "model": str(model_path), "results": results} if suite else results[0]
+    )
+    typer.echo(json.dumps(summary))
+
+
+def _evaluate_one(config: RunConfig, model_path: Path) -> dict[str, Any]:
+    """Evaluate on one environment, print a line about it, and return its figures."""
+    from polyturn.rollout.collector import RolloutError
+    from polyturn.rollout.engines.process import EngineError
+    from polyturn.rollout.evaluation import evaluate_model
+    from polyturn.trainer.run.progress import make_progress
+
+    settings = config.evaluation
+    progress = make_progress(config.logging.progress, num_steps=1)
+    progress.phase("held-out evaluation", total=settings.num_tasks * settings.samples_per_task)
+    try:
+        result = evaluate_model(config, model_path=model_path, on_episode=lambda _: progress.advance())
+    except EngineError as failure:
+        print_error(failure.sentence)
+        raise typer.Exit(RUN_FAILED) from failure
+    except RolloutError as failure:
+        print_error(failure)
+        raise typer.Exit(RUN_FAILED) from failure
+    finally:
+        progress.close()
+    options = f" {config.environment.options}" if config.environment.options else ""
+    typer.echo(
+        f"{config.environment.id}{options} [{settings.split}]: mean reward {result.mean:.3f}, 95 % interval "
+        f"{result.low:.3f} to {result.high:.3f}, {result.num_tasks} tasks, {result.num_failed} failed episodes"
+    )
+    return {
+        "environment": config.environment.id,
+        "options": config.environment.options,
+        "split": settings.split,
+        "model": str(model_path),
+        "mean": result.mean,
+        "low": result.low,
+        "high": result.high,
+        "num_tasks": result.num_tasks,
+        "num_episodes": result.num_episodes,
+        "num_failed": result.num_failed,
+    }
+
+
+def newest_policy(config: RunConfig) -> Path:
+    """The final policy of `run_dir`, or of the newest finished run of this name. Raises ConfigError."""
+    from polyturn.trainer.run.directory import runs_of
+
+    if config.run_dir is not None:
+        runs = [config.run_dir]
+    else:
+        runs = runs_of(config.name, config.output_dir)
+    for run in runs:
+        if (run / "policy" / "config.json").is_file():
+            return run / "policy"
+    where = config.run_dir or config.output_dir
+    raise ConfigError(
+        f"there is no finished run of '{config.name}' in {where}; name a model with --model PATH"
+    )
+
+
+config_app = typer.Typer(
+    help="Show options: a recipe's, or all.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+
+
+@config_app.command()
+def show(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Print the resolved config as YAML.
+
+    \b
+    Example: polyturn config show quickstart trainer.num_steps=5
+    """
+    with reported():
+        typer.echo(dump_config(load_config(recipe, overrides or ())), nl=False)
+
+
+@config_app.command()
+def schema() -> None:
+    """Print the JSON Schema of a recipe, for editors.
+
+    \b
+    Example: polyturn config schema > recipe.schema.json
+    """
+    typer.echo(json.dumps(json_schema(), indent=2))
+
+
+@config_app.command()
+def options() -> None:
+    """Print every option with its type, default and meaning, as Markdown tables.
+
+    \b
+    Example: polyturn config options
+    """
+    typer.echo(options_markdown(), nl=False)
+
+
+def print_plan(config: RunConfig) -> None:
+    """Print everything; the config's lines stand first, so that they can be cut off and used as a recipe.
+
+    Raises:
+        ConfigError: the memory that this takes is not there.
+    """
+    shape = ModelShape.read(resolve_model_path(config.model.path, needs_weights=False))
+    typer.echo("# config")
+    typer.echo(dump_config(config))
+    typer.echo(f"# batch\n{check_batch(config)}\n")
+    typer.echo("# placement")
+    typer.echo(table([(row.name, row.device, row.note) for row in placement(config)]))
+    _print_memory(config, shape)
+    typer.echo(f"\n# tasks\n{table(_task_rows(config))}\n\n# reward\n{table(_reward_rows(config))}")
+    missing = [p.distribution for p in PACKAGES if p.needed_to_train and p.installed_version() is None]
+    if missing:
+        typer.echo(f"\nnot installed here: {', '.join(missing)}; see `polyturn doctor`")
+    check_memory(config, shape)
+
+
+def _print_memory(config: RunConfig, shape: ModelShape) -> None:
+    estimate = estimate_memory(config, shape, critic_shape(config))
+    typer.echo(
+        f"\n# memory, estimated from {shape.num_parameters:,} parameters; activations and libraries come on top"
+    )
+    rows = []
+    for name, ranks, parallel in (
+        ("trainer rank", estimate.stages, config.trainer.parallel),
+        ("critic rank", estimate.critic, config.trainer.critic.parallel),
+    ):
+        of_a_stage = parallel.world_size // parallel.pipeline
+        for stage, rank in enumerate(ranks):
+            which = f" of stage {stage}" if parallel.pipeline > 1 else ""
+            rows.append(_memory_row(f"{name}{which} (x {of_a_stage})", rank.parts))
+    engines = config.engines.num_engines * config.engines.tensor_parallel
+    rows.append(_memory_row(f"engine rank (x {engines})", estimate.engine))
+    typer.echo(table(rows))
+    host = max(rank.host for rank in (*estimate.stages, *estimate.critic))
+    if host:
+        typer.echo(f"and for each of these ranks up to {human_bytes(host)} of its host's memory")
+    capacity = capacity_of(config)
+    _, tight = judge(config, shape, capacity, critic_shape(config))
+    if capacity.gpu is not None:
+        typer.echo(
+            f"judged by {capacity.gpu_name}: {human_bytes(capacity.gpu)} a GPU; cluster.gpu names another"
+        )
+    for sentence in tight:
+        typer.echo(f"warning: {sentence}")
+
+
+def _memory_row(name: str, sizes: Mapping[str, int]) -> tuple[str, str, str]:
+    parts = ", ".join(f"{part} {human_bytes(size)}" for part, size in sizes.items())
+    return name, human_bytes(sum(sizes.values())), parts
+
+
+def _task_rows(config: RunConfig) -> list[tuple[str, str, str, str]]:
+    """Split, source, size and share of the prompts."""
+    rows = []
+    for split in dict.fromkeys((config.environment.train_split, config.evaluation.split)):
+        tasks = tasks_of(config, split)
+        if isinstance(tasks, MixtureTasks):
+            total = sum(tasks.weights)
+            rows += [
+                (split, name, _size(source), f"{weight / total:.1%} of the prompts")
+                for name, source, weight in zip(tasks.names, tasks.sources, tasks.weights, strict=True)
+            ]
+        else:
+            given = task_configs(config, split)
+            name = source_name(given[0]) if given else f"{config.environment.id}'s own"
+            rows.append((split, name, _size(tasks), ""))
+    return rows
+
+
+def _size(source: TaskSource) -> str:
+    return "endless" if getattr(source, "is_endless", False) else f"{len(source):,} tasks"
+
+
+def _reward_rows(config: RunConfig) -> list[tuple[str, str, str]]:
+    """Name, what it is, and weight."""
+    reward = config.reward
+    if isinstance(reward, RubricReward):
+        rows = [(part.name, _shown(part.reward), f"weight {part.weight:g}") for part in reward.parts]
+    else:
+        rows = [("reward", _shown(reward), "")]
+    groups = [
+        (part.name, f"group reward {part.target}", f"weight {part.weight:g}") for part in config.group_rewards
+    ]
+    return rows + groups
+
+
+def _shown(reward: EnvironmentReward | RuleReward | FunctionReward | RemoteReward) -> str:
+    if isinstance(reward, EnvironmentReward):
+        return "the environment's own grade"
+    named = (
+        reward.url
+        if isinstance(reward, RemoteReward)
+        else (reward.name if isinstance(reward, RuleReward) else reward.target)
+    )
+    options = {} if isinstance(reward, RemoteReward) else reward.options
+    return f"{reward.kind} {named}" + (f" {options}" if options else "")

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from polyturn.envs.adapters.missing import MissingPackage, require, require_installed
+from polyturn.envs.adapters.peer import MissingPackage, require, require_installed
 
 PROGRAM = """
 import json, sys

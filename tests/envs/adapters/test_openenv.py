@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 import polyturn
-from polyturn.envs.adapters.openenv.demo import MAX_GUESSES, hidden_number
-from polyturn.envs.adapters.openenv.env import OpenEnvEnv, text_of
+from polyturn.envs.adapters.openenv import OpenEnvEnv, text_of
+from polyturn.envs.adapters.openenv_demo import MAX_GUESSES, hidden_number
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.tasks import ListTasks, Task
@@ -149,7 +149,7 @@ def start_server() -> tuple[subprocess.Popen[bytes], str]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "polyturn.envs.adapters.openenv.demo", str(port)]
+    command = [sys.executable, "-m", "polyturn.envs.adapters.openenv_demo", str(port)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE)
     deadline = time.monotonic() + 60
     while True:
@@ -207,7 +207,7 @@ def test_closing_ends_sessions_and_threads(env: OpenEnvEnv) -> None:
 
 def test_the_demonstration_server_ends_with_its_owner() -> None:
     program = (
-        "import psutil, time; from polyturn.envs.adapters.openenv.env import OpenEnvEnv; OpenEnvEnv();"
+        "import psutil, time; from polyturn.envs.adapters.openenv import OpenEnvEnv; OpenEnvEnv();"
         "print(psutil.Process().children()[0].pid, flush=True); time.sleep(600)"
     )
     owner = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)

@@ -15,18 +15,18 @@ if importlib.util.find_spec("reasoning_gym") is None:
 
 import polyturn
 from polyturn.envs.adapters.bounded import BoundedCalls, CallTimedOut, shared_calls
-from polyturn.envs.adapters.reasoning_gym.env import (
+from polyturn.envs.adapters.reasoning_gym import (
     ReasoningGymEnv,
     known_defects,
     known_defects_version,
     read_answer,
 )
-from polyturn.envs.adapters.reasoning_gym.measure import defects_of
+from polyturn.envs.adapters.reasoning_gym_worker import defects_of
 from polyturn.envs.conformance.hacks import TEXTS
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.messages import AssistantMessage
 
-PEER = "polyturn.envs.adapters.reasoning_gym.peer:serve"
+PEER = "polyturn.envs.adapters.reasoning_gym_worker:serve"
 
 
 def answer(text: str) -> AssistantMessage:
@@ -77,7 +77,7 @@ def test_a_seed_gives_the_same_task_in_another_process(env: ReasoningGymEnv, dat
     source = env.tasks("heldout")
     here = [source[index] for index in range(0, len(datasets), 2)]
     elsewhere = BoundedCalls(
-        "polyturn.envs.adapters.reasoning_gym.peer:serve", num_processes=1, deadline_s=20
+        "polyturn.envs.adapters.reasoning_gym_worker:serve", num_processes=1, deadline_s=20
     )
     for task in here:
         item = elsewhere("item", task.metadata["dataset"], "{}", task.metadata["seed"])
@@ -126,7 +126,7 @@ def test_this_process_neither_imports_the_package_nor_draws_from_its_generators(
 )
 def test_known_defects_are_still_there(dataset: str) -> None:
     calls = BoundedCalls(
-        "polyturn.envs.adapters.reasoning_gym.measure:measured", num_processes=1, deadline_s=3.0
+        "polyturn.envs.adapters.reasoning_gym_worker:measured", num_processes=1, deadline_s=3.0
     )
     assert defects_of(dataset, calls) == list(known_defects().get(dataset, []))
     calls.close()

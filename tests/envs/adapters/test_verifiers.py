@@ -17,7 +17,7 @@ from polyturn.tools.types import ToolCall
 
 pytest.importorskip("verifiers.v1", reason="needs pip install 'polyturn[verifiers]'", exc_type=ImportError)
 
-from polyturn.envs.adapters.verifiers.env import VerifiersEnv
+from polyturn.envs.adapters.verifiers import VerifiersEnv
 
 OTHERS = """
 import asyncio

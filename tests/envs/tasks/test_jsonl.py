@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from polyturn.envs.rewards.rules import make_rule
-from polyturn.envs.tasks import EnvironmentChoice, JsonlTasks, ListTasks, RowKeys, RowReader, Task, jsonl
+from polyturn.envs.tasks import EnvironmentChoice, JsonlTasks, ListTasks, RowKeys, RowReader, Task, files
 
 
 def write(tmp_path, *lines):
@@ -169,7 +169,7 @@ def test_lines_are_found_across_chunks_and_blank_lines_are_counted(tmp_path, mon
         lines.insert(index, "  \t" if index % 2 else "")
     path = write(tmp_path, *lines, "")
     for chunk in (1, 5, 8, 64, 8 << 20):
-        monkeypatch.setattr(jsonl, "_CHUNK", chunk)
+        monkeypatch.setattr(files, "_CHUNK", chunk)
         tasks = JsonlTasks(path)
         assert [tasks[index].label for index in range(len(tasks))] == [row["answer"] for row in rows]
         numbers = [number for number, line in enumerate(lines, start=1) if line.strip()]
@@ -201,7 +201,7 @@ def test_a_million_rows_open_in_bounded_memory(tmp_path):
         "import resource, sys\n"
         "from polyturn.envs.tasks import JsonlTasks\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "import polyturn.envs.tasks.jsonl\n"
+        "import polyturn.envs.tasks.files\n"
         "before = peak()\n"
         "tasks = JsonlTasks(sys.argv[1], check_rows=100)\n"
         "labels = [tasks[index].label for index in range(0, 1_000_000, 1009)]\n"

@@ -12,7 +12,7 @@ from polyturn.envs.rewards import EpisodeView
 from polyturn.envs.rewards.labels import check_label
 from polyturn.envs.rewards.rules import make_rule
 from polyturn.envs.rewards.types import as_score
-from polyturn.envs.tasks.open import open_source
+from polyturn.envs.tasks.sources import open_source
 
 QUESTION = [{"role": "user", "content": "What is 17 + 25?"}]
 

@@ -20,9 +20,8 @@ from polyturn.envs.tasks import (
     SlicedTasks,
     Task,
 )
-from polyturn.envs.tasks.open import open_tasks
-from polyturn.envs.tasks.prefetch import PrefetchedTasks
-from polyturn.envs.tasks.slices import split_slice
+from polyturn.envs.tasks.order import PrefetchedTasks
+from polyturn.envs.tasks.sources import open_tasks, split_slice
 
 CHAT = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"}]
 

@@ -1,22 +1,160 @@
-"""An OpenEnv server's environment: its actions are calls of one tool, or plain messages."""
+"""The environment of an OpenEnv server: its actions are calls of one tool, or plain messages.
+
+Needs `polyturn[openenv]`.
+"""
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
+import os
 import random
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from polyturn.envs.adapters.openenv.connection import ActionRefused, Connection, ServerFault, action_schema
-from polyturn.envs.adapters.openenv.demo import HIGHEST, hidden_number
-from polyturn.envs.adapters.openenv.local import demo_server
-from polyturn.envs.adapters.seeded import SeededTasks, check_size, check_split
+import httpx
+
+from polyturn.envs.adapters.openenv_demo import HIGHEST, hidden_number
+from polyturn.envs.adapters.peer import SeededTasks, check_size, check_split, require, require_installed
 from polyturn.envs.messages import AssistantMessage, Message
-from polyturn.envs.scripts import Script
+from polyturn.envs.spaces import Script
 from polyturn.envs.tasks import Task, TaskSource
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.decorator import Tool
 from polyturn.tools.types import ToolCall, ToolError, ToolSpec
+
+MAX_MESSAGE_BYTES = 16 << 20
+
+
+class ServerFault(RuntimeError):
+    """The server cannot be reached, has died, does not answer in time, or its environment has raised."""
+
+
+class ActionRefused(ValueError):
+    """The server takes an action for malformed."""
+
+
+class Connection:
+    """A session with the environment of a server.
+
+    Raises:
+        MissingPackage: `websockets` is not installed.
+        ServerFault: the server cannot be reached, or has no session left.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float) -> None:
+        client = require("websockets.sync.client", extra="openenv")
+        self._url, self._timeout_s = url, timeout_s
+        address = f"{url.replace('http', 'ws', 1).rstrip('/')}/ws"
+        try:
+            self._socket = client.connect(
+                address,
+                open_timeout=timeout_s,
+                max_size=MAX_MESSAGE_BYTES,
+                proxy=None,
+                ping_interval=None,
+                close_timeout=1,
+            )
+        except _failures() as error:
+            raise ServerFault(f"cannot connect to the OpenEnv server {url}: {_words(error)}") from error
+
+    def reset(self, options: Mapping[str, Any]) -> Mapping[str, Any]:
+        """`{"observation": ..., "reward": ..., "done": ...}`. Raises ServerFault."""
+        try:
+            return self._ask({"type": "reset", "data": dict(options)})
+        except ActionRefused as error:
+            raise ServerFault(str(error)) from error
+
+    def step(self, action: Mapping[str, Any]) -> Mapping[str, Any]:
+        """As `reset`. Raises ServerFault and ActionRefused."""
+        return self._ask({"type": "step", "data": dict(action)})
+
+    def close(self) -> None:
+        """End the session. Closing again does nothing."""
+        self._socket.close()
+
+    def _ask(self, message: Mapping[str, Any]) -> Mapping[str, Any]:
+        try:
+            self._socket.send(json.dumps(message))
+            answer = json.loads(self._socket.recv(timeout=self._timeout_s))
+        except _failures() as error:
+            raise ServerFault(f"the OpenEnv server {self._url} failed: {_words(error)}") from error
+        data: Mapping[str, Any] = answer["data"]
+        if answer["type"] != "error":
+            return data
+        if data.get("code") == "VALIDATION_ERROR":
+            problems = "; ".join(_problem(error) for error in data.get("errors", ()))
+            raise ActionRefused(problems or str(data.get("message")))
+        raise ServerFault(f"the OpenEnv server {self._url} says {data.get('code')}: {data.get('message')}")
+
+
+def action_schema(url: str, *, timeout_s: float) -> dict[str, Any]:
+    """The JSON schema of the actions that the server's environment takes. Raises ServerFault."""
+    try:
+        answer = httpx.get(f"{url.rstrip('/')}/schema", timeout=timeout_s, trust_env=False).raise_for_status()
+        schema: dict[str, Any] = answer.json()["action"]
+    except (httpx.HTTPError, ValueError, KeyError) as error:
+        raise ServerFault(f"the OpenEnv server {url} does not tell its schema: {_words(error)}") from error
+    return schema
+
+
+def _failures() -> tuple[type[Exception], ...]:
+    from websockets.exceptions import WebSocketException
+
+    return (OSError, TimeoutError, WebSocketException, json.JSONDecodeError)
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".rstrip(": ")
+
+
+def _problem(error: Mapping[str, Any]) -> str:
+    where = ".".join(str(part) for part in error.get("loc", ()))
+    return f"{where}: {error.get('msg')}" if where else str(error.get("msg"))
+
+
+START_S = 60.0
+
+
+def demo_server() -> str:
+    """The URL of a server that plays the demonstration game. It ends with this process, however that ends.
+
+    Raises:
+        MissingPackage: `openenv` is not installed.
+        ServerFault: it does not come up.
+    """
+    require_installed("openenv", extra="openenv")
+    return _demo_server(os.getpid())
+
+
+@functools.lru_cache(maxsize=1)
+def _demo_server(owner: int) -> str:
+    del owner  # a fork has a server of its own
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    command = [sys.executable, "-m", "polyturn.envs.adapters.openenv_demo", str(port)]
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    atexit.register(process.kill)
+    deadline = time.monotonic() + START_S
+    while process.poll() is None and time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return f"http://127.0.0.1:{port}"
+        time.sleep(0.05)
+    process.kill()
+    raise ServerFault("the demonstration server of OpenEnv does not come up")
 
 
 class OpenEnvEnv(ToolEnv):

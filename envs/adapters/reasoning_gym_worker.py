@@ -1,19 +1,79 @@
-"""Measures reasoning-gym's scorers: `python -m polyturn.envs.adapters.reasoning_gym.measure [DATASET...]`.
+"""The side that runs reasoning-gym: in a worker process, where its hangs, crashes and random state stay.
 
-Each dataset, with its default options, is asked for items and given answers that deserve nothing. The defects found
-are printed as JSON, in the form of `defects.json`.
+`python -m polyturn.envs.adapters.reasoning_gym_worker [DATASET...]` measures its scorers: each dataset, with its
+default options, is asked for items and given answers that deserve nothing. The defects found are printed as JSON, in
+the form of `reasoning_gym_defects.json`.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
+import random
 import sys
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from polyturn.envs.adapters.bounded import BoundedCalls, CallFailed, CallTimedOut
-from polyturn.envs.adapters.reasoning_gym import peer
+
+
+def serve(method: str, *arguments: Any) -> Any:
+    """Answer one call of the adapter."""
+    methods: Mapping[str, Callable[..., Any]] = {"names": names, "check": check, "item": item, "score": score}
+    return methods[method](*arguments)
+
+
+def names() -> list[str]:
+    """All datasets that the package registers."""
+    from reasoning_gym.factory import DATASETS
+
+    return sorted(DATASETS)
+
+
+def check(dataset: str, config: str) -> None:
+    """Raises whatever the dataset raises at its options."""
+    _dataset(dataset, config, 0)
+
+
+def item(dataset: str, config: str, seed: int) -> dict[str, Any]:
+    """`question` and `answer` (None where the package gives no answer) of the item of that seed."""
+    entry = _entry(dataset, config, seed)
+    return {"question": entry["question"], "answer": entry["answer"]}
+
+
+def score(dataset: str, config: str, seed: int, answer: str) -> float:
+    """What the dataset's scorer pays for an answer."""
+    entry = _entry(dataset, config, seed)
+    _reseed(dataset, seed)
+    return float(_dataset(dataset, config, seed).score_answer(answer, entry))
+
+
+@functools.lru_cache(maxsize=64)
+def _dataset(name: str, config: str, seed: int) -> Any:
+    import reasoning_gym
+
+    _reseed(name, seed)
+    # One item each: some datasets make all of theirs at once, and item i of seed s is item 0 of seed s + i in most.
+    return reasoning_gym.create_dataset(name, seed=seed, size=1, **json.loads(config))
+
+
+@functools.lru_cache(maxsize=64)
+def _entry(dataset: str, config: str, seed: int) -> dict[str, Any]:
+    made = _dataset(dataset, config, seed)
+    _reseed(dataset, seed)
+    return made[0]
+
+
+def _reseed(dataset: str, seed: int) -> None:
+    """Datasets that draw from the global generators must not depend on what was drawn before."""
+    mixed = zlib.crc32(f"{dataset}/{seed}".encode())
+    random.seed(mixed)
+    np.random.seed(mixed)
+
 
 PROBES = {
     "the empty answer": "",
@@ -44,13 +104,15 @@ HARD = {
 
 _MARK = "quonkmark"
 _CODE = (f"{_MARK}(1)", f"[{_MARK}(1)]", f"[[{_MARK}(1)]]", f"['{_MARK}']", f"{_MARK}")
-_FUNCTION = "polyturn.envs.adapters.reasoning_gym.measure:measured"
+_ONE_MORE = "{answer} + 1"
+_HANGS = "hangs on a power tower or the like"
+_FUNCTION = "polyturn.envs.adapters.reasoning_gym_worker:measured"
 
 
 def measured(dataset: str, index: int, answer: str | None) -> dict[str, Any]:
     """In a worker: what an answer (None: the right one) is paid, and whether the scorer ran it as code."""
     ran: list[str] = []
-    entry = peer.item(dataset, "{}", index)
+    entry = item(dataset, "{}", index)
     if entry["answer"] is None:
         return {"answer": None, "score": None, "ran": False}
     right = entry["answer"].strip()
@@ -63,12 +125,12 @@ def measured(dataset: str, index: int, answer: str | None) -> dict[str, Any]:
         text = str(int(right) + 1) if right.lstrip("-").isdecimal() else "quonk"
     _watch(ran)
     try:
-        score, raised = peer.score(dataset, "{}", index, text), None
+        paid, raised = score(dataset, "{}", index, text), None
     except Exception as error:  # noqa: BLE001  whatever the scorer raises is what is measured
-        score, raised = None, type(error).__name__
+        paid, raised = None, type(error).__name__
     finally:
         _watch(None)
-    return {"answer": entry["answer"], "score": score, "raised": raised, "ran": bool(ran)}
+    return {"answer": entry["answer"], "score": paid, "raised": raised, "ran": bool(ran)}
 
 
 _watching: list[list[str] | None] = []
@@ -129,10 +191,6 @@ def _few(items: Iterable[str]) -> str:
     return ", ".join(first) + (f" and {len(rest)} more" if rest else "")
 
 
-_ONE_MORE = "{answer} + 1"
-_HANGS = "hangs on a power tower or the like"
-
-
 def _answers(*, hard: bool) -> list[tuple[str, str | None]]:
     answers: list[tuple[str, str | None]] = [("its own answer", None), ("its question", "{question}")]
     answers += [
@@ -147,7 +205,7 @@ def main(datasets: Sequence[str]) -> None:
     """Measure the named datasets, or all."""
     calls = BoundedCalls(_FUNCTION, num_processes=1, deadline_s=3.0)
     listing = {}
-    for name in datasets or peer.names():
+    for name in datasets or names():
         if found := defects_of(name, calls):
             listing[name] = found
         print(f"{name}: {'; '.join(found) or 'sound'}", file=sys.stderr)

@@ -1,4 +1,7 @@
-"""Tasks of reasoning-gym's procedural datasets, answered in one message."""
+"""Tasks of reasoning-gym's procedural datasets, answered in one message.
+
+Needs `polyturn[reasoning-gym]` (Open-Thought, Apache-2.0), whose code runs in `reasoning_gym_worker`.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +15,10 @@ from importlib import resources
 from typing import Any
 
 from polyturn.envs.adapters.bounded import BoundedCalls, CallFailed, CallTimedOut, shared_calls
-from polyturn.envs.adapters.missing import require_installed
-from polyturn.envs.adapters.seeded import FIRST_SEED, MAX_SIZE, check_split
+from polyturn.envs.adapters.peer import FIRST_SEED, MAX_SIZE, check_split, require_installed
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.messages import AssistantMessage, Message
-from polyturn.envs.scripts import Script
+from polyturn.envs.spaces import Script
 from polyturn.envs.tasks import Task, TaskSource
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.types import ToolSpec
@@ -82,7 +84,7 @@ class ReasoningGymEnv(ToolEnv):
         names = (dataset,) if isinstance(dataset, str) else tuple(dataset)
         by_dataset = {names[0]: dict(config or {})} if isinstance(dataset, str) else dict(config or {})
         self._calls = shared_calls(
-            "polyturn.envs.adapters.reasoning_gym.peer:serve", num_processes=2, deadline_s=deadline_s
+            "polyturn.envs.adapters.reasoning_gym_worker:serve", num_processes=2, deadline_s=deadline_s
         )
         self._configs = _checked(self._calls, names, by_dataset, allow_defects)
         self._size = size
@@ -210,7 +212,7 @@ def known_defects_version() -> str:
 
 @functools.cache
 def _measured_defects() -> Mapping[str, Any]:
-    text = resources.files(__package__).joinpath("defects.json").read_text(encoding="utf-8")
+    text = resources.files(__package__).joinpath("reasoning_gym_defects.json").read_text(encoding="utf-8")
     measured: Mapping[str, Any] = json.loads(text)
     return measured
 

@@ -1,4 +1,4 @@
-"""A small game as an OpenEnv server: `python -m polyturn.envs.adapters.openenv.demo PORT`. It ends with its input.
+"""A small game as an OpenEnv server: `python -m polyturn.envs.adapters.openenv_demo PORT`. It ends with its input.
 
 It needs the `openenv` package. What `OpenEnvEnv` plays when it is given no server.
 """

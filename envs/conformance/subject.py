@@ -1,18 +1,142 @@
-"""Scripted episodes of the conformance kit, in a form that can be compared."""
+"""The environment under a check: how it is made, played by scripts and given deadlines, and what is found."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Generator
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from polyturn.envs.conformance.findings import Nonconforming
 from polyturn.envs.messages import AssistantMessage, Message, Observation
-from polyturn.envs.scripts import Script
-from polyturn.envs.tasks import Task
+from polyturn.envs.spaces import Script
+from polyturn.envs.tasks import Task, TaskSource
 from polyturn.envs.tool_env import ToolEnv
+
+USUAL_SPLITS = ("train", "validation", "heldout", "test")
+
+
+class Nonconforming(Exception):
+    """Raised by a check; the text says what was seen and what to do about it."""
+
+
+class Unavailable(Exception):
+    """What the environment runs on is not there, such as a sandbox or an optional package: nothing can be said."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """What one check found."""
+
+    check: str
+    ok: bool
+    message: str
+    """What was seen, and where it is not ok what to do about it."""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subject:
+    """An environment to check, and how hard."""
+
+    name: str
+    make: Callable[[], ToolEnv]
+    """A fresh instance each time."""
+    num_tasks: int = 8
+    """Tasks of each split that the oracle and the random policy play."""
+    num_episodes: int = 1000
+    """Episodes that are played at the same time, fewer where they would take longer than the budget."""
+    budget_s: float = 5.0
+    """About how long a check may go on repeating episodes."""
+    answer_s: float = 5.0
+    """How long one step may take to answer a message that was made to be hard."""
+    form_parts: tuple[str, ...] = ("format",)
+    """Reward parts that are for the form of an answer and not for what it says; a probe may earn them."""
+    sabotage: tuple[Callable[[ToolEnv], None], ...] = ()
+    """Functions that break what stands behind a new environment; the oracle's next episode must then be a fault."""
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[ToolEnv]:
+        """A fresh instance that is closed at the end."""
+        env = self.make()
+        try:
+            yield env
+        finally:
+            env.close()
+
+    def splits(self, env: ToolEnv) -> dict[str, TaskSource]:
+        """The splits that the environment has: those it names in an attribute `splits`, and the usual ones."""
+        found: dict[str, TaskSource] = {}
+        for split in dict.fromkeys((*getattr(env, "splits", ()), *USUAL_SPLITS)):
+            try:
+                source = env.tasks(split)
+            except ValueError:
+                continue
+            except Exception as error:
+                raise Nonconforming(
+                    f"tasks({split!r}) raised {type(error).__name__}: {error}; "
+                    "raise a ValueError that names the splits for one that does not exist"
+                ) from error
+            if len(source):
+                found[split] = source
+        if not found:
+            raise Nonconforming(
+                f"none of the splits {', '.join(USUAL_SPLITS)} has a task; define `tasks(split)`, "
+                "and name unusual splits in an attribute `splits`"
+            )
+        return found
+
+    def tasks(self, source: TaskSource) -> list[Task]:
+        """`num_tasks` of a split at most, spread evenly over it."""
+        count = min(self.num_tasks, len(source))
+        return [source[index * len(source) // count] for index in range(count)]
+
+
+Value = TypeVar("Value")
+
+
+class Hung(Nonconforming):
+    """Something did not end in time; its thread is still at it."""
+
+
+def within(seconds: float, function: Callable[[], Value], what: str) -> Value:
+    """The function's value, if it comes in time.
+
+    It runs in a thread of its own, which cannot be ended: whoever catches `Hung` should end the process before long.
+    Something that holds the interpreter's lock is beyond this; `isolated.py` ends that from another process.
+
+    Raises:
+        Hung: it does not; the text is `what` and the place where the function is.
+    """
+    values: list[Value] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            values.append(function())
+        except BaseException as error:  # noqa: BLE001  it is raised again by whoever waits
+            errors.append(error)
+
+    thread = threading.Thread(target=run, name="conformance check", daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if thread.is_alive():
+        raise Hung(f"{what} (now at {_place(thread)})")
+    if errors:
+        raise errors[0]
+    return values[0]
+
+
+def _place(thread: threading.Thread) -> str:
+    frame = sys._current_frames().get(thread.ident or 0)
+    if frame is None:
+        return "an unknown place"
+    stack = traceback.extract_stack(frame)
+    return " < ".join(f"{entry.name} in {entry.filename}:{entry.lineno}" for entry in reversed(stack[-4:]))
+
 
 MAX_TURNS = 64
 """Where the kit ends an episode of an environment that has no limit of its own."""

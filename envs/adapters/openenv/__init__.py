@@ -1,1 +1,0 @@
-"""Environments that servers of OpenEnv run (Meta and Hugging Face; needs `polyturn[openenv]`)."""

@@ -1,1 +1,0 @@
-"""Tasksets of verifiers (Prime Intellect, version 1 of its API; needs `polyturn[verifiers]`)."""
