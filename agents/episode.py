@@ -15,7 +15,7 @@ from polyturn.agents.ledger import Segment
 from polyturn.agents.policy import PolicyFault
 from polyturn.envs.faults import EnvironmentFault, describe, message_of, printable, shortened
 from polyturn.envs.messages import Message
-from polyturn.tools.metrics import ToolUsage
+from polyturn.tools.types import ToolUsage
 
 
 class Outcome(StrEnum):

@@ -46,11 +46,10 @@ from polyturn.envs.hooks import Offload, StepLimits, current_task, in_threads, i
 from polyturn.envs.messages import AssistantMessage, Message, Observation
 from polyturn.envs.tasks import Task
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.tools.limits import MAX_RESULT_CHARS, OutOfTime
-from polyturn.tools.metrics import UNKNOWN_TOOL, ToolUsage
 from polyturn.tools.plain import clean_text, shown
 from polyturn.tools.threads import GivenUp, PinnedThread
-from polyturn.tools.types import ToolResult, ToolSpec
+from polyturn.tools.tool import MAX_RESULT_CHARS, OutOfTime
+from polyturn.tools.types import UNKNOWN_TOOL, ToolResult, ToolSpec, ToolUsage
 
 Value = TypeVar("Value")
 

@@ -160,7 +160,12 @@ def main() -> None:
             for way in ways:
                 measure(way, seconds, num_callers)
     rows = {way.name: way.row() for way in ways}
-    report = {"load_average": load, "cores": os.cpu_count(), "embedded": summary(probe()), "missing": missing}
+    report = {
+        "load_average": load,
+        "cores": os.cpu_count(),
+        "embedded": summary(probe()),
+        "missing": missing,
+    }
     columns = ["p50_ms", "p95_ms", "per_s_1", f"per_s_{num_callers}", "create_ms"]
     print(f"{'':12}" + "".join(f"{column:>12}" for column in columns))
     for name, row in rows.items():

@@ -30,10 +30,9 @@ from typing import Any
 import numpy as np
 import psutil
 
-from polyturn.tools.search.bm25 import BM25Index
+from polyturn.tools.search.bm25 import STOP_WORDS, BM25Index
 from polyturn.tools.search.client import ClientOptions, SearchClient
 from polyturn.tools.search.corpus import Passage
-from polyturn.tools.search.stop_words import STOP_WORDS
 
 TOP_K = 3
 WORDS_PER_PASSAGE = 100

@@ -13,8 +13,8 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from polyturn.tools.limits import MAX_RESULT_CHARS
 from polyturn.tools.threads import GivenUp, PinnedThread, Returned
+from polyturn.tools.tool import MAX_RESULT_CHARS
 
 
 class Offload(Protocol):

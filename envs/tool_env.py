@@ -47,11 +47,9 @@ from polyturn.envs.messages import AssistantMessage, Message, Observation, Role,
 from polyturn.envs.rewards.types import EpisodeView, Grade, Reward, Score, as_score, is_async
 from polyturn.envs.spaces import ChatSpace, ReplySpace, Script, random_script
 from polyturn.envs.tasks import Task, TaskSource
-from polyturn.tools.decorator import tools_of
-from polyturn.tools.limits import OutOfTime
 from polyturn.tools.plain import as_number, shown
-from polyturn.tools.stateful import StatefulTool
 from polyturn.tools.threads import Escaped, GivenUp, PinnedThread
+from polyturn.tools.tool import OutOfTime, StatefulTool, tools_of
 from polyturn.tools.toolset import ToolLike, Toolset
 from polyturn.tools.types import ToolCall, ToolResult, ToolSpec
 

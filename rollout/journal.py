@@ -18,7 +18,7 @@ import orjson
 
 from polyturn.agents.episode import Episode, EpisodeTimings, Outcome, TurnRecord
 from polyturn.agents.ledger import Segment
-from polyturn.tools.metrics import ToolUsage
+from polyturn.tools.types import ToolUsage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,7 +18,7 @@ from polyturn.agents.episode import Episode, EpisodeTimings, Outcome, TurnRecord
 from polyturn.agents.ledger import Segment
 from polyturn.rollout.journal import Journal, read_journal
 from polyturn.rollout.whole_file import whole_file
-from polyturn.tools.metrics import ToolUsage
+from polyturn.tools.types import ToolUsage
 
 TOOL_USAGE = pa.struct(
     [

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from polyturn.agents.chat import load_tokenizer
-from polyturn.tools.search.encoder import TransformerEncoder
+from polyturn.tools.search.dense import TransformerEncoder
 
 
 @pytest.mark.parametrize("load", [load_tokenizer, TransformerEncoder])

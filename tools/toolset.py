@@ -13,14 +13,21 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from polyturn.tools.decorator import Tool, as_tool, tools_of
-from polyturn.tools.limits import MAX_RESULT_CHARS, OutOfTime, SlotsExhausted
-from polyturn.tools.metrics import UNKNOWN_TOOL, ToolUsage
 from polyturn.tools.plain import clean_text, shown, unfit
 from polyturn.tools.schemas import field_default, plain
-from polyturn.tools.stateful import StateFactory, StatefulTool, as_state_factory
 from polyturn.tools.threads import GivenUp, PinnedThread
-from polyturn.tools.types import ToolCall, ToolError, ToolResult, ToolSpec
+from polyturn.tools.tool import (
+    MAX_RESULT_CHARS,
+    OutOfTime,
+    SlotsExhausted,
+    StateFactory,
+    StatefulTool,
+    Tool,
+    as_state_factory,
+    as_tool,
+    tools_of,
+)
+from polyturn.tools.types import UNKNOWN_TOOL, ToolCall, ToolError, ToolResult, ToolSpec, ToolUsage
 from polyturn.tools.validation import ArgumentChecker, listed, nearest, not_made
 
 State = TypeVar("State", bound=StatefulTool)

@@ -25,7 +25,7 @@ from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.envs.spaces import Script
 from polyturn.envs.tasks import Task, TaskSource
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.tools.decorator import Tool
+from polyturn.tools.tool import Tool
 from polyturn.tools.types import ToolCall, ToolError, ToolSpec
 
 MAX_MESSAGE_BYTES = 16 << 20

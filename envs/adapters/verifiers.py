@@ -17,7 +17,7 @@ from polyturn.envs.adapters.peer import require
 from polyturn.envs.messages import AssistantMessage, Message, known_split
 from polyturn.envs.tasks import ListTasks, Task, TaskSource
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.tools.decorator import Tool
+from polyturn.tools.tool import Tool
 from polyturn.tools.types import ToolError, ToolSpec
 
 

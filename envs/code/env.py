@@ -16,9 +16,8 @@ from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.envs.spaces import Script
 from polyturn.envs.tasks import TaskSource
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.tools.python import RunCodeTool
+from polyturn.tools.python import BackendName, RunCodeTool, SharedSandboxes
 from polyturn.tools.sandbox import Limits
-from polyturn.tools.shared_sandboxes import BackendName, SharedSandboxes
 from polyturn.tools.types import ToolSpec
 
 NO_CODE = "There is no block of Python in the answer. Put the code between ```python and ```."

@@ -12,9 +12,8 @@ from polyturn.envs.rewards.math import verify
 from polyturn.envs.spaces import Script
 from polyturn.envs.tasks import ListTasks, Task, TaskSource
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.tools.python import PythonTool
+from polyturn.tools.python import BackendName, PythonTool, SharedSandboxes
 from polyturn.tools.sandbox import Limits
-from polyturn.tools.shared_sandboxes import BackendName, SharedSandboxes
 from polyturn.tools.types import ToolCall, ToolSpec
 
 SYSTEM_PROMPT = (

@@ -12,9 +12,8 @@ from typing import Any
 
 from polyturn.envs.code.reports import LIMIT_S, TestReport
 from polyturn.envs.code.unit_tests import MAX_CODE_CHARS
-from polyturn.tools.python import show
+from polyturn.tools.python import execute, show
 from polyturn.tools.sandbox import Limits, Sandbox
-from polyturn.tools.shared_sandboxes import execute
 
 MAX_SHOWN = 300
 SLACK_BYTES = 4096

@@ -17,8 +17,8 @@ from typing import Any
 from polyturn.envs.code.harness.program import harness
 from polyturn.envs.code.proofs import check_tests
 from polyturn.envs.code.reports import LIMIT_S, BrokenTests, TestReport
+from polyturn.tools.python import SandboxFailed, execute
 from polyturn.tools.sandbox import ExecResult, Sandbox
-from polyturn.tools.shared_sandboxes import SandboxFailed, execute
 
 MAX_CODE_CHARS = 200_000
 GRACE_S = 2.0

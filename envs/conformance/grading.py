@@ -13,7 +13,7 @@ from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.envs.spaces import Script, sample_arguments
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.envs.wrapped import WrappedToolEnv
-from polyturn.tools.decorator import Tool
+from polyturn.tools.tool import Tool
 from polyturn.tools.toolset import Toolset
 from polyturn.tools.types import ToolCall, ToolSpec
 

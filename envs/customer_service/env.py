@@ -22,7 +22,7 @@ from polyturn.envs.messages import AssistantMessage, Message, known_split
 from polyturn.envs.tasks import ListTasks, Task, TaskSource
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.bounded_answers import BoundedSyncTransport
-from polyturn.tools.decorator import tool
+from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolError, ToolSpec
 
 SPLITS = ("train", "heldout")

@@ -12,7 +12,7 @@ from polyturn.envs.messages import AssistantMessage, Message, known_split
 from polyturn.envs.spaces import Script
 from polyturn.envs.tasks import ListTasks, Task, TaskSource
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.tools.decorator import tool
+from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall, ToolError, ToolSpec
 
 SPLITS = ("train", "heldout")

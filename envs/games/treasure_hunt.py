@@ -10,7 +10,7 @@ from polyturn.envs.games.house import DIRECTIONS, Direction, House, make_house
 from polyturn.envs.messages import AssistantMessage, Message, known_split
 from polyturn.envs.tasks import ListTasks, Task, TaskSource
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.tools.decorator import tool
+from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall, ToolError, ToolSpec
 
 SPLITS = ("train", "heldout")

@@ -10,7 +10,7 @@ from polyturn.envs.rewards.math.normalise import normalise
 from polyturn.envs.rewards.math.numeric import Doubles, Evaluator
 from polyturn.envs.rewards.math.terms import Term, exact, variables
 from polyturn.envs.rewards.math.verdict import NotRational, TooLarge, Undefined, Unreadable
-from polyturn.tools.decorator import tool
+from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolError
 
 MAX_CHARACTERS = 500

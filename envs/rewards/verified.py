@@ -11,7 +11,7 @@ from polyturn.envs.code.reports import LIMIT_S
 from polyturn.envs.code.unit_tests import UnitTests, as_unit_tests, grade_unit_tests
 from polyturn.envs.rewards.math import Mode, gold_texts, shared_verifier, unpayable_reason
 from polyturn.envs.rewards.types import EpisodeView, Score
-from polyturn.tools.shared_sandboxes import BackendName, SharedSandboxes
+from polyturn.tools.python import BackendName, SharedSandboxes
 
 _KEYS = ("entry_point", "test", "cases", "prompt", "fn_name", "inputs", "outputs")
 

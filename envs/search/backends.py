@@ -7,7 +7,7 @@ from pathlib import Path
 
 from polyturn.envs.two_hop.env import build_index
 from polyturn.envs.two_hop.world import WorldSize
-from polyturn.tools.search.types import Retriever
+from polyturn.tools.search.retrieval import Retriever
 
 REPLAY = "replay:"
 """Before the path of recorded answers, in place of a server's url."""
@@ -58,8 +58,7 @@ def _index_corpus(path: str) -> Retriever:
 
 @functools.lru_cache(maxsize=16)
 def _connect(url: str) -> Retriever:
-    from polyturn.tools.search.client import SearchClient
-    from polyturn.tools.search.recording import ReplayRetriever
+    from polyturn.tools.search.client import ReplayRetriever, SearchClient
 
     if url.startswith(REPLAY):
         return ReplayRetriever(url.removeprefix(REPLAY))

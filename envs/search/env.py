@@ -27,7 +27,7 @@ from polyturn.envs.spaces import Script
 from polyturn.envs.tasks import Task, TaskSource
 from polyturn.envs.tool_env import StepResult, ToolEnv
 from polyturn.envs.two_hop.world import WorldSize
-from polyturn.tools.search.types import Retriever
+from polyturn.tools.search.retrieval import Retriever
 
 
 class SearchEnv(ToolEnv):

@@ -11,7 +11,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Literal
 
-from polyturn.tools.search.render import LAYOUTS, Layout
+from polyturn.tools.search.retrieval import LAYOUTS, Layout
 
 RewardName = Literal["exact_match", "exact_match_and_format", "f1"]
 AnswerForm = Literal["tags", "boxed", "text"]

@@ -7,10 +7,8 @@ from typing import Any
 
 from polyturn.envs.search.styles import SearchStyle
 from polyturn.envs.search.tags import ACCESS_TOOL
-from polyturn.tools.decorator import Tool
-from polyturn.tools.search.render import contents_of, passage_url
-from polyturn.tools.search.tool import failure
-from polyturn.tools.search.types import Hit, Retriever, SearchFailed
+from polyturn.tools.search.retrieval import Hit, Retriever, SearchFailed, contents_of, failure, passage_url
+from polyturn.tools.tool import Tool
 from polyturn.tools.types import ToolError, ToolSpec
 
 COUNTS = (

@@ -14,7 +14,7 @@ from polyturn.envs.two_hop.names import Pool
 from polyturn.envs.two_hop.oracle import make_random_policy, oracle
 from polyturn.envs.two_hop.world import World, WorldSize, make_world
 from polyturn.tools.search.bm25 import BM25Index
-from polyturn.tools.search.tool import search_tool
+from polyturn.tools.search.retrieval import search_tool
 
 SYSTEM_PROMPT = "Answer with a name only. Use the search tool to look things up."
 SPLITS: tuple[Pool, ...] = ("train", "heldout")

@@ -14,7 +14,7 @@ _PUBLIC = {
     "ToolEnv": "polyturn.envs.tool_env",
     "make": "polyturn.envs.registry",
     "register": "polyturn.envs.registry",
-    "tool": "polyturn.tools.decorator",
+    "tool": "polyturn.tools.tool",
 }
 
 __all__ = ["ToolEnv", "__version__", "make", "register", "tool"]
@@ -22,7 +22,7 @@ __all__ = ["ToolEnv", "__version__", "make", "register", "tool"]
 if TYPE_CHECKING:
     from polyturn.envs.registry import make, register
     from polyturn.envs.tool_env import ToolEnv
-    from polyturn.tools.decorator import tool
+    from polyturn.tools.tool import tool
 
 
 def __getattr__(name: str) -> Any:

@@ -14,7 +14,7 @@ from polyturn.agents.policy import Generation
 from polyturn.envs.rewards import exact_match
 from polyturn.envs.tasks import Task
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.tools.decorator import tool
+from polyturn.tools.tool import tool
 from polyturn.trainer.credit.estimates import make_samples
 from tests.support.chat_families import FAMILIES
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from polyturn.agents.chat import ChatRenderer, load_tokenizer
 from polyturn.agents.dialects import HermesDialect
-from polyturn.tools.search.tool import SEARCH_SPEC
+from polyturn.tools.search.retrieval import SEARCH_SPEC
 
 HEAD = [
     {"role": "system", "content": "Answer with the town alone."},

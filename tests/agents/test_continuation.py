@@ -13,7 +13,7 @@ from polyturn.agents.episode_loop import EpisodeLimits, play_tokens
 from polyturn.agents.policy import Generation
 from polyturn.envs.registry import make
 from polyturn.envs.search.styles import SEARCH_R1_INVALID, TAGS
-from polyturn.tools.search.tool import SEARCH_SPEC
+from polyturn.tools.search.retrieval import SEARCH_SPEC
 
 SEARCH = "<think> who? </think>\n<search> Ida Westerberg </search>"
 INFORMATION = {"role": "tool", "tool_call_id": "call_0", "name": "search", "content": "Doc 1(Title: x) y\n"}

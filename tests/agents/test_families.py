@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from polyturn.agents.chat import ChatRenderer
 from polyturn.agents.chat_template import TemplateRefusal
-from polyturn.tools.search.tool import SEARCH_SPEC
+from polyturn.tools.search.retrieval import SEARCH_SPEC
 from tests.support.chat_families import (
     DEEPSEEK_R1,
     DEEPSEEK_V3,

@@ -16,7 +16,7 @@ from polyturn.agents.http import Retries
 from polyturn.agents.message_policies import OpenAIPolicy, read_answer
 from polyturn.agents.policy import PolicyFault, SamplingParams
 from polyturn.agents.sglang_policy import SGLangPolicy, read_generation
-from polyturn.tools.search.tool import SEARCH_SPEC
+from polyturn.tools.search.retrieval import SEARCH_SPEC
 
 NO_WAIT = Retries(max_retries=2, first_wait_s=0.0)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from polyturn.agents.message_policies import HumanPolicy, read_line, tool_help
-from polyturn.tools.search.tool import SEARCH_SPEC
+from polyturn.tools.search.retrieval import SEARCH_SPEC
 
 
 async def test_only_what_is_new_is_shown_and_lines_are_read():

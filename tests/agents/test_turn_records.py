@@ -10,7 +10,7 @@ from polyturn.agents.message_policies import ScriptedPolicy
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.tasks import Task
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.tools.decorator import tool
+from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall
 from polyturn.trainer.credit.estimates import make_samples
 

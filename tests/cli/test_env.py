@@ -14,7 +14,7 @@ from polyturn.envs import registry
 from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.envs.tasks import ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.tools.decorator import tool
+from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall, ToolSpec
 
 ENV_ID = "tests/Adder-v0"

@@ -6,7 +6,7 @@ from polyturn.configs.errors import ConfigError
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.deadlines import check_times, hook_timeout_s, stall_timeout_s
 from polyturn.configs.schema.run import EnvironmentConfig
-from polyturn.tools.limits import MAX_RESULT_CHARS
+from polyturn.tools.tool import MAX_RESULT_CHARS
 
 
 def config_of(*overrides):

@@ -18,7 +18,7 @@ from polyturn.envs.two_hop.names import town_names
 from polyturn.envs.two_hop.oracle import find_fact, make_random_policy, oracle, person_of, search_for
 from polyturn.envs.two_hop.world import BIRTH_PHRASES, EMPLOYER_PHRASES
 from polyturn.tools.search.bm25 import BM25Index
-from polyturn.tools.search.tool import search_tool
+from polyturn.tools.search.retrieval import search_tool
 from polyturn.tools.toolset import Toolset
 
 ENV_ID = "polyturn/TwoHopSearch-v0"

@@ -18,7 +18,7 @@ from polyturn.rollout.collector import Collector, RolloutError, episode_seed, pa
 from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.limits import RolloutLimits
 from polyturn.rollout.setup import message_play
-from polyturn.tools.decorator import tool
+from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall
 
 TASKS = ListTasks([Task.from_prompt(f"task-{i}", f"question {i}", label=str(i)) for i in range(6)])

@@ -33,7 +33,7 @@ from polyturn.rollout.journal import decode_episode, encode_episode
 from polyturn.rollout.limits import RolloutLimits
 from polyturn.rollout.setup import message_play, token_play
 from polyturn.rollout.store import TrajectoryStore
-from polyturn.tools.decorator import tool
+from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall
 
 ODD = "odd"

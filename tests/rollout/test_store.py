@@ -22,7 +22,7 @@ from polyturn.rollout.store import (
     read_sound_episodes,
     write_episodes,
 )
-from polyturn.tools.metrics import ToolUsage
+from polyturn.tools.types import ToolUsage
 
 FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False, min_value=-(2.0**60), max_value=0.0)
 FLOATS = st.floats(allow_nan=False, allow_infinity=False)

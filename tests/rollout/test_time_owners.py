@@ -20,7 +20,7 @@ from polyturn.rollout.collector import Collector, RolloutError
 from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.limits import RolloutLimits
 from polyturn.rollout.setup import message_play, open_client
-from polyturn.tools.decorator import tool
+from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall
 
 LONG_S = 30.0

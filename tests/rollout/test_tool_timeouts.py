@@ -10,7 +10,7 @@ from polyturn.rollout.collector import Collector
 from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.limits import RolloutLimits
 from polyturn.rollout.setup import message_play
-from polyturn.tools.decorator import tool
+from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall
 from polyturn.trainer.run.metrics import tool_metrics
 

@@ -13,7 +13,7 @@ import pytest
 
 from polyturn.tools.bounded_answers import BoundedSyncTransport, BoundedTransport, UnreadableAnswer
 from polyturn.tools.search.client import ClientOptions, SearchClient
-from polyturn.tools.search.types import SearchFailed
+from polyturn.tools.search.retrieval import SearchFailed
 
 LIMIT = 100_000
 BOMB = gzip.compress(b"0" * 200_000_000, compresslevel=9)

@@ -4,7 +4,7 @@ from typing import Literal
 
 import pytest
 
-from polyturn.tools.decorator import as_tool, tool, tools_of
+from polyturn.tools.tool import as_tool, tool, tools_of
 
 
 def test_signature_and_docstring_give_the_schema():

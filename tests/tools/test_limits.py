@@ -7,11 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from polyturn.tools.decorator import tool
-from polyturn.tools.limits import ConcurrencyGate, SlotsExhausted, ToolLimits
-from polyturn.tools.metrics import UNKNOWN_TOOL
+from polyturn.tools.tool import ConcurrencyGate, SlotsExhausted, ToolLimits, tool
 from polyturn.tools.toolset import Toolset
-from polyturn.tools.types import ToolCall, ToolError
+from polyturn.tools.types import UNKNOWN_TOOL, ToolCall, ToolError
 
 
 def call_of(name, **arguments):

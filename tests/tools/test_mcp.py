@@ -22,7 +22,7 @@ from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.tasks import ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.mcp import HttpServer, McpTools, StdioServer
-from polyturn.tools.mcp.session import ServerFault
+from polyturn.tools.mcp.tools import ServerFault
 from polyturn.tools.toolset import Toolset
 from polyturn.tools.types import ToolCall, ToolResult
 from tests.support import mcp_server

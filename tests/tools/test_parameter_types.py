@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from polyturn.envs.spaces import sample_arguments
-from polyturn.tools.decorator import as_tool, tool
+from polyturn.tools.tool import as_tool, tool
 from polyturn.tools.toolset import Toolset
 from polyturn.tools.types import ToolCall, ToolError
 

@@ -7,7 +7,7 @@ from typing import Annotated, NotRequired, TypedDict
 import pydantic
 import pytest
 
-from polyturn.tools.decorator import as_tool, tool
+from polyturn.tools.tool import as_tool, tool
 from polyturn.tools.toolset import Toolset
 from polyturn.tools.types import ToolCall
 

@@ -17,8 +17,7 @@ from polyturn.tools.search.corpus import (
     write_offsets,
     write_passages,
 )
-from polyturn.tools.search.render import NOTHING_FOUND, render_hits
-from polyturn.tools.search.tool import search_tool
+from polyturn.tools.search.retrieval import NOTHING_FOUND, render_hits, search_tool
 from polyturn.tools.toolset import Toolset
 from polyturn.tools.types import ToolCall
 

@@ -11,14 +11,12 @@ from dataclasses import replace
 
 import pytest
 
+from polyturn.tools.retries import CircuitBreaker
 from polyturn.tools.search.bm25 import BM25Index
-from polyturn.tools.search.breaker import CircuitBreaker
-from polyturn.tools.search.client import ClientOptions, SearchClient
+from polyturn.tools.search.client import ClientOptions, ReplayRetriever, SearchClient
 from polyturn.tools.search.corpus import Passage
-from polyturn.tools.search.recording import ReplayRetriever
+from polyturn.tools.search.retrieval import SearchFailed, SearchUnavailable, search_tool
 from polyturn.tools.search.server import SearchApp, served
-from polyturn.tools.search.tool import search_tool
-from polyturn.tools.search.types import SearchFailed, SearchUnavailable
 from polyturn.tools.toolset import Toolset
 from polyturn.tools.types import ToolCall
 

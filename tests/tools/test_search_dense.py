@@ -6,11 +6,9 @@ import pytest
 from polyturn.tools.search import dense
 from polyturn.tools.search.bm25 import BM25Index
 from polyturn.tools.search.corpus import Passage, write_passages
-from polyturn.tools.search.dense import DenseIndex, DenseOptions
-from polyturn.tools.search.encoder import TransformerEncoder
-from polyturn.tools.search.engine import open_engine
-from polyturn.tools.search.hybrid import HybridRetriever
-from polyturn.tools.search.types import Hit
+from polyturn.tools.search.dense import DenseIndex, DenseOptions, TransformerEncoder
+from polyturn.tools.search.engine import HybridRetriever, open_engine
+from polyturn.tools.search.retrieval import Hit
 
 faiss = pytest.importorskip("faiss")
 

@@ -15,8 +15,8 @@ import pytest
 from polyturn.tools.search.bm25 import BM25Index
 from polyturn.tools.search.client import ClientOptions, SearchClient
 from polyturn.tools.search.corpus import Passage
-from polyturn.tools.search.remote import OpenSearchWire, QdrantWire
-from polyturn.tools.search.types import SearchFailed, SearchUnavailable
+from polyturn.tools.search.retrieval import SearchFailed, SearchUnavailable
+from polyturn.tools.search.wire import OpenSearchWire, QdrantWire
 
 PASSAGES = [
     Passage(id="7", title="Ashford", text="Ashford lies on a river."),

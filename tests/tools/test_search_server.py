@@ -10,12 +10,11 @@ import sys
 import httpx
 import pytest
 
-from polyturn.tools.search import patient_protocol
+from polyturn.tools.search import server as search_server
 from polyturn.tools.search.bm25 import BM25Index
-from polyturn.tools.search.corpus import Passage, write_passages
-from polyturn.tools.search.pages import PageFile
+from polyturn.tools.search.corpus import PageFile, Passage, write_passages
+from polyturn.tools.search.retrieval import SearchUnavailable
 from polyturn.tools.search.server import SearchApp, served
-from polyturn.tools.search.types import SearchUnavailable
 
 PASSAGES = [
     Passage(id="0", title="Ashford", text="Ashford lies on a river."),
@@ -77,7 +76,7 @@ def test_a_websocket_is_declined(server):
 
 
 def test_half_a_request_is_not_waited_for(monkeypatch):
-    monkeypatch.setattr(patient_protocol, "HEAD_S", 0.2)
+    monkeypatch.setattr(search_server, "HEAD_S", 0.2)
     with served(SearchApp(INDEX, body_timeout_s=0.2)) as url:
         address = ("127.0.0.1", int(url.rpartition(":")[2]))
         head = b"POST /retrieve HTTP/1.1\r\nHost: x\r\n"

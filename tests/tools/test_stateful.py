@@ -10,8 +10,7 @@ from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.tasks import ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.tools.decorator import tool
-from polyturn.tools.stateful import StatefulTool
+from polyturn.tools.tool import StatefulTool, tool
 from polyturn.tools.toolset import Toolset
 from polyturn.tools.types import ToolCall, ToolError
 

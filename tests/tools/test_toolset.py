@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from polyturn.tools.decorator import tool
+from polyturn.tools.tool import tool
 from polyturn.tools.toolset import Toolset
 from polyturn.tools.types import ToolCall, ToolError
 

@@ -1,14 +1,255 @@
-"""What a container of the Docker backend is allowed: its options, from the limits of a sandbox."""
+"""One container of the Docker backend: what it is allowed, from the limits of a sandbox, and the connection to the
+runner in it.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import json
 import random
-from collections.abc import Sequence
+import socket
+import struct
+import threading
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from polyturn.tools.sandbox.docker_seccomp import seccomp_profile
-from polyturn.tools.sandbox.types import MIB, Limits
+from polyturn.tools.sandbox import MIB, Limits
+from polyturn.tools.sandbox.docker_daemon import remove
+from polyturn.tools.sandbox.runner.framing import Decoder, FramingError, encode
+from polyturn.tools.sandbox.runner_sandbox import LinkEnded
+
+_HEADER = struct.Struct(">BxxxL")
+"""Without a terminal the daemon puts this before every piece: which stream it belongs to, and its length.
+
+https://docs.docker.com/reference/api/engine (attach to a container, stream format)
+"""
+_STDOUT, _STDERR = 1, 2
+_KEPT_BYTES_OF_STDERR = 4096
+
+
+class AttachedStream:
+    """Frames to and from a container. Not for several threads at a time."""
+
+    def __init__(self, attached: Any) -> None:
+        """`attached` is what `Container.attach_socket` gives; it must be attached before the container starts."""
+        self._attached = attached
+        self._socket = getattr(attached, "_sock", attached)
+        self._decoder = Decoder()
+        self._pending = b""
+        self._stderr = b""
+
+    @property
+    def stderr(self) -> str:
+        """The end of what the runner wrote to stderr."""
+        return self._stderr.decode(errors="replace").strip()
+
+    def ask(
+        self, question: dict[str, Any], body: bytes = b"", *, within_s: float, max_body_bytes: int = 1 << 16
+    ) -> tuple[dict[str, Any], bytes]:
+        """Sends one frame and waits for one, of which the body may have so many bytes.
+
+        Raises LinkEnded. The stream is of no use then: a late answer would be taken for the next question's.
+        """
+        deadline = time.monotonic() + within_s
+        # The runner's answers are small beside their body; what is inside may try to make it say something else.
+        self._decoder.max_header_bytes, self._decoder.max_body_bytes = 1 << 16, max_body_bytes
+        try:
+            self._limit_to(deadline)
+            self._socket.sendall(encode(question, body))
+            while (frame := self._decoder.next_frame()) is None:
+                self._receive(deadline)
+        except TimeoutError:
+            raise LinkEnded(f"the sandbox did not answer within {within_s:g} s") from None
+        except (OSError, EOFError, ValueError):  # ValueError: closed by another thread
+            raise LinkEnded(f"the sandbox ended {self.stderr[-300:]}".rstrip()) from None
+        except FramingError as error:
+            raise LinkEnded(f"the sandbox broke the protocol: {error}") from None
+        return frame
+
+    def ended(self) -> bool:
+        """Whether the other end has gone since the last answer."""
+        try:
+            self._receive(time.monotonic())
+        except TimeoutError:
+            return False
+        except (OSError, EOFError, ValueError):
+            return True
+        return True  # a runner says nothing unasked
+
+    def interrupt(self) -> None:
+        """Ends an `ask` that waits in another thread, and all later ones."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Closes it, upon which the runner ends."""
+        # The response's own buffer has to go before the socket that it reads from.
+        response = getattr(self._attached, "_response", None)
+        if response is not None:
+            response.close()
+        self._attached.close()
+        self._socket.close()
+
+    def _limit_to(self, deadline: float) -> None:
+        # 0 would mean "do not block at all", which fails in another way.
+        self._socket.settimeout(max(deadline - time.monotonic(), 1e-3))
+
+    def _receive(self, deadline: float) -> None:
+        """Reads once, and hands on every whole piece."""
+        self._limit_to(deadline)
+        data = self._socket.recv(1 << 18)
+        if not data:
+            raise EOFError
+        data = self._pending + data
+        start = 0
+        while len(data) - start >= _HEADER.size:
+            stream, length = _HEADER.unpack_from(data, start)
+            end = start + _HEADER.size + length
+            if end > len(data):
+                break
+            piece = data[start + _HEADER.size : end]
+            if stream == _STDOUT:
+                self._decoder.feed(piece)
+            elif stream == _STDERR:
+                self._stderr = (self._stderr + piece)[-_KEPT_BYTES_OF_STDERR:]
+            start = end
+        self._pending = data[start:]
+
+
+class ContainerRoom:
+    """A container. `close` may come from any thread; it ends an `ask` that waits in another."""
+
+    def __init__(
+        self, handle: Any, stream: AttachedStream, discard_soon: Callable[[ContainerRoom], None]
+    ) -> None:
+        """`handle` is a `docker.models.containers.Container`; `discard_soon` calls `discard` in the background."""
+        self.handle = handle
+        self._stream = stream
+        self._discard_soon = discard_soon
+        self._asking = threading.Lock()
+        self._state = threading.Lock()
+        self._closed = False
+
+    def ask(
+        self, question: dict[str, Any], body: bytes = b"", *, within_s: float, max_body_bytes: int
+    ) -> tuple[dict[str, Any], bytes]:
+        """Asks the runner. Raises LinkEnded."""
+        with self._asking:
+            if self._closed:
+                raise LinkEnded("the sandbox has ended")
+            return self._stream.ask(question, body, within_s=within_s, max_body_bytes=max_body_bytes)
+
+    def memory_mark(self) -> float:
+        """The time."""
+        return time.time()
+
+    def ran_out_of_memory(self, mark: float) -> bool:
+        """Whether the daemon tells of a kill for want of memory since then (by its clock; it keeps no count)."""
+        events = self.handle.client.events(
+            since=f"{mark:.6f}",
+            until=f"{time.time() + 0.001:.6f}",
+            filters={"container": self.handle.id, "event": "oom"},
+            decode=True,
+        )
+        return any(True for _ in events)
+
+    def alive(self) -> bool:
+        """Whether the runner is there."""
+        if self._closed:
+            return False
+        if not self._asking.acquire(blocking=False):
+            return True
+        try:
+            return not self._stream.ended()
+        finally:
+            self._asking.release()
+
+    def close(self) -> None:
+        """Kills everything inside, in the background; again is harmless."""
+        with self._state:
+            if self._closed:
+                return
+            self._closed = True
+        self._stream.interrupt()
+        self._discard_soon(self)
+
+    def discard(self) -> None:
+        """Kills and removes the container; what a daemon refuses is left to the next sweep."""
+        from docker.errors import DockerException
+
+        self._closed = True
+        self._stream.interrupt()
+        with self._asking:
+            self._stream.close()
+        with contextlib.suppress(DockerException):
+            remove(self.handle)
+
+
+_FILES = """
+access faccessat faccessat2 open openat openat2 close close_range creat read readv pread64 preadv preadv2 write writev
+pwrite64 pwritev pwritev2 lseek stat fstat lstat newfstatat statx statfs fstatfs getdents getdents64 getcwd chdir fchdir
+mkdir mkdirat rmdir rename renameat renameat2 link linkat symlink symlinkat readlink readlinkat unlink unlinkat mknod
+mknodat chmod fchmod fchmodat fchmodat2 chown fchown lchown fchownat umask utime utimes futimesat utimensat truncate
+ftruncate fallocate fadvise64 readahead fsync fdatasync sendfile copy_file_range splice tee dup dup2 dup3 fcntl
+ioctl pipe pipe2 getxattr lgetxattr fgetxattr listxattr llistxattr flistxattr
+"""
+_WAITING = """
+select pselect6 poll ppoll epoll_create epoll_create1 epoll_ctl epoll_wait epoll_pwait epoll_pwait2 eventfd eventfd2
+signalfd signalfd4 timerfd_create timerfd_settime timerfd_gettime timer_create timer_settime timer_gettime
+timer_getoverrun timer_delete setitimer getitimer alarm pause nanosleep clock_nanosleep clock_gettime clock_getres
+gettimeofday time times restart_syscall
+"""
+_MEMORY = "brk mmap munmap mprotect mremap madvise mincore msync mlock mlock2 munlock mlockall munlockall membarrier"
+_PROCESSES = """
+fork vfork execve exit exit_group wait4 waitid kill tkill tgkill getpid getppid gettid getpgid getpgrp setpgid getsid
+setsid set_tid_address set_robust_list get_robust_list rseq futex futex_waitv sched_yield sched_getaffinity
+sched_setaffinity sched_getparam sched_getscheduler sched_getattr sched_get_priority_max sched_get_priority_min
+getpriority setpriority getcpu prlimit64 getrlimit setrlimit getrusage sysinfo uname arch_prctl prctl pidfd_open
+pidfd_send_signal rt_sigaction rt_sigprocmask rt_sigpending rt_sigreturn rt_sigsuspend rt_sigtimedwait rt_sigqueueinfo
+rt_tgsigqueueinfo sigaltstack getrandom
+"""
+_IDENTITY = "getuid geteuid getgid getegid getgroups getresuid getresgid capget capset"
+_SOCKETS = """
+socketpair bind connect listen accept accept4 getsockname getpeername getsockopt setsockopt sendto recvfrom sendmsg
+recvmsg sendmmsg recvmmsg shutdown
+"""
+_CONFINEMENT = "seccomp landlock_create_ruleset landlock_add_rule landlock_restrict_self"
+"""The runner confines each execution further."""
+
+_NAMESPACE_FLAGS = 0x7E020000
+"""CLONE_NEWNS, NEWCGROUP, NEWUTS, NEWIPC, NEWUSER, NEWPID and NEWNET (NEWTIME is no flag of clone)."""
+_AF_UNIX = 1
+
+
+def allowed_calls() -> tuple[str, ...]:
+    """The names that are allowed whatever their arguments."""
+    groups = (_FILES, _WAITING, _MEMORY, _PROCESSES, _IDENTITY, _SOCKETS, _CONFINEMENT)
+    return tuple(sorted(name for group in groups for name in group.split()))
+
+
+def seccomp_profile() -> str:
+    """The profile as the JSON that the daemon takes."""
+    rules = [
+        {"names": list(allowed_calls()), "action": "SCMP_ACT_ALLOW"},
+        {
+            "names": ["clone"],
+            "action": "SCMP_ACT_ALLOW",
+            "args": [{"index": 0, "value": _NAMESPACE_FLAGS, "valueTwo": 0, "op": "SCMP_CMP_MASKED_EQ"}],
+        },
+        {
+            "names": ["socket"],
+            "action": "SCMP_ACT_ALLOW",
+            "args": [{"index": 0, "value": _AF_UNIX, "valueTwo": 0, "op": "SCMP_CMP_EQ"}],
+        },
+        {"names": ["clone3"], "action": "SCMP_ACT_ERRNO", "errnoRet": errno.ENOSYS},
+    ]
+    architectures = [{"architecture": "SCMP_ARCH_X86_64"}, {"architecture": "SCMP_ARCH_AARCH64"}]
+    profile = {"defaultAction": "SCMP_ACT_ERRNO", "archMap": architectures, "syscalls": rules}
+    return json.dumps(profile)
+
 
 WORK = "/work"
 GVISOR = "runsc"

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from polyturn.tools.sandbox import MIB, ExecResult, Limits
 from polyturn.tools.sandbox.runner.framing import encode
-from polyturn.tools.sandbox.types import MIB, ExecResult, Limits
 
 GRACE_S = 5.0
 """How much later than the runner the host gives up; the runner may be slow where the machine is busy."""

@@ -14,10 +14,26 @@ from typing import Any
 
 import tantivy
 
-from polyturn.tools.search.corpus import PASSAGES_NAME, PassageLike, Passages, place_passages
-from polyturn.tools.search.pages import PassageFinder, Store
-from polyturn.tools.search.stop_words import STOP_WORDS
-from polyturn.tools.search.types import Hit
+from polyturn.tools.search.corpus import (
+    PASSAGES_NAME,
+    PassageFinder,
+    PassageLike,
+    Passages,
+    Store,
+    place_passages,
+)
+from polyturn.tools.search.retrieval import Hit
+
+_WORDS = (
+    "a about above after again against all am an and any are as at be because been before being below "
+    "between both but by could did do does doing during each for from further had has have having he her "
+    "here herself him himself his how i if in into is it its itself me more most my no nor not of off on "
+    "once only or other our ourselves out over own same she should so some such than that the their them "
+    "themselves then there these they this those through to too under until very was we were what when "
+    "where which while who why will with would you your yourself "
+)
+STOP_WORDS = tuple(_WORDS.split())
+
 
 _FIELD = "contents"
 _POSITION = "position"

@@ -19,8 +19,8 @@ from typing import Any
 import orjson
 
 from polyturn.configs.addresses import advertised_address, bind_address, http_url
-from polyturn.tools.search.pages import PageFile
-from polyturn.tools.search.types import Hit, Retriever, SearchFailed, SearchUnavailable
+from polyturn.tools.search.corpus import PageFile
+from polyturn.tools.search.retrieval import Hit, Retriever, SearchFailed, SearchUnavailable
 from polyturn.tools.search.wire import (
     BadRequest,
     RetrieveRequest,
@@ -31,6 +31,8 @@ from polyturn.tools.search.wire import (
 )
 
 MAX_BODY_BYTES = 16 * 1024 * 1024
+HEAD_S = 30.0
+"""For the head of a request: uvicorn would wait for ever, and each such connection holds a descriptor."""
 _JSON = [(b"content-type", b"application/json")]
 _log = logging.getLogger(__name__)
 
@@ -216,12 +218,10 @@ def _server(app: SearchApp) -> Any:
         import uvicorn
     except ImportError as error:
         raise ValueError("serving needs uvicorn; install it with: pip install 'polyturn[search]'") from error
-    from polyturn.tools.search.patient_protocol import PatientProtocol
-
     return uvicorn.Server(
         uvicorn.Config(
             app,
-            http=PatientProtocol,
+            http=_patient_protocol(),
             ws="none",
             lifespan="off",
             log_level="warning",
@@ -229,6 +229,43 @@ def _server(app: SearchApp) -> Any:
             timeout_graceful_shutdown=5,
         )
     )
+
+
+def _patient_protocol() -> Any:
+    """uvicorn's HTTP protocol with a deadline for the head of a request."""
+    from uvicorn.protocols.http.auto import AutoHTTPProtocol
+
+    protocol: Any = AutoHTTPProtocol
+
+    class PatientProtocol(protocol):  # type: ignore[misc]
+        """Closes a connection on which no head is complete `HEAD_S` after its first byte, or after connecting."""
+
+        _head_timer: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            """The first head may take its time from here."""
+            super().connection_made(transport)
+            self._head_timer = self.loop.call_later(HEAD_S, transport.close)
+
+        def data_received(self, data: bytes) -> None:
+            """Starts the clock where data begins a request, and stops it where a request can be answered."""
+            super().data_received(data)
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._stop_clock()
+            elif self._head_timer is None:
+                self._head_timer = self.loop.call_later(HEAD_S, self.transport.close)
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            """Nothing is waited for any more."""
+            self._stop_clock()
+            super().connection_lost(exc)
+
+        def _stop_clock(self) -> None:
+            if self._head_timer is not None:
+                self._head_timer.cancel()
+                self._head_timer = None
+
+    return PatientProtocol
 
 
 def _url(listener: socket.socket) -> str:

@@ -22,7 +22,7 @@ from polyturn.envs.two_hop.demonstrations import Demonstrator, write_call
 from polyturn.envs.two_hop.env import task_of
 from polyturn.envs.two_hop.world import WorldSize, make_world
 from polyturn.tools.search.bm25 import BM25Index
-from polyturn.tools.search.tool import search_tool
+from polyturn.tools.search.retrieval import search_tool
 from polyturn.tools.toolset import Toolset
 
 Example = tuple[list[int], list[bool]]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from polyturn.envs.two_hop.names import Pool
-from polyturn.tools.search.render import NOTHING_FOUND
+from polyturn.tools.search.retrieval import NOTHING_FOUND
 
 PRE_TOKEN_PATTERN = (
     r" ?[a-z]+(?: (?=[A-Z]))?"
@@ -84,7 +84,7 @@ def training_texts() -> Iterator[str]:
     from polyturn.envs.two_hop.env import SYSTEM_PROMPT
     from polyturn.envs.two_hop.names import employer_names, people_names, town_names
     from polyturn.envs.two_hop.world import make_world
-    from polyturn.tools.search.tool import SEARCH_SPEC
+    from polyturn.tools.search.retrieval import SEARCH_SPEC
 
     for pool in get_args(Pool):
         yield from people_names(pool)

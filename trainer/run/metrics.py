@@ -9,7 +9,7 @@ import numpy as np
 
 from polyturn.agents.episode import Episode, Outcome
 from polyturn.rollout.collector import Group
-from polyturn.tools.metrics import ToolUsage
+from polyturn.tools.types import ToolUsage
 from polyturn.trainer.credit.estimates import Estimates
 from polyturn.trainer.credit.off_policy import largest_logprob_difference
 from polyturn.trainer.data.samples import TrainSample, UpdateReport

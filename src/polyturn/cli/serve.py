@@ -12,7 +12,7 @@ import typer
 
 from polyturn.cli.outcome import reported
 from polyturn.configs.errors import ConfigError
-from polyturn.tools.search.types import Retriever
+from polyturn.tools.search.retrieval import Retriever
 
 app = typer.Typer(help="Serve what environments use.", no_args_is_help=True, rich_markup_mode=None)
 _KINDS = ("auto", "bm25", "dense", "hybrid")
@@ -61,7 +61,7 @@ def search(
     Example: polyturn serve search --corpus wiki-18.jsonl --index wiki-18-index
     """
     with reported(), _told():
-        from polyturn.tools.search.pages import PageFile
+        from polyturn.tools.search.corpus import PageFile
         from polyturn.tools.search.server import SearchApp, run_server
 
         if build_only and index is None:
@@ -108,8 +108,7 @@ def _build(part: str, index: Path, corpus: Path | None, model: Path | None, fact
     """Build one part of an index in its directory."""
     from polyturn.tools.search.bm25 import BM25Index
     from polyturn.tools.search.corpus import PASSAGES_NAME
-    from polyturn.tools.search.dense import DenseIndex, DenseOptions
-    from polyturn.tools.search.encoder import TransformerEncoder
+    from polyturn.tools.search.dense import DenseIndex, DenseOptions, TransformerEncoder
 
     source = None if (index / PASSAGES_NAME).exists() else corpus
     if source is None and not (index / PASSAGES_NAME).exists():

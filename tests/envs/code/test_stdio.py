@@ -6,8 +6,8 @@ import pytest
 
 from polyturn.envs.code.rows import builtin_tasks
 from polyturn.envs.code.stdio import StdioCase, grade_stdio, limits_for, same_output
+from polyturn.tools.python import SharedSandboxes
 from polyturn.tools.sandbox import Limits
-from polyturn.tools.shared_sandboxes import SharedSandboxes
 
 CASES = (StdioCase(stdin="1 2\n", stdout="3\n"), StdioCase(stdin="5 5\n", stdout="10\n"))
 

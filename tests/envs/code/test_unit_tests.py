@@ -10,8 +10,8 @@ from polyturn.envs.code.harness.values import DoesNotCross, Opaque, Packer, unpa
 from polyturn.envs.code.reports import BrokenTests
 from polyturn.envs.code.rows import builtin_tasks
 from polyturn.envs.code.unit_tests import UnitTests, as_unit_tests, grade_unit_tests
+from polyturn.tools.python import SandboxFailed, SharedSandboxes
 from polyturn.tools.sandbox import ExecResult
-from polyturn.tools.shared_sandboxes import SandboxFailed, SharedSandboxes
 
 TESTS = UnitTests(
     test="def check(candidate):\n    assert candidate(1) == 2\n    assert candidate(5) == 6\n"

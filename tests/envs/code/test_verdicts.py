@@ -8,7 +8,7 @@ import pytest
 
 from polyturn.envs.code.reports import BrokenTests
 from polyturn.envs.code.unit_tests import as_unit_tests, grade_unit_tests
-from polyturn.tools.shared_sandboxes import SharedSandboxes
+from polyturn.tools.python import SharedSandboxes
 
 
 @pytest.fixture(scope="module")

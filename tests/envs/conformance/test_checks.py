@@ -24,7 +24,7 @@ from polyturn.envs.rewards import exact_match
 from polyturn.envs.rewards.types import Score
 from polyturn.envs.tasks import ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.tools.decorator import tool
+from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall
 
 

@@ -16,11 +16,10 @@ from polyturn.envs.search.tags import parse_turn
 from polyturn.envs.tasks import ListTasks, Task
 from polyturn.envs.wrappers import RawTextAction
 from polyturn.tools.search.bm25 import BM25Index
-from polyturn.tools.search.client import SearchClient
+from polyturn.tools.search.client import Recorder, SearchClient
 from polyturn.tools.search.corpus import Passage, write_passages
-from polyturn.tools.search.recording import Recorder
+from polyturn.tools.search.retrieval import SearchFailed, SearchUnavailable
 from polyturn.tools.search.server import SearchApp, served
-from polyturn.tools.search.types import SearchFailed, SearchUnavailable
 
 IDS = ["SearchR1", "Search", "ASearcher", "R1Searcher", "ReSearch", "ReCall", "DeepResearcher"]
 PASSAGES = [

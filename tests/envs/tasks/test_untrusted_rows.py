@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from polyturn.configs.schema.tasks import TaskSourceConfig
 from polyturn.envs.tasks import EnvironmentChoice, GeneratedTasks, RowReader
 from polyturn.envs.tasks.sources import open_source
-from polyturn.tools.decorator import Tool
+from polyturn.tools.tool import Tool
 from polyturn.tools.toolset import Toolset
 from polyturn.tools.types import ToolSpec
 

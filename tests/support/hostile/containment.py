@@ -7,7 +7,7 @@ import platform
 import pytest
 
 from polyturn.tools.sandbox import ExecResult, Sandbox
-from polyturn.tools.sandbox.runner.landlock import abi
+from polyturn.tools.sandbox.runner.kernel import abi
 from tests.support.hostile.baits import Baits
 from tests.support.hostile.snippet import Hostile
 

@@ -18,10 +18,9 @@ from tests.support.hostile.snippet import SMALL
 
 docker = pytest.importorskip("docker", reason="the docker SDK is missing: pip install polyturn[sandbox]")
 
-from polyturn.tools.sandbox import docker_image, docker_owner  # noqa: E402
-from polyturn.tools.sandbox.docker import DockerBackend  # noqa: E402
-from polyturn.tools.sandbox.docker_pool import Pool  # noqa: E402
-from polyturn.tools.sandbox.docker_seccomp import allowed_calls  # noqa: E402
+from polyturn.tools.sandbox import docker_daemon, docker_image  # noqa: E402
+from polyturn.tools.sandbox.docker import DockerBackend, Pool  # noqa: E402
+from polyturn.tools.sandbox.docker_container import allowed_calls  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +37,7 @@ def backend(docker_host):
 
 
 def containers_of(client, backend):
-    label = f"{docker_owner.LABEL}={backend._id}"
+    label = f"{docker_daemon.LABEL}={backend._id}"
     return client.containers.list(all=True, filters={"label": label}, sparse=True)
 
 
@@ -193,7 +192,7 @@ def test_what_a_dead_process_left_is_swept(client, docker_host):
         [sys.executable, "-c", DYING_OWNER, docker_host], capture_output=True, text=True, check=False
     )
     assert dead.returncode == -9, dead.stderr
-    label = f"{docker_owner.LABEL}={dead.stdout.strip()}"
+    label = f"{docker_daemon.LABEL}={dead.stdout.strip()}"
     assert len(client.containers.list(all=True, filters={"label": label}, sparse=True)) == 1
     with DockerBackend(host=docker_host, warm=0) as living, living.create(SMALL) as sandbox:
         assert client.containers.list(all=True, filters={"label": label}, sparse=True) == []
@@ -208,14 +207,14 @@ def test_a_runner_ends_with_its_owner(client, docker_host):
     dead = subprocess.run(
         [sys.executable, "-c", code, docker_host], capture_output=True, text=True, check=False
     )
-    label = f"{docker_owner.LABEL}={dead.stdout.strip()}"
+    label = f"{docker_daemon.LABEL}={dead.stdout.strip()}"
     assert eventually(lambda: client.containers.list(filters={"label": label}, sparse=True) == [])
     DockerBackend(host=docker_host, warm=0).close()
     assert client.containers.list(all=True, filters={"label": label}, sparse=True) == []
 
 
 def test_whose_containers_are_left_over():
-    owner = docker_owner.Owner.this_process()
+    owner = docker_daemon.Owner.this_process()
     mine = owner.labels("b")
     other_boot = {**mine, "polyturn.boot": "another"}
     other_namespace = {**mine, "polyturn.pid_namespace": "pid:[1]", "polyturn.owner": "999999999:1"}

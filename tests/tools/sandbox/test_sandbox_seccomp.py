@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from polyturn.tools.sandbox.runner import seccomp
+from polyturn.tools.sandbox.runner import kernel
 
 MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 ALLOWED = {
@@ -48,7 +48,7 @@ def machine(request):
 @pytest.fixture
 def ask(machine):
     column, audit = MACHINES[machine]
-    program = seccomp.build_filter(machine)
+    program = kernel.build_filter(machine)
     return lambda numbers, *arguments: run(program, numbers[column], audit, arguments)
 
 
@@ -63,46 +63,46 @@ def test_ordinary_calls_are_allowed(ask):
 
 def test_every_call_of_the_list_is_refused(machine, ask):
     column = MACHINES[machine][0]
-    for name, numbers in seccomp.DENIED.items():
+    for name, numbers in kernel.DENIED.items():
         if numbers[column] is not None:
             assert ask(numbers) == fails_with(errno.EPERM), name
 
 
 def test_numbers_are_used_once(machine):
     column = MACHINES[machine][0]
-    numbers = [numbers[column] for numbers in seccomp.DENIED.values() if numbers[column] is not None]
+    numbers = [numbers[column] for numbers in kernel.DENIED.values() if numbers[column] is not None]
     assert len(set(numbers)) == len(numbers)
 
 
 def test_new_processes_but_no_new_namespaces(ask):
     sigchld = 17
-    assert ask(seccomp.CLONE, sigchld) == 0x7FFF0000
-    assert ask(seccomp.CLONE, 0x003D0F00) == 0x7FFF0000  # a thread
+    assert ask(kernel.CLONE, sigchld) == 0x7FFF0000
+    assert ask(kernel.CLONE, 0x003D0F00) == 0x7FFF0000  # a thread
     for flag in (0x10000000, 0x00020000, 0x20000000, 0x40000000, 0x08000000, 0x04000000, 0x02000000):
-        assert ask(seccomp.CLONE, flag | sigchld) == fails_with(errno.EPERM)
-    assert ask(seccomp.CLONE3) == fails_with(errno.ENOSYS)
+        assert ask(kernel.CLONE, flag | sigchld) == fails_with(errno.EPERM)
+    assert ask(kernel.CLONE3) == fails_with(errno.ENOSYS)
 
 
 def test_sockets_of_unix_alone(ask):
-    for call in (seccomp.SOCKET, seccomp.SOCKETPAIR):
+    for call in (kernel.SOCKET, kernel.SOCKETPAIR):
         assert ask(call, 1) == 0x7FFF0000
         for family in (0, 2, 10, 16, 17, 40):
             assert ask(call, family) == fails_with(errno.EACCES)
 
 
 def test_no_keystrokes_for_others(ask):
-    assert ask(seccomp.IOCTL, 1, 0x5401) == 0x7FFF0000
-    assert ask(seccomp.IOCTL, 1, 0x5412) == fails_with(errno.EPERM)
-    assert ask(seccomp.IOCTL, 1, 0x541C) == fails_with(errno.EPERM)
+    assert ask(kernel.IOCTL, 1, 0x5401) == 0x7FFF0000
+    assert ask(kernel.IOCTL, 1, 0x5412) == fails_with(errno.EPERM)
+    assert ask(kernel.IOCTL, 1, 0x541C) == fails_with(errno.EPERM)
 
 
 def test_limits_and_priorities_of_its_own_alone(ask):
-    for name, numbers in seccomp.OF_PROCESSES.items():
+    for name, numbers in kernel.OF_PROCESSES.items():
         assert ask(numbers, 0) == 0x7FFF0000, name
         for process in (1, 7):
             assert ask(numbers, process) == fails_with(errno.EPERM), name
-    for name, numbers in seccomp.OF_MANY.items():
-        mine = seccomp.KIND_PROCESS[name]
+    for name, numbers in kernel.OF_MANY.items():
+        mine = kernel.KIND_PROCESS[name]
         assert ask(numbers, mine, 0) == 0x7FFF0000, name
         for kind, which in ((mine, 1), (mine + 1, 0), (mine + 2, 0), (mine + 1, 1)):
             assert ask(numbers, kind, which) == fails_with(errno.EPERM), name
@@ -110,14 +110,14 @@ def test_limits_and_priorities_of_its_own_alone(ask):
 
 def test_no_watching_of_files_that_others_use(ask):
     for command in range(50):
-        assert ask(seccomp.FCNTL, 3, command) == 0x7FFF0000
+        assert ask(kernel.FCNTL, 3, command) == 0x7FFF0000
     for command in (1024, 1026):
-        assert ask(seccomp.FCNTL, 3, command) == fails_with(errno.EPERM)
+        assert ask(kernel.FCNTL, 3, command) == fails_with(errno.EPERM)
 
 
 def test_other_architectures_of_the_same_processor_are_killed(machine):
     audit = MACHINES[machine][1]
-    program = seccomp.build_filter(machine)
+    program = kernel.build_filter(machine)
     assert run(program, 0, 0x40000003) == 0x80000000  # i386
     assert run(program, 0, 0x40000028) == 0x80000000  # arm
     if machine == "x86_64":
@@ -126,10 +126,10 @@ def test_other_architectures_of_the_same_processor_are_killed(machine):
 
 def test_memfd_can_be_refused(machine):
     column, audit = MACHINES[machine]
-    program = seccomp.build_filter(machine, deny_memfd=True)
-    assert run(program, seccomp.MEMFD_CREATE[column], audit) == fails_with(errno.EPERM)
+    program = kernel.build_filter(machine, deny_memfd=True)
+    assert run(program, kernel.MEMFD_CREATE[column], audit) == fails_with(errno.EPERM)
 
 
 def test_unknown_machines_are_named():
     with pytest.raises(ValueError, match="riscv64"):
-        seccomp.build_filter("riscv64")
+        kernel.build_filter("riscv64")

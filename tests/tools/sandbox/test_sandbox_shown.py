@@ -7,7 +7,7 @@ import pytest
 
 from polyturn.tools.sandbox import SandboxUnavailable
 from polyturn.tools.sandbox.embedded import EmbeddedBackend
-from polyturn.tools.sandbox.runner import layout
+from polyturn.tools.sandbox.runner import jail
 
 FINDS_LABELS = """
 import os, sys
@@ -49,17 +49,17 @@ def test_what_is_installed_beside_an_interpreter_is_hidden(tmp_path, monkeypatch
         "bin",
     ):
         (tmp_path / place).mkdir(parents=True)
-    monkeypatch.setattr(layout.sys, "base_prefix", str(tmp_path))
-    monkeypatch.setattr(layout, "PRIVATE_FOLDERS", {"/work": "0700"})
-    made = layout.Layout.of_this_machine([])
+    monkeypatch.setattr(jail.sys, "base_prefix", str(tmp_path))
+    monkeypatch.setattr(jail, "PRIVATE_FOLDERS", {"/work": "0700"})
+    made = jail.Layout.of_this_machine([])
     assert (f"{tmp_path}/lib", f"{tmp_path}/lib") in made.shown
     assert {f"{tmp_path}/lib/python3.11/site-packages", f"{tmp_path}/lib/python3.9/dist-packages"} <= set(
         made.hidden
     )
     assert f"{tmp_path}/lib/python3.11/json" not in made.hidden
     # This package itself, where it lies in what is shown.
-    above = str(Path(layout.__file__).resolve().parents[3])
-    made = layout.Layout.of_this_machine([above])
+    above = str(Path(jail.__file__).resolve().parents[3])
+    made = jail.Layout.of_this_machine([above])
     assert "/packages/0" in made.hidden
     below = f"/packages/0/{Path(above).name}"
-    assert below in layout.Layout.of_this_machine([str(Path(above).parent)]).hidden
+    assert below in jail.Layout.of_this_machine([str(Path(above).parent)]).hidden

@@ -12,8 +12,8 @@ from polyturn.tools.sandbox.embedded import EmbeddedBackend, probe, summary
 WITHOUT_NAMESPACES = """
 from polyturn.tools.sandbox import SandboxUnavailable, make_backend
 from polyturn.tools.sandbox.embedded import probe, summary
-from polyturn.tools.sandbox.runner.libc import PR_SET_NO_NEW_PRIVS, prctl
-from polyturn.tools.sandbox.runner.seccomp import Filter
+from polyturn.tools.sandbox.runner.kernel import PR_SET_NO_NEW_PRIVS, prctl
+from polyturn.tools.sandbox.runner.kernel import Filter
 prctl(PR_SET_NO_NEW_PRIVS, 1)
 Filter().apply()
 for name in ("embedded", "auto"):
@@ -39,7 +39,7 @@ def test_a_machine_without_namespaces():
 
 def test_a_launcher_that_is_not_there(monkeypatch):
     monkeypatch.setitem(
-        __import__("polyturn.tools.sandbox.embedded.nursery", fromlist=["ENVIRONMENT"]).ENVIRONMENT,
+        __import__("polyturn.tools.sandbox.nursery", fromlist=["ENVIRONMENT"]).ENVIRONMENT,
         "PATH",
         "/nowhere",
     )

@@ -19,7 +19,7 @@ Both directions carry frames: two unsigned 32-bit big-endian numbers (length of 
 header (a JSON object in UTF-8), the body (bytes). `runner.framing` encodes and decodes them. The host asks, the
 runner answers each question with one frame, in order. When its input ends, the runner ends, and so does all it started.
 
-`{"op": "configure", ...}`: must come first. Every other key is a field of `runner.config.Config` (all have defaults).
+`{"op": "configure", ...}`: must come first. Every other key is a field of `runner.confine.Config` (all have defaults).
     Answer `{"landlock": ABI}`; ABI is 0 where the kernel has no landlock.
 `{"op": "exec", "program_bytes": N, "timeout_s": float, "fresh": bool}`, body: N bytes of program, a frame whose header
     is `{"code": str, "arguments": [str]}`, then stdin. The runner never has the body in its memory, of which every

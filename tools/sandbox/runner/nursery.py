@@ -27,20 +27,21 @@ import socket
 import sys
 from typing import Any
 
-from . import bubblewrap, jail
-from .layout import Hidden, Layout
-from .libc import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, PR_SET_PDEATHSIG, prctl
-from .namespaces import (
+from . import jail
+from .execution import Children
+from .jail import Hidden, Layout
+from .kernel import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, PR_SET_PDEATHSIG, prctl
+from .launch import (
     CLONE_NEWNS,
     CLONE_NEWUSER,
     Room,
     StepFailed,
     allows_user_namespaces,
+    become_bubblewrap,
     map_ids,
     start_room,
     unshare,
 )
-from .processes import Children
 from .serve import add_builtins, preload
 
 MAX_MESSAGE_BYTES = 1 << 16
@@ -191,7 +192,7 @@ class Nursery:
                 start_room(room, link, adopted_theirs, report_theirs)
             assert self._layout is not None
             assert errors is not None
-            bubblewrap.start_room(room, self._layout, link, errors, in_jail=self._in_jail)
+            become_bubblewrap(room, self._layout, link, errors, in_jail=self._in_jail)
         os.close(adopted_theirs)
         os.close(report_theirs)
         self._children.watch(starter)

@@ -1,10 +1,4 @@
-"""A seccomp filter that refuses the system calls with which code could reach around the sandbox, or the kernel.
-
-It denies by list rather than allows by list, since any Python package may run inside: what a program needs in order to
-compute, to handle files and to start processes stays, while namespaces, mounts, tracing, kernel modules, clocks, keys,
-BPF, io_uring and shared memory that no limit counts go. A refused call fails with EPERM, as if the privilege were
-missing. Sockets other than AF_UNIX fail with EACCES.
-"""
+"""What Python has no function for: system calls, landlock and seccomp filters."""
 
 from __future__ import annotations
 
@@ -12,8 +6,119 @@ import ctypes
 import errno
 import os
 import struct
+from collections.abc import Sequence
+from typing import Any
 
-from .libc import LIBC, PR_SET_SECCOMP, check
+LIBC = ctypes.CDLL(None, use_errno=True)
+
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_SET_SECCOMP = 22
+PR_CAPBSET_DROP = 24
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+PR_CAP_AMBIENT = 47
+PR_CAP_AMBIENT_CLEAR_ALL = 4
+
+LAST_CAPABILITY = 63
+
+
+def check(result: int, what: str) -> int:
+    """Raises OSError, naming `what`, where a call of the C library failed."""
+    if result < 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{what}: {os.strerror(code)}")
+    return result
+
+
+def prctl(option: int, *arguments: int) -> None:
+    """prctl(2) with unsigned long arguments. Raises OSError."""
+    padded = [ctypes.c_ulong(argument) for argument in (*arguments, 0, 0, 0, 0)[:4]]
+    check(LIBC.prctl(option, *padded), f"prctl {option}")
+
+
+def syscall(number: int, what: str, *arguments: Any) -> int:
+    """A system call that the C library has no function for. Raises OSError."""
+    return check(LIBC.syscall(ctypes.c_long(number), *arguments), what)
+
+
+def drop_bounding_set() -> None:
+    """Gives up the right ever to gain a capability, as far as this process may."""
+    for capability in range(LAST_CAPABILITY + 1):
+        # Fails for numbers that the kernel does not know, and without CAP_SETPCAP, where there is nothing to drop.
+        LIBC.prctl(PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0)
+
+
+def drop_capabilities() -> None:
+    """Gives up every capability for good: bounding, ambient, effective, permitted and inheritable."""
+    drop_bounding_set()
+    LIBC.prctl(PR_CAP_AMBIENT, ctypes.c_ulong(PR_CAP_AMBIENT_CLEAR_ALL), 0, 0, 0)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this process
+    check(LIBC.capset(header, (ctypes.c_uint32 * 6)()), "capset")
+
+
+CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446  # the same on every architecture
+ABI_QUERY = 1
+RULE_PATH_BENEATH = 1
+
+EXECUTE, WRITE_FILE, READ_FILE, READ_DIR = 1 << 0, 1 << 1, 1 << 2, 1 << 3
+MAKE_CHAR, MAKE_BLOCK = 1 << 6, 1 << 11
+REFER, TRUNCATE, IOCTL_DEVICE = 1 << 13, 1 << 14, 1 << 15
+READ = EXECUTE | READ_FILE | READ_DIR
+OF_A_FILE = EXECUTE | WRITE_FILE | READ_FILE | TRUNCATE | IOCTL_DEVICE
+
+
+def abi() -> int:
+    """The version that the kernel speaks; 0 where it has none or it is switched off."""
+    return max(LIBC.syscall(ctypes.c_long(CREATE_RULESET), None, ctypes.c_size_t(0), ABI_QUERY), 0)
+
+
+def make_ruleset(readable: Sequence[str], writable: Sequence[str]) -> int | None:
+    """A descriptor of rules that allow reading and writing there and nothing else; None without landlock.
+
+    All that the kernel's version knows is handled: TCP ports from version 4, signals and abstract sockets that leave
+    the sandbox from version 6. Paths that do not exist are left out.
+    """
+    version = abi()
+    if version == 0:
+        return None
+    rights = (1 << 13) - 1
+    rights |= REFER if version >= 2 else 0
+    rights |= TRUNCATE if version >= 3 else 0
+    rights |= IOCTL_DEVICE if version >= 5 else 0
+    attributes = struct.pack("=Q", rights)
+    if version >= 4:
+        attributes += struct.pack("=Q", 3)  # bind and connect TCP
+    if version >= 6:
+        attributes += struct.pack("=Q", 3)  # abstract UNIX sockets, signals
+    size = ctypes.c_size_t(len(attributes))
+    ruleset = syscall(CREATE_RULESET, "landlock_create_ruleset", attributes, size, 0)
+    os.set_inheritable(ruleset, False)
+    for path in readable:
+        _allow(ruleset, path, READ & rights)
+    for path in writable:
+        _allow(ruleset, path, rights & ~(MAKE_CHAR | MAKE_BLOCK))
+    return ruleset
+
+
+def _allow(ruleset: int, path: str, rights: int) -> None:
+    try:
+        fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        if not os.path.isdir(path):
+            rights &= OF_A_FILE
+        rule = struct.pack("=Qi", rights, fd)
+        syscall(ADD_RULE, f"landlock_add_rule {path}", ruleset, RULE_PATH_BENEATH, rule, 0)
+    finally:
+        os.close(fd)
+
+
+def restrict(ruleset: int) -> None:
+    """Puts the rules on this process for good; it must have no_new_privs."""
+    syscall(RESTRICT_SELF, "landlock_restrict_self", ruleset, 0)
+
 
 # Name: (x86-64, aarch64); None where the architecture does not have it.
 DENIED: dict[str, tuple[int | None, int | None]] = {

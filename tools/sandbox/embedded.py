@@ -1,4 +1,7 @@
-"""The embedded backend: sandboxes as forks of a nursery, in namespaces of their own."""
+"""The embedded sandbox backend: namespaces, landlock, seccomp, rlimits and cgroups, with nothing to install.
+
+Its sandboxes are forks of a nursery, in namespaces of their own.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +9,84 @@ import contextlib
 import itertools
 import os
 import queue
+import shutil
 import socket
+import subprocess
 import threading
 import weakref
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from polyturn.tools.sandbox.embedded.cgroups import Cgroup, CgroupParent, CgroupsUnavailable
-from polyturn.tools.sandbox.embedded.layers import Layers
-from polyturn.tools.sandbox.embedded.link import Link
-from polyturn.tools.sandbox.embedded.nursery import Nursery, NurseryGone
-from polyturn.tools.sandbox.embedded.room import NurseryRoom
+from polyturn.tools.sandbox import MIB, Limits, SandboxUnavailable
+from polyturn.tools.sandbox.cgroups import Cgroup, CgroupParent, CgroupsUnavailable
+from polyturn.tools.sandbox.nursery import Layers, Link, Nursery, NurseryGone
+from polyturn.tools.sandbox.runner import kernel
 from polyturn.tools.sandbox.runner_sandbox import LinkEnded, RunnerSandbox
-from polyturn.tools.sandbox.types import MIB, Limits, SandboxUnavailable
+
+__all__ = ["EmbeddedBackend", "Finding", "Layers", "probe", "summary"]
+
+
+class NurseryRoom:
+    """A running sandbox of a nursery. `close` may come from any thread; it ends an `ask` that waits in another."""
+
+    def __init__(self, nursery: Nursery, number: int, link: Link, cgroup: Cgroup | None) -> None:
+        self._nursery = nursery
+        self._number = number
+        self._link = link
+        self._cgroup = cgroup
+        self._state = threading.Lock()
+        self._asking = threading.Lock()
+        self._closed = False
+        self.dropped: weakref.finalize[Any, Any] | None = None
+        """What is done where nobody closes it."""
+
+    def ask(
+        self, question: dict[str, Any], body: bytes = b"", *, within_s: float, max_body_bytes: int
+    ) -> tuple[dict[str, Any], bytes]:
+        """Asks the runner. Raises LinkEnded."""
+        with self._asking:
+            if self._closed:
+                raise LinkEnded("the sandbox has ended")
+            return self._link.ask(question, body, within_s=within_s, max_body_bytes=max_body_bytes)
+
+    def ran_out_of_memory(self, mark: float) -> bool:
+        """See `Room`."""
+        return self.memory_mark() > mark
+
+    def memory_mark(self) -> float:
+        """How many processes the kernel has killed for want of memory; 0 where no cgroup counts them."""
+        if self._cgroup is None or self._closed:
+            return 0
+        try:
+            return self._cgroup.num_oom_kills()
+        except FileNotFoundError:
+            return 0  # closed meanwhile, by another thread
+
+    def alive(self) -> bool:
+        """Whether the runner is there."""
+        if self._closed:
+            return False
+        if self._asking.locked():
+            return True
+        return self._link.is_open()
+
+    def close(self) -> None:
+        """Kills everything inside and frees the rest; again is harmless."""
+        with self._state:
+            if self._closed:
+                return
+            self._closed = True
+        if self.dropped is not None:
+            self.dropped.detach()
+        with contextlib.suppress(NurseryGone):  # and with it the sandbox
+            self._nursery.kill(self._number)
+        with self._asking:  # which ends now
+            self._link.close()
+        if self._cgroup is not None:
+            self._cgroup.close()
+
 
 Launcher = Literal["auto", "native", "bubblewrap"]
 CONFIGURE_TIMEOUT_S = 60.0
@@ -237,3 +304,88 @@ def _close_nursery(nursery: Nursery, owner: int) -> None:
     """At the end of the backend or the program, but not in a fork of the program."""
     if os.getpid() == owner:
         nursery.close()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One thing that was tried."""
+
+    name: str
+    works: bool
+    needed: bool
+    """Whether there are no embedded sandboxes without it."""
+    detail: str
+
+
+def probe() -> tuple[Finding, ...]:
+    """Makes a sandbox, runs code in it, and says which walls stand. Takes a fraction of a second; never raises."""
+    machine = os.uname().machine
+    known = machine in kernel.AUDIT_ARCHITECTURES
+    abi = kernel.abi()
+    bubblewrap = _bubblewrap_version()
+    findings = [
+        Finding(
+            name="seccomp", works=known, needed=True, detail=machine if known else f"no filter for {machine}"
+        ),
+        Finding(
+            name="landlock",
+            works=abi > 0,
+            needed=False,
+            detail=f"ABI {abi}"
+            if abi
+            else "not in this kernel, or switched off: file access rests on mounts alone",
+        ),
+        Finding(
+            name="bubblewrap",
+            works=bubblewrap is not None,
+            needed=False,
+            detail=bubblewrap or "not installed",
+        ),
+    ]
+    try:
+        backend = EmbeddedBackend()
+    except SandboxUnavailable as unavailable:
+        failure = Finding(name="sandbox", works=False, needed=True, detail=str(unavailable))
+        return (failure, *findings)
+    try:
+        sandbox = Finding(name="sandbox", works=True, needed=True, detail=f"{backend.launcher} namespaces")
+        users = Finding(
+            name="user namespace",
+            works=backend.user_namespace,
+            needed=False,
+            detail=""
+            if backend.user_namespace
+            else "refused to users other than root; root makes the others",
+        )
+        cgroup = Finding(
+            name="cgroup",
+            works=not backend.no_cgroups,
+            needed=False,
+            detail=backend.no_cgroups and f"memory is limited per process only: {backend.no_cgroups}",
+        )
+        return (sandbox, *findings, users, cgroup)
+    finally:
+        backend.close()
+
+
+def summary(findings: tuple[Finding, ...]) -> str:
+    """One line: what works, or the first thing needed that does not."""
+    for finding in findings:
+        if finding.needed and not finding.works:
+            return f"unavailable: {finding.name}: {finding.detail}"
+    walls = [finding.name for finding in findings[1:] if finding.works and finding.name != "bubblewrap"]
+    missing = [
+        f"no {finding.name} ({finding.detail})"
+        for finding in findings
+        if not finding.works and finding.detail
+    ]
+    missing = [text for text in missing if not text.startswith("no bubblewrap")]
+    return "; ".join([f"{findings[0].detail}, {', '.join(walls)}", *missing])
+
+
+def _bubblewrap_version() -> str | None:
+    program = shutil.which("bwrap")
+    if program is None:
+        return None
+    told = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=False)
+    return told.stdout.strip() or None
