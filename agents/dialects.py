@@ -10,8 +10,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from polyturn.envs.messages import AssistantMessage
-from polyturn.envs.search.styles import TAGS, Tags
-from polyturn.envs.search.tags import parse_turn
+from polyturn.envs.search.styles import TAGS, Tags, parse_turn
 from polyturn.tools.types import ToolCall
 
 THOUGHT_MARKS: dict[str, str] = {

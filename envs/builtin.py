@@ -61,7 +61,7 @@ def register_builtin() -> None:
     )
     register(
         "polyturn/SolveCritiqueSelect-v0",
-        "polyturn.envs.multi_agent.env:SolveCritiqueSelectEnv",
+        "polyturn.envs.multi_agent:SolveCritiqueSelectEnv",
         description="Solvers, critics and a selector over one policy, each with a ledger and a reward of its own.",
     )
     register(

@@ -10,11 +10,10 @@ from typing import Any
 
 from polyturn.configs.schema.tasks import TaskSourceConfig
 from polyturn.envs.messages import AssistantMessage, Message, Observation, known_split
-from polyturn.envs.rewards.choices import LETTERS
+from polyturn.envs.rewards.answers import LETTERS
 from polyturn.envs.rewards.factory import read_reward
-from polyturn.envs.rewards.labels import check_label
 from polyturn.envs.rewards.rules import MultipleChoice
-from polyturn.envs.rewards.types import EpisodeView, Score, as_score, is_async
+from polyturn.envs.rewards.types import EpisodeView, Score, as_score, check_label, is_async
 from polyturn.envs.spaces import Script
 from polyturn.envs.tasks import ListTasks, Task, TaskSource
 from polyturn.envs.tasks.sources import open_tasks

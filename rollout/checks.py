@@ -15,7 +15,7 @@ from polyturn.configs.schema.run import RunConfig
 from polyturn.envs.messages import AssistantMessage, Message, where_of
 from polyturn.envs.registry import make
 from polyturn.envs.rewards.factory import make_group_rewards
-from polyturn.envs.rewards.labels import check_label
+from polyturn.envs.rewards.types import check_label
 from polyturn.envs.tasks import EnvironmentChoice, ListTasks, MixtureTasks, SlicedTasks, Task, TaskSource
 from polyturn.envs.tasks.files import FileTasks
 from polyturn.envs.tool_env import ToolEnv

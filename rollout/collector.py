@@ -15,7 +15,7 @@ from polyturn.agents.deadlines import Slots
 from polyturn.agents.episode import LASTING, Episode, Outcome, failure_reason, failure_text, sentence_of
 from polyturn.envs.faults import EnvironmentFault, message_of
 from polyturn.envs.hooks import current_task, is_interruption
-from polyturn.envs.rewards.group import GroupPart
+from polyturn.envs.rewards.rubric import GroupPart
 from polyturn.envs.tasks import EnvironmentChoice, ListTasks, Task, TaskSource
 from polyturn.envs.tasks.order import PrefetchedTasks, task_digest
 from polyturn.envs.tool_env import ToolEnv

@@ -1,4 +1,7 @@
-"""CustomerService: find out what the customer wants, change the shop as the policy allows, and tell them."""
+"""CustomerService: find out what the customer wants, change the shop as the policy allows, and tell them.
+
+The scripted agent that is always right knows the scenario, and talks and acts as the policy says.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +10,75 @@ import functools
 import importlib.resources
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import httpx
 
-from polyturn.envs.customer_service.generate import make_shop
-from polyturn.envs.customer_service.llm_user import LLMUser
-from polyturn.envs.customer_service.oracle import oracle_message
-from polyturn.envs.customer_service.records import CancelReason, Customer, Order, RefundTo, Shop, dollars
-from polyturn.envs.customer_service.scenarios import Scenario, make_scenario
-from polyturn.envs.customer_service.user import ScriptedUser, UserSimulator
+from polyturn.envs.customer_service.customers import (
+    LLMUser,
+    Request,
+    Scenario,
+    ScriptedUser,
+    UserSimulator,
+    make_scenario,
+)
+from polyturn.envs.customer_service.shop import (
+    CancelReason,
+    Customer,
+    Order,
+    RefundTo,
+    Shop,
+    dollars,
+    make_shop,
+)
 from polyturn.envs.messages import AssistantMessage, Message, known_split
 from polyturn.envs.tasks import ListTasks, Task, TaskSource
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.bounded_answers import BoundedSyncTransport
 from polyturn.tools.tool import tool
-from polyturn.tools.types import ToolError, ToolSpec
+from polyturn.tools.types import ToolCall, ToolError, ToolSpec
+
+# The shop's methods by the tools that call them.
+_TOOLS = {"cancel": "cancel_order"}
+
+
+def oracle_message(scenario: Scenario, messages: Sequence[Message]) -> AssistantMessage:
+    """The next of its messages, counted by those it has written."""
+    num_written = sum(message["role"] == "assistant" for message in messages)
+    script = list(_script(scenario))
+    return script[min(num_written, len(script) - 1)]
+
+
+def _script(scenario: Scenario) -> Iterator[AssistantMessage]:
+    yield AssistantMessage(content="Hello. What is the email address of your account?")
+    yield _call("find_customer_by_email", email=scenario.customer.email)
+    for request in scenario.requests:
+        yield from _handle(request)
+
+
+def _handle(request: Request) -> Iterator[AssistantMessage]:
+    if request.order_id is not None:
+        yield _call("get_order", order_id=request.order_id)
+    answer = " ".join(ways[0] for ways in request.told)
+    if not request.actions:
+        yield AssistantMessage(
+            content=f"I am sorry, that is not possible any more. The day you ask about is {answer}. Anything else?"
+        )
+        return
+    yield AssistantMessage(content=f"{request.proposal}. Shall I go ahead?")
+    for action in request.actions:
+        arguments = dict(action.arguments)
+        if action.tool == "change_email":
+            del arguments["customer_id"]
+        yield _call(_TOOLS.get(action.tool, action.tool), **arguments)
+    amount = f" The amount is {answer}." if answer else ""
+    yield AssistantMessage(content=f"That is done.{amount} Is there anything else?")
+
+
+def _call(name: str, **arguments: Any) -> AssistantMessage:
+    return AssistantMessage(tool_calls=(ToolCall(id="call_0", name=name, arguments=arguments),))
+
 
 SPLITS = ("train", "heldout")
 SCENARIOS_PER_CUSTOMER = 4

@@ -14,10 +14,19 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, ClassVar
 
-from polyturn.envs.rewards import text
-from polyturn.envs.rewards.answers import MAX_CHARS, Where, find_answer, place_answer
-from polyturn.envs.rewards.choices import LETTERS, stated_choice
-from polyturn.envs.rewards.numbers import read_number, stated_number
+from polyturn.envs.rewards.answers import (
+    LETTERS,
+    MAX_CHARS,
+    Where,
+    contains,
+    exact_match,
+    f1,
+    find_answer,
+    place_answer,
+    read_number,
+    stated_choice,
+    stated_number,
+)
 from polyturn.envs.rewards.types import EpisodeView, Reward
 
 RULES: Mapping[str, str] = {
@@ -128,7 +137,7 @@ class ExactMatch(_AnswerRule):
     name: ClassVar[str] = "exact_match"
 
     def grade(self, answer: str, label: Any) -> float:
-        return text.exact_match(answer, _texts(label))
+        return exact_match(answer, _texts(label))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -138,7 +147,7 @@ class F1(_AnswerRule):
     name: ClassVar[str] = "f1"
 
     def grade(self, answer: str, label: Any) -> float:
-        return text.f1(answer, _texts(label))
+        return f1(answer, _texts(label))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,7 +160,7 @@ class Contains(_AnswerRule):
     """Longer answers are worth 0: they could hold every guess."""
 
     def grade(self, answer: str, label: Any) -> float:
-        return text.contains(answer, _texts(label), max_words=self.max_words)
+        return contains(answer, _texts(label), max_words=self.max_words)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -257,7 +266,7 @@ class Regex(_AnswerRule):
         found = self._compiled.fullmatch(answer) if self.whole else self._compiled.search(answer)
         if found is None or not self._compiled.groups:
             return float(found is not None)
-        return text.exact_match(found[1] or "", _texts(label))
+        return exact_match(found[1] or "", _texts(label))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

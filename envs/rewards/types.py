@@ -1,4 +1,4 @@
-"""What a reward is: one signature for rules, functions, classes, services and rubrics."""
+"""What a reward is: one signature for rules, classes, services and rubrics; and whether it can pay a label."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
 
-from polyturn.envs.messages import AssistantMessage, Message
+from polyturn.envs.messages import AssistantMessage, Message, Task
 from polyturn.tools.plain import MAX_SIZE, as_number, clean_text, shown
 
 if TYPE_CHECKING:
@@ -125,3 +125,26 @@ def is_async(function: Any) -> bool:
 
 def _name(key: Any) -> str:
     return clean_text(key) if isinstance(key, str) else shown(key)
+
+
+def check_label(reward: Any, label: Any) -> None:
+    """Raise `ValueError` for a label that a reward cannot grade against, or for which it pays no answer.
+
+    A reward says the first by a method `check_label(label)`. One with a method `right_answer(label)`, the text of a
+    right answer, is asked to grade that; a reward without either takes any label.
+    """
+    check = getattr(reward, "check_label", None)
+    if check is not None:
+        check(label)
+    right_answer = getattr(reward, "right_answer", None)
+    if right_answer is None or (answer := right_answer(label)) is None:
+        return
+    message = AssistantMessage(content=answer)
+    task = Task.from_prompt("label", "", label=label)
+    value = reward(EpisodeView(task=task, message=message, messages=(message.to_message(),)))
+    assert not isinstance(value, Awaitable), "a reward that says what is right is not asynchronous"
+    name = getattr(reward, "name", "reward")
+    if not as_score(value, name=name).value > 0:
+        raise ValueError(
+            f"{name}: no answer can be paid for the label {label!r:.100}: the answer {answer!r:.100} is not"
+        )

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, get_args
 
-from polyturn.envs.code.answers import find_code
-from polyturn.envs.code.reports import LIMIT_S
-from polyturn.envs.code.unit_tests import UnitTests, as_unit_tests, grade_unit_tests
+from polyturn.envs.code.grading import LIMIT_S, UnitTests, as_unit_tests, find_code, grade_unit_tests
 from polyturn.envs.rewards.math import Mode, gold_texts, shared_verifier, unpayable_reason
 from polyturn.envs.rewards.types import EpisodeView, Score
 from polyturn.tools.python import BackendName, SharedSandboxes

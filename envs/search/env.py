@@ -1,7 +1,15 @@
-"""SearchEnv: answer a question by searching, in the way of a chosen project."""
+"""SearchEnv: answer a question by searching, in the way of a chosen project.
+
+Questions come from the two-hop world, or from a file like NQ's and HotpotQA's.
+"""
 
 from __future__ import annotations
 
+import functools
+import json
+import random
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -9,25 +17,228 @@ from pathlib import Path
 from typing import Any, get_args
 
 from polyturn.envs.messages import AssistantMessage, Message, known_split
-from polyturn.envs.search.backends import choose_retriever
-from polyturn.envs.search.grading import find_answer, reward_parts
-from polyturn.envs.search.questions import (
-    SPLITS,
-    golds_of,
-    question_of,
-    read_golds,
-    read_questions,
-    world_questions,
+from polyturn.envs.rewards import exact_match, normalise_answer
+from polyturn.envs.search.styles import (
+    AnswerForm,
+    RewardName,
+    SearchStyle,
+    is_well_formed,
+    last_block,
+    style_named,
+    write_turn,
 )
-from polyturn.envs.search.scripts import next_oracle_message, random_searcher
-from polyturn.envs.search.styles import RewardName, SearchStyle, style_named
-from polyturn.envs.search.tags import is_well_formed, write_turn
-from polyturn.envs.search.tool import SearchDesk, search_tools
+from polyturn.envs.search.tool import SearchDesk, choose_retriever, search_tools
 from polyturn.envs.spaces import Script
-from polyturn.envs.tasks import Task, TaskSource
+from polyturn.envs.tasks import ListTasks, Task, TaskSource
 from polyturn.envs.tool_env import StepResult, ToolEnv
-from polyturn.envs.two_hop.world import WorldSize
+from polyturn.envs.two_hop.env import build_world, person_of
+from polyturn.envs.two_hop.world import BASE_PHRASES, EMPLOYER_PHRASES, Pool, WorldSize
 from polyturn.tools.search.retrieval import Retriever
+from polyturn.tools.types import ToolCall, ToolSpec
+
+SPLITS: tuple[Pool, ...] = ("train", "heldout")
+
+
+@functools.lru_cache(maxsize=8)
+def world_questions(seed: int, size: WorldSize, split: Pool) -> ListTasks:
+    """The two-hop questions of a world, each with its town as the answer."""
+    questions = build_world(seed, size).questions[split]
+    return ListTasks([Task.from_prompt(q.id, q.text, label=(q.town,)) for q in questions])
+
+
+@functools.lru_cache(maxsize=8)
+def read_questions(path: str) -> ListTasks:
+    """The rows `{"question": ..., "golden_answers": [...], "id"?}` of a JSONL file, as FlashRAG writes NQ and HotpotQA.
+
+    Raises:
+        ValueError: there is no such file, or `path:line: ...` a row that is not of this form.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"{path}: no such question file")
+    with file.open("rb") as lines:
+        tasks = [
+            _read_row(line, f"{path}:{number}", default_id=f"{file.stem}-{number}")
+            for number, line in enumerate(lines, start=1)
+            if line.strip()
+        ]
+    if not tasks:
+        raise ValueError(f"{path}: the file holds no question")
+    try:
+        return ListTasks(tasks)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _read_row(line: bytes, where: str, *, default_id: str) -> Task:
+    try:
+        row: Any = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{where}: not valid JSON: {error}") from error
+    if not isinstance(row, dict) or not isinstance(row.get("question"), str) or not row["question"].strip():
+        raise ValueError(f"{where}: a row needs a text as 'question'")
+    golds = row.get("golden_answers")
+    if not isinstance(golds, list) or not golds or not all(isinstance(gold, str) for gold in golds):
+        raise ValueError(f"{where}: 'golden_answers' must be a list of texts, with one at least")
+    rest = {key: value for key, value in row.items() if key not in ("id", "question", "golden_answers")}
+    return Task.from_prompt(
+        str(row.get("id", default_id)), row["question"], label=tuple(golds), metadata=rest
+    )
+
+
+def question_of(task: Task) -> str:
+    """What a task asks: its last user message."""
+    return next(message["content"] for message in reversed(task.messages) if message["role"] == "user")
+
+
+def golds_of(task: Task) -> Sequence[str]:
+    """The answers that count as right.
+
+    Raises:
+        ValueError: the task's label is no text and no list of texts.
+    """
+    return read_golds(task.label)
+
+
+def read_golds(label: Any) -> Sequence[str]:
+    """The answers that a label counts as right.
+
+    Raises:
+        ValueError: it is no text and no list of texts, or none of them can be given as an answer.
+    """
+    golds = (label,) if isinstance(label, str) else label
+    if not isinstance(golds, (list, tuple)) or not golds or not all(isinstance(gold, str) for gold in golds):
+        raise ValueError(f"the label must be a text or a list of texts, not {label!r:.200}")
+    if not any(gold.strip() for gold in golds):
+        raise ValueError("the label is empty, so no answer can be right")
+    return golds
+
+
+ANSWER = ("<answer>", "</answer>")
+EXACT, FORMAT, ATTEMPT = 0.8, 0.2, 0.1
+"""Search-R1's rewards with format: 1.0 right and well formed, 0.8 right, 0.2 well formed, 0.1 an answer, else 0."""
+
+
+def find_answer(style: SearchStyle, text: str) -> str | None:
+    """The answer that stands in a policy's message; None without one in the style's form."""
+    form: AnswerForm = style.answer
+    if form == "text":
+        return text.strip()
+    if form == "boxed":
+        block = last_block(text, style.tags.answer) if style.tags else text
+        return None if block is None else _last_box(block)
+    inside = last_block(text, style.tags.answer if style.tags else ANSWER)
+    return None if inside is None else inside.strip()
+
+
+def reward_parts(
+    reward: RewardName, answer: str | None, golds: Sequence[str], *, well_formed: bool, missing: float = 0.0
+) -> Mapping[str, float]:
+    """The parts of a reward; their sum is its value.
+
+    Args:
+        answer: None where the episode ended without one.
+        golds: Any of them is right.
+        well_formed: Whether every turn has its one thought and its one action.
+        missing: The reward without an answer.
+    """
+    if reward == "f1":
+        return {"f1": missing if answer is None else max(token_f1(answer, gold) for gold in golds)}
+    exact = 0.0 if answer is None else exact_match(answer, golds)
+    if reward == "exact_match":
+        return {"exact_match": missing if answer is None else exact}
+    attempted = answer is not None and not exact and not well_formed
+    return {"exact_match": EXACT * exact, "format": FORMAT * well_formed, "attempt": ATTEMPT * attempted}
+
+
+def token_f1(answer: str, gold: str) -> float:
+    """Harmonic mean of precision and recall of the words, with their counts, after normalisation (SQuAD, 1606.05250).
+
+    Yes and no are right or wrong as a whole, and so is a gold answer without words.
+    """
+    found, wanted = normalise_answer(answer).split(), normalise_answer(gold).split()
+    if found == wanted:
+        return 1.0
+    if not found or not wanted or {" ".join(found), " ".join(wanted)} & {"yes", "no", "noanswer"}:
+        return 0.0
+    shared = (Counter(found) & Counter(wanted)).total()
+    return 2 * shared / (len(found) + len(wanted))
+
+
+def _last_box(text: str) -> str | None:
+    """What stands in the last `\\boxed{...}` whose braces are balanced."""
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        return None
+    depth = 0
+    for index in range(start + len("\\boxed"), len(text)):
+        depth += {"{": 1, "}": -1}.get(text[index], 0)
+        if depth == 0:
+            return text[start + len("\\boxed{") : index].strip()
+    return None
+
+
+THOUGHT = "<think> Let me see. </think>\n"
+UNKNOWN = "I do not know."
+_NAME = re.compile(r"[A-Z][a-z]+(?: [A-Z][a-z]+)*")
+
+
+def search_message(style: SearchStyle, query: str) -> AssistantMessage:
+    """The action that searches for `query`."""
+    arguments = {"query": [query] if style.many_queries else query}
+    call = ToolCall(id="call_0", name=style.tool_name, arguments=arguments)
+    return AssistantMessage(content=_thought(style), tool_calls=(call,))
+
+
+def answer_message(style: SearchStyle, answer: str) -> AssistantMessage:
+    """The action that answers, in the style's form."""
+    boxed = f"\\boxed{{{answer}}}" if style.answer == "boxed" else answer
+    opening, closing = style.tags.answer if style.tags else ("<answer>", "</answer>")
+    tagged = style.tags is not None or style.answer == "tags"
+    return AssistantMessage(content=_thought(style) + (f"{opening} {boxed} {closing}" if tagged else boxed))
+
+
+def next_oracle_message(
+    style: SearchStyle, messages: Sequence[Message], *, question: str, gold: str | None
+) -> AssistantMessage:
+    """The right next message: two searches and what they say, or one search and the answer that is known."""
+    results = [message["content"] for message in messages if message["role"] == "tool"]
+    if gold is not None:
+        return answer_message(style, gold) if results else search_message(style, question)
+    person = person_of(question)
+    if not results:
+        return search_message(style, person)
+    employer = _fact(results[0], person, EMPLOYER_PHRASES)
+    if len(results) == 1:
+        return search_message(style, employer) if employer else answer_message(style, UNKNOWN)
+    town = _fact(results[1], employer, BASE_PHRASES) if employer else None
+    return answer_message(style, town or UNKNOWN)
+
+
+def random_searcher(style: SearchStyle, seed: int) -> Script:
+    """A script that searches for or answers with names that it has read."""
+    rng = random.Random(seed)
+
+    def script(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> AssistantMessage:
+        del tools
+        read = [m["content"] for m in messages if m["role"] == "tool"] or [messages[-1]["content"]]
+        name = rng.choice([name for text in read for name in _NAME.findall(text)] or [UNKNOWN])
+        return search_message(style, name) if rng.random() < 0.5 else answer_message(style, name)
+
+    return script
+
+
+def _fact(results: str, title: str, phrases: Sequence[str]) -> str | None:
+    """The name in the first of `phrases` behind `title`: its own passage is the first result, whatever the layout."""
+    passage = results[max(0, results.find(title)) :]
+    patterns = [re.escape(re.sub(r"\{\w+\}", "@", p)).replace("@", f"({_NAME.pattern})") for p in phrases]
+    found = [match for pattern in patterns if (match := re.search(pattern, passage))]
+    return min(found, key=lambda match: match.start())[1] if found else None
+
+
+def _thought(style: SearchStyle) -> str:
+    opened = style.tags is not None and "<think>" in style.tags.opening
+    return THOUGHT.removeprefix("<think>").lstrip() if opened else THOUGHT
 
 
 class SearchEnv(ToolEnv):

@@ -1,15 +1,77 @@
-"""The tools of a search environment: what they answer, what they count, and whom a failure is told."""
+"""The tools of a search environment: what they answer, what they count, and whom a failure is told.
+
+Heavy retrievers behind them are shared by all environments of the process.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from polyturn.envs.search.styles import SearchStyle
-from polyturn.envs.search.tags import ACCESS_TOOL
+from polyturn.envs.search.styles import ACCESS_TOOL, SearchStyle
+from polyturn.envs.two_hop.env import build_index
+from polyturn.envs.two_hop.world import WorldSize
 from polyturn.tools.search.retrieval import Hit, Retriever, SearchFailed, contents_of, failure, passage_url
 from polyturn.tools.tool import Tool
 from polyturn.tools.types import ToolError, ToolSpec
+
+REPLAY = "replay:"
+"""Before the path of recorded answers, in place of a server's url."""
+
+
+def choose_retriever(
+    *,
+    index: str | Path | None,
+    corpus: str | Path | None,
+    search_url: str | None,
+    retriever: Retriever | None,
+    world_seed: int,
+) -> Retriever:
+    """The one retriever that was asked for; the two-hop world's where none was.
+
+    Raises:
+        ValueError: more than one was asked for, or it cannot be opened.
+    """
+    asked = {"index": index, "corpus": corpus, "search_url": search_url, "retriever": retriever}
+    given = [name for name, value in asked.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"{' and '.join(given)} exclude each other: there is one search engine")
+    if retriever is not None:
+        return retriever
+    if index is not None:
+        return _open_index(str(Path(index).resolve()))
+    if corpus is not None:
+        return _index_corpus(str(Path(corpus).resolve()))
+    if search_url is not None:
+        return _connect(search_url)
+    return build_index(world_seed, WorldSize())
+
+
+@functools.lru_cache(maxsize=4)
+def _open_index(directory: str) -> Retriever:
+    from polyturn.tools.search.engine import open_engine
+
+    return open_engine(directory)
+
+
+@functools.lru_cache(maxsize=4)
+def _index_corpus(path: str) -> Retriever:
+    from polyturn.tools.search.bm25 import BM25Index
+    from polyturn.tools.search.corpus import read_passages
+
+    return BM25Index.build(read_passages(path))
+
+
+@functools.lru_cache(maxsize=16)
+def _connect(url: str) -> Retriever:
+    from polyturn.tools.search.client import ReplayRetriever, SearchClient
+
+    if url.startswith(REPLAY):
+        return ReplayRetriever(url.removeprefix(REPLAY))
+    return SearchClient(url)
+
 
 COUNTS = (
     "num_searches",

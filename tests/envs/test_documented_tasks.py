@@ -82,7 +82,7 @@ def test_the_python_of_the_tasks_page_runs(files):
 
 
 async def test_the_rewards_of_the_rewards_page_grade(files):
-    from polyturn.envs.rewards.signature import load_reward
+    from polyturn.envs.rewards.factory import load_reward
 
     view = EpisodeView(
         task=Task.from_prompt("t", "p"), message=AssistantMessage(content="see [1]"), messages=()

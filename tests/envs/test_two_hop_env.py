@@ -12,11 +12,16 @@ from polyturn.agents.dialects import HermesDialect
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.registry import make
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.envs.two_hop.demonstrations import Demonstrator
-from polyturn.envs.two_hop.env import build_world
-from polyturn.envs.two_hop.names import town_names
-from polyturn.envs.two_hop.oracle import find_fact, make_random_policy, oracle, person_of, search_for
-from polyturn.envs.two_hop.world import BIRTH_PHRASES, EMPLOYER_PHRASES
+from polyturn.envs.two_hop.env import (
+    Demonstrator,
+    build_world,
+    find_fact,
+    make_random_policy,
+    oracle,
+    person_of,
+    search_for,
+)
+from polyturn.envs.two_hop.world import BIRTH_PHRASES, EMPLOYER_PHRASES, town_names
 from polyturn.tools.search.bm25 import BM25Index
 from polyturn.tools.search.retrieval import search_tool
 from polyturn.tools.toolset import Toolset

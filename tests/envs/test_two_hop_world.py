@@ -7,8 +7,7 @@ from collections import Counter
 
 import pytest
 
-from polyturn.envs.two_hop.names import employer_names, people_names, town_names
-from polyturn.envs.two_hop.world import WorldSize, make_world
+from polyturn.envs.two_hop.world import WorldSize, employer_names, make_world, people_names, town_names
 
 SIZE = WorldSize(num_people=400, num_employers=80)
 

@@ -14,7 +14,7 @@ from polyturn.configs.schema.run import RunConfig
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.registry import make
 from polyturn.envs.rewards.factory import make_group_rewards
-from polyturn.envs.rewards.group import GroupPart
+from polyturn.envs.rewards.rubric import GroupPart
 from polyturn.envs.tasks import EnvironmentChoice, GeneratedTasks, ListTasks, Task, draw_order
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collector import Collector, RolloutError

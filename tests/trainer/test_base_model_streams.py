@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyturn.agents.chat import ChatRenderer
-from polyturn.envs.two_hop.names import employer_names, people_names, town_names
-from polyturn.envs.two_hop.world import make_world
+from polyturn.envs.two_hop.world import employer_names, make_world, people_names, town_names
 from polyturn.trainer.base_model.streams import EpisodeStream, played_episodes, readings, repeated_sequences
 from polyturn.trainer.base_model.tokenizer import split_words, train_tokenizer, training_texts
 

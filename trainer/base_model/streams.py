@@ -18,8 +18,7 @@ from polyturn.agents.chat import ChatRenderer
 from polyturn.agents.dialects import HermesDialect
 from polyturn.envs.messages import Message
 from polyturn.envs.tasks import Task
-from polyturn.envs.two_hop.demonstrations import Demonstrator, write_call
-from polyturn.envs.two_hop.env import task_of
+from polyturn.envs.two_hop.env import Demonstrator, task_of, write_call
 from polyturn.envs.two_hop.world import WorldSize, make_world
 from polyturn.tools.search.bm25 import BM25Index
 from polyturn.tools.search.retrieval import search_tool

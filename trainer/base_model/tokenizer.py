@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-from polyturn.envs.two_hop.names import Pool
+from polyturn.envs.two_hop.world import Pool
 from polyturn.tools.search.retrieval import NOTHING_FOUND
 
 PRE_TOKEN_PATTERN = (
@@ -80,10 +80,8 @@ def split_words(tokenizer: Any, texts: Iterable[str]) -> Iterator[str]:
 
 def training_texts() -> Iterator[str]:
     """What the vocabulary is made from: every name, passages, questions and whole conversations."""
-    from polyturn.envs.two_hop.demonstrations import GIVE_UP, write_call
-    from polyturn.envs.two_hop.env import SYSTEM_PROMPT
-    from polyturn.envs.two_hop.names import employer_names, people_names, town_names
-    from polyturn.envs.two_hop.world import make_world
+    from polyturn.envs.two_hop.env import GIVE_UP, SYSTEM_PROMPT, write_call
+    from polyturn.envs.two_hop.world import employer_names, make_world, people_names, town_names
     from polyturn.tools.search.retrieval import SEARCH_SPEC
 
     for pool in get_args(Pool):

@@ -1,9 +1,7 @@
 """The verifier of mathematical answers: killable, never evaluating what a model wrote, and mostly without waiting."""
 
-from polyturn.envs.rewards.math.labels import Label, gold_texts
-from polyturn.envs.rewards.math.payable import unpayable_reason
-from polyturn.envs.rewards.math.verdict import Unverified, Verdict
-from polyturn.envs.rewards.math.verifier import MathVerifier, Mode, shared_verifier, verify
+from polyturn.envs.rewards.math.verdict import Label, Unverified, Verdict, gold_texts
+from polyturn.envs.rewards.math.verifier import MathVerifier, Mode, shared_verifier, unpayable_reason, verify
 
 __all__ = [
     "Label",

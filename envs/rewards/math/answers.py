@@ -1,4 +1,4 @@
-"""The reader of answers: from tokens to values, words, lists, relations, sets, matrices.
+"""What an answer can be, and the reader of answers: from tokens to values, words, lists, relations, sets, matrices.
 
 The module is long because it is one grammar, read by recursive descent: each rule calls the others.
 """
@@ -7,39 +7,247 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
-from polyturn.envs.rewards.math import expressions
-from polyturn.envs.rewards.math.kinds import (
-    Answer,
-    Based,
-    Cases,
-    Combined,
-    Many,
-    Matrix,
-    Named,
-    Ratio,
-    Relation,
-    Value,
-    Words,
-)
-from polyturn.envs.rewards.math.lexer import Token, lex
-from polyturn.envs.rewards.math.moments import read_moment
-from polyturn.envs.rewards.math.spelled import NUMBER_WORDS, leading_number, ordinal
-from polyturn.envs.rewards.math.terms import Term, make, number, operators
-from polyturn.envs.rewards.math.units import Unit, is_symbol_of_unit, read_unit
-from polyturn.envs.rewards.math.verdict import TooLarge, Unreadable
-from polyturn.envs.rewards.math.vocabulary import (
+from polyturn.envs.rewards.math.terms import Term, make, number, operators, parse, variables
+from polyturn.envs.rewards.math.tokens import (
     CONSTANTS,
     FUNCTIONS,
     GENERIC_NOUNS,
     GREEK,
+    MONTHS,
     SET_WORDS,
     SHORT_NAMES,
     SYNONYMS,
     TEXT_COMMANDS,
     UNIT_SYMBOLS,
+    Token,
+    lex,
 )
+from polyturn.envs.rewards.math.units import (
+    NUMBER_WORDS,
+    Unit,
+    is_symbol_of_unit,
+    leading_number,
+    ordinal,
+    read_unit,
+)
+from polyturn.envs.rewards.math.verdict import TooLarge, Unreadable
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """A text: lower case, without punctuation and articles."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """An expression, what it is a number of, and whether a percent sign follows it."""
+
+    term: Term
+    unit: Unit | None = None
+    percent: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Many:
+    """One answer or more: bare, or in brackets. `joiner` is `or` or `and` where words part them, else a comma.
+
+    Raises:
+        Unreadable: there is none.
+    """
+
+    items: tuple[Answer, ...]
+    opener: str = ""
+    closer: str = ""
+    joiner: str = ","
+
+    def __post_init__(self) -> None:
+        if not self.items:
+            raise Unreadable("a list of nothing")
+
+
+@dataclass(frozen=True, slots=True)
+class Relation:
+    """sides[0] ops[0] sides[1] ops[1] ...; `label` where the first side is a name and no value."""
+
+    sides: tuple[Answer, ...]
+    ops: tuple[str, ...]
+    label: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Combined:
+    """Sets joined by `cup`, `cap` or `setminus`, from the left."""
+
+    parts: tuple[Answer, ...]
+    ops: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """A set with a name: R, Z, Q, N, C, or empty."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """Rows of one length, and one at least. Raises `Unreadable` for others."""
+
+    rows: tuple[tuple[Answer, ...], ...]
+
+    def __post_init__(self) -> None:
+        if len({len(row) for row in self.rows}) != 1:
+            raise Unreadable("rows of different lengths")
+
+
+@dataclass(frozen=True, slots=True)
+class Based:
+    """Digits in a base."""
+
+    digits: str
+    base: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """a:b, a ratio or a time of day."""
+
+    parts: tuple[Answer, ...]
+    unit: Unit | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Clock:
+    """A time of day. `half` is `am` or `pm` where it was given; then the hour is of 24."""
+
+    hour: int
+    minute: int
+    second: int = 0
+    half: str = ""
+
+    def same(self, other: Clock) -> bool:
+        """Whether both can be the same time: 5:30 is that of the morning and that of the afternoon."""
+        if (self.minute, self.second) != (other.minute, other.second):
+            return False
+        if bool(self.half) == bool(other.half):
+            return self.hour == other.hour
+        plain = other if self.half else self
+        return self.hour == other.hour if plain.hour > 12 else self.hour % 12 == other.hour % 12
+
+
+@dataclass(frozen=True, slots=True)
+class Cases:
+    """A function by cases: each value with the condition under which it holds, None for all others."""
+
+    rows: tuple[tuple[Answer, Answer | None], ...]
+
+
+Answer = Words | Value | Many | Relation | Combined | Named | Matrix | Based | Ratio | Clock | Cases
+
+
+def is_symbol(answer: Answer) -> bool:
+    """Whether an answer is one variable and nothing else."""
+    return (
+        isinstance(answer, Value) and answer.term.op == "var" and answer.unit is None and not answer.percent
+    )
+
+
+def free_variables(answer: Answer) -> frozenset[str]:
+    """The variables of a value; none for other answers."""
+    return variables(answer.term) if isinstance(answer, Value) else frozenset()
+
+
+MAX_CHARACTERS = 120
+
+_CLOCK = re.compile(
+    r"(?:at\s++)?(?P<hour>\d{1,2})(?:\s*+[:h]\s*+(?P<minute>\d{2}))?(?::(?P<second>\d{2}))?(?:\s*+o'?\s*+clock)?"
+    r"\s*+(?P<half>[ap]\s*+\.?\s*+m\b\.?|noon|midnight)?(?:\s++(?:in\s++the\s++)?(?P<part>morning|afternoon|evening))?\.?",
+    re.IGNORECASE,
+)
+_MONTH = (
+    rf"(?P<month>{'|'.join((*MONTHS, *(name for name in SHORT_NAMES if SHORT_NAMES[name] in MONTHS)))})\.?"
+)
+_DAY = r"(?P<day>\d{1,2})(?:st|nd|rd|th)?"
+_YEAR = r"(?:,?\s++(?P<year>\d{4}))?"
+_WEEKDAY = r"(?:(?:mon|tues|wednes|thurs|fri|satur|sun)day,?\s++)?"
+_DATES = tuple(
+    re.compile(_WEEKDAY + form, re.IGNORECASE)
+    for form in (
+        rf"{_MONTH}\s++{_DAY}{_YEAR}",
+        rf"(?:the\s++)?{_DAY}\s++(?:of\s++)?{_MONTH}{_YEAR}",
+        r"(?P<year>\d{4})-(?P<month>\d{2})-(?P<day>\d{2})",
+        r"(?P<month>\d{1,2})/(?P<day>\d{1,2})/(?P<year>\d{4})",
+    )
+)
+_QUANTITY = re.compile(r"(?<!\d)(\d++(?:\.\d++)?)\s*+([A-Za-z]++)\.?\s*+(?:,\s*+)?(?:and\s++)?")
+_FEET_AND_INCHES = re.compile(r"(?<!\d)(\d++)\s?'\s*+(\d++(?:\.\d++)?)\s?(?:\"|'')")
+
+
+def read_moment(text: str) -> Clock | Words | Value | None:
+    """The time, date or quantity in several units that all of a text is; None where it is none."""
+    if len(text) > MAX_CHARACTERS or not any(map(str.isdigit, text)):
+        return {"noon": Clock(12, 0, half="pm"), "midnight": Clock(0, 0, half="am")}.get(text.lower())
+    return _clock(text) or _date(text) or _quantities(text)
+
+
+def _clock(text: str) -> Clock | None:
+    found = _CLOCK.fullmatch(text)
+    if found is None:
+        return None
+    half = (found["half"] or "").lower()
+    part = (found["part"] or "").lower()
+    if not (found["minute"] or half or part or "clock" in text.lower()):
+        return None
+    hour, minute, second = (int(found[name] or 0) for name in ("hour", "minute", "second"))
+    if hour > 24 or minute > 59 or second > 59 or (found["second"] and not found["minute"]):
+        return None
+    if half in ("noon", "midnight"):
+        return Clock(12, 0, half="pm") if half == "noon" and hour == 12 else Clock(0, 0, half="am")
+    if half:
+        half = half[0] + "m"
+    elif part:
+        half = "am" if part == "morning" else "pm"
+    if half and not 1 <= hour <= 12:
+        half = ""
+    if half:
+        hour = hour % 12 + 12 * (half == "pm")
+    return Clock(hour, minute, second, half)
+
+
+def _date(text: str) -> Words | None:
+    for form in _DATES:
+        if found := form.fullmatch(text):
+            month = found["month"].lower()
+            if not month.isdigit():
+                month = str(MONTHS.index(SHORT_NAMES.get(month, month)) + 1)
+            year = found["year"] or ""
+            if 1 <= int(month) <= 12 and 1 <= int(found["day"]) <= 31:
+                return Words(f"date {year}-{int(month)}-{int(found['day'])}")
+    return None
+
+
+def _quantities(text: str) -> Value | None:
+    """`9 hours 20 minutes`, `5 ft 6 in`: amounts of one kind, each of a smaller unit than the one before."""
+    if feet := _FEET_AND_INCHES.fullmatch(text):
+        text = f"{feet[1]} ft {feet[2]} in"
+    total, position, count = Fraction(0), 0, 0
+    kind: Unit | None = None
+    while position < len(text):
+        found = _QUANTITY.match(text, position)
+        unit = read_unit([Token("text", found[2])]) if found else None
+        if found is None or unit is None or not unit.powers or unit.words:
+            return None
+        if kind is not None and (unit.powers != kind.powers or unit.scale >= kind.scale):
+            return None
+        total += Fraction(found[1]) * unit.scale
+        kind, position, count = unit, found.end(), count + 1
+    return Value(number(total), Unit(kind.powers)) if kind is not None and count > 1 else None
+
 
 MAX_NESTING = 24
 """Of lists in lists."""
@@ -433,9 +641,7 @@ def _scaled_matrix(tokens: Sequence[Token], nesting: int) -> Answer | None:
         return inner
     if not isinstance(inner, Matrix):
         return None
-    factor = (
-        make("neg", number(1)) if [token.kind for token in factors] == ["-"] else expressions.parse(factors)
-    )
+    factor = make("neg", number(1)) if [token.kind for token in factors] == ["-"] else parse(factors)
     return Matrix(tuple(tuple(_times(factor, cell) for cell in row) for row in inner.rows))
 
 
@@ -505,7 +711,7 @@ def _value(tokens: Sequence[Token]) -> Answer:
         return _as_words(tokens)
     if core[-1].kind == "sep" or core[0].kind == "text":
         return _as_words(tokens)
-    term = expressions.parse(core)
+    term = parse(core)
     if unit is not None and unit.multiplier != 1:
         term = make("mul", term, number(unit.multiplier))
     unit = _priced(currency, unit)
@@ -585,7 +791,7 @@ def _as_words(tokens: Sequence[Token]) -> Answer:
     if not text:
         raise Unreadable("nothing")
     if not any(token.kind == "text" for token in tokens):
-        expressions.parse(tokens)
+        parse(tokens)
     return Words(text)
 
 

@@ -1,4 +1,7 @@
-"""The verifier: what exact arithmetic decides at once, the rest in a pool of processes that can be killed."""
+"""The verifier: what exact arithmetic decides at once, the rest in a pool of processes that can be killed.
+
+Whether a label can be paid at all is asked before anything starts.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,20 @@ import logging
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from polyturn.envs.rewards.math.decide import MAX_CHARACTERS, decide
 from polyturn.envs.rewards.math.extract import gold_answer, readings
-from polyturn.envs.rewards.math.labels import Label, gold_texts
 from polyturn.envs.rewards.math.pool import WorkerPool
-from polyturn.envs.rewards.math.verdict import UNDECIDED, Reason, Undecided, Unreadable, Verdict
+from polyturn.envs.rewards.math.verdict import (
+    UNDECIDED,
+    Label,
+    Reason,
+    Undecided,
+    Unreadable,
+    Verdict,
+    gold_texts,
+)
 
 _log = logging.getLogger(__name__)
 MAX_INLINE = 400
@@ -153,3 +163,45 @@ def _verdict(results: list[tuple[bool, Reason]], pairs: list[tuple[str, str]], s
     correct, reason = max(results, key=lambda result: (result[0], result[1] in UNDECIDED))
     answer = pairs[len(results) - 1 if correct else 0][1]
     return Verdict(correct=correct, reason=reason, extracted=answer, seconds=seconds)
+
+
+_WHY: dict[Reason, str] = {
+    "no_answer": "it is empty",
+    "unreadable": "it can be read neither as mathematics nor as words",
+    "undefined": "it has no value",
+    "too_large": "it is beyond the verifier's bounds",
+    "too_costly": "comparing it takes too much processor time",
+}
+
+
+def unpayable_reason(label: Any) -> str | None:
+    """Why no reply can be paid for a label, such as `((`; None where one can.
+
+    A label is compared with itself in another spelling; of several right answers one that can be paid is enough.
+    """
+    try:
+        golds = gold_texts(label)
+    except ValueError as error:
+        return str(error)
+    reasons = [_unpayable(gold) for gold in golds]
+    return None if None in reasons else reasons[0]
+
+
+def _unpayable(gold: str) -> str | None:
+    answer = gold_answer(gold)
+    if answer.strip().lower() == "nan":
+        return "'nan': a missing value that was made a text"
+    correct, reason = _compared(answer, f"{{{answer}}}")
+    if correct:
+        return None
+    return f"{answer!r:.100}: {_WHY.get(reason, 'it does not equal itself in another spelling')}"
+
+
+def _compared(gold: str, spelled: str) -> tuple[bool, Reason]:
+    try:
+        return decide(gold, spelled, deep=False)
+    except Undecided:  # irrational values: a worker could compare them
+        return True, "symbolic"
+    except Unreadable:
+        verdict = shared_verifier().verify(gold, spelled, mode="boxed")
+        return verdict.correct or not verdict.decided, verdict.reason

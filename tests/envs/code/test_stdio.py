@@ -4,8 +4,8 @@ import contextlib
 
 import pytest
 
-from polyturn.envs.code.rows import builtin_tasks
-from polyturn.envs.code.stdio import StdioCase, grade_stdio, limits_for, same_output
+from polyturn.envs.code.env import builtin_tasks
+from polyturn.envs.code.grading import StdioCase, grade_stdio, limits_for, same_output
 from polyturn.tools.python import SharedSandboxes
 from polyturn.tools.sandbox import Limits
 

@@ -5,11 +5,10 @@ import json
 
 import pytest
 
-from polyturn.envs.code.harness.program import MAGIC_NUMBER, harness
+from polyturn.envs.code.env import builtin_tasks
+from polyturn.envs.code.grading import BrokenTests, UnitTests, as_unit_tests, grade_unit_tests
+from polyturn.envs.code.harness import MAGIC_NUMBER, harness
 from polyturn.envs.code.harness.values import DoesNotCross, Opaque, Packer, unpack
-from polyturn.envs.code.reports import BrokenTests
-from polyturn.envs.code.rows import builtin_tasks
-from polyturn.envs.code.unit_tests import UnitTests, as_unit_tests, grade_unit_tests
 from polyturn.tools.python import SandboxFailed, SharedSandboxes
 from polyturn.tools.sandbox import ExecResult
 
@@ -307,6 +306,6 @@ def test_a_sandbox_that_fails_before_the_solution_runs_is_never_a_failed_test(st
 def test_an_interpreter_of_another_version_compiles_the_harness_itself(grade, monkeypatch):
     other = harness().replace(f"MAGIC = {MAGIC_NUMBER!r}", "MAGIC = b'another'")
     assert other != harness()
-    monkeypatch.setattr("polyturn.envs.code.unit_tests.harness", lambda: other)
+    monkeypatch.setattr("polyturn.envs.code.grading.harness", lambda: other)
     assert grade("def increase(x): return x + 1").all_passed
     assert grade("def increase(x): return x").num_passed == 0

@@ -6,8 +6,7 @@ import json
 
 import pytest
 
-from polyturn.envs.code.reports import BrokenTests
-from polyturn.envs.code.unit_tests import as_unit_tests, grade_unit_tests
+from polyturn.envs.code.grading import BrokenTests, as_unit_tests, grade_unit_tests
 from polyturn.tools.python import SharedSandboxes
 
 

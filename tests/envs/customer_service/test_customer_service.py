@@ -11,10 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+from polyturn.envs.customer_service.customers import LEAVES, MAX_UNHELPFUL, ScriptedUser
 from polyturn.envs.customer_service.env import MAX_CLAIMS, SPLITS, CustomerServiceEnv, base_shop, is_said
-from polyturn.envs.customer_service.llm_user import LEAVES
-from polyturn.envs.customer_service.records import TODAY
-from polyturn.envs.customer_service.user import MAX_UNHELPFUL, ScriptedUser
+from polyturn.envs.customer_service.shop import TODAY
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.registry import make

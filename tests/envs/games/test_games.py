@@ -6,7 +6,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from polyturn.envs.games.code_breaker import compare
-from polyturn.envs.games.house import make_house
+from polyturn.envs.games.treasure_hunt import make_house
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.registry import make
 from polyturn.tools.types import ToolCall

@@ -6,8 +6,8 @@ import random
 import pytest
 
 from polyturn.envs.faults import EnvironmentFault
-from polyturn.envs.math.calculator import calculate
-from polyturn.envs.math.problems import make_problems
+from polyturn.envs.math.env import calculate
+from polyturn.envs.math.tasks import make_problems
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.registry import make
 from polyturn.envs.rewards.math import MathVerifier, verify

@@ -8,7 +8,7 @@ import pytest
 from gymnasium.utils.env_checker import check_env
 
 from polyturn.envs.messages import AssistantMessage
-from polyturn.envs.multi_agent.env import MAX_SHOWN, SPLITS, last_line
+from polyturn.envs.multi_agent import MAX_SHOWN, SPLITS, last_line
 from polyturn.envs.registry import make
 
 ENV_ID = "polyturn/SolveCritiqueSelect-v0"

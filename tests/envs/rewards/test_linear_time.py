@@ -16,12 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyturn.agents.dialects import make_dialect
-from polyturn.envs.code.answers import find_code
-from polyturn.envs.rewards import answers, choices, numbers, text
+from polyturn.envs.code.grading import find_code
+from polyturn.envs.rewards import answers
 from polyturn.envs.rewards.math import extract
-from polyturn.envs.rewards.math.normalise import normalise
+from polyturn.envs.rewards.math.tokens import normalise
 from polyturn.envs.rewards.rules import Format
-from polyturn.envs.search import grading, tags
+from polyturn.envs.search import env, styles
 from polyturn.envs.search.styles import STYLES, TAGS
 
 SHORT, LONG = 1_500, 6_000
@@ -151,41 +151,37 @@ READERS: dict[str, Callable[[str], object]] = {
     "extract a box": lambda reply: extract.extract(reply, box_only=True),
     "the answer of a solution": extract.gold_answer,
     "normalise": normalise,
-    "stated_number": numbers.stated_number,
-    "numbers_in": numbers.numbers_in,
-    "read_number": numbers.read_number,
-    "stated_choice": choices.stated_choice,
+    "stated_number": answers.stated_number,
+    "numbers_in": answers.numbers_in,
+    "read_number": answers.read_number,
+    "stated_choice": answers.stated_choice,
     "find_answer": answers.find_answer,
     "find_answer in a box": lambda reply: answers.find_answer(reply, "boxed"),
     "find_answer in a tag": lambda reply: answers.find_answer(reply, "tag"),
     "find_answer in a line": lambda reply: answers.find_answer(reply, "last_line"),
     "is_refusal": answers.is_refusal,
-    "exact_match": lambda reply: text.exact_match(reply, "gold"),
-    "f1": lambda reply: text.f1(reply, "a gold answer"),
-    "contains": lambda reply: text.contains(reply, "gold", max_words=10**6),
+    "exact_match": lambda reply: answers.exact_match(reply, "gold"),
+    "f1": lambda reply: answers.f1(reply, "a gold answer"),
+    "contains": lambda reply: answers.contains(reply, "gold", max_words=10**6),
     "format": lambda reply: Format().__call__(reply_view(reply)),
     "find_code": find_code,
-    "the answer of a search": lambda reply: grading.find_answer(STYLED, reply),
-    "the f1 of a search": lambda reply: grading.token_f1(reply, "gold"),
+    "the answer of a search": lambda reply: env.find_answer(STYLED, reply),
+    "the f1 of a search": lambda reply: env.token_f1(reply, "gold"),
     **{
-        f"the turn of {name}": lambda reply, own=own: tags.parse_turn(reply, own)
+        f"the turn of {name}": lambda reply, own=own: styles.parse_turn(reply, own)
         for name, own in TAGS.items()
     },
     **{
-        f"the form of {name}": lambda reply, own=own: tags.is_well_formed([reply, reply], own)
+        f"the form of {name}": lambda reply, own=own: styles.is_well_formed([reply, reply], own)
         for name, own in TAGS.items()
     },
     **{f"the dialect {name}": make_dialect(name).parse for name in ("hermes", *TAGS)},
 }
 MODULES = (
-    *(f"polyturn.envs.rewards.{name}" for name in ("answers", "choices", "numbers", "text", "rules")),
-    *(
-        f"polyturn.envs.rewards.math.{name}"
-        for name in ("extract", "normalise", "lexer", "answers", "units", "moments")
-    ),
-    *(f"polyturn.envs.rewards.math.{name}" for name in ("decide", "families", "spelled", "chinese")),
-    *("polyturn.envs.search.tags", "polyturn.agents.dialects"),
-    *("polyturn.envs.customer_service.user", "polyturn.envs.customer_service.env"),
+    *(f"polyturn.envs.rewards.{name}" for name in ("answers", "rules")),
+    *(f"polyturn.envs.rewards.math.{name}" for name in ("extract", "tokens", "answers", "units", "decide")),
+    *("polyturn.envs.search.styles", "polyturn.agents.dialects"),
+    *("polyturn.envs.customer_service.customers", "polyturn.envs.customer_service.env"),
 )
 
 

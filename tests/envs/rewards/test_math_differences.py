@@ -5,7 +5,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from polyturn.envs.rewards.math import MathVerifier
-from polyturn.envs.rewards.math.vocabulary import NO_COUNTED_THINGS
+from polyturn.envs.rewards.math.tokens import NO_COUNTED_THINGS
 
 many = settings(max_examples=120, deadline=None, derandomize=True)
 numbers = st.integers(2, 9_999)

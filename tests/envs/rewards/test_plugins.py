@@ -7,8 +7,7 @@ import pytest
 from polyturn.configs.schema.tasks import GroupRewardConfig
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.plugins import load_object
-from polyturn.envs.rewards.factory import make_group_rewards, read_reward
-from polyturn.envs.rewards.signature import load_reward
+from polyturn.envs.rewards.factory import load_reward, make_group_rewards, read_reward
 from polyturn.envs.rewards.types import EpisodeView, is_async
 from polyturn.envs.tasks import Task
 

@@ -8,8 +8,15 @@ import pytest
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.rewards.factory import read_reward
-from polyturn.envs.rewards.group import GroupPart, diversity, rank, score_group
-from polyturn.envs.rewards.rubric import EnvironmentGrade, Part, Rubric
+from polyturn.envs.rewards.rubric import (
+    EnvironmentGrade,
+    GroupPart,
+    Part,
+    Rubric,
+    diversity,
+    rank,
+    score_group,
+)
 from polyturn.envs.rewards.types import EpisodeView, Score, as_score
 from polyturn.envs.tasks import ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv

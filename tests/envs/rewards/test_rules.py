@@ -6,8 +6,7 @@ import pytest
 
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.rewards import contains, exact_match, f1, normalise_answer
-from polyturn.envs.rewards.answers import find_answer, is_refusal
-from polyturn.envs.rewards.numbers import read_number, stated_number
+from polyturn.envs.rewards.answers import find_answer, is_refusal, read_number, stated_number
 from polyturn.envs.rewards.rules import RULES, make_rule
 from polyturn.envs.rewards.types import EpisodeView, as_score
 from polyturn.envs.tasks import Task

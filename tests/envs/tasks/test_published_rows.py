@@ -9,9 +9,8 @@ import pytest
 from polyturn.configs.schema.tasks import TaskSourceConfig
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.rewards import EpisodeView
-from polyturn.envs.rewards.labels import check_label
 from polyturn.envs.rewards.rules import make_rule
-from polyturn.envs.rewards.types import as_score
+from polyturn.envs.rewards.types import as_score, check_label
 from polyturn.envs.tasks.sources import open_source
 
 QUESTION = [{"role": "user", "content": "What is 17 + 25?"}]

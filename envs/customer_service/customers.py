@@ -1,14 +1,23 @@
-"""What customers want: requests with the facts that the customer knows, and what a right answer does and says."""
+"""Customers: what they want, with the facts that they know and what a right answer does and says; and who plays them.
+
+A customer is scripted, or played by a language model behind an OpenAI-compatible endpoint.
+"""
 
 from __future__ import annotations
 
 import random
+import re
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
-from polyturn.envs.customer_service.generate import make_address
-from polyturn.envs.customer_service.records import TODAY, Customer, Order, Shop, Variant, dollars
+import httpx
+
+from polyturn.envs.customer_service.shop import TODAY, Customer, Order, Shop, Variant, dollars, make_address
+from polyturn.envs.faults import EnvironmentFault
+from polyturn.tools.retries import Retries, Tries, asked_wait_s, may_pass
+from polyturn.tools.secrets import blank_credentials, public_url
 
 Kind = Literal[
     "cancel",
@@ -250,3 +259,218 @@ def _new_email(customer: Customer, rng: random.Random) -> Request:
 def _ways_to_say(order: Order) -> tuple[str, ...]:
     day = order.delivery_date
     return (day.isoformat(), f"{day.day} {day:%B}", f"{day:%B} {day.day}")
+
+
+MAX_UNHELPFUL = 3
+"""The scripted customer leaves after so many messages that lead nowhere."""
+
+# What a question is after. The order matters: "new email address" is no question for a street.
+_ASKS: tuple[tuple[Fact, re.Pattern[str]], ...] = (
+    (
+        "new_email",
+        re.compile(
+            r"\bnew (e-?mail|address)|\bwhich (e-?mail|address)\b[^\n]{0,200}\binstead", re.IGNORECASE
+        ),
+    ),
+    ("email", re.compile(r"\be-?mail", re.IGNORECASE)),
+    ("name", re.compile(r"\b(your|full) name\b", re.IGNORECASE)),
+    ("postcode", re.compile(r"\b(post ?code|zip)", re.IGNORECASE)),
+    ("order", re.compile(r"\border (id|number)|\bwhich order\b", re.IGNORECASE)),
+    (
+        "variant",
+        re.compile(r"\b(which|what) (variant|option|size|colou?r|length|one would you)", re.IGNORECASE),
+    ),
+    ("items", re.compile(r"\b(which|what) (item|product|of the items)", re.IGNORECASE)),
+    ("reason", re.compile(r"\b(reason|why)\b", re.IGNORECASE)),
+    (
+        "refund",
+        re.compile(
+            r"\brefund(ed)?\b[^\n]{0,200}\?|\bgift card\b[^\n]{0,200}\?|\bpayment method\b", re.IGNORECASE
+        ),
+    ),
+    ("address", re.compile(r"\baddress\b", re.IGNORECASE)),
+)
+_IDENTITY = re.compile(r"\b(verify|identify|identity|authenticate|who (you are|am I))\b", re.IGNORECASE)
+_CONFIRM = re.compile(
+    r"\b(confirm|shall I|should I|do you want me|would you like me|go ahead|proceed"
+    r"|is that (ok|okay|right|correct|all right))\b",
+    re.IGNORECASE,
+)
+_DONE = re.compile(
+    r"\b(anything else|has been|have been|I have|I've|is done|all set"
+    r"|cannot|can't|can not|unable|not possible|too late|sorry)\b",
+    re.IGNORECASE,
+)
+
+
+class UserSimulator(Protocol):
+    """A customer in one conversation."""
+
+    def opening(self) -> str:
+        """What the customer says first."""
+        ...
+
+    def reply(self, message: str) -> str | None:
+        """The answer to the agent; None when the customer leaves."""
+        ...
+
+
+class ScriptedUser:
+    """Answers what is asked, confirms what is proposed, and says the next request when the last one is settled.
+
+    Deterministic: the same messages get the same answers.
+    """
+
+    def __init__(self, scenario: Scenario) -> None:
+        self._scenario = scenario
+        self._current = 0
+        self._said: set[Fact] = set()
+        self._num_unhelpful = 0
+
+    def opening(self) -> str:
+        """The first request."""
+        return f"Hello. {self._request.opening}"
+
+    def reply(self, message: str) -> str | None:
+        """The answer to the agent; None when all requests are settled, or the customer has had enough."""
+        asked = self._asked(message) if "?" in message else []
+        if "anything else" in message.lower():
+            return self._next_request()
+        if asked:
+            self._said.update(asked)
+            return self._within_patience(" ".join(self._facts[fact] for fact in asked), helpful=True)
+        if "?" in message and _CONFIRM.search(message):
+            return self._within_patience("Yes, please go ahead.", helpful=True)
+        if _DONE.search(message):
+            return self._next_request()
+        return self._volunteer()
+
+    @property
+    def _request(self) -> Request:
+        return self._scenario.requests[self._current]
+
+    @property
+    def _facts(self) -> dict[Fact, str]:
+        return {**self._scenario.identity, **self._request.facts}
+
+    def _asked(self, message: str) -> list[Fact]:
+        """The facts that the message asks for and the customer has."""
+        facts = self._facts
+        found: list[Fact] = [
+            fact
+            for fact, pattern in _ASKS
+            if fact in facts and pattern.search(message) and fact not in self._said
+        ]
+        if "new_email" in found and "email" in found and not _IDENTITY.search(message):
+            found.remove("email")
+        if not found and _IDENTITY.search(message):
+            found = ["email"]
+        return found
+
+    def _volunteer(self) -> str | None:
+        """What the customer adds to a message that neither asks nor settles anything."""
+        unsaid = [fact for fact in self._facts if fact not in self._said]
+        self._said.update(unsaid)
+        text = " ".join(self._facts[fact] for fact in unsaid) if unsaid else "I do not see how that helps me."
+        return self._within_patience(text, helpful=False)
+
+    def _within_patience(self, text: str, *, helpful: bool) -> str | None:
+        self._num_unhelpful = 0 if helpful else self._num_unhelpful + 1
+        return text if self._num_unhelpful < MAX_UNHELPFUL else None
+
+    def _next_request(self) -> str | None:
+        if self._current + 1 == len(self._scenario.requests):
+            return None
+        self._current += 1
+        self._said -= set(self._request.facts)
+        self._num_unhelpful = 0
+        return f"There is something else. {self._request.opening}"
+
+
+LEAVES = "###END###"
+"""What the model writes when the customer leaves."""
+
+_INSTRUCTIONS = """You play a customer in a chat with a shop's agent. Stay in the role; write short messages.
+Bring up your requests one at a time, in this order:
+{requests}
+What you know and tell only when asked:
+{facts}
+Invent nothing that is not written here. Say yes when the agent proposes what you asked for.
+When all requests are settled or refused for good, answer with {leaves} and nothing else."""
+
+
+class LLMUser:
+    """Asks the model for each of the customer's messages.
+
+    An endpoint that fails is an `EnvironmentFault`: a customer that could not speak is no failure of the agent.
+    """
+
+    def __init__(
+        self, scenario: Scenario, *, client: httpx.Client, base_url: str, model: str, timeout_s: float = 60.0
+    ) -> None:
+        """`timeout_s` is for each of the model's messages, retries included."""
+        self._client, self._timeout_s = client, timeout_s
+        self._url = f"{base_url.rstrip('/')}/chat/completions"
+        self._model = model
+        facts = [*scenario.identity.values()]
+        for request in scenario.requests:
+            facts += request.facts.values()
+        instructions = _INSTRUCTIONS.format(
+            requests="\n".join(f"- {request.opening}" for request in scenario.requests),
+            facts="\n".join(f"- {fact}" for fact in dict.fromkeys(facts)),
+            leaves=LEAVES,
+        )
+        # Seen from the customer, the agent is the user and the customer the assistant.
+        self._messages: list[dict[str, str]] = [
+            {"role": "system", "content": instructions},
+            {"role": "user", "content": "Hello, how can I help you?"},
+        ]
+
+    def opening(self) -> str:
+        """The model's first message."""
+        text = self._ask()
+        if text is None:
+            raise EnvironmentFault(f"{public_url(self._url)}: the customer left before saying anything")
+        return text
+
+    def reply(self, message: str) -> str | None:
+        """The model's answer; None when it leaves."""
+        self._messages.append({"role": "user", "content": message})
+        return self._ask()
+
+    def _ask(self) -> str | None:
+        try:
+            text = _content(self._answer().json())
+        except (httpx.HTTPError, ValueError) as error:
+            raise EnvironmentFault(
+                f"{public_url(self._url)}: the customer cannot speak: {blank_credentials(str(error))}"
+            ) from error
+        self._messages.append({"role": "assistant", "content": text})
+        return None if LEAVES in text else text
+
+    def _answer(self) -> httpx.Response:
+        """The endpoint's answer, within `timeout_s` with all retries. Raises `httpx.HTTPError`."""
+        body = {"model": self._model, "messages": self._messages, "temperature": 0.0}
+        tries = Tries(Retries(deadline_s=self._timeout_s))
+        while True:
+            try:
+                response = self._client.post(self._url, json=body, timeout=max(0.001, tries.left_s))
+            except httpx.ConnectError:
+                wait_s = tries.next_wait_s()
+                if wait_s is None:
+                    raise
+            else:
+                wait_s = tries.next_wait_s(asked_wait_s(response.headers))
+                if wait_s is None or not may_pass(response.status_code):
+                    return response.raise_for_status()
+            time.sleep(wait_s)
+
+
+def _content(answer: Any) -> str:
+    try:
+        text = answer["choices"][0]["message"]["content"]
+    except (KeyError, IndexError, TypeError) as error:
+        raise ValueError(f"the answer holds no message: {str(answer)[:200]}") from error
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError("the answer is empty")
+    return text

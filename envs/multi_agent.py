@@ -1,4 +1,4 @@
-"""SolveCritiqueSelect: solvers answer a problem, critics judge the answers, a selector picks one."""
+"""SolveCritiqueSelect: solvers answer a problem, critics judge the answers, a selector picks one; one policy is all."""
 
 from __future__ import annotations
 

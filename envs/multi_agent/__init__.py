@@ -1,1 +1,0 @@
-"""Several agents in one episode, all played by one policy."""
