@@ -233,8 +233,8 @@ PASSING = (
 def _named_types() -> dict[str, Sections]:
     """Sections and unions of them by the names that modules of the schema give them."""
     named: dict[str, Sections] = {}
-    for module in pkgutil.iter_modules(polyturn.configs.__path__):
-        for name, value in vars(importlib.import_module(f"polyturn.configs.{module.name}")).items():
+    for module in pkgutil.walk_packages(polyturn.configs.__path__, "polyturn.configs."):
+        for name, value in vars(importlib.import_module(module.name)).items():
             if inspect.isclass(value) or get_origin(value) is not None:
                 named[name] = named.get(name, NONE) | sections_in(value)
     return named
