@@ -7,6 +7,7 @@ import errno
 import math
 import random
 import resource
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -139,7 +140,7 @@ class CircuitBreaker:
                                         ^                   |
                                         +------failure------+
 
-    Not locked: to be used from one thread.
+    Safe in threads.
     """
 
     def __init__(
@@ -149,31 +150,30 @@ class CircuitBreaker:
         self._threshold = threshold
         self._cooldown_s = cooldown_s
         self._clock = clock
+        self._lock = threading.Lock()
         self._num_failures = 0
         self._opened_at: float | None = None
         self._on_trial = False
 
-    @property
-    def is_open(self) -> bool:
-        """Whether nothing is admitted at this moment."""
-        if self._opened_at is None:
-            return False
-        return self._on_trial or self._clock() - self._opened_at < self._cooldown_s
-
     def admit(self) -> bool:
         """Whether to ask now. After the cooldown only the first one is admitted, until its outcome is told."""
-        if self.is_open:
-            return False
-        self._on_trial = self._opened_at is not None
-        return True
+        with self._lock:
+            if self._opened_at is None:
+                return True
+            if self._on_trial or self._clock() - self._opened_at < self._cooldown_s:
+                return False
+            self._on_trial = True
+            return True
 
     def succeed(self) -> None:
-        """The backend answered."""
-        self._num_failures, self._opened_at, self._on_trial = 0, None, False
+        """The service answered."""
+        with self._lock:
+            self._num_failures, self._opened_at, self._on_trial = 0, None, False
 
     def fail(self) -> None:
-        """The backend did not answer as it should."""
-        self._num_failures += 1
-        if self._on_trial or self._num_failures >= self._threshold:
-            self._opened_at = self._clock()
-        self._on_trial = False
+        """The service did not answer as it should."""
+        with self._lock:
+            self._num_failures += 1
+            if self._on_trial or self._num_failures >= self._threshold:
+                self._opened_at = self._clock()
+            self._on_trial = False

@@ -23,10 +23,9 @@ import orjson
 
 from polyturn.configs.schema.tasks import RemoteReward
 from polyturn.envs.faults import EnvironmentFault
-from polyturn.envs.rewards.breaker import Breaker
 from polyturn.envs.rewards.types import EpisodeView, RewardValue, as_score
 from polyturn.tools.bounded_answers import BoundedSyncTransport
-from polyturn.tools.retries import Retries, Tries, asked_wait_s, may_pass, transport_problem
+from polyturn.tools.retries import CircuitBreaker, Retries, Tries, asked_wait_s, may_pass, transport_problem
 from polyturn.tools.secrets import blank_credentials, public_url
 
 FIRST_DELAY_S = 0.1
@@ -65,7 +64,7 @@ class RemoteGrader:
         self._client = httpx.Client(
             transport=BoundedSyncTransport(httpx.HTTPTransport(trust_env=False)), trust_env=False
         )
-        self._breaker = Breaker(num_failures=config.breaker_failures, reset_s=config.breaker_reset_s)
+        self._breaker = CircuitBreaker(threshold=config.breaker_failures, cooldown_s=config.breaker_reset_s)
         self._gathering = threading.Lock()
         self._starting = threading.Lock()
         self._senders: list[threading.Thread] = []
@@ -162,7 +161,7 @@ class RemoteGrader:
         config = self._config
         if time.monotonic() >= deadline:
             raise EnvironmentFault(self._too_late())
-        if not self._breaker.allows():
+        if not self._breaker.admit():
             raise EnvironmentFault(
                 f"{self._url} failed {config.breaker_failures} times in a row and is left alone for "
                 f"{config.breaker_reset_s:g} s"
@@ -170,7 +169,7 @@ class RemoteGrader:
         try:
             status, asked_s, body = self._exchange(content, deadline)
         except httpx.HTTPError as error:
-            self._breaker.failed()
+            self._breaker.fail()
             problem = f"{self._url} cannot be reached: {transport_problem(error)}"
             if isinstance(error, _NEVER_ARRIVED):
                 return problem, None, None
@@ -178,9 +177,9 @@ class RemoteGrader:
                 problem = self._too_late()
             raise EnvironmentFault(problem) from error
         if status >= 500:
-            self._breaker.failed()
+            self._breaker.fail()
         else:
-            self._breaker.succeeded()
+            self._breaker.succeed()
         if status != 200:
             problem = f"{self._url} answered {status}: {blank_credentials(repr(body[:200]))}"
             if may_pass(status):

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyturn.tools.retries import Retries, Tries, asked_wait_s, may_pass, transport_problem
+from polyturn.tools.retries import CircuitBreaker, Retries, Tries, asked_wait_s, may_pass, transport_problem
 
 
 def test_what_says_later_is_sent_again_and_what_says_never_is_not():
@@ -106,3 +106,22 @@ def test_out_of_file_descriptors_is_said_in_words():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert "no file descriptor left, its limit is 64" in done.stdout, done.stderr
+
+
+def test_the_breaker_opens_after_failures_in_a_row_and_admits_one_trial_after_its_cooldown():
+    now = 0.0
+    breaker = CircuitBreaker(threshold=2, cooldown_s=10, clock=lambda: now)
+    breaker.fail()
+    breaker.succeed()
+    breaker.fail()
+    assert breaker.admit()
+    breaker.fail()
+    assert not breaker.admit()
+    now = 10.0
+    assert [breaker.admit(), breaker.admit()] == [True, False]
+    breaker.fail()
+    assert not breaker.admit()
+    now = 20.0
+    assert breaker.admit()
+    breaker.succeed()
+    assert [breaker.admit(), breaker.admit()] == [True, True]

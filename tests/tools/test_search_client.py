@@ -11,7 +11,6 @@ from dataclasses import replace
 
 import pytest
 
-from polyturn.tools.retries import CircuitBreaker
 from polyturn.tools.search.bm25 import BM25Index
 from polyturn.tools.search.client import ClientOptions, ReplayRetriever, SearchClient
 from polyturn.tools.search.corpus import Passage
@@ -205,25 +204,6 @@ def test_recorded_answers_are_replayed(tmp_path):
     path.write_text("{}\n")
     with pytest.raises(ValueError, match=r"answers\.jsonl:1: not a recorded answer"):
         ReplayRetriever(path)
-
-
-def test_the_breaker_admits_one_trial_after_its_cooldown():
-    now = 0.0
-    breaker = CircuitBreaker(threshold=2, cooldown_s=10, clock=lambda: now)
-    for _ in range(2):
-        assert breaker.admit()
-        breaker.fail()
-    assert not breaker.admit()
-    now = 10.0
-    assert breaker.admit()
-    assert not breaker.admit(), "one at a time"
-    breaker.fail()
-    assert not breaker.admit()
-    now = 20.0
-    assert breaker.admit()
-    breaker.succeed()
-    assert breaker.admit()
-    assert breaker.admit()
 
 
 def test_the_tool_waits_for_a_client_and_tells_what_failed():

@@ -12,7 +12,6 @@ import pytest
 from polyturn.configs.schema.tasks import RemoteReward
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.messages import AssistantMessage
-from polyturn.envs.rewards.breaker import Breaker
 from polyturn.envs.rewards.remote import RemoteGrader
 from polyturn.envs.rewards.types import EpisodeView
 from polyturn.envs.tasks import ListTasks, Task
@@ -190,25 +189,6 @@ async def test_a_service_that_fails_again_and_again_is_left_alone(service):
             faults.append(str(caught.value))
     assert len(service.batches) == 3
     assert ["left alone for 60 s" in fault for fault in faults] == [False] * 3 + [True] * 3
-
-
-def test_the_breaker_lets_one_call_through_after_a_while():
-    now = 0.0
-    breaker = Breaker(num_failures=2, reset_s=10, clock=lambda: now)
-    breaker.failed()
-    breaker.succeeded()
-    breaker.failed()
-    assert breaker.allows()
-    breaker.failed()
-    assert not breaker.allows()
-    now = 10.0
-    assert [breaker.allows(), breaker.allows()] == [True, False]
-    breaker.failed()
-    assert not breaker.allows()
-    now = 20.0
-    assert breaker.allows()
-    breaker.succeeded()
-    assert [breaker.allows(), breaker.allows()] == [True, True]
 
 
 async def test_a_label_that_json_cannot_hold_is_its_own_episodes_fault(service):
