@@ -12,8 +12,7 @@ import httpx
 from polyturn.agents.dialects import split_thought
 from polyturn.agents.http import Retries, post_json
 from polyturn.agents.policy import PolicyFault
-from polyturn.envs.messages import AssistantMessage, Message
-from polyturn.envs.spaces import Script
+from polyturn.envs.messages import AssistantMessage, Message, Script
 from polyturn.tools.plain import printable, shown
 from polyturn.tools.types import ToolCall, ToolSpec
 

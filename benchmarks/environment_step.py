@@ -22,9 +22,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from polyturn.envs.messages import AssistantMessage, Message
+from polyturn.envs.messages import AssistantMessage, ListTasks, Message, Task
 from polyturn.envs.registry import make
-from polyturn.envs.tasks import ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 
 MAX_TURNS = 5

@@ -1,20 +1,19 @@
-"""Messages, actions, observations and tasks: the words in which environments, rewards and policies speak.
+"""The words in which environments, rewards and policies speak: messages, actions, tasks, scores and views of episodes.
 
-A message has the shape of the OpenAI chat format. Importing this module registers nothing and loads no environment.
+A message has the shape of the OpenAI chat format; calls, results and specs of tools are in `polyturn.tools.types`.
+Importing this module registers nothing and loads no environment.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
+import inspect
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NotRequired, Protocol, TypedDict, TypeVar
+from typing import Any, Literal, NotRequired, Protocol, TypedDict, TypeVar
 
-from polyturn.tools.plain import clean_text, is_plain, printable, recordable, shown
-from polyturn.tools.types import ToolCall
-
-if TYPE_CHECKING:
-    from polyturn.envs.rewards.types import Reward
+from polyturn.tools.plain import MAX_SIZE, as_number, clean_text, is_plain, printable, recordable, shown
+from polyturn.tools.types import ToolCall, ToolSpec
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -67,6 +66,10 @@ class AssistantMessage:
         if self.tool_calls:
             message["tool_calls"] = [_to_record(call) for call in self.tool_calls]
         return message
+
+
+Script = Callable[[Sequence[Message], Sequence[ToolSpec]], AssistantMessage]
+"""The next assistant message, from the conversation so far and the tools."""
 
 
 def _to_record(call: ToolCall) -> dict[str, Any]:
@@ -188,3 +191,117 @@ def known_split(split: str, splits: Iterable[Name]) -> Name:
         if name == split:
             return name
     raise ValueError(f"unknown split {split!r}; the splits are {', '.join(names)}")
+
+
+SIGNATURE = "def reward(episode: EpisodeView) -> float | Mapping[str, float]"
+GROUP_SIGNATURE = "def reward(episodes: Sequence[EpisodeView]) -> Sequence[float | Mapping[str, float]]"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpisodeView:
+    """What a reward sees of an episode that has come to its end."""
+
+    task: Task
+    message: AssistantMessage
+    """The last assistant message: the answer."""
+    messages: tuple[Message, ...]
+    """The whole conversation, the answer included."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What the environment counted."""
+    reward: float | None = None
+    """The reward so far: None for the reward of an episode, its value for a group reward."""
+    reward_parts: Mapping[str, float] = field(default_factory=dict)
+    """The parts of the environment's own grade where the reward asks for it, or all parts for a group reward."""
+
+    @property
+    def answer(self) -> str:
+        """The text of the last assistant message."""
+        return self.message.content
+
+    @property
+    def label(self) -> Any:
+        """What the task is graded against."""
+        return self.task.label
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """A reward with the raw values that it was made of."""
+
+    value: float
+    parts: Mapping[str, float]
+    """Recorded as they are: a weight changes `value` and not the part."""
+
+
+Grade = Mapping[str, float] | Score
+"""What an environment's own grade is: numbers by name, whose sum is the reward; or both apart."""
+
+RewardValue = float | Mapping[str, float] | Score
+"""A number; numbers by name, whose sum is the reward; or both apart."""
+
+
+class Reward(Protocol):
+    """Scores one episode. May be `async`. An exception is an `EnvironmentFault`, never a reward of 0.
+
+    With an attribute `uses_environment_grade` that is true, `episode.reward_parts` holds the environment's own grade.
+    """
+
+    def __call__(self, episode: EpisodeView, /) -> RewardValue | Awaitable[RewardValue]: ...
+
+
+class GroupReward(Protocol):
+    """Scores all episodes of one task together, one value for each, in their order. May be `async`."""
+
+    def __call__(
+        self, episodes: Sequence[EpisodeView], /
+    ) -> Sequence[RewardValue] | Awaitable[Sequence[RewardValue]]: ...
+
+
+def as_score(value: Any, *, name: str | None = "reward") -> Score:
+    """A reward's value with its parts; a bare number is a part called `name`, and refused where that is None.
+
+    Raises:
+        ValueError: it is no finite number, or mapping of such.
+    """
+    # What nearly every grade returns, at a third of the price of looking at it in full.
+    if type(value) is dict:
+        quick = 0.0
+        for key, part in value.items():
+            if (
+                type(key) is not str
+                or not key.isascii()
+                or type(part) is not float
+                or not -MAX_SIZE <= part <= MAX_SIZE
+            ):
+                break
+            quick += part
+        else:
+            return Score(value=quick, parts=value.copy())
+    given = value.parts if isinstance(value, Score) else value
+    if not isinstance(given, Mapping):
+        if name is None:
+            raise ValueError(f"it must return finite numbers by name, not {shown(value, limit=200)}")
+        given = {name: given}
+    try:
+        parts = {_name(key): as_number(part) for key, part in given.items()}
+        total = as_number(value.value) if isinstance(value, Score) else sum(parts.values())
+    except ValueError as error:
+        raise ValueError(
+            f"it must return a finite number, or finite numbers by name, not {shown(value, limit=200)}: {error}"
+        ) from error
+    return Score(value=total, parts=parts)
+
+
+def is_async(function: Any) -> bool:
+    """Whether calling it gives something to await: an `async` function, an object with an `async __call__`, or one that
+    says so by an attribute `is_async`.
+    """
+    if getattr(function, "is_async", False):
+        return True
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(
+        getattr(function, "__call__", None)  # noqa: B004  the method itself is wanted
+    )
+
+
+def _name(key: Any) -> str:
+    return clean_text(key) if isinstance(key, str) else shown(key)

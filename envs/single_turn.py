@@ -9,13 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from polyturn.configs.schema.tasks import TaskSourceConfig
-from polyturn.envs.messages import AssistantMessage, Message, Observation, known_split
+from polyturn.envs.messages import (
+    AssistantMessage,
+    EpisodeView,
+    ListTasks,
+    Message,
+    Observation,
+    Score,
+    Script,
+    Task,
+    TaskSource,
+    as_score,
+    is_async,
+    known_split,
+)
 from polyturn.envs.rewards.answers import LETTERS
 from polyturn.envs.rewards.factory import read_reward
-from polyturn.envs.rewards.rules import MultipleChoice
-from polyturn.envs.rewards.types import EpisodeView, Score, as_score, check_label, is_async
-from polyturn.envs.spaces import Script
-from polyturn.envs.tasks import ListTasks, Task, TaskSource
+from polyturn.envs.rewards.rules import MultipleChoice, check_label
 from polyturn.envs.tasks.sources import open_tasks
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.types import ToolSpec

@@ -1,14 +1,14 @@
-"""Gymnasium spaces of conversations: what an environment says, what a policy answers, and scripts that answer."""
+"""Gymnasium spaces of conversations: what an environment says, and what a policy answers."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from gymnasium import Space
 
-from polyturn.envs.messages import AssistantMessage, Message, Observation, Role
+from polyturn.envs.messages import AssistantMessage, Message, Observation, Role, Script
 from polyturn.tools.types import ToolCall, ToolSpec
 
 _SCALAR_SAMPLES: Mapping[str, Any] = {
@@ -148,10 +148,6 @@ def _number(schema: Mapping[str, Any], usual: float) -> float:
 def _refuse_masks(mask: Any | None, probability: Any | None) -> None:
     if mask is not None or probability is not None:
         raise ValueError("a space of messages has no masks or probabilities")
-
-
-Script = Callable[[Sequence[Message], Sequence[ToolSpec]], AssistantMessage]
-"""The next assistant message, from the conversation so far and the tools."""
 
 
 def random_script(space: Space[AssistantMessage], seed: int) -> Script:

@@ -43,10 +43,23 @@ from polyturn.envs.hooks import (
     is_async_function,
     is_interruption,
 )
-from polyturn.envs.messages import AssistantMessage, Message, Observation, Role, one_line
-from polyturn.envs.rewards.types import EpisodeView, Grade, Reward, Score, as_score, is_async
-from polyturn.envs.spaces import ChatSpace, ReplySpace, Script, random_script
-from polyturn.envs.tasks import Task, TaskSource
+from polyturn.envs.messages import (
+    AssistantMessage,
+    EpisodeView,
+    Grade,
+    Message,
+    Observation,
+    Reward,
+    Role,
+    Score,
+    Script,
+    Task,
+    TaskSource,
+    as_score,
+    is_async,
+    one_line,
+)
+from polyturn.envs.spaces import ChatSpace, ReplySpace, random_script
 from polyturn.tools.plain import as_number, shown
 from polyturn.tools.threads import Escaped, GivenUp, PinnedThread
 from polyturn.tools.tool import OutOfTime, StatefulTool, tools_of

@@ -10,10 +10,8 @@ import gymnasium
 import numpy as np
 
 from polyturn.envs.hooks import Offload
-from polyturn.envs.messages import AssistantMessage, Observation
-from polyturn.envs.rewards.types import Reward
-from polyturn.envs.spaces import ChatSpace, ReplySpace, Script
-from polyturn.envs.tasks import Task, TaskSource
+from polyturn.envs.messages import AssistantMessage, Observation, Reward, Script, Task, TaskSource
+from polyturn.envs.spaces import ChatSpace, ReplySpace
 from polyturn.envs.tool_env import StepResult, ToolEnv
 
 

@@ -12,11 +12,19 @@ from polyturn.agents.chat import ChatRenderer
 from polyturn.agents.dialects import HermesDialect, make_dialect
 from polyturn.agents.turns import shape_of
 from polyturn.configs.schema.run import RunConfig
-from polyturn.envs.messages import AssistantMessage, Message, where_of
+from polyturn.envs.messages import (
+    AssistantMessage,
+    EnvironmentChoice,
+    ListTasks,
+    Message,
+    Task,
+    TaskSource,
+    where_of,
+)
 from polyturn.envs.registry import make
 from polyturn.envs.rewards.factory import make_group_rewards
-from polyturn.envs.rewards.types import check_label
-from polyturn.envs.tasks import EnvironmentChoice, ListTasks, MixtureTasks, SlicedTasks, Task, TaskSource
+from polyturn.envs.rewards.rules import check_label
+from polyturn.envs.tasks import MixtureTasks, SlicedTasks
 from polyturn.envs.tasks.files import FileTasks
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.setup import renderer_of, run_reward

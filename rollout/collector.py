@@ -15,8 +15,8 @@ from polyturn.agents.deadlines import Slots
 from polyturn.agents.episode import LASTING, Episode, Outcome, failure_reason, failure_text, sentence_of
 from polyturn.envs.faults import EnvironmentFault, message_of
 from polyturn.envs.hooks import current_task, is_interruption
+from polyturn.envs.messages import EnvironmentChoice, ListTasks, Task, TaskSource
 from polyturn.envs.rewards.rubric import GroupPart
-from polyturn.envs.tasks import EnvironmentChoice, ListTasks, Task, TaskSource
 from polyturn.envs.tasks.order import PrefetchedTasks, task_digest
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.environment_pool import EnvironmentPool

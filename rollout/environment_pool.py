@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from polyturn.envs.faults import EnvironmentFault
-from polyturn.envs.tasks import EnvironmentChoice
+from polyturn.envs.messages import EnvironmentChoice
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.threads import GivenUp, PinnedThread
 

@@ -8,10 +8,8 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 
 from polyturn.agents.episode import Episode
-from polyturn.envs.messages import AssistantMessage
+from polyturn.envs.messages import AssistantMessage, EpisodeView, Task
 from polyturn.envs.rewards.rubric import GroupPart, score_group
-from polyturn.envs.rewards.types import EpisodeView
-from polyturn.envs.tasks import Task
 from polyturn.envs.tasks.order import DrawOrder, ShuffledOrder
 
 

@@ -18,10 +18,9 @@ from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.schema.deadlines import interruption_timeout_s
 from polyturn.configs.schema.run import ModelConfig, RunConfig
 from polyturn.configs.schema.tasks import EnvironmentReward
+from polyturn.envs.messages import EnvironmentChoice, Reward
 from polyturn.envs.registry import make
 from polyturn.envs.rewards.factory import make_group_rewards, make_reward
-from polyturn.envs.rewards.types import Reward
-from polyturn.envs.tasks import EnvironmentChoice
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collector import Collector, Play
 from polyturn.rollout.limits import RolloutLimits, allow_open_files

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.tasks import TaskSourceConfig
+from polyturn.envs.messages import TaskSource
 from polyturn.envs.registry import make
-from polyturn.envs.tasks import TaskSource
 from polyturn.envs.tasks.sources import open_tasks
 
 HELDOUT_NAMES = frozenset(

@@ -21,9 +21,7 @@ from polyturn.envs.adapters.peer import (
     check_split,
     require,
 )
-from polyturn.envs.messages import AssistantMessage, Message
-from polyturn.envs.spaces import Script
-from polyturn.envs.tasks import Task, TaskSource
+from polyturn.envs.messages import AssistantMessage, Message, Script, Task, TaskSource
 from polyturn.tools.types import ToolSpec
 
 # Where GEM's games keep what the player is to find; GEM itself gives no answers.

@@ -21,9 +21,7 @@ import httpx
 
 from polyturn.envs.adapters.openenv_demo import HIGHEST, hidden_number
 from polyturn.envs.adapters.peer import SeededTasks, check_size, check_split, require, require_installed
-from polyturn.envs.messages import AssistantMessage, Message
-from polyturn.envs.spaces import Script
-from polyturn.envs.tasks import Task, TaskSource
+from polyturn.envs.messages import AssistantMessage, Message, Script, Task, TaskSource
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.tool import Tool
 from polyturn.tools.types import ToolCall, ToolError, ToolSpec

@@ -19,8 +19,7 @@ from typing import Literal, Protocol, TypeVar
 
 import numpy as np
 
-from polyturn.envs.messages import AssistantMessage, Message, known_split
-from polyturn.envs.tasks import Task
+from polyturn.envs.messages import AssistantMessage, Message, Task, known_split
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.threads import GivenUp, PinnedThread
 

@@ -17,9 +17,7 @@ from typing import Any
 from polyturn.envs.adapters.bounded import BoundedCalls, CallFailed, CallTimedOut, shared_calls
 from polyturn.envs.adapters.peer import FIRST_SEED, MAX_SIZE, check_split, require_installed
 from polyturn.envs.faults import EnvironmentFault
-from polyturn.envs.messages import AssistantMessage, Message
-from polyturn.envs.spaces import Script
-from polyturn.envs.tasks import Task, TaskSource
+from polyturn.envs.messages import AssistantMessage, Message, Script, Task, TaskSource
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.types import ToolSpec
 

@@ -19,9 +19,8 @@ from polyturn.envs.adapters.peer import (
     check_split,
     require,
 )
-from polyturn.envs.messages import AssistantMessage, Message
-from polyturn.envs.spaces import Script
-from polyturn.envs.tasks import JsonlTasks, ListTasks, Task, TaskSource
+from polyturn.envs.messages import AssistantMessage, ListTasks, Message, Script, Task, TaskSource
+from polyturn.envs.tasks import JsonlTasks
 from polyturn.tools.types import ToolSpec
 
 # How each environment wants a right answer written.

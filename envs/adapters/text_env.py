@@ -14,9 +14,8 @@ import numpy as np
 from gymnasium import Space, spaces
 
 from polyturn.envs.hooks import Offload
-from polyturn.envs.messages import AssistantMessage, Message, known_split
-from polyturn.envs.spaces import Script
-from polyturn.envs.tasks import GeneratedTasks, Task, TaskSource
+from polyturn.envs.messages import AssistantMessage, Message, Script, Task, TaskSource, known_split
+from polyturn.envs.tasks import GeneratedTasks
 from polyturn.envs.tool_env import StepResult, ToolEnv
 from polyturn.tools.types import ToolSpec
 

@@ -14,8 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from polyturn.envs.adapters.peer import require
-from polyturn.envs.messages import AssistantMessage, Message, known_split
-from polyturn.envs.tasks import ListTasks, Task, TaskSource
+from polyturn.envs.messages import AssistantMessage, ListTasks, Message, Task, TaskSource, known_split
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.tool import Tool
 from polyturn.tools.types import ToolError, ToolSpec

@@ -26,9 +26,7 @@ from polyturn.envs.code.grading import (
     grade_unit_tests,
     limits_for,
 )
-from polyturn.envs.messages import AssistantMessage, Message, known_split
-from polyturn.envs.spaces import Script
-from polyturn.envs.tasks import ListTasks, Task, TaskSource
+from polyturn.envs.messages import AssistantMessage, ListTasks, Message, Script, Task, TaskSource, known_split
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.python import BackendName, RunCodeTool, SharedSandboxes
 from polyturn.tools.sandbox import Limits

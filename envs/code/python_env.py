@@ -11,10 +11,8 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from polyturn.envs.messages import AssistantMessage, Message, known_split
+from polyturn.envs.messages import AssistantMessage, ListTasks, Message, Script, Task, TaskSource, known_split
 from polyturn.envs.rewards.math import verify
-from polyturn.envs.spaces import Script
-from polyturn.envs.tasks import ListTasks, Task, TaskSource
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.python import BackendName, PythonTool, SharedSandboxes
 from polyturn.tools.sandbox import Limits

@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 
 from polyturn.envs.conformance.subject import Nonconforming, Subject, Trace, play, play_async, policy_of
 from polyturn.envs.faults import EnvironmentFault
-from polyturn.envs.messages import AssistantMessage, Message
-from polyturn.envs.spaces import Script, sample_arguments
+from polyturn.envs.messages import AssistantMessage, Message, Script
+from polyturn.envs.spaces import sample_arguments
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.envs.wrapped import WrappedToolEnv
 from polyturn.tools.tool import Tool

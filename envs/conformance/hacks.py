@@ -10,8 +10,7 @@ from typing import Any
 
 from polyturn.envs.conformance.subject import Nonconforming, Subject, Trace, play, policy_of, within
 from polyturn.envs.faults import EnvironmentFault
-from polyturn.envs.messages import AssistantMessage, Message
-from polyturn.envs.tasks import Task
+from polyturn.envs.messages import AssistantMessage, Message, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.types import ToolCall, ToolSpec
 

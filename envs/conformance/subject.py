@@ -11,9 +11,7 @@ from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from polyturn.envs.messages import AssistantMessage, Message, Observation
-from polyturn.envs.spaces import Script
-from polyturn.envs.tasks import Task, TaskSource
+from polyturn.envs.messages import AssistantMessage, Message, Observation, Script, Task, TaskSource
 from polyturn.envs.tool_env import ToolEnv
 
 USUAL_SPLITS = ("train", "validation", "heldout", "test")

@@ -32,8 +32,7 @@ from polyturn.envs.customer_service.shop import (
     dollars,
     make_shop,
 )
-from polyturn.envs.messages import AssistantMessage, Message, known_split
-from polyturn.envs.tasks import ListTasks, Task, TaskSource
+from polyturn.envs.messages import AssistantMessage, ListTasks, Message, Task, TaskSource, known_split
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.bounded_answers import BoundedSyncTransport
 from polyturn.tools.tool import tool

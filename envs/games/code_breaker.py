@@ -8,9 +8,7 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from polyturn.envs.messages import AssistantMessage, Message, known_split
-from polyturn.envs.spaces import Script
-from polyturn.envs.tasks import ListTasks, Task, TaskSource
+from polyturn.envs.messages import AssistantMessage, ListTasks, Message, Script, Task, TaskSource, known_split
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall, ToolError, ToolSpec

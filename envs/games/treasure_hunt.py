@@ -12,8 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from polyturn.envs.messages import AssistantMessage, Message, known_split
-from polyturn.envs.tasks import ListTasks, Task, TaskSource
+from polyturn.envs.messages import AssistantMessage, ListTasks, Message, Task, TaskSource, known_split
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall, ToolError, ToolSpec

@@ -11,14 +11,12 @@ from fractions import Fraction
 from typing import Any, Literal, get_args
 
 from polyturn.envs.math.tasks import check_split, file_tasks, generated_tasks, gsm8k_sample
-from polyturn.envs.messages import AssistantMessage, Message
+from polyturn.envs.messages import AssistantMessage, Message, Script, Task, TaskSource
 from polyturn.envs.rewards.math import MathVerifier, Verdict, gold_texts, shared_verifier, unpayable_reason
 from polyturn.envs.rewards.math.equality import Doubles, Evaluator
 from polyturn.envs.rewards.math.terms import Term, exact, parse, variables
 from polyturn.envs.rewards.math.tokens import lex, normalise
 from polyturn.envs.rewards.math.verdict import NotRational, TooLarge, Undefined, Unreadable
-from polyturn.envs.spaces import Script
-from polyturn.envs.tasks import Task, TaskSource
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolError, ToolSpec

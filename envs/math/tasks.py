@@ -16,9 +16,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from polyturn.envs.messages import known_split
+from polyturn.envs.messages import ListTasks, Task, known_split
 from polyturn.envs.rewards.math.extract import gold_answer
-from polyturn.envs.tasks import ListTasks, Task
 
 MAX_PROBLEMS = 20_000
 """Of both splits; there are many more, but not of every kind."""

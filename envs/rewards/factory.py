@@ -20,10 +20,10 @@ from polyturn.configs.schema.tasks import (
     RubricReward,
     RuleReward,
 )
+from polyturn.envs.messages import GROUP_SIGNATURE, SIGNATURE, Reward
 from polyturn.envs.plugins import load_object
 from polyturn.envs.rewards.rubric import BUILTIN, EnvironmentGrade, GroupPart, Part, Rubric
 from polyturn.envs.rewards.rules import call_with_options, make_rule
-from polyturn.envs.rewards.types import GROUP_SIGNATURE, SIGNATURE, Reward
 
 
 def load_reward(target: str, options: Mapping[str, Any] | None = None, *, of_groups: bool = False) -> Any:

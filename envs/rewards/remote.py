@@ -23,7 +23,7 @@ import orjson
 
 from polyturn.configs.schema.tasks import RemoteReward
 from polyturn.envs.faults import EnvironmentFault
-from polyturn.envs.rewards.types import EpisodeView, RewardValue, as_score
+from polyturn.envs.messages import EpisodeView, RewardValue, as_score
 from polyturn.tools.bounded_answers import BoundedSyncTransport
 from polyturn.tools.retries import CircuitBreaker, Retries, Tries, asked_wait_s, may_pass, transport_problem
 from polyturn.tools.secrets import blank_credentials, public_url

@@ -9,11 +9,12 @@ import difflib
 import importlib
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any, ClassVar
 
+from polyturn.envs.messages import AssistantMessage, EpisodeView, Reward, Task, as_score
 from polyturn.envs.rewards.answers import (
     LETTERS,
     MAX_CHARS,
@@ -27,7 +28,6 @@ from polyturn.envs.rewards.answers import (
     stated_choice,
     stated_number,
 )
-from polyturn.envs.rewards.types import EpisodeView, Reward
 
 RULES: Mapping[str, str] = {
     "exact_match": "polyturn.envs.rewards.rules:ExactMatch",
@@ -78,6 +78,29 @@ def call_with_options(make: Any, options: Mapping[str, Any], *, what: str) -> An
         return make(**options)
     except TypeError as error:
         raise ValueError(f"{what}: {error}") from error
+
+
+def check_label(reward: Any, label: Any) -> None:
+    """Raise `ValueError` for a label that a reward cannot grade against, or for which it pays no answer.
+
+    A reward says the first by a method `check_label(label)`. One with a method `right_answer(label)`, the text of a
+    right answer, is asked to grade that; a reward without either takes any label.
+    """
+    check = getattr(reward, "check_label", None)
+    if check is not None:
+        check(label)
+    right_answer = getattr(reward, "right_answer", None)
+    if right_answer is None or (answer := right_answer(label)) is None:
+        return
+    message = AssistantMessage(content=answer)
+    task = Task.from_prompt("label", "", label=label)
+    value = reward(EpisodeView(task=task, message=message, messages=(message.to_message(),)))
+    assert not isinstance(value, Awaitable), "a reward that says what is right is not asynchronous"
+    name = getattr(reward, "name", "reward")
+    if not as_score(value, name=name).value > 0:
+        raise ValueError(
+            f"{name}: no answer can be paid for the label {label!r:.100}: the answer {answer!r:.100} is not"
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, get_args
 
 from polyturn.envs.code.grading import LIMIT_S, UnitTests, as_unit_tests, find_code, grade_unit_tests
+from polyturn.envs.messages import EpisodeView, Score
 from polyturn.envs.rewards.math import Mode, gold_texts, shared_verifier, unpayable_reason
-from polyturn.envs.rewards.types import EpisodeView, Score
 from polyturn.tools.python import BackendName, SharedSandboxes
 
 _KEYS = ("entry_point", "test", "cases", "prompt", "fn_name", "inputs", "outputs")

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from polyturn.envs.messages import AssistantMessage, Message, known_split
+from polyturn.envs.messages import AssistantMessage, ListTasks, Message, Script, Task, TaskSource, known_split
 from polyturn.envs.rewards import exact_match, normalise_answer
 from polyturn.envs.search.styles import (
     AnswerForm,
@@ -28,8 +28,6 @@ from polyturn.envs.search.styles import (
     write_turn,
 )
 from polyturn.envs.search.tool import SearchDesk, choose_retriever, search_tools
-from polyturn.envs.spaces import Script
-from polyturn.envs.tasks import ListTasks, Task, TaskSource
 from polyturn.envs.tool_env import StepResult, ToolEnv
 from polyturn.envs.two_hop.env import build_world, person_of
 from polyturn.envs.two_hop.world import BASE_PHRASES, EMPLOYER_PHRASES, Pool, WorldSize

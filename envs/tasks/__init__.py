@@ -1,22 +1,17 @@
 """Tasks: the problems of an environment, and where they come from."""
 
-from polyturn.envs.messages import EnvironmentChoice, ListTasks, Task, TaskSource
 from polyturn.envs.tasks.files import JsonlTasks, ParquetTasks
 from polyturn.envs.tasks.order import draw_order
 from polyturn.envs.tasks.rows import RowKeys, RowReader
 from polyturn.envs.tasks.sources import GeneratedTasks, MixtureTasks, SlicedTasks
 
 __all__ = [
-    "EnvironmentChoice",
     "GeneratedTasks",
     "JsonlTasks",
-    "ListTasks",
     "MixtureTasks",
     "ParquetTasks",
     "RowKeys",
     "RowReader",
     "SlicedTasks",
-    "Task",
-    "TaskSource",
     "draw_order",
 ]

@@ -13,10 +13,12 @@ import orjson
 
 from polyturn.envs.border import read_calls, read_content
 from polyturn.envs.messages import EnvironmentChoice, Message, Role, Task
+from polyturn.envs.registry import find as find_environment
 from polyturn.tools.plain import clean_text, shown
 
 if TYPE_CHECKING:
-    from polyturn.envs.rewards.types import Reward
+    from polyturn.envs.registry import find as find_environment
+from polyturn.envs.messages import Reward
 
 DEFAULT_LABEL_KEYS = ("answer", "label")
 
@@ -213,8 +215,6 @@ def _offered(names: Sequence[str]) -> str:
 
 def read_environment(given: Any) -> EnvironmentChoice:
     """An environment from its id, or from `{id, options}`. Raises `ValueError`, also for an id that is not known."""
-    from polyturn.envs.registry import list_environments
-
     if isinstance(given, str):
         given = {"id": given}
     if not isinstance(given, dict) or not isinstance(given.get("id"), str):
@@ -224,11 +224,7 @@ def read_environment(given: Any) -> EnvironmentChoice:
     if unknown or not isinstance(options, dict):
         what = f"unknown key {unknown[0]!r}" if unknown else "'options' must be an object"
         raise ValueError(f"{what}; an environment is {{'id': ..., 'options': {{...}}}}")
-    known = [info.env_id for info in list_environments()]
-    if given["id"] not in known:
-        near = difflib.get_close_matches(given["id"], known, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
-        raise ValueError(f"there is no environment {given['id']!r}; {hint}")
+    find_environment(given["id"])
     return EnvironmentChoice(env_id=given["id"], options=options)
 
 

@@ -12,10 +12,8 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 
-from polyturn.envs.messages import AssistantMessage, Message, known_split
+from polyturn.envs.messages import AssistantMessage, ListTasks, Message, Script, Task, TaskSource, known_split
 from polyturn.envs.rewards import exact_match
-from polyturn.envs.spaces import Script
-from polyturn.envs.tasks import ListTasks, Task, TaskSource
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.envs.two_hop.world import (
     BASE_PHRASES,

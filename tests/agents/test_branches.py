@@ -11,8 +11,8 @@ from polyturn.agents.episode import Outcome
 from polyturn.agents.episode_loop import EpisodeLimits, play_tokens
 from polyturn.agents.ledger import UNSAMPLED_VERSION, Ledger
 from polyturn.agents.policy import Generation
+from polyturn.envs.messages import Task
 from polyturn.envs.rewards import exact_match
-from polyturn.envs.tasks import Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.tool import tool
 from polyturn.trainer.credit.estimates import make_samples

@@ -17,9 +17,8 @@ from polyturn.agents.episode_loop import EpisodeLimits, play_messages, play_toke
 from polyturn.agents.ledger import UNSAMPLED_VERSION
 from polyturn.agents.message_policies import ScriptedPolicy
 from polyturn.agents.policy import Generation, PolicyFault, SamplingParams
-from polyturn.envs.messages import AssistantMessage
+from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.rewards import exact_match
-from polyturn.envs.tasks import ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall

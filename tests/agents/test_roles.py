@@ -10,8 +10,7 @@ from polyturn.agents.episode import Outcome
 from polyturn.agents.episode_loop import EpisodeLimits, play_messages, play_tokens
 from polyturn.agents.message_policies import ScriptedPolicy
 from polyturn.agents.policy import Generation
-from polyturn.envs.messages import AssistantMessage
-from polyturn.envs.tasks import ListTasks, Task
+from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.journal import decode_episode, encode_episode
 from polyturn.rollout.store import read_episodes, write_episodes

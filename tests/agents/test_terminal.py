@@ -9,8 +9,7 @@ import typer
 from polyturn.agents.message_policies import HumanPolicy
 from polyturn.cli.outcome import print_error, reported, table
 from polyturn.configs.errors import ConfigError
-from polyturn.envs.messages import AssistantMessage
-from polyturn.envs.tasks import ListTasks, Task
+from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.plain import printable
 from polyturn.trainer.run.progress import LiveProgress, PlainProgress

@@ -7,8 +7,7 @@ import pytest
 
 from polyturn.agents.episode_loop import EpisodeLimits, observation_digest, play_messages
 from polyturn.agents.message_policies import ScriptedPolicy
-from polyturn.envs.messages import AssistantMessage
-from polyturn.envs.tasks import Task
+from polyturn.envs.messages import AssistantMessage, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall

@@ -11,8 +11,7 @@ from typer.testing import CliRunner
 
 from polyturn.cli.main import app
 from polyturn.envs import registry
-from polyturn.envs.messages import AssistantMessage, Message
-from polyturn.envs.tasks import ListTasks, Task
+from polyturn.envs.messages import AssistantMessage, ListTasks, Message, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall, ToolSpec

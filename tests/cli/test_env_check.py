@@ -14,7 +14,7 @@ import os, time
 from polyturn.envs.conformance.hacks import HARD
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.rewards import exact_match
-from polyturn.envs.tasks import ListTasks, Task
+from polyturn.envs.messages import ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.envs.registry import register
 

@@ -12,10 +12,9 @@ import yaml
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.tasks import GroupRewardConfig
-from polyturn.envs.messages import AssistantMessage
+from polyturn.envs.messages import AssistantMessage, EpisodeView, Task
 from polyturn.envs.rewards.factory import make_group_rewards
-from polyturn.envs.rewards.types import EpisodeView
-from polyturn.envs.tasks import JsonlTasks, MixtureTasks, Task
+from polyturn.envs.tasks import JsonlTasks, MixtureTasks
 from polyturn.envs.tasks.rows import RowKeys
 
 DOCS = Path(__file__).parents[2] / "docs"

@@ -15,11 +15,10 @@ from gymnasium.utils.env_checker import check_env
 import polyturn.envs  # noqa: F401  registers the built-in environments
 from polyturn.agents.dialects import HermesDialect
 from polyturn.envs.faults import EnvironmentFault
-from polyturn.envs.messages import AssistantMessage
+from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.registry import list_environments, make, register
 from polyturn.envs.rewards import exact_match
 from polyturn.envs.spaces import ChatSpace, ReplySpace
-from polyturn.envs.tasks import ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.envs.wrapped import WrappedToolEnv
 from polyturn.envs.wrappers import RawTextAction

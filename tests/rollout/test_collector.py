@@ -11,8 +11,7 @@ import pytest
 from polyturn.agents.episode import Outcome
 from polyturn.agents.episode_loop import EpisodeLimits
 from polyturn.agents.policy import PolicyFault
-from polyturn.envs.messages import AssistantMessage
-from polyturn.envs.tasks import ListTasks, Task
+from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collector import Collector, RolloutError, episode_seed, parse_episode_id
 from polyturn.rollout.groups import PromptCursor

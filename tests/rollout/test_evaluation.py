@@ -11,9 +11,8 @@ from polyturn.agents.episode import Outcome
 from polyturn.agents.episode_loop import EpisodeLimits
 from polyturn.agents.message_policies import ScriptedPolicy
 from polyturn.agents.policy import PolicyFault
-from polyturn.envs.messages import AssistantMessage
+from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.rewards import exact_match
-from polyturn.envs.tasks import ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collector import Collector, RolloutError
 from polyturn.rollout.evaluation import (

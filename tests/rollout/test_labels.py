@@ -7,8 +7,7 @@ import pytest
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import RunConfig
-from polyturn.envs.rewards.rules import make_rule
-from polyturn.envs.rewards.types import check_label
+from polyturn.envs.rewards.rules import check_label, make_rule
 from polyturn.trainer.run.preflight import _check_tasks
 
 

@@ -24,8 +24,7 @@ from polyturn.agents.episode_loop import EpisodeLimits, play_messages
 from polyturn.agents.message_policies import ScriptedPolicy
 from polyturn.agents.policy import Generation
 from polyturn.configs.models import resolve_model_path
-from polyturn.envs.messages import AssistantMessage
-from polyturn.envs.tasks import ListTasks, Task
+from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collector import Collector
 from polyturn.rollout.groups import Prompt

@@ -5,7 +5,7 @@ import logging
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from polyturn.envs.tasks import ListTasks, Task
+from polyturn.envs.messages import ListTasks, Task
 from polyturn.rollout.checks import check_prompts
 
 

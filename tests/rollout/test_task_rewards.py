@@ -11,11 +11,11 @@ from polyturn.agents.episode_loop import EpisodeLimits
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import RunConfig
-from polyturn.envs.messages import AssistantMessage
+from polyturn.envs.messages import AssistantMessage, EnvironmentChoice, ListTasks, Task
 from polyturn.envs.registry import make
 from polyturn.envs.rewards.factory import make_group_rewards
 from polyturn.envs.rewards.rubric import GroupPart
-from polyturn.envs.tasks import EnvironmentChoice, GeneratedTasks, ListTasks, Task, draw_order
+from polyturn.envs.tasks import GeneratedTasks, draw_order
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collector import Collector, RolloutError
 from polyturn.rollout.groups import PromptCursor, without_group_rewards

@@ -11,9 +11,8 @@ from polyturn.agents.episode import Outcome
 from polyturn.agents.episode_loop import EpisodeLimits
 from polyturn.agents.http import Retries
 from polyturn.agents.message_policies import OpenAIPolicy
-from polyturn.envs.messages import AssistantMessage
+from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.rewards.rubric import GroupPart
-from polyturn.envs.tasks import ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.envs.wrapped import WrappedToolEnv
 from polyturn.rollout.collector import Collector, RolloutError

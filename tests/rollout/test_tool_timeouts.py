@@ -3,8 +3,7 @@
 import threading
 
 from polyturn.agents.episode_loop import EpisodeLimits
-from polyturn.envs.messages import AssistantMessage
-from polyturn.envs.tasks import ListTasks, Task
+from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collector import Collector
 from polyturn.rollout.groups import PromptCursor

@@ -18,8 +18,7 @@ import pytest
 pytest.importorskip("mcp", reason="needs pip install 'polyturn[mcp]'")
 
 from polyturn.envs.faults import EnvironmentFault
-from polyturn.envs.messages import AssistantMessage
-from polyturn.envs.tasks import ListTasks, Task
+from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.mcp import HttpServer, McpTools, StdioServer
 from polyturn.tools.mcp.tools import ServerFault

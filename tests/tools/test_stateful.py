@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 from polyturn.envs.faults import EnvironmentFault
-from polyturn.envs.messages import AssistantMessage
-from polyturn.envs.tasks import ListTasks, Task
+from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.tool import StatefulTool, tool
 from polyturn.tools.toolset import Toolset

@@ -16,8 +16,7 @@ import numpy as np
 
 from polyturn.agents.chat import ChatRenderer
 from polyturn.agents.dialects import HermesDialect
-from polyturn.envs.messages import Message
-from polyturn.envs.tasks import Task
+from polyturn.envs.messages import Message, Task
 from polyturn.envs.two_hop.env import Demonstrator, task_of, write_call
 from polyturn.envs.two_hop.world import WorldSize, make_world
 from polyturn.tools.search.bm25 import BM25Index

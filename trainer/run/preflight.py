@@ -16,8 +16,8 @@ from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.sizing.arithmetic import check_batch, num_cores, num_gpus
 from polyturn.configs.sizing.memory import check_layout
 from polyturn.configs.sizing.model_shape import ModelShape
+from polyturn.envs.messages import TaskSource
 from polyturn.envs.registry import list_environments, make
-from polyturn.envs.tasks import TaskSource
 from polyturn.rollout.checks import check_chat_template, check_prompts, check_rewards, check_tasks
 from polyturn.rollout.engines.placement import claim_port
 from polyturn.rollout.limits import allow_open_files

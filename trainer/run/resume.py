@@ -24,8 +24,9 @@ from polyturn.agents.episode import Episode
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import ChecksConfig, RunConfig
 from polyturn.configs.schema.trainer import ConstantSchedule
+from polyturn.envs.messages import TaskSource
 from polyturn.envs.registry import make
-from polyturn.envs.tasks import TaskSource, draw_order
+from polyturn.envs.tasks import draw_order
 from polyturn.envs.tasks.order import source_digest, task_digest
 from polyturn.rollout.collector import other_task
 from polyturn.rollout.groups import PromptCursor

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from ferry_desk.timetable import Sailing, make_tasks
 from polyturn import ToolEnv, register, tool
-from polyturn.envs.messages import AssistantMessage, Message
-from polyturn.envs.tasks import Task, TaskSource
+from polyturn.envs.messages import AssistantMessage, Message, Task, TaskSource
 from polyturn.tools.types import ToolCall, ToolError, ToolSpec
 
 POLICY = (

@@ -29,9 +29,8 @@ from polyturn.configs.errors import ConfigError
 from polyturn.configs.loading.yaml_tree import read_value
 from polyturn.envs.conformance import CHECKS, Unavailable
 from polyturn.envs.conformance.runner import check_isolated
-from polyturn.envs.messages import AssistantMessage, Message
+from polyturn.envs.messages import AssistantMessage, Message, Task
 from polyturn.envs.registry import find, list_environments, make
-from polyturn.envs.tasks import Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.whole_file import removed_on_failure
 from polyturn.tools.plain import printable

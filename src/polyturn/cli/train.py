@@ -27,7 +27,8 @@ from polyturn.configs.sizing.arithmetic import check_batch, placement
 from polyturn.configs.sizing.fit import judge
 from polyturn.configs.sizing.memory import estimate_memory, human_bytes
 from polyturn.configs.sizing.model_shape import ModelShape
-from polyturn.envs.tasks import MixtureTasks, TaskSource
+from polyturn.envs.messages import TaskSource
+from polyturn.envs.tasks import MixtureTasks
 from polyturn.envs.tasks.sources import source_name
 from polyturn.rollout.task_sources import task_configs, tasks_of
 from polyturn.trainer.run.model_checks import capacity_of, check_memory, critic_shape

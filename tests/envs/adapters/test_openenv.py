@@ -20,8 +20,7 @@ import polyturn
 from polyturn.envs.adapters.openenv import OpenEnvEnv, text_of
 from polyturn.envs.adapters.openenv_demo import MAX_GUESSES, hidden_number
 from polyturn.envs.faults import EnvironmentFault
-from polyturn.envs.messages import AssistantMessage
-from polyturn.envs.tasks import ListTasks, Task
+from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.tools.types import ToolCall
 
 if importlib.util.find_spec("openenv") is None or importlib.util.find_spec("websockets") is None:

@@ -15,8 +15,7 @@ from polyturn.envs.code.env import NO_CODE, CodeStdioEnv, CodeUnitTestsEnv
 from polyturn.envs.code.grading import find_code
 from polyturn.envs.code.python_env import PythonToolEnv
 from polyturn.envs.faults import EnvironmentFault
-from polyturn.envs.messages import AssistantMessage
-from polyturn.envs.tasks import ListTasks, Task
+from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.tools.python import SandboxFailed, SharedSandboxes
 from polyturn.tools.sandbox import SandboxUnavailable
 from polyturn.tools.types import ToolCall

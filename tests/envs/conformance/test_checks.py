@@ -19,10 +19,8 @@ import pytest
 
 from polyturn.envs.conformance import CHECKS, Subject, run_check
 from polyturn.envs.faults import EnvironmentFault
-from polyturn.envs.messages import AssistantMessage
+from polyturn.envs.messages import AssistantMessage, ListTasks, Score, Task
 from polyturn.envs.rewards import exact_match
-from polyturn.envs.rewards.types import Score
-from polyturn.envs.tasks import ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall

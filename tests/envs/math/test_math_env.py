@@ -8,10 +8,9 @@ import pytest
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.math.env import calculate
 from polyturn.envs.math.tasks import make_problems
-from polyturn.envs.messages import AssistantMessage
+from polyturn.envs.messages import AssistantMessage, Task
 from polyturn.envs.registry import make
 from polyturn.envs.rewards.math import MathVerifier, verify
-from polyturn.envs.tasks import Task
 from polyturn.tools.types import ToolCall, ToolError
 
 IDS = ["polyturn/GSM8K-v0", "polyturn/Math-v0", "polyturn/MathCalculator-v0", "polyturn/MathRetry-v0"]

@@ -186,9 +186,7 @@ MODULES = (
 
 
 def reply_view(reply):
-    from polyturn.envs.messages import AssistantMessage
-    from polyturn.envs.rewards.types import EpisodeView
-    from polyturn.envs.tasks import Task
+    from polyturn.envs.messages import AssistantMessage, EpisodeView, Task
 
     task = Task.from_prompt("t", "p", label="x")
     return EpisodeView(task=task, message=AssistantMessage(content=reply), messages=())

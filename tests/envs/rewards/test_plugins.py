@@ -5,17 +5,15 @@ import sys
 import pytest
 
 from polyturn.configs.schema.tasks import GroupRewardConfig
-from polyturn.envs.messages import AssistantMessage
+from polyturn.envs.messages import AssistantMessage, EpisodeView, Task, is_async
 from polyturn.envs.plugins import load_object
 from polyturn.envs.rewards.factory import load_reward, make_group_rewards, read_reward
-from polyturn.envs.rewards.types import EpisodeView, is_async
-from polyturn.envs.tasks import Task
 
 SOURCE = """
 from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from polyturn.envs.rewards import EpisodeView
+from polyturn.envs.messages import EpisodeView
 
 def length(episode):
     return float(len(episode.answer))

@@ -11,10 +11,8 @@ import pytest
 
 from polyturn.configs.schema.tasks import RemoteReward
 from polyturn.envs.faults import EnvironmentFault
-from polyturn.envs.messages import AssistantMessage
+from polyturn.envs.messages import AssistantMessage, EpisodeView, ListTasks, Task
 from polyturn.envs.rewards.remote import RemoteGrader
-from polyturn.envs.rewards.types import EpisodeView
-from polyturn.envs.tasks import ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 
 

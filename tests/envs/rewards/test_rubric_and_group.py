@@ -6,7 +6,7 @@ import threading
 import pytest
 
 from polyturn.envs.faults import EnvironmentFault
-from polyturn.envs.messages import AssistantMessage
+from polyturn.envs.messages import AssistantMessage, EpisodeView, ListTasks, Score, Task, as_score
 from polyturn.envs.rewards.factory import read_reward
 from polyturn.envs.rewards.rubric import (
     EnvironmentGrade,
@@ -17,8 +17,6 @@ from polyturn.envs.rewards.rubric import (
     rank,
     score_group,
 )
-from polyturn.envs.rewards.types import EpisodeView, Score, as_score
-from polyturn.envs.tasks import ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 
 

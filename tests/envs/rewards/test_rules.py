@@ -4,12 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from polyturn.envs.messages import AssistantMessage
+from polyturn.envs.messages import AssistantMessage, EpisodeView, Task, as_score
 from polyturn.envs.rewards import contains, exact_match, f1, normalise_answer
 from polyturn.envs.rewards.answers import find_answer, is_refusal, read_number, stated_number
 from polyturn.envs.rewards.rules import RULES, make_rule
-from polyturn.envs.rewards.types import EpisodeView, as_score
-from polyturn.envs.tasks import Task
 from polyturn.tools.sandbox import SandboxUnavailable
 
 

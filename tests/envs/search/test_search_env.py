@@ -7,11 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from polyturn.envs.faults import EnvironmentFault
-from polyturn.envs.messages import AssistantMessage
+from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.registry import make
 from polyturn.envs.search.env import SearchEnv, answer_message, search_message
 from polyturn.envs.search.styles import SEARCH_R1, SEARCH_R1_INVALID, STYLES, parse_turn
-from polyturn.envs.tasks import ListTasks, Task
 from polyturn.envs.wrappers import RawTextAction
 from polyturn.tools.search.bm25 import BM25Index
 from polyturn.tools.search.client import Recorder, SearchClient

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyturn.envs.tasks import EnvironmentChoice, ListTasks, Task
+from polyturn.envs.messages import EnvironmentChoice, ListTasks, Task
 from polyturn.envs.tasks.order import MAX_TASKS, source_digest, task_digest
 
 VALUES = st.recursive(
@@ -59,7 +59,7 @@ def test_the_order_of_keys_and_the_process_do_not_matter() -> None:
     other = replace(PLAIN, metadata={"b": [2.5, None], "a": 1})
     assert task_digest(other) == task_digest(PLAIN)
     script = (
-        "from polyturn.envs.tasks import Task; from polyturn.envs.tasks.order import task_digest\n"
+        "from polyturn.envs.messages import Task; from polyturn.envs.tasks.order import task_digest\n"
         "print(task_digest(Task.from_prompt('t', 'q', label={'x', 'y', 'z'}, metadata={'f': print})))"
     )
     found = {

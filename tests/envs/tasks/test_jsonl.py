@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
+from polyturn.envs.messages import EnvironmentChoice, ListTasks, Task
 from polyturn.envs.rewards.rules import make_rule
-from polyturn.envs.tasks import EnvironmentChoice, JsonlTasks, ListTasks, RowKeys, RowReader, Task, files
+from polyturn.envs.tasks import JsonlTasks, RowKeys, RowReader, files
 
 
 def write(tmp_path, *lines):

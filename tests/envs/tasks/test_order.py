@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyturn.envs.tasks import GeneratedTasks, ListTasks, MixtureTasks, Task, draw_order, order
+from polyturn.envs.messages import ListTasks, Task
+from polyturn.envs.tasks import GeneratedTasks, MixtureTasks, draw_order, order
 from polyturn.envs.tasks.order import MixtureOrder, ShuffledOrder, permuted
 
 

@@ -7,10 +7,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from polyturn.configs.schema.tasks import TaskSourceConfig
-from polyturn.envs.messages import AssistantMessage
-from polyturn.envs.rewards import EpisodeView
-from polyturn.envs.rewards.rules import make_rule
-from polyturn.envs.rewards.types import as_score, check_label
+from polyturn.envs.messages import AssistantMessage, EpisodeView, as_score
+from polyturn.envs.rewards.rules import check_label, make_rule
 from polyturn.envs.tasks.sources import open_source
 
 QUESTION = [{"role": "user", "content": "What is 17 + 25?"}]

@@ -9,16 +9,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from polyturn.configs.schema.tasks import TaskSourceConfig
+from polyturn.envs.messages import ListTasks, Task
 from polyturn.envs.tasks import (
     GeneratedTasks,
     JsonlTasks,
-    ListTasks,
     MixtureTasks,
     ParquetTasks,
     RowKeys,
     RowReader,
     SlicedTasks,
-    Task,
 )
 from polyturn.envs.tasks.order import PrefetchedTasks
 from polyturn.envs.tasks.sources import open_tasks, split_slice

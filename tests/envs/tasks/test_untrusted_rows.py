@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyturn.configs.schema.tasks import TaskSourceConfig
-from polyturn.envs.tasks import EnvironmentChoice, GeneratedTasks, RowReader
+from polyturn.envs.messages import EnvironmentChoice
+from polyturn.envs.tasks import GeneratedTasks, RowReader
 from polyturn.envs.tasks.sources import open_source
 from polyturn.tools.tool import Tool
 from polyturn.tools.toolset import Toolset
