@@ -84,7 +84,7 @@ class Upstream:
     def save(self) -> None:
         from megatron.core import dist_checkpointing
 
-        from polyturn.trainer.megatron.checkpoints.torch_dist import InProcessSave
+        from polyturn.trainer.megatron.torch_dist import InProcessSave
 
         shutil.rmtree(self._directory, ignore_errors=True)
         self._directory.mkdir()
@@ -99,7 +99,7 @@ class Upstream:
         self._engine.optimizer.load_state_dict(state["optimizer"])
 
     def _state(self, *, loading: bool) -> dict[str, Any]:
-        from polyturn.trainer.megatron.checkpoints.state import sharding_metadata
+        from polyturn.trainer.megatron.checkpoint_state import sharding_metadata
 
         metadata = sharding_metadata()
         model = self._engine.chunks[0].sharded_state_dict(metadata=metadata)
@@ -108,7 +108,7 @@ class Upstream:
 
 
 def measure(policy: MegatronPolicy, directory: Path, repeats: int) -> dict[str, dict[str, float]]:
-    from polyturn.trainer.megatron.checkpoints.reader import load_checkpoint
+    from polyturn.trainer.megatron.checkpoint_reader import load_checkpoint
 
     engine = policy._engine
     take_update(engine)

@@ -43,7 +43,7 @@ def compute(
         logprobs = plain.gather(1, targets[:, None]).squeeze(1)
         entropies = -(plain.exp() * plain).sum(-1) if entropy else None
     else:
-        from polyturn.trainer.megatron.logprobs import VocabularySlice, token_logprobs
+        from polyturn.trainer.megatron.logprob_head import VocabularySlice, token_logprobs
 
         logprobs, entropies = token_logprobs(
             hidden,

@@ -258,9 +258,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def untrained_model(directory: Path) -> Path:
     """The demo's model and tokenizer before any training: tokens cost the same."""
-    from polyturn.trainer.base_model.initial import write_initial_model
+    from polyturn.trainer.base_model.initial import train_tokenizer, training_texts, write_initial_model
     from polyturn.trainer.base_model.recipe import load_recipe, recipe_path
-    from polyturn.trainer.base_model.tokenizer import train_tokenizer, training_texts
 
     recipe = load_recipe(recipe_path())
     write_initial_model(train_tokenizer(training_texts(), vocab_size=recipe.vocab_size), directory)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 
-from polyturn.trainer.algorithms.advantages import Advantages, RewardBatch
-from polyturn.trainer.algorithms.advantages.types import spread_evenly
+from polyturn.trainer.algorithms.advantages import Advantages, RewardBatch, spread_evenly
 
 
 def rank_in_group(step: RewardBatch) -> Advantages:

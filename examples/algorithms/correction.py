@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from polyturn.trainer.algorithms.protocols import CorrectionWeights
-from polyturn.trainer.algorithms.ratios import bounded_exp, log_ratio
+from polyturn.trainer.algorithms.tokens import bounded_exp, log_ratio
 
 
 def tempered(

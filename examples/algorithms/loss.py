@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from polyturn.trainer.algorithms.ratios import bounded_exp, log_ratio
-from polyturn.trainer.algorithms.tokens import TokenBatch, TokenLoss
+from polyturn.trainer.algorithms.tokens import TokenBatch, TokenLoss, bounded_exp, log_ratio
 
 
 def simple_policy_optimization(batch: TokenBatch, *, epsilon: float = 0.2) -> TokenLoss:

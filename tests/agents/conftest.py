@@ -6,7 +6,7 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from polyturn.trainer.base_model.tokenizer import CHAT_TEMPLATE_PATH
+from polyturn.trainer.base_model.initial import CHAT_TEMPLATE_PATH
 
 LLAMA_TEMPLATE = """{{- bos_token }}
 {%- if tools %}<|start_header_id|>system<|end_header_id|>

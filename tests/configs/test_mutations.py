@@ -19,7 +19,7 @@ from polyturn.configs.models import MODELS_DIRECTORY, preset_names
 from polyturn.configs.sizing.arithmetic import check_batch, placement
 from polyturn.configs.sizing.memory import check_layout, estimate_memory
 from polyturn.configs.sizing.model_shape import ModelShape
-from polyturn.trainer.megatron.families.computation import describe_computation
+from polyturn.trainer.models.families import describe_computation
 
 LEFT_OUT = object()
 ODD: tuple[Any, ...] = (

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from polyturn.configs.sizing.model_shape import ModelShape
-from polyturn.trainer.base_model.tokenizer import CHAT_TEMPLATE_PATH
-from polyturn.trainer.megatron.weight_files import expected_tensors
+from polyturn.trainer.base_model.initial import CHAT_TEMPLATE_PATH
+from polyturn.trainer.models.weight_files import expected_tensors
 
 SHAPE: dict[str, Any] = {
     "model_type": "qwen3",

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from polyturn.configs.models import resolve_model_path
+from polyturn.trainer.base_model.initial import train_tokenizer, training_texts
 from polyturn.trainer.base_model.recipe import Recipe, checksum, load_recipe, make_base_model, recipe_path
-from polyturn.trainer.base_model.tokenizer import train_tokenizer, training_texts
 
 
 @pytest.fixture(scope="module")

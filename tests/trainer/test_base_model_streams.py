@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from polyturn.agents.chat import ChatRenderer
 from polyturn.envs.two_hop.world import employer_names, make_world, people_names, town_names
+from polyturn.trainer.base_model.initial import split_words, train_tokenizer, training_texts
 from polyturn.trainer.base_model.streams import EpisodeStream, played_episodes, readings, repeated_sequences
-from polyturn.trainer.base_model.tokenizer import split_words, train_tokenizer, training_texts
 
 VOCAB_SIZE = 1280
 

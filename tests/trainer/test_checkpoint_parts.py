@@ -18,19 +18,21 @@ from safetensors import safe_open
 from polyturn.configs.models import preset_directory, read_json
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.trainer import LoraConfig
-from polyturn.trainer.megatron.checkpoints.boxes import Box, copy_shared, slabs
-from polyturn.trainer.megatron.checkpoints.header import check_header, describe_adapters, describe_model
-from polyturn.trainer.megatron.checkpoints.manifest import (
+from polyturn.trainer.checkpoints.manifest import (
+    check_header,
     checksum,
+    describe_adapters,
     describe_file,
     describe_folders,
+    describe_model,
     find_faults,
     read_manifest,
     write_manifest,
     write_sealed,
 )
-from polyturn.trainer.megatron.checkpoints.safetensors_file import write_safetensors
-from polyturn.trainer.megatron.checkpoints.sources import find_source, initial_weights
+from polyturn.trainer.checkpoints.sources import find_source, initial_weights
+from polyturn.trainer.megatron.checkpoint_state import Box, copy_shared, slabs
+from polyturn.trainer.megatron.checkpoint_writer import write_safetensors
 from polyturn.trainer.run.preflight import preflight
 
 

@@ -15,11 +15,10 @@ from polyturn.trainer.megatron.cpu import install_cpu_compatibility
 
 install_cpu_compatibility("cpu")
 
-from polyturn.trainer.megatron.families import FAMILIES, find_family  # noqa: E402
-from polyturn.trainer.megatron.families.computation import describe_computation, same_computation  # noqa: E402
-from polyturn.trainer.megatron.families.rope import YarnScaling, read_rope  # noqa: E402
-from polyturn.trainer.megatron.layout import ModelLayout  # noqa: E402
 from polyturn.trainer.megatron.model import read_architecture, transformer_config  # noqa: E402
+from polyturn.trainer.megatron.process_groups import ModelLayout  # noqa: E402
+from polyturn.trainer.models.families import FAMILIES, describe_computation, find_family, same_computation  # noqa: E402  # noqa: E402
+from polyturn.trainer.models.rope import YarnScaling, read_rope  # noqa: E402
 
 
 def published(name: str, **changes: Any) -> dict[str, Any]:

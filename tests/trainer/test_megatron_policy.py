@@ -18,8 +18,8 @@ from polyturn.configs.schema.trainer import OptimizerConfig, ParallelConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.data.samples import TrainSample
-from polyturn.trainer.megatron import hf_directory
 from polyturn.trainer.megatron.policy import MegatronPolicy
+from polyturn.trainer.models import hf_directory
 
 LENGTHS = [5, 40, 17, 2, 33, 17, 60, 9]
 # A large epsilon keeps AdamW smooth where a gradient is nearly 0, so that rounding does not show as a whole step.

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from polyturn.configs.schema.run import RunConfig
-from polyturn.trainer.megatron.checkpoints.manifest import describe_file, find_faults, write_manifest
-from polyturn.trainer.megatron.checkpoints.sources import find_source
+from polyturn.trainer.checkpoints.manifest import describe_file, find_faults, write_manifest
+from polyturn.trainer.checkpoints.sources import find_source
 from polyturn.trainer.run.directory import RunDirectory, RunState, runs_of
 from polyturn.trainer.run.progress import JsonLinesSink, read_metrics
 

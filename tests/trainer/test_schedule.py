@@ -6,7 +6,7 @@ import pytest
 
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.trainer import OptimizerConfig
-from polyturn.trainer.megatron.schedule import LearningRateSchedule
+from polyturn.trainer.megatron.optimizer import LearningRateSchedule
 
 
 def schedule(num_updates: int | None = 12, **settings) -> LearningRateSchedule:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, Metadata
 
-from polyturn.trainer.megatron.checkpoints.trusted import METADATA, read_index
+from polyturn.trainer.checkpoints.torch_dist_index import METADATA, read_index
 
 
 @pytest.fixture(scope="module")

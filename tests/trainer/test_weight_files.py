@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from polyturn.trainer.megatron.weight_files import INDEX_NAME, SINGLE_NAME, read_header, read_weight_files
+from polyturn.trainer.models.weight_files import INDEX_NAME, SINGLE_NAME, read_header, read_weight_files
 
 
 def make_sharded(directory: Path) -> Path:

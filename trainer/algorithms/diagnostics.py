@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from polyturn.trainer.algorithms.ratios import MAX_LOG_RATIO
+from polyturn.trainer.algorithms.tokens import MAX_LOG_RATIO
 
 Float64 = npt.NDArray[np.float64]
 

@@ -17,9 +17,8 @@ from __future__ import annotations
 import torch
 
 from polyturn.configs.schema.objective import KLInLoss
-from polyturn.trainer.algorithms.ratios import MAX_LOG_RATIO, bounded_exp, log_ratio
 from polyturn.trainer.algorithms.registry import KL_ESTIMATORS
-from polyturn.trainer.algorithms.tokens import TokenBatch
+from polyturn.trainer.algorithms.tokens import MAX_LOG_RATIO, TokenBatch, bounded_exp, log_ratio
 
 
 @KL_ESTIMATORS.register(

@@ -9,13 +9,10 @@ import torch
 from polyturn.configs.schema.algorithm import AlgorithmConfig
 from polyturn.configs.schema.objective import ClipLoss, KLInLoss, KLInReward, NoKL, SupervisedLoss, TokenMean
 from polyturn.configs.schema.section import Section
-from polyturn.trainer.algorithms import losses  # noqa: F401 - registers them
 from polyturn.trainer.algorithms.kl import k3, kl_penalty
-from polyturn.trainer.algorithms.plugins import bind
-from polyturn.trainer.algorithms.ratios import log_ratio
 from polyturn.trainer.algorithms.reductions import GlobalCounts, token_weights, weighted_sum
-from polyturn.trainer.algorithms.registry import POLICY_LOSSES
-from polyturn.trainer.algorithms.tokens import TokenBatch
+from polyturn.trainer.algorithms.registry import POLICY_LOSSES, bind
+from polyturn.trainer.algorithms.tokens import TokenBatch, log_ratio
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

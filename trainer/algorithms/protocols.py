@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     import torch
 
-    from polyturn.trainer.algorithms.advantages.types import Advantages, RewardBatch, RewardPart
+    from polyturn.trainer.algorithms.advantages import Advantages, RewardBatch, RewardPart
     from polyturn.trainer.algorithms.reductions import GlobalCounts
     from polyturn.trainer.algorithms.tokens import TokenBatch, TokenLoss
 

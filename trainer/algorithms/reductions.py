@@ -15,8 +15,7 @@ import torch
 
 from polyturn.configs.schema import objective as sections
 from polyturn.configs.schema.section import Section
-from polyturn.trainer.algorithms.plugins import bind
-from polyturn.trainer.algorithms.registry import REDUCERS
+from polyturn.trainer.algorithms.registry import REDUCERS, bind
 from polyturn.trainer.algorithms.tokens import TokenBatch
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from polyturn.configs.schema.algorithm import OverlongShaping
-from polyturn.trainer.algorithms.advantages.types import RewardBatch, RewardPart
+from polyturn.trainer.algorithms.advantages import RewardBatch, RewardPart
 from polyturn.trainer.algorithms.protocols import RewardPostprocessor
 from polyturn.trainer.algorithms.registry import REWARD_POSTPROCESSORS
 

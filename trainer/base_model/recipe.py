@@ -20,7 +20,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
-from polyturn.trainer.base_model.initial import write_initial_model
+from polyturn.trainer.base_model.initial import train_tokenizer, training_texts, write_initial_model
 from polyturn.trainer.base_model.streams import (
     EpisodeStream,
     Example,
@@ -28,7 +28,6 @@ from polyturn.trainer.base_model.streams import (
     readings,
     repeated_sequences,
 )
-from polyturn.trainer.base_model.tokenizer import train_tokenizer, training_texts
 
 Report = Callable[[str], None]
 

@@ -13,8 +13,8 @@ from polyturn.configs.schema.trainer import OptimizerConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.data.samples import TrainSample
+from polyturn.trainer.megatron.optimizer import LearningRateSchedule
 from polyturn.trainer.megatron.policy import MegatronPolicy
-from polyturn.trainer.megatron.schedule import LearningRateSchedule
 
 Example = tuple[Sequence[int], Sequence[bool]]
 """Token ids, and which of them the model is taught to predict. The first token cannot be predicted."""

@@ -7,10 +7,10 @@ import math
 
 import numpy as np
 
-from polyturn.trainer.algorithms.advantages.types import Advantages, Float32, RewardBatch
+from polyturn.trainer.algorithms.advantages import Advantages, Float32, RewardBatch
 from polyturn.trainer.algorithms.protocols import AdvantageEstimator
 from polyturn.trainer.battery import steps
-from polyturn.trainer.battery.failures import BatteryFailure, require
+from polyturn.trainer.battery.rows import BatteryFailure, require
 
 TOLERANCE = 2e-6
 """Columns are float32."""

@@ -9,8 +9,17 @@ from dataclasses import replace
 import torch
 
 from polyturn.trainer.algorithms.protocols import Correction
-from polyturn.trainer.battery.failures import BatteryFailure, require, require_equal
-from polyturn.trainer.battery.rows import Row, padded, poisoned, random_rows, split_by_row, without_masked
+from polyturn.trainer.battery.rows import (
+    BatteryFailure,
+    Row,
+    padded,
+    poisoned,
+    random_rows,
+    require,
+    require_equal,
+    split_by_row,
+    without_masked,
+)
 
 TOLERANCE = 1e-6
 COLUMNS = ("behavior_logprobs", "proximal_logprobs", "advantages")

@@ -19,8 +19,6 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from polyturn.configs.schema.section import Section
-from polyturn.trainer.algorithms import builtin  # noqa: F401 - fills the registries
-from polyturn.trainer.algorithms.plugins import bind, load_plugin
 from polyturn.trainer.algorithms.registry import (
     ADVANTAGES,
     CORRECTIONS,
@@ -31,6 +29,8 @@ from polyturn.trainer.algorithms.registry import (
     Entry,
     Gradient,
     Registry,
+    bind,
+    load_plugin,
 )
 from polyturn.trainer.battery import (
     advantages,
@@ -40,7 +40,7 @@ from polyturn.trainer.battery import (
     postprocessors,
     reducers,
 )
-from polyturn.trainer.battery.failures import BatteryFailure
+from polyturn.trainer.battery.rows import BatteryFailure
 from polyturn.trainer.battery.softmax import (
     check_advantage_gradient,
     check_kl_gradient,

@@ -7,8 +7,7 @@ import math
 import torch
 
 from polyturn.trainer.algorithms.protocols import KLEstimator
-from polyturn.trainer.battery.failures import require, require_equal
-from polyturn.trainer.battery.rows import random_rows
+from polyturn.trainer.battery.rows import random_rows, require, require_equal
 
 
 def _columns(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

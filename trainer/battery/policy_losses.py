@@ -11,7 +11,6 @@ import torch
 
 from polyturn.trainer.algorithms.protocols import PolicyLoss
 from polyturn.trainer.algorithms.reductions import GlobalCounts
-from polyturn.trainer.battery.failures import require, require_equal
 from polyturn.trainer.battery.rows import (
     FLOATS,
     LEAVES,
@@ -20,6 +19,8 @@ from polyturn.trainer.battery.rows import (
     padded,
     poisoned,
     random_rows,
+    require,
+    require_equal,
     split_by_row,
     to_batch,
     without_masked,

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from polyturn.trainer.algorithms.advantages.types import RewardBatch
+from polyturn.trainer.algorithms.advantages import RewardBatch
 from polyturn.trainer.algorithms.protocols import RewardPostprocessor
 from polyturn.trainer.battery import steps
-from polyturn.trainer.battery.failures import require
+from polyturn.trainer.battery.rows import require
 
 
 def process(postprocessor: RewardPostprocessor, step: RewardBatch) -> list[float]:

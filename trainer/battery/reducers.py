@@ -11,13 +11,14 @@ import torch
 
 from polyturn.trainer.algorithms.protocols import Reducer
 from polyturn.trainer.algorithms.reductions import GlobalCounts
-from polyturn.trainer.battery.failures import require, require_equal
 from polyturn.trainer.battery.rows import (
     Row,
     count,
     padded,
     poisoned,
     random_rows,
+    require,
+    require_equal,
     split_by_row,
     to_batch,
     without_masked,

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from polyturn.trainer.algorithms.advantages.types import RewardBatch, RewardPart, TokenColumns
+from polyturn.trainer.algorithms.advantages import RewardBatch, RewardPart, TokenColumns
 
 GROUP_SIZES = {"mixed": 4, "pair": 2, "ragged": 3, "alone": 1, "uniform": 3}
 

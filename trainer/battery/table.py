@@ -16,7 +16,6 @@ from polyturn.configs.loading import yaml_tree
 from polyturn.configs.loading.loader import find_shipped, shipped_names
 from polyturn.configs.schema.algorithm import AlgorithmConfig
 from polyturn.configs.schema.objective import KLInLoss, KLInReward
-from polyturn.trainer.algorithms import builtin  # noqa: F401 - fills the registries
 from polyturn.trainer.algorithms.registry import (
     ADVANTAGES,
     CORRECTIONS,

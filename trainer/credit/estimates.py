@@ -15,11 +15,9 @@ import torch
 from polyturn.agents.episode import Episode, Outcome
 from polyturn.configs.schema.algorithm import AlgorithmConfig, NoShaping
 from polyturn.configs.schema.objective import KLInReward
-from polyturn.trainer.algorithms.advantages import Advantages, RewardBatch, RewardPart, TokenColumns
-from polyturn.trainer.algorithms.advantages.types import Float32
+from polyturn.trainer.algorithms.advantages import Advantages, Float32, RewardBatch, RewardPart, TokenColumns
 from polyturn.trainer.algorithms.kl import k1
-from polyturn.trainer.algorithms.plugins import bind
-from polyturn.trainer.algorithms.registry import ADVANTAGES, REWARD_POSTPROCESSORS
+from polyturn.trainer.algorithms.registry import ADVANTAGES, REWARD_POSTPROCESSORS, bind
 from polyturn.trainer.algorithms.shaping import postprocess
 from polyturn.trainer.data.samples import ScoredColumns, TrainSample
 

@@ -13,10 +13,8 @@ import numpy.typing as npt
 import torch
 
 from polyturn.configs.schema.algorithm import AlgorithmConfig
-from polyturn.trainer.algorithms import corrections, losses  # noqa: F401 - registers them
 from polyturn.trainer.algorithms.diagnostics import mismatch, mismatch_by
-from polyturn.trainer.algorithms.plugins import bind
-from polyturn.trainer.algorithms.registry import CORRECTIONS, POLICY_LOSSES
+from polyturn.trainer.algorithms.registry import CORRECTIONS, POLICY_LOSSES, bind
 from polyturn.trainer.algorithms.tokens import TokenBatch
 from polyturn.trainer.data.samples import TrainSample
 

@@ -24,20 +24,19 @@ from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.rollout.engines.placement import free_port
-from polyturn.trainer.megatron.checkpoints.header import check_header, describe_model
-from polyturn.trainer.megatron.checkpoints.manifest import find_faults, read_manifest
-from polyturn.trainer.megatron.checkpoints.sources import HF_FOLDER, WeightSource, find_source
+from polyturn.trainer.checkpoints.manifest import check_header, describe_model, find_faults, read_manifest
+from polyturn.trainer.checkpoints.sources import HF_FOLDER, WeightSource, find_source
 from polyturn.trainer.megatron.cpu import install_cpu_compatibility
-from polyturn.trainer.megatron.fp8 import without_quantization
-from polyturn.trainer.megatron.fp8_directory import FP8Cast
-from polyturn.trainer.megatron.hf_directory import (
+from polyturn.trainer.models.fp8 import without_quantization
+from polyturn.trainer.models.hf_directory import (
+    FP8Cast,
     HFWeights,
     config_dtype,
     files_left_out,
     read_config,
     write_hf_directory,
 )
-from polyturn.trainer.megatron.weight_files import check_tensors, read_weight_files
+from polyturn.trainer.models.weight_files import check_tensors, read_weight_files
 from polyturn.trainer.run.directory import check_writable
 
 Kind = Literal["hf", "torch_dist", "fp8"]
@@ -217,8 +216,8 @@ def _check_model(plan: Plan) -> None:
     if plan.kind == "fp8" and plan.source.kind == "hf":
         return
     install_cpu_compatibility("cpu")
-    from polyturn.trainer.megatron.layout import ModelLayout
     from polyturn.trainer.megatron.model import read_architecture, transformer_config
+    from polyturn.trainer.megatron.process_groups import ModelLayout
 
     parallel, hf_config = plan.parallel, _model_config(plan.hf_directory)
     layout = ModelLayout(tensor=parallel.tensor, pipeline=parallel.pipeline, expert=parallel.expert)
@@ -275,10 +274,10 @@ def _quantise(plan: Plan, whole: Path, tell: Tell) -> None:
 
 def _convert_model(plan: Plan, target: Path, tell: Tell) -> None:
     """Through a model in memory, as each rank of the layout holds it."""
-    from polyturn.trainer.megatron.checkpoints.reader import load_weights
-    from polyturn.trainer.megatron.checkpoints.torch_dist import load_torch_dist, save_torch_dist
+    from polyturn.trainer.megatron.checkpoint_reader import load_weights
     from polyturn.trainer.megatron.model import build_chunks, read_architecture, transformer_config
-    from polyturn.trainer.megatron.ranks import join_ranks, leave_ranks
+    from polyturn.trainer.megatron.process_groups import join_ranks, leave_ranks
+    from polyturn.trainer.megatron.torch_dist import load_torch_dist, save_torch_dist
     from polyturn.trainer.megatron.weights import load_hf_weights, named_hf_tensors
 
     ranks, hf_config = plan.ranks, _model_config(plan.hf_directory)

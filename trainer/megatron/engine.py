@@ -1,7 +1,4 @@
-"""Forward passes and updates of one rank's Megatron-core model.
-
-Import only after `install_cpu_compatibility`.
-"""
+"""Forward passes and updates of one rank's Megatron-core model, through all stages of its pipeline."""
 
 from __future__ import annotations
 
@@ -18,33 +15,90 @@ from megatron.core.distributed import (
     finalize_model_grads,
 )
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 
 from polyturn.configs.schema.trainer import OptimizerConfig
 from polyturn.trainer.algorithms.objective import Objective, ObjectiveSums, evaluate_objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
-from polyturn.trainer.megatron.context import spread_rows
-from polyturn.trainer.megatron.logprob_head import LogprobHead, LogprobRequest, split_scores
-from polyturn.trainer.megatron.logprobs import Entropy
+from polyturn.trainer.megatron.attention import spread_rows
+from polyturn.trainer.megatron.logprob_head import Entropy, LogprobHead, LogprobRequest, split_scores
 from polyturn.trainer.megatron.model import (
     Architecture,
+    MegatronOptions,
     build_chunks,
     read_architecture,
     transformer_config,
 )
 from polyturn.trainer.megatron.optimizer import make_optimizer, step
-from polyturn.trainer.megatron.options import MegatronOptions
-from polyturn.trainer.megatron.packed import PackedBatch
-from polyturn.trainer.megatron.pipeline import (
-    from_last_stage,
-    is_last_stage,
-    no_sync,
-    object_from_last_stage,
-    run_schedule,
-)
+from polyturn.trainer.megatron.packing import PackedBatch, find_bad_samples, token_batch
 from polyturn.trainer.megatron.routing_replay import RoutingReplay
-from polyturn.trainer.megatron.tokens import find_bad_samples, token_batch
 from polyturn.trainer.megatron.weights import mark_split_params
+
+
+def run_schedule(
+    chunks: Sequence[torch.nn.Module],
+    batches: Sequence[Any],
+    step: Callable[..., Any],
+    *,
+    forward_only: bool,
+) -> list[Any]:
+    """Run every micro-batch through all stages, with Megatron-core's schedule for this layout.
+
+    Args:
+        chunks: this rank's, wrapped.
+        step: (iterator of the micro-batches, chunk) -> (output, function of it), called once for each chunk and
+            micro-batch. On the last stage the function gives (loss, a count, what to return), or what to return when
+            there is no backward pass.
+
+    Returns:
+        What the functions gave, by micro-batch; on the last stage only, elsewhere nothing.
+    """
+    iterators = [iter(batches) for _ in chunks]
+    return get_forward_backward_func()(
+        forward_step_func=step,
+        data_iterator=iterators if len(chunks) > 1 else iterators[0],
+        model=list(chunks),
+        num_microbatches=len(batches),
+        # Lengths vary, and the stages tell each other: these two are read by nobody.
+        seq_length=1,
+        micro_batch_size=1,
+        forward_only=forward_only,
+        collect_non_loss_data=forward_only,
+    )
+
+
+def no_sync(chunks: Sequence[Any]) -> Any:
+    """What the schedules call so that gradients are reduced with a chunk's last micro-batch alone.
+
+    Without overlap they are reduced when all is done, and nothing needs to be held back.
+    """
+    if not chunks[0].ddp_config.overlap_grad_reduce:
+        return None
+    return [chunk.no_sync for chunk in chunks] if len(chunks) > 1 else chunks[0].no_sync
+
+
+def is_last_stage() -> bool:
+    """Whether this rank holds the output layer."""
+    return parallel_state.is_pipeline_last_stage()
+
+
+def from_last_stage(tensor: torch.Tensor) -> torch.Tensor:
+    """The last stage's tensor, written into those of the other stages, which are of the same shape and type."""
+    group = parallel_state.get_pipeline_model_parallel_group()
+    if group.size() > 1:
+        dist.broadcast(tensor, group_src=group.size() - 1, group=group)
+    return tensor
+
+
+def object_from_last_stage(value: Any) -> Any:
+    """The last stage's object; what the others hold does not matter."""
+    group = parallel_state.get_pipeline_model_parallel_group()
+    if group.size() == 1:
+        return value
+    holder = [value]
+    dist.broadcast_object_list(holder, group_src=group.size() - 1, group=group)
+    return holder[0]
 
 
 class Engine:

@@ -15,10 +15,9 @@ import torch.distributed as dist
 from polyturn.configs.schema.trainer import ParallelConfig, SharedPrefix
 from polyturn.trainer.data.balance import pack, pack_by_prefix, split_packs
 from polyturn.trainer.data.samples import TrainSample
-from polyturn.trainer.megatron.context import ContextSlice
+from polyturn.trainer.megatron.attention import ContextSlice
 from polyturn.trainer.megatron.engine import Engine
-from polyturn.trainer.megatron.packed import PackedBatch, make_packed_batch, scatter_rows
-from polyturn.trainer.megatron.tree_packs import make_tree_batch
+from polyturn.trainer.megatron.packing import PackedBatch, make_packed_batch, make_tree_batch, scatter_rows
 
 
 def make_micro_batches(

@@ -1,31 +1,30 @@
-"""A Megatron-core GPT model from a Hugging Face config.
-
-Import only after `install_cpu_compatibility`.
-"""
+"""A Megatron-core GPT model from a Hugging Face config and the `megatron:` section, and what an update of it costs."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.enums import AttnBackend
 from megatron.core.transformer.multi_latent_attention import MultiLatentAttention
 from megatron.core.transformer.transformer_config import MLATransformerConfig, TransformerConfig
 from torch.nn import functional
 
+from polyturn.configs.loading.megatron_options import DTYPES
+from polyturn.configs.loading.upstream import find_problems
 from polyturn.configs.sizing.memory import split_widths
 from polyturn.configs.sizing.model_shape import ModelShape, StageSizes, divide_layers, num_experts
-from polyturn.trainer.megatron.families import Family, find_family
-from polyturn.trainer.megatron.families.family import core_settings
-from polyturn.trainer.megatron.families.rope import Llama3Scaling, Rope, read_rope
-from polyturn.trainer.megatron.layer_specs import block_spec
-from polyturn.trainer.megatron.layout import ModelLayout
+from polyturn.trainer.megatron.layers import block_spec
+from polyturn.trainer.megatron.process_groups import ModelLayout
+from polyturn.trainer.models.families import Family, core_settings, find_family
+from polyturn.trainer.models.rope import Llama3Scaling, Rope, read_rope
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +81,7 @@ def transformer_config(
     family = find_family(hf)
     layout = layout or ModelLayout.current()
     _refuse_layout(hf, layout)
-    torch_dtype = DTYPES[dtype]
+    torch_dtype = TORCH_DTYPES[dtype]
     settings: dict[str, Any] = {
         **core_settings(hf),
         "normalization": "RMSNorm",
@@ -226,3 +225,76 @@ def _set_latent_epsilon(model: GPTModel, epsilon: float) -> None:
             module.linear_kv_up_proj.eps = epsilon
             if module.config.q_lora_rank is not None:
                 module.linear_q_up_proj.eps = epsilon
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MegatronOptions:
+    """Further fields of Megatron-core's configs, which win over ours."""
+
+    transformer: Mapping[str, Any]
+    ddp: Mapping[str, Any]
+    optimizer: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, section: Mapping[str, Any], *, device: str) -> Self:
+        """Take the section apart.
+
+        Raises:
+            ValueError: a field that does not exist, is not the user's to set, or does not go with the device.
+        """
+        for _, problem in find_problems("megatron", section, device=device):
+            raise ValueError(problem)
+        optimizer = {
+            key: getattr(torch, value) if key in DTYPES else value
+            for key, value in section.get("optimizer", {}).items()
+        }
+        return cls(
+            transformer={
+                key: AttnBackend[value] if key == "attention_backend" else value
+                for key, value in section.items()
+                if key not in ("ddp", "optimizer")
+            },
+            ddp=section.get("ddp", {}),
+            optimizer=optimizer,
+        )
+
+
+FORWARD_AND_BACKWARD = 3
+"""The backward pass has two products for each one of the forward pass. What is computed again is not counted."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LayerFlops:
+    """Of one update, in this rank's share of the layers; embeddings and output layer are not among them."""
+
+    token: float
+    """For each token: two for each weight that it meets, of experts those that it is sent to."""
+    pair: float
+    """For each pair of a token and one that it attends to."""
+
+
+def layer_flops(chunks: Iterable[GPTModel]) -> LayerFlops:
+    """Of the parts of a model that a rank holds."""
+    token = pair = 0.0
+    for chunk in chunks:
+        config = chunk.config
+        for name, param in chunk.decoder.named_parameters():
+            if param.dim() > 1:
+                token += 2.0 * param.numel() * (_active_share(config) if ".experts." in name else 1.0)
+        pair += len(chunk.decoder.layers) * 2.0 * _attended_width(config)
+    return LayerFlops(token=FORWARD_AND_BACKWARD * token, pair=FORWARD_AND_BACKWARD * pair)
+
+
+def _active_share(config: TransformerConfig) -> float:
+    """Of this rank's experts, how many for each of its own tokens: other ranks send theirs, and are sent its own."""
+    assert config.num_moe_experts is not None
+    return config.moe_router_topk * config.expert_model_parallel_size / config.num_moe_experts
+
+
+def _attended_width(config: TransformerConfig) -> int:
+    """Products for a pair: the width of keys and of values, of all heads of this rank."""
+    heads = config.num_attention_heads // config.tensor_model_parallel_size
+    if isinstance(config, MLATransformerConfig):
+        return heads * (config.qk_head_dim + config.qk_pos_emb_head_dim + config.v_head_dim)
+    assert config.kv_channels is not None
+    return heads * 2 * config.kv_channels

@@ -20,17 +20,17 @@ from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.data.prefix_tree import Sharing
 from polyturn.trainer.data.samples import TrainSample
 from polyturn.trainer.megatron.cpu import install_cpu_compatibility
-from polyturn.trainer.megatron.families.computation import same_computation
-from polyturn.trainer.megatron.hf_directory import HFWeights, read_config, write_hf_directory
-from polyturn.trainer.megatron.schedule import LearningRateSchedule
-from polyturn.trainer.megatron.weight_files import linear_layers
+from polyturn.trainer.megatron.optimizer import LearningRateSchedule
+from polyturn.trainer.models.families import same_computation
+from polyturn.trainer.models.hf_directory import HFWeights, read_config, write_hf_directory
+from polyturn.trainer.models.weight_files import linear_layers
 
 if TYPE_CHECKING:
     from megatron.core.models.gpt.gpt_model import GPTModel
 
     from polyturn.trainer.megatron.engine import Engine
-    from polyturn.trainer.megatron.flops import LayerFlops
-    from polyturn.trainer.megatron.packed import PackedBatch
+    from polyturn.trainer.megatron.model import LayerFlops
+    from polyturn.trainer.megatron.packing import PackedBatch
     from polyturn.trainer.megatron.reference import Reference
 
 REFERENCE_NAME = "reference"
@@ -89,10 +89,10 @@ class MegatronPolicy:
             ValueError: the directory, the config or the layout cannot be used; one sentence says why.
         """
         install_cpu_compatibility(device)
-        from polyturn.trainer.megatron.checkpoints.header import describe_adapters
-        from polyturn.trainer.megatron.checkpoints.keeper import PolicyCheckpoints
+        from polyturn.trainer.checkpoints.manifest import describe_adapters
         from polyturn.trainer.megatron.engine import Engine
-        from polyturn.trainer.megatron.ranks import join_ranks
+        from polyturn.trainer.megatron.policy_checkpoints import PolicyCheckpoints
+        from polyturn.trainer.megatron.process_groups import join_ranks
         from polyturn.trainer.megatron.routing_replay import RoutingReplay
 
         self.model_path = Path(model_path)
@@ -213,7 +213,7 @@ class MegatronPolicy:
 
     def take_sharing(self) -> tuple[Sharing, LayerFlops]:
         """What updates computed on this rank since the last call, and would have without shared prefixes; its costs."""
-        from polyturn.trainer.megatron.flops import layer_flops
+        from polyturn.trainer.megatron.model import layer_flops
 
         sharing, self._sharing = self._sharing, Sharing()
         return sharing, layer_flops(self._engine.chunks)
@@ -252,7 +252,7 @@ class MegatronPolicy:
 
     def save_adapter(self, directory: Path) -> None:
         """Write the adapters as a PEFT directory: rank 0 writes, the others wait for it."""
-        from polyturn.trainer.megatron.lora_peft import named_adapter_tensors, save_adapter
+        from polyturn.trainer.megatron.lora import named_adapter_tensors, save_adapter
 
         assert self.lora is not None, "there are no adapters to save"
         tensors = named_adapter_tensors(self._engine.chunks)
@@ -310,14 +310,14 @@ class MegatronPolicy:
 
     def close(self) -> None:
         """Leave the ranks."""
-        from polyturn.trainer.megatron.ranks import leave_ranks
+        from polyturn.trainer.megatron.process_groups import leave_ranks
 
         leave_ranks()
 
     def _load_initial(self, path: Path | None, *, with_optimizer: bool) -> None:
         """The weights that training begins with, and the optimizer that takes them up."""
-        from polyturn.trainer.megatron.checkpoints.sources import find_source
-        from polyturn.trainer.megatron.checkpoints.torch_dist import load_torch_dist
+        from polyturn.trainer.checkpoints.sources import find_source
+        from polyturn.trainer.megatron.torch_dist import load_torch_dist
 
         source = None if path is None else find_source(path)
         if source is not None and source.kind == "hf":

@@ -21,10 +21,10 @@ from megatron.core.transformer.moe.router import TopKRouter
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
-from polyturn.trainer.megatron.families.mapping import Mapped, find_row
-from polyturn.trainer.megatron.hf_directory import HFWeights
 from polyturn.trainer.megatron.model import Architecture
-from polyturn.trainer.megatron.weight_files import EMBEDDING, OUTPUT, check_tensors
+from polyturn.trainer.models.hf_directory import HFWeights
+from polyturn.trainer.models.weight_files import EMBEDDING, OUTPUT, check_tensors
+from polyturn.trainer.models.weight_mapping import Mapped, find_row
 
 OUTPUT_WEIGHT = "output_layer.weight"
 EMBEDDING_WEIGHT = "embedding.word_embeddings.weight"

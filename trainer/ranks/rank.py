@@ -24,6 +24,7 @@ from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.placement import assigned_gpus, free_port, gpu_environment
 from polyturn.trainer.algorithms.objective import Objective
+from polyturn.trainer.checkpoints.sources import initial_weights
 from polyturn.trainer.data.samples import (
     SKIPPED,
     UNMOVED,
@@ -34,13 +35,12 @@ from polyturn.trainer.data.samples import (
     Values,
     in_warmup,
 )
-from polyturn.trainer.megatron.checkpoints.sources import initial_weights
 from polyturn.trainer.weight_sync import SyncReport, WeightPublisher
 
 if TYPE_CHECKING:
     from polyturn.trainer.megatron.critic import MegatronCritic
-    from polyturn.trainer.megatron.fp8_directory import FP8Cast
     from polyturn.trainer.megatron.policy import MegatronPolicy
+    from polyturn.trainer.models.hf_directory import FP8Cast
 
 
 ADAPTER_NAME = "adapter"
@@ -102,7 +102,7 @@ class TrainerRank:
 
         sync = self._config.weight_sync
         if sync.dtype == "fp8_block":
-            from polyturn.trainer.megatron.fp8_directory import FP8Cast
+            from polyturn.trainer.models.hf_directory import FP8Cast
 
             self._cast = FP8Cast(self._model_path)
         engines = [EngineControl(url) for url in engine_urls]
@@ -229,9 +229,9 @@ class CriticRank:
 
         trainer = self._config.trainer
         install_cpu_compatibility(trainer.device)
-        from polyturn.trainer.megatron.checkpoints.keeper import PolicyCheckpoints
-        from polyturn.trainer.megatron.hf_directory import read_config
-        from polyturn.trainer.megatron.ranks import join_ranks
+        from polyturn.trainer.megatron.policy_checkpoints import PolicyCheckpoints
+        from polyturn.trainer.megatron.process_groups import join_ranks
+        from polyturn.trainer.models.hf_directory import read_config
 
         parallel = trainer.critic.parallel
         join_ranks(
@@ -278,7 +278,7 @@ class CriticRank:
 
     def close(self) -> None:
         """Leave the other ranks."""
-        from polyturn.trainer.megatron.ranks import leave_ranks
+        from polyturn.trainer.megatron.process_groups import leave_ranks
 
         leave_ranks()
 

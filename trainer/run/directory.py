@@ -33,7 +33,7 @@ import orjson
 from polyturn.configs.loading.loader import dump_config, load_config
 from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.whole_file import sync_directory, whole_file
-from polyturn.trainer.megatron.checkpoints.manifest import read_sealed, write_sealed
+from polyturn.trainer.checkpoints.manifest import read_sealed, write_sealed
 
 STEP_NAME = re.compile(r"step_(\d+)$")
 RUN_NAME = re.compile(r"(?P<name>.*)-(?P<stamp>\d{8}-\d{6})(-(?P<number>\d+))?$")

@@ -16,7 +16,7 @@ from polyturn.configs.errors import ConfigError, machine_fault
 from polyturn.rollout.collector import RolloutError
 from polyturn.rollout.engines.process import EngineError
 from polyturn.tools.secrets import blank_credentials
-from polyturn.trainer.megatron.checkpoints.manifest import CheckpointError
+from polyturn.trainer.checkpoints.manifest import CheckpointError
 from polyturn.trainer.run.checks import CheckFailure
 from polyturn.trainer.run.directory import RunDirectory
 from polyturn.trainer.weight_sync import WeightSyncError

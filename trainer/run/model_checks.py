@@ -15,9 +15,8 @@ from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.sizing.fit import Capacity, judge, named_capacity
 from polyturn.configs.sizing.hardware import host_memory
 from polyturn.configs.sizing.model_shape import ModelShape
-from polyturn.trainer.megatron.families import find_family
-from polyturn.trainer.megatron.families.computation import same_computation
-from polyturn.trainer.megatron.weight_files import OUTPUT, check_tensors, read_weight_files
+from polyturn.trainer.models.families import find_family, same_computation
+from polyturn.trainer.models.weight_files import OUTPUT, check_tensors, read_weight_files
 
 
 def check_models(config: RunConfig, directory: Path) -> None:

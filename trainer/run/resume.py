@@ -32,7 +32,7 @@ from polyturn.rollout.collector import other_task
 from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.rollout.task_sources import tasks_of
-from polyturn.trainer.megatron.checkpoints.manifest import find_faults
+from polyturn.trainer.checkpoints.manifest import find_faults
 from polyturn.trainer.run.directory import FailedStep, RunDirectory
 from polyturn.trainer.run.progress import num_damaged_rows
 

@@ -16,7 +16,7 @@ from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.engines.server import Router
 from polyturn.rollout.evaluation import EvaluationResult
-from polyturn.trainer.megatron.checkpoints.manifest import CheckpointError
+from polyturn.trainer.checkpoints.manifest import CheckpointError
 from polyturn.trainer.player import RolloutPlayer
 from polyturn.trainer.ranks.group import TrainerGroup
 from polyturn.trainer.run.cluster import start_ray
@@ -265,7 +265,7 @@ def _running_stack(
 
 def _fp8_model(model_path: Path, directory: RunDirectory) -> Path:
     """The model as engines must be started to take FP8 weights; made once a run."""
-    from polyturn.trainer.megatron.fp8_directory import FP8Cast
+    from polyturn.trainer.models.hf_directory import FP8Cast
 
     if not directory.engine_model.exists():
         FP8Cast(model_path).write(directory.engine_model)

@@ -74,7 +74,7 @@ def load_and_go_on(
 
 def failing_save(context: RankContext, path: Path, directory: Path) -> tuple[str, str]:
     """A save in which rank 1 finds its file's place taken, as by a full disk: what `finish` raises, then what loads."""
-    from polyturn.trainer.megatron.checkpoints.manifest import CheckpointError
+    from polyturn.trainer.checkpoints.manifest import CheckpointError
 
     policy = _open(context, path, ParallelConfig(data=2), "float32")
     try:
@@ -125,7 +125,7 @@ def begin_with(
     context: RankContext, path: Path, samples: list[TrainSample], initial: Path, load_optimizer: bool
 ) -> Begun:
     """What a new run is before its first update."""
-    from polyturn.trainer.megatron.checkpoints.state import num_optimizer_steps
+    from polyturn.trainer.megatron.checkpoint_state import num_optimizer_steps
 
     policy = _open(
         context, path, ParallelConfig(), "float32", initial_path=initial, load_optimizer=load_optimizer
@@ -145,7 +145,7 @@ def torch_dist_weights(
     context: RankContext, path: Path, layout: ParallelConfig, directory: Path
 ) -> dict[str, torch.Tensor]:
     """The weights as a layout reads them; the first one writes them."""
-    from polyturn.trainer.megatron.checkpoints.torch_dist import save_torch_dist
+    from polyturn.trainer.megatron.torch_dist import save_torch_dist
 
     initial = directory if directory.exists() else None
     policy = _open(context, path, layout, "float32", initial_path=initial)

@@ -68,7 +68,7 @@ class RankContext:
     @contextlib.contextmanager
     def joined(self, parallel: Any, *, seed: int = 0) -> Iterator[None]:
         """A gloo process group with Megatron-core's groups of a layout, taken down at the end."""
-        from polyturn.trainer.megatron.ranks import join_ranks, leave_ranks
+        from polyturn.trainer.megatron.process_groups import join_ranks, leave_ranks
 
         join_ranks(device="cpu", parallel=parallel, seed=seed, **self.address)
         try:
@@ -200,7 +200,7 @@ def _serve(control: socket.socket) -> None:
     from polyturn.trainer.megatron.cpu import install_cpu_compatibility
 
     install_cpu_compatibility("cpu")
-    for name in ("engine", "policy", "weights", "ranks"):
+    for name in ("engine", "policy", "weights", "process_groups"):
         importlib.import_module(f"polyturn.trainer.megatron.{name}")
     import torch
 

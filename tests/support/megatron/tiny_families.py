@@ -185,10 +185,10 @@ def run_rank(context: RankContext, directories: dict[str, Path], parallel: Any) 
 
 def load_model(directory: Path) -> tuple[list[Any], Any, Any]:
     """This rank's part of a model with its weights: chunks, TransformerConfig, Architecture."""
-    from polyturn.trainer.megatron.hf_directory import HFWeights, read_config
-    from polyturn.trainer.megatron.layout import ModelLayout
     from polyturn.trainer.megatron.model import build_chunks, read_architecture, transformer_config
+    from polyturn.trainer.megatron.process_groups import ModelLayout
     from polyturn.trainer.megatron.weights import load_hf_weights, mark_split_params
+    from polyturn.trainer.models.hf_directory import HFWeights, read_config
 
     hf, layout = read_config(directory), ModelLayout.current()
     architecture = read_architecture(hf, tensor_parallel=layout.tensor)
@@ -218,7 +218,7 @@ def run_without(
     """
     from dataclasses import replace
 
-    from polyturn.trainer.megatron.families import FAMILIES
+    from polyturn.trainer.models.families import FAMILIES
 
     errors = []
     with context.joined(parallel):
@@ -257,7 +257,7 @@ def _logits(chunks: list[Any], config: Any, architecture: Any) -> torch.Tensor |
     from megatron.core.pipeline_parallel import get_forward_backward_func
     from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
-    from polyturn.trainer.megatron.packed import make_packed_batch
+    from polyturn.trainer.megatron.packing import make_packed_batch
 
     samples = [_sample(ids) for ids in token_ids()]
     batch = make_packed_batch(samples, device=torch.device("cpu"), multiple=4)

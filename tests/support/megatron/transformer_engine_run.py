@@ -44,10 +44,10 @@ def run(path: Path, *, dtype: str, allow_engine: bool) -> dict[str, Any]:
     from polyturn.configs.schema.trainer import OptimizerConfig
     from polyturn.trainer.algorithms.objective import Objective
     from polyturn.trainer.data.samples import count_samples
-    from polyturn.trainer.megatron import layer_specs
+    from polyturn.trainer.megatron import layers
 
-    found = layer_specs.HAVE_TE
-    layer_specs.HAVE_TE = found and allow_engine
+    found = layers.HAVE_TE
+    layers.HAVE_TE = found and allow_engine
     samples = make_samples(json.loads((path / "config.json").read_text())["vocab_size"])
     policy = MegatronPolicy(
         path, dtype=dtype, device="cuda", optimizer=OptimizerConfig(learning_rate=1e-3, epsilon=1e-3)
@@ -69,7 +69,7 @@ def run(path: Path, *, dtype: str, allow_engine: bool) -> dict[str, Any]:
         }
     finally:
         policy.close()
-        layer_specs.HAVE_TE = found
+        layers.HAVE_TE = found
 
 
 if __name__ == "__main__":

@@ -13,12 +13,9 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from polyturn.configs.schema.algorithm import Advantage
-from polyturn.trainer.algorithms import builtin
 from polyturn.trainer.algorithms.advantages import RewardBatch, RewardPart, TokenColumns
-from polyturn.trainer.algorithms.plugins import bind
-from polyturn.trainer.algorithms.registry import ADVANTAGES
+from polyturn.trainer.algorithms.registry import ADVANTAGES, bind
 
-assert builtin
 GROUPED = ("grpo", "dr_grpo", "rloo", "gpg", "opo", "maxrl", "gdpo")
 
 

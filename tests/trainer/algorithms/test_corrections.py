@@ -13,9 +13,8 @@ from polyturn.configs.schema import objective as sections
 from polyturn.configs.schema.algorithm import AlgorithmConfig
 from polyturn.configs.schema.section import Section
 from polyturn.trainer.algorithms import corrections  # noqa: F401
-from polyturn.trainer.algorithms.plugins import bind
 from polyturn.trainer.algorithms.protocols import CorrectionWeights
-from polyturn.trainer.algorithms.registry import CORRECTIONS
+from polyturn.trainer.algorithms.registry import CORRECTIONS, bind
 
 INDEX = [0, 0, 1, 1, 1]
 

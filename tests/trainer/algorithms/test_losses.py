@@ -10,9 +10,7 @@ import torch
 
 from polyturn.configs.schema import objective as sections
 from polyturn.configs.schema.section import Section
-from polyturn.trainer.algorithms import builtin  # noqa: F401
-from polyturn.trainer.algorithms.plugins import bind
-from polyturn.trainer.algorithms.registry import POLICY_LOSSES
+from polyturn.trainer.algorithms.registry import POLICY_LOSSES, bind
 from polyturn.trainer.algorithms.tokens import TokenBatch, TokenLoss
 
 LOGPROB = -1.0

@@ -14,7 +14,6 @@ from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.algorithm import AlgorithmConfig
 from polyturn.configs.schema.objective import ClipLoss
 from polyturn.configs.schema.section import Plugin
-from polyturn.trainer.algorithms.plugins import bind, load_plugin
 from polyturn.trainer.algorithms.registry import (
     ADVANTAGES,
     CORRECTIONS,
@@ -23,6 +22,8 @@ from polyturn.trainer.algorithms.registry import (
     REDUCERS,
     REWARD_POSTPROCESSORS,
     Registry,
+    bind,
+    load_plugin,
 )
 from polyturn.trainer.battery.kit import REGISTRIES
 from polyturn.trainer.run.preflight import preflight

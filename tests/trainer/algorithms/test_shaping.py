@@ -21,8 +21,8 @@ from polyturn.configs.schema.algorithm import (
 )
 from polyturn.configs.schema.objective import KLInReward
 from polyturn.configs.schema.section import Plugin
+from polyturn.trainer.algorithms.losses import value_loss
 from polyturn.trainer.algorithms.registry import ADVANTAGES
-from polyturn.trainer.algorithms.value_loss import value_loss
 from polyturn.trainer.credit.estimates import Estimates, estimate_advantages, make_samples
 
 OVERLONG = OverlongShaping(kind="overlong", max_tokens=8, buffer_tokens=4, factor=2.0)

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from polyturn.trainer.algorithms.plugins import load_plugin
 from polyturn.trainer.algorithms.protocols import PolicyLoss, Reducer
-from polyturn.trainer.algorithms.registry import POLICY_LOSSES, REDUCERS
+from polyturn.trainer.algorithms.registry import POLICY_LOSSES, REDUCERS, load_plugin
 from polyturn.trainer.algorithms.tokens import TokenBatch, TokenLoss
 from polyturn.trainer.battery import BatteryFailure, cases, check_over_ranks
 from polyturn.trainer.battery.ranks import LAYOUTS, Layout, Sums, require_sums, sums_on_rank

@@ -17,9 +17,12 @@ install_cpu_compatibility("cpu")
 
 from megatron.core.parallel_state import RankGenerator  # noqa: E402
 
-from polyturn.trainer.megatron.attention import lay_out_context  # noqa: E402
-from polyturn.trainer.megatron.context import ContextSlice, whole_order  # noqa: E402
-from polyturn.trainer.megatron.packed import make_packed_batch  # noqa: E402
+from polyturn.trainer.megatron.attention import (  # noqa: E402
+    ContextSlice,
+    lay_out_context,
+    whole_order,
+)
+from polyturn.trainer.megatron.packing import make_packed_batch  # noqa: E402
 
 CPU = torch.device("cpu")
 

@@ -16,9 +16,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
 
-from polyturn.trainer.megatron.checkpoints.sources import find_source
+from polyturn.trainer.checkpoints.sources import find_source
 from polyturn.trainer.megatron.convert import Ranks, make_plan
-from polyturn.trainer.megatron.fp8 import dequantize_blocks
+from polyturn.trainer.models.fp8 import dequantize_blocks
 from tests.support.megatron.ranks_pool import RankContext, RankFailure, RankPool
 from tests.support.megatron.tiny_families import make_tiny
 

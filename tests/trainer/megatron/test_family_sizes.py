@@ -37,9 +37,8 @@ def _build_part(
     from megatron.core.models.gpt.gpt_model import GPTModel
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
-    from polyturn.trainer.megatron.layout import ModelLayout
     from polyturn.trainer.megatron.model import build_chunks, read_architecture, transformer_config
-    from polyturn.trainer.megatron.ranks import form_groups, leave_ranks
+    from polyturn.trainer.megatron.process_groups import ModelLayout, form_groups, leave_ranks
     from polyturn.trainer.megatron.weights import locate_tensors
 
     # It moves the values of tied embeddings between stages, and there are none.

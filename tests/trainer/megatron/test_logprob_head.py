@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyturn.configs.schema.trainer import ParallelConfig
-from polyturn.trainer.megatron import logprobs
+from polyturn.trainer.megatron import logprob_head
 from polyturn.trainer.megatron.cpu import install_cpu_compatibility
-from polyturn.trainer.megatron.logprobs import VocabularySlice, token_logprobs
+from polyturn.trainer.megatron.logprob_head import VocabularySlice, token_logprobs
 
 install_cpu_compatibility("cpu")
 
@@ -47,8 +47,8 @@ def test_values_and_gradients_are_exact_whatever_the_tiles(
     hidden, weight, targets = make(num_rows, num_columns)
     factors = torch.randn(2, num_rows, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(logprobs, "TILE_ELEMENTS", {"cpu": tile})
-        patch.setattr(logprobs, "MIN_TILE_SIDE", 1)
+        patch.setattr(logprob_head, "TILE_ELEMENTS", {"cpu": tile})
+        patch.setattr(logprob_head, "MIN_TILE_SIDE", 1)
         found = token_logprobs(
             hidden,
             weight,

@@ -11,8 +11,8 @@ import pytest
 
 from polyturn.configs.models import preset_directory, preset_names
 from polyturn.configs.sizing.model_shape import ModelShape
-from polyturn.trainer.megatron.families import FAMILIES
-from polyturn.trainer.megatron.weight_files import (
+from polyturn.trainer.models.families import FAMILIES
+from polyturn.trainer.models.weight_files import (
     StoredTensor,
     check_tensors,
     expected_tensors,

@@ -18,9 +18,11 @@ from polyturn.trainer.megatron.policy import MegatronPolicy
 
 install_cpu_compatibility("cpu")
 
-from polyturn.trainer.megatron.layout import ModelLayout  # noqa: E402
-from polyturn.trainer.megatron.model import transformer_config  # noqa: E402
-from polyturn.trainer.megatron.options import MegatronOptions  # noqa: E402
+from polyturn.trainer.megatron.model import (  # noqa: E402
+    MegatronOptions,
+    transformer_config,
+)
+from polyturn.trainer.megatron.process_groups import ModelLayout  # noqa: E402
 
 LENGTHS = [5, 40, 17, 2, 33, 17, 60, 9]
 SMOOTH = OptimizerConfig(learning_rate=0.01, epsilon=1e-3, weight_decay=0.1, clip_grad=1e9)

@@ -19,8 +19,10 @@ from polyturn.trainer.megatron.policy import MegatronPolicy
 
 install_cpu_compatibility("cpu")
 
-from polyturn.trainer.megatron.packed import make_packed_batch  # noqa: E402
-from polyturn.trainer.megatron.tokens import token_batch  # noqa: E402
+from polyturn.trainer.megatron.packing import (  # noqa: E402
+    make_packed_batch,
+    token_batch,
+)
 
 LENGTHS = [5, 40, 17, 3, 33, 17, 60, 9]
 SEQUENCES = ["a", "a", "b", "c", "c", "c", "d", "e"]

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from polyturn.trainer.algorithms.losses import value_loss
 from polyturn.trainer.algorithms.registry import POLICY_LOSSES, REDUCERS, Registry
 from polyturn.trainer.algorithms.tokens import TokenBatch, TokenLoss
-from polyturn.trainer.algorithms.value_loss import value_loss
 from polyturn.trainer.battery import Case, cases, checks, run_check
 from polyturn.trainer.battery.kit import REGISTRIES
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from polyturn.trainer.algorithms.advantages.types import RewardBatch, RewardPart
+from polyturn.trainer.algorithms.advantages import RewardBatch, RewardPart
 from polyturn.trainer.algorithms.registry import (
     ADVANTAGES,
     CORRECTIONS,

@@ -11,8 +11,7 @@ import pytest
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.loading.loader import load_config, shipped_names
 from polyturn.trainer.algorithms.objective import Objective
-from polyturn.trainer.algorithms.plugins import bind
-from polyturn.trainer.algorithms.registry import ADVANTAGES, CORRECTIONS, POLICY_LOSSES, REDUCERS
+from polyturn.trainer.algorithms.registry import ADVANTAGES, CORRECTIONS, POLICY_LOSSES, REDUCERS, bind
 from polyturn.trainer.battery import table
 from polyturn.trainer.battery.kit import REGISTRIES
 

@@ -13,7 +13,6 @@ from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.algorithm import AlgorithmConfig
 from polyturn.trainer.algorithms.advantages import RewardBatch
 from polyturn.trainer.algorithms.objective import Objective, evaluate_objective
-from polyturn.trainer.algorithms.plugins import load_plugin
 from polyturn.trainer.algorithms.registry import (
     ADVANTAGES,
     CORRECTIONS,
@@ -21,6 +20,7 @@ from polyturn.trainer.algorithms.registry import (
     REDUCERS,
     REWARD_POSTPROCESSORS,
     Registry,
+    load_plugin,
 )
 from polyturn.trainer.battery import checks, run_check, steps
 from polyturn.trainer.battery.corrections import correct

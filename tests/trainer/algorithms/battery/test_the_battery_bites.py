@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from polyturn.trainer.algorithms.advantages.types import (
+from polyturn.trainer.algorithms.advantages import (
     Advantages,
     Float32,
     Float64,

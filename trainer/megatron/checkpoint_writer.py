@@ -1,0 +1,175 @@
+"""Writing a checkpoint: a copy of this rank's state is taken at once, and a thread writes it while training goes on.
+
+One safetensors file a rank. Nothing is exchanged between ranks but the checksums at the end, so the cost of a save is
+one copy of the state; a step count, the index of what lies where and the header stand in the file's metadata.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import orjson
+import torch
+import torch.distributed as dist
+
+from polyturn.rollout.whole_file import whole_file
+from polyturn.trainer.checkpoints.manifest import (
+    CHUNK_BYTES,
+    MARKER,
+    CheckpointError,
+    WrittenFile,
+    describe_folders,
+    write_manifest,
+)
+from polyturn.trainer.megatron.checkpoint_state import kept_state, num_optimizer_steps, random_state
+from polyturn.trainer.megatron.engine import Engine
+
+DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+ALIGNMENT = 8
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]
+) -> WrittenFile:
+    """Write contiguous CPU tensors; the file appears under its name once all of it is on the disk.
+
+    Raises:
+        OSError: the disk is full or fails.
+    """
+    header: dict[str, object] = {"__metadata__": dict(metadata)}
+    # The widest first, so that every tensor begins at a multiple of its element size.
+    names = sorted(tensors, key=lambda name: -tensors[name].element_size())
+    position = 0
+    for name in names:
+        tensor = tensors[name]
+        end = position + tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": DTYPE_NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [position, end],
+        }
+        position = end
+    text = orjson.dumps(header)
+    text += b" " * (-len(text) % ALIGNMENT)
+    prefix = struct.pack("<Q", len(text)) + text
+    crc, num_bytes = zlib.crc32(prefix), len(prefix)
+    with whole_file(path) as file:
+        file.write(prefix)
+        for name in names:
+            view = memoryview(tensors[name].reshape(-1).view(torch.uint8).numpy())
+            for start in range(0, len(view), CHUNK_BYTES):
+                chunk = view[start : start + CHUNK_BYTES]
+                crc = zlib.crc32(chunk, crc)
+                file.write(chunk)
+            num_bytes += len(view)
+    return WrittenFile(name=path.name, num_bytes=num_bytes, crc32=crc)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Pending:
+    directory: Path
+    header: dict[str, Any]
+    file: Future[WrittenFile]
+
+
+class CheckpointWriter:
+    """Writes checkpoints of one rank, one at a time."""
+
+    def __init__(self) -> None:
+        self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: _Pending | None = None
+
+    @property
+    def pending(self) -> bool:
+        """Whether a checkpoint was begun and not finished."""
+        return self._pending is not None
+
+    def begin(self, engines: Mapping[str, Engine], directory: Path, *, header: dict[str, Any]) -> None:
+        """Copy the state and start to write it. Collective; the one before must have been finished.
+
+        Args:
+            engines: by the name that their tensors are filed under.
+            header: JSON values that `read_manifest` gives back.
+        """
+        assert self._pending is None, "finish the checkpoint before"
+        directory.mkdir(parents=True, exist_ok=True)
+        if dist.get_rank() == 0:
+            (directory / MARKER).unlink(missing_ok=True)
+        dist.barrier()
+        tensors, metadata = snapshot(engines)
+        path = directory / file_name(dist.get_rank(), dist.get_world_size())
+        file = self._threads.submit(write_safetensors, path, tensors, metadata)
+        self._pending = _Pending(directory=directory, header=header, file=file)
+
+    def written(self) -> bool:
+        """Whether `finish` would not have to wait for this rank's disk."""
+        return self._pending is None or self._pending.file.done()
+
+    def finish(self) -> None:
+        """Wait for the files of all ranks, then mark the checkpoint as finished. Collective.
+
+        Raises:
+            CheckpointError: a rank could not write; raised on all of them.
+        """
+        if self._pending is None:
+            return
+        pending, self._pending = self._pending, None
+        fault = pending.file.exception()
+        ours = None if fault is not None else pending.file.result()
+        gathered: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(gathered, (ours, fault and f"{type(fault).__name__}: {fault}"))
+        faults = [f"rank {rank}: {text}" for rank, (_, text) in enumerate(gathered) if text]
+        if not faults and dist.get_rank() == 0:
+            try:
+                files = [file for file, _ in gathered] + describe_folders(pending.directory)
+                write_manifest(pending.directory, pending.header, files)
+            except OSError as error:
+                faults = [f"rank 0: {error}"]
+        told = [faults]
+        dist.broadcast_object_list(told, src=0)
+        if told[0]:
+            raise CheckpointError(
+                f"the checkpoint {pending.directory} was not written: {'; '.join(told[0])}"
+            ) from fault
+
+
+FILE_PREFIX = "rank-"
+
+
+def file_name(rank: int, world_size: int) -> str:
+    return f"{FILE_PREFIX}{rank:05d}-of-{world_size:05d}.safetensors"
+
+
+@torch.no_grad()
+def snapshot(engines: Mapping[str, Engine]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """A copy of this rank's state on the CPU: the tensors of its file, and the file's metadata."""
+    tensors = {name: state.clone() for name, state in random_state().items()}
+    index: list[Any] = []
+    steps = {}
+    for engine_name, engine in engines.items():
+        steps[engine_name] = num_optimizer_steps(engine)
+        for kept in kept_state(engine):
+            name = str(len(index))
+            for state_name, state in kept.states.items():
+                tensors[f"{name}.{state_name}"] = state.to("cpu", copy=True)
+            boxes = [box.as_json() for box in kept.boxes]
+            index.append([engine_name, kept.start, kept.end, sorted(kept.states), boxes])
+    metadata = {"index": orjson.dumps(index).decode(), "steps": orjson.dumps(steps).decode()}
+    return tensors, metadata

@@ -1,0 +1,103 @@
+"""The process groups of a rank: how they are formed, and how the ranks that form one copy of a model share it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Self
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
+
+from polyturn.configs.schema.trainer import ParallelConfig
+from polyturn.trainer.weight_sync.process_group import open_store
+
+TIMEOUT = timedelta(minutes=30)
+
+
+def join_ranks(
+    *,
+    device: str,
+    parallel: ParallelConfig,
+    seed: int,
+    rank: int,
+    world_size: int,
+    master_address: str,
+    master_port: int,
+) -> None:
+    """Meet the other ranks and form the groups.
+
+    Raises:
+        ValueError: the layout does not give as many ranks as there are, or this process is a rank already.
+    """
+    if parallel.world_size != world_size:
+        raise ValueError(
+            f"the layout {parallel.describe()} has {parallel.world_size} rank(s), but {world_size} were started: set "
+            "tensor x context x data x pipeline to that number"
+        )
+    if dist.is_initialized():
+        raise ValueError("this process is a rank already: close its MegatronPolicy first")
+    if device == "cuda":
+        torch.cuda.set_device(rank % torch.cuda.device_count())
+    backend = "nccl" if device == "cuda" else "gloo"
+    if world_size == 1:
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
+    else:
+        store = open_store(
+            address=master_address, port=master_port, world_size=world_size, rank=rank, timeout=TIMEOUT
+        )
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
+    form_groups(parallel, rank=rank)
+    model_parallel_cuda_manual_seed(seed)
+
+
+def form_groups(parallel: ParallelConfig, *, rank: int) -> None:
+    """Megatron-core's groups of a layout. The process group must be up."""
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=parallel.tensor,
+        pipeline_model_parallel_size=parallel.pipeline,
+        virtual_pipeline_model_parallel_size=parallel.virtual_pipeline
+        if parallel.virtual_pipeline > 1
+        else None,
+        context_parallel_size=parallel.context,
+        expert_model_parallel_size=parallel.expert,
+        expert_tensor_parallel_size=parallel.expert_tensor,
+        # The order that `ParallelConfig.place` counts in.
+        order="tp-cp-ep-dp-pp",
+        create_gloo_process_groups=False,
+    )
+    assert parallel_state.get_data_parallel_rank() == parallel.place(rank).data
+
+
+def leave_ranks() -> None:
+    """Take the groups down, if there are any, so that this process can become a rank again."""
+    if dist.is_initialized():
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelLayout:
+    """Sizes of Megatron-core's groups; data parallelism, which copies, is none of them."""
+
+    tensor: int = 1
+    pipeline: int = 1
+    virtual_pipeline: int | None = None
+    """Stages that each pipeline rank holds; None: one, without interleaving."""
+    context: int = 1
+    expert: int = 1
+    expert_tensor: int = 1
+
+    @classmethod
+    def current(cls) -> Self:
+        """Of the groups that are up."""
+        return cls(
+            tensor=parallel_state.get_tensor_model_parallel_world_size(),
+            pipeline=parallel_state.get_pipeline_model_parallel_world_size(),
+            virtual_pipeline=parallel_state.get_virtual_pipeline_model_parallel_world_size(),
+            context=parallel_state.get_context_parallel_world_size(),
+            expert=parallel_state.get_expert_model_parallel_world_size(),
+            expert_tensor=parallel_state.get_expert_tensor_parallel_world_size(),
+        )

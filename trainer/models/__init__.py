@@ -1,0 +1,1 @@
+"""Models as they lie on disk: Hugging Face directories, and what Megatron-core has to know of each family."""
