@@ -34,7 +34,9 @@ from polyturn.configs.schema.run import EnginesConfig
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.registry import make
 from polyturn.rollout.collector import Collector
-from polyturn.rollout.engines.fleet import Fleet
+from polyturn.rollout.engines.control import EngineControl
+from polyturn.rollout.engines.launch import Engines, LocalLauncher
+from polyturn.rollout.engines.server import EngineSpec
 from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.limits import RolloutLimits
 from polyturn.rollout.setup import open_client, token_play
@@ -186,10 +188,11 @@ class Round:
     same_connections: Speed
 
 
-async def measure(fleet: Fleet, model: Path, shape: Shape, rounds: int) -> list[Round]:
+async def measure(engines: Engines, model: Path, shape: Shape, rounds: int) -> list[Round]:
     """Rounds of measurements, each through Polyturn, plain, and plain over Polyturn's connections."""
-    [engine], [engine_url] = fleet.controls, fleet.engine_urls
-    polyturn = Polyturn(model, fleet.url, shape)
+    [engine_url] = engines.engine_urls
+    engine = EngineControl(engine_url)
+    polyturn = Polyturn(model, engines.url, shape)
     measured = []
 
     async def timed(play: Awaitable[Value]) -> tuple[Speed, Value]:
@@ -278,19 +281,20 @@ def main() -> None:
         model = (
             resolve_model_path(arguments.model) if arguments.model else untrained_model(Path(scratch) / "m")
         )
-        with Fleet(
+        spec = EngineSpec(
             config=EnginesConfig(device="cpu"),
             model_path=without_end(model, Path(scratch) / "served"),
             dtype="float32",
             seeded=True,
             log_directory=Path(scratch),
-        ) as fleet:
+        )
+        with Engines(spec, LocalLauncher(spec)) as engines:
             print(
                 f"{'round':>5} {'Polyturn tok/s':>14} {'plain tok/s':>14} {'same connections':>17} {'ratio':>7} "
                 f"{'ratio same':>10} {'our CPU s':>10} {'plain CPU s':>10}"
             )
             rounds = 3 if arguments.short else arguments.rounds
-            measured = asyncio.run(measure(fleet, model, shape, rounds))
+            measured = asyncio.run(measure(engines, model, shape, rounds))
     print(json.dumps(figures_of(measured, shape)))
 
 

@@ -22,7 +22,7 @@ from polyturn.configs.schema.run import EnginesConfig
 from polyturn.rollout.engines.checksums import EngineChecksums
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.placement import free_port
-from polyturn.rollout.engines.server import SGLangServer
+from polyturn.rollout.engines.server import EngineSpec, SGLangServer
 from polyturn.trainer.weight_sync.broadcast import BroadcastPublisher
 from polyturn.trainer.weight_sync.process_group import join_process_group
 
@@ -77,15 +77,15 @@ def main() -> None:
     sync: list[float] = []
     raw: list[float] = []
     with tempfile.TemporaryDirectory() as logs:
-        server = SGLangServer(
+        spec = EngineSpec(
             config=EnginesConfig(device="cpu"),
             model_path=model,
             sglang={"max_total_tokens": 8192},
             dtype="float32",
             seeded=False,
-            log_path=Path(logs) / "engine.log",
+            log_directory=Path(logs),
         )
-        with server:
+        with SGLangServer(spec) as server:
             server.wait_ready()
             publisher = BroadcastPublisher(
                 engines=[EngineControl(server.url)],

@@ -14,7 +14,8 @@ from typing import Literal
 from polyturn.agents.episode import Episode
 from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.collector import Collector, Group, RolloutError
-from polyturn.rollout.engines.fleet import Fleet
+from polyturn.rollout.engines.launch import Engines, LocalLauncher
+from polyturn.rollout.engines.server import EngineSpec
 from polyturn.rollout.groups import Prompt
 from polyturn.rollout.limits import Policy
 from polyturn.rollout.setup import build_collector, open_policy
@@ -213,8 +214,9 @@ def evaluate_model(
                 )
 
         try:
-            with Fleet.from_config(config, model_path=model_path, log_directory=kept / "logs") as fleet:
-                result = asyncio.run(play(fleet.url))
+            spec = EngineSpec.from_config(config, model_path=model_path, log_directory=kept / "logs")
+            with Engines(spec, LocalLauncher(spec)) as engines:
+                result = asyncio.run(play(engines.url))
             store.write_step(EVALUATION_STEP, episodes)
             store.forget(EVALUATION_STEP)
         finally:

@@ -68,6 +68,7 @@ class SupervisedProcess:
         finally:
             os.close(read_end)
         self._owner_fd = write_end
+        self._started = time.monotonic()
 
     @property
     def pid(self) -> int:
@@ -103,22 +104,26 @@ class SupervisedProcess:
         lines = self.log_path.read_text(errors="replace").splitlines()
         return "\n".join(lines[-num_lines:])
 
-    def wait_until(self, url: str, *, timeout_s: float) -> None:
-        """Wait until GET `url` answers 200.
+    def answers(self, url: str, *, timeout_s: float) -> bool:
+        """Whether GET `url` answers 200.
 
-        Raises `EngineError` with the log's tail when the command ends or the time is up before that.
+        Raises `EngineError` with the log's tail when the command has ended, or has been running for `timeout_s`.
         """
-        deadline = time.monotonic() + timeout_s
-        with httpx.Client(trust_env=False, timeout=5.0) as client:
-            while time.monotonic() < deadline:
-                self.check()
-                try:
-                    if client.get(url).status_code == 200:
-                        return
-                except httpx.TransportError:
-                    pass  # not listening yet
-                time.sleep(0.1)
-        raise EngineError(f"{self.name} was not ready after {timeout_s:g} s; {self._where()}")
+        self.check()
+        try:
+            # Plain HTTP: a client that does not read certificates is made in a hundredth of the time.
+            if httpx.get(url, timeout=5.0, trust_env=False, verify=False).status_code == 200:
+                return True
+        except httpx.TransportError:
+            pass  # not listening yet
+        if time.monotonic() > self._started + timeout_s:
+            raise EngineError(f"{self.name} was not ready after {timeout_s:g} s; {self._where()}")
+        return False
+
+    def wait_until(self, url: str, *, timeout_s: float) -> None:
+        """Wait until `answers`. Raises as it does."""
+        while not self.answers(url, timeout_s=timeout_s):
+            time.sleep(0.1)
 
     def check(self) -> None:
         """Raise `EngineError` with the log's tail unless the command is running."""

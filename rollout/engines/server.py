@@ -8,7 +8,8 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,7 +24,7 @@ from polyturn.configs.addresses import (
     http_url,
 )
 from polyturn.configs.loading.upstream import find_problems
-from polyturn.configs.schema.run import EnginesConfig, RouterConfig
+from polyturn.configs.schema.run import EnginesConfig, RouterConfig, RunConfig
 from polyturn.rollout.engines.placement import claim_port, free_port, gpu_environment
 from polyturn.rollout.engines.process import EngineError, SupervisedProcess
 
@@ -54,62 +55,74 @@ ENVIRONMENT: Mapping[str, str] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineSpec:
+    """What all engines of a run have in common."""
+
+    config: EnginesConfig
+    model_path: Path
+    """The Hugging Face directory that they serve."""
+    dtype: str
+    """Of its weights there."""
+    seeded: bool
+    """Whether a request's seed counts."""
+    log_directory: Path
+    sglang: Mapping[str, Any] = field(default_factory=dict)
+    """Further server arguments in snake case, as a user wrote them."""
+    seed: int = 0
+
+    @classmethod
+    def from_config(cls, config: RunConfig, *, model_path: Path, log_directory: Path) -> Self:
+        """As a run config describes them."""
+        return cls(
+            config=config.engines,
+            model_path=model_path,
+            dtype=config.model.dtype,
+            seeded=config.rollout.sampling.seeded,
+            log_directory=log_directory,
+            sglang=config.sglang,
+            seed=config.seed,
+        )
+
+
 class SGLangServer:
     """One server: `start`, `wait_ready`, use `url`, `stop`."""
 
     def __init__(
         self,
+        spec: EngineSpec,
         *,
-        config: EnginesConfig,
-        model_path: Path,
-        sglang: Mapping[str, Any],
-        dtype: str,
-        seeded: bool,
-        log_path: Path,
-        gpus: Sequence[str] = (),
-        port: int = 0,
         index: int = 0,
-        random_seed: int = 0,
+        gpus: Sequence[str] = (),
         own_address: str = LOOPBACK,
+        avoid_ports: Collection[int] = (),
     ) -> None:
         """Choose the port; nothing starts.
 
         Args:
-            sglang: Further server arguments in snake case.
+            index: The engine's number in the run: it seeds the engine, and follows the first engine's port.
             gpus: Those that are the engine's own, as `gpus_of_engine` and `assigned_gpus` name them; none on a CPU.
-            port: 0 takes a free one.
-            index: The engine's number in the run, which seeds it.
             own_address: This host's, as those who call the engine know it.
+            avoid_ports: Free ones that are promised to others.
 
-        Raises `ValueError` when the port is taken or `sglang` sets an argument that we own.
+        Raises `ValueError` when the port is taken or the spec sets an argument that we own.
         """
-        host = engine_host(config.host, own_address=own_address)
+        config = spec.config
+        host = own_address if config.host is None else config.host
         self.host = advertised_address(bind_address(host), own=own_address)
-        self.port = claim_port(host, port, section="engines")
+        port = config.port + index if config.port else 0
+        self.port = claim_port(host, port, section="engines", avoid=avoid_ports)
         self._timeout_s = config.start_timeout_s
         self._rendezvous = Path(tempfile.gettempdir()) / f"polyturn-rendezvous-{uuid.uuid4().hex}"
-        arguments = server_arguments(
-            config=config,
-            model_path=model_path,
-            sglang=sglang,
-            dtype=dtype,
-            seeded=seeded,
-            host=bind_address(host),
-            port=self.port,
-            index=index,
-            random_seed=random_seed,
-        )
+        arguments = server_arguments(spec, host=bind_address(host), port=self.port, index=index)
+        on_cpu = config.device == "cpu"
         self.process = SupervisedProcess(
             [sys.executable, "-m", "polyturn.rollout.engines.serve", *arguments],
             name=f"SGLang server {index}",
-            log_path=log_path,
+            log_path=spec.log_directory / f"engine_{index}.log",
             environment={
                 **ENVIRONMENT,
-                **(
-                    cpu_environment(config.tensor_parallel)
-                    if config.device == "cpu"
-                    else gpu_environment(gpus)
-                ),
+                **(cpu_environment(config.tensor_parallel) if on_cpu else gpu_environment(gpus)),
                 # Its ranks meet in a file: the store of a TCP rendezvous would listen on every interface.
                 "SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE": f"file://{self._rendezvous}",
             },
@@ -124,16 +137,20 @@ class SGLangServer:
         """Start the process; returns at once."""
         self.process.start()
 
-    def wait_ready(self, timeout_s: float | None = None) -> None:
-        """Wait until the server has generated a token.
+    def ready(self) -> bool:
+        """Whether the server has generated a token.
 
-        Raises `EngineError` with the log's tail if it does not.
+        Raises `EngineError` with the log's tail when it has ended, or its time to start is over.
         """
-        self.process.wait_until(f"{self.url}/health_generate", timeout_s=timeout_s or self._timeout_s)
+        return self.process.answers(f"{self.url}/health_generate", timeout_s=self._timeout_s)
 
-    def alive(self) -> bool:
-        """Whether the process is running."""
-        return self.process.alive()
+    def wait_ready(self) -> None:
+        """Wait until the server has generated a token. Raises as `ready` does."""
+        self.process.wait_until(f"{self.url}/health_generate", timeout_s=self._timeout_s)
+
+    def release(self) -> None:
+        """Begin to end the server; returns at once."""
+        self.process.release()
 
     def stop(self) -> None:
         """End the server and all of its processes."""
@@ -150,11 +167,6 @@ class SGLangServer:
         self.stop()
 
 
-def engine_host(host: str | None, *, own_address: str) -> str:
-    """What an engine listens on: `engines.host`, or where that says nothing the address that its callers know."""
-    return own_address if host is None else host
-
-
 def cpu_environment(tensor_parallel: int) -> dict[str, str]:
     """The environment of a server on the CPU. Several ranks are given a core each: SGLang wants to be told which."""
     cores = sorted(os.sched_getaffinity(0))
@@ -162,33 +174,23 @@ def cpu_environment(tensor_parallel: int) -> dict[str, str]:
     return {**CPU_ENVIRONMENT, **({"SGLANG_CPU_OMP_THREADS_BIND": binding} if tensor_parallel > 1 else {})}
 
 
-def server_arguments(
-    *,
-    config: EnginesConfig,
-    model_path: Path,
-    sglang: Mapping[str, Any],
-    dtype: str,
-    seeded: bool,
-    port: int,
-    host: str = LOOPBACK,
-    index: int = 0,
-    random_seed: int = 0,
-) -> list[str]:
-    """The command line of one server. Raises `ValueError` when `sglang` sets an argument that we own."""
-    for _, problem in find_problems("sglang", sglang, device=config.device):
+def server_arguments(spec: EngineSpec, *, port: int, host: str = LOOPBACK, index: int = 0) -> list[str]:
+    """The command line of one server. Raises `ValueError` when the spec sets an argument that we own."""
+    config = spec.config
+    for _, problem in find_problems("sglang", spec.sglang, device=config.device):
         raise ValueError(problem)
     ours: dict[str, Any] = {
-        "model_path": str(model_path),
+        "model_path": str(spec.model_path),
         "host": host,
         "port": port,
         "device": config.device,
         "tp_size": config.tensor_parallel,
         # Said explicitly: `auto` turns float32 into float16.
-        "dtype": dtype,
-        "enable_deterministic_inference": seeded,
+        "dtype": spec.dtype,
+        "enable_deterministic_inference": spec.seeded,
         "enable_return_routed_experts": config.routing_replay,
         # Every engine samples its own stream when requests carry no seed.
-        "random_seed": (random_seed + index) % 2**31,
+        "random_seed": (spec.seed + index) % 2**31,
         "weight_version": "0",
         "skip_server_warmup": True,
         "log_level_http": "warning",
@@ -198,7 +200,7 @@ def server_arguments(
     else:
         # The process sees its own GPUs alone.
         ours["base_gpu_id"] = 0
-    return command_line(ours | dict(sglang))
+    return command_line(ours | dict(spec.sglang))
 
 
 def command_line(arguments: Mapping[str, Any]) -> list[str]:
@@ -289,7 +291,7 @@ class Router:
 
     def num_healthy(self) -> int:
         """How many engines the router sends requests to."""
-        reply = httpx.get(f"{self.url}/workers", timeout=10.0, trust_env=False)
+        reply = httpx.get(f"{self.url}/workers", timeout=10.0, trust_env=False, verify=False)
         return sum(bool(worker["is_healthy"]) for worker in reply.json()["workers"])
 
     def alive(self) -> bool:

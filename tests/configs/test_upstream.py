@@ -22,7 +22,7 @@ from polyturn.configs.loading.megatron_options import DTYPES, GROUPS, OPEN_OPTIM
 from polyturn.configs.loading.sglang_options import BOUNDS, OPEN_SGLANG, OWNED_SGLANG, OWNED_SGLANG_ON_CPU
 from polyturn.configs.loading.upstream import accepts
 from polyturn.configs.schema.run import EnginesConfig
-from polyturn.rollout.engines.server import server_arguments
+from polyturn.rollout.engines.server import EngineSpec, server_arguments
 from polyturn.trainer.megatron.cpu import install_cpu_compatibility
 
 needs_sglang = pytest.mark.skipif(
@@ -105,11 +105,14 @@ def test_server_arguments_that_are_not_open(name: str, value: Any, device: str) 
     # The engine's command line asks the same table.
     with pytest.raises(ValueError, match=f"'sglang.{name}' is not yours to set"):
         server_arguments(
-            config=EnginesConfig(device=device),  # type: ignore[arg-type]
-            model_path=Path("m"),
-            sglang={name: value},
-            dtype="float32",
-            seeded=False,
+            EngineSpec(
+                config=EnginesConfig(device=device),  # type: ignore[arg-type]
+                model_path=Path("m"),
+                log_directory=Path("logs"),
+                sglang={name: value},
+                dtype="float32",
+                seeded=False,
+            ),
             port=1,
         )
 

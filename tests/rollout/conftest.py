@@ -1,4 +1,4 @@
-"""A tiny random model and one SGLang fleet that serves it, shared by the session."""
+"""A tiny random model and one engine behind a router that serves it, shared by the session."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from polyturn.configs.schema.run import EnginesConfig
-from polyturn.rollout.engines.fleet import Fleet
+from polyturn.rollout.engines.control import EngineControl
+from polyturn.rollout.engines.launch import Engines, LocalLauncher
+from polyturn.rollout.engines.server import EngineSpec
 
 TEMPLATE = "chat_template.jinja"
 
@@ -64,13 +66,22 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def fleet(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fleet]:
+def engines(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
     """One engine with seeded sampling behind the router."""
-    with Fleet(
+    spec = EngineSpec(
         config=EnginesConfig(device="cpu", start_timeout_s=240),
         model_path=tiny_model,
         dtype="float32",
         seeded=True,
-        log_directory=tmp_path_factory.mktemp("fleet"),
-    ) as running:
+        log_directory=tmp_path_factory.mktemp("engines"),
+    )
+    with Engines(spec, LocalLauncher(spec)) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def control(engines: Engines) -> Iterator[EngineControl]:
+    """Control calls to that engine."""
+    [url] = engines.engine_urls
+    with EngineControl(url) as control:
+        yield control

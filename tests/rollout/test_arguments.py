@@ -8,15 +8,21 @@ from pathlib import Path
 import pytest
 
 from polyturn.configs.schema.run import EnginesConfig
-from polyturn.rollout.engines.fleet import Fleet
-from polyturn.rollout.engines.server import SGLangServer, command_line, server_arguments
+from polyturn.rollout.engines.launch import Engines, LocalLauncher
+from polyturn.rollout.engines.server import EngineSpec, SGLangServer, command_line, server_arguments
 from polyturn.rollout.engines.sglang_cpu import is_for_cpu
 
 
 def arguments(device="cpu", **changes):
-    options = {"sglang": {}, "dtype": "float32", "seeded": False, "port": 30000, "index": 0, "random_seed": 7}
-    options |= changes
-    return server_arguments(config=EnginesConfig(device=device), model_path=Path("/models/m"), **options)
+    index = changes.pop("index", 0)
+    return server_arguments(
+        make_spec(EnginesConfig(device=device), seed=7, **changes), port=30000, index=index
+    )
+
+
+def make_spec(config, **changes):
+    options = {"model_path": Path("/models/m"), "log_directory": Path("/logs"), "dtype": "float32"}
+    return EngineSpec(config=config, **options | {"seeded": False} | changes)
 
 
 def value_of(words, flag):
@@ -69,24 +75,15 @@ def test_a_taken_port_starts_nothing(tmp_path):
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"port {port} on 127.0.0.1 is taken"):
-            Fleet(
-                config=EnginesConfig(device="cpu", port=port),
-                model_path=tmp_path,
-                dtype="float32",
-                seeded=False,
-                log_directory=tmp_path,
-            )
+            spec = make_spec(EnginesConfig(device="cpu", port=port), log_directory=tmp_path)
+            Engines(spec, LocalLauncher(spec))
     assert not list(tmp_path.iterdir())
 
 
-def test_engines_of_one_fleet_have_ports_of_their_own(tmp_path):
-    config = EnginesConfig(device="cpu", num_engines=3)
-    fleet = Fleet(
-        config=config, model_path=tmp_path, dtype="float32", seeded=False, log_directory=tmp_path / "logs"
-    )
-    assert len({server.port for server in fleet.servers}) == 3
-    server = SGLangServer(
-        config=config, model_path=tmp_path, sglang={}, dtype="float32", seeded=False, log_path=tmp_path / "l"
-    )
-    assert not server.alive()
+def test_engines_of_one_host_have_ports_of_their_own():
+    spec = make_spec(EnginesConfig(device="cpu", num_engines=3))
+    launcher = LocalLauncher(spec)
+    assert len({launcher(index).port for index in range(3)}) == 3
+    server = SGLangServer(spec)
+    assert not server.process.alive()
     server.stop()

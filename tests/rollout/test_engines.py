@@ -20,7 +20,7 @@ from polyturn.configs.schema.run import EnginesConfig
 from polyturn.rollout.engines.checksums import engine_checksums
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.process import EngineError
-from polyturn.rollout.engines.server import SGLangServer
+from polyturn.rollout.engines.server import EngineSpec, SGLangServer
 from polyturn.rollout.setup import open_client
 
 pytestmark = pytest.mark.stack
@@ -41,13 +41,13 @@ async def generate(url, prompts, sampling):
 
 
 @pytest.mark.catalogue("B25")
-async def test_logprobs_agree_with_transformers(fleet, tiny_model):
+async def test_logprobs_agree_with_transformers(engines, tiny_model):
     import torch
     from transformers import AutoModelForCausalLM
 
     prompts = [PROMPT[: 3 + 7 * n] for n in range(5)]
     generations = await generate(
-        fleet.url, prompts, [SamplingParams(max_tokens=24, seed=n) for n in range(5)]
+        engines.url, prompts, [SamplingParams(max_tokens=24, seed=n) for n in range(5)]
     )
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
     for prompt, generation in zip(prompts, generations, strict=True):
@@ -60,12 +60,12 @@ async def test_logprobs_agree_with_transformers(fleet, tiny_model):
 
 
 @pytest.mark.catalogue("B23", "B25")
-async def test_logprobs_are_those_at_the_sampling_temperature(fleet, tiny_model):
+async def test_logprobs_are_those_at_the_sampling_temperature(engines, tiny_model):
     import torch
     from transformers import AutoModelForCausalLM
 
     sampling = SamplingParams(max_tokens=24, seed=1, temperature=0.7)
-    [generation] = await generate(fleet.url, [PROMPT], [sampling])
+    [generation] = await generate(engines.url, [PROMPT], [sampling])
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
     with torch.no_grad():
         logits = model(torch.tensor([[*PROMPT, *generation.token_ids]])).logits[0, len(PROMPT) - 1 : -1]
@@ -76,22 +76,21 @@ async def test_logprobs_are_those_at_the_sampling_temperature(fleet, tiny_model)
 
 
 @pytest.mark.catalogue("B50")
-async def test_a_seed_repeats_alone_and_in_a_batch(fleet):
+async def test_a_seed_repeats_alone_and_in_a_batch(engines):
     sampling = SamplingParams(max_tokens=24, seed=123)
-    [alone] = await generate(fleet.url, [PROMPT], [sampling])
+    [alone] = await generate(engines.url, [PROMPT], [sampling])
     crowd = [SamplingParams(max_tokens=24, seed=seed) for seed in range(12)]
     batch = await generate(
-        fleet.url, [PROMPT, *(PROMPT[: 5 + n] for n in range(11)), PROMPT], [sampling, *crowd[1:], crowd[0]]
+        engines.url, [PROMPT, *(PROMPT[: 5 + n] for n in range(11)), PROMPT], [sampling, *crowd[1:], crowd[0]]
     )
     assert batch[0].token_ids == alone.token_ids
     assert batch[-1].token_ids != alone.token_ids
 
 
 @pytest.mark.catalogue("B49")
-def test_checksums_of_the_engine_are_those_of_its_files(fleet, tiny_model):
+def test_checksums_of_the_engine_are_those_of_its_files(control, tiny_model):
     """Fused projections and a vocabulary that the engine pads included."""
     tensors = load_file(tiny_model / "model.safetensors")
-    [control] = fleet.controls
     assert control.weight_checksums() == engine_checksums(tensors, tied_embeddings=False)
     changed = dict(tensors)
     changed["model.layers.1.self_attn.k_proj.weight"] = (
@@ -104,16 +103,17 @@ def test_checksums_of_the_engine_are_those_of_its_files(fleet, tiny_model):
 
 
 @pytest.mark.catalogue("B46")
-async def test_an_update_changes_version_weights_and_cached_prefixes(fleet, tiny_model, other_model):
+async def test_an_update_changes_version_weights_and_cached_prefixes(
+    engines, control, tiny_model, other_model
+):
     """The same prompt before and after an update: nothing of the old weights' KV cache is used."""
-    [control] = fleet.controls
     sampling = SamplingParams(max_tokens=8, seed=5)
     try:
-        [before] = await generate(fleet.url, [PROMPT], [sampling])
+        [before] = await generate(engines.url, [PROMPT], [sampling])
         control.update_weights_from_disk(model_path=str(other_model), weight_version="7")
-        [after] = await generate(fleet.url, [PROMPT], [sampling])
+        [after] = await generate(engines.url, [PROMPT], [sampling])
         control.flush_cache()
-        [without_cache] = await generate(fleet.url, [PROMPT], [sampling])
+        [without_cache] = await generate(engines.url, [PROMPT], [sampling])
         assert control.weight_version() == "7"
         tensors = load_file(other_model / "model.safetensors")
         assert control.weight_checksums() == engine_checksums(tensors, tied_embeddings=False)
@@ -126,16 +126,15 @@ async def test_an_update_changes_version_weights_and_cached_prefixes(fleet, tiny
 
 
 @pytest.mark.catalogue("B47")
-async def test_pause_holds_requests_and_continue_lets_them_end(fleet):
-    [control] = fleet.controls
-    pending = asyncio.create_task(generate(fleet.url, [PROMPT], [SamplingParams(max_tokens=400, seed=1)]))
+async def test_pause_holds_requests_and_continue_lets_them_end(engines, control):
+    pending = asyncio.create_task(generate(engines.url, [PROMPT], [SamplingParams(max_tokens=400, seed=1)]))
     await asyncio.sleep(0.05)
     await asyncio.to_thread(control.pause_generation, "in_place")
     await asyncio.sleep(0.3)
     assert not pending.done()
-    assert fleet.url
+    assert engines.url
     async with open_client(timeout_s=5) as client:
-        assert (await client.get(f"{fleet.engine_urls[0]}/health")).status_code == 200, (
+        assert (await client.get(f"{engines.engine_urls[0]}/health")).status_code == 200, (
             "a pause is no illness"
         )
     await asyncio.to_thread(control.continue_generation)
@@ -143,16 +142,15 @@ async def test_pause_holds_requests_and_continue_lets_them_end(fleet):
     assert generation.finish_reason in ("stop", "length")
 
 
-def test_a_refused_control_call_says_why(fleet):
-    [control] = fleet.controls
+def test_a_refused_control_call_says_why(control):
     with pytest.raises(EngineError, match=r"answered 400: .*begin_weight_update"):
         control.update_weights_from_distributed(names=[], dtypes=[], shapes=[], group_name="none")
     with EngineControl("http://127.0.0.1:9") as nobody, pytest.raises(EngineError, match="did not answer"):
         nobody.flush_cache()
 
 
-def test_everything_listens_on_loopback_only(fleet):
-    pids = [server.process.pid for server in fleet.servers]
+def test_everything_listens_on_loopback_only(engines):
+    pids = [server.process.pid for server in engines._engines]
     listening = set()
     for pid in pids:
         for process in psutil.Process(pid).children(recursive=True):
@@ -160,7 +158,7 @@ def test_everything_listens_on_loopback_only(fleet):
                 if connection.status == psutil.CONN_LISTEN:
                     listening.add(connection.laddr.ip)
     assert listening == {"127.0.0.1"}
-    router = psutil.Process(fleet._router.process.pid)
+    router = psutil.Process(engines._router.process.pid)
     addresses = {
         connection.laddr.ip
         for process in router.children(recursive=True)
@@ -172,15 +170,17 @@ def test_everything_listens_on_loopback_only(fleet):
 
 def test_a_server_that_dies_at_start_says_why(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    server = SGLangServer(
+    spec = EngineSpec(
         config=EnginesConfig(device="cpu", start_timeout_s=120),
         model_path=tmp_path,
-        sglang={},
         dtype="float32",
         seeded=False,
-        log_path=tmp_path / "engine.log",
+        log_directory=tmp_path,
     )
-    with server, pytest.raises(EngineError, match=r"(?s)SGLang server 0 ended with status .*model"):
+    with (
+        SGLangServer(spec) as server,
+        pytest.raises(EngineError, match=r"(?s)SGLang server 0 ended with status .*model"),
+    ):
         server.wait_ready()
 
 
@@ -188,9 +188,10 @@ DRIVER = """
 import sys
 from pathlib import Path
 from polyturn.configs.schema.run import EnginesConfig
-from polyturn.rollout.engines.server import SGLangServer
-with SGLangServer(config=EnginesConfig(device="cpu"), model_path=Path(sys.argv[1]), sglang={}, dtype="float32",
-                  seeded=False, log_path=Path(sys.argv[2])) as server:
+from polyturn.rollout.engines.server import EngineSpec, SGLangServer
+spec = EngineSpec(config=EnginesConfig(device="cpu"), model_path=Path(sys.argv[1]), dtype="float32", seeded=False,
+                  log_directory=Path(sys.argv[2]))
+with SGLangServer(spec) as server:
     server.wait_ready()
     print(server.process.pid, server.url, flush=True)
     sys.stdin.read()
@@ -199,7 +200,7 @@ with SGLangServer(config=EnginesConfig(device="cpu"), model_path=Path(sys.argv[1
 
 def test_kill_9_of_the_driver_leaves_no_server(tiny_model, tmp_path):
     driver = subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(tiny_model), str(tmp_path / "engine.log")],
+        [sys.executable, "-c", DRIVER, str(tiny_model), str(tmp_path)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

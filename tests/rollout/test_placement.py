@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from polyturn.configs.addresses import advertised_address, bind_address, http_url
 from polyturn.configs.schema.run import EnginesConfig, RouterConfig
-from polyturn.rollout.engines.fleet import Fleet
+from polyturn.rollout.engines.launch import LocalLauncher
 from polyturn.rollout.engines.placement import assigned_gpus, claim_port, gpus_of_engine, is_free
-from polyturn.rollout.engines.server import Router, SGLangServer
+from polyturn.rollout.engines.server import EngineSpec, Router, SGLangServer
 
 
 def has_ipv6() -> bool:
@@ -63,8 +63,13 @@ def test_what_ray_assigned_is_the_engines_own_in_the_hosts_order() -> None:
 
 def server(tmp_path: Path, **changes) -> SGLangServer:
     config = EnginesConfig(device="cuda", tensor_parallel=2, host=changes.pop("host", None))
-    options = {"sglang": {}, "dtype": "bfloat16", "seeded": False, "log_path": tmp_path / "log"}
-    return SGLangServer(config=config, model_path=tmp_path, **options | changes)
+    return SGLangServer(make_spec(config, tmp_path), **changes)
+
+
+def make_spec(config: EnginesConfig, tmp_path: Path) -> EngineSpec:
+    return EngineSpec(
+        config=config, model_path=tmp_path, dtype="bfloat16", seeded=False, log_directory=tmp_path
+    )
 
 
 def command_of(made: SGLangServer) -> dict[str, str]:
@@ -83,10 +88,11 @@ def test_engines_without_ray_split_what_the_process_sees(
 ) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
     config = EnginesConfig(device="cuda", tensor_parallel=2, num_engines=2)
-    fleet = Fleet(config=config, model_path=tmp_path, dtype="bfloat16", seeded=False, log_directory=tmp_path)
-    shown = [engine.process.environment["CUDA_VISIBLE_DEVICES"] for engine in fleet.servers]
+    launcher = LocalLauncher(make_spec(config, tmp_path))
+    engines = [launcher(index) for index in range(2)]
+    shown = [engine.process.environment["CUDA_VISIBLE_DEVICES"] for engine in engines]
     assert shown == ["4,5", "6,7"]
-    assert {command_of(engine)["--base-gpu-id"] for engine in fleet.servers} == {"0"}
+    assert {command_of(engine)["--base-gpu-id"] for engine in engines} == {"0"}
 
 
 def test_bound_and_advertised_addresses_are_two_things(tmp_path: Path) -> None:

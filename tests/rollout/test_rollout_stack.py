@@ -56,11 +56,11 @@ async def collect(config, model, url, on_episode=None):
 
 
 @pytest.mark.catalogue("B50")
-async def test_a_seeded_collection_repeats_and_is_kept(fleet, tiny_model, tmp_path):
+async def test_a_seeded_collection_repeats_and_is_kept(engines, tiny_model, tmp_path):
     config = run_config(tiny_model)
     store = TrajectoryStore(tmp_path)
-    groups = await collect(config, tiny_model, fleet.url, lambda episode: store.journal(1, episode))
-    again = await collect(config, tiny_model, fleet.url)
+    groups = await collect(config, tiny_model, engines.url, lambda episode: store.journal(1, episode))
+    again = await collect(config, tiny_model, engines.url)
     first = [episode for group in groups for episode in group.episodes]
     second = [episode for group in again for episode in group.episodes]
     assert len(first) == 12
@@ -80,10 +80,10 @@ async def test_a_seeded_collection_repeats_and_is_kept(fleet, tiny_model, tmp_pa
     assert store.read_step(1) == first
 
 
-async def test_evaluation_of_a_random_model(fleet, tiny_model):
+async def test_evaluation_of_a_random_model(engines, tiny_model):
     config = run_config(tiny_model)
     collector = build_collector(config, model_path=tiny_model, split="heldout", temperature=1.0)
-    async with open_policy(config, model_path=tiny_model, url=fleet.url) as policy:
+    async with open_policy(config, model_path=tiny_model, url=engines.url) as policy:
         result = await evaluate(collector=collector, policy=policy, num_tasks=8)
     collector.close()
     assert (result.num_tasks, result.num_episodes, result.num_failed) == (8, 8, 0)

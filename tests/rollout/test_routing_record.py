@@ -15,7 +15,7 @@ from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.schema.run import EnginesConfig
 from polyturn.rollout.engines.checksums import engine_checksums
 from polyturn.rollout.engines.control import EngineControl
-from polyturn.rollout.engines.server import SGLangServer
+from polyturn.rollout.engines.server import EngineSpec, SGLangServer
 from polyturn.rollout.setup import open_client
 from polyturn.trainer.data.samples import TrainSample
 
@@ -58,15 +58,15 @@ def moe_model(tiny_model, tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def engine_url(moe_model, tmp_path_factory) -> Iterator[str]:
     """An engine that serves it and records the routing."""
-    server = SGLangServer(
+    spec = EngineSpec(
         config=EnginesConfig(device="cpu", routing_replay=True, start_timeout_s=400),
         model_path=moe_model,
         sglang={"max_total_tokens": 4096, "max_running_requests": 4},
         dtype="float32",
         seeded=False,
-        log_path=tmp_path_factory.mktemp("logs") / "engine.log",
+        log_directory=tmp_path_factory.mktemp("logs"),
     )
-    with server:
+    with SGLangServer(spec) as server:
         server.wait_ready()
         yield server.url
 

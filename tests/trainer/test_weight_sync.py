@@ -17,7 +17,7 @@ from polyturn.rollout.engines.checksums import EngineChecksums
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.placement import free_port
 from polyturn.rollout.engines.process import EngineError
-from polyturn.rollout.engines.server import SGLangServer
+from polyturn.rollout.engines.server import EngineSpec, SGLangServer
 from polyturn.trainer.weight_sync import WeightPublisher
 from polyturn.trainer.weight_sync.broadcast import BroadcastPublisher, make_buckets
 from polyturn.trainer.weight_sync.disk import DiskPublisher
@@ -35,15 +35,15 @@ def model(make_model: Callable[..., Path]) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineControl]:
-    server = SGLangServer(
+    spec = EngineSpec(
         config=EnginesConfig(device="cpu"),
         model_path=model,
         sglang={"max_total_tokens": 4096},
         dtype="float32",
         seeded=False,
-        log_path=tmp_path_factory.mktemp("logs") / "engine.log",
+        log_directory=tmp_path_factory.mktemp("logs"),
     )
-    with server:
+    with SGLangServer(spec) as server:
         server.wait_ready()
         with EngineControl(server.url) as control:
             yield control

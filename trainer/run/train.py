@@ -14,7 +14,9 @@ import ray
 
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import RunConfig
-from polyturn.rollout.engines.server import Router
+from polyturn.rollout.engines.launch import Engines
+from polyturn.rollout.engines.ray_launcher import RayLauncher
+from polyturn.rollout.engines.server import EngineSpec
 from polyturn.rollout.evaluation import EvaluationResult
 from polyturn.trainer.checkpoints.manifest import CheckpointError
 from polyturn.trainer.player import RolloutPlayer
@@ -33,7 +35,6 @@ from polyturn.trainer.run.progress import (
 )
 from polyturn.trainer.run.ray_reaper import start_reaper
 from polyturn.trainer.run.resume import as_json, identify, installed_versions
-from polyturn.trainer.workers import EngineGroup
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +44,7 @@ class Stack:
     """The parts of a run that are processes."""
 
     trainer: TrainerGroup
-    engine_urls: list[str]
-    router_url: str
+    engines: Engines
 
 
 def train(config: RunConfig) -> Path:
@@ -79,7 +79,7 @@ def train(config: RunConfig) -> Path:
                 RolloutPlayer(
                     config,
                     model_path=resolve_model_path(config.model.path),
-                    url=parts.engine_urls if config.engines.routing_replay else parts.router_url,
+                    url=parts.engines.engine_urls if config.engines.routing_replay else parts.engines.url,
                     guard=guard,
                 )
             )
@@ -121,7 +121,9 @@ class _Run:
         """
         trainer = self._parts.trainer
         state = self._resume(trainer)
-        trainer.connect(self._parts.engine_urls, self._directory.weights, self._directory.engine_model)
+        trainer.connect(
+            self._parts.engines.engine_urls, self._directory.weights, self._directory.engine_model
+        )
         self._directory.record(self._config, identity)
         sinks: list[MetricSink] = [JsonLinesSink(self._directory.metrics, last_step=state.step)]
         if self._config.logging.tensorboard:
@@ -130,7 +132,7 @@ class _Run:
             self._config,
             directory=self._directory,
             trainer=trainer,
-            engine_urls=self._parts.engine_urls,
+            engine_urls=self._parts.engines.engine_urls,
             player=self._player,
             sinks=sinks,
             progress=self._progress,
@@ -243,24 +245,17 @@ def _running_stack(
             stack.callback(start_reaper(directory.logs / "reaper.log").stop)
         stack.callback(ray.shutdown)
         served = model_path if config.weight_sync.dtype == "same" else _fp8_model(model_path, directory)
-        engines = EngineGroup(config, model_path=served, logs=directory.logs)
-        stack.callback(_ignoring_dead_actors(engines.close))
-        urls = engines.start()
+        spec = EngineSpec.from_config(config, model_path=served, log_directory=directory.logs)
+        engines = Engines(spec, RayLauncher(spec))
+        stack.callback(engines.stop)
+        engines.start()
         trainer = TrainerGroup(config, model_path=model_path)
         stack.callback(_ignoring_dead_actors(trainer.close))
         ray.get(trainer.start_build())
-        engine_urls: list[str] = ray.get(urls)
-        router = Router(
-            config=config.engines.router,
-            worker_urls=engine_urls,
-            request_timeout_s=config.engines.request_timeout_s,
-            log_path=directory.logs / "router.log",
-        )
-        stack.enter_context(router)
-        router.wait_ready()
+        engines.wait_ready()
         running = stack.pop_all()
     with running:
-        yield Stack(trainer=trainer, engine_urls=engine_urls, router_url=router.url)
+        yield Stack(trainer=trainer, engines=engines)
 
 
 def _fp8_model(model_path: Path, directory: RunDirectory) -> Path:

@@ -1,0 +1,136 @@
+"""The engines of a run and the router in front of them: one way to bring them up, wherever they run."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Protocol, Self
+
+from polyturn.rollout.engines.placement import gpus_of_engine
+from polyturn.rollout.engines.server import EngineSpec, Router, SGLangServer
+
+POLL_S = 0.1
+
+
+class Engine(Protocol):
+    """One engine in a place of its own: a process of this host (`SGLangServer`), or of a node of a Ray cluster."""
+
+    @property
+    def url(self) -> str:
+        """Where it is reached, once it is ready."""
+        ...
+
+    def start(self) -> None:
+        """Begin to start it; returns at once."""
+        ...
+
+    def ready(self) -> bool:
+        """Whether it has generated a token.
+
+        Raises:
+            EngineError: it has ended, or its time to start is over.
+            ValueError: its place does not give it its port, or its GPUs.
+        """
+        ...
+
+    def release(self) -> None:
+        """Begin to end it; returns at once."""
+        ...
+
+    def stop(self) -> None:
+        """End it; returns when it is gone. A second call does nothing."""
+        ...
+
+
+Launcher = Callable[[int], Engine]
+"""Makes the engine of a number, which has not been started. Raises `ValueError` where there is no place for it."""
+
+
+class LocalLauncher:
+    """Engines are processes of this host: they share out its free ports, and the GPUs that this process sees."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self._spec = spec
+        self._ports: set[int] = set()
+
+    def __call__(self, index: int) -> SGLangServer:
+        config = self._spec.config
+        on_gpu = config.device == "cuda"
+        server = SGLangServer(
+            self._spec,
+            index=index,
+            gpus=gpus_of_engine(index, config.tensor_parallel, os.environ) if on_gpu else (),
+            avoid_ports=self._ports,
+        )
+        self._ports.add(server.port)
+        return server
+
+
+class Engines:
+    """All engines of a run behind one router; a context manager that starts them and leaves none behind.
+
+    with Engines(spec, LocalLauncher(spec)) as engines:
+        generation requests go to engines.url, control calls to each of engines.engine_urls
+    """
+
+    def __init__(self, spec: EngineSpec, launcher: Launcher) -> None:
+        """Choose places; nothing starts. Raises `ValueError` where there are none."""
+        self._spec = spec
+        self._engines = [launcher(index) for index in range(spec.config.num_engines)]
+        self._router: Router | None = None
+
+    def start(self) -> None:
+        """Begin to start the engines, so that other start-up work can go on meanwhile."""
+        for engine in self._engines:
+            engine.start()
+
+    def wait_ready(self) -> None:
+        """Wait for the engines, then start the router and wait for it. Raises as `Engine.ready` does."""
+        waiting = self._engines
+        while waiting := [engine for engine in waiting if not engine.ready()]:
+            time.sleep(POLL_S)
+        config = self._spec.config
+        self._router = Router(
+            config=config.router,
+            worker_urls=self.engine_urls,
+            request_timeout_s=config.request_timeout_s,
+            log_path=self._spec.log_directory / "router.log",
+        )
+        self._router.start()
+        self._router.wait_ready()
+
+    @property
+    def url(self) -> str:
+        """The router: where generation requests go."""
+        assert self._router is not None, "the engines are not ready"
+        return self._router.url
+
+    @property
+    def engine_urls(self) -> list[str]:
+        """Each engine itself, by its number."""
+        return [engine.url for engine in self._engines]
+
+    def stop(self) -> None:
+        """End every process; returns when they are gone. A second call does nothing."""
+        if self._router is not None:
+            self._router.stop()
+        for engine in self._engines:
+            engine.release()
+        for engine in self._engines:
+            engine.stop()
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+            self.wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
