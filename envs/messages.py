@@ -193,10 +193,6 @@ def known_split(split: str, splits: Iterable[Name]) -> Name:
     raise ValueError(f"unknown split {split!r}; the splits are {', '.join(names)}")
 
 
-SIGNATURE = "def reward(episode: EpisodeView) -> float | Mapping[str, float]"
-GROUP_SIGNATURE = "def reward(episodes: Sequence[EpisodeView]) -> Sequence[float | Mapping[str, float]]"
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EpisodeView:
     """What a reward sees of an episode that has come to its end."""

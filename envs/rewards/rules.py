@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import inspect
 import re
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from fractions import Fraction
 from typing import Any, ClassVar
 
 from polyturn.envs.messages import AssistantMessage, EpisodeView, Reward, Task, as_score
+from polyturn.envs.plugins import make_with_options
 from polyturn.envs.rewards.answers import (
     LETTERS,
     MAX_CHARS,
@@ -59,25 +59,7 @@ def make_rule(name: str, options: Mapping[str, Any] | None = None) -> Reward:
         raise ValueError(f"there is no reward rule {name!r}; {hint}")
     module, _, attribute = RULES[name].partition(":")
     make = getattr(importlib.import_module(module), attribute)
-    return call_with_options(make, options or {}, what=f"reward rule {name!r}")
-
-
-def call_with_options(make: Any, options: Mapping[str, Any], *, what: str) -> Any:
-    """`make(**options)`. Raises `ValueError` naming an option that it does not have, or lacks."""
-    parameters = inspect.signature(make).parameters
-    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    for option in options:
-        if option not in parameters and not open_ended:
-            near = difflib.get_close_matches(option, parameters, n=1, cutoff=0.5)
-            known = ", ".join(parameters) or "none"
-            raise ValueError(
-                f"{what} has no option {option!r}; "
-                + (f"did you mean {near[0]!r}?" if near else f"its options are {known}")
-            )
-    try:
-        return make(**options)
-    except TypeError as error:
-        raise ValueError(f"{what}: {error}") from error
+    return make_with_options(make, options or {}, what=f"reward rule {name!r}")
 
 
 def check_label(reward: Any, label: Any) -> None:

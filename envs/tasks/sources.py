@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import bisect
 import functools
-import inspect
 import itertools
 import math
 import re
@@ -14,12 +13,17 @@ from typing import Any
 
 from polyturn.configs.schema.tasks import TaskSourceConfig
 from polyturn.envs.messages import Task, TaskSource, no_such_task, where_of
+from polyturn.envs.plugins import Signature, check_signature, load_object
 from polyturn.envs.tasks.files import FileTasks, JsonlTasks, ParquetTasks
 from polyturn.envs.tasks.rows import RowKeys, RowReader, read_environment
 
 ENDLESS = 1 << 62
 """The length of a source without an end: no run comes to it."""
-SIGNATURE = "def generate(index: int, seed: int) -> Task | Mapping[str, Any]"
+SIGNATURE = Signature(
+    what="generator of tasks",
+    arguments=("index", "seed"),
+    text="def generate(index: int, seed: int) -> Task | Mapping[str, Any]",
+)
 
 Generator = Callable[[int, int], Task | Mapping[str, Any]]
 """Task `index` of the sequence that `seed` names: the same arguments give the same task."""
@@ -47,7 +51,7 @@ class GeneratedTasks:
         self.name = str(name or getattr(function, "__name__", type(function).__name__))
         if size is not None and size < 1:
             raise ValueError(f"{self.name}: size must be at least 1, or None for no end, not {size}")
-        _check_signature(function, self.name)
+        check_signature(SIGNATURE, function, self.name)
         self._function = function
         self._size = size
         self._seed = seed
@@ -82,13 +86,6 @@ class GeneratedTasks:
         if number.isdecimal() and int(number) < len(self) and self[int(number)].task_id == task_id:
             return self[int(number)]
         raise no_such_task(task_id)
-
-
-def _check_signature(function: Any, name: str) -> None:
-    try:
-        inspect.signature(function).bind(0, 0)
-    except TypeError as error:
-        raise ValueError(f"{name}: {error}; a generator of tasks is\n    {SIGNATURE}") from error
 
 
 class MixtureTasks:
@@ -277,8 +274,6 @@ def _open_file(described: str, path: str, stamp: tuple[int, int]) -> FileTasks:
 
 
 def _open_generator(source: TaskSourceConfig, name: str) -> GeneratedTasks:
-    from polyturn.envs.plugins import load_object
-
     function = load_object(name)
     return GeneratedTasks(
         function, size=source.size, seed=source.seed, name=name.rpartition(":")[2], reader=_reader(source)

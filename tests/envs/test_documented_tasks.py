@@ -81,13 +81,14 @@ def test_the_python_of_the_tasks_page_runs(files):
 
 
 async def test_the_rewards_of_the_rewards_page_grade(files):
-    from polyturn.envs.rewards.factory import load_reward
+    from polyturn.envs.plugins import load_plugin
+    from polyturn.envs.rewards.factory import REWARD
 
     view = EpisodeView(
         task=Task.from_prompt("t", "p"), message=AssistantMessage(content="see [1]"), messages=()
     )
-    assert load_reward("my_rewards.py:brief", {"limit": 3})(view) == 0.0
-    assert await load_reward("my_rewards.py:Cites", {"sources": ["[1]"]})(view) == {"cited": 1.0}
+    assert load_plugin(REWARD, "my_rewards.py:brief", {"limit": 3})(view) == 0.0
+    assert await load_plugin(REWARD, "my_rewards.py:Cites", {"sources": ["[1]"]})(view) == {"cited": 1.0}
     (text,) = [text for text in blocks("rewards.md", "yaml") if "group_rewards" in text]
     configs = [GroupRewardConfig.model_validate(one) for one in yaml.safe_load(text)["group_rewards"]]
     assert [part.reward([view, view]) for part in make_group_rewards(configs)] == [[0.5, 0.5], [0.0, 0.0]]

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from polyturn.envs.plugins import Signature
+
 if TYPE_CHECKING:
     import torch
 
@@ -81,45 +83,33 @@ class RewardPostprocessor(Protocol):
         """One reward for each part, in their order. `rewards` are those so far, after earlier steps of this kind."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Signature:
-    """How a plug-in of one kind is called."""
-
-    arguments: tuple[str, ...]
-    """The names of its positional arguments."""
-    text: str
-    """As its author would write it, for messages; `loss` stands for any name."""
-    result: str
-    """The name of the type that it returns."""
-
-
 POLICY_LOSS = Signature(
+    what="policy loss",
     arguments=("batch",),
     text="def loss(batch: TokenBatch, **options) -> TokenLoss",
-    result="TokenLoss",
 )
 ADVANTAGE = Signature(
+    what="advantage",
     arguments=("step",),
     text="def advantage(step: RewardBatch, **options) -> Advantages",
-    result="Advantages",
 )
 CORRECTION = Signature(
+    what="correction",
     arguments=("behavior", "proximal", "mask", "sequence_index", "advantages"),
     text="def correction(behavior, proximal, mask, sequence_index, advantages, **options) -> CorrectionWeights",
-    result="CorrectionWeights",
 )
 REDUCER = Signature(
+    what="reduction",
     arguments=("mask", "batch", "counts"),
     text="def reduction(mask: Tensor, batch: TokenBatch, counts: GlobalCounts, **options) -> Tensor",
-    result="Tensor",
 )
 KL_ESTIMATOR = Signature(
+    what="KL estimator",
     arguments=("logprobs", "other", "mask"),
     text="def estimator(logprobs: Tensor, other: Tensor, mask: Tensor, **options) -> Tensor",
-    result="Tensor",
 )
 REWARD_POSTPROCESSOR = Signature(
+    what="reward post-processing",
     arguments=("rewards", "parts"),
     text="def postprocess(rewards: Sequence[float], parts: Sequence[RewardPart], **options) -> Sequence[float]",
-    result="Sequence",
 )

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import importlib
-import inspect
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,9 +20,8 @@ from typing import Any, Generic, Literal, TypeVar, cast
 from polyturn.configs.errors import ConfigError, did_you_mean
 from polyturn.configs.schema.algorithm import AlgorithmConfig
 from polyturn.configs.schema.section import Plugin, Section
-from polyturn.envs.plugins import load_object
+from polyturn.envs.plugins import Signature, load_plugin
 from polyturn.trainer.algorithms import protocols
-from polyturn.trainer.algorithms.protocols import Signature
 
 F = TypeVar("F", bound=Callable[..., Any])
 P = TypeVar("P")
@@ -71,9 +69,9 @@ class Entry:
 class Registry(Generic[P]):
     """The functions of one kind, in the order in which they were registered; with its config bound, each is a P."""
 
-    def __init__(self, what: str, signature: protocols.Signature, *modules: str) -> None:
-        """`what` names one of its functions in messages: `policy loss`; those that ship register in `modules`."""
-        self.what = what
+    def __init__(self, signature: Signature, *modules: str) -> None:
+        """Those that ship register in `modules`."""
+        self.what = signature.what
         self._modules = modules
         self.signature = signature
         self._entries: dict[str, Entry] = {}
@@ -125,15 +123,15 @@ class Registry(Generic[P]):
         return self._entries
 
 
-POLICY_LOSSES: Registry[protocols.PolicyLoss] = Registry("policy loss", protocols.POLICY_LOSS, "losses")
+POLICY_LOSSES: Registry[protocols.PolicyLoss] = Registry(protocols.POLICY_LOSS, "losses")
 ADVANTAGES: Registry[protocols.AdvantageEstimator] = Registry(
-    "advantage", protocols.ADVANTAGE, "group_advantages", "token_advantages"
+    protocols.ADVANTAGE, "group_advantages", "token_advantages"
 )
-CORRECTIONS: Registry[protocols.Correction] = Registry("correction", protocols.CORRECTION, "corrections")
-REDUCERS: Registry[protocols.Reducer] = Registry("reduction", protocols.REDUCER, "reductions")
-KL_ESTIMATORS: Registry[protocols.KLEstimator] = Registry("KL estimator", protocols.KL_ESTIMATOR, "kl")
+CORRECTIONS: Registry[protocols.Correction] = Registry(protocols.CORRECTION, "corrections")
+REDUCERS: Registry[protocols.Reducer] = Registry(protocols.REDUCER, "reductions")
+KL_ESTIMATORS: Registry[protocols.KLEstimator] = Registry(protocols.KL_ESTIMATOR, "kl")
 REWARD_POSTPROCESSORS: Registry[protocols.RewardPostprocessor] = Registry(
-    "reward post-processing", protocols.REWARD_POSTPROCESSOR, "shaping"
+    protocols.REWARD_POSTPROCESSOR, "shaping"
 )
 
 
@@ -153,37 +151,7 @@ def bind(registry: Registry[P], config: Section) -> P:
 @functools.cache
 def _loaded_once(registry: Registry[Any], target: str, options: str) -> Any:
     """A plug-in is bound for every micro-batch, but an object of a class is made once in a process."""
-    return load_plugin(registry, target, json.loads(options))
-
-
-def load_plugin(registry: Registry[P], target: str, options: Mapping[str, Any] | None = None) -> P:
-    """The function, or an object of the class, that `module:name` or `path/to/file.py:name` names.
-
-    A function gets the options with every call, as keyword arguments; a class is made with them.
-
-    Raises:
-        ValueError: it cannot be loaded, or cannot be called as the registry's functions are; the one sentence shows
-            the right signature.
-    """
-    options = dict(options or {})
-    signature = registry.signature
-    right = f"a {registry.what} is `{signature.text}`"
-    try:
-        found = load_object(target)
-    except ValueError as error:
-        raise ValueError(f"{error}; {right}") from error
-    if inspect.isclass(found):
-        as_method = f"{right}, in a class as the method __call__(self, {', '.join(signature.arguments)})"
-        _bind(found, target, (), options, f"the options of the class must fit its constructor; {as_method}")
-        made = found(**options)
-        if not callable(made):
-            raise ValueError(f"{target}: its objects cannot be called; {as_method}")
-        _check(made, target, signature, {}, as_method)
-        return cast(P, made)
-    if not callable(found):
-        raise ValueError(f"{target} is of type {type(found).__name__}, not a function or a class; {right}")
-    _check(found, target, signature, options, right)
-    return cast(P, functools.partial(found, **options) if options else found)
+    return load_plugin(registry.signature, target, json.loads(options))
 
 
 def check_plugins(config: AlgorithmConfig) -> None:
@@ -198,38 +166,6 @@ def check_plugins(config: AlgorithmConfig) -> None:
     for key, registry, section in places:
         if isinstance(section, Plugin):
             try:
-                load_plugin(registry, section.target, section.options)
+                load_plugin(registry.signature, section.target, section.options)
             except ValueError as error:
                 raise ConfigError(f"trainer.algorithm.{key}: {error}") from error
-
-
-def _check(function: Any, target: str, signature: Signature, options: dict[str, Any], right: str) -> None:
-    """Raise `ValueError` unless the function takes the protocol's arguments in their order, and the options."""
-    found = _bind(function, target, signature.arguments, options, right)
-    names = [
-        parameter.name
-        for parameter in found.parameters.values()
-        if parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    ][: len(signature.arguments)]
-    for name, expected in zip(names, signature.arguments, strict=False):
-        # Any other name is a matter of taste; one of ours in another place is a mistake that would run.
-        if name != expected and name in signature.arguments:
-            raise ValueError(f"{target}{found}: {name!r} stands where {expected!r} is passed; {right}")
-    result = found.return_annotation
-    name = getattr(result, "__name__", str(result)) if result is not found.empty else ""
-    if name in ("None", "NoneType", "str", "bool", "int", "float"):
-        raise ValueError(f"{target}{found} returns {name} where {signature.result} is expected; {right}")
-
-
-def _bind(
-    function: Any, target: str, arguments: tuple[str, ...], options: dict[str, Any], right: str
-) -> inspect.Signature:
-    try:
-        found = inspect.signature(function)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{target}: its signature cannot be read ({error}); {right}") from error
-    try:
-        found.bind(*arguments, **options)
-    except TypeError as error:
-        raise ValueError(f"{target}{found} cannot be called: {error}; {right}") from error
-    return found

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from polyturn.configs.schema.section import Section
+from polyturn.envs.plugins import load_plugin
 from polyturn.trainer.algorithms.registry import (
     ADVANTAGES,
     CORRECTIONS,
@@ -30,7 +31,6 @@ from polyturn.trainer.algorithms.registry import (
     Gradient,
     Registry,
     bind,
-    load_plugin,
 )
 from polyturn.trainer.battery import (
     advantages,
@@ -138,7 +138,9 @@ def run_check(
         BatteryFailure: the function does not pass.
         ValueError: there is no such plug-in, or it has a wrong signature.
     """
-    loaded: Any = load_plugin(registry, function, options) if isinstance(function, str) else function
+    loaded: Any = (
+        load_plugin(registry.signature, function, options) if isinstance(function, str) else function
+    )
     checks(registry, gradients)[check](loaded, seed)
 
 

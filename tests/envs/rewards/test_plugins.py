@@ -6,8 +6,8 @@ import pytest
 
 from polyturn.configs.schema.tasks import GroupRewardConfig
 from polyturn.envs.messages import AssistantMessage, EpisodeView, Task, is_async
-from polyturn.envs.plugins import load_object
-from polyturn.envs.rewards.factory import load_reward, make_group_rewards, read_reward
+from polyturn.envs.plugins import load_object, load_plugin
+from polyturn.envs.rewards.factory import GROUP_REWARD, REWARD, make_group_rewards, read_reward
 
 SOURCE = """
 from __future__ import annotations
@@ -63,19 +63,21 @@ VIEW = EpisodeView(task=Task.from_prompt("t", "p"), message=AssistantMessage(con
 
 
 def test_functions_and_classes_are_loaded_with_their_options(rewards):
-    assert load_reward(rewards + "length")(VIEW) == 4.0
-    assert load_reward(rewards + "scaled", {"factor": 0.5})(VIEW) == 2.0
-    assert load_reward(rewards + "Judge", {"strict": True})(VIEW) == {"strict": 1.0}
-    assert not is_async(load_reward(rewards + "Judge"))
-    assert is_async(load_reward(rewards + "later"))
-    assert is_async(load_reward(rewards + "AsyncJudge"))
+    assert load_plugin(REWARD, rewards + "length")(VIEW) == 4.0
+    assert load_plugin(REWARD, rewards + "scaled", {"factor": 0.5})(VIEW) == 2.0
+    assert load_plugin(REWARD, rewards + "Judge", {"strict": True})(VIEW) == {"strict": 1.0}
+    assert not is_async(load_plugin(REWARD, rewards + "Judge"))
+    assert is_async(load_plugin(REWARD, rewards + "later"))
+    assert is_async(load_plugin(REWARD, rewards + "AsyncJudge"))
     row = {"kind": "function", "target": rewards + "scaled", "options": {"factor": 2}}
     assert read_reward(row)(VIEW) == 8.0
-    assert load_reward("polyturn.envs.rewards.rules:ExactMatch", {"answer": "tag"}).answer == "tag"
+    assert load_plugin(REWARD, "polyturn.envs.rewards.rules:ExactMatch", {"answer": "tag"}).answer == "tag"
 
 
-RIGHT = r"def reward\(episode: EpisodeView\) -> float \| Mapping\[str, float\]\nor the same with `async def`"
-RIGHT_METHOD = r"def __call__\(self, episode: EpisodeView\) -> float \| Mapping\[str, float\]"
+RIGHT = (
+    r"`def reward\(episode: EpisodeView\) -> float \| Mapping\[str, float\]`, or the same with `async def`"
+)
+RIGHT_METHOD = rf"{RIGHT}, in a class as the method __call__\(self, episode\)"
 
 
 @pytest.mark.parametrize(
@@ -84,15 +86,15 @@ RIGHT_METHOD = r"def __call__\(self, episode: EpisodeView\) -> float \| Mapping\
         (
             "three",
             {},
-            rf"three\(prompt, answer, label\) cannot be called as a reward: missing .*\n    {RIGHT}",
+            rf"three\(prompt, answer, label\) cannot be called as a reward: missing .*; a reward is {RIGHT}",
         ),
-        ("nothing", {}, rf"too many positional arguments; a reward is\n    {RIGHT}"),
-        ("keyword", {}, rf"too many positional arguments; a reward is\n    {RIGHT}"),
-        ("text", {}, rf"returns str, which is no reward; a reward is\n    {RIGHT}"),
-        ("several", {}, rf"returns list\[float\], which is no reward; a reward is\n    {RIGHT}"),
-        ("NUMBER", {}, rf"is a int, not a function or a class; a reward is\n    {RIGHT}"),
-        ("NoCall", {}, rf"its objects cannot be called; a reward is\n    {RIGHT_METHOD}"),
-        ("ThreeArguments", {}, rf"missing a required argument: 'answer'; a reward is\n    {RIGHT_METHOD}"),
+        ("nothing", {}, rf"too many positional arguments; a reward is {RIGHT}"),
+        ("keyword", {}, rf"too many positional arguments; a reward is {RIGHT}"),
+        ("text", {}, rf"returns str, which is no reward; a reward is {RIGHT}"),
+        ("several", {}, rf"returns list\[float\], which is no reward; a reward is {RIGHT}"),
+        ("NUMBER", {}, rf"is of type int, not a function or a class; a reward is {RIGHT}"),
+        ("NoCall", {}, rf"its objects cannot be called; a reward is {RIGHT_METHOD}"),
+        ("ThreeArguments", {}, rf"missing a required argument: 'answer'; a reward is {RIGHT_METHOD}"),
         ("scaled", {"facter": 2}, r"unexpected keyword argument 'facter'"),
         ("Judge", {"strickt": True}, r"my_rewards\.py:Judge has no option 'strickt'; did you mean 'strict'"),
         ("lenght", {}, r"my_rewards\.py has no 'lenght', did you mean 'length'"),
@@ -100,15 +102,15 @@ RIGHT_METHOD = r"def __call__\(self, episode: EpisodeView\) -> float \| Mapping\
 )
 def test_what_cannot_be_a_reward_is_told_with_the_right_signature(rewards, name, options, words):
     with pytest.raises(ValueError, match=words):
-        load_reward(rewards + name, options)
+        load_plugin(REWARD, rewards + name, options)
 
 
 def test_group_rewards_have_a_signature_of_their_own(rewards):
-    assert load_reward(rewards + "together", of_groups=True)([VIEW, VIEW]) == [1.0, 1.0]
+    assert load_plugin(GROUP_REWARD, rewards + "together")([VIEW, VIEW]) == [1.0, 1.0]
     with pytest.raises(
-        ValueError, match=r"returns float, which is no reward; .*\n    def reward\(episodes: Seq"
+        ValueError, match=r"returns float, which is no group reward; .*`def reward\(episodes: Seq"
     ):
-        load_reward(rewards + "one_for_all", of_groups=True)
+        load_plugin(GROUP_REWARD, rewards + "one_for_all")
     with pytest.raises(ValueError, match="no group reward 'rnk', did you mean 'rank'"):
         make_group_rewards([GroupRewardConfig(name="a", target="rnk")])
     with pytest.raises(ValueError, match="unexpected keyword argument 'bye'"):

@@ -14,6 +14,7 @@ from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.algorithm import AlgorithmConfig
 from polyturn.configs.schema.objective import ClipLoss
 from polyturn.configs.schema.section import Plugin
+from polyturn.envs.plugins import load_plugin
 from polyturn.trainer.algorithms.registry import (
     ADVANTAGES,
     CORRECTIONS,
@@ -23,7 +24,6 @@ from polyturn.trainer.algorithms.registry import (
     REWARD_POSTPROCESSORS,
     Registry,
     bind,
-    load_plugin,
 )
 from polyturn.trainer.battery.kit import REGISTRIES
 from polyturn.trainer.run.preflight import preflight
@@ -92,7 +92,7 @@ def module(tmp_path: Path) -> Path:
 def test_right_ones_are_taken(
     registry: Registry[Any], name: str, options: dict[str, Any], module: Path
 ) -> None:
-    loaded: Any = load_plugin(registry, f"{module}:{name}", options)
+    loaded: Any = load_plugin(registry.signature, f"{module}:{name}", options)
     if name == "loss":
         assert loaded("batch") == ("batch", options.get("beta", 0.1))
     if name == "Reward":
@@ -107,8 +107,8 @@ def test_right_ones_are_taken(
         (POLICY_LOSSES, "{module}:too_many", {}, "missing a required argument: 'counts'"),
         (POLICY_LOSSES, "{module}:NUMBER", {}, "is of type int, not a function or a class"),
         (POLICY_LOSSES, "{module}:Uncallable", {}, "its objects cannot be called"),
-        (POLICY_LOSSES, "{module}:a_number", {}, "returns float where TokenLoss is expected"),
-        (POLICY_LOSSES, "{module}:nothing", {}, "returns None where TokenLoss is expected"),
+        (POLICY_LOSSES, "{module}:a_number", {}, "returns float, which is no policy loss"),
+        (POLICY_LOSSES, "{module}:nothing", {}, "returns None, which is no policy loss"),
         (POLICY_LOSSES, "no_such_module_of_mine:loss", {}, "cannot import 'no_such_module_of_mine'"),
         (POLICY_LOSSES, "{module}x.py:loss", {}, "no such file"),
         (POLICY_LOSSES, "loss", {}, "is not of the form module:name or path/to/file.py:name"),
@@ -122,7 +122,7 @@ def test_wrong_ones_are_refused(
     registry: Registry[Any], target: str, options: dict[str, Any], told: str, module: Path
 ) -> None:
     with pytest.raises(ValueError) as caught:
-        load_plugin(registry, target.format(module=module), options)
+        load_plugin(registry.signature, target.format(module=module), options)
     sentence = str(caught.value)
     assert told in sentence and "\n" not in sentence
     assert f"a {registry.what} is `{registry.signature.text}`" in sentence
@@ -130,7 +130,7 @@ def test_wrong_ones_are_refused(
 
 def test_a_class_is_told_its_method(module: Path) -> None:
     with pytest.raises(ValueError, match=r"as the method __call__\(self, rewards, parts\)"):
-        load_plugin(REWARD_POSTPROCESSORS, f"{module}:Reward", {"scal": 1})
+        load_plugin(REWARD_POSTPROCESSORS.signature, f"{module}:Reward", {"scal": 1})
 
 
 def test_a_section_is_bound_to_what_it_names(module: Path) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from polyturn.envs.plugins import load_plugin
 from polyturn.trainer.algorithms.protocols import PolicyLoss, Reducer
-from polyturn.trainer.algorithms.registry import POLICY_LOSSES, REDUCERS, load_plugin
+from polyturn.trainer.algorithms.registry import POLICY_LOSSES, REDUCERS
 from polyturn.trainer.algorithms.tokens import TokenBatch, TokenLoss
 from polyturn.trainer.battery import BatteryFailure, cases, check_over_ranks
 from polyturn.trainer.battery.ranks import LAYOUTS, Layout, Sums, require_sums, sums_on_rank
@@ -18,12 +19,12 @@ EXAMPLES = Path(__file__).resolve().parents[3] / "examples" / "algorithms"
 
 
 def losses() -> dict[str, PolicyLoss]:
-    own = load_plugin(POLICY_LOSSES, f"{EXAMPLES / 'loss.py'}:simple_policy_optimization")
+    own = load_plugin(POLICY_LOSSES.signature, f"{EXAMPLES / 'loss.py'}:simple_policy_optimization")
     return {**{case.name: case.function for case in cases(POLICY_LOSSES)}, "plug-in": own}
 
 
 def reducers() -> dict[str, Reducer]:
-    own = load_plugin(REDUCERS, f"{EXAMPLES / 'reduction.py'}:root_length")
+    own = load_plugin(REDUCERS.signature, f"{EXAMPLES / 'reduction.py'}:root_length")
     return {**{case.name: case.function for case in cases(REDUCERS)}, "plug-in": own}
 
 

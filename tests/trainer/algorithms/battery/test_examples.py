@@ -11,6 +11,7 @@ import torch
 
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.algorithm import AlgorithmConfig
+from polyturn.envs.plugins import load_plugin
 from polyturn.trainer.algorithms.advantages import RewardBatch
 from polyturn.trainer.algorithms.objective import Objective, evaluate_objective
 from polyturn.trainer.algorithms.registry import (
@@ -20,7 +21,6 @@ from polyturn.trainer.algorithms.registry import (
     REDUCERS,
     REWARD_POSTPROCESSORS,
     Registry,
-    load_plugin,
 )
 from polyturn.trainer.battery import checks, run_check, steps
 from polyturn.trainer.battery.corrections import correct
@@ -67,11 +67,11 @@ def test_the_recipe_of_all_five_is_sound(monkeypatch: pytest.MonkeyPatch) -> Non
         (CORRECTIONS, algorithm.corrections[0]),
         (REDUCERS, algorithm.reduction),
     ):
-        load_plugin(registry, section.target, section.options)
+        load_plugin(registry.signature, section.target, section.options)
 
 
 def test_spo_turns_back_beyond_its_best_ratio() -> None:
-    loss = load_plugin(POLICY_LOSSES, LOSS, {"epsilon": 0.2})
+    loss = load_plugin(POLICY_LOSSES.signature, LOSS, {"epsilon": 0.2})
     (row,) = random_rows(0, lengths=(5,))
     ratios = torch.tensor([0.7, 1.0, 1.1, 1.2, 1.3], dtype=torch.float64)
     ones = torch.ones(5, dtype=torch.float64)
@@ -92,14 +92,14 @@ def test_ranks_do_not_see_scales() -> None:
     step = steps.random_step(0, sizes={"g": 4})
     parts = [steps.with_reward(step, i, reward).parts[i] for i, reward in enumerate([0.0, 1e6, 1.0, 1.0])]
     batch = RewardBatch(parts=tuple(parts))
-    result = load_plugin(ADVANTAGES, ADVANTAGE)(batch)
+    result = load_plugin(ADVANTAGES.signature, ADVANTAGE)(batch)
     assert result.mean(batch) == pytest.approx([-1.0, 1.0, 0.0, 0.0])
 
 
 def test_tempering_is_between_nothing_and_truncated_importance() -> None:
     rows = random_rows(3)
     none, half, full = (
-        torch.cat(correct(load_plugin(CORRECTIONS, CORRECTION, {"power": power}), rows)[0])
+        torch.cat(correct(load_plugin(CORRECTIONS.signature, CORRECTION, {"power": power}), rows)[0])
         for power in (0.0, 0.5, 1.0)
     )
     mask = torch.cat([row.mask for row in rows])
@@ -110,11 +110,11 @@ def test_tempering_is_between_nothing_and_truncated_importance() -> None:
 
 def test_a_price_is_for_those_who_earned() -> None:
     step = steps.random_step(0, sizes={"g": 2})
-    price = load_plugin(REWARD_POSTPROCESSORS, REWARD, {"per_thousand": 100.0, "above": 0.5})
+    price = load_plugin(REWARD_POSTPROCESSORS.signature, REWARD, {"per_thousand": 100.0, "above": 0.5})
     lengths = [part.num_trainable for part in step.parts]
     assert list(price([1.0, 0.25], step.parts)) == pytest.approx([1 - lengths[0] / 10, 0.25])
     with pytest.raises(ValueError, match="not negative"):
-        load_plugin(REWARD_POSTPROCESSORS, REWARD, {"per_thousand": -1.0})
+        load_plugin(REWARD_POSTPROCESSORS.signature, REWARD, {"per_thousand": -1.0})
 
 
 def test_a_step_is_estimated_with_plugins(make_episode) -> None:
@@ -147,7 +147,7 @@ def test_an_update_is_evaluated_with_plugins() -> None:
     counts = count(rows)
     batch = to_batch(rows, counts)
     result = evaluate_objective(batch, Objective.from_config(algorithm, temperature=1.0), counts)
-    values = torch.cat(evaluate(load_plugin(POLICY_LOSSES, LOSS, {"epsilon": 0.5}), rows).values)
+    values = torch.cat(evaluate(load_plugin(POLICY_LOSSES.signature, LOSS, {"epsilon": 0.5}), rows).values)
     assert batch.correction_weights is not None
     expected = sum(
         float(value * weight) / (counts.num_sequences * math.sqrt(length))
