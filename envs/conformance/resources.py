@@ -33,7 +33,6 @@ class _Held:
 
     @classmethod
     def now(cls) -> _Held:
-        gc.collect()
         process = psutil.Process()
         return cls(
             files=len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else process.num_fds(),
@@ -56,6 +55,7 @@ def check_close(subject: Subject) -> str:
     """Closing gives back processes, threads and files, and closing again does no harm."""
     _use_one(subject)  # what instances share, such as an index, is opened with the first and stays
     _use_one(subject)
+    gc.collect()
     before = _Held.now()
     for _ in range(_NUM_INSTANCES):
         _use_one(subject)
@@ -80,11 +80,13 @@ def check_leaks(subject: Subject) -> str:
         seconds = _episodes(env, 3)
         size = max(8, min(100, int(subject.budget_s / 4 / max(seconds / 3, 1e-5))))
         _episodes(env, size)
+        gc.collect()
         before = _Held.now()
         windows = []
         start = before
         for _ in range(3):
             _episodes(env, size)
+            gc.collect()
             end = _Held.now()
             windows.append(end.memory - start.memory)
             start = end
@@ -112,6 +114,7 @@ def _episodes(env: ToolEnv, count: int) -> float:
 
 def _settled(before: _Held) -> Mapping[str, int]:
     """The growth, once threads and processes that are just ending have ended."""
+    gc.collect()
     for _ in range(20):
         if not (grown := _Held.now().growth(before)):
             break
