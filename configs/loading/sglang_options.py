@@ -2,8 +2,9 @@
 
 Open is what decides memory, communication, speed, logs, or a precision that it names. What changes the function that
 the engines compute or how they sample from it, where weights come from, or how the engines are placed and asked, is
-decided elsewhere, or not at all. A field that stands in neither list is refused until somebody has decided where it
-belongs.
+decided elsewhere, or not at all. An option that stands in no list here is refused until somebody has decided where it
+belongs. The validation of a config, the builder of a server's command line and the tables of docs/configuration.md all
+read these lists.
 """
 
 from __future__ import annotations
@@ -23,26 +24,37 @@ _RENDERED = "Polyturn renders and reads conversations itself; set model.dialect"
 _STALE = "what is cached outside of an engine outlives the weights that made it"
 _PROTOCOL = "Polyturn talks to its engines by plain HTTP and reads SGLang's own answers"
 
-OWNED_SGLANG: Mapping[str, str] = {
+SET_SGLANG: Mapping[str, str] = {
     "model_path": "set model.path",
-    "tokenizer_path": "set model.path",
-    "served_model_name": "nothing of Polyturn asks for it by name",
     "weight_version": "weight sync stamps the version",
     "host": "set engines.host",
     "port": "set engines.port",
     "device": "set engines.device",
     "base_gpu_id": "an engine sees its own GPUs alone",
-    "gpu_id_step": "an engine sees its own GPUs alone",
+    "tp_size": "set engines.tensor_parallel",
     "dtype": "set model.dtype",
     "random_seed": "set seed",
     "enable_deterministic_inference": "set rollout.sampling.seeded",
     "enable_return_routed_experts": "set engines.routing_replay",
-    "tp_size": "set engines.tensor_parallel",
+    "skip_server_warmup": "the readiness check is the warm-up",
+    "log_level_http": "the engine's log would fill with one line a request",
+}
+"""What Polyturn itself sets on the command line of every server (`rollout/engines/server.py`), and what decides it."""
+
+SET_SGLANG_ON_CPU: Mapping[str, str] = {
+    "attention_backend": "only torch_native runs on a CPU",
+    "cuda_graph_backend_decode": "there are no CUDA graphs on a CPU",
+    "cuda_graph_backend_prefill": "there are no CUDA graphs on a CPU",
+}
+"""What it sets on a CPU alone; on a GPU these are open."""
+
+REFUSED_SGLANG: Mapping[str, str] = {
+    "tokenizer_path": "set model.path",
+    "served_model_name": "nothing of Polyturn asks for it by name",
+    "gpu_id_step": "an engine sees its own GPUs alone",
     "delete_ckpt_after_loading": "it would delete model.path",
     "allow_auto_truncate": "prompts would be cut without a word; set environment.max_tokens_per_episode",
     "skip_tokenizer_init": "evaluation and health checks send text",
-    "skip_server_warmup": "the readiness check is the warm-up",
-    "log_level_http": "the engine's log would fill with one line a request",
     "api_key": "engines listen on engines.host alone and are called without a key",
     **dict.fromkeys(
         (
@@ -294,12 +306,7 @@ OWNED_SGLANG: Mapping[str, str] = {
         _PROTOCOL,
     ),
 }
-
-OWNED_SGLANG_ON_CPU: Mapping[str, str] = {
-    "attention_backend": "only torch_native runs on a CPU",
-    "cuda_graph_backend_decode": "there are no CUDA graphs on a CPU",
-    "cuda_graph_backend_prefill": "there are no CUDA graphs on a CPU",
-}
+"""What nobody sets, and why."""
 
 OPEN_SGLANG = frozenset(
     """
@@ -406,3 +413,8 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "ep_size": (1, float("inf")),
 }
 """The least and the most of numbers with which a server would start, and end again."""
+
+
+def set_by_polyturn(device: str) -> dict[str, str]:
+    """What Polyturn sets on the command line of a server on `device`: option, and what decides it."""
+    return {**SET_SGLANG, **(SET_SGLANG_ON_CPU if device == "cpu" else {})}

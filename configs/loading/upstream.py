@@ -23,7 +23,7 @@ from polyturn.configs.loading.megatron_options import (
     refuse_together,
     refuse_value,
 )
-from polyturn.configs.loading.sglang_options import BOUNDS, OPEN_SGLANG, OWNED_SGLANG, OWNED_SGLANG_ON_CPU
+from polyturn.configs.loading.sglang_options import BOUNDS, OPEN_SGLANG, REFUSED_SGLANG, set_by_polyturn
 from polyturn.configs.loading.yaml_tree import describe
 
 _SIMPLE = {"bool": "true or false", "int": "an integer", "float": "a number", "str": "text"}
@@ -144,7 +144,7 @@ def find_problems(section: str, values: Mapping[str, Any], *, device: str) -> It
 
 def _check_sglang(values: Mapping[str, Any], device: str) -> Iterator[tuple[str, str]]:
     known = sglang_arguments() or {}
-    owned = OWNED_SGLANG if device != "cpu" else {**OWNED_SGLANG, **OWNED_SGLANG_ON_CPU}
+    owned = {**REFUSED_SGLANG, **set_by_polyturn(device)}
     bad = set()
     for key, problem in _check("sglang", "SGLang server's arguments", values, known, owned):
         bad.add(key)

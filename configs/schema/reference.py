@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from polyturn.configs.loading.sglang_options import SET_SGLANG, SET_SGLANG_ON_CPU
 from polyturn.configs.loading.validation import KIND, Shape, Variants, shape_of
 from polyturn.configs.schema.run import RunConfig
 
@@ -27,7 +28,16 @@ _NAMES: dict[Any, str] = {
 
 def options_markdown() -> str:
     """One table for each section: key, type, default and meaning. A section that is used twice is shown once."""
-    return "\n".join(_section(RunConfig, "", "", {})).rstrip() + "\n"
+    return "\n".join([*_section(RunConfig, "", "", {}), *_set_sglang()]) + "\n"
+
+
+def _set_sglang() -> Iterator[str]:
+    """The server's options that a user cannot set, because Polyturn does."""
+    yield "## What Polyturn sets of SGLang's server\n"
+    yield "The `sglang:` section may not name these options.\n"
+    yield "| option | on | why, or what to set |\n| --- | --- | --- |"
+    for on, options in (("CPU and GPU", SET_SGLANG), ("CPU", SET_SGLANG_ON_CPU)):
+        yield from (f"| `{option}` | {on} | {reason} |" for option, reason in options.items())
 
 
 _Shown = dict[type[BaseModel], str]

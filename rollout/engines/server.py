@@ -28,17 +28,14 @@ from polyturn.configs.schema.run import EnginesConfig, RouterConfig, RunConfig
 from polyturn.rollout.engines.placement import claim_port, free_port, gpu_environment
 from polyturn.rollout.engines.process import EngineError, SupervisedProcess
 
-CPU_ARGUMENTS: Mapping[str, Any] = {
-    "attention_backend": "torch_native",
-    "cuda_graph_backend_decode": "disabled",
-    "cuda_graph_backend_prefill": "disabled",
+CPU_DEFAULTS: Mapping[str, Any] = {
     # Without a limit the KV pool takes the machine's free memory.
     "max_total_tokens": 65536,
     "max_running_requests": 128,
     # Without it an idle server burns a core.
     "sleep_on_idle": True,
 }
-"""What a server needs on a CPU; the `sglang:` section overrides each."""
+"""What a server has on a CPU where the `sglang:` section says nothing."""
 
 CPU_ENVIRONMENT: Mapping[str, str] = {
     "SGLANG_USE_CPU_ENGINE": "1",
@@ -175,31 +172,38 @@ def cpu_environment(tensor_parallel: int) -> dict[str, str]:
 
 
 def server_arguments(spec: EngineSpec, *, port: int, host: str = LOOPBACK, index: int = 0) -> list[str]:
-    """The command line of one server. Raises `ValueError` when the spec sets an argument that we own."""
+    """The command line of one server: `set_by_polyturn`, and what the spec's user wrote.
+
+    Raises `ValueError` when that sets an option of ours.
+    """
     config = spec.config
     for _, problem in find_problems("sglang", spec.sglang, device=config.device):
         raise ValueError(problem)
     ours: dict[str, Any] = {
         "model_path": str(spec.model_path),
+        "weight_version": "0",
         "host": host,
         "port": port,
         "device": config.device,
+        # The process sees its own GPUs alone.
+        "base_gpu_id": 0,
         "tp_size": config.tensor_parallel,
         # Said explicitly: `auto` turns float32 into float16.
         "dtype": spec.dtype,
-        "enable_deterministic_inference": spec.seeded,
-        "enable_return_routed_experts": config.routing_replay,
         # Every engine samples its own stream when requests carry no seed.
         "random_seed": (spec.seed + index) % 2**31,
-        "weight_version": "0",
+        "enable_deterministic_inference": spec.seeded,
+        "enable_return_routed_experts": config.routing_replay,
         "skip_server_warmup": True,
         "log_level_http": "warning",
     }
     if config.device == "cpu":
-        ours |= CPU_ARGUMENTS
-    else:
-        # The process sees its own GPUs alone.
-        ours["base_gpu_id"] = 0
+        ours |= {
+            **CPU_DEFAULTS,
+            "attention_backend": "torch_native",
+            "cuda_graph_backend_decode": "disabled",
+            "cuda_graph_backend_prefill": "disabled",
+        }
     return command_line(ours | dict(spec.sglang))
 
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -19,10 +19,17 @@ from polyturn.configs.errors import ConfigError
 from polyturn.configs.loading import upstream
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.loading.megatron_options import DTYPES, GROUPS, OPEN_OPTIMIZER
-from polyturn.configs.loading.sglang_options import BOUNDS, OPEN_SGLANG, OWNED_SGLANG, OWNED_SGLANG_ON_CPU
+from polyturn.configs.loading.sglang_options import (
+    BOUNDS,
+    OPEN_SGLANG,
+    REFUSED_SGLANG,
+    SET_SGLANG,
+    SET_SGLANG_ON_CPU,
+    set_by_polyturn,
+)
 from polyturn.configs.loading.upstream import accepts
 from polyturn.configs.schema.run import EnginesConfig
-from polyturn.rollout.engines.server import EngineSpec, server_arguments
+from polyturn.rollout.engines.server import CPU_DEFAULTS, EngineSpec, server_arguments
 from polyturn.trainer.megatron.cpu import install_cpu_compatibility
 
 needs_sglang = pytest.mark.skipif(
@@ -69,10 +76,25 @@ def test_every_server_argument_is_open_or_owned() -> None:
     known = upstream.sglang_arguments()
     assert known is not None
     fields = {argument.field for argument in known.values()}
-    # An argument of a new release belongs in one of the two lists before anybody may set it.
-    assert set(OWNED_SGLANG) | OPEN_SGLANG == fields
-    assert not set(OWNED_SGLANG) & OPEN_SGLANG
-    assert set(OWNED_SGLANG_ON_CPU) | set(BOUNDS) <= OPEN_SGLANG
+    # An argument of a new release belongs in one of the lists before anybody may set it.
+    assert set(SET_SGLANG) | set(REFUSED_SGLANG) | OPEN_SGLANG == fields
+    assert not (set(SET_SGLANG) | set(REFUSED_SGLANG)) & OPEN_SGLANG
+    assert not set(SET_SGLANG) & set(REFUSED_SGLANG)
+    assert set(SET_SGLANG_ON_CPU) | set(BOUNDS) <= OPEN_SGLANG
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_command_line_sets_what_the_table_says(device: Literal["cpu", "cuda"]) -> None:
+    spec = EngineSpec(
+        config=EnginesConfig(device=device, routing_replay=True),
+        model_path=Path("m"),
+        log_directory=Path("logs"),
+        dtype="float32",
+        seeded=True,
+    )
+    flags = {word for word in server_arguments(spec, port=1) if word.startswith("--")}
+    options = {flag.removeprefix("--").replace("-", "_") for flag in flags}
+    assert options - set(CPU_DEFAULTS) == set(set_by_polyturn(device))
 
 
 @needs_sglang
