@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.command_line import Run
+from tests.support.command_line import Run, in_this_process
 from tests.support.model_directory import SHAPE, write_model, write_zeros
+
+pytestmark = pytest.mark.usefixtures("workspace")
 
 
 def refused(run: Run, *arguments: str) -> str:
@@ -42,35 +44,35 @@ def test_unknown_key(polyturn: Run, workspace: Path) -> None:
     )
 
 
-def test_unknown_key_on_the_command_line(polyturn: Run) -> None:
-    assert refused(polyturn, "train", "recipe.yaml", "trainer.num_step=3") == (
+def test_unknown_key_on_the_command_line() -> None:
+    assert refused(in_this_process, "train", "recipe.yaml", "trainer.num_step=3") == (
         "command line: unknown key 'trainer.num_step', did you mean 'trainer.num_steps'?"
     )
 
 
-def test_wrong_type(polyturn: Run) -> None:
-    assert refused(polyturn, "train", "recipe.yaml", "trainer.num_steps=many") == (
+def test_wrong_type() -> None:
+    assert refused(in_this_process, "train", "recipe.yaml", "trainer.num_steps=many") == (
         "command line: 'trainer.num_steps' must be an integer, got 'many'"
     )
 
 
-def test_missing_model_directory(polyturn: Run) -> None:
-    assert refused(polyturn, "train", "recipe.yaml", "model.path=nowhere") == (
+def test_missing_model_directory() -> None:
+    assert refused(in_this_process, "train", "recipe.yaml", "model.path=nowhere") == (
         "model.path: there is no directory 'nowhere'; download the model there first, or name another directory"
     )
-    message = refused(polyturn, "train", "recipe.yaml", "model.path=builtin:tiny-sercher")
+    message = refused(in_this_process, "train", "recipe.yaml", "model.path=builtin:tiny-sercher")
     assert message.startswith("model.path: there is no shipped model 'tiny-sercher'")
 
 
-def test_tokenizer_larger_than_the_vocabulary(polyturn: Run, workspace: Path) -> None:
+def test_tokenizer_larger_than_the_vocabulary(workspace: Path) -> None:
     write_model(workspace / "mismatch", num_tokens=21)
-    assert refused(polyturn, "train", "recipe.yaml", "model.path=mismatch") == (
+    assert refused(in_this_process, "train", "recipe.yaml", "model.path=mismatch") == (
         "model.path: the tokenizer in mismatch has 21 tokens, but the model's vocab_size is 20; "
         "they are not of one model"
     )
 
 
-def test_a_model_directory_that_lacks_something(polyturn: Run, workspace: Path) -> None:
+def test_a_model_directory_that_lacks_something(workspace: Path) -> None:
     for name, expected in (
         ("config.json", "model.path: broken has no config.json; is it a Hugging Face model?"),
         ("model.safetensors", "model.path: broken has no model.safetensors: it holds no weights"),
@@ -81,104 +83,106 @@ def test_a_model_directory_that_lacks_something(polyturn: Run, workspace: Path) 
     ):
         broken = write_model(workspace / "broken")
         (broken / name).unlink()
-        assert refused(polyturn, "train", "recipe.yaml", "model.path=broken") == expected
+        assert refused(in_this_process, "train", "recipe.yaml", "model.path=broken") == expected
         broken.rename(workspace / f"without-{name}")
 
 
-def test_a_model_that_cannot_be_used(polyturn: Run, workspace: Path) -> None:
+def test_a_model_that_cannot_be_used(workspace: Path) -> None:
     write_model(workspace / "short", max_position_embeddings=64)
     assert "the model in short has 64 positions" in refused(
-        polyturn, "train", "recipe.yaml", "model.path=short"
+        in_this_process, "train", "recipe.yaml", "model.path=short"
     )
     write_model(workspace / "other", model_type="gpt2")
     assert "model_type 'gpt2' is not supported" in refused(
-        polyturn, "train", "recipe.yaml", "model.path=other"
+        in_this_process, "train", "recipe.yaml", "model.path=other"
     )
     (workspace / "other" / "config.json").write_text("{\n  oops\n}")
-    assert refused(polyturn, "train", "recipe.yaml", "model.path=other").startswith(
+    assert refused(in_this_process, "train", "recipe.yaml", "model.path=other").startswith(
         "other/config.json:2: not valid JSON"
     )
 
 
-def test_batch_arithmetic(polyturn: Run) -> None:
-    message = refused(polyturn, "train", "recipe.yaml", "rollout.prompts_per_step=3")
+def test_batch_arithmetic() -> None:
+    message = refused(in_this_process, "train", "recipe.yaml", "rollout.prompts_per_step=3")
     assert "3 x 8 = 24 and 128 x 1 = 128; for example set trainer.global_batch_size=24" in message
 
 
-def test_more_ranks_than_cores(polyturn: Run, workspace: Path) -> None:
+def test_more_ranks_than_cores() -> None:
     ranks = len(os.sched_getaffinity(0)) + 1
-    message = refused(polyturn, "train", "recipe.yaml", f"trainer.parallel.data={ranks}")
+    message = refused(in_this_process, "train", "recipe.yaml", f"trainer.parallel.data={ranks}")
     assert message.startswith(f"trainer.parallel asks for {ranks} ranks")
     assert f"this machine has {ranks - 1} core(s)" in message
 
 
 @pytest.mark.parametrize("key", ["engines.port", "engines.router.port"])
-def test_port_taken(polyturn: Run, key: str) -> None:
+def test_port_taken(key: str) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert refused(polyturn, "train", "recipe.yaml", f"{key}={port}") == (
+        assert refused(in_this_process, "train", "recipe.yaml", f"{key}={port}") == (
             f"{key}: port {port} on 127.0.0.1 is taken; choose another, or 0 for a free one"
         )
 
 
-def test_ports_that_meet(polyturn: Run) -> None:
+def test_ports_that_meet() -> None:
     overrides = ["engines.num_engines=2", "engines.port=31000", "engines.router.port=31001"]
-    message = refused(polyturn, "train", "recipe.yaml", *overrides)
+    message = refused(in_this_process, "train", "recipe.yaml", *overrides)
     assert message.startswith("engines.router.port: port 31001 is also one of engines.port")
 
 
-def test_empty_task_source(polyturn: Run, workspace: Path) -> None:
+def test_empty_task_source(workspace: Path) -> None:
     (workspace / "tasks.jsonl").write_text("\n")
-    message = refused(polyturn, "train", "recipe.yaml", "environment.tasks=tasks.jsonl")
+    message = refused(in_this_process, "train", "recipe.yaml", "environment.tasks=tasks.jsonl")
     assert "tasks.jsonl: the file holds no task" in message
 
 
-def test_malformed_jsonl_line(polyturn: Run, workspace: Path) -> None:
+def test_malformed_jsonl_line(workspace: Path) -> None:
     rows = [json.dumps({"prompt": "Who?", "answer": "Mara"}), '{"prompt": "Who?", "answer"', ""]
     (workspace / "tasks.jsonl").write_text("\n".join(rows))
-    message = refused(polyturn, "train", "recipe.yaml", "environment.tasks=tasks.jsonl")
+    message = refused(in_this_process, "train", "recipe.yaml", "environment.tasks=tasks.jsonl")
     assert "tasks.jsonl:2: not valid JSON" in message
 
 
-def test_a_recipe_that_does_not_exist(polyturn: Run) -> None:
-    assert refused(polyturn, "train", "quickstrat") == (
+def test_a_recipe_that_does_not_exist() -> None:
+    assert refused(in_this_process, "train", "quickstrat") == (
         "there is no recipe 'quickstrat', neither a file nor a shipped one; did you mean 'quickstart'?"
     )
 
 
-def test_unknown_environment(polyturn: Run) -> None:
-    message = refused(polyturn, "train", "recipe.yaml", "environment.id=polyturn/TwoHopSerch-v0")
+def test_unknown_environment() -> None:
+    message = refused(in_this_process, "train", "recipe.yaml", "environment.id=polyturn/TwoHopSerch-v0")
     assert message == (
         "environment.id: there is no environment 'polyturn/TwoHopSerch-v0'; "
         "did you mean 'polyturn/TwoHopSearch-v0'?"
     )
 
 
-def test_upstream_sections(polyturn: Run) -> None:
-    message = refused(polyturn, "train", "recipe.yaml", "sglang.model_path=x")
+def test_upstream_sections() -> None:
+    message = refused(in_this_process, "train", "recipe.yaml", "sglang.model_path=x")
     assert message == "command line: 'sglang.model_path' is not yours to set: set model.path"
 
 
-def test_nothing_to_resume_from(polyturn: Run) -> None:
-    assert "there is no run of 'test' in runs" in refused(polyturn, "train", "recipe.yaml", "resume=true")
+def test_nothing_to_resume_from() -> None:
+    assert "there is no run of 'test' in runs" in refused(
+        in_this_process, "train", "recipe.yaml", "resume=true"
+    )
 
 
-def test_a_run_directory_that_is_taken(polyturn: Run, workspace: Path) -> None:
+def test_a_run_directory_that_is_taken(workspace: Path) -> None:
     (workspace / "old").mkdir()
     (workspace / "old" / "config.yaml").write_text("")
-    message = refused(polyturn, "train", "recipe.yaml", "run_dir=old")
+    message = refused(in_this_process, "train", "recipe.yaml", "run_dir=old")
     assert message.startswith("run_dir: old already holds a run; set resume=true")
 
 
-def test_no_finished_run_to_evaluate(polyturn: Run) -> None:
-    message = refused(polyturn, "eval", "recipe.yaml")
+def test_no_finished_run_to_evaluate() -> None:
+    message = refused(in_this_process, "eval", "recipe.yaml")
     assert message == "there is no finished run of 'test' in runs; name a model with --model PATH"
 
 
-def test_an_environment_to_show_that_does_not_exist(polyturn: Run) -> None:
-    message = refused(polyturn, "env", "show", "polyturn/TwoHopSerch-v0")
+def test_an_environment_to_show_that_does_not_exist() -> None:
+    message = refused(in_this_process, "env", "show", "polyturn/TwoHopSerch-v0")
     assert message.startswith("there is no environment 'polyturn/TwoHopSerch-v0'")
 
 
@@ -212,10 +216,8 @@ def test_an_environment_to_show_that_does_not_exist(polyturn: Run) -> None:
         ),
     ],
 )
-def test_names_and_addresses_that_mean_nothing(
-    polyturn: Run, arguments: tuple[str, ...], message: str
-) -> None:
-    assert refused(polyturn, *arguments).startswith(message)
+def test_names_and_addresses_that_mean_nothing(arguments: tuple[str, ...], message: str) -> None:
+    assert refused(in_this_process, *arguments).startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -229,20 +231,18 @@ def test_names_and_addresses_that_mean_nothing(
         ("tokenizer.json", '{"model": {"vocab": {"a": 0}}, "added_tokens": [{"content": "x"}]}'),
     ],
 )
-def test_a_damaged_file_of_a_model_is_named(polyturn: Run, workspace: Path, name: str, text: str) -> None:
+def test_a_damaged_file_of_a_model_is_named(workspace: Path, name: str, text: str) -> None:
     (workspace / "model" / name).write_text(text, encoding="utf-8")
-    assert refused(polyturn, "train", "recipe.yaml").startswith(f"model/{name}")
+    assert refused(in_this_process, "train", "recipe.yaml").startswith(f"model/{name}")
 
 
-def test_weights_that_are_not_those_of_the_config_are_named_before_anything_starts(
-    polyturn: Run, workspace: Path
-) -> None:
+def test_weights_that_are_not_those_of_the_config_are_named_before_anything_starts(workspace: Path) -> None:
     model, other = write_model(workspace / "rows"), write_model(workspace / "other")
     write_zeros(model / "model.safetensors", SHAPE | {"vocab_size": 19})
     told = "model.safetensors: model.embed_tokens.weight has the shape [19, 8], and config.json calls for [20, 8]"
-    assert refused(polyturn, "train", "recipe.yaml", "model.path=rows") == f"model.path: rows/{told}"
+    assert refused(in_this_process, "train", "recipe.yaml", "model.path=rows") == f"model.path: rows/{told}"
     assert (
-        refused(polyturn, "train", "recipe.yaml", "model.path=other", "checkpoint.load=rows")
+        refused(in_this_process, "train", "recipe.yaml", "model.path=other", "checkpoint.load=rows")
         == f"checkpoint.load: rows/{told}"
     )
     whole = (other / "model.safetensors").read_bytes()
@@ -252,23 +252,25 @@ def test_weights_that_are_not_those_of_the_config_are_named_before_anything_star
         (b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS"),
     ):
         (other / "model.safetensors").write_bytes(damaged)
-        message = refused(polyturn, "train", "recipe.yaml", "model.path=other")
+        message = refused(in_this_process, "train", "recipe.yaml", "model.path=other")
         assert message.startswith("model.path: other/model.safetensors") and expected in message
 
 
-def test_layers_that_see_a_window_alone_are_refused(polyturn: Run, workspace: Path) -> None:
+def test_layers_that_see_a_window_alone_are_refused(workspace: Path) -> None:
     config = json.loads((workspace / "model" / "config.json").read_text(encoding="utf-8"))
     config["layer_types"] = ["full_attention", "sliding_attention"]
     (workspace / "model" / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    assert refused(polyturn, "train", "recipe.yaml") == (
+    assert refused(in_this_process, "train", "recipe.yaml") == (
         "model.path: layer_types: only 'full_attention' is supported, in every layer"
     )
 
 
-def test_a_pattern_that_fits_no_parameter_is_refused_before_the_start(polyturn: Run) -> None:
-    message = refused(polyturn, "train", "recipe.yaml", "trainer.optimizer.no_decay=['*embed_tokens*']")
+def test_a_pattern_that_fits_no_parameter_is_refused_before_the_start() -> None:
+    message = refused(
+        in_this_process, "train", "recipe.yaml", "trainer.optimizer.no_decay=['*embed_tokens*']"
+    )
     assert message.startswith(
         "trainer.optimizer.no_decay: '*embed_tokens*' fits no parameter; there are, for example"
     )
     fits = "trainer.optimizer.no_decay=['*word_embeddings*', 'module.module.decoder.layers.0.*']"
-    assert polyturn("train", "recipe.yaml", "--dry-run", fits).returncode == 0
+    assert in_this_process("train", "recipe.yaml", "--dry-run", fits).returncode == 0
