@@ -11,6 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from polyturn.agents.chat_template import (
     PROBE_TOOL,
     USER,
@@ -243,12 +246,12 @@ class ChatRenderer:
         )
         return replace(message, tool_calls=calls)
 
-    def decode(self, token_ids: Sequence[int]) -> str:
+    def decode(self, token_ids: npt.ArrayLike) -> str:
         """The text of a sampled turn without the token that ended it. Bytes that are not UTF-8 become U+FFFD."""
-        end = len(token_ids) - 1 if token_ids and token_ids[-1] in self._stop_token_ids else len(token_ids)
-        return self._tokenizer.decode(
-            list(token_ids[:end]), skip_special_tokens=False, clean_up_tokenization_spaces=False
-        )
+        sampled = np.asarray(token_ids, dtype=np.int64).tolist()
+        if sampled and sampled[-1] in self._stop_token_ids:
+            sampled.pop()
+        return self._tokenizer.decode(sampled, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def _behind_turn(
         self, observation: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], reply: str

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import gymnasium
+import numpy as np
+import numpy.typing as npt
 
 from polyturn.agents.chat import ChatRenderer
 from polyturn.agents.deadlines import EpisodeTime, Slots
@@ -225,50 +227,42 @@ def _prompt_too_long(task_id: str, num_tokens: int, limits: EpisodeLimits) -> _S
 
 async def _generate_turn(
     policy: TokenPolicy,
-    prompt_ids: Sequence[int],
+    prompt_ids: npt.NDArray[np.int32],
     sampling: SamplingParams,
     seeds: Callable[[int], int],
     record: _Record,
 ) -> Generation:
     """One turn. A generation that the engine aborted goes on from its tokens, which stay as they are."""
-    token_ids: list[int] = []
-    logprobs: list[float] = []
-    versions: list[int] = []
-    routed: list[str] = []
+    parts: list[Generation] = []
+    num_sampled = num_routed = 0
     interruption = _Interruption(record.limits.interruption_timeout_s)
     for attempt in itertools.count():
         request = replace(
             sampling,
-            max_tokens=sampling.max_tokens - len(token_ids),
+            max_tokens=sampling.max_tokens - num_sampled,
             seed=seeds(attempt),
-            routing_from=sampling.routing_from + len(routed),
+            routing_from=sampling.routing_from + num_routed,
         )
-        ask = functools.partial(policy.generate, prompt_ids=[*prompt_ids, *token_ids], sampling=request)
+        so_far = np.concatenate([prompt_ids, *(part.token_ids for part in parts)]) if parts else prompt_ids
+        ask = functools.partial(policy.generate, prompt_ids=so_far, sampling=request)
         spent_s = record.clock.spent_s
         part = await record.clock.request(ask)
-        token_ids += part.token_ids
-        logprobs += part.logprobs
-        versions += part.policy_versions
-        routed += part.routed_experts
+        parts.append(part)
+        num_sampled += len(part)
+        num_routed += 0 if part.routed_experts is None else len(part.routed_experts)
         finish_reason: FinishReason = part.finish_reason
-        if finish_reason == "abort" and len(token_ids) >= sampling.max_tokens:
+        if finish_reason == "abort" and num_sampled >= sampling.max_tokens:
             finish_reason = "length"
         if finish_reason != "abort":
             break
-        if part.token_ids:
+        if len(part):
             interruption.end()
         else:
             record.clock.spent_s = spent_s
             await interruption.wait()
-    if not token_ids:
+    if not num_sampled:
         raise PolicyFault("the engine sampled no token")
-    return Generation(
-        token_ids=tuple(token_ids),
-        logprobs=tuple(logprobs),
-        policy_versions=tuple(versions),
-        finish_reason=finish_reason,
-        routed_experts=tuple(routed),
-    )
+    return Generation.joined(parts, finish_reason)
 
 
 class _Interruption:

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.tools.types import ToolSpec
 
@@ -24,29 +27,49 @@ class SamplingParams:
     """The first token, counted from the prompt's first, whose routing is not recorded yet."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class Generation:
-    """The tokens of one request as the engine sampled them, stop token included. All columns have equal length."""
+    """The tokens of one request as the engine sampled them, stop token included. All columns have equal length T.
 
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]
+    A policy may hand over any sequences of numbers: they become arrays here.
+    """
+
+    token_ids: npt.NDArray[np.int32]
+    logprobs: npt.NDArray[np.float32]
     """Natural-log probability of each token under the sampler, at the sampling temperature."""
-    policy_versions: tuple[int, ...]
+    policy_versions: npt.NDArray[np.int32]
     finish_reason: FinishReason
-    routed_experts: tuple[str, ...] = ()
-    """As `read_routing` gives them, of the tokens from `SamplingParams.routing_from` on; not of the last sampled one,
-    which no layer has seen. Empty where the engine records nothing."""
+    routed_experts: npt.NDArray[np.int16] | None = None
+    """[tokens, layers x experts per token], of the tokens from `SamplingParams.routing_from` on, but not of the
+    last sampled one, which no layer has seen. None where the engine records nothing."""
 
     def __post_init__(self) -> None:
-        lengths = {len(self.token_ids), len(self.logprobs), len(self.policy_versions)}
-        assert len(lengths) == 1, f"columns of unequal length: {lengths}"
+        for name, dtype in (("token_ids", np.int32), ("logprobs", np.float32), ("policy_versions", np.int32)):
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=dtype))
+        shapes = {self.token_ids.shape, self.logprobs.shape, self.policy_versions.shape}
+        assert len(shapes) == 1 and self.token_ids.ndim == 1, f"columns of unequal shape: {shapes}"
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @classmethod
+    def joined(cls, parts: Sequence[Generation], finish_reason: FinishReason) -> Generation:
+        """The generation that came in several parts, one behind the other."""
+        routed = [part.routed_experts for part in parts if part.routed_experts is not None]
+        return cls(
+            token_ids=np.concatenate([part.token_ids for part in parts]),
+            logprobs=np.concatenate([part.logprobs for part in parts]),
+            policy_versions=np.concatenate([part.policy_versions for part in parts]),
+            finish_reason=finish_reason,
+            routed_experts=np.concatenate(routed) if routed else None,
+        )
 
 
 class TokenPolicy(Protocol):
     """A policy that continues token sequences."""
 
-    async def generate(self, *, prompt_ids: Sequence[int], sampling: SamplingParams) -> Generation:
-        """Sample a continuation. Raises `PolicyFault` when the engine fails."""
+    async def generate(self, *, prompt_ids: npt.NDArray[np.int32], sampling: SamplingParams) -> Generation:
+        """Sample a continuation of `prompt_ids` [T]. Raises `PolicyFault` when the engine fails."""
         ...
 
 
@@ -70,7 +93,7 @@ class LeastLoadedPolicy:
         self._policies = tuple(policies)
         self._under_way = [0] * len(self._policies)
 
-    async def generate(self, *, prompt_ids: Sequence[int], sampling: SamplingParams) -> Generation:
+    async def generate(self, *, prompt_ids: npt.NDArray[np.int32], sampling: SamplingParams) -> Generation:
         """Sample a continuation. Raises `PolicyFault` when the engine that was chosen fails."""
         chosen = self._under_way.index(min(self._under_way))
         self._under_way[chosen] += 1

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import httpx
+import numpy as np
+import numpy.typing as npt
 
 from polyturn.agents.http import Retries, post_json
-from polyturn.agents.ledger import read_routing
 from polyturn.agents.policy import FinishReason, Generation, PolicyFault, SamplingParams
 from polyturn.tools.plain import shown
 
@@ -44,8 +47,8 @@ class SGLangPolicy:
         self._retries = retries or Retries()
         self._record_routing = record_routing
 
-    async def generate(self, *, prompt_ids: Sequence[int], sampling: SamplingParams) -> Generation:
-        """Sample a continuation.
+    async def generate(self, *, prompt_ids: npt.NDArray[np.int32], sampling: SamplingParams) -> Generation:
+        """Sample a continuation of `prompt_ids` [T].
 
         Raises:
             PolicyFault: the server failed, or its answer does not hold together.
@@ -61,7 +64,7 @@ class SGLangPolicy:
             params["stop"] = list(self._stop_strings)
         if sampling.seed is not None:
             params["sampling_seed"] = sampling.seed
-        payload = {"input_ids": list(prompt_ids), "sampling_params": params, "return_logprob": True}
+        payload = {"input_ids": prompt_ids, "sampling_params": params, "return_logprob": True}
         if self._record_routing:
             payload["return_routed_experts"] = True
             payload["routed_experts_start_len"] = sampling.routing_from
@@ -81,26 +84,27 @@ def read_generation(answer: Mapping[str, Any]) -> Generation:
     try:
         meta = answer["meta_info"]
         entries = meta["output_token_logprobs"]
-        output_ids = tuple(answer["output_ids"])
+        output_ids = answer["output_ids"]
         reason = meta["finish_reason"]["type"]
-        logprobs = tuple(float(entry[0]) for entry in entries)
-        token_ids = tuple(int(entry[1]) for entry in entries)
+        logprobs = np.array([entry[0] for entry in entries], dtype=np.float64)
+        token_ids = np.array([entry[1] for entry in entries], dtype=np.int64)
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
         raise PolicyFault(f"the engine's answer lacks {error}: {shown(answer, limit=300)}") from error
-    if token_ids != output_ids:
+    if not isinstance(output_ids, list) or not np.array_equal(token_ids, output_ids):
         raise PolicyFault(
-            f"the engine's logprobs are of {len(token_ids)} other tokens than its {len(output_ids)} ids"
+            f"the engine's logprobs are of {len(token_ids)} other tokens than its ids: {shown(output_ids, limit=100)}"
         )
-    if not all(0 <= token < LARGEST_ID for token in token_ids):
+    if not ((token_ids >= 0) & (token_ids < LARGEST_ID)).all():
         raise PolicyFault("the engine gave a token id that no vocabulary has")
-    if not all(abs(logprob) < LARGEST_LOGPROB for logprob in logprobs):  # NaN is not below it
-        at = next(i for i, logprob in enumerate(logprobs) if not abs(logprob) < LARGEST_LOGPROB)
+    usable = np.abs(logprobs) < LARGEST_LOGPROB  # NaN is not below it
+    if not usable.all():
+        at = int(usable.argmin())
         raise PolicyFault(
             f"the engine gave logprob {logprobs[at]} for token {token_ids[at]} at position {at}"
         )
     return Generation(
-        token_ids=token_ids,
-        logprobs=logprobs,
+        token_ids=token_ids.astype(np.int32),
+        logprobs=logprobs.astype(np.float32),
         policy_versions=_versions(meta, len(token_ids)),
         finish_reason=_finish_reason(reason),
     )
@@ -109,7 +113,7 @@ def read_generation(answer: Mapping[str, Any]) -> Generation:
 def _with_routing(generation: Generation, answer: Mapping[str, Any], *, num_before: int) -> Generation:
     """The generation with the record of its tokens and of `num_before` tokens before them, without the last one."""
     text = answer["meta_info"].get("routed_experts")
-    num_tokens = num_before + len(generation.token_ids) - 1
+    num_tokens = num_before + len(generation) - 1
     if text is None:
         # What was aborted has no record: the next request asks for it, too.
         if generation.finish_reason == "abort":
@@ -118,24 +122,49 @@ def _with_routing(generation: Generation, answer: Mapping[str, Any], *, num_befo
     return replace(generation, routed_experts=read_routing(text, num_tokens=max(num_tokens, 0)))
 
 
-def _versions(meta: Mapping[str, Any], length: int) -> tuple[int, ...]:
+def read_routing(text: str, *, num_tokens: int) -> npt.NDArray[np.int16] | None:
+    """[num_tokens, layers x experts per token] from SGLang's `meta_info.routed_experts`; None for no tokens.
+
+    The text is base64 of int32 in C order, with a row for every layer (those of dense layers mean nothing).
+
+    Raises:
+        PolicyFault: the record is not of so many tokens, or names experts that cannot be.
+    """
+    try:
+        flat = np.frombuffer(base64.b64decode(text, validate=True), dtype="<i4")
+    except (binascii.Error, ValueError) as error:
+        raise PolicyFault(f"the engine's routed experts are not base64 of int32: {error}") from error
+    if num_tokens == 0:
+        return None
+    if flat.size == 0 or flat.size % num_tokens:
+        raise PolicyFault(
+            f"the engine's routed experts are {flat.size} numbers, which is no record of {num_tokens} tokens"
+        )
+    if flat.max() > np.iinfo(np.int16).max:
+        raise PolicyFault(f"the engine's routed experts name expert {flat.max()}")
+    return flat.reshape(num_tokens, -1).astype(np.int16)
+
+
+def _versions(meta: Mapping[str, Any], length: int) -> npt.NDArray[np.int32]:
     """One version per token: from the spans if weights changed on the way, else the one of the whole answer."""
     spans = meta.get("weight_versions") or [
         {"version": meta.get("weight_version"), "start": 0, "end": length}
     ]
     versions: list[int] = []
+    ends = [0]
     try:
         for span in spans:
-            versions += [_version(span["version"])] * (min(int(span["end"]), length + 1) - len(versions))
+            versions.append(_version(span["version"]))
+            ends.append(max(ends[-1], min(int(span["end"]), length + 1)))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise PolicyFault(
             f"the engine's weight versions cannot be read: {shown(spans, limit=200)}"
         ) from error
-    if len(versions) != length:
+    if ends[-1] != length:
         raise PolicyFault(
-            f"the engine's weight versions cover {len(versions)} of {length} tokens: {shown(spans, limit=200)}"
+            f"the engine's weight versions cover {ends[-1]} of {length} tokens: {shown(spans, limit=200)}"
         )
-    return tuple(versions)
+    return np.repeat(np.array(versions, dtype=np.int32), np.diff(ends))
 
 
 def _version(text: Any) -> int:

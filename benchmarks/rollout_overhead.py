@@ -124,7 +124,7 @@ def turns_of(episode: Episode) -> list[Turn]:
         if sampled:
             turns.append(
                 Turn(
-                    prompt_ids=list(segment.token_ids[:start]),
+                    prompt_ids=segment.token_ids[:start].tolist(),
                     num_tokens=length,
                     seed=derive_seed(episode.seed, len(turns), 0),
                 )

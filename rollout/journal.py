@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+import numpy.typing as npt
 import orjson
 
 from polyturn.agents.episode import Episode, EpisodeTimings, Outcome, TurnRecord
@@ -147,10 +149,8 @@ def encode_episode(episode: Episode) -> bytes:
     """An episode as one line of JSON. Floats are written in full, so they come back the same."""
     for segment in episode.segments:
         # JSON has no infinities, and a sampled token has none.
-        assert all(-1e30 < value < 1e30 for value in segment.logprobs), (
-            f"{episode.episode_id} has a logprob that is not finite"
-        )
-    return orjson.dumps(episode, default=_plain)
+        assert (abs(segment.logprobs) < 1e30).all(), f"{episode.episode_id} has a logprob that is not finite"
+    return orjson.dumps(episode, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def decode_episode(line: bytes) -> Episode:
@@ -159,7 +159,8 @@ def decode_episode(line: bytes) -> Episode:
     fields["outcome"] = Outcome(fields["outcome"])
     fields["messages"] = tuple(fields["messages"])
     fields["segments"] = tuple(
-        Segment(**{name: _column(value) for name, value in segment.items()}) for segment in fields["segments"]
+        Segment(**{**segment, "routed_experts": _routing(segment["routed_experts"])})
+        for segment in fields["segments"]
     )
     fields["turn_records"] = tuple(TurnRecord(**record) for record in fields["turn_records"])
     fields["timings"] = EpisodeTimings(**fields["timings"])
@@ -167,8 +168,8 @@ def decode_episode(line: bytes) -> Episode:
     return Episode(**fields)
 
 
-def _column(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _routing(rows: list[list[int]] | None) -> npt.NDArray[np.int16] | None:
+    return None if rows is None else np.array(rows, dtype=np.int16)
 
 
 def _plain(value: Any) -> Any:

@@ -78,7 +78,7 @@ SCHEMA = pa.schema(
 )
 TOKEN_COLUMNS = ("token_ids", "sampled", "logprobs", "policy_versions", "turns")
 ROUTING_COLUMN = "routed_experts"
-SCHEMA_WITH_ROUTING = SCHEMA.append(pa.field(ROUTING_COLUMN, pa.list_(pa.string())))
+SCHEMA_WITH_ROUTING = SCHEMA.append(pa.field(ROUTING_COLUMN, pa.list_(pa.list_(pa.int16()))))
 """Of files whose engine recorded the experts of each token."""
 ROWS_PER_GROUP = 8
 """Parquet compresses and checks so many rows together: damage costs no more than these."""
@@ -218,7 +218,9 @@ def write_episodes(
 ) -> None:
     """Write a columnar file of episodes that is either complete or not there."""
     rows = [row for episode in episodes for row in _rows(step, episode, advantages or {})]
-    has_routing = any(segment.routed_experts for episode in episodes for segment in episode.segments)
+    has_routing = any(
+        segment.routed_experts is not None for episode in episodes for segment in episode.segments
+    )
     schema = SCHEMA_WITH_ROUTING if has_routing else SCHEMA
     table = pa.Table.from_pylist(rows, schema=schema)
     place = schema.get_field_index("checksum")
@@ -354,7 +356,8 @@ def _rows(step: int, episode: Episode, advantages: Mapping[str, float]) -> list[
             "segment": index,
             "role": segment.role,
             "advantage": advantages.get(episode.part_id(segment.role)),
-            **{name: getattr(segment, name) for name in (*TOKEN_COLUMNS, ROUTING_COLUMN)},
+            **{name: getattr(segment, name) for name in TOKEN_COLUMNS},
+            ROUTING_COLUMN: None if segment.routed_experts is None else list(segment.routed_experts),
         }
         for index, segment in enumerate(episode.segments)
     ] or [{**common, "segment": None, "advantage": advantages.get(episode.episode_id)}]
@@ -392,9 +395,11 @@ def _episode(rows: Sequence[Mapping[str, Any]]) -> Episode:
         messages=tuple(orjson.loads(first["messages"])),
         segments=tuple(
             Segment(
-                **{name: tuple(row[name]) for name in TOKEN_COLUMNS},
+                **{name: row[name] for name in TOKEN_COLUMNS},
                 role=row["role"],
-                routed_experts=tuple(row.get(ROUTING_COLUMN) or ()),
+                routed_experts=None
+                if (rows_of := row.get(ROUTING_COLUMN)) is None
+                else np.array(rows_of, np.int16),
             )
             for row in rows
             if row["segment"] is not None

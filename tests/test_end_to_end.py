@@ -235,7 +235,8 @@ def test_a_run_that_is_stopped_and_killed_trains_what_an_uninterrupted_one_does(
     assert prompts_by_step(path) == prompts_by_step(finished)
     # The first step began from the same weights: the same tokens, but for the odd one where rounding decides.
     ours, theirs = (
-        {e.episode_id: e.segments[0].token_ids for e in episodes_by_step(p)[1]} for p in (path, finished)
+        {e.episode_id: e.segments[0].token_ids.tolist() for e in episodes_by_step(p)[1]}
+        for p in (path, finished)
     )
     assert sum(ours[key] == theirs[key] for key in theirs) >= 0.9 * len(theirs)
 

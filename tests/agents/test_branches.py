@@ -45,7 +45,7 @@ class Writes:
     async def generate(self, *, prompt_ids, sampling):
         await asyncio.sleep(0)
         text, end = self.turns[len(self.prompts)]
-        self.prompts.append(list(prompt_ids))
+        self.prompts.append(prompt_ids.tolist())
         ids = [
             *self.tokenizer.encode(text, add_special_tokens=False),
             self.tokenizer.convert_tokens_to_ids(end),
@@ -198,7 +198,7 @@ def test_a_template_that_keeps_history_makes_one_segment(name):
     check_once(episode, policy)
     (segment,) = episode.segments
     text = tokenizer.decode(segment.token_ids)
-    assert policy.prompts[1] == list(segment.token_ids[: len(policy.prompts[1])])
+    assert policy.prompts[1] == segment.token_ids[: len(policy.prompts[1])].tolist()
     assert text.count(call("one")) == 1
     assert "one" in text.partition(call("one"))[2]
     if name == "qwen2.5":
@@ -221,8 +221,9 @@ def test_a_ledger_keeps_what_it_branched_from():
         Generation(token_ids=(7,), logprobs=(-3.0,), policy_versions=(6,), finish_reason="stop")
     )
     first, second = ledger.to_segments(role="solver/0")
-    assert (first.token_ids, first.sampled) == ((1, 2, 3, 4), (False, False, True, True))
-    assert (second.token_ids, second.sampled) == ((1, 2, 4, 6, 7), (False, False, False, False, True))
-    assert (first.turns, second.turns) == ((0, 0, 0, 0), (1, 1, 1, 1, 1))
+    assert first.token_ids.tolist() == [1, 2, 3, 4] and second.token_ids.tolist() == [1, 2, 4, 6, 7]
+    assert first.sampled.tolist() == [False, False, True, True]
+    assert second.sampled.tolist() == [False, False, False, False, True]
+    assert first.turns.tolist() == [0, 0, 0, 0] and second.turns.tolist() == [1, 1, 1, 1, 1]
     assert first.role == second.role == "solver/0"
     assert Ledger().to_segments() == ()

@@ -88,7 +88,7 @@ class Writes:
         self.prompts = []
 
     async def generate(self, *, prompt_ids, sampling):
-        self.prompts.append(list(prompt_ids))
+        self.prompts.append(prompt_ids.tolist())
         turn = self.turns.pop(0)
         cut = turn[: sampling.max_tokens]
         return Generation(
@@ -144,7 +144,7 @@ def test_an_episode_is_one_assistant_turn(chatml):
     sampled = [token for token, own in zip(segment.token_ids, segment.sampled, strict=True) if own]
     written = "".join([*searches, last])
     assert chatml.decode(sampled) == written, "all that the policy wrote is trained, and nothing else"
-    assert policy.prompts[1] == list(segment.token_ids[: len(policy.prompts[1])])
+    assert policy.prompts[1] == segment.token_ids[: len(policy.prompts[1])].tolist()
     assert episode.metrics["num_searches"] == 2
 
 

@@ -86,7 +86,7 @@ class Recorded:
             policy_versions=tuple(number + i % 2 for i in range(len(tokens))),
             finish_reason=reason,
         )
-        self.requests.append((tuple(prompt_ids), sampling))
+        self.requests.append((prompt_ids.tolist(), sampling))
         self.generations.append(generation)
         return generation
 
@@ -143,7 +143,7 @@ def check_record(episode, policy, tokenizer):
     ):
         assert sampled or (logprob == 0.0 and version == UNSAMPLED_VERSION)
     for prompt, _ in policy.requests:
-        assert segment.token_ids[: len(prompt)] == prompt, "a prompt that is not the ledger so far"
+        assert segment.token_ids[: len(prompt)].tolist() == prompt, "a prompt that is not the ledger so far"
     assert list(segment.turns) == sorted(segment.turns)
     return segment
 
@@ -281,7 +281,7 @@ def test_an_aborted_generation_keeps_its_tokens_and_goes_on(chatml):
     assert (episode.outcome, episode.num_turns) == (Outcome.COMPLETED, 2)
     assert [t for t, s in zip(segment.token_ids, segment.sampled, strict=True) if s] == turns[0] + turns[1]
     prompts = [prompt for prompt, _ in policy.requests]
-    assert prompts[1] == (*prompts[0], *turns[0][:2])
+    assert prompts[1] == [*prompts[0], *turns[0][:2]]
     assert policy.requests[1][1].max_tokens == 254
 
 
@@ -476,5 +476,5 @@ async def test_long_texts_are_rendered_in_threads_and_as_they_are_elsewhere(chat
         )
     )
     assert [episode.reward for episode in episodes] == [1.0] * 4, episodes[0].error
-    expected = tuple(_renderer(chatml).start(tasks[0].messages, Echo().tools))
-    assert {policy.requests[0][0] for policy in policies} == {expected}
+    expected = _renderer(chatml).start(tasks[0].messages, Echo().tools)
+    assert [policy.requests[0][0] for policy in policies] == [expected] * len(policies)

@@ -62,7 +62,7 @@ class Numbering:
             policy_versions=(number,) * len(ids),
             finish_reason="stop",
         )
-        self.requests.append(tuple(prompt_ids))
+        self.requests.append(prompt_ids.tolist())
         self.generations.append(generation)
         return generation
 
@@ -98,7 +98,9 @@ def test_each_role_has_its_own_tokens(chatml):
         assert sampled == [t for number in own for t in policy.generations[number].token_ids]
         for number in own:
             prompt = policy.requests[number]
-            assert segment.token_ids[: len(prompt)] == prompt, "a prompt that is not the role's ledger so far"
+            assert segment.token_ids[: len(prompt)].tolist() == prompt, (
+                "a prompt that is not the role's ledger so far"
+            )
         text = chatml.decode(segment.token_ids)
         assert f"You are {segment.role}." in text and f"You are {'ba'[position]}." not in text
         assert sorted(set(segment.turns)) == list(range(ROUNDS))

@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from polyturn.agents.ledger import Ledger, read_routing, routing_array
+from polyturn.agents.ledger import Ledger
 from polyturn.agents.policy import Generation, LeastLoadedPolicy, PolicyFault, SamplingParams
+from polyturn.agents.sglang_policy import read_routing
 
 
 def encoded(rows: np.ndarray) -> str:
     return base64.b64encode(rows.astype("<i4").tobytes()).decode()
 
 
-def answer(first: int, num_tokens: int) -> tuple[str, ...]:
+def answer(first: int, num_tokens: int) -> np.ndarray | None:
     """The record of tokens first, first + 1, ...: token t was sent to experts [t, t + 100], in two layers."""
     rows = np.stack([np.arange(first, first + num_tokens), np.arange(first, first + num_tokens) + 100], 1)
     return read_routing(encoded(rows), num_tokens=num_tokens)
 
 
-def generation(num_tokens: int, routed: tuple[str, ...] = ()) -> Generation:
+def generation(num_tokens: int, routed: np.ndarray | None = None) -> Generation:
     return Generation(
         token_ids=(7,) * num_tokens,
         logprobs=(-1.0,) * num_tokens,
@@ -45,8 +45,7 @@ def test_the_record_goes_on_over_turns_and_lacks_the_last_token_alone():
     assert ledger.num_routed == 4
     # The next turn's record begins with the last token of the turn before.
     ledger.append_generation(generation(3, answer(4, 5)))
-    segment = ledger.to_segment()
-    array = routing_array(segment.routed_experts)
+    array = ledger.to_segment().routed_experts
     assert array is not None and array.shape == (10, 2) and array.dtype == np.int16
     assert array[:9, 0].tolist() == list(range(9)) and array[:9, 1].tolist() == list(range(100, 109))
     assert array[9].tolist() == [-1, -1]
@@ -56,8 +55,7 @@ def test_without_a_record_there_is_no_column():
     ledger = Ledger()
     ledger.append_observation([1, 2, 3])
     ledger.append_generation(generation(2))
-    assert ledger.to_segment().routed_experts == ()
-    assert routing_array(()) is None
+    assert ledger.to_segment().routed_experts is None
 
 
 @pytest.mark.catalogue("B40")
@@ -72,7 +70,7 @@ def test_a_record_of_other_tokens_is_refused():
         read_routing(encoded(np.array([[40000, 1]])), num_tokens=1)
     with pytest.raises(PolicyFault, match="not base64"):
         read_routing("?!", num_tokens=1)
-    assert read_routing("", num_tokens=0) == ()
+    assert read_routing("", num_tokens=0) is None
 
 
 async def test_requests_go_to_the_engine_with_the_fewest_under_way():
@@ -81,22 +79,22 @@ async def test_requests_go_to_the_engine_with_the_fewest_under_way():
             self.name = name
             self.release = asyncio.Event()
 
-        async def generate(self, *, prompt_ids: Sequence[int], sampling: SamplingParams) -> Generation:
+        async def generate(self, *, prompt_ids: np.ndarray, sampling: SamplingParams) -> Generation:
             if prompt_ids[0]:
                 await self.release.wait()
             if sampling.max_tokens == 1:
                 raise PolicyFault("dead")
-            return replace(generation(1), token_ids=(self.name,))
+            return replace(generation(1), token_ids=np.array([self.name]))
 
     engines = [Engine(0), Engine(1)]
     policy = LeastLoadedPolicy(engines)
     plain = SamplingParams()
-    waiting = asyncio.create_task(policy.generate(prompt_ids=[1], sampling=plain))
+    waiting = asyncio.create_task(policy.generate(prompt_ids=np.array([1]), sampling=plain))
     await asyncio.sleep(0)
-    assert (await policy.generate(prompt_ids=[0], sampling=plain)).token_ids == (1,)
+    assert (await policy.generate(prompt_ids=np.array([0]), sampling=plain)).token_ids.tolist() == [1]
     with pytest.raises(PolicyFault):
-        await policy.generate(prompt_ids=[0], sampling=SamplingParams(max_tokens=1))
-    assert (await policy.generate(prompt_ids=[0], sampling=plain)).token_ids == (1,)
+        await policy.generate(prompt_ids=np.array([0]), sampling=SamplingParams(max_tokens=1))
+    assert (await policy.generate(prompt_ids=np.array([0]), sampling=plain)).token_ids.tolist() == [1]
     engines[0].release.set()
-    assert (await waiting).token_ids == (0,)
-    assert (await policy.generate(prompt_ids=[0], sampling=plain)).token_ids == (0,)
+    assert (await waiting).token_ids.tolist() == [0]
+    assert (await policy.generate(prompt_ids=np.array([0]), sampling=plain)).token_ids.tolist() == [0]

@@ -53,7 +53,9 @@ async def test_logprobs_agree_with_transformers(engines, tiny_model):
     for prompt, generation in zip(prompts, generations, strict=True):
         with torch.no_grad():
             logits = model(torch.tensor([[*prompt, *generation.token_ids]])).logits[0, len(prompt) - 1 : -1]
-        reference = torch.log_softmax(logits, -1).gather(1, torch.tensor(generation.token_ids)[:, None])[:, 0]
+        reference = torch.log_softmax(logits, -1).gather(
+            1, torch.tensor(generation.token_ids, dtype=torch.long)[:, None]
+        )[:, 0]
         difference = (reference - torch.tensor(generation.logprobs)).abs().max().item()
         assert difference <= 1e-4
         assert set(generation.policy_versions) == {0}
@@ -69,9 +71,9 @@ async def test_logprobs_are_those_at_the_sampling_temperature(engines, tiny_mode
     model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
     with torch.no_grad():
         logits = model(torch.tensor([[*PROMPT, *generation.token_ids]])).logits[0, len(PROMPT) - 1 : -1]
-    reference = torch.log_softmax(logits / 0.7, -1).gather(1, torch.tensor(generation.token_ids)[:, None])[
-        :, 0
-    ]
+    reference = torch.log_softmax(logits / 0.7, -1).gather(
+        1, torch.tensor(generation.token_ids, dtype=torch.long)[:, None]
+    )[:, 0]
     assert (reference - torch.tensor(generation.logprobs)).abs().max().item() <= 1e-4
 
 
@@ -83,8 +85,8 @@ async def test_a_seed_repeats_alone_and_in_a_batch(engines):
     batch = await generate(
         engines.url, [PROMPT, *(PROMPT[: 5 + n] for n in range(11)), PROMPT], [sampling, *crowd[1:], crowd[0]]
     )
-    assert batch[0].token_ids == alone.token_ids
-    assert batch[-1].token_ids != alone.token_ids
+    assert batch[0].token_ids.tolist() == alone.token_ids.tolist()
+    assert batch[-1].token_ids.tolist() != alone.token_ids.tolist()
 
 
 @pytest.mark.catalogue("B49")
@@ -120,8 +122,8 @@ async def test_an_update_changes_version_weights_and_cached_prefixes(
     finally:
         control.update_weights_from_disk(model_path=str(tiny_model), weight_version="0")
     assert (set(before.policy_versions), set(after.policy_versions)) == ({0}, {7})
-    assert before.token_ids != after.token_ids
-    assert after.token_ids == without_cache.token_ids
+    assert before.token_ids.tolist() != after.token_ids.tolist()
+    assert after.token_ids.tolist() == without_cache.token_ids.tolist()
     assert after.logprobs == pytest.approx(without_cache.logprobs, abs=1e-5)
 
 

@@ -67,12 +67,12 @@ async def test_a_seeded_collection_repeats_and_is_kept(engines, tiny_model, tmp_
     assert [group.num_dropped for group in groups] == [0, 0, 0, 0]
     for one, other in zip(first, second, strict=True):
         assert one.episode_id == other.episode_id
-        assert one.segments[0].token_ids == other.segments[0].token_ids
+        assert one.segments[0].token_ids.tolist() == other.segments[0].token_ids.tolist()
         assert one.segments[0].logprobs == pytest.approx(other.segments[0].logprobs, abs=1e-4)
         versions = itertools.compress(one.segments[0].policy_versions, one.segments[0].sampled)
         assert set(versions) == {0}
         assert one.timings.generate_s > 0
-    tokens = {episode.segments[0].token_ids for group in groups for episode in group.episodes}
+    tokens = {episode.segments[0].token_ids.tobytes() for group in groups for episode in group.episodes}
     assert len(tokens) == 12, "samples of one prompt have seeds of their own"
     journaled = {episode.episode_id: episode for episode in store.journaled(1)}
     assert [journaled[episode.episode_id] for episode in first] == first

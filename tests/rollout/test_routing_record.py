@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from polyturn.agents.ledger import Ledger, routing_array
+from polyturn.agents.ledger import Ledger
 from polyturn.agents.policy import SamplingParams
 from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.schema.run import EnginesConfig
@@ -84,7 +84,7 @@ async def play(url: str) -> Ledger:
     return ledger
 
 
-def routers_choice(path: Path, token_ids: tuple[int, ...]) -> np.ndarray:
+def routers_choice(path: Path, token_ids: np.ndarray) -> np.ndarray:
     """[tokens, layers, experts per token], sorted, of transformers' routers."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -94,7 +94,7 @@ def routers_choice(path: Path, token_ids: tuple[int, ...]) -> np.ndarray:
     for layer in model.model.layers:
         layer.mlp.gate.register_forward_hook(lambda _m, _i, output: chosen.append(output[2].numpy()))
     with torch.no_grad():
-        model(torch.tensor([token_ids]))
+        model(torch.from_numpy(token_ids)[None])
     return np.sort(np.stack(chosen, 1), -1)
 
 
@@ -103,7 +103,7 @@ async def test_the_engine_records_what_its_routers_chose(moe_model, engine_url):
     from polyturn.trainer.megatron.policy import MegatronPolicy
 
     segment = (await play(engine_url)).to_segment()
-    record = routing_array(segment.routed_experts)
+    record = segment.routed_experts
     assert record is not None and record.shape == (len(segment), NUM_LAYERS * TOP_K)
     assert (record[-1] == -1).all()
     found = np.sort(record[:-1].reshape(-1, NUM_LAYERS, TOP_K), -1)

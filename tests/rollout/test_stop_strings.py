@@ -29,6 +29,6 @@ async def test_sampling_ends_behind_a_stop_string_which_stays(engines, tiny_mode
         stopped = await SGLangPolicy(
             client=client, url=engines.url, stop_token_ids=(), stop_strings=("</never>", stop)
         ).generate(prompt_ids=prompt, sampling=sampling)
-    assert stopped.token_ids == free.token_ids[: at + 1]
+    assert stopped.token_ids.tolist() == free.token_ids[: at + 1].tolist()
     assert stopped.finish_reason == "stop"
     assert len(stopped.logprobs) == at + 1

@@ -186,7 +186,7 @@ def reward_part(part: Part, scored: Mapping[str, TrainSample], algorithm: Algori
         samples=tuple(
             TokenColumns(
                 sampled=sample.sampled,
-                turns=sample.turns,
+                turns=sample.turns.astype("int32"),
                 values=sample.values,
                 penalties=_penalties(sample, algorithm),
             )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -184,7 +185,7 @@ def _if_all(
 
 
 def _integers(
-    samples: Sequence[TrainSample], columns: Sequence[npt.NDArray[np.int32]]
+    samples: Sequence[TrainSample], columns: Sequence[npt.NDArray[np.signedinteger[Any]]]
 ) -> npt.NDArray[np.int64]:
     parts = [column[sample.sampled] for sample, column in zip(samples, columns, strict=True)]
     return np.concatenate([np.zeros(0, dtype=np.int64), *parts]).astype(np.int64)

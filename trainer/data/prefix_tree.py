@@ -10,13 +10,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 MIN_SHARED = 16
 """Shorter runs are not worth a node of their own: they are computed once for each branch."""
-Tokens = npt.NDArray[np.int64]
+Tokens = npt.NDArray[np.signedinteger[Any]]
 Branch = tuple[int, int, int]
 """(first, last, end): the sorted samples [first, last) are alike in their first `end` tokens."""
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from polyturn.agents.ledger import Segment, routing_array
+from polyturn.agents.ledger import Segment
 from polyturn.configs.schema.run import RunConfig
 from polyturn.trainer.algorithms.reductions import GlobalCounts
 
@@ -24,14 +24,14 @@ class TrainSample:
     group_id: str
     sequence_id: str
     """What counts once in a reduction by sequence: an episode, or what one role wrote in it, over all its segments."""
-    token_ids: npt.NDArray[np.int64]
+    token_ids: npt.NDArray[np.int32]
     sampled: npt.NDArray[np.bool_]
     """The trainable mask. The first token has nothing before it and is never sampled."""
     behavior_logprobs: npt.NDArray[np.float32]
     """Of the sampler that drew the tokens."""
     policy_versions: npt.NDArray[np.int32]
     """Of the weights that drew a sampled token."""
-    turns: npt.NDArray[np.int32]
+    turns: npt.NDArray[np.int16]
     """The turn of each token."""
     proximal_logprobs: npt.NDArray[np.float32] | None = None
     """Of the policy at the start of the step."""
@@ -82,17 +82,17 @@ class TrainSample:
     def from_segment(
         cls, segment: Segment, *, sample_id: str, group_id: str, sequence_id: str
     ) -> TrainSample:
-        """The sample of a segment of an episode."""
+        """The sample of a segment of an episode; they share their columns."""
         return cls(
             sample_id=sample_id,
             group_id=group_id,
             sequence_id=sequence_id,
-            token_ids=np.array(segment.token_ids, dtype=np.int64),
-            sampled=np.array(segment.sampled, dtype=np.bool_),
-            behavior_logprobs=np.array(segment.logprobs, dtype=np.float32),
-            policy_versions=np.array(segment.policy_versions, dtype=np.int32),
-            turns=np.array(segment.turns, dtype=np.int32),
-            routed_experts=routing_array(segment.routed_experts),
+            token_ids=segment.token_ids,
+            sampled=segment.sampled,
+            behavior_logprobs=segment.logprobs,
+            policy_versions=segment.policy_versions,
+            turns=segment.turns,
+            routed_experts=segment.routed_experts,
         )
 
 

@@ -159,10 +159,9 @@ def _largest_staleness(episodes: Sequence[Episode], report: UpdateReport, versio
     """Trainer version at the step's first update minus the oldest version behind a sampled token."""
     at_start = version - len(report.metrics)
     versions = [
-        token_version
+        int(segment.policy_versions[segment.sampled].min())
         for episode in episodes
         for segment in episode.segments
-        for token_version, sampled in zip(segment.policy_versions, segment.sampled, strict=True)
-        if sampled
+        if segment.num_sampled
     ]
     return at_start - min(versions, default=at_start)
