@@ -62,7 +62,7 @@ def assert_bitwise(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor
 
 def hf_logprobs(model, sample: TrainSample, temperature: float) -> torch.Tensor:
     """Plain transformers: column [T] with gradient, entry t for token t, entry 0 is 0."""
-    token_ids = torch.from_numpy(sample.token_ids)
+    token_ids = torch.from_numpy(sample.token_ids).long()
     logits = model(input_ids=token_ids[None]).logits[0].float() / temperature
     scored = logits[:-1].log_softmax(-1).gather(1, token_ids[1:, None]).squeeze(1)
     return torch.cat([torch.zeros(1), scored])
@@ -148,7 +148,7 @@ def reference_update(model, optimizer, samples, objective: Objective) -> tuple[f
         values = -torch.minimum(ratio * advantage, bounded * advantage)
         gap = logprobs - torch.from_numpy(sample.reference_logprobs)[mask]
         values = values + objective.kl.coefficient * gap.square() / 2
-        token_ids = torch.from_numpy(sample.token_ids)[None]
+        token_ids = torch.from_numpy(sample.token_ids).long()[None]
         logits = model(input_ids=token_ids).logits[0, :-1][mask[1:]] / objective.temperature
         entropies = torch.distributions.Categorical(logits=logits).entropy()
         values = values - objective.entropy_coefficient * entropies

@@ -43,11 +43,11 @@ def make_samples(lengths: Sequence[int] = LENGTHS) -> list[TrainSample]:
                 sample_id=f"sample-{i}",
                 group_id=f"group-{i // 2}",
                 sequence_id="shared" if i in (1, len(lengths) - 1) else f"sequence-{i}",
-                token_ids=rng.integers(0, VOCAB_SIZE, length),
+                token_ids=rng.integers(0, VOCAB_SIZE, length).astype(np.int32),
                 sampled=sampled,
                 behavior_logprobs=rng.normal(-5, 0.3, length).astype(np.float32),
                 policy_versions=np.zeros(length, dtype=np.int32),
-                turns=np.zeros(length, dtype=np.int32),
+                turns=np.zeros(length, dtype=np.int16),
                 advantages=np.full(length, rng.normal(), dtype=np.float32),
             )
         )

@@ -28,11 +28,11 @@ def make_samples(vocab_size: int) -> list[TrainSample]:
             sample_id=f"sample-{i}",
             group_id="group",
             sequence_id=f"sample-{i}",
-            token_ids=rng.integers(0, vocab_size, length),
+            token_ids=rng.integers(0, vocab_size, length).astype(np.int32),
             sampled=np.arange(length) > 0,
             behavior_logprobs=np.full(length, -5, dtype=np.float32),
             policy_versions=np.zeros(length, dtype=np.int32),
-            turns=np.zeros(length, dtype=np.int32),
+            turns=np.zeros(length, dtype=np.int16),
             advantages=np.full(length, rng.normal(), dtype=np.float32),
         )
         for i, length in enumerate(LENGTHS)

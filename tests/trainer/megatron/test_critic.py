@@ -48,7 +48,7 @@ def with_returns(samples: list[TrainSample], values: list[np.ndarray]) -> list[T
 
 def torch_values(model: Any, head: torch.nn.Linear, sample: TrainSample) -> torch.Tensor:
     """Plain transformers: [trainable tokens], each from the hidden state before it."""
-    hidden = model.model(input_ids=torch.from_numpy(sample.token_ids)[None]).last_hidden_state[0]
+    hidden = model.model(input_ids=torch.from_numpy(sample.token_ids).long()[None]).last_hidden_state[0]
     rows = torch.from_numpy(np.flatnonzero(sample.sampled) - 1)
     return head(hidden[rows]).squeeze(-1)
 

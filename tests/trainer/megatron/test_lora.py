@@ -63,7 +63,7 @@ def peft_update(model: Any, optimizer: Any, samples: list[TrainSample]) -> tuple
     num_tokens = sum(sample.num_trainable for sample in samples)
     total = torch.zeros(())
     for sample in samples:
-        tokens, mask = torch.from_numpy(sample.token_ids), torch.from_numpy(sample.sampled)
+        tokens, mask = torch.from_numpy(sample.token_ids).long(), torch.from_numpy(sample.sampled)
         logprobs = model(input_ids=tokens[None]).logits[0, :-1].log_softmax(-1)
         logprobs = logprobs.gather(1, tokens[1:, None]).squeeze(1)[mask[1:]]
         assert sample.proximal_logprobs is not None and sample.advantages is not None
@@ -311,7 +311,7 @@ def test_every_linear_layer_of_a_family_is_adapted_as_peft_reads_it(rank_pool, t
         merge_by_hand(model, adapters)
     with torch.no_grad():
         for sample, column in zip(family_samples(), logprobs, strict=True):
-            tokens = torch.from_numpy(sample.token_ids)
+            tokens = torch.from_numpy(sample.token_ids).long()
             scores = model(input_ids=tokens[None]).logits[0, :-1].log_softmax(-1)
             scores = scores.gather(1, tokens[1:, None]).squeeze(1)[sample.sampled[1:]]
             np.testing.assert_allclose(column[sample.sampled], scores, atol=5e-5, rtol=0)

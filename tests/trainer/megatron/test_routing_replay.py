@@ -74,7 +74,7 @@ def torch_logprobs(path: Path, samples: list[TrainSample]) -> list[np.ndarray]:
     columns = []
     for sample in samples:
         under_way[:] = [sample]
-        tokens = torch.from_numpy(sample.token_ids)
+        tokens = torch.from_numpy(sample.token_ids).long()
         with torch.no_grad():
             scores = model(input_ids=tokens[None]).logits[0, :-1].log_softmax(-1)
         column = np.zeros(len(sample), dtype=np.float32)
