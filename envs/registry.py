@@ -1,8 +1,8 @@
 """Registration: Gymnasium's registry, filled also by the entry points of installed packages.
 
 A package offers environments with an entry point of the group `polyturn.envs`, a function without arguments that calls
-`register`. `make` and `list_environments` load these first; `gymnasium.make` sees the built-in environments as soon as
-`polyturn.envs` is imported, and those of other packages after `load_plugins()`.
+`register`. `make` and `list_environments` load these first; `gymnasium.make` sees the built-in environments in every
+program that imports `polyturn`, and those of other packages after `load_plugins()`.
 """
 
 from __future__ import annotations
@@ -11,30 +11,20 @@ import difflib
 import functools
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any
 
 import gymnasium
 
+from polyturn.envs.builtin import BUILTIN, EnvironmentInfo
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.envs.wrapped import WrappedToolEnv
 
 ENTRY_POINT_GROUP = "polyturn.envs"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EnvironmentInfo:
-    """A registered environment."""
-
-    env_id: str
-    entry_point: str
-    """`module:Class`."""
-    description: str
-
-
-# What Gymnasium's own registry has no room for.
-_registered: dict[str, EnvironmentInfo] = {}
+# Gymnasium's own registry has no room for descriptions. The built-in ones are registered with it by `polyturn` itself.
+_registered = {info.env_id: info for info in BUILTIN}
 
 
 def register(
@@ -63,7 +53,7 @@ def register(
         if isinstance(entry_point, str)
         else f"{entry_point.__module__}:{entry_point.__qualname__}"
     )
-    info = EnvironmentInfo(env_id=env_id, entry_point=name, description=description)
+    info = EnvironmentInfo(env_id=env_id, entry_point=name, description=description, kwargs=kwargs or {})
     if _registered.get(env_id) == info:
         return
     if env_id in gymnasium.registry:

@@ -38,11 +38,45 @@ def test_light_import(module: str) -> None:
     assert done.stdout.split() == []
 
 
+def test_the_vocabulary_brings_nothing_with_it() -> None:
+    program = (
+        "import sys; from polyturn.envs.messages import Message;"
+        "print(*(name for name in sys.modules if name.partition('.')[0] in ('polyturn', 'gymnasium', 'numpy')))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) == {
+        "polyturn",
+        "polyturn.envs",
+        "polyturn.envs.builtin",
+        "polyturn.envs.messages",
+        "polyturn.tools",
+        "polyturn.tools.plain",
+        "polyturn.tools.types",
+    }
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import polyturn, gymnasium; env = gymnasium.make('polyturn/TwoHopSearch-v0')",
+        "import gymnasium, polyturn; env = gymnasium.make('polyturn/TwoHopSearch-v0')",
+        "import gymnasium, polyturn.envs; env = gymnasium.make('polyturn/TwoHopSearch-v0')",
+        "import gymnasium; env = gymnasium.make('polyturn:polyturn/TwoHopSearch-v0')",
+        "import polyturn; env = polyturn.make('polyturn/TwoHopSearch-v0')",
+    ],
+)
+def test_gymnasium_knows_the_built_in_environments_in_whichever_order(program: str) -> None:
+    program += "; print(env.spec.id)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["polyturn/TwoHopSearch-v0"]
+
+
 def test_public_names_are_light_and_there() -> None:
     program = (
         "import sys, polyturn;"
         "[getattr(polyturn, name) for name in polyturn.__all__];"
-        "from polyturn.envs.registry import list_environments; assert list_environments();"
+        "assert set(polyturn.__all__) <= set(dir(polyturn));"
+        "assert polyturn.list_environments();"
         f"print(*sorted({set(HEAVY)!r} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

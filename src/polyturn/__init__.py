@@ -1,6 +1,15 @@
 """Polyturn: an RL gym for multi-turn tool use.
 
-The public names load on first use, so that `import polyturn` needs neither torch, Ray, SGLang nor Megatron.
+    import polyturn
+
+    class Arithmetic(polyturn.ToolEnv): ...       # an environment, and
+    polyturn.register("my/Arithmetic-v0", Arithmetic)
+    env = polyturn.make("polyturn/SearchR1-v0")   # one that is there; gymnasium.make knows it too
+    run = polyturn.train("quickstart", seed=1)    # the directory of the finished run
+    [report] = polyturn.evaluate("quickstart")    # of its policy, on tasks held out
+
+These names are all that most programs need; the packages below have the rest. Each is loaded when it is first used, so
+that `import polyturn` takes milliseconds, and needs neither torch, Ray, SGLang nor Megatron.
 """
 
 from __future__ import annotations
@@ -8,25 +17,88 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-
-_PUBLIC = {
-    "ToolEnv": "polyturn.envs.tool_env",
-    "make": "polyturn.envs.registry",
-    "register": "polyturn.envs.registry",
-    "tool": "polyturn.tools.tool",
-}
-
-__all__ = ["ToolEnv", "__version__", "make", "register", "tool"]
+from polyturn.envs.builtin import register_with_gymnasium
 
 if TYPE_CHECKING:
-    from polyturn.envs.registry import make, register
+    from polyturn.configs.errors import ConfigError
+    from polyturn.configs.schema.run import RunConfig
+    from polyturn.envs.faults import EnvironmentFault
+    from polyturn.envs.messages import (
+        AssistantMessage,
+        EpisodeView,
+        ListTasks,
+        Message,
+        Observation,
+        Score,
+        Task,
+        TaskSource,
+    )
+    from polyturn.envs.registry import list_environments, make, register
+    from polyturn.envs.rewards.answers import exact_match
     from polyturn.envs.tool_env import ToolEnv
     from polyturn.tools.tool import tool
+    from polyturn.tools.types import ToolCall, ToolError, ToolResult, ToolSpec
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AssistantMessage",
+    "ConfigError",
+    "EnvironmentFault",
+    "EpisodeView",
+    "ListTasks",
+    "Message",
+    "Observation",
+    "RunConfig",
+    "Score",
+    "Task",
+    "TaskSource",
+    "ToolCall",
+    "ToolEnv",
+    "ToolError",
+    "ToolResult",
+    "ToolSpec",
+    "__version__",
+    "exact_match",
+    "list_environments",
+    "make",
+    "register",
+    "tool",
+]
+
+_HOMES = {
+    "polyturn.configs.errors": ("ConfigError",),
+    "polyturn.configs.schema.run": ("RunConfig",),
+    "polyturn.envs.faults": ("EnvironmentFault",),
+    "polyturn.envs.messages": (
+        "AssistantMessage",
+        "EpisodeView",
+        "ListTasks",
+        "Message",
+        "Observation",
+        "Score",
+        "Task",
+        "TaskSource",
+    ),
+    "polyturn.envs.registry": ("list_environments", "make", "register"),
+    "polyturn.envs.rewards.answers": ("exact_match",),
+    "polyturn.envs.tool_env": ("ToolEnv",),
+    "polyturn.tools.tool": ("tool",),
+    "polyturn.tools.types": ("ToolCall", "ToolError", "ToolResult", "ToolSpec"),
+}
+"""Where the public names are; the imports above say the same to editors and type checkers."""
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+register_with_gymnasium()
 
 
 def __getattr__(name: str) -> Any:
-    module = _PUBLIC.get(name)
-    if module is None:
+    if name not in _HOME_OF:
         raise AttributeError(f"module 'polyturn' has no attribute {name!r}")
-    return getattr(importlib.import_module(module), name)
+    found = getattr(importlib.import_module(_HOME_OF[name]), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

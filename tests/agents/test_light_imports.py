@@ -12,7 +12,7 @@ MODULES = (
     "envs.registry",
     "envs.tool_env",
     "envs.wrappers",
-    "tools.search.tool",
+    "envs.search.tool",
     "tools.toolset",
 )
 
