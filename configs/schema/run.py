@@ -227,6 +227,10 @@ class TrainerConfig(Section):
         """Whether there is a critic, in processes of its own."""
         return self.uses_critic and self.critic.placement == "own"
 
+    def critic_warms_up(self, num_critic_updates: int) -> bool:
+        """Whether the step that follows so many updates of the critic trains the critic alone."""
+        return self.uses_critic and num_critic_updates < self.critic.warmup_steps * self.updates_per_step
+
     @property
     def num_ranks(self) -> int:
         """All processes that train a model: on GPUs, each has one."""

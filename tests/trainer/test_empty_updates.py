@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,10 +17,10 @@ from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.groups import Group, Prompt
 from polyturn.trainer.credit.estimates import Estimates, estimate_advantages, make_samples
 from polyturn.trainer.credit.off_policy import correct
-from polyturn.trainer.data.balance import rank_split, split_updates
-from polyturn.trainer.data.samples import SKIPPED, TrainSample, UpdateReport, UpdateShare
-from polyturn.trainer.ranks.group import TrainerGroup, critic_report
-from polyturn.trainer.ranks.rank import TrainerRank
+from polyturn.trainer.data.balance import cut_into_updates, share_out
+from polyturn.trainer.data.samples import SKIPPED, TrainSample, Update, UpdateReport
+from polyturn.trainer.ranks.group import Trainer, _left_out
+from polyturn.trainer.ranks.rank import PolicyRank
 from polyturn.trainer.run.metrics import step_metrics
 
 Episodes = Callable[..., Episode]
@@ -62,14 +61,10 @@ def play(make_episode: Episodes, kind: str) -> list[Episode]:
     ]
 
 
-def cut(config: RunConfig, samples: tuple[TrainSample, ...]) -> list[tuple[UpdateShare, ...]]:
-    return split_updates(
-        samples,
-        num_updates=config.trainer.updates_per_step,
-        num_ranks=2,
-        balance=config.trainer.balance,
-        split=rank_split(config.trainer.shared_prefix),
-    )
+def cut(config: RunConfig, samples: tuple[TrainSample, ...]) -> list[list[Update]]:
+    trainer = config.trainer
+    updates = cut_into_updates(samples, trainer.updates_per_step)
+    return share_out(updates, 2, trainer.balance, shared_prefix=trainer.shared_prefix)
 
 
 @pytest.mark.parametrize("truncated", ["train", "drop", "mask"])
@@ -93,7 +88,7 @@ def test_every_shipped_algorithm_takes_a_step_that_has_little_to_tell(
     estimates = replace(
         estimates, samples=corrected.samples, metrics={**estimates.metrics, **corrected.metrics}
     )
-    reports = [critic_report(of_rank) for of_rank in shares]
+    reports = [_left_out(of_rank) for of_rank in shares]
     row = metrics_of(episodes, estimates, reports)
     num_empty = 4 - min(4, len({sample.sequence_id for sample in corrected.samples}))
     assert (row["train/empty_updates"], row["train/skipped_updates"]) == (num_empty, num_empty)
@@ -145,8 +140,8 @@ def test_any_number_of_samples_is_cut_into_any_number_of_updates(
         )
         for index, length in enumerate(lengths)
     ]
-    for split in (rank_split("off"), rank_split("tree")):
-        shares = split_updates(samples, num_updates=num_updates, num_ranks=num_ranks, split=split)
+    for shared_prefix in ("off", "tree"):
+        shares = share_out(cut_into_updates(samples, num_updates), num_ranks, shared_prefix=shared_prefix)
         assert len(shares) == num_ranks and {len(of_rank) for of_rank in shares} == {num_updates}
         for update in zip(*shares, strict=True):
             total = sum(sample.num_trainable for share in update for sample in share.samples)
@@ -170,20 +165,20 @@ def test_an_empty_update_moves_nothing_and_keeps_count(make_model, make_samples)
     """After an update with momentum, one without a gradient would move the weights."""
     path = make_model()
     config = load_config("quickstart", [*SMALL, f"model.path={path}", "trainer.parallel.data=1"])
-    rank = TrainerRank(config=config, model_path=str(path), rank=0)
+    rank = PolicyRank(config=config, model_path=str(path), rank=0)
     rank.build("127.0.0.1", 0)
     try:
         (sample,) = make_samples([6])
-        (shares,) = split_updates([with_proximal(sample)], num_updates=2, num_ranks=1)
+        (shares,) = share_out(cut_into_updates([with_proximal(sample)], 2), 1)
         assert [share.is_empty for share in shares] == [True, False]
         first = rank.update(shares)
         assert first.metrics[0] == SKIPPED and first.metrics[1]["grad_norm"] > 0
-        before = {name: tensor.clone() for name, tensor in rank._policy.named_hf_tensors()}
-        (nothing,) = split_updates([], num_updates=2, num_ranks=1)
+        before = {name: tensor.clone() for name, tensor in rank.policy.named_hf_tensors()}
+        (nothing,) = share_out(cut_into_updates([], 2), 1)
         report = rank.update(nothing)
         assert report.metrics == (SKIPPED, SKIPPED) and report.trained_tokens == {}
-        assert all(tensor.equal(before[name]) for name, tensor in rank._policy.named_hf_tensors())
-        assert rank._policy.num_updates == 4, "schedules and versions count on"
+        assert all(tensor.equal(before[name]) for name, tensor in rank.policy.named_hf_tensors())
+        assert rank.policy.num_updates == 4, "schedules and versions count on"
         assert "grad_norm" in rank.update(shares).metrics[1]
     finally:
         rank.close()
@@ -197,14 +192,13 @@ def with_proximal(sample: TrainSample) -> TrainSample:
 def test_an_update_with_samples_on_one_rank_of_two(ray_session, make_model, make_samples) -> None:
     path = make_model()
     config = load_config("quickstart", [*SMALL, f"model.path={path}", "trainer.parallel.data=2"])
-    group = TrainerGroup(config, model_path=path)
+    group = Trainer(config, model_path=path)
     try:
-        ray.get(group.start_build())
+        group.build()
         (sample,) = make_samples([6])
-        scores = group.score([[sample], []])
-        assert [len(part) for part in scores] == [1, 0]
-        shares = split_updates([with_proximal(sample)], num_updates=2, num_ranks=2)
-        reports = group.update(shares)
+        (scored,) = group.score([sample]).values()
+        assert scored.proximal_logprobs is not None
+        reports = group.update(cut_into_updates([with_proximal(sample)], 2))
         assert all(report.metrics[0] == SKIPPED for report in reports)
         assert reports[0].metrics == reports[1].metrics and reports[0].metrics[1]["grad_norm"] > 0
         assert [name for report in reports for name in report.trained_tokens] == [sample.sample_id]

@@ -13,11 +13,10 @@ from polyturn.configs.errors import ConfigError
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.algorithm import AlgorithmConfig
 from polyturn.trainer.algorithms.diagnostics import mismatch, mismatch_by
-from polyturn.trainer.credit.estimates import with_scores
 from polyturn.trainer.credit.off_policy import correct, drop_unusable
-from polyturn.trainer.data.balance import split_updates
+from polyturn.trainer.data.balance import cut_into_updates, share_out
 from polyturn.trainer.data.samples import TrainSample, count_samples
-from polyturn.trainer.ranks.rank import score_samples
+from polyturn.trainer.ranks.rank import PolicyRank
 from polyturn.trainer.run.preflight import preflight
 
 FAR = 77.0
@@ -112,7 +111,7 @@ def test_denominators_are_those_before_rejection():
     samples = [make_sample("a", [0.0, 0.0]), make_sample("b", [math.log(1e3), 0.1])]
     found = correct(samples, config({"kind": "veto"}), version=5)
     assert count_samples(found.samples) == count_samples(samples)
-    (shares,) = split_updates(found.samples, num_updates=1, num_ranks=1)
+    (shares,) = share_out(cut_into_updates(found.samples, 1), 1)
     assert (shares[0].counts.num_tokens, shares[0].counts.num_sequences) == (4, 2)
 
 
@@ -220,12 +219,10 @@ UNSCORED = ["trainer.algorithm.proximal=behavior", "trainer.algorithm.loss.ancho
 def test_the_samplers_logprobs_stand_in_for_a_step_that_is_not_scored():
     samples = [make_sample("a", [0.1, 0.2]), make_sample("b", [0.3])]
     # No policy is there to be asked.
-    scores = score_samples(None, samples, config=load_config("quickstart", UNSCORED))
-    for sample in with_scores(samples, [scores]).values():
-        assert (
-            sample.proximal_logprobs[sample.sampled].tolist()
-            == sample.behavior_logprobs[sample.sampled].tolist()
-        )
+    scores = PolicyRank(config=load_config("quickstart", UNSCORED), model_path="", rank=0).score(samples)
+    for sample in samples:
+        found = scores[sample.sample_id]["proximal_logprobs"]
+        assert found[sample.sampled].tolist() == sample.behavior_logprobs[sample.sampled].tolist()
 
 
 def test_a_check_that_compares_with_what_is_not_scored_is_refused_at_start():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.models import resolve_model_path
-from polyturn.trainer.data.balance import pack_by_prefix, rank_split, split_by_prefix, split_over_ranks
+from polyturn.trainer.data.balance import pack_by_prefix, split_over_ranks
 from polyturn.trainer.data.prefix_tree import MIN_SHARED, Sharing, build_tree
 from polyturn.trainer.data.samples import TrainSample
 from polyturn.trainer.run.model_checks import check_models
@@ -117,7 +117,7 @@ def test_samples_that_share_a_prompt_are_in_one_pack() -> None:
 @pytest.mark.parametrize("num_ranks", [1, 2, 4, 7])
 def test_ranks_share_groups_out_whole_where_that_is_balanced(num_ranks: int) -> None:
     samples = groups(np.random.default_rng(3), 8, 4, prompt=200, answer=20)
-    shares = split_by_prefix(samples, num_ranks)
+    shares = split_over_ranks(samples, num_ranks, shared_prefix="tree")
     assert sorted(s.sample_id for share in shares for s in share) == sorted(s.sample_id for s in samples)
     loads = [build_tree([s.token_ids for s in share]).num_tokens for share in shares]
     apart = [
@@ -130,11 +130,11 @@ def test_ranks_share_groups_out_whole_where_that_is_balanced(num_ranks: int) -> 
 
 def test_one_group_is_divided_rather_than_left_to_one_rank() -> None:
     samples = groups(np.random.default_rng(4), 1, 8, prompt=20, answer=400)
-    shares = split_by_prefix(samples, 4)
+    shares = split_over_ranks(samples, 4, shared_prefix="tree")
     assert all(shares) and sum(map(len, shares)) == 8
-    few = split_by_prefix(samples[:2], 4)
+    few = split_over_ranks(samples[:2], 4, shared_prefix="tree")
     assert sorted(map(len, few)) == [0, 0, 1, 1]
-    assert split_by_prefix([], 2) == [[], []]
+    assert split_over_ranks([], 2, shared_prefix="tree") == [[], []]
 
 
 @given(st.lists(st.integers(1, 60), min_size=4, max_size=12), st.integers(1, 4))
@@ -142,8 +142,7 @@ def test_one_group_is_divided_rather_than_left_to_one_rank() -> None:
 def test_samples_that_share_nothing_are_split_as_ever(lengths: list[int], num_ranks: int) -> None:
     rng = np.random.default_rng(5)
     samples = [sample(i, rng.integers(0, 10**6, length)) for i, length in enumerate(lengths)]
-    shares = rank_split("tree")(samples, num_ranks, None)
-    assert rank_split("off") is split_over_ranks
+    shares = split_over_ranks(samples, num_ranks, shared_prefix="tree")
     best = max(sum(map(len, share)) for share in split_over_ranks(samples, num_ranks))
     assert max(sum(map(len, share)) for share in shares) <= best + MIN_SHARED * len(samples)
 

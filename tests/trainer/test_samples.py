@@ -11,7 +11,7 @@ import pytest
 from polyturn.agents.episode import Episode, Outcome, TurnRecord
 from polyturn.configs.schema.algorithm import AlgorithmConfig, CentredAdvantage
 from polyturn.trainer.credit.estimates import Estimates, estimate_advantages, make_samples
-from polyturn.trainer.data.balance import split_updates
+from polyturn.trainer.data.balance import cut_into_updates, share_out
 from polyturn.trainer.data.samples import TrainSample
 
 
@@ -129,7 +129,7 @@ def test_updates_cover_every_sample_once_with_denominators_of_the_whole(
         for index in range(24)
     ]
     samples = estimate(episodes).samples
-    ranks = split_updates(samples, num_updates=num_updates, num_ranks=num_ranks)
+    ranks = share_out(cut_into_updates(samples, num_updates), num_ranks)
     assert [len(shares) for shares in ranks] == [num_updates] * num_ranks
     seen = Counter(sample.sample_id for shares in ranks for share in shares for sample in share.samples)
     assert seen == Counter(sample.sample_id for sample in samples)

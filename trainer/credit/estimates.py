@@ -7,7 +7,7 @@ and counts taken here are global.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -19,7 +19,7 @@ from polyturn.trainer.algorithms.advantages import Advantages, Float32, RewardBa
 from polyturn.trainer.algorithms.kl import k1
 from polyturn.trainer.algorithms.registry import ADVANTAGES, REWARD_POSTPROCESSORS, bind
 from polyturn.trainer.algorithms.shaping import postprocess
-from polyturn.trainer.data.samples import ScoredColumns, TrainSample
+from polyturn.trainer.data.samples import TrainSample
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -229,19 +229,3 @@ def _with_estimates(sample: TrainSample, found: Advantages, index: int, number: 
 
 def _mean(values: list[float]) -> float:
     return sum(values) / len(values) if values else 0.0
-
-
-def with_scores(
-    samples: Iterable[TrainSample], scores: Iterable[Mapping[str, ScoredColumns]]
-) -> dict[str, TrainSample]:
-    """The samples with the columns that the ranks computed, by sample id."""
-    columns = {sample_id: found for part in scores for sample_id, found in part.items()}
-    return {
-        sample.sample_id: replace(
-            sample,
-            proximal_logprobs=columns[sample.sample_id].proximal_logprobs,
-            reference_logprobs=columns[sample.sample_id].reference_logprobs,
-            values=columns[sample.sample_id].values,
-        )
-        for sample in samples
-    }

@@ -7,13 +7,13 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from polyturn.configs.schema.trainer import BalanceConfig, SharedPrefix
 from polyturn.trainer.data.prefix_tree import MIN_SHARED, Tokens, prefix_order
-from polyturn.trainer.data.samples import TrainSample, UpdateShare, count_samples
+from polyturn.trainer.data.samples import TrainSample, Update, count_samples
 
 Partition = list[list[int]]
 """The indices of each bin's items."""
@@ -93,12 +93,18 @@ def _fill_empty(bins: Partition, costs: Sequence[float]) -> Partition:
 
 
 def split_over_ranks(
-    samples: Sequence[TrainSample], num_ranks: int, config: BalanceConfig | None = None
+    samples: Sequence[TrainSample],
+    num_ranks: int,
+    config: BalanceConfig | None = None,
+    *,
+    shared_prefix: SharedPrefix = "off",
 ) -> list[list[TrainSample]]:
     """Give every sample to one data-parallel rank, so that the ranks have work for like times.
 
     With fewer samples than ranks some ranks get none: they take part with micro-batches of padding.
     """
+    if shared_prefix != "off":
+        return _split_by_prefix(samples, num_ranks, config)
     shares = balance([len(sample) for sample in samples], num_ranks, config or BalanceConfig())
     return [[samples[index] for index in share] for share in shares]
 
@@ -145,9 +151,6 @@ def _longest_first(samples: Sequence[TrainSample]) -> list[TrainSample]:
     return sorted(samples, key=len, reverse=True)
 
 
-Split = Callable[[Sequence[TrainSample], int, BalanceConfig | None], list[list[TrainSample]]]
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cluster:
     """Samples that share prefixes with each other."""
@@ -155,11 +158,6 @@ class Cluster:
     samples: tuple[TrainSample, ...]
     num_tokens: int
     """Of their tree, at most."""
-
-
-def rank_split(shared_prefix: SharedPrefix) -> Split:
-    """How samples are shared out over ranks."""
-    return split_over_ranks if shared_prefix == "off" else split_by_prefix
 
 
 def prefix_keys(samples: Sequence[TrainSample]) -> list[Tokens]:
@@ -222,10 +220,10 @@ def pack_by_prefix(samples: Sequence[TrainSample], max_tokens: int) -> list[list
     return packs
 
 
-def split_by_prefix(
+def _split_by_prefix(
     samples: Sequence[TrainSample], num_ranks: int, config: BalanceConfig | None = None
 ) -> list[list[TrainSample]]:
-    """As `split_over_ranks`, but samples with a common prefix stay together as far as the balance allows.
+    """Samples with a common prefix stay together as far as the balance allows.
 
     Clusters are cut into ever smaller parts, down to single samples; what counts is the most loaded rank.
     """
@@ -245,29 +243,37 @@ def split_by_prefix(
     return best[1]
 
 
-def split_updates(
-    samples: Sequence[TrainSample],
-    *,
-    num_updates: int,
-    num_ranks: int,
-    balance: BalanceConfig | None = None,
-    split: Split = split_over_ranks,
-) -> list[tuple[UpdateShare, ...]]:
-    """Cut a step into updates, and each update over the data-parallel ranks, balanced by cost.
+def cut_into_updates(samples: Sequence[TrainSample], num_updates: int) -> list[Update]:
+    """Cut a step into updates of whole sequences: all segments of an episode are in one.
 
-    An update has whole sequences: all segments of an episode are in one. Denominators are taken here, from the whole
-    update, before anything is split. Returns one tuple of `num_updates` shares per rank. With few samples some ranks
-    have none of an update, or all ranks have none: that update is skipped.
+    Denominators are taken here, from the whole update, before anything is split. With few samples some updates have
+    none: they are skipped.
     """
     by_sequence: dict[str, list[TrainSample]] = {}
     for sample in samples:
         by_sequence.setdefault(sample.sequence_id, []).append(sample)
     sequences = list(by_sequence.values())
     bounds = [len(sequences) * index // num_updates for index in range(num_updates + 1)]
-    shares: list[list[UpdateShare]] = [[] for _ in range(num_ranks)]
+    updates = []
     for low, high in itertools.pairwise(bounds):
-        update = [sample for sequence in sequences[low:high] for sample in sequence]
-        counts = count_samples(update)
-        for rank, part in enumerate(split(update, num_ranks, balance)):
-            shares[rank].append(UpdateShare(samples=tuple(part), counts=counts))
-    return [tuple(share) for share in shares]
+        update = tuple(sample for sequence in sequences[low:high] for sample in sequence)
+        updates.append(Update(samples=update, counts=count_samples(update)))
+    return updates
+
+
+def share_out(
+    updates: Sequence[Update],
+    num_ranks: int,
+    config: BalanceConfig | None = None,
+    *,
+    shared_prefix: SharedPrefix = "off",
+) -> list[list[Update]]:
+    """For each data-parallel rank its share of each update, which keeps the denominators of the whole one."""
+    by_update = [
+        [
+            replace(update, samples=tuple(share))
+            for share in split_over_ranks(update.samples, num_ranks, config, shared_prefix=shared_prefix)
+        ]
+        for update in updates
+    ]
+    return [list(shares) for shares in zip(*by_update, strict=True)]

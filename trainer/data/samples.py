@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from polyturn.agents.ledger import Segment
-from polyturn.configs.schema.run import RunConfig
 from polyturn.trainer.algorithms.reductions import GlobalCounts
 
 
@@ -96,23 +95,17 @@ class TrainSample:
         )
 
 
-Values = dict[str, npt.NDArray[np.float32]]
-"""A column [T] by sample id."""
+Columns = Mapping[str, npt.NDArray[np.float32]]
+"""What a model computed of one sample, by the name of the `TrainSample`'s column: [T], 0 where nothing was sampled."""
 UNMOVED = {"policy_kl": 0.0}
 """The policy's metrics of an update that only the critic takes."""
 SKIPPED = {**UNMOVED, "skipped": 1.0}
 """The metrics of an update that has nothing to train on: nobody takes it."""
 
 
-def in_warmup(config: RunConfig, *, num_critic_updates: int) -> bool:
-    """Whether the step that follows so many updates of the critic trains the critic alone."""
-    trainer = config.trainer
-    return trainer.uses_critic and num_critic_updates < trainer.critic.warmup_steps * trainer.updates_per_step
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
-class UpdateShare:
-    """One data-parallel rank's samples of one optimizer update, with the denominators of the whole update."""
+class Update:
+    """One optimizer update: its samples, all or one data-parallel rank's share, with the denominators of the whole."""
 
     samples: tuple[TrainSample, ...]
     counts: GlobalCounts
@@ -131,7 +124,6 @@ class UpdateReport:
     """Per update, reduced over all ranks."""
     trained_tokens: Mapping[str, int]
     """Trainable tokens of each sample that went into an update of this rank."""
-    seconds: float
     shared_prefix: Mapping[str, float] = field(default_factory=dict)
     """The shares of this rank's work that shared prefixes saved; empty where they are not computed once."""
 
@@ -144,15 +136,6 @@ class UpdateReport:
     def num_empty(self) -> int:
         """Updates that nobody took, because there was nothing to train on."""
         return sum(update == SKIPPED for update in self.metrics)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ScoredColumns:
-    """What a rank computed of one sample, float32 [T] each; 0 where the token was not sampled."""
-
-    proximal_logprobs: npt.NDArray[np.float32]
-    reference_logprobs: npt.NDArray[np.float32] | None = None
-    values: npt.NDArray[np.float32] | None = None
 
 
 def count_samples(samples: Sequence[TrainSample]) -> GlobalCounts:

@@ -5,11 +5,10 @@ Actors die with the driver: Ray ends the workers of a job whose driver is gone.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import ray
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
@@ -17,25 +16,155 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.trainer import ParallelConfig
-from polyturn.trainer.data.balance import split_over_ranks
-from polyturn.trainer.data.samples import (
-    SKIPPED,
-    UNMOVED,
-    ScoredColumns,
-    TrainSample,
-    UpdateReport,
-    UpdateShare,
-    Values,
-    in_warmup,
-)
-from polyturn.trainer.ranks.rank import (
-    CriticRank,
-    TrainerRank,
-)
+from polyturn.trainer.data.balance import share_out, split_over_ranks
+from polyturn.trainer.data.samples import SKIPPED, UNMOVED, TrainSample, Update, UpdateReport
+from polyturn.trainer.ranks.rank import CriticRank, PolicyRank, Rank
 from polyturn.trainer.weight_sync import SyncReport
 
 START_TIMEOUT_S = 600.0
 CLOSE_TIMEOUT_S = 20.0
+CRITIC_FOLDER = "critic"
+"""The folder of a checkpoint that holds the state of a critic with ranks of its own."""
+
+R = TypeVar("R", bound=Rank)
+T = TypeVar("T")
+
+
+class Trainer:
+    """The models that are trained: all ranks of the policy, and those of a critic that has its own.
+
+    Its methods take and give what is of a whole step; each model's ranks share it out among themselves.
+    """
+
+    def __init__(self, config: RunConfig, *, model_path: Path) -> None:
+        trainer = config.trainer
+        self._config = config
+        self._policy = RankGroup(PolicyRank, config=config, model_path=model_path, parallel=trainer.parallel)
+        self._critic: RankGroup[CriticRank] | None = None
+        if trainer.critic_has_ranks:
+            self._critic = RankGroup(
+                CriticRank, config=config, model_path=model_path, parallel=trainer.critic.parallel
+            )
+
+    def build(self) -> None:
+        """Load the models on all ranks."""
+        ray.get([*self._policy.start_build(), *(self._critic.start_build() if self._critic else ())])
+
+    def connect(self, engine_urls: Sequence[str], weights_directory: Path, engine_model: Path) -> None:
+        """Prepare to publish.
+
+        Args:
+            weights_directory: where versions go that are sent through disk.
+            engine_model: what the engines were started from, if that is not the trainer's model.
+        """
+        self._policy.on_all(lambda rank: rank.connect(engine_urls, weights_directory, engine_model))
+
+    def publish(self, version: int) -> SyncReport:
+        """Send the weights to the engines."""
+        reports = self._policy.on_all(lambda rank: rank.publish(version))
+        (report,) = [report for report in reports if report is not None]
+        return report
+
+    def score(self, samples: Sequence[TrainSample]) -> dict[str, TrainSample]:
+        """The samples with what the models say of them under the weights as they are, by sample id."""
+        if not samples:
+            return {}
+        trainer = self._config.trainer
+        shares = split_over_ranks(
+            samples, trainer.parallel.data, trainer.balance, shared_prefix=trainer.shared_prefix
+        )
+        calls = [self._policy.start_on_shares(PolicyRank.score, shares)]
+        if self._critic is not None:
+            shares = split_over_ranks(samples, trainer.critic.parallel.data, trainer.balance)
+            calls.append(self._critic.start_on_shares(CriticRank.score, shares))
+        columns: dict[str, dict[str, Any]] = {}
+        for call in calls:
+            for found in call.results():
+                for sample_id, of_sample in found.items():
+                    columns[sample_id] = {**columns.get(sample_id, {}), **of_sample}
+        return {sample.sample_id: replace(sample, **columns[sample.sample_id]) for sample in samples}
+
+    def update(self, updates: Sequence[Update]) -> list[UpdateReport]:
+        """Train on a step; the report of each data-parallel rank of the policy."""
+        trainer = self._config.trainer
+        shares = share_out(
+            updates, trainer.parallel.data, trainer.balance, shared_prefix=trainer.shared_prefix
+        )
+        if self._critic is None:
+            return self._policy.start_on_shares(PolicyRank.update, shares).results()
+        (num_updates, *_) = self._critic.on_all(lambda rank: rank.critic.num_updates)
+        of_critic = share_out(updates, trainer.critic.parallel.data, trainer.balance)
+        call = self._critic.start_on_shares(CriticRank.update, of_critic)
+        if trainer.critic_warms_up(num_updates):
+            reports = [_left_out(share) for share in shares]
+        else:
+            reports = self._policy.start_on_shares(PolicyRank.update, shares).results()
+        metrics = call.results()[0]
+        return [
+            replace(
+                report,
+                metrics=tuple({**ours, **its} for ours, its in zip(report.metrics, metrics, strict=True)),
+            )
+            for report in reports
+        ]
+
+    def begin_checkpoint(self, directory: Path) -> None:
+        """Copy the state on all ranks; they write it while the run goes on."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self._policy.on_all(lambda rank: rank.policy.begin_checkpoint(directory))
+        if self._critic is not None:
+            folder = directory / CRITIC_FOLDER
+            folder.mkdir(exist_ok=True)
+            self._critic.on_all(lambda rank: rank.begin_checkpoint(folder))
+
+    def checkpoint_written(self) -> bool:
+        """Whether `finish_checkpoint` would not have to wait for a disk."""
+        written = self._policy.on_all(lambda rank: rank.policy.checkpoint_written())
+        if self._critic is not None:
+            written += self._critic.on_all(lambda rank: rank.checkpoints.written())
+        return all(written)
+
+    def finish_checkpoint(self) -> None:
+        """Wait for the checkpoint that was begun.
+
+        Raises:
+            CheckpointError: a rank could not write it.
+        """
+        if self._critic is not None:
+            self._critic.on_all(lambda rank: rank.checkpoints.finish())
+        self._policy.on_all(lambda rank: rank.policy.finish_checkpoint())
+
+    def find_checkpoint_faults(self, directory: Path) -> list[str]:
+        """What is wrong with the files of a checkpoint, which the ranks read among themselves."""
+        faults = self._policy.on_all(lambda rank: rank.policy.find_checkpoint_faults(directory))
+        if self._critic is not None:
+            folder = directory / CRITIC_FOLDER
+            faults += self._critic.on_all(lambda rank: rank.checkpoints.find_faults(folder))
+        return [fault for of_rank in faults for fault in of_rank]
+
+    def load_checkpoint(self, directory: Path) -> None:
+        self._policy.on_all(lambda rank: rank.policy.load_checkpoint(directory))
+        if self._critic is not None:
+            self._critic.on_all(lambda rank: rank.load_checkpoint(directory / CRITIC_FOLDER))
+
+    def save_hf(self, directory: Path) -> None:
+        """Write the policy as a Hugging Face directory, and its adapters, if it has any, beside it."""
+        self._policy.on_all(lambda rank: rank.save_hf(directory))
+
+    def close(self) -> None:
+        """Leave the engines and end the actors."""
+        try:
+            self._policy.close()
+        finally:
+            if self._critic is not None:
+                self._critic.close()
+
+
+def _left_out(updates: Sequence[Update]) -> UpdateReport:
+    """The report of a rank of the policy that was left out of a step, because the critic warms up."""
+    trained = {sample.sample_id: sample.num_trainable for update in updates for sample in update.samples}
+    metrics = tuple(SKIPPED if update.is_empty else UNMOVED for update in updates)
+    return UpdateReport(metrics=metrics, trained_tokens=trained)
 
 
 class Call:
@@ -59,11 +188,11 @@ class Call:
         return [found[self._references[rank]] for rank in self._answering]
 
 
-class RankGroup:
+class RankGroup(Generic[R]):
     """Starts one actor per rank of a layout, and calls them together."""
 
     def __init__(
-        self, actor_class: type, *, config: RunConfig, model_path: Path, parallel: ParallelConfig
+        self, kind: type[R], *, config: RunConfig, model_path: Path, parallel: ParallelConfig
     ) -> None:
         self._parallel = parallel
         on_gpu = config.trainer.device == "cuda"
@@ -71,7 +200,7 @@ class RankGroup:
         self._placement: PlacementGroup = placement_group([bundle] * parallel.world_size, strategy="PACK")
         ray.get(self._placement.ready(), timeout=START_TIMEOUT_S)
         threads = str(config.trainer.threads_per_rank)
-        actor = ray.remote(actor_class)
+        actor = ray.remote(kind)
         self._ranks = [
             actor.options(
                 num_cpus=1,
@@ -89,31 +218,25 @@ class RankGroup:
         address, port = ray.get(self._ranks[0].rendezvous.remote(), timeout=START_TIMEOUT_S)
         return [rank.build.remote(address, port) for rank in self._ranks]
 
-    def begin_checkpoint(self, directory: Path) -> None:
-        """Copy the state on all ranks; they write it while the run goes on."""
-        directory.mkdir(parents=True, exist_ok=True)
-        self._on_all("begin_checkpoint", str(directory))
+    def on_all(self, task: Callable[[R], T]) -> list[T]:
+        """What a function of a rank, which runs there, gives on each."""
+        calls = [rank.run.remote(task) for rank in self._ranks]
+        return Call(calls, answering=range(len(calls))).results()
 
-    def checkpoint_written(self) -> bool:
-        """Whether `finish_checkpoint` would not have to wait for a disk."""
-        return all(self._on_all("checkpoint_written"))
+    def start_on_shares(self, task: Callable[[R, Any], Any], shares: Sequence[Any]) -> Call:
+        """Begin a function of a rank and of one share per data-parallel copy; the first rank of each answers.
 
-    def finish_checkpoint(self) -> None:
-        """Wait for the checkpoint that was begun.
-
-        Raises:
-            CheckpointError: a rank could not write it.
+        All ranks of one copy of the model get the same share and find the same, so that of the others nothing but their
+        end, or their failure, leaves the rank.
         """
-        self._on_all("finish_checkpoint")
-
-    def find_checkpoint_faults(self, directory: Path) -> list[str]:
-        """What is wrong with the files of a checkpoint, which the ranks read among themselves."""
-        return [
-            fault for faults in self._on_all("find_checkpoint_faults", str(directory)) for fault in faults
-        ]
-
-    def load_checkpoint(self, directory: Path) -> None:
-        self._on_all("load_checkpoint", str(directory))
+        assert len(shares) == self._parallel.data, "one share per data-parallel rank"
+        references = [ray.put(share) for share in shares]
+        answering = self._parallel.first_ranks()
+        calls = []
+        for rank, actor in enumerate(self._ranks):
+            run = actor.run if rank in answering else actor.run_silently
+            calls.append(run.remote(task, references[self._parallel.place(rank).data]))
+        return Call(calls, answering=answering)
 
     def close(self) -> None:
         """End the actors, also those that wait for one that has failed."""
@@ -125,182 +248,3 @@ class RankGroup:
             for rank in self._ranks:
                 ray.kill(rank)
             remove_placement_group(self._placement)
-
-    def _on_all(self, method: str, *arguments: Any) -> list[Any]:
-        calls = [getattr(rank, method).remote(*arguments) for rank in self._ranks]
-        return Call(calls, answering=range(len(calls))).results()
-
-    def _start_on_shards(self, method: str, shards: Sequence[Any]) -> Call:
-        """Call with one share per data-parallel copy; the first rank of each answers.
-
-        All ranks that share one copy of the model get the same share and find the same, so that of the others nothing
-        but their end, or their failure, leaves the rank.
-        """
-        assert len(shards) == self._parallel.data, "one share per data-parallel rank"
-        references = [ray.put(shard) for shard in shards]
-        answering = self._parallel.first_ranks()
-        calls = []
-        for rank, actor in enumerate(self._ranks):
-            share = references[self._parallel.place(rank).data]
-            call = getattr(actor, method).remote if rank in answering else partial(_silently, actor, method)
-            calls.append(call(share))
-        return Call(calls, answering=answering)
-
-    def _on_shards(self, method: str, shards: Sequence[Any]) -> list[Any]:
-        """The same, waited for."""
-        return self._start_on_shards(method, shards).results()
-
-
-CHECKPOINT_NAME = "critic"
-"""The folder of a checkpoint that holds the state of a critic with ranks of its own."""
-
-
-class CriticGroup(RankGroup):
-    """All ranks of the critic. Its methods take what was cut for the policy's ranks and cut it anew."""
-
-    def __init__(self, config: RunConfig, *, model_path: Path) -> None:
-        super().__init__(
-            CriticRank, config=config, model_path=model_path, parallel=config.trainer.critic.parallel
-        )
-        self._balance = config.trainer.balance
-
-    def start_values(self, shards: Sequence[Sequence[TrainSample]]) -> Call:
-        """Begin to score a step; it gives the values, by sample id."""
-        samples = [sample for shard in shards for sample in shard]
-        return self._start_on_shards("values", self._split(samples))
-
-    def num_updates(self) -> int:
-        """Updates so far, those of the run that was resumed among them."""
-        return int(self._on_all("num_updates")[0])
-
-    def start_update(self, shards: Sequence[Sequence[UpdateShare]]) -> Call:
-        """Begin to train on a step; it gives each data-parallel rank's metrics, which are all alike."""
-        own: list[list[UpdateShare]] = [[] for _ in range(self._parallel.data)]
-        for shares in zip(*shards, strict=True):
-            samples = [sample for share in shares for sample in share.samples]
-            for rank, part in enumerate(self._split(samples)):
-                own[rank].append(UpdateShare(samples=tuple(part), counts=shares[0].counts))
-        return self._start_on_shards("update", own)
-
-    def _split(self, samples: Sequence[TrainSample]) -> list[list[TrainSample]]:
-        return split_over_ranks(samples, self._parallel.data, self._balance)
-
-
-class TrainerGroup(RankGroup):
-    """All ranks of the trainer, and those of a critic that has its own."""
-
-    def __init__(self, config: RunConfig, *, model_path: Path) -> None:
-        super().__init__(TrainerRank, config=config, model_path=model_path, parallel=config.trainer.parallel)
-        self._config = config
-        self._critic: CriticGroup | None = None
-        if config.trainer.critic_has_ranks:
-            self._critic = CriticGroup(config, model_path=model_path)
-
-    def start_build(self) -> list[Any]:
-        return [*super().start_build(), *(self._critic.start_build() if self._critic else ())]
-
-    def connect(self, engine_urls: Sequence[str], weights_directory: Path, engine_model: Path) -> None:
-        """Prepare to publish.
-
-        Args:
-            weights_directory: where versions go that are sent through disk.
-            engine_model: what the engines were started from, if that is not the trainer's model.
-        """
-        self._on_all("connect", list(engine_urls), str(weights_directory), str(engine_model))
-
-    def publish(self, version: int) -> SyncReport:
-        """Send the weights to the engines."""
-        reports = [report for report in self._on_all("publish", version) if report is not None]
-        assert len(reports) == 1, "exactly rank 0 publishes"
-        return reports[0]
-
-    def score(self, shards: Sequence[Sequence[TrainSample]]) -> list[dict[str, ScoredColumns]]:
-        """What the models say of one share per data-parallel rank, under the weights as they are."""
-        if self._critic is None:
-            return self._on_shards("score", shards)
-        calls = self._critic.start_values(shards)
-        return with_values(self._on_shards("score", shards), calls.results())
-
-    def update(self, shards: Sequence[Sequence[UpdateShare]]) -> list[UpdateReport]:
-        """Train on one share per data-parallel rank; the report of each."""
-        if self._critic is None:
-            return self._on_shards("update", shards)
-        alone = in_warmup(self._config, num_critic_updates=self._critic.num_updates())
-        calls = self._critic.start_update(shards)
-        reports = [critic_report(shares) for shares in shards] if alone else self._on_shards("update", shards)
-        return with_critic_metrics(reports, calls.results()[0])
-
-    def begin_checkpoint(self, directory: Path) -> None:
-        super().begin_checkpoint(directory)
-        if self._critic is not None:
-            self._critic.begin_checkpoint(directory / CHECKPOINT_NAME)
-
-    def checkpoint_written(self) -> bool:
-        return super().checkpoint_written() and (self._critic is None or self._critic.checkpoint_written())
-
-    def finish_checkpoint(self) -> None:
-        if self._critic is not None:
-            self._critic.finish_checkpoint()
-        super().finish_checkpoint()
-
-    def find_checkpoint_faults(self, directory: Path) -> list[str]:
-        faults = super().find_checkpoint_faults(directory)
-        if self._critic is not None:
-            faults += self._critic.find_checkpoint_faults(directory / CHECKPOINT_NAME)
-        return faults
-
-    def load_checkpoint(self, directory: Path) -> None:
-        super().load_checkpoint(directory)
-        if self._critic is not None:
-            self._critic.load_checkpoint(directory / CHECKPOINT_NAME)
-
-    def save_hf(self, directory: Path) -> None:
-        self._on_all("save_hf", str(directory))
-
-    def close(self) -> None:
-        """Leave the engines and end the actors."""
-        try:
-            super().close()
-        finally:
-            if self._critic is not None:
-                self._critic.close()
-
-
-def with_values(
-    scores: Sequence[Mapping[str, ScoredColumns]], values: Sequence[Values]
-) -> list[dict[str, ScoredColumns]]:
-    """What the policy's ranks computed of the samples with what the critic's did."""
-    found = {sample_id: column for part in values for sample_id, column in part.items()}
-    return [
-        {sample_id: replace(columns, values=found[sample_id]) for sample_id, columns in part.items()}
-        for part in scores
-    ]
-
-
-def with_critic_metrics(
-    reports: Sequence[UpdateReport], metrics: Sequence[Mapping[str, float]]
-) -> list[UpdateReport]:
-    """The policy's reports with the critic's metrics of the same updates."""
-    return [
-        replace(
-            report,
-            metrics=tuple({**ours, **theirs} for ours, theirs in zip(report.metrics, metrics, strict=True)),
-        )
-        for report in reports
-    ]
-
-
-def critic_report(shares: Sequence[UpdateShare]) -> UpdateReport:
-    """The report of a rank of the policy that was left out of a step, because the critic warms up."""
-    trained = {sample.sample_id: sample.num_trainable for share in shares for sample in share.samples}
-    metrics = tuple(SKIPPED if share.is_empty else UNMOVED for share in shares)
-    return UpdateReport(metrics=metrics, trained_tokens=trained, seconds=0.0)
-
-
-def _silently(actor: Any, method: str, share: Any) -> Any:
-    """Call an actor's method there, and let its result stay behind."""
-    return actor.__ray_call__.remote(_call, method, share)
-
-
-def _call(rank: Any, method: str, share: Any) -> None:
-    getattr(rank, method)(share)

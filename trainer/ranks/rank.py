@@ -1,19 +1,18 @@
 """One rank of the policy, or of a critic with ranks of its own, as a Ray actor, and the two visits of a step's samples
 to it: they are scored with the weights as they are, then trained on.
+
+The driver says what a rank is to do by a function of the rank, which runs where the rank is (`Rank.run`).
 """
 
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import orjson
 import ray
 
@@ -24,37 +23,27 @@ from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.placement import assigned_gpus, free_port, gpu_environment
 from polyturn.trainer.algorithms.objective import Objective
+from polyturn.trainer.data.samples import SKIPPED, UNMOVED, Columns, TrainSample, Update, UpdateReport
 from polyturn.trainer.checkpoints.sources import initial_weights
-from polyturn.trainer.data.samples import (
-    SKIPPED,
-    UNMOVED,
-    ScoredColumns,
-    TrainSample,
-    UpdateReport,
-    UpdateShare,
-    Values,
-    in_warmup,
-)
 from polyturn.trainer.weight_sync import SyncReport, WeightPublisher
 
 if TYPE_CHECKING:
     from polyturn.trainer.megatron.critic import MegatronCritic
-    from polyturn.trainer.megatron.policy import MegatronPolicy
     from polyturn.trainer.models.hf_directory import FP8Cast
-
+    from polyturn.trainer.megatron.policy import MegatronPolicy
 
 ADAPTER_NAME = "adapter"
+CRITIC_METRICS = ("loss", "clip_fraction", "error", "error_max", "grad_norm", "learning_rate")
+"""What a step's metrics say of the critic, as `critic/NAME`."""
 
 
-class TrainerRank:
-    """One rank of the trainer, as a Ray actor."""
+class Rank:
+    """One rank of a model, in a process of its own."""
 
     def __init__(self, *, config: RunConfig, model_path: str, rank: int) -> None:
         self._config = config
         self._model_path = Path(model_path)
         self._rank = rank
-        self._publisher: WeightPublisher | None = None
-        self._cast: FP8Cast | None = None
 
     def rendezvous(self) -> tuple[str, int]:
         """An address and a free port of this rank's host."""
@@ -62,12 +51,62 @@ class TrainerRank:
         return address, free_port(address)
 
     def build(self, address: str, port: int) -> None:
-        """Join the other ranks and load the model."""
-        see_own_gpu(self._config.trainer.device)
+        """Join the other ranks at the first one's address and load the model."""
+        raise NotImplementedError
+
+    def run(self, task: Callable[..., Any], *arguments: Any) -> Any:
+        """What a function of this rank gives."""
+        return task(self, *arguments)
+
+    def run_silently(self, task: Callable[..., Any], *arguments: Any) -> None:
+        """The same, but what it gives stays here."""
+        task(self, *arguments)
+
+    def close(self) -> None:
+        """Leave the other ranks."""
+        from polyturn.trainer.megatron.process_groups import leave_ranks
+
+        leave_ranks()
+
+    def _see_own_gpu(self) -> None:
+        """Hide the GPUs of others from this process, where Ray was told not to, before CUDA is first used."""
+        if self._config.trainer.device == "cuda":
+            os.environ.update(gpu_environment(assigned_gpus(ray.get_gpu_ids(), 1)))
+
+    def _make_critic(self, parallel: ParallelConfig) -> MegatronCritic:
+        """The critic of the run, once this process is one of the ranks."""
+        from polyturn.trainer.megatron.critic import MegatronCritic
+
+        trainer, critic = self._config.trainer, self._config.trainer.critic
+        return MegatronCritic(
+            self._model_path if critic.path is None else resolve_model_path(critic.path),
+            dtype=self._config.model.dtype,
+            device=trainer.device,
+            parallel=parallel,
+            optimizer=critic.optimizer,
+            megatron=self._config.megatron,
+            max_tokens_per_gpu=critic.max_tokens_per_gpu or trainer.max_tokens_per_gpu,
+            total_updates=trainer.total_updates,
+            value_clip=critic.value_clip,
+            seed=self._config.seed,
+            shared_prefix="group" if parallel.context > 1 else trainer.shared_prefix,
+        )
+
+
+class PolicyRank(Rank):
+    """One rank of the policy, and of the critic unless that has ranks of its own."""
+
+    policy: MegatronPolicy
+    critic: MegatronCritic | None = None
+    _publisher: WeightPublisher | None = None
+    _cast: FP8Cast | None = None
+
+    def build(self, address: str, port: int) -> None:
+        self._see_own_gpu()
         from polyturn.trainer.megatron.policy import MegatronPolicy
 
         trainer, reference = self._config.trainer, self._config.model.reference_path
-        self._policy = MegatronPolicy(
+        self.policy = MegatronPolicy(
             self._model_path,
             dtype=self._config.model.dtype,
             device=trainer.device,
@@ -89,42 +128,41 @@ class TrainerRank:
             routing_replay=self._config.engines.routing_replay,
             shared_prefix=trainer.shared_prefix,
         )
-        self._critic = None
         if trainer.uses_critic and not trainer.critic_has_ranks:
-            self._critic = make_critic(self._config, model_path=self._model_path, parallel=trainer.parallel)
-            self._policy.keep_in_checkpoints("critic", self._critic.engine)
+            self.critic = self._make_critic(trainer.parallel)
+            self.policy.keep_in_checkpoints("critic", self.critic.engine)
 
-    def connect(self, engine_urls: Sequence[str], weights_directory: str, engine_model: str) -> None:
+    def connect(self, engine_urls: Sequence[str], weights_directory: Path, engine_model: Path) -> None:
         """Prepare to publish weights to the engines. Only rank 0 does anything."""
         if self._rank != 0:
             return
         from polyturn.rollout.engines.checksums import EngineChecksums
 
-        sync = self._config.weight_sync
-        if sync.dtype == "fp8_block":
-            from polyturn.trainer.models.hf_directory import FP8Cast
-
-            self._cast = FP8Cast(self._model_path)
+        config, sync = self._config, self._config.weight_sync
         engines = [EngineControl(url) for url in engine_urls]
         hf_config = orjson.loads((self._model_path / "config.json").read_bytes())
         new_checksums = partial(
             EngineChecksums,
             tied_embeddings=bool(hf_config.get("tie_word_embeddings")),
-            device=self._config.engines.device,
-            tensor_parallel=self._config.engines.tensor_parallel,
+            device=config.engines.device,
+            tensor_parallel=config.engines.tensor_parallel,
             num_kv_heads=hf_config.get("num_key_value_heads"),
             num_experts=hf_config.get("num_experts") or hf_config.get("n_routed_experts") or 0,
         )
+        if sync.dtype == "fp8_block":
+            from polyturn.trainer.models.hf_directory import FP8Cast
+
+            self._cast = FP8Cast(self._model_path)
         if isinstance(sync, BroadcastSync):
             from polyturn.trainer.weight_sync.broadcast import BroadcastPublisher
 
             address, port = self.rendezvous()
             self._publisher = BroadcastPublisher(
                 engines=engines,
-                tensor_parallel=self._config.engines.tensor_parallel,
+                tensor_parallel=config.engines.tensor_parallel,
                 address=address,
                 port=port,
-                backend="gloo" if self._config.trainer.device == "cpu" else "nccl",
+                backend="gloo" if config.trainer.device == "cpu" else "nccl",
                 bucket_bytes=sync.bucket_bytes,
                 timeout_s=sync.timeout_s,
                 new_checksums=new_checksums,
@@ -132,106 +170,118 @@ class TrainerRank:
         else:
             from polyturn.trainer.weight_sync.disk import DiskPublisher
 
-            directory = sync.directory or Path(weights_directory)
             self._publisher = DiskPublisher(
                 engines=engines,
-                model_path=self._model_path if sync.dtype == "same" else Path(engine_model),
-                directory=directory,
+                model_path=self._model_path if sync.dtype == "same" else engine_model,
+                directory=sync.directory or weights_directory,
                 new_checksums=new_checksums,
             )
 
     def publish(self, version: int) -> SyncReport | None:
         """Send the weights to the engines. Every rank takes part; rank 0 reports."""
-        tensors, report = self._policy.named_hf_tensors(), None
+        tensors, report = self.policy.named_hf_tensors(), None
         if self._publisher is not None:
             report = self._publisher.publish(self._cast(tensors) if self._cast else tensors, version=version)
         else:
             for _ in tensors:
                 continue
-        correlation = self._policy.adapter_correlation()
+        correlation = self.policy.adapter_correlation()
         return None if report is None else replace(report, adapter_correlation=correlation)
 
-    def score(self, samples: Sequence[TrainSample]) -> dict[str, ScoredColumns]:
-        """The logprobs of this rank's samples under the weights as they are."""
-        return score_samples(self._policy, samples, config=self._config, critic=self._critic)
+    def score(self, samples: Sequence[TrainSample]) -> dict[str, Columns]:
+        """What the step needs to know of this rank's samples under the weights as they are, by sample id.
 
-    def update(self, shares: Sequence[UpdateShare]) -> UpdateReport:
-        """Train on this rank's share of a step."""
-        return run_updates(self._policy, shares, config=self._config, critic=self._critic)
+        The logprobs of the policy, unless the sampler's stand in for them; those of the reference if there is a KL;
+        values if there is a critic here.
+        """
+        algorithm, temperature = self._config.trainer.algorithm, self._config.rollout.sampling.temperature
+        columns: dict[str, Sequence[Any]] = {}
+        if algorithm.proximal == "scored":
+            columns["proximal_logprobs"] = self.policy.logprobs(samples, temperature=temperature)
+        else:
+            columns["proximal_logprobs"] = [sample.behavior_logprobs for sample in samples]
+        if algorithm.needs_reference:
+            columns["reference_logprobs"] = self.policy.reference_logprobs(samples, temperature=temperature)
+        if self.critic is not None:
+            columns["values"] = self.critic.values(samples)
+        return {
+            sample.sample_id: dict(zip(columns, found, strict=True))
+            for sample, *found in zip(samples, *columns.values(), strict=True)
+        }
 
-    def begin_checkpoint(self, directory: str) -> None:
-        self._policy.begin_checkpoint(Path(directory))
+    def update(self, updates: Sequence[Update]) -> UpdateReport:
+        """Train on this rank's share of a step: the critic, if there is one here, and the policy, unless the critic is
+        warming up.
 
-    def checkpoint_written(self) -> bool:
-        return self._policy.checkpoint_written()
+        An update that no rank has a token for is skipped and counted: a step of the optimizer without a gradient would
+        still move the weights, by momentum and decay. The schedule goes on, so that updates and policy versions stay
+        level.
+        """
+        trainer, policy, critic = self._config.trainer, self.policy, self.critic
+        objective = Objective.from_config(
+            trainer.algorithm, temperature=self._config.rollout.sampling.temperature
+        )
+        metrics: list[Mapping[str, float]] = []
+        trained: dict[str, int] = {}
+        critic_alone = critic is not None and trainer.critic_warms_up(critic.num_updates)
+        for update in updates:
+            if update.is_empty:
+                metrics.append(SKIPPED)
+                policy.num_updates += not critic_alone
+                continue
+            found = {} if critic is None else train_critic(critic, update)
+            if critic_alone:
+                metrics.append({**UNMOVED, **found})
+            else:
+                of_policy = policy.train(update.samples, objective=objective, global_counts=update.counts)
+                metrics.append({**of_policy, **found})
+            for sample in update.samples:
+                trained[sample.sample_id] = trained.get(sample.sample_id, 0) + sample.num_trainable
+        every = trainer.refresh_reference_every_steps * trainer.updates_per_step
+        is_due = every and policy.num_updates and policy.num_updates % every == 0
+        if is_due and trainer.algorithm.needs_reference:
+            policy.refresh_reference()
+        return UpdateReport(
+            metrics=tuple(metrics),
+            trained_tokens=trained,
+            shared_prefix=self._saved_by_sharing() if trainer.shared_prefix == "tree" else {},
+        )
 
-    def finish_checkpoint(self) -> None:
-        self._policy.finish_checkpoint()
+    def _saved_by_sharing(self) -> dict[str, float]:
+        sharing, flops = self.policy.take_sharing()
+        return {
+            "tokens": sharing.saved_fraction(token=1.0),
+            "attention": sharing.saved_fraction(pair=1.0),
+            "flops": sharing.saved_fraction(token=flops.token, pair=flops.pair),
+        }
 
-    def find_checkpoint_faults(self, directory: str) -> list[str]:
-        return self._policy.find_checkpoint_faults(Path(directory))
-
-    def load_checkpoint(self, directory: str) -> None:
-        self._policy.load_checkpoint(Path(directory))
-
-    def save_hf(self, directory: str) -> None:
+    def save_hf(self, directory: Path) -> None:
         """Write the policy as a Hugging Face directory, and its adapters, if it has any, beside it."""
-        self._policy.save_hf(Path(directory))
-        if self._policy.lora is not None:
-            self._policy.save_adapter(Path(directory).with_name(ADAPTER_NAME))
+        self.policy.save_hf(directory)
+        if self.policy.lora is not None:
+            self.policy.save_adapter(directory.with_name(ADAPTER_NAME))
 
     def close(self) -> None:
         """Leave the engines and the other ranks."""
         if self._publisher is not None:
             self._publisher.close()
         # A rank whose model could not be built has nothing to leave.
-        if hasattr(self, "_policy"):
-            self._policy.close()
+        if hasattr(self, "policy"):
+            self.policy.close()
 
 
-def make_critic(config: RunConfig, *, model_path: Path, parallel: ParallelConfig) -> MegatronCritic:
-    """The critic of a run, in a process that is a rank already."""
-    from polyturn.trainer.megatron.critic import MegatronCritic
-
-    trainer, critic = config.trainer, config.trainer.critic
-    return MegatronCritic(
-        model_path if critic.path is None else resolve_model_path(critic.path),
-        dtype=config.model.dtype,
-        device=trainer.device,
-        parallel=parallel,
-        optimizer=critic.optimizer,
-        megatron=config.megatron,
-        max_tokens_per_gpu=critic.max_tokens_per_gpu or trainer.max_tokens_per_gpu,
-        total_updates=trainer.total_updates,
-        value_clip=critic.value_clip,
-        seed=config.seed,
-        shared_prefix="group" if parallel.context > 1 else trainer.shared_prefix,
-    )
-
-
-class CriticRank:
-    """One rank of the critic, as a Ray actor."""
-
-    def __init__(self, *, config: RunConfig, model_path: str, rank: int) -> None:
-        self._config = config
-        self._model_path = Path(model_path)
-        self._rank = rank
-
-    def rendezvous(self) -> tuple[str, int]:
-        """An address and a free port of this rank's host."""
-        address = bind_address(ray.util.get_node_ip_address())
-        return address, free_port(address)
+class CriticRank(Rank):
+    """One rank of a critic that has ranks of its own."""
 
     def build(self, address: str, port: int) -> None:
-        """Join the other ranks and load the model."""
-        see_own_gpu(self._config.trainer.device)
+        self._see_own_gpu()
         from polyturn.trainer.megatron.cpu import install_cpu_compatibility
 
         trainer = self._config.trainer
         install_cpu_compatibility(trainer.device)
         from polyturn.trainer.megatron.policy_checkpoints import PolicyCheckpoints
-        from polyturn.trainer.megatron.process_groups import join_ranks
         from polyturn.trainer.models.hf_directory import read_config
+        from polyturn.trainer.megatron.process_groups import join_ranks
 
         parallel = trainer.critic.parallel
         join_ranks(
@@ -243,152 +293,31 @@ class CriticRank:
             master_address=address,
             master_port=port,
         )
-        self._critic = make_critic(self._config, model_path=self._model_path, parallel=parallel)
-        self._checkpoints = PolicyCheckpoints(
-            {"critic": self._critic.engine},
+        self.critic = self._make_critic(parallel)
+        self.checkpoints = PolicyCheckpoints(
+            {"critic": self.critic.engine},
             hf_config=read_config(self._model_path),
             parallel=parallel,
             dtype=self._config.model.dtype,
         )
 
-    def values(self, samples: Sequence[TrainSample]) -> Values:
-        return score_values(self._critic, samples)
+    def score(self, samples: Sequence[TrainSample]) -> dict[str, Columns]:
+        """The values of this rank's samples, by sample id."""
+        values = self.critic.values(samples)
+        return {sample.sample_id: {"values": found} for sample, found in zip(samples, values, strict=True)}
 
-    def num_updates(self) -> int:
-        return self._critic.num_updates
-
-    def update(self, shares: Sequence[UpdateShare]) -> list[dict[str, float]]:
+    def update(self, updates: Sequence[Update]) -> list[dict[str, float]]:
         """Train on this rank's share of a step; the metrics of each update, none for one that is skipped."""
-        return [{} if share.is_empty else train_critic(self._critic, share) for share in shares]
+        return [{} if update.is_empty else train_critic(self.critic, update) for update in updates]
 
-    def begin_checkpoint(self, directory: str) -> None:
-        self._checkpoints.begin(Path(directory), num_updates=self._critic.num_updates)
+    def begin_checkpoint(self, directory: Path) -> None:
+        self.checkpoints.begin(directory, num_updates=self.critic.num_updates)
 
-    def checkpoint_written(self) -> bool:
-        return self._checkpoints.written()
-
-    def finish_checkpoint(self) -> None:
-        self._checkpoints.finish()
-
-    def find_checkpoint_faults(self, directory: str) -> list[str]:
-        return self._checkpoints.find_faults(Path(directory))
-
-    def load_checkpoint(self, directory: str) -> None:
-        self._checkpoints.load(Path(directory), with_optimizer=self._config.checkpoint.load_optimizer)
-
-    def close(self) -> None:
-        """Leave the other ranks."""
-        from polyturn.trainer.megatron.process_groups import leave_ranks
-
-        leave_ranks()
+    def load_checkpoint(self, directory: Path) -> None:
+        self.checkpoints.load(directory, with_optimizer=self._config.checkpoint.load_optimizer)
 
 
-def score_samples(
-    policy: MegatronPolicy,
-    samples: Sequence[TrainSample],
-    *,
-    config: RunConfig,
-    critic: MegatronCritic | None = None,
-) -> dict[str, ScoredColumns]:
-    """What the step needs to know of the samples, by sample id.
-
-    The logprobs of the policy as it is, unless the sampler's stand in for them; those of the reference if there is a
-    KL; values if there is a critic here.
-    """
-    temperature = config.rollout.sampling.temperature
-    if config.trainer.algorithm.proximal == "scored":
-        proximal = policy.logprobs(samples, temperature=temperature)
-    else:
-        proximal = [sample.behavior_logprobs for sample in samples]
-    reference: Sequence[npt.NDArray[np.float32] | None] = [None] * len(samples)
-    if config.trainer.algorithm.needs_reference:
-        reference = policy.reference_logprobs(samples, temperature=temperature)
-    values = {} if critic is None else score_values(critic, samples)
-    return {
-        sample.sample_id: ScoredColumns(
-            proximal_logprobs=ours, reference_logprobs=theirs, values=values.get(sample.sample_id)
-        )
-        for sample, ours, theirs in zip(samples, proximal, reference, strict=True)
-    }
-
-
-def run_updates(
-    policy: MegatronPolicy,
-    shares: Sequence[UpdateShare],
-    *,
-    config: RunConfig,
-    critic: MegatronCritic | None = None,
-) -> UpdateReport:
-    """Update once per share: the critic, if there is one here, and the policy, unless the critic is warming up.
-
-    An update that no rank has a token for is skipped and counted: a step of the optimizer without a gradient would
-    still move the weights, by momentum and decay. The schedule goes on, so that updates and policy versions stay level.
-    """
-    started = time.perf_counter()
-    objective = Objective.from_config(
-        config.trainer.algorithm, temperature=config.rollout.sampling.temperature
-    )
-    metrics = []
-    trained: dict[str, int] = {}
-    critic_alone = critic is not None and in_warmup(config, num_critic_updates=critic.num_updates)
-    for share in shares:
-        if share.is_empty:
-            metrics.append(SKIPPED)
-            policy.num_updates += not critic_alone
-            continue
-        found = {} if critic is None else train_critic(critic, share)
-        if critic_alone:
-            metrics.append({**UNMOVED, **found})
-        else:
-            update = policy.train(share.samples, objective=objective, global_counts=share.counts)
-            metrics.append({**update, **found})
-        for sample in share.samples:
-            trained[sample.sample_id] = trained.get(sample.sample_id, 0) + sample.num_trainable
-    _refresh_reference(policy, config)
-    return UpdateReport(
-        metrics=tuple(metrics),
-        trained_tokens=trained,
-        seconds=time.perf_counter() - started,
-        shared_prefix=_saved(policy) if config.trainer.shared_prefix == "tree" else {},
-    )
-
-
-def _saved(policy: MegatronPolicy) -> dict[str, float]:
-    sharing, flops = policy.take_sharing()
-    return {
-        "tokens": sharing.saved_fraction(token=1.0),
-        "attention": sharing.saved_fraction(pair=1.0),
-        "flops": sharing.saved_fraction(token=flops.token, pair=flops.pair),
-    }
-
-
-def _refresh_reference(policy: MegatronPolicy, config: RunConfig) -> None:
-    every = config.trainer.refresh_reference_every_steps * config.trainer.updates_per_step
-    if (
-        policy.num_updates
-        and every
-        and config.trainer.algorithm.needs_reference
-        and policy.num_updates % every == 0
-    ):
-        policy.refresh_reference()
-
-
-REPORTED = ("loss", "clip_fraction", "error", "error_max", "grad_norm", "learning_rate")
-
-
-def score_values(critic: MegatronCritic, samples: Sequence[TrainSample]) -> Values:
-    """The values of this rank's samples."""
-    columns = critic.values(samples)
-    return {sample.sample_id: column for sample, column in zip(samples, columns, strict=True)}
-
-
-def train_critic(critic: MegatronCritic, share: UpdateShare) -> dict[str, float]:
+def train_critic(critic: MegatronCritic, update: Update) -> dict[str, float]:
     """One update of the critic; its metrics."""
-    metrics = critic.train(share.samples, global_counts=share.counts)
-    return {f"critic/{name}": metrics[name] for name in REPORTED}
-
-
-def see_own_gpu(device: str) -> None:
-    """Hide the GPUs of others from this actor, where Ray was told not to, before CUDA is first used."""
-    if device == "cuda":
-        os.environ.update(gpu_environment(assigned_gpus(ray.get_gpu_ids(), 1)))
+    metrics = critic.train(update.samples, global_counts=update.counts)
+    return {f"critic/{name}": metrics[name] for name in CRITIC_METRICS}

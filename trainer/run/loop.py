@@ -22,13 +22,12 @@ from polyturn.trainer.credit.estimates import (
     StepSamples,
     estimate_advantages,
     make_samples,
-    with_scores,
 )
 from polyturn.trainer.credit.off_policy import correct, drop_unusable, largest_logprob_difference
-from polyturn.trainer.data.balance import rank_split, split_updates
+from polyturn.trainer.data.balance import cut_into_updates
 from polyturn.trainer.data.samples import UpdateReport
 from polyturn.trainer.player import RolloutPlayer
-from polyturn.trainer.ranks.group import TrainerGroup
+from polyturn.trainer.ranks.group import Trainer
 from polyturn.trainer.run.checks import CheckFailure, RunChecks
 from polyturn.trainer.run.directory import RunDirectory, RunState
 from polyturn.trainer.run.failures import InterruptGuard, StepFailure, sentence_of
@@ -69,7 +68,7 @@ class TrainingLoop:
         config: RunConfig,
         *,
         directory: RunDirectory,
-        trainer: TrainerGroup,
+        trainer: Trainer,
         engine_urls: Sequence[str],
         player: RolloutPlayer,
         sinks: Sequence[MetricSink],
@@ -222,10 +221,7 @@ class TrainingLoop:
         self._progress.phase(f"step {step}: scoring")
         with watch.measure("train"):
             trainer = self._config.trainer
-            split = rank_split(trainer.shared_prefix)
-            shards = split(played.samples, trainer.parallel.data, trainer.balance)
-            scored = with_scores(played.samples, self._trainer.score(shards) if played.samples else ())
-            scored, dropped = drop_unusable(scored)
+            scored, dropped = drop_unusable(self._trainer.score(played.samples))
             try:
                 estimates = estimate_advantages(played, scored, trainer.algorithm)
                 corrected = correct(estimates.samples, trainer.algorithm, version=self.state.policy_version)
@@ -241,14 +237,8 @@ class TrainingLoop:
     def _train(self, step: int, estimates: Estimates, watch: Stopwatch) -> list[UpdateReport]:
         self._progress.phase(f"step {step}: training")
         with watch.measure("train"):
-            shares = split_updates(
-                estimates.samples,
-                num_updates=self._config.trainer.updates_per_step,
-                num_ranks=self._config.trainer.parallel.data,
-                balance=self._config.trainer.balance,
-                split=rank_split(self._config.trainer.shared_prefix),
-            )
-            return self._trainer.update(shares)
+            updates = cut_into_updates(estimates.samples, self._config.trainer.updates_per_step)
+            return self._trainer.update(updates)
 
     def _check_step(
         self, step: int, groups: Sequence[Group], estimates: Estimates, reports: Sequence[UpdateReport]

@@ -20,7 +20,7 @@ from polyturn.rollout.engines.server import EngineSpec
 from polyturn.rollout.evaluation import EvaluationResult
 from polyturn.trainer.checkpoints.manifest import CheckpointError
 from polyturn.trainer.player import RolloutPlayer
-from polyturn.trainer.ranks.group import TrainerGroup
+from polyturn.trainer.ranks.group import Trainer
 from polyturn.trainer.run.cluster import start_ray
 from polyturn.trainer.run.directory import RunDirectory, RunState, write_json
 from polyturn.trainer.run.failures import Interrupted, InterruptGuard, sentence_of, told_in_a_sentence
@@ -43,7 +43,7 @@ logger = logging.getLogger(__name__)
 class Stack:
     """The parts of a run that are processes."""
 
-    trainer: TrainerGroup
+    trainer: Trainer
     engines: Engines
 
 
@@ -164,7 +164,7 @@ class _Run:
             for sink in sinks:
                 sink.close()
 
-    def _resume(self, trainer: TrainerGroup) -> RunState:
+    def _resume(self, trainer: Trainer) -> RunState:
         """Restore the ranks from the newest sound checkpoint, if the run is to go on; where it stands."""
         found = None
         if self._config.resume:
@@ -249,9 +249,9 @@ def _running_stack(
         engines = Engines(spec, RayLauncher(spec))
         stack.callback(engines.stop)
         engines.start()
-        trainer = TrainerGroup(config, model_path=model_path)
+        trainer = Trainer(config, model_path=model_path)
         stack.callback(_ignoring_dead_actors(trainer.close))
-        ray.get(trainer.start_build())
+        trainer.build()
         engines.wait_ready()
         running = stack.pop_all()
     with running:

@@ -13,7 +13,7 @@ import torch
 from polyturn.configs.schema import objective as sections
 from polyturn.trainer.algorithms.reductions import GlobalCounts, token_weights, weighted_sum
 from polyturn.trainer.algorithms.tokens import TokenBatch
-from polyturn.trainer.data.balance import split_updates
+from polyturn.trainer.data.balance import cut_into_updates, share_out
 from polyturn.trainer.data.samples import TrainSample, count_samples
 
 # Four samples of three sequences of two prompts, with 2, 1, 3 and no trainable tokens.
@@ -144,7 +144,7 @@ def test_weights_of_an_update_do_not_depend_on_its_split(name, num_updates, num_
     """Over ranks and micro-batches of one sample each: a token's weight is that in the whole update."""
     config = REDUCTIONS[name][0]
     samples = make_samples(1)
-    shares = split_updates(samples, num_updates=num_updates, num_ranks=num_ranks)
+    shares = share_out(cut_into_updates(samples, num_updates), num_ranks)
     for update in range(num_updates):
         whole = [sample for rank in shares for sample in rank[update].samples]
         expected = {}
@@ -168,7 +168,7 @@ def test_weights_of_an_update_do_not_depend_on_its_split(name, num_updates, num_
 
 def test_an_update_has_whole_sequences_and_every_sample_is_in_one():
     samples = make_samples(2)
-    shares = split_updates(samples, num_updates=3, num_ranks=2)
+    shares = share_out(cut_into_updates(samples, 3), 2)
     by_update = [{s.sequence_id for rank in shares for s in rank[update].samples} for update in range(3)]
     assert [len(found) for found in by_update] == [4, 4, 4] and len(set.union(*by_update)) == 12
     trained = sorted(s.sample_id for rank in shares for share in rank for s in share.samples)

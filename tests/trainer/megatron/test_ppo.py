@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import torch
 import transformers
 
@@ -16,11 +16,11 @@ from polyturn.agents.ledger import Ledger
 from polyturn.agents.policy import Generation
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.run import RunConfig
-from polyturn.trainer.credit.estimates import Estimates, estimate_advantages, make_samples, with_scores
-from polyturn.trainer.data.balance import split_over_ranks, split_updates
+from polyturn.trainer.credit.estimates import Estimates, estimate_advantages, make_samples
+from polyturn.trainer.data.balance import cut_into_updates, share_out
 from polyturn.trainer.data.samples import UpdateReport
-from polyturn.trainer.ranks.group import TrainerGroup
-from polyturn.trainer.ranks.rank import TrainerRank
+from polyturn.trainer.ranks.group import Trainer
+from polyturn.trainer.ranks.rank import PolicyRank
 
 pytestmark = pytest.mark.stack
 
@@ -50,8 +50,8 @@ class Player:
         self._model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         self._generator = torch.Generator().manual_seed(0)
 
-    def play(self, rank: TrainerRank, step: int) -> list[Episode]:
-        self._model.load_state_dict(dict(rank._policy.named_hf_tensors()), strict=False)
+    def play(self, rank: PolicyRank, step: int) -> list[Episode]:
+        self._model.load_state_dict(dict(rank.policy.named_hf_tensors()), strict=False)
         pays = torch.randint(0, 2, (NUM_EPISODES,), generator=self._generator)
         tokens = torch.stack([torch.full_like(pays, 5), PAYS - 1 + pays, torch.full_like(pays, 7)], 1)
         logprobs = []
@@ -101,29 +101,27 @@ def make_config(path: Path, *overrides: str) -> RunConfig:
     return load_config("quickstart", [*OVERRIDES, f"model.path={path}", *overrides])
 
 
-def open_rank(path: Path, *overrides: str) -> TrainerRank:
-    rank = TrainerRank(config=make_config(path, *overrides), model_path=str(path), rank=0)
+def open_rank(path: Path, *overrides: str) -> PolicyRank:
+    rank = PolicyRank(config=make_config(path, *overrides), model_path=str(path), rank=0)
     rank.build("127.0.0.1", 0)
     return rank
 
 
 def take_step(
-    trainer: TrainerRank | TrainerGroup, config: RunConfig, episodes: list[Episode]
+    trainer: PolicyRank | Trainer, config: RunConfig, episodes: list[Episode]
 ) -> tuple[Estimates, UpdateReport]:
     """What the driver does in a step, with one rank of the policy, alone or in a group."""
     step = make_samples(episodes)
-    shards = split_over_ranks(step.samples, 1)
-    scores = trainer.score(shards) if isinstance(trainer, TrainerGroup) else [trainer.score(shards[0])]
-    estimates = estimate_advantages(step, with_scores(step.samples, scores), config.trainer.algorithm)
-    shares = split_updates(
-        estimates.samples,
-        num_updates=config.trainer.updates_per_step,
-        num_ranks=1,
-        balance=config.trainer.balance,
-    )
-    if isinstance(trainer, TrainerGroup):
-        return estimates, trainer.update(shares)[0]
-    return estimates, trainer.update(shares[0])
+    if isinstance(trainer, Trainer):
+        scored = trainer.score(step.samples)
+    else:
+        columns: dict[str, Any] = trainer.score(step.samples)
+        scored = {s.sample_id: replace(s, **columns[s.sample_id]) for s in step.samples}
+    estimates = estimate_advantages(step, scored, config.trainer.algorithm)
+    updates = cut_into_updates(estimates.samples, config.trainer.updates_per_step)
+    if isinstance(trainer, Trainer):
+        return estimates, trainer.update(updates)[0]
+    return estimates, trainer.update(share_out(updates, 1)[0])
 
 
 def test_ppo_learns_with_a_critic(make_model):
@@ -158,9 +156,9 @@ def test_a_critic_with_ranks_of_its_own_does_what_a_shared_one_does(ray_session,
     expected = [take_step(rank, rank._config, episodes) for episodes in steps]
     rank.close()
 
-    group = TrainerGroup(make_config(path, "trainer.critic.placement=own"), model_path=path)
+    group = Trainer(make_config(path, "trainer.critic.placement=own"), model_path=path)
     try:
-        ray.get(group.start_build())
+        group.build()
         for index, (episodes, (estimates, report)) in enumerate(zip(steps, expected, strict=True)):
             found_estimates, found = take_step(group, group._config, episodes)
             assert found_estimates.metrics == pytest.approx(estimates.metrics, abs=1e-6)
@@ -181,14 +179,14 @@ def test_the_policy_waits_while_the_critic_warms_up_and_both_resume(make_model, 
     path = make_model()
     rank, player = open_rank(path, "trainer.critic.warmup_steps=1"), Player(path)
     steps = [player.play(rank, step) for step in range(3)]
-    before = {name: tensor.clone() for name, tensor in rank._policy.named_hf_tensors()}
+    before = {name: tensor.clone() for name, tensor in rank.policy.named_hf_tensors()}
 
-    def weights(of: TrainerRank) -> dict[str, torch.Tensor]:
-        critic: Any = of._critic
+    def weights(of: PolicyRank) -> dict[str, torch.Tensor]:
+        critic: Any = of.critic
         state = {
             f"critic.{name}": param.detach().clone() for name, param in critic.engine.model.named_parameters()
         }
-        return {**state, **{name: tensor.clone() for name, tensor in of._policy.named_hf_tensors()}}
+        return {**state, **{name: tensor.clone() for name, tensor in of.policy.named_hf_tensors()}}
 
     _, report = take_step(rank, rank._config, steps[0])
     assert set(report.metrics[0]) == {
@@ -196,21 +194,21 @@ def test_the_policy_waits_while_the_critic_warms_up_and_both_resume(make_model, 
         *(key for key in report.metrics[0] if key.startswith("critic/")),
     }
     assert sum(report.trained_tokens.values()) == 4 * NUM_EPISODES
-    for name, tensor in rank._policy.named_hf_tensors():
+    for name, tensor in rank.policy.named_hf_tensors():
         assert torch.equal(tensor, before[name]), "the policy moved during the warm-up"
-    assert rank._critic.num_updates == 2 and rank._policy.num_updates == 0
+    assert rank.critic.num_updates == 2 and rank.policy.num_updates == 0
     take_step(rank, rank._config, steps[1])
-    assert rank._critic.num_updates == 4 and rank._policy.num_updates == 2
-    rank.begin_checkpoint(str(tmp_path / "step"))
-    rank.finish_checkpoint()
+    assert rank.critic.num_updates == 4 and rank.policy.num_updates == 2
+    rank.policy.begin_checkpoint(tmp_path / "step")
+    rank.policy.finish_checkpoint()
     estimates, report = take_step(rank, rank._config, steps[2])
     expected = weights(rank)
     rank.close()
 
     rank = open_rank(path, "trainer.critic.warmup_steps=1")
     try:
-        rank.load_checkpoint(str(tmp_path / "step"))
-        assert rank._critic.num_updates == 4
+        rank.policy.load_checkpoint(tmp_path / "step")
+        assert rank.critic.num_updates == 4
         resumed_estimates, resumed = take_step(rank, rank._config, steps[2])
         assert resumed_estimates.metrics == estimates.metrics and resumed.metrics == report.metrics
         for name, tensor in weights(rank).items():
