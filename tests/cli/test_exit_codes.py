@@ -17,8 +17,8 @@ run = pytest.importorskip("polyturn.trainer.run.train", reason="training is not 
 def train(monkeypatch: pytest.MonkeyPatch, outcome: BaseException | Path) -> Any:
     """`polyturn train` with a run that ends so; what leads to it and away from it is real."""
 
-    def ended(config: RunConfig) -> Path:
-        assert config.name == "test"
+    def ended(config: RunConfig, *, warnings: list[str]) -> Path:
+        assert config.name == "test" and warnings == []
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome

@@ -61,7 +61,7 @@ def run_config(section):
 
 @pytest.mark.parametrize("page", ["tasks.md", "rewards.md"])
 def test_every_section_that_is_shown_passes_the_checks_before_a_run(files, page):
-    from polyturn.trainer.run.preflight import _check_tasks
+    from polyturn.trainer.run.preflight import check_environment
 
     model = resolve_model_path("builtin:tiny-searcher")
     sections = [yaml.safe_load(text) for text in blocks(page, "yaml")]
@@ -69,7 +69,7 @@ def test_every_section_that_is_shown_passes_the_checks_before_a_run(files, page)
     for section in sections:
         if ".parquet" in str(section) and "reward" not in section:
             section["reward"] = {"kind": "rule", "name": "exact_match"}
-        _check_tasks(run_config(section), ("train", "heldout"), model)
+        check_environment(run_config(section), ("train", "heldout"), model)
 
 
 def test_the_python_of_the_tasks_page_runs(files):

@@ -8,7 +8,7 @@ from polyturn.configs.errors import ConfigError
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import RunConfig
 from polyturn.envs.rewards.rules import check_label, make_rule
-from polyturn.trainer.run.preflight import _check_tasks
+from polyturn.trainer.run.preflight import check_environment
 
 
 def config(path, *, env="polyturn/SingleTurn-v0", source=None, **sections):
@@ -25,7 +25,7 @@ def config(path, *, env="polyturn/SingleTurn-v0", source=None, **sections):
 
 
 def check(config):
-    _check_tasks(config, ("train",), resolve_model_path(config.model.path))
+    check_environment(config, ("train",), resolve_model_path(config.model.path))
 
 
 def write(path, labels):

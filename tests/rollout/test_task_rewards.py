@@ -24,7 +24,7 @@ from polyturn.rollout.setup import message_play, run_reward
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.rollout.task_sources import check_train_split, tasks_of
 from polyturn.trainer.credit.estimates import estimate_advantages, make_samples
-from polyturn.trainer.run.preflight import _check_tasks
+from polyturn.trainer.run.preflight import check_environment
 
 MODEL = resolve_model_path("builtin:tiny-searcher")
 LIMITS = RolloutLimits(max_concurrent_tools=4, max_retries=1, retry_delay_s=0)
@@ -106,7 +106,7 @@ async def test_a_mixture_of_files_is_trained_on_with_a_rubric(tmp_path, monkeypa
         },
         group_rewards=[{"name": "variety", "weight": 0.1, "target": "diversity"}],
     )
-    _check_tasks(config, ("train", "heldout"), MODEL)
+    check_environment(config, ("train", "heldout"), MODEL)
     assert len(tasks_of(config, "heldout")) == 10
     collector = Collector(
         make_env=partial(_graded, config),
@@ -329,7 +329,7 @@ def test_preflight_finds_what_cannot_be_graded_or_played(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     write_jsonl(tmp_path / "a.jsonl", [{"prompt": "p", "answer": "a"}])
     with pytest.raises(ConfigError, match=words):
-        _check_tasks(run_config(**sections), ("train", "heldout"), MODEL)
+        check_environment(run_config(**sections), ("train", "heldout"), MODEL)
 
 
 @pytest.mark.parametrize("num_lost", [0, 1, 3, 4])

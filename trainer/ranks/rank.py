@@ -23,14 +23,14 @@ from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.placement import assigned_gpus, free_port, gpu_environment
 from polyturn.trainer.algorithms.objective import Objective
-from polyturn.trainer.data.samples import SKIPPED, UNMOVED, Columns, TrainSample, Update, UpdateReport
 from polyturn.trainer.checkpoints.sources import initial_weights
+from polyturn.trainer.data.samples import SKIPPED, UNMOVED, Columns, TrainSample, Update, UpdateReport
 from polyturn.trainer.weight_sync import SyncReport, WeightPublisher
 
 if TYPE_CHECKING:
     from polyturn.trainer.megatron.critic import MegatronCritic
-    from polyturn.trainer.models.hf_directory import FP8Cast
     from polyturn.trainer.megatron.policy import MegatronPolicy
+    from polyturn.trainer.models.hf_directory import FP8Cast
 
 ADAPTER_NAME = "adapter"
 CRITIC_METRICS = ("loss", "clip_fraction", "error", "error_max", "grad_norm", "learning_rate")
@@ -280,8 +280,8 @@ class CriticRank(Rank):
         trainer = self._config.trainer
         install_cpu_compatibility(trainer.device)
         from polyturn.trainer.megatron.policy_checkpoints import PolicyCheckpoints
-        from polyturn.trainer.models.hf_directory import read_config
         from polyturn.trainer.megatron.process_groups import join_ranks
+        from polyturn.trainer.models.hf_directory import read_config
 
         parallel = trainer.critic.parallel
         join_ranks(

@@ -1,10 +1,13 @@
-"""What can be known to be wrong before anything starts. Nothing here starts a process or loads a weight."""
+"""What can be known to be wrong before anything starts: one list of checks, which every command goes through once.
+
+Nothing here starts a process or loads a weight. A check raises ConfigError with one sentence for the user.
+"""
 
 from __future__ import annotations
 
 import importlib.util
-import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from polyturn.configs.addresses import LOOPBACK
@@ -29,70 +32,85 @@ from polyturn.trainer.checkpoints.torch_dist_index import METADATA, read_index
 from polyturn.trainer.models.weight_files import check_targets, read_weight_files
 from polyturn.trainer.run.directory import RunDirectory, check_unused, check_writable
 from polyturn.trainer.run.model_checks import check_family, check_loadable, check_memory, check_models
-from polyturn.trainer.run.resume import Tell, check_resume
-
-logger = logging.getLogger(__name__)
+from polyturn.trainer.run.resume import check_resume
 
 
-def preflight(config: RunConfig, *, dry_run: bool = False, tell: Tell | None = None) -> None:
-    """Check all that a training run needs.
+def preflight(config: RunConfig, *, evaluated: Path | None = None, dry_run: bool = False) -> list[str]:
+    """Check all that a training run, or an evaluation, needs: the one list, in its order, what costs time last.
 
     Args:
-        tell: is told of what a resume changes, and of what is damaged in the run, all of which is read for that; None:
-            this is left to the run itself, which does so before it starts anything.
+        evaluated: the model that is to be evaluated; None: the config's is to be trained.
         dry_run: a preset, which has no weights, will do; then nothing is asked of this machine, which is hardly the
-            one that would run it.
+            one that would run it. Memory is not judged: a plan is printed before that.
 
-    Raises ConfigError with one sentence for the first thing that is wrong.
+    Returns:
+        Sentences of warning: what a resume changes, what is damaged of the run, what the chat template does.
+
+    Raises:
+        ConfigError: one sentence for the first thing that is wrong.
     """
-    check_batch(config)
+    warnings: list[str] = []
+    trains = evaluated is None
+    is_sketch = dry_run and config.model.path.startswith(PRESET)
+    # What the config says.
     check_times(config)
-    _check_lengths(config)
-    _check_train_split(config)
-    check_plugins(config.trainer.algorithm)
-    _check_comparison(config)
-    _check_upstream(config)
-    is_plan = dry_run and config.model.path.startswith(PRESET)
-    directory = resolve_model_path(config.model.path, needs_weights=not is_plan)
-    if is_plan:
-        check_family(directory)
-        _check_shape(config, ModelShape.read(directory), directory)
-        _check_fp8(config)
-        _check_tasks(config, (config.environment.train_split, config.evaluation.split), directory)
-        return
-    _check_machine(config)
-    _check_ports(config)
-    _check_run_directory(config)
-    _check_model(config, directory)
-    check_models(config, directory)
-    if not dry_run:
-        # A plan is printed before it is judged.
-        check_memory(config, ModelShape.read(directory))
-    _check_initial_weights(config)
-    _check_fp8(config)
-    # Last: opening an environment or a tokenizer may take seconds.
-    _check_tasks(config, (config.environment.train_split, config.evaluation.split), directory)
-    _check_chat_template(config, directory)
-    _check_resume(config, tell)
+    check_lengths(config)
+    check_upstream(config)
+    if trains:
+        check_batch(config)
+        with as_config_error():
+            check_train_split(config)
+        check_plugins(config.trainer.algorithm)
+        check_comparison(config)
+        check_fp8(config)
+    model = evaluated or resolve_model_path(config.model.path, needs_weights=not is_sketch)
+    # What this machine has.
+    if not is_sketch:
+        check_gpus(config, trains=trains)
+        check_ports(config)
+    if trains and not is_sketch:
+        check_cores(config)
+        with as_config_error():
+            allow_open_files(config.rollout)
+        check_run_directory(config)
+    # The models.
+    shape = ModelShape.read(model)
+    if not is_sketch:
+        check_weights(model)
+        check_tokenizer(model, shape)
+    check_shape(config, shape, model)
+    if is_sketch:
+        check_family(model)
+    elif trains:
+        check_models(config, model)
+        check_initial_weights(config)
+        if not dry_run:
+            check_memory(config, shape)
+    # Opening an environment or a tokenizer may take seconds, and a resume reads what is stored of the run.
+    splits = (
+        (config.environment.train_split, config.evaluation.split) if trains else (config.evaluation.split,)
+    )
+    check_environment(config, splits, model)
+    if not is_sketch:
+        warnings += check_template(config, model)
+    if config.resume and trains and not is_sketch:
+        with as_config_error():
+            check_resume(config, RunDirectory.to_resume(config), warnings.append)
+    return warnings
 
 
-def preflight_evaluation(config: RunConfig, *, model_path: Path) -> None:
-    """Check all that an evaluation of the model needs. Raises ConfigError as `preflight` does."""
-    check_times(config)
-    _check_lengths(config)
-    _check_upstream(config)
-    engines = config.engines
-    if engines.device == "cuda":
-        _check_gpus(
-            engines.num_engines * engines.tensor_parallel, "engines.num_engines or engines.tensor_parallel"
-        )
-    _check_model(config, model_path)
-    _check_tasks(config, (config.evaluation.split,), model_path)
-    _check_ports(config)
-    _check_chat_template(config, model_path)
+@contextmanager
+def as_config_error(place: str = "") -> Iterator[None]:
+    """Bad input that is found within is the config's: the sentence begins with the place in it."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{place}{error}") from error
 
 
-def _check_lengths(config: RunConfig) -> None:
+def check_lengths(config: RunConfig) -> None:
     limits = config.environment
     if limits.max_tokens_per_turn >= limits.max_tokens_per_episode:
         raise ConfigError(
@@ -101,14 +119,7 @@ def _check_lengths(config: RunConfig) -> None:
         )
 
 
-def _check_train_split(config: RunConfig) -> None:
-    try:
-        check_train_split(config)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
-def _check_comparison(config: RunConfig) -> None:
+def check_comparison(config: RunConfig) -> None:
     unscored = config.trainer.algorithm.proximal != "scored"
     if unscored and config.checks.enabled and config.checks.max_logprob_difference is not None:
         raise ConfigError(
@@ -117,26 +128,28 @@ def _check_comparison(config: RunConfig) -> None:
         )
 
 
-def _check_upstream(config: RunConfig) -> None:
+def check_upstream(config: RunConfig) -> None:
     """Again what the loader did, for configs that were made in code."""
     for section, device in (("sglang", config.engines.device), ("megatron", config.trainer.device)):
         for _, problem in upstream.find_problems(section, getattr(config, section), device=device):
             raise ConfigError(problem)
 
 
-def _check_model(config: RunConfig, directory: Path) -> None:
-    shape = ModelShape.read(directory)
-    _check_weights(directory)
+def check_weights(directory: Path) -> None:
+    with as_config_error("model.path: "):
+        read_weight_files(directory)
+
+
+def check_tokenizer(directory: Path, shape: ModelShape) -> None:
     num_tokens = count_tokens(directory)
     if num_tokens > shape.vocab_size:
         raise ConfigError(
             f"model.path: the tokenizer in {directory} has {num_tokens} tokens, but the model's vocab_size is "
             f"{shape.vocab_size}; they are not of one model"
         )
-    _check_shape(config, shape, directory)
 
 
-def _check_shape(config: RunConfig, shape: ModelShape, directory: Path) -> None:
+def check_shape(config: RunConfig, shape: ModelShape, directory: Path) -> None:
     if config.environment.max_tokens_per_episode > shape.max_positions:
         raise ConfigError(
             f"environment.max_tokens_per_episode is {config.environment.max_tokens_per_episode}, but the model in "
@@ -144,13 +157,11 @@ def _check_shape(config: RunConfig, shape: ModelShape, directory: Path) -> None:
         )
     check_layout(config, shape)
     if config.trainer.lora is not None:
-        try:
+        with as_config_error("trainer."):
             check_targets(shape, config.trainer.lora.target_modules)
-        except ValueError as error:
-            raise ConfigError(f"trainer.{error}") from error
 
 
-def _check_fp8(config: RunConfig) -> None:
+def check_fp8(config: RunConfig) -> None:
     if config.weight_sync.dtype == "same":
         return
     if config.engines.device != "cuda":
@@ -165,26 +176,17 @@ def _check_fp8(config: RunConfig) -> None:
         )
 
 
-def _check_initial_weights(config: RunConfig) -> None:
+def check_initial_weights(config: RunConfig) -> None:
     """`checkpoint.load`: what it is, and whether its files are whole as far as sizes, headers and indices tell."""
-    try:
+    with as_config_error("checkpoint.load: "):
         path = initial_weights(config)
         if path is not None and (path / METADATA).is_file():
             read_index(path)
-    except ValueError as error:
-        raise ConfigError(f"checkpoint.load: {error}") from error
     if path is not None and (path / MARKER).is_file():
         for fault in find_faults(path, read=False):
             raise ConfigError(f"checkpoint.load: {fault}")
     elif path is not None and (path / "config.json").is_file():
         check_loadable(path, "checkpoint.load")
-
-
-def _check_weights(directory: Path) -> None:
-    try:
-        read_weight_files(directory)
-    except ValueError as error:
-        raise ConfigError(f"model.path: {error}") from error
 
 
 def count_tokens(directory: Path) -> int:
@@ -225,68 +227,61 @@ def open_tasks(config: RunConfig, split: str) -> TaskSource:
         near = nearest(environment.id, known, count=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
         raise ConfigError(f"environment.id: there is no environment '{environment.id}'; {hint}")
-    try:
+    with as_config_error("environment: "):
         make(environment.id, **environment.options).close()
         return tasks_of(config, split)
-    except ValueError as error:
-        raise ConfigError(f"environment: {error}") from error
 
 
-def _check_tasks(config: RunConfig, splits: tuple[str, ...], directory: Path) -> None:
-    try:
+def check_environment(config: RunConfig, splits: Sequence[str], directory: Path) -> None:
+    """Rewards, tasks and prompts of the splits that are played."""
+    with as_config_error():
         check_rewards(config)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
     for split in dict.fromkeys(splits):
         source = open_tasks(config, split)
-        try:
+        with as_config_error("environment: "):
             check_tasks(config, source)
             check_prompts(
                 source,
                 tokenizer_path=directory / "tokenizer.json",
                 max_tokens=config.environment.max_tokens_per_episode,
             )
-        except ValueError as error:
-            raise ConfigError(f"environment: {error}") from error
 
 
-def _check_chat_template(config: RunConfig, directory: Path) -> None:
+def check_template(config: RunConfig, directory: Path) -> list[str]:
+    """What the model's chat template does that one may not expect. Raises ConfigError where it cannot be used."""
     # Without transformers nothing is played, and the command says what is missing.
     if importlib.util.find_spec("transformers") is None:
+        return []
+    with as_config_error("model: "):
+        return [f"model: {note}" for note in check_chat_template(config, directory)]
+
+
+def check_cores(config: RunConfig) -> None:
+    """Ranks against this machine's cores, where no Ray cluster with its own is joined."""
+    if config.cluster.address is not None or config.trainer.device != "cpu":
         return
-    try:
-        notes = check_chat_template(config, directory)
-    except ValueError as error:
-        raise ConfigError(f"model: {error}") from error
-    for note in notes:
-        logger.warning("model: %s", note)
+    parallel, cores = config.trainer.parallel, num_cores()
+    if parallel.world_size > cores:
+        raise ConfigError(
+            f"trainer.parallel asks for {parallel.world_size} ranks ({parallel.describe()}), but this machine has "
+            f"{cores} core(s); lower one of them"
+        )
+    if config.trainer.num_ranks > cores:
+        raise ConfigError(
+            f"the policy and the critic ask for {config.trainer.num_ranks} ranks, but this machine has {cores} "
+            "core(s); set trainer.critic.placement=shared, or lower one of them"
+        )
 
 
-def _check_machine(config: RunConfig) -> None:
-    """Open files; ranks against this machine's cores and GPUs, where no Ray cluster with its own is joined."""
-    try:
-        allow_open_files(config.rollout)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    if config.cluster.address is not None:
-        return
-    parallel = config.trainer.parallel
-    if config.trainer.device == "cpu":
-        cores = num_cores()
-        if parallel.world_size > cores:
-            raise ConfigError(
-                f"trainer.parallel asks for {parallel.world_size} ranks ({parallel.describe()}), but this machine has "
-                f"{cores} core(s); lower one of them"
-            )
-        if config.trainer.num_ranks > cores:
-            raise ConfigError(
-                f"the policy and the critic ask for {config.trainer.num_ranks} ranks, but this machine has {cores} "
-                "core(s); set trainer.critic.placement=shared, or lower one of them"
-            )
-    _check_gpus(num_gpus(config), "trainer.parallel or engines.num_engines")
-
-
-def _check_gpus(wanted: int, lower: str) -> None:
+def check_gpus(config: RunConfig, *, trains: bool) -> None:
+    """What the config asks for against this machine's GPUs; a run may join a Ray cluster with its own."""
+    engines = config.engines
+    if trains:
+        wanted = 0 if config.cluster.address is not None else num_gpus(config)
+        lower = "trainer.parallel or engines.num_engines"
+    else:
+        wanted = engines.num_engines * engines.tensor_parallel if engines.device == "cuda" else 0
+        lower = "engines.num_engines or engines.tensor_parallel"
     # Without torch there is nothing to count GPUs with, and nothing that could use them.
     if not wanted or importlib.util.find_spec("torch") is None:
         return
@@ -300,7 +295,7 @@ def _check_gpus(wanted: int, lower: str) -> None:
         )
 
 
-def _check_ports(config: RunConfig) -> None:
+def check_ports(config: RunConfig) -> None:
     """Addresses and ports of this machine; the engines of a Ray cluster that is joined may be on others."""
     engines, router = config.engines, config.engines.router
     ports = [engines.port + i for i in range(engines.num_engines)] if engines.port else [0]
@@ -312,18 +307,16 @@ def _check_ports(config: RunConfig) -> None:
         raise ConfigError(
             f"engines.router.port: port {router.port} is also one of engines.port; choose another, or 0 for a free one"
         )
-    try:
+    with as_config_error():
         claim_port(router.host, router.port, section="engines.router")
         if config.cluster.address is None:
             for port in ports:
                 claim_port(engines.host or LOOPBACK, port, section="engines")
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
 
 
-def _check_run_directory(config: RunConfig) -> None:
+def check_run_directory(config: RunConfig) -> None:
     """Whether a run can be made, or is there to go on with, and its directory can be written to."""
-    try:
+    with as_config_error():
         if config.resume:
             path = RunDirectory.to_resume(config).path
         else:
@@ -331,13 +324,3 @@ def _check_run_directory(config: RunConfig) -> None:
             if config.run_dir is not None:
                 check_unused(path)
         check_writable(path)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-
-
-def _check_resume(config: RunConfig, tell: Tell | None) -> None:
-    if config.resume and tell is not None:
-        try:
-            check_resume(config, RunDirectory.to_resume(config), tell)
-        except ValueError as error:
-            raise ConfigError(str(error)) from error

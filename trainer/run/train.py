@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -47,27 +47,30 @@ class Stack:
     engines: Engines
 
 
-def train(config: RunConfig) -> Path:
+def train(config: RunConfig, *, warnings: Sequence[str] | None = None) -> Path:
     """Train as the config says; the run directory.
 
     Nothing in a run directory is changed before it is known that the run can begin or go on: until then all that is
     written there is logs.
+
+    Args:
+        warnings: of the preflight, where it has been passed; None: it is passed first.
 
     Raises:
         ValueError: the config cannot be run; nothing has been started.
         RunFailure: the run ended before its last step; what is finished is saved.
         Interrupted: Ctrl-C; the finished steps are saved.
     """
-    notes: list[str] = []
-    preflight(config, tell=notes.append)
+    if warnings is None:
+        warnings = preflight(config)
     identity = as_json(identify(config))
     directory = RunDirectory.to_resume(config) if config.resume else RunDirectory.create(config)
     progress = make_progress(config.logging.progress, num_steps=config.trainer.num_steps)
     stopwatch = Stopwatch()
     started = time.perf_counter()
     progress.message(f"run directory: {directory.path}")
-    for note in notes:
-        progress.message(f"warning: {note}")
+    for warning in warnings:
+        progress.message(f"warning: {warning}")
     try:
         with ExitStack() as stack:
             stack.enter_context(told_in_a_sentence(directory))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -59,8 +59,9 @@ def train(
 
     with reported():
         config = load_config(recipe, overrides or ())
-        preflight(config, dry_run=dry_run, tell=_tell if dry_run else None)
+        warnings = preflight(config, dry_run=dry_run)
         if dry_run:
+            print_warnings(warnings)
             print_plan(config)
             return
         require()
@@ -68,7 +69,7 @@ def train(
         from polyturn.trainer.run.train import train as run
 
         try:
-            path = run(config)
+            path = run(config, warnings=warnings)
         except Interrupted as interrupted:
             typer.echo(str(interrupted))
             typer.echo(f"run: {interrupted.directory}")
@@ -79,8 +80,9 @@ def train(
     typer.echo(f"run: {path}")
 
 
-def _tell(note: str) -> None:
-    typer.echo(f"warning: {note}", err=True)
+def print_warnings(warnings: Sequence[str]) -> None:
+    for warning in warnings:
+        typer.echo(f"warning: {warning}", err=True)
 
 
 def evaluate(
@@ -107,7 +109,7 @@ def evaluate(
     \b
     Example: polyturn eval quickstart --model runs/quickstart-20260101-120000/policy evaluation.num_tasks=64
     """
-    from polyturn.trainer.run.preflight import preflight_evaluation
+    from polyturn.trainer.run.preflight import preflight
 
     with reported():
         suite = is_suite(recipe_or_suite)
@@ -119,7 +121,7 @@ def evaluate(
             resolve_model_path(model, key="--model") if model is not None else newest_policy(configs[0])
         )
         for config in configs:
-            preflight_evaluation(config, model_path=model_path)
+            print_warnings(preflight(config, evaluated=model_path))
         require(SERVING)
         typer.echo(f"model: {model_path}")
         results = [_evaluate_one(config, model_path) for config in configs]
