@@ -1,12 +1,11 @@
 """Calls that end: in processes that are killed and replaced when a call takes too long.
 
-Such a process is `python -m polyturn.envs.adapters.bounded module:function CPU_SECONDS`. It reads a JSON list of
+Such a process is `python -m polyturn.envs.adapters.bounded module:function CPU_SECONDS OWNER`. It reads a JSON list of
 arguments a line, and writes a JSON object a line: `{"value": ...}` or `{"error": "..."}`.
 """
 
 from __future__ import annotations
 
-import atexit
 import functools
 import importlib
 import json
@@ -19,6 +18,8 @@ import subprocess
 import sys
 import time
 from typing import Any, BinaryIO
+
+from polyturn.tools.children import end_child, end_with, start_child
 
 
 class CallFailed(Exception):
@@ -33,7 +34,7 @@ class BoundedCalls:
     """Calls one function in a pool of processes. Safe in threads; a call waits for a process that is free.
 
     A call that holds the interpreter, such as a regular expression that backtracks for ever, is ended like any other.
-    Where this process dies, the pool's idle processes end at once and busy ones after `deadline_s` of CPU time.
+    The pool's processes end with this one.
     """
 
     def __init__(self, function: str, *, num_processes: int, deadline_s: float) -> None:
@@ -44,7 +45,7 @@ class BoundedCalls:
             deadline_s: For one call. The first call of a process has `START_S` more, for its imports.
         """
         self._command = [
-            sys.executable, "-m", "polyturn.envs.adapters.bounded", function, str(int(deadline_s) + 2)
+            sys.executable, "-m", "polyturn.envs.adapters.bounded", function, str(int(deadline_s) + 2), str(os.getpid())
         ]  # fmt: skip
         self.deadline_s = deadline_s
         self._owner = os.getpid()
@@ -52,7 +53,6 @@ class BoundedCalls:
         for _ in range(num_processes):
             self._free.put(None)
         self._workers: set[_Worker] = set()
-        atexit.register(self.close)
 
     def __call__(self, *arguments: Any) -> Any:
         """The function's value.
@@ -94,12 +94,11 @@ class _Worker:
     """One process, and the lines to and from it."""
 
     def __init__(self, command: list[str]) -> None:
-        self._process = subprocess.Popen(
+        self._process = start_child(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
-            start_new_session=True,
             # What iterates over sets of texts would otherwise give something else in every process.
             env={**os.environ, "PYTHONHASHSEED": "0"},
         )
@@ -141,8 +140,7 @@ class _Worker:
         return CallFailed(f"the process ended by itself (status {status})")
 
     def kill(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        end_child(self._process)
         for stream in (self._process.stdin, self._process.stdout):
             assert stream is not None
             try:
@@ -166,15 +164,15 @@ MEMORY_BYTES = 4 << 30
 """Address space of a worker; what asks for more gets a MemoryError."""
 
 
-def main(entry_point: str, cpu_s: int) -> None:
+def main(entry_point: str, cpu_s: int, owner: int) -> None:
     """Answer calls until standard input ends. A call that burns more than `cpu_s` is ended with the process."""
+    end_with(owner)
     answers = _private_output()
     _limit(resource.RLIMIT_AS, MEMORY_BYTES)
     _limit(resource.RLIMIT_CORE, 0)
     module, _, name = entry_point.partition(":")
     function = getattr(importlib.import_module(module), name)
     for line in sys.stdin.buffer:
-        # Also where the owner is gone and cannot kill this process any more, it ends.
         _limit(resource.RLIMIT_CPU, int(_used_cpu()) + cpu_s)
         try:
             answer = json.dumps({"value": function(*json.loads(line))})
@@ -203,4 +201,4 @@ def _used_cpu() -> float:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -5,7 +5,6 @@ Needs `polyturn[openenv]`.
 
 from __future__ import annotations
 
-import atexit
 import functools
 import json
 import os
@@ -23,6 +22,7 @@ from polyturn.envs.adapters.openenv_demo import HIGHEST, hidden_number
 from polyturn.envs.adapters.peer import SeededTasks, check_size, check_split, require, require_installed
 from polyturn.envs.messages import AssistantMessage, Message, Script, Task, TaskSource
 from polyturn.envs.tool_env import ToolEnv
+from polyturn.tools.children import end_child, start_child
 from polyturn.tools.tool import Tool
 from polyturn.tools.types import ToolCall, ToolError, ToolSpec
 
@@ -132,26 +132,21 @@ def demo_server() -> str:
 
 @functools.lru_cache(maxsize=1)
 def _demo_server(owner: int) -> str:
-    del owner  # a fork has a server of its own
+    # By owner: a fork has a server of its own.
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "polyturn.envs.adapters.openenv_demo", str(port)]
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
+    command = [sys.executable, "-m", "polyturn.envs.adapters.openenv_demo", str(port), str(owner)]
+    process = start_child(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    atexit.register(process.kill)
     deadline = time.monotonic() + START_S
     while process.poll() is None and time.monotonic() < deadline:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return f"http://127.0.0.1:{port}"
         time.sleep(0.05)
-    process.kill()
+    end_child(process)
     raise ServerFault("the demonstration server of OpenEnv does not come up")
 
 

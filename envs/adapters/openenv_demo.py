@@ -5,11 +5,11 @@ It needs the `openenv` package. What `OpenEnvEnv` plays when it is given no serv
 
 from __future__ import annotations
 
-import os
 import random
 import sys
-import threading
 from typing import Any
+
+from polyturn.tools.children import end_with
 
 HIGHEST = 30
 MAX_GUESSES = 6
@@ -65,15 +65,10 @@ def serve(port: int) -> None:
         def state(self) -> State:
             return State(step_count=self._num_guesses)
 
-    threading.Thread(target=_end_with_input, daemon=True).start()
     app = create_fastapi_app(HiddenNumber, Guess, Hint, max_concurrent_envs=4096)
     uvicorn.run(app, host="127.0.0.1", port=port, log_level="critical")
 
 
-def _end_with_input() -> None:
-    sys.stdin.read()
-    os._exit(0)
-
-
 if __name__ == "__main__":
+    end_with(int(sys.argv[2]))
     serve(int(sys.argv[1]))

@@ -38,6 +38,7 @@ from polyturn.envs.conformance.interface import (
 from polyturn.envs.conformance.resources import check_close, check_leaks, check_speed
 from polyturn.envs.conformance.subject import Finding, Nonconforming, Subject, Unavailable, within
 from polyturn.envs.registry import make
+from polyturn.tools.children import end_child, end_with, start_child
 
 Check = Callable[[Subject], str]
 
@@ -153,6 +154,7 @@ def check_isolated(
     left = list(CHECKS if checks is None else checks)
     while left:
         request = {
+            "owner": os.getpid(),
             "env_id": env_id,
             "options": dict(options or {}),
             "checks": left,
@@ -200,21 +202,18 @@ def _run(request: Mapping[str, Any], first: str, deadline_s: float) -> Iterator[
 @contextlib.contextmanager
 def _worker(request: str, errors: IO[str]) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-c", f"from {__name__} import answer; answer()", request]
-    process = subprocess.Popen(
+    process = start_child(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=errors,
         text=True,
-        start_new_session=True,
     )
     try:
         yield process
     finally:
         # The whole group: an environment's helpers must not outlive a check that was ended.
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        end_child(process)
         assert process.stdout is not None
         process.stdout.close()
 
@@ -270,6 +269,7 @@ def answer() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)
     request: dict[str, Any] = json.loads(sys.argv[1])
+    end_with(request["owner"])
     subject = Subject(
         name=request["env_id"],
         make=lambda: make(request["env_id"], **request["options"]),

@@ -29,7 +29,8 @@ from pathlib import Path
 
 import psutil
 
-PR_SET_PDEATHSIG = 1
+from polyturn.tools.children import end_with
+
 PR_SET_CHILD_SUBREAPER = 36
 OWNER_CHECK_S = 1.0
 DONE = b"d"
@@ -53,9 +54,7 @@ def supervise(command: Sequence[str], *, owner_fd: int, owner_pid: int, grace_s:
     supervisor_pid = os.getpid()
 
     def die_with_the_supervisor() -> None:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-        if os.getppid() != supervisor_pid:
-            os._exit(1)
+        end_with(supervisor_pid)
 
     child = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, start_new_session=True, preexec_fn=die_with_the_supervisor

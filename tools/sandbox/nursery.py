@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from polyturn.tools.children import end_child, start_child
 from polyturn.tools.sandbox import SandboxUnavailable
 from polyturn.tools.sandbox.runner.framing import Decoder, FramingError, encode
 from polyturn.tools.sandbox.runner.nursery import MAX_MESSAGE_BYTES
@@ -124,50 +125,28 @@ class NurseryGone(Exception):
 
 
 class Nursery:
-    """The nursery's process. Thread-safe.
-
-    A thread of its own starts it and waits for it, since it is to end when its parent does, and the kernel takes the
-    thread that started it for the parent.
-    """
+    """The nursery's process, a child that ends with this process. Thread-safe."""
 
     def __init__(self) -> None:
         """Raises OSError where the process cannot be started."""
-        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
-        self._error: OSError | None = None
-        started = threading.Event()
-        self._keeper = threading.Thread(
-            target=self._keep, args=(theirs, started), name="sandbox-nursery", daemon=True
-        )
-        self._keeper.start()
-        started.wait()
-        theirs.close()
-        if self._error is not None:
-            self._socket.close()
-            raise self._error
-
-    def _keep(self, theirs: socket.socket, started: threading.Event) -> None:
-        fd = theirs.fileno()
-        python = os.path.realpath(sys.executable)
-        command = [python, "-s", "-S", "-P", str(START), "nursery", str(fd), str(os.getpid())]
-        try:
-            self._process = subprocess.Popen(
-                command,
-                env=ENVIRONMENT,
-                cwd="/",
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                pass_fds=(fd,),
-                start_new_session=True,
-            )
-        except OSError as error:
-            self._error = error
-        finally:
-            started.set()
-        if self._process is not None:
-            self._process.wait()
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            fd = theirs.fileno()
+            python = os.path.realpath(sys.executable)
+            try:
+                self._process = start_child(
+                    [python, "-s", "-S", "-P", str(START), "nursery", str(fd), str(os.getpid())],
+                    env=ENVIRONMENT,
+                    cwd="/",
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                    pass_fds=(fd,),
+                )
+            except OSError:
+                self._socket.close()
+                raise
 
     def prepare(
         self, *, launcher: str, folders: Sequence[str], preload: Sequence[str], layers: Layers
@@ -199,18 +178,14 @@ class Nursery:
         """Ends the process, and with it all sandboxes that are left."""
         with self._lock:
             self._socket.close()
-        self._keeper.join(END_TIMEOUT_S)
-        if self._keeper.is_alive() and self._process is not None:
-            self._process.kill()
-            self._keeper.join()
+        end_child(self._process, wait_s=END_TIMEOUT_S)
 
     def alive(self) -> bool:
         """Whether the process runs."""
-        return self._process is not None and self._keeper.is_alive() and self._socket.fileno() >= 0
+        return self._process.poll() is None and self._socket.fileno() >= 0
 
     @property
     def pid(self) -> int:
-        assert self._process is not None
         return self._process.pid
 
     def _ask(

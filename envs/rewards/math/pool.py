@@ -9,7 +9,6 @@ socket is the end of the owner: the zygote kills its workers and exits, and work
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 import json
 import os
@@ -26,9 +25,12 @@ from typing import Any, NoReturn
 
 from polyturn.envs.rewards.math.decide import decide
 from polyturn.envs.rewards.math.verdict import UNDECIDED, Reason, Unreadable
+from polyturn.tools.children import end_child, end_with, start_child
 
 START_SECONDS = 60.0
 """How long the first process may take to import its libraries."""
+END_SECONDS = 5.0
+"""How long it may take to end once its socket has."""
 # The packages above this one import Gymnasium and more, which a worker has no use for: it gets them empty.
 _BOOT = """
 import json, sys, types
@@ -223,12 +225,11 @@ class WorkerPool:
         packages = {name: list(sys.modules[name].__path__) for name in _PACKAGES}
         paths = json.dumps([[entry for entry in sys.path if entry], packages])
         with theirs:
-            self._zygote = subprocess.Popen(
+            self._zygote = start_child(
                 [sys.executable, "-I", "-c", _BOOT, str(theirs.fileno()), paths],
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                start_new_session=True,
                 cwd=os.sep,
             )
         ours.settimeout(START_SECONDS)
@@ -244,11 +245,7 @@ class WorkerPool:
         if self._control is not None:
             self._control.close()
         if self._zygote is not None:
-            try:
-                self._zygote.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                self._zygote.kill()
-                self._zygote.wait()
+            end_child(self._zygote, wait_s=END_SECONDS)
         self._control = self._zygote = None
 
 
@@ -266,7 +263,6 @@ def _line(control: socket.socket) -> bytes:
 MEMORY_BYTES = 2 << 30
 MAX_FOREIGN = 1_000
 """Characters of what math-verify is given."""
-_PR_SET_PDEATHSIG = 1
 _NUMBER_CODE = re.compile(r"\s*(Integer|Float)\s*\(\s*'?([0-9]{1,400}(?:\.[0-9]{0,400})?)'?\s*\)\s*")
 
 
@@ -369,9 +365,7 @@ def _serve(descriptor: int, zygote: int) -> NoReturn:
     # The kernel's own answer to SIGPROF ends the process, whatever code it is in.
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != zygote:
-        os._exit(0)
+    end_with(zygote)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -148,8 +148,8 @@ def start_server() -> tuple[subprocess.Popen[bytes], str]:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    command = [sys.executable, "-m", "polyturn.envs.adapters.openenv_demo", str(port)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE)
+    command = [sys.executable, "-m", "polyturn.envs.adapters.openenv_demo", str(port), str(os.getpid())]
+    process = subprocess.Popen(command)
     deadline = time.monotonic() + 60
     while True:
         with socket.socket() as probe:
