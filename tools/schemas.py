@@ -33,6 +33,8 @@ _SIZES = (
     annotated_types.MultipleOf,
 )
 _LENGTHS = (annotated_types.MinLen, annotated_types.MaxLen)
+_EXACT_BOUNDS = (*_LENGTHS, annotated_types.Ge, annotated_types.Gt, annotated_types.Le, annotated_types.Lt)
+"""Those that JSON Schema and pydantic read alike."""
 _CONFIG = ConfigDict(regex_engine="python-re")
 
 Convert = Callable[[Any], Any]
@@ -41,10 +43,14 @@ Convert = Callable[[Any], Any]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TypeSchema:
-    """What a model is told of a type; `convert` is None where JSON's own value is the value."""
+    """What a model is told of a type, and how its values are made."""
 
+    annotation: Any
     schema: dict[str, Any]
+    is_json: bool
+    """Whether JSON's own value is the value."""
     convert: Convert | None = None
+    """None where there is nothing to convert and nothing that the schema does not say."""
 
 
 def schema_of_type(annotation: Any, *, where: str) -> TypeSchema:
@@ -67,9 +73,42 @@ def schema_of_type(annotation: Any, *, where: str) -> TypeSchema:
         raise ValueError(f"{refusal}: {reason}") from error
     schema = _tidied(schema, schema.pop("$defs", {}), where)
     convert: Convert | None = adapter.validate_python
-    if _is_json(annotation):
+    if is_json := _is_json(annotation):
         convert = functools.partial(_checked, adapter) if _has_floats(annotation) else None
-    return TypeSchema(schema=schema, convert=convert)
+    return TypeSchema(annotation=annotation, schema=schema, is_json=is_json, convert=convert)
+
+
+def is_exact(annotation: Any) -> bool:
+    """Whether strict pydantic, which knows no further members, takes from JSON nothing that the schema forbids.
+
+    Not so, for one, where choices are numbers: it takes `true` for 1. May say no to a type of which it is true.
+    """
+    if annotation in (*_SCALARS, float, list, dict):
+        return True
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return all(type(value) is str for value in arguments)
+    if origin is Annotated:
+        return is_exact(arguments[0]) and all(map(_is_exact_bound, arguments[1:]))
+    if origin in (Union, types.UnionType):
+        return all(map(is_exact, arguments)) and (len(arguments) == 2 and type(None) in arguments)
+    if origin in (list, dict):
+        return all(map(is_exact, arguments))
+    if isinstance(annotation, enum.EnumType):
+        finds_by_value = annotation._missing_.__func__ is enum.Enum._missing_.__func__  # type: ignore[attr-defined]
+        return finds_by_value and all(type(value) is str for value in annotation._value2member_map_)
+    if dataclasses.is_dataclass(annotation) and not hasattr(annotation, "__pydantic_validator__"):
+        hints = get_type_hints(annotation, include_extras=True)
+        return all(field.init and is_exact(hints[field.name]) for field in dataclasses.fields(annotation))
+    return False
+
+
+def _is_exact_bound(item: Any) -> bool:
+    if isinstance(item, FieldInfo):
+        return item.is_required() and item.alias is None and all(map(_is_exact_bound, item.metadata))
+    if isinstance(item, annotated_types.GroupedMetadata):
+        return all(map(_is_exact_bound, item))
+    return isinstance(item, (str, *_EXACT_BOUNDS))
 
 
 def field_default(field: FieldInfo) -> Any:

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_type_hin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
+from polyturn.tools.arguments import ParameterTypes
 from polyturn.tools.plain import as_number
-from polyturn.tools.schemas import Convert, field_default, read_docstring, schema_of_type
+from polyturn.tools.schemas import TypeSchema, field_default, read_docstring, schema_of_type
 from polyturn.tools.types import ToolSpec
 
 if TYPE_CHECKING:
@@ -247,10 +248,8 @@ class Tool:
     spec: ToolSpec
     function: Callable[..., Any]
     limits: ToolLimits = NO_LIMITS
-    converters: Mapping[str, Convert] = field(default_factory=dict)
-    """By parameter: what makes the function's type of a JSON value. May raise `ValueError` for the model to read."""
-    defaults: Mapping[str, FieldInfo] = field(default_factory=dict)
-    """By parameter: where the default is not Python's own but stands in a pydantic `Field`."""
+    types: ParameterTypes | None = None
+    """What makes the function's values of a model's arguments; None where those are the values."""
 
     @property
     def is_async(self) -> bool:
@@ -266,8 +265,7 @@ class _Mark:
     """What the decorator leaves on a function. Bound methods share it, so the gate too."""
 
     spec: ToolSpec
-    converters: Mapping[str, Convert]
-    defaults: Mapping[str, FieldInfo]
+    types: ParameterTypes
     limits: ToolLimits = NO_LIMITS
 
 
@@ -335,13 +333,7 @@ def tool(
 def as_tool(function: Callable[..., Any]) -> Tool:
     """The tool behind a function or bound method, decorated or not."""
     mark: _Mark = getattr(function, _MARK, None) or _read_signature(function)
-    return Tool(
-        spec=mark.spec,
-        function=function,
-        limits=mark.limits,
-        converters=mark.converters,
-        defaults=mark.defaults,
-    )
+    return Tool(spec=mark.spec, function=function, limits=mark.limits, types=mark.types)
 
 
 def tools_of(owner: object) -> Iterator[Tool]:
@@ -383,7 +375,7 @@ def _read_signature(
         raise ValueError(f"tool {title!r}: its types cannot be read: {error}") from error
     properties: dict[str, Any] = {}
     required: list[str] = []
-    converters: dict[str, Convert] = {}
+    types: dict[str, TypeSchema] = {}
     defaults: dict[str, FieldInfo] = {}
     for parameter in _parameters(function):
         if parameter.name in bound:
@@ -410,15 +402,14 @@ def _read_signature(
         else:
             schema |= _shown_default(default)
         properties[parameter.name] = schema
-        if read.convert is not None:
-            converters[parameter.name] = read.convert
+        types[parameter.name] = read
     if strays := sorted(set(argument_texts) - set(properties) - bound):
         raise ValueError(f"tool {title!r}: the docstring describes {strays[0]!r}, which is not a parameter")
     parameters = {"type": "object", "properties": properties, "required": required}
     spec = ToolSpec(
         name=title, description=documented if description is None else description, parameters=parameters
     )
-    return _Mark(spec=spec, converters=converters, defaults=defaults)
+    return _Mark(spec=spec, types=ParameterTypes(types, required=required, defaults=defaults))
 
 
 def _inner(function: Callable[..., Any]) -> tuple[Any, frozenset[str]]:

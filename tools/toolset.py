@@ -11,10 +11,9 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
-
+from polyturn.tools.arguments import ArgumentChecker, nearest, not_made
 from polyturn.tools.plain import clean_text, shown, unfit
-from polyturn.tools.schemas import field_default, plain
+from polyturn.tools.schemas import plain
 from polyturn.tools.threads import GivenUp, PinnedThread
 from polyturn.tools.tool import (
     MAX_RESULT_CHARS,
@@ -28,7 +27,6 @@ from polyturn.tools.tool import (
     tools_of,
 )
 from polyturn.tools.types import UNKNOWN_TOOL, ToolCall, ToolError, ToolResult, ToolSpec, ToolUsage
-from polyturn.tools.validation import ArgumentChecker, listed, nearest, not_made
 
 State = TypeVar("State", bound=StatefulTool)
 ToolLike = Tool | Callable[..., Any] | type[StatefulTool] | StateFactory
@@ -63,7 +61,8 @@ class Toolset:
                     raise ValueError(f"two tools are called {tool.spec.name!r}")
                 self._tools[tool.spec.name] = tool
         self._checkers = {
-            name: ArgumentChecker(name, tool.spec.parameters) for name, tool in self._tools.items()
+            name: ArgumentChecker(name, tool.spec.parameters, tool.types)
+            for name, tool in self._tools.items()
         }
         self._async_names = frozenset(name for name, tool in self._tools.items() if tool.is_async)
         self._usage: dict[str, ToolUsage] = {}
@@ -179,6 +178,10 @@ class Toolset:
 
     def complaint(self, call: ToolCall) -> str | None:
         """What is wrong with a call, for the model to read; None if it can be made."""
+        return self._unfit(call) or self._checkers[call.name].complaint(call.arguments)
+
+    def _unfit(self, call: ToolCall) -> str | None:
+        """What is wrong with a call before its arguments are compared with what the tool takes."""
         if call.error is not None:
             return call.error
         if call.name not in self._tools:
@@ -189,7 +192,7 @@ class Toolset:
                 continue
             if problem := unfit(value, where=shown(name, limit=MAX_NAME).strip("'")):
                 return not_made(call.name, problem)
-        return self._checkers[call.name].complaint(call.arguments)
+        return None
 
     # Tools with a state for each episode.
 
@@ -236,18 +239,16 @@ class Toolset:
 
     def _prepare(self, call: ToolCall) -> tuple[Callable[[], Any], Tool] | ToolResult:
         """What to run, its arguments converted; or the complaint."""
-        complaint = self.complaint(call)
-        arguments = call.arguments
+        complaint = self._unfit(call)
         if complaint is None:
             tool = self._tools[call.name]
-            if call.name in self._stateful_names:
+            values, complaint = self._checkers[call.name].read(call.arguments)
+            if complaint is None and call.name in self._stateful_names:
                 raise RuntimeError(f"tool {call.name!r} lives for one episode: open_state() comes first")
-            if tool.converters or tool.defaults:
-                arguments, complaint = _converted(tool, arguments)
-        if complaint is not None:
-            name = call.name if call.name in self._tools else clean_text(call.name[:MAX_NAME])
-            return ToolResult(call_id=clean_text(call.id), name=name, content=clean_text(complaint), ok=False)
-        return functools.partial(tool.function, **arguments), tool
+            if complaint is None:
+                return functools.partial(tool.function, **values), tool
+        name = call.name if call.name in self._tools else clean_text(call.name[:MAX_NAME])
+        return ToolResult(call_id=clean_text(call.id), name=name, content=clean_text(complaint), ok=False)
 
     def _run(
         self, run: Callable[[], Any], tool: Tool, thread: PinnedThread | None, left_s: float | None
@@ -427,34 +428,3 @@ def _result(
         truncated=truncated,
         timed_out=timed_out,
     )
-
-
-def _converted(tool: Tool, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], str | None]:
-    """The arguments as the function wants them, or what a type's own checks say of them."""
-    absent = {name: field for name, field in tool.defaults.items() if name not in arguments}
-    converted = {**arguments, **{name: field_default(field) for name, field in absent.items()}}
-    problems: list[str] = []
-    for name, convert in tool.converters.items():
-        if name not in arguments:
-            continue
-        try:
-            converted[name] = convert(arguments[name])
-        except ValueError as error:
-            problems += [f"argument {name!r}: {text}" for text in _texts(error)]
-    return converted, not_made(tool.spec.name, listed(problems)) if problems else None
-
-
-def _texts(error: ValueError) -> list[str]:
-    """One line for each problem; pydantic's errors have a list of them."""
-    if not isinstance(error, ValidationError):
-        return [str(error)]
-    texts = []
-    for detail in error.errors(include_url=False, include_input=False):
-        raised = detail.get("ctx", {}).get("error")
-        if detail["loc"] or raised is None:
-            texts.append(
-                f"{'.'.join(str(part) for part in detail['loc'])}: {detail['msg']}".removeprefix(": ")
-            )
-        else:  # of a check of the whole value, in its author's words
-            texts.append(str(raised))
-    return texts

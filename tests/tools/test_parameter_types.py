@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from pydantic import Field
 
 from polyturn.envs.spaces import sample_arguments
+from polyturn.tools.arguments import ArgumentChecker
+from polyturn.tools.plain import unfit
 from polyturn.tools.tool import as_tool, tool
 from polyturn.tools.toolset import Toolset
 from polyturn.tools.types import ToolCall, ToolError
@@ -228,6 +230,64 @@ def test_any_json_is_taken_or_told(index, value):
     result = Toolset([take]).call(ToolCall(id="c", name="take", arguments={"x": value}))
     assert result.ok == bool(got)
     assert result.ok or "was not made" in result.content
+
+
+class Size(enum.Enum):
+    SMALL = "s"
+    LARGE = "l"
+
+
+@dataclasses.dataclass
+class Box:
+    size: Size
+    where: Point | None = None
+    labels: list[str] = dataclasses.field(default_factory=list)
+    weight: Annotated[float, Ge(0)] = 1.0
+
+
+EXACT: list[Any] = [
+    Colour,
+    Size,
+    Point,
+    Box,
+    Box | None,
+    list[Box],
+    dict[str, Point],
+    Annotated[list[Colour], Len(1, 2)],
+    Annotated[Size, "How large.", Field(description="of the box")],
+]
+MEMBERS = st.sampled_from(["x", "y", "size", "where", "labels", "weight", "z"])
+VALUES = st.recursive(
+    JSON | st.sampled_from(["s", "l", "red", "x", 1, 1.0, True, None]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(MEMBERS, inner, max_size=4),
+    max_leaves=8,
+)
+BOXES = st.fixed_dictionaries(
+    {"size": st.sampled_from(["s", "l", "m"])},
+    optional={"where": VALUES, "labels": VALUES, "weight": st.floats() | st.integers() | VALUES, "z": VALUES},
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    annotation=st.sampled_from([kind for kind, *_ in TYPES] + EXACT), value=VALUES | BOXES | st.lists(BOXES)
+)
+def test_what_is_read_in_one_go_is_what_schema_and_types_say(annotation, value):
+    take, _ = taking(annotation)
+    made, arguments = as_tool(take), {"x": value}
+    quickly = None if unfit(value, where="x") else made.types.read(arguments)
+    if quickly is not None:
+        assert ArgumentChecker("take", made.spec.parameters, made.types).complaint(arguments) is None
+        slowly, problems = made.types.convert(arguments)
+        assert (problems, repr(slowly)) == ([], repr(quickly))
+
+
+@pytest.mark.parametrize("annotation", EXACT, ids=lambda value: str(value)[:40])
+def test_common_types_are_read_in_one_go(annotation):
+    take, _ = taking(annotation)
+    made = as_tool(take)
+    arguments = sample_arguments(made.spec.parameters)
+    assert made.types.read(arguments) == made.types.convert(arguments)[0]
 
 
 def test_defaults_are_json_and_the_functions_own_are_used():

@@ -1,20 +1,30 @@
-"""Checks arguments against a schema, and says what is wrong in words that help a model mend its call."""
+"""From a model's arguments to the values that a function wants, or to words that help the model mend its call.
+
+What the types of a function take is pydantic's to say. A JSON schema is asked where somebody else wrote it, and where a
+call is wrong, for the words.
+"""
 
 from __future__ import annotations
 
 import difflib
 import functools
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
+import orjson
+import pydantic
 import referencing
 import referencing.exceptions
+import typing_extensions
 from jsonschema import Draft202012Validator, SchemaError, ValidationError
 from jsonschema.validators import extend
+from pydantic import TypeAdapter
+from pydantic.fields import FieldInfo
 from referencing.jsonschema import DRAFT202012
 
 from polyturn.tools.plain import shown
+from polyturn.tools.schemas import TypeSchema, field_default, is_exact
 
 # JSON Schema takes 3.0 for an integer; a Python function that wants an int does not.
 _Validator = extend(
@@ -36,44 +46,106 @@ MAX_PROBLEM_CHARS = 400
 _PLAIN_KEYWORDS = frozenset(("type", "description", "default", "title"))
 
 
-class SchemaValidator:
-    """A compiled schema; shared by all that have the same one.
+class ParameterTypes:
+    """The types of a function's parameters: they make its values of a model's arguments."""
 
-    Raises:
-        ValueError: it is no JSON schema.
-    """
+    def __init__(
+        self,
+        types: Mapping[str, TypeSchema],
+        *,
+        required: Collection[str],
+        defaults: Mapping[str, FieldInfo],
+    ) -> None:
+        """
+        Args:
+            types: By parameter.
+            required: Those without a default.
+            defaults: Where the default is not Python's own but stands in a pydantic `Field`.
+        """
+        self._converters = {name: kind.convert for name, kind in types.items() if kind.convert is not None}
+        self._defaults = defaults
+        self._changed = frozenset(name for name, kind in types.items() if not kind.is_json)
+        self._adapter = _strict_adapter(types, required) if self._converters and not defaults else None
 
-    def __init__(self, schema: Mapping[str, Any]) -> None:
-        self._validator = _compile(json.dumps(schema, sort_keys=True))
+    def read(self, arguments: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The values of arguments that are right beyond doubt; None where the schema has to be asked."""
+        if self._adapter is None:
+            return None
+        try:
+            values = self._adapter.validate_json(orjson.dumps(arguments), strict=True, extra="forbid")
+        except (ValueError, TypeError):  # also integers that orjson does not take
+            return None
+        return {name: values[name] if name in self._changed else arguments[name] for name in arguments}
 
-    def is_valid(self, value: Any) -> bool:
-        """Whether the schema allows `value`."""
-        return self._validator.is_valid(value)
+    def convert(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+        """The values of arguments that the schema allows, and what a type's own checks say of them."""
+        absent = {name: field for name, field in self._defaults.items() if name not in arguments}
+        values = {**arguments, **{name: field_default(field) for name, field in absent.items()}}
+        problems: list[str] = []
+        for name, convert in self._converters.items():
+            if name not in arguments:
+                continue
+            try:
+                values[name] = convert(arguments[name])
+            except ValueError as error:
+                problems += [f"argument {name!r}: {text}" for text in _texts(error)]
+        return values, problems
 
-    def errors(self, value: Any) -> list[ValidationError]:
-        """All that is wrong with `value`, in a fixed order."""
-        return sorted(self._validator.iter_errors(value), key=lambda error: [str(p) for p in error.path])
+
+def _strict_adapter(types: Mapping[str, TypeSchema], required: Collection[str]) -> TypeAdapter[Any] | None:
+    """All parameters as one type, where pydantic takes of it what the schema allows and nothing else."""
+    if not all(is_exact(kind.annotation) for kind in types.values()):
+        return None
+    members: dict[str, Any] = {}
+    for name, kind in types.items():
+        need = typing_extensions.Required if name in required else typing_extensions.NotRequired
+        members[name] = need[kind.annotation]
+    return TypeAdapter(typing_extensions.TypedDict("Arguments", members))  # type: ignore[operator]
 
 
 class ArgumentChecker:
-    """Checks the arguments of one tool."""
+    """Checks and converts the arguments of one tool.
 
-    def __init__(self, name: str, parameters: Mapping[str, Any]) -> None:
+    Raises:
+        ValueError: `parameters` are no JSON schema.
+    """
+
+    def __init__(self, name: str, parameters: Mapping[str, Any], types: ParameterTypes | None = None) -> None:
+        """`types` are None where the schema was written by somebody else: it is checked, and its values are plain."""
         self._name = name
         self._schema = parameters
-        self._validator = SchemaValidator(parameters)
+        self._types = types
         self._quick = _exact_types(parameters)
         self._required = frozenset(parameters.get("required", ()))
+        if types is None:
+            _ = self._validator  # a schema of somebody else may be none
+
+    @functools.cached_property
+    def _validator(self) -> Any:
+        return _compile(json.dumps(self._schema, sort_keys=True))
+
+    def read(self, arguments: Mapping[str, Any]) -> tuple[Mapping[str, Any], str | None]:
+        """The values for the function, and what is wrong with the arguments, for the model to read, or None."""
+        if self._types is not None and (values := self._types.read(arguments)) is not None:
+            return values, None
+        complaint = self.complaint(arguments)
+        if complaint is not None or self._types is None:
+            return arguments, complaint
+        values, problems = self._types.convert(arguments)
+        return values, not_made(self._name, listed(problems)) if problems else None
 
     def complaint(self, arguments: Mapping[str, Any]) -> str | None:
-        """What is wrong with the arguments, for the model to read; None if the call can be made."""
+        """What the schema says is wrong with the arguments, for the model to read; None if the call can be made."""
         if self._quick is not None and self._plainly_right(arguments, self._quick):
             return None
         properties: Mapping[str, Any] = self._schema.get("properties", {})
         takes_others = self._schema.get("additionalProperties")
         problems = [] if takes_others else _unknown_arguments(arguments, properties)
         known = {name: value for name, value in arguments.items() if name in properties or not problems}
-        problems += [_describe(error, properties) for error in self._validator.errors(known)]
+        errors = sorted(
+            self._validator.iter_errors(known), key=lambda error: [str(part) for part in error.path]
+        )
+        problems += [_describe(error, properties) for error in errors]
         return not_made(self._name, listed(problems)) if problems else None
 
     def _plainly_right(self, arguments: Mapping[str, Any], types: Mapping[str, frozenset[type]]) -> bool:
@@ -210,3 +282,19 @@ def _type_name(schema: Any) -> str:
     if kind == "array" and "items" in schema:
         return f"array of {_type_name(schema['items'])}"
     return kind if isinstance(kind, str) else " or ".join(kind)
+
+
+def _texts(error: ValueError) -> list[str]:
+    """One line for each problem; pydantic's errors have a list of them."""
+    if not isinstance(error, pydantic.ValidationError):
+        return [str(error)]
+    texts = []
+    for detail in error.errors(include_url=False, include_input=False):
+        raised = detail.get("ctx", {}).get("error")
+        if detail["loc"] or raised is None:
+            texts.append(
+                f"{'.'.join(str(part) for part in detail['loc'])}: {detail['msg']}".removeprefix(": ")
+            )
+        else:  # of a check of the whole value, in its author's words
+            texts.append(str(raised))
+    return texts
