@@ -122,10 +122,9 @@ def check_once(episode, policy):
         assert list(segment.turns) == sorted(segment.turns)
         unsampled = [v for v, own in zip(segment.policy_versions, segment.sampled, strict=True) if not own]
         assert set(unsampled) == {UNSAMPLED_VERSION}
-    step = make_samples([episode])
-    (part,) = step.parts
-    assert sum(sample.num_trainable for sample in step.samples) == len(drawn)
-    assert {sample.sequence_id for sample in part.samples} == {"e"}, "an episode counts once"
+    samples = make_samples([episode])
+    assert sum(sample.num_trainable for sample in samples) == len(drawn)
+    assert {sample.sequence_id for sample in samples} == {"e"}, "an episode counts once"
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3-thinking"])

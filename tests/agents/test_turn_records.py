@@ -7,11 +7,12 @@ import pytest
 
 from polyturn.agents.episode_loop import EpisodeLimits, observation_digest, play_messages
 from polyturn.agents.message_policies import ScriptedPolicy
+from polyturn.configs.schema.algorithm import AlgorithmConfig
 from polyturn.envs.messages import AssistantMessage, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall
-from polyturn.trainer.credit.estimates import make_samples
+from polyturn.trainer.credit.estimates import make_samples, reward_parts
 
 TASK = Task.from_prompt("t1", "Fill the jug.", label="full")
 
@@ -72,7 +73,7 @@ def test_every_turn_has_what_it_was_paid_and_they_add_up():
     assert [record.reward for record in episode.turn_records] == [0.25, 0.0, 0.25, 1.0]
     assert episode.reward == 1.5
     assert episode.reward_parts == {"full": 1.0, "turns": 0.5}
-    (part,) = make_samples([episode]).parts
+    (part,) = reward_parts([episode], {episode.episode_id: make_samples([episode])}, AlgorithmConfig())
     assert part.turn_rewards == (0.25, 0.0, 0.25, 1.0)
 
 
@@ -102,6 +103,6 @@ def test_an_environment_may_name_its_states():
 def test_a_reward_from_elsewhere_is_paid_at_the_last_turn(bonus):
     episode = play(calling("pour"), calling("pour"), DONE)
     episode = replace(episode, reward=episode.reward + bonus)
-    (part,) = make_samples([episode]).parts
+    (part,) = reward_parts([episode], {episode.episode_id: make_samples([episode])}, AlgorithmConfig())
     assert part.turn_rewards == (0.25, 0.25, 1.0 + bonus)
     assert sum(part.turn_rewards) == episode.reward

@@ -142,9 +142,8 @@ async def test_a_mixture_of_files_is_trained_on_with_a_rubric(tmp_path, monkeypa
         assert episode.reward == pytest.approx(1.5 * knew + 0.1 * variety)
     assert any(episode.reward_parts["group.variety"] > 0 for episode in episodes)
     store = TrajectoryStore(tmp_path)
-    step = make_samples(episodes)
-    scored = {sample.sample_id: sample for sample in step.samples}
-    estimates = estimate_advantages(step, scored, config.trainer.algorithm)
+    scored = {sample.sample_id: sample for sample in make_samples(episodes)}
+    estimates = estimate_advantages(episodes, scored, config.trainer.algorithm)
     store.write_step(1, episodes, advantages=estimates.advantages)
     assert store.read_step(1) == episodes
 

@@ -15,8 +15,7 @@ from polyturn.agents.episode import Episode
 from polyturn.configs.loading.loader import load_config, shipped_names
 from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.groups import Group, Prompt
-from polyturn.trainer.credit.estimates import Estimates, estimate_advantages, make_samples
-from polyturn.trainer.credit.off_policy import correct
+from polyturn.trainer.credit.estimates import StepCredit, assign_credit, make_samples
 from polyturn.trainer.data.balance import cut_into_updates, share_out
 from polyturn.trainer.data.samples import SKIPPED, TrainSample, Update, UpdateReport
 from polyturn.trainer.ranks.group import Trainer, _left_out
@@ -76,27 +75,20 @@ def test_every_shipped_algorithm_takes_a_step_that_has_little_to_tell(
     config = algorithm_config(tmp_path, name, f"trainer.algorithm.truncated={truncated}")
     algorithm = config.trainer.algorithm
     episodes = play(make_episode, kind)
-    step = make_samples(episodes)
-    estimates = estimate_advantages(step, scored(step.samples), algorithm)
-    corrected = correct(estimates.samples, algorithm, version=0)
+    credit = assign_credit(episodes, scored(make_samples(episodes)), algorithm, version=0)
     if getattr(algorithm.advantage, "uniform", "zero") == "drop":
-        assert {sample.group_id for sample in corrected.samples} <= {"g2"}
-    shares = cut(config, corrected.samples)
+        assert {sample.group_id for sample in credit.samples} <= {"g2"}
+    shares = cut(config, credit.samples)
     assert all(len(of_rank) == 4 for of_rank in shares)
     found = sorted(sample.sample_id for of_rank in shares for share in of_rank for sample in share.samples)
-    assert found == sorted(sample.sample_id for sample in corrected.samples)
-    estimates = replace(
-        estimates, samples=corrected.samples, metrics={**estimates.metrics, **corrected.metrics}
-    )
+    assert found == sorted(sample.sample_id for sample in credit.samples)
     reports = [_left_out(of_rank) for of_rank in shares]
-    row = metrics_of(episodes, estimates, reports)
-    num_empty = 4 - min(4, len({sample.sequence_id for sample in corrected.samples}))
+    row = metrics_of(episodes, credit, reports)
+    num_empty = 4 - min(4, len({sample.sequence_id for sample in credit.samples}))
     assert (row["train/empty_updates"], row["train/skipped_updates"]) == (num_empty, num_empty)
 
 
-def metrics_of(
-    episodes: list[Episode], estimates: Estimates, reports: list[UpdateReport]
-) -> dict[str, float]:
+def metrics_of(episodes: list[Episode], credit: StepCredit, reports: list[UpdateReport]) -> dict[str, float]:
     groups = [
         Group(
             group_id=group_id,
@@ -110,7 +102,7 @@ def metrics_of(
     ]
     return step_metrics(
         groups=groups,
-        estimates=estimates,
+        credit=credit,
         reports=reports,
         seconds={"generate": 1.0, "tools": 0.0, "train": 1.0},
         total_seconds=2.0,

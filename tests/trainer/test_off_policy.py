@@ -59,8 +59,8 @@ def config(*corrections: dict[str, object]) -> AlgorithmConfig:
 
 def test_without_corrections_there_are_figures_and_no_weights():
     samples = [make_sample("a", [0.1, -0.2]), make_sample("b", [0.3])]
-    found = correct(samples, config(), version=5)
-    assert [sample.correction_weights for sample in found.samples] == [None, None]
+    found, metrics = correct(samples, config(), version=5)
+    assert [sample.correction_weights for sample in found] == [None, None]
     rhos = [math.exp(x) for x in (0.1, -0.2, 0.3)]
     squares = sum(rho**2 for rho in rhos)
     expected = {
@@ -71,9 +71,9 @@ def test_without_corrections_there_are_figures_and_no_weights():
         "ess": sum(rhos) ** 2 / (3 * squares),
         "perplexity_ratio": math.exp(-0.2 / 3),
     }
-    figures = {name: found.metrics[f"offpolicy/{name}"] for name in expected}
+    figures = {name: metrics[f"offpolicy/{name}"] for name in expected}
     assert figures == pytest.approx(expected, rel=1e-5)
-    assert not any(name.startswith("correction/") for name in found.metrics)
+    assert not any(name.startswith("correction/") for name in metrics)
 
 
 def test_weights_are_products_and_columns_of_their_samples():
@@ -82,12 +82,14 @@ def test_weights_are_products_and_columns_of_their_samples():
         make_sample("a/1", [0.0], sequence="a"),
         make_sample("b", [math.log(1e3), 0.1]),
     ]
-    found = correct(samples, config({"kind": "truncated_importance", "cap": 2}, {"kind": "veto"}), version=5)
-    columns = [sample.correction_weights.tolist() for sample in found.samples]
+    found, metrics = correct(
+        samples, config({"kind": "truncated_importance", "cap": 2}, {"kind": "veto"}), version=5
+    )
+    columns = [sample.correction_weights.tolist() for sample in found]
     assert columns[0] == pytest.approx([0, 2.0, math.exp(0.2), 0], rel=1e-6)
     assert columns[1] == pytest.approx([0, 1.0, 0])
     assert columns[2] == [0, 0, 0, 0]
-    metrics = found.metrics
+    metrics = metrics
     assert metrics["correction/truncated_importance/clipped_fraction"] == pytest.approx(2 / 5)
     assert metrics["correction/veto/rejected_sequences"] == pytest.approx(1 / 2)
     counts = {
@@ -95,7 +97,7 @@ def test_weights_are_products_and_columns_of_their_samples():
         for name in ("tokens", "tokens_kept", "sequences", "sequences_kept")
     }
     assert counts == {"tokens": 5, "tokens_kept": 3, "sequences": 2, "sequences_kept": 1}
-    for before, after in zip(samples, found.samples, strict=True):
+    for before, after in zip(samples, found, strict=True):
         assert after.sample_id == before.sample_id and after.num_trainable == before.num_trainable
 
 
@@ -103,21 +105,21 @@ def test_segments_of_an_episode_are_rejected_together():
     samples = [make_sample("a/0", [0.0, 0.0], sequence="a"), make_sample("a/1", [0.9], sequence="a")]
     alone = [make_sample("b", [0.0, 0.0])]
     rule = {"kind": "geometric_rejection", "low": 0.9, "high": 1.2}
-    found = correct([*samples, *alone], config(rule), version=5)
-    assert [s.correction_weights[s.sampled].tolist() for s in found.samples] == [[0, 0], [0], [1, 1]]
+    found, _ = correct([*samples, *alone], config(rule), version=5)
+    assert [s.correction_weights[s.sampled].tolist() for s in found] == [[0, 0], [0], [1, 1]]
 
 
 def test_denominators_are_those_before_rejection():
     samples = [make_sample("a", [0.0, 0.0]), make_sample("b", [math.log(1e3), 0.1])]
-    found = correct(samples, config({"kind": "veto"}), version=5)
-    assert count_samples(found.samples) == count_samples(samples)
-    (shares,) = share_out(cut_into_updates(found.samples, 1), 1)
+    found, _ = correct(samples, config({"kind": "veto"}), version=5)
+    assert count_samples(found) == count_samples(samples)
+    (shares,) = share_out(cut_into_updates(found, 1), 1)
     assert (shares[0].counts.num_tokens, shares[0].counts.num_sequences) == (4, 2)
 
 
 def test_figures_by_age_and_by_turn():
     samples = [make_sample("a", [0.5, 0.0, 1.0], versions=[5, 3, 3], turns=[0, 1, 9])]
-    found = correct(samples, config({"kind": "icepop", "low": 0.9, "high": 2.0}), version=5).metrics
+    _, found = correct(samples, config({"kind": "icepop", "low": 0.9, "high": 2.0}), version=5)
     assert found["offpolicy/age_0/tokens"] == 1 and found["offpolicy/age_2/tokens"] == 2
     assert found["offpolicy/age_0/logprob_difference_mean"] == pytest.approx(0.5)
     assert found["offpolicy/age_2/logprob_difference_mean"] == pytest.approx(0.5)
@@ -126,7 +128,7 @@ def test_figures_by_age_and_by_turn():
     assert found["offpolicy/turn_1/chi2"] == 0 and found["offpolicy/turn_1/ess"] == 1
     assert found["offpolicy/turn_8_to_15/rejected_fraction"] == 1.0
     assert not any("age_1/" in name or "turn_2/" in name for name in found)
-    capped = correct(samples, config({"kind": "truncated_importance", "cap": 2}), version=5).metrics
+    _, capped = correct(samples, config({"kind": "truncated_importance", "cap": 2}), version=5)
     assert capped["offpolicy/turn_8_to_15/clipped_fraction"] == 1.0
     assert capped["offpolicy/age_2/clipped_fraction"] == 0.5
 
@@ -139,7 +141,7 @@ def test_a_loss_against_the_sampler_clips_stale_tokens_before_the_first_update()
     ]
     for anchor, by_age in (("behavior", {0: 1 / 4, 2: 1 / 2}), ("proximal", {0: 0.0, 2: 0.0})):
         section = AlgorithmConfig.model_validate({"loss": {"kind": "clip", "anchor": anchor}})
-        found = correct(samples, section, version=5).metrics
+        _, found = correct(samples, section, version=5)
         for age, expected in by_age.items():
             assert found[f"offpolicy/age_{age}/loss_clipped_fraction"] == expected
 
@@ -167,8 +169,8 @@ def test_figures_estimate_what_they_say():
 
 
 def test_no_tokens_have_finite_figures():
-    found = correct([], config({"kind": "truncated_importance"}, {"kind": "veto"}), version=0)
-    assert found.samples == () and all(math.isfinite(value) for value in found.metrics.values())
+    found, metrics = correct([], config({"kind": "truncated_importance"}, {"kind": "veto"}), version=0)
+    assert found == () and all(math.isfinite(value) for value in metrics.values())
 
 
 @pytest.mark.catalogue("B31")
@@ -184,8 +186,8 @@ def test_a_token_without_a_finite_engine_logprob_leaves_training_and_counts(valu
     assert usable["b"].token_ids.tolist() == broken.token_ids.tolist()
     counts = count_samples(list(usable.values()))
     assert counts.num_tokens == 4 and counts.tokens_of_sequence == {"a": 3, "b": 1}
-    found = correct(list(usable.values()), config({"kind": "truncated_importance"}), version=5)
-    assert all(math.isfinite(figure) for figure in found.metrics.values())
+    _, metrics = correct(list(usable.values()), config({"kind": "truncated_importance"}), version=5)
+    assert all(math.isfinite(figure) for figure in metrics.values())
 
 
 @pytest.mark.catalogue("B31")
@@ -206,8 +208,8 @@ def test_a_plugin_with_a_weight_that_is_not_one_is_refused(tmp_path):
     for value, fails in ((0.5, False), (-1.0, True), (math.nan, True)):
         section = {"kind": "plugin", "target": f"{tmp_path}/bad.py:bad", "options": {"value": value}}
         if not fails:
-            found = correct([make_sample("a", [0.1])], config(section), version=5)
-            assert found.samples[0].correction_weights.tolist() == [0, 0.5, 0]
+            found, _ = correct([make_sample("a", [0.1])], config(section), version=5)
+            assert found[0].correction_weights.tolist() == [0, 0.5, 0]
             continue
         with pytest.raises(ValueError, match="one finite weight of at least 0"):
             correct([make_sample("a", [0.1])], config(section), version=5)

@@ -10,15 +10,15 @@ import pytest
 
 from polyturn.agents.episode import Episode, Outcome, TurnRecord
 from polyturn.configs.schema.algorithm import AlgorithmConfig, CentredAdvantage
-from polyturn.trainer.credit.estimates import Estimates, estimate_advantages, make_samples
+from polyturn.trainer.algorithms.advantages import RewardPart
+from polyturn.trainer.credit.estimates import StepCredit, estimate_advantages, make_samples, reward_parts
 from polyturn.trainer.data.balance import cut_into_updates, share_out
 from polyturn.trainer.data.samples import TrainSample
 
 
-def estimate(episodes: list[Episode], algorithm: AlgorithmConfig | None = None) -> Estimates:
-    step = make_samples(episodes)
-    scored = {sample.sample_id: sample for sample in step.samples}
-    return estimate_advantages(step, scored, algorithm or AlgorithmConfig())
+def estimate(episodes: list[Episode], algorithm: AlgorithmConfig | None = None) -> StepCredit:
+    scored = {sample.sample_id: sample for sample in make_samples(episodes)}
+    return estimate_advantages(episodes, scored, algorithm or AlgorithmConfig())
 
 
 def advantage_of(sample: TrainSample) -> float:
@@ -73,7 +73,7 @@ def test_a_failed_episode_never_reaches_the_trainer(make_episode) -> None:
 def test_a_turn_whose_reward_is_no_number_is_told_wherever_it_stands(make_episode, turn: int) -> None:
     records = tuple(TurnRecord(reward=float("nan") if i == turn else 0.0) for i in range(2))
     with pytest.raises(ValueError, match="the rewards of its turns are"):
-        make_samples([replace(make_episode("g", 0, 1.0), turn_records=records)])
+        estimate([replace(make_episode("g", 0, 1.0), turn_records=records)])
 
 
 def test_turns_belong_to_the_role_that_took_them(make_episode) -> None:
@@ -84,11 +84,16 @@ def test_turns_belong_to_the_role_that_took_them(make_episode) -> None:
         for role, reward, anchor in (("a/0", 0.25, "x"), ("b/0", 0.5, "y"), ("a/0", 1.0, "z"))
     )
     episode = replace(episode, segments=segments, turn_records=records)
-    first, second = make_samples([episode]).parts
+
+    def parts(episode: Episode) -> list[RewardPart]:
+        a, b = make_samples([episode])
+        return reward_parts([episode], {"g.0.0/a/0": [a], "g.0.0/b/0": [b]}, AlgorithmConfig())
+
+    first, second = parts(episode)
     # Both are worth the episode's reward; what the other one's turns were paid comes with their own last turn.
     assert (first.turn_rewards, first.anchors) == ((0.25, 1.5), ("x", "z"))
     assert (second.turn_rewards, second.anchors) == ((1.75,), ("y",))
-    own = make_samples([replace(episode, role_rewards={"a/0": 3.0})]).parts[0]
+    own, _ = parts(replace(episode, role_rewards={"a/0": 3.0}))
     assert own.turn_rewards == (0.0, 3.0), "a reward of its own came at the end"
 
 

@@ -25,7 +25,7 @@ class TokenColumns:
 
     sampled: npt.NDArray[np.bool_]
     """The trainable mask."""
-    turns: npt.NDArray[np.int32]
+    turns: npt.NDArray[np.signedinteger]
     """The turn of each token, counted within the part."""
     values: Float32 | None = None
     """What the critic expects at each token before it is sampled; None without a critic."""
@@ -122,7 +122,9 @@ class Advantages:
         )
 
 
-def trajectory(part: RewardPart) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.int32]]:
+def trajectory(
+    part: RewardPart,
+) -> tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.signedinteger]]:
     """The part's trainable tokens in the order in which they were sampled: sample, position and turn of each, [N]."""
     if not part.samples:
         nothing = np.zeros(0, dtype=np.intp)

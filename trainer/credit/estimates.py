@@ -19,88 +19,155 @@ from polyturn.trainer.algorithms.advantages import Advantages, Float32, RewardBa
 from polyturn.trainer.algorithms.kl import k1
 from polyturn.trainer.algorithms.registry import ADVANTAGES, REWARD_POSTPROCESSORS, bind
 from polyturn.trainer.algorithms.shaping import postprocess
+from polyturn.trainer.credit.off_policy import correct, drop_unusable
 from polyturn.trainer.data.samples import TrainSample
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Part:
-    """What shares one reward: an episode, or all that one role wrote in it."""
+class StepCredit:
+    """The samples to train on, with what each token is worth, and figures of the step."""
 
-    part_id: str
-    """`Episode.part_id`, and the `sequence_id` of its samples."""
-    group_id: str
-    reward: float
-    episode: Episode
     samples: tuple[TrainSample, ...]
-    """One for each segment that the policy wrote in."""
-    turn_rewards: tuple[float, ...] = ()
-    """By turn of the part; they add up to `reward`. Empty where it is not known by turn."""
-    anchors: tuple[str, ...] = ()
-    """By turn of the part, a digest of the state in which it was taken."""
-
-    @property
-    def is_unwritten(self) -> bool:
-        """Whether a limit came, or the episode ended, before the policy wrote anything here."""
-        return not self.samples and (self.truncated or bool(self.episode.segments))
-
-    @property
-    def truncated(self) -> bool:
-        """Whether a limit ended the episode, not the task."""
-        return self.episode.outcome is Outcome.TRUNCATED
+    advantages: dict[str, float]
+    """By `Episode.part_id`: the mean over the part's tokens."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class StepSamples:
-    """All that a step played, in the order of its episodes."""
-
-    parts: tuple[Part, ...]
-
-    @property
-    def samples(self) -> tuple[TrainSample, ...]:
-        return tuple(sample for part in self.parts for sample in part.samples)
-
-
-def make_samples(episodes: Sequence[Episode]) -> StepSamples:
-    """One sample per segment that the policy wrote in. Who wrote nothing is no part: its reward is nobody's to compare.
+def make_samples(episodes: Sequence[Episode]) -> tuple[TrainSample, ...]:
+    """One sample per segment that the policy wrote in, role by role.
 
     Every episode must have a reward: failed ones never reach the trainer. With several agents, roles are compared with
     their like: `solver/0` and `solver/1` of all episodes of a task are one group, its critics another.
     """
     assert all(episode.reward is not None for episode in episodes), "a failed episode is never trained on"
-    parts = (part for episode in episodes for part in _parts(episode))
-    return StepSamples(parts=tuple(part for part in parts if part.samples or not part.is_unwritten))
+    return tuple(
+        TrainSample.from_segment(
+            segment,
+            sample_id=f"{episode.episode_id}/{index}",
+            group_id=_group_id(episode, role),
+            sequence_id=episode.part_id(role),
+        )
+        for episode in episodes
+        for role in _roles(episode)
+        for index, segment in enumerate(episode.segments)
+        if segment.role == role and segment.num_sampled > 0
+    )
 
 
-def _parts(episode: Episode) -> list[Part]:
-    """The episode as a whole, or by role."""
+def assign_credit(
+    episodes: Sequence[Episode],
+    scored: Mapping[str, TrainSample],
+    algorithm: AlgorithmConfig,
+    *,
+    version: int,
+) -> StepCredit:
+    """What each token of a step is worth, and what separates the sampler from the trainer, corrected and measured.
+
+    Args:
+        scored: the step's samples with the columns that the algorithm asks for, by sample id.
+        version: of the policy that the step begins with.
+
+    Raises:
+        ValueError: a reward that is not finite, or a plug-in that does not keep to its protocol.
+        ArithmeticError: rewards that cannot be compared, such as those whose squares no float holds.
+    """
+    usable, dropped = drop_unusable(scored)
+    credit = estimate_advantages(episodes, usable, algorithm)
+    samples, figures = correct(credit.samples, algorithm, version=version)
+    return replace(credit, samples=samples, metrics={**credit.metrics, **dropped, **figures})
+
+
+def estimate_advantages(
+    episodes: Sequence[Episode], scored: Mapping[str, TrainSample], algorithm: AlgorithmConfig
+) -> StepCredit:
+    """Say what each token of the step is worth, and leave out what is not to be trained on.
+
+    Episodes that a limit ended are dropped before anything is compared, or masked after, if the config says so.
+
+    Raises:
+        ValueError: a reward that is not finite, or a plug-in that does not keep to its protocol.
+    """
+    by_part: dict[str, list[TrainSample]] = {}
+    for sample in scored.values():
+        by_part.setdefault(sample.sequence_id, []).append(sample)
+    every = reward_parts(episodes, by_part, algorithm)
+    parts = [part for part in every if algorithm.truncated != "drop" or not part.truncated]
+    batch = RewardBatch(parts=tuple(parts))
+    if not isinstance(algorithm.reward_shaping, NoShaping):
+        batch = postprocess(batch, bind(REWARD_POSTPROCESSORS, algorithm.reward_shaping))
+    found = bind(ADVANTAGES, algorithm.advantage)(batch)
+    _check(found, batch)
+    masked = [algorithm.truncated == "mask" and part.truncated for part in parts]
+    samples = tuple(
+        _with_estimates(sample, found, index, number)
+        for index, part in enumerate(parts)
+        if found.trainable[index] and not masked[index]
+        for number, sample in enumerate(by_part.get(part.part_id, ()))
+    )
+    metrics = {
+        **found.metrics,
+        "truncated/num_dropped": float(len(every) - len(parts)),
+        "truncated/num_masked": float(sum(masked)),
+        "shaping/reward_mean": _mean([part.reward for part in batch.parts]),
+    }
+    if isinstance(algorithm.kl, KLInReward):
+        penalties = [c.penalties for part in batch.parts for c in part.samples if c.penalties is not None]
+        total = sum(float(column.sum()) for column in penalties)
+        metrics["kl/reward_penalty"] = total / max(len(batch.parts), 1)
+    means = dict(zip((part.part_id for part in parts), found.mean(batch), strict=True))
+    return StepCredit(samples=samples, advantages=means, metrics=metrics)
+
+
+def reward_parts(
+    episodes: Sequence[Episode], by_part: Mapping[str, Sequence[TrainSample]], algorithm: AlgorithmConfig
+) -> list[RewardPart]:
+    """What shares one reward, an episode or all that one role wrote in it, as advantage estimators see it.
+
+    Who wrote nothing, because a limit came or the episode ended before, is left out: its reward is nobody's to compare.
+
+    Args:
+        by_part: the scored samples by `Episode.part_id`.
+    """
     parts = []
-    for role in dict.fromkeys(segment.role for segment in episode.segments) or [""]:
-        reward, kind = episode.reward_of(role), role.partition("/")[0]
-        assert reward is not None, "an episode with a reward has one for every role"
-        part_id = episode.part_id(role)
-        group_id = f"{episode.group_id}/{kind}" if kind else episode.group_id
-        samples = tuple(
-            TrainSample.from_segment(
-                segment,
-                sample_id=f"{episode.episode_id}/{index}",
-                group_id=group_id,
-                sequence_id=part_id,
+    for episode in episodes:
+        truncated = episode.outcome is Outcome.TRUNCATED
+        for role in _roles(episode):
+            part_id, reward = episode.part_id(role), episode.reward_of(role)
+            assert reward is not None, "an episode with a reward has one for every role"
+            turn_rewards = _turn_rewards(episode, role, reward)
+            samples = by_part.get(part_id, ())
+            if not samples and (truncated or episode.segments):
+                continue
+            parts.append(
+                RewardPart(
+                    part_id=part_id,
+                    group_id=_group_id(episode, role),
+                    reward=reward,
+                    reward_parts=episode.reward_parts,
+                    turn_rewards=turn_rewards,
+                    anchors=tuple(turn.anchor for turn in episode.turn_records if turn.role == role),
+                    truncated=truncated,
+                    samples=tuple(
+                        TokenColumns(
+                            sampled=sample.sampled,
+                            turns=sample.turns,
+                            values=sample.values,
+                            penalties=_penalties(sample, algorithm),
+                        )
+                        for sample in samples
+                    ),
+                )
             )
-            for index, segment in enumerate(episode.segments)
-            if segment.role == role and segment.num_sampled > 0
-        )
-        parts.append(
-            Part(
-                part_id=part_id,
-                group_id=group_id,
-                reward=reward,
-                episode=episode,
-                samples=samples,
-                turn_rewards=_turn_rewards(episode, role, reward),
-                anchors=tuple(turn.anchor for turn in episode.turn_records if turn.role == role),
-            )
-        )
     return parts
+
+
+def _roles(episode: Episode) -> list[str]:
+    return list(dict.fromkeys(segment.role for segment in episode.segments)) or [""]
+
+
+def _group_id(episode: Episode, role: str) -> str:
+    kind = role.partition("/")[0]
+    return f"{episode.group_id}/{kind}" if kind else episode.group_id
 
 
 def _turn_rewards(episode: Episode, role: str, reward: float) -> tuple[float, ...]:
@@ -116,83 +183,6 @@ def _turn_rewards(episode: Episode, role: str, reward: float) -> tuple[float, ..
     if role in episode.role_rewards:
         turns = [0.0] * len(turns)
     return (*turns[:-1], reward - sum(turns[:-1]))
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Estimates:
-    """The samples to train on, with their advantages, and figures of the step."""
-
-    samples: tuple[TrainSample, ...]
-    advantages: dict[str, float]
-    """By `Part.part_id`: the mean over the part's tokens."""
-    metrics: Mapping[str, float] = field(default_factory=dict)
-
-
-def estimate_advantages(
-    step: StepSamples, scored: Mapping[str, TrainSample], algorithm: AlgorithmConfig
-) -> Estimates:
-    """Say what each token of the step is worth, and leave out what is not to be trained on.
-
-    Episodes that a limit ended are dropped before anything is compared, or masked after, if the config says so.
-
-    Args:
-        scored: the step's samples with the columns that the algorithm asks for, by sample id.
-
-    Raises:
-        ValueError: a reward that is not finite, or a plug-in that does not keep to its protocol.
-    """
-    parts = [part for part in step.parts if algorithm.truncated != "drop" or not part.truncated]
-    batch = RewardBatch(parts=tuple(reward_part(part, scored, algorithm) for part in parts))
-    if not isinstance(algorithm.reward_shaping, NoShaping):
-        batch = postprocess(batch, bind(REWARD_POSTPROCESSORS, algorithm.reward_shaping))
-    found = bind(ADVANTAGES, algorithm.advantage)(batch)
-    _check(found, batch)
-    masked = [algorithm.truncated == "mask" and part.truncated for part in parts]
-    samples = tuple(
-        _with_estimates(scored[sample.sample_id], found, index, number)
-        for index, part in enumerate(parts)
-        if found.trainable[index] and not masked[index]
-        for number, sample in enumerate(part.samples)
-    )
-    means = found.mean(batch)
-    metrics = {
-        **found.metrics,
-        "truncated/num_dropped": float(len(step.parts) - len(parts)),
-        "truncated/num_masked": float(sum(masked)),
-        "shaping/reward_mean": _mean([part.reward for part in batch.parts]),
-    }
-    if isinstance(algorithm.kl, KLInReward):
-        penalties = [c.penalties for part in batch.parts for c in part.samples if c.penalties is not None]
-        total = sum(float(column.sum()) for column in penalties)
-        metrics["kl/reward_penalty"] = total / max(len(batch.parts), 1)
-    return Estimates(
-        samples=samples,
-        advantages={part.part_id: mean for part, mean in zip(parts, means, strict=True)},
-        metrics=metrics,
-    )
-
-
-def reward_part(part: Part, scored: Mapping[str, TrainSample], algorithm: AlgorithmConfig) -> RewardPart:
-    """A part as advantage estimators see it."""
-    samples = [scored[sample.sample_id] for sample in part.samples]
-    return RewardPart(
-        part_id=part.part_id,
-        group_id=part.group_id,
-        reward=part.reward,
-        reward_parts=part.episode.reward_parts,
-        turn_rewards=part.turn_rewards,
-        anchors=part.anchors,
-        truncated=part.truncated,
-        samples=tuple(
-            TokenColumns(
-                sampled=sample.sampled,
-                turns=sample.turns.astype("int32"),
-                values=sample.values,
-                penalties=_penalties(sample, algorithm),
-            )
-            for sample in samples
-        ),
-    )
 
 
 def _penalties(sample: TrainSample, algorithm: AlgorithmConfig) -> Float32 | None:

@@ -6,7 +6,7 @@ All of this is done once a step, in the driver, where the whole step is in one p
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,6 @@ from polyturn.trainer.algorithms.diagnostics import mismatch, mismatch_by
 from polyturn.trainer.algorithms.registry import CORRECTIONS, POLICY_LOSSES, bind
 from polyturn.trainer.algorithms.tokens import TokenBatch
 from polyturn.trainer.data.samples import TrainSample
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Corrected:
-    """Samples with their correction weights, and figures of the step."""
-
-    samples: tuple[TrainSample, ...]
-    metrics: Mapping[str, float]
 
 
 def drop_unusable(samples: Mapping[str, TrainSample]) -> tuple[dict[str, TrainSample], dict[str, float]]:
@@ -43,7 +35,9 @@ def drop_unusable(samples: Mapping[str, TrainSample]) -> tuple[dict[str, TrainSa
     return usable, {"offpolicy/unusable_tokens": float(num_dropped)}
 
 
-def correct(samples: Sequence[TrainSample], config: AlgorithmConfig, *, version: int) -> Corrected:
+def correct(
+    samples: Sequence[TrainSample], config: AlgorithmConfig, *, version: int
+) -> tuple[tuple[TrainSample, ...], dict[str, float]]:
     """Give the samples the product of the config's corrections as weights, and measure how off-policy the step is.
 
     Args:
@@ -65,7 +59,7 @@ def correct(samples: Sequence[TrainSample], config: AlgorithmConfig, *, version:
     metrics: dict[str, float] = {}
     if not len(behavior):
         metrics = {f"offpolicy/{name}": value for name, value in mismatch(behavior, proximal).items()}
-        return Corrected(samples=tuple(samples), metrics=metrics)
+        return tuple(samples), metrics
     weights, clipped = np.ones(len(behavior)), np.zeros(len(behavior), dtype=np.bool_)
     if config.corrections:
         weights, clipped, metrics = _weigh(samples, config, behavior, proximal)
@@ -81,7 +75,7 @@ def correct(samples: Sequence[TrainSample], config: AlgorithmConfig, *, version:
     for what, groups in (("age", np.maximum(ages, 0)), ("turn", turns)):
         for group, figures in mismatch_by(groups, behavior, proximal, flags).items():
             metrics.update({f"offpolicy/{what}_{group}/{name}": value for name, value in figures.items()})
-    return Corrected(samples=tuple(samples), metrics=metrics)
+    return tuple(samples), metrics
 
 
 def _weigh(

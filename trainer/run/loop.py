@@ -9,21 +9,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
+from polyturn.agents.episode import Episode
 from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.collector import Group
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.groups import Prompt
 from polyturn.rollout.store import TrajectoryStore
-from polyturn.trainer.credit.estimates import (
-    Estimates,
-    StepSamples,
-    estimate_advantages,
-    make_samples,
-)
-from polyturn.trainer.credit.off_policy import correct, drop_unusable, largest_logprob_difference
+from polyturn.trainer.credit.estimates import StepCredit, assign_credit, make_samples
+from polyturn.trainer.credit.off_policy import largest_logprob_difference
 from polyturn.trainer.data.balance import cut_into_updates
 from polyturn.trainer.data.samples import UpdateReport
 from polyturn.trainer.player import RolloutPlayer
@@ -113,11 +109,11 @@ class TrainingLoop:
             self._player.prefetch(self._cursor.peek(len(prompts)))
             version = self.state.policy_version + self._config.trainer.updates_per_step
             with self._setting_aside(step):
-                estimates, reports = self._learn(step, groups, watch)
+                credit, reports = self._learn(step, groups, watch)
                 sync = self.sync(version, watch)
             row = step_metrics(
                 groups=groups,
-                estimates=estimates,
+                credit=credit,
                 reports=reports,
                 seconds=watch.seconds,
                 total_seconds=time.perf_counter() - started,
@@ -142,14 +138,14 @@ class TrainingLoop:
 
     def _learn(
         self, step: int, groups: Sequence[Group], watch: Stopwatch
-    ) -> tuple[Estimates, list[UpdateReport]]:
+    ) -> tuple[StepCredit, list[UpdateReport]]:
         """Score, weigh, keep and train on a step."""
         episodes = [episode for group in groups for episode in group.episodes]
-        estimates = self._estimate(step, make_samples(episodes), watch)
-        self._store.write_step(step, episodes, advantages=estimates.advantages)
-        reports = self._train(step, estimates, watch)
-        self._check_step(step, groups, estimates, reports)
-        return estimates, reports
+        credit = self._assign_credit(step, episodes, watch)
+        self._store.write_step(step, episodes, advantages=credit.advantages)
+        reports = self._train(step, credit, watch)
+        self._check_step(step, groups, credit, reports)
+        return credit, reports
 
     @contextmanager
     def _setting_aside(self, step: int) -> Iterator[None]:
@@ -216,36 +212,33 @@ class TrainingLoop:
         watch.add("generate", seconds * (1 - share))
         return groups
 
-    def _estimate(self, step: int, played: StepSamples, watch: Stopwatch) -> Estimates:
+    def _assign_credit(self, step: int, episodes: Sequence[Episode], watch: Stopwatch) -> StepCredit:
         """Score the step's samples on the trainer's ranks, and weigh them here, where the whole step is."""
         self._progress.phase(f"step {step}: scoring")
         with watch.measure("train"):
-            trainer = self._config.trainer
-            scored, dropped = drop_unusable(self._trainer.score(played.samples))
+            scored = self._trainer.score(make_samples(episodes))
             try:
-                estimates = estimate_advantages(played, scored, trainer.algorithm)
-                corrected = correct(estimates.samples, trainer.algorithm, version=self.state.policy_version)
+                return assign_credit(
+                    episodes, scored, self._config.trainer.algorithm, version=self.state.policy_version
+                )
             except ValueError as fault:
                 # What a plug-in gave: the episodes are as good as they were, and a resume begins with them.
                 raise StepFailure(f"step {step}: {fault}") from fault
             except ArithmeticError as fault:
-                # Such as rewards whose squares no float holds.
                 raise FloatingPointError(f"step {step}: rewards cannot be compared: {fault}") from fault
-            metrics = {**estimates.metrics, **dropped, **corrected.metrics}
-            return replace(estimates, samples=corrected.samples, metrics=metrics)
 
-    def _train(self, step: int, estimates: Estimates, watch: Stopwatch) -> list[UpdateReport]:
+    def _train(self, step: int, credit: StepCredit, watch: Stopwatch) -> list[UpdateReport]:
         self._progress.phase(f"step {step}: training")
         with watch.measure("train"):
-            updates = cut_into_updates(estimates.samples, self._config.trainer.updates_per_step)
+            updates = cut_into_updates(credit.samples, self._config.trainer.updates_per_step)
             return self._trainer.update(updates)
 
     def _check_step(
-        self, step: int, groups: Sequence[Group], estimates: Estimates, reports: Sequence[UpdateReport]
+        self, step: int, groups: Sequence[Group], credit: StepCredit, reports: Sequence[UpdateReport]
     ) -> None:
         if self._config.trainer.algorithm.proximal == "scored":
             self._checks.initial_kl(reports[0].initial_kl, step=step)
-            difference, where = largest_logprob_difference(estimates.samples)
+            difference, where = largest_logprob_difference(credit.samples)
             self._checks.logprob_difference(difference, step=step, where=f"sample {where}")
         self._checks.groups(
             {group.group_id: len(group.episodes) for group in groups},
@@ -254,7 +247,7 @@ class TrainingLoop:
             step=step,
         )
         self._checks.trained_once(
-            {sample.sample_id: sample.num_trainable for sample in estimates.samples},
+            {sample.sample_id: sample.num_trainable for sample in credit.samples},
             [report.trained_tokens for report in reports],
             step=step,
         )

@@ -10,7 +10,7 @@ import numpy as np
 from polyturn.agents.episode import Episode, Outcome
 from polyturn.rollout.collector import Group
 from polyturn.tools.types import ToolUsage
-from polyturn.trainer.credit.estimates import Estimates
+from polyturn.trainer.credit.estimates import StepCredit
 from polyturn.trainer.credit.off_policy import largest_logprob_difference
 from polyturn.trainer.data.samples import TrainSample, UpdateReport
 
@@ -21,7 +21,7 @@ SUCCESS_REWARD = 1.0 - 1e-6
 def step_metrics(
     *,
     groups: Sequence[Group],
-    estimates: Estimates,
+    credit: StepCredit,
     reports: Sequence[UpdateReport],
     seconds: Mapping[str, float],
     total_seconds: float,
@@ -38,7 +38,7 @@ def step_metrics(
     row = {
         **episode_metrics(episodes),
         "group/num": float(len(groups)),
-        **estimates.metrics,
+        **credit.metrics,
         "rollout/num_dropped": float(sum(group.num_dropped for group in groups)),
         "rollout/sampled_tokens": float(num_sampled),
         "rollout/tokens_per_second": num_sampled / rollout_seconds if rollout_seconds > 0 else 0.0,
@@ -46,7 +46,7 @@ def step_metrics(
         "train/tokens_per_second": num_tokens / seconds["train"] if seconds["train"] > 0 else 0.0,
         "train/initial_kl": reports[0].initial_kl,
         "train/policy_kl": last["policy_kl"],
-        "train/logprob_difference_max": largest_logprob_difference(estimates.samples)[0],
+        "train/logprob_difference_max": largest_logprob_difference(credit.samples)[0],
         **{
             f"shared_prefix/{name}_saved": statistics.fmean(report.shared_prefix[name] for report in reports)
             for name in reports[0].shared_prefix
@@ -73,7 +73,7 @@ def step_metrics(
             row[f"train/{name}"] = statistics.fmean(found)
     row["train/skipped_updates"] = sum(metrics.get("skipped", 0.0) for metrics in reports[0].metrics)
     row["train/empty_updates"] = float(reports[0].num_empty)
-    row.update(routing_metrics(estimates.samples))
+    row.update(routing_metrics(credit.samples))
     critic_names = {name for metrics in reports[0].metrics for name in metrics if name.startswith("critic/")}
     for name in sorted(critic_names):
         row[name] = statistics.fmean(metrics[name] for metrics in reports[0].metrics if name in metrics)

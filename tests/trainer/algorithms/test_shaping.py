@@ -23,22 +23,21 @@ from polyturn.configs.schema.objective import KLInReward
 from polyturn.configs.schema.section import Plugin
 from polyturn.trainer.algorithms.losses import value_loss
 from polyturn.trainer.algorithms.registry import ADVANTAGES
-from polyturn.trainer.credit.estimates import Estimates, estimate_advantages, make_samples
+from polyturn.trainer.credit.estimates import StepCredit, estimate_advantages, make_samples
 
 OVERLONG = OverlongShaping(kind="overlong", max_tokens=8, buffer_tokens=4, factor=2.0)
 CENTRED = CentredAdvantage(kind="dr_grpo")
 
 
-def estimate(episodes: list[Episode], algorithm: AlgorithmConfig, **columns: float) -> Estimates:
-    step = make_samples(episodes)
+def estimate(episodes: list[Episode], algorithm: AlgorithmConfig, **columns: float) -> StepCredit:
     scored = {
         sample.sample_id: replace(
             sample,
             **{name: torch.full((len(sample),), value).numpy() for name, value in columns.items()},
         )
-        for sample in step.samples
+        for sample in make_samples(episodes)
     }
-    return estimate_advantages(step, scored, algorithm)
+    return estimate_advantages(episodes, scored, algorithm)
 
 
 def test_the_punishment_of_long_answers_grows_over_the_buffer(make_episode) -> None:
@@ -72,7 +71,7 @@ def test_answers_of_one_reward_are_alike_however_long_they_are(
     uniform = [make_episode("u", i, reward, num_sampled=n) for i, n in enumerate(lengths)]
     telling = [make_episode("t", i, float(i == 0), num_sampled=n) for i, n in enumerate(lengths)]
 
-    def found(**options: str) -> Estimates:
+    def found(**options: str) -> StepCredit:
         section = TypeAdapter(Advantage).validate_python({"kind": kind, "whiten": False, **options})
         return estimate([*uniform, *telling], AlgorithmConfig(reward_shaping=OVERLONG, advantage=section))
 
@@ -111,7 +110,7 @@ def test_groups_may_be_told_apart_by_one_part_of_a_reward(make_episode, kind: st
     wrong = [graded("w", i, 0.0, 0.1 * i) for i in range(4)]
     mixed = [graded("m", i, float(i == 0), 0.1 * i) for i in range(4)]
 
-    def found(**options: str) -> Estimates:
+    def found(**options: str) -> StepCredit:
         section = TypeAdapter(Advantage).validate_python({"kind": kind, "whiten": False, **options})
         return estimate([*wrong, *mixed], AlgorithmConfig(advantage=section))
 
@@ -129,7 +128,7 @@ def test_groups_may_be_told_apart_by_one_part_of_a_reward(make_episode, kind: st
 def test_a_kl_in_the_reward_makes_no_group_tell_anything_and_is_kept_where_it_stays(make_episode) -> None:
     episodes = [make_episode("g", 0, 0.0, num_sampled=2), make_episode("g", 1, 0.0, num_sampled=4)]
 
-    def found(uniform: str) -> Estimates:
+    def found(uniform: str) -> StepCredit:
         advantage = CentredAdvantage(kind="dr_grpo", uniform=uniform)
         kl = KLInReward(kind="in_reward", coefficient=0.5)
         algorithm = AlgorithmConfig(kl=kl, advantage=advantage, reward_shaping=OVERLONG)
@@ -160,10 +159,10 @@ def test_a_truncated_episode_is_trained_on_masked_or_as_if_never_played(make_epi
         make_episode("g", 2, 0.5, truncated=True),
     ]
 
-    def found(truncated: str) -> Estimates:
+    def found(truncated: str) -> StepCredit:
         return estimate(episodes, AlgorithmConfig(truncated=truncated, advantage=CENTRED))
 
-    def trained(result: Estimates) -> list[str]:
+    def trained(result: StepCredit) -> list[str]:
         return [sample.sample_id for sample in result.samples]
 
     assert trained(found("train")) == ["g.0.0/0", "g.1.0/0", "g.2.0/0"]

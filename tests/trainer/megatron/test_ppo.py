@@ -16,7 +16,7 @@ from polyturn.agents.ledger import Ledger
 from polyturn.agents.policy import Generation
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.run import RunConfig
-from polyturn.trainer.credit.estimates import Estimates, estimate_advantages, make_samples
+from polyturn.trainer.credit.estimates import StepCredit, estimate_advantages, make_samples
 from polyturn.trainer.data.balance import cut_into_updates, share_out
 from polyturn.trainer.data.samples import UpdateReport
 from polyturn.trainer.ranks.group import Trainer
@@ -109,15 +109,15 @@ def open_rank(path: Path, *overrides: str) -> PolicyRank:
 
 def take_step(
     trainer: PolicyRank | Trainer, config: RunConfig, episodes: list[Episode]
-) -> tuple[Estimates, UpdateReport]:
+) -> tuple[StepCredit, UpdateReport]:
     """What the driver does in a step, with one rank of the policy, alone or in a group."""
-    step = make_samples(episodes)
+    samples = make_samples(episodes)
     if isinstance(trainer, Trainer):
-        scored = trainer.score(step.samples)
+        scored = trainer.score(samples)
     else:
-        columns: dict[str, Any] = trainer.score(step.samples)
-        scored = {s.sample_id: replace(s, **columns[s.sample_id]) for s in step.samples}
-    estimates = estimate_advantages(step, scored, config.trainer.algorithm)
+        columns: dict[str, Any] = trainer.score(samples)
+        scored = {s.sample_id: replace(s, **columns[s.sample_id]) for s in samples}
+    estimates = estimate_advantages(episodes, scored, config.trainer.algorithm)
     updates = cut_into_updates(estimates.samples, config.trainer.updates_per_step)
     if isinstance(trainer, Trainer):
         return estimates, trainer.update(updates)[0]

@@ -125,14 +125,13 @@ def test_a_step_is_estimated_with_plugins(make_episode) -> None:
         }
     )
     # Equal rewards, but the longer answer costs more.
-    step = make_samples(
-        [
-            make_episode("g", 0, 1.0, num_sampled=6),
-            make_episode("g", 1, 1.0, num_sampled=3),
-            make_episode("g", 2, 0.0, num_sampled=3),
-        ]
-    )
-    result = estimate_advantages(step, {sample.sample_id: sample for sample in step.samples}, algorithm)
+    episodes = [
+        make_episode("g", 0, 1.0, num_sampled=6),
+        make_episode("g", 1, 1.0, num_sampled=3),
+        make_episode("g", 2, 0.0, num_sampled=3),
+    ]
+    scored = {sample.sample_id: sample for sample in make_samples(episodes)}
+    result = estimate_advantages(episodes, scored, algorithm)
     assert result.advantages == pytest.approx({"g.0.0": 0.0, "g.1.0": 1.0, "g.2.0": -1.0})
 
 
