@@ -18,8 +18,8 @@ from polyturn.rollout.groups import Group, Prompt
 from polyturn.trainer.credit.estimates import StepCredit, assign_credit, make_samples
 from polyturn.trainer.data.balance import cut_into_updates, share_out
 from polyturn.trainer.data.samples import SKIPPED, TrainSample, Update, UpdateReport
-from polyturn.trainer.ranks.group import Trainer, _left_out
 from polyturn.trainer.ranks.rank import PolicyRank
+from polyturn.trainer.ranks.trainer import Trainer, _left_out
 from polyturn.trainer.run.metrics import step_metrics
 
 Episodes = Callable[..., Episode]

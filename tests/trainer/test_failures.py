@@ -12,7 +12,7 @@ from polyturn.configs.errors import ConfigError
 from polyturn.rollout.engines.process import EngineError
 from polyturn.trainer.run.checks import CheckFailure
 from polyturn.trainer.run.directory import RunDirectory
-from polyturn.trainer.run.failures import Interrupted, RunFailure, sentence_of, told_in_a_sentence
+from polyturn.trainer.run.failures import Interrupted, RunFailure, as_run_failure, sentence_of
 
 TRACE = 'Traceback (most recent call last):\n  File "x.py", line 1, in f\nKeyError: 1\n'
 
@@ -65,7 +65,7 @@ def test_a_run_ends_with_a_sentence_and_keeps_the_trace(
     directory = RunDirectory(tmp_path)
     if begun:
         directory.config.touch()
-    with pytest.raises(RunFailure) as ended, told_in_a_sentence(directory):
+    with pytest.raises(RunFailure) as ended, as_run_failure(directory):
         raise failure
     message = str(ended.value)
     assert message.startswith(sentence_of(failure)) and "\n" not in message
@@ -78,12 +78,12 @@ def test_a_run_ends_with_a_sentence_and_keeps_the_trace(
     "outcome", [ConfigError("no such key"), Interrupted(Path("runs/a"), 3), KeyboardInterrupt()]
 )
 def test_bad_input_and_interrupts_are_no_failures(tmp_path: Path, outcome: BaseException) -> None:
-    with pytest.raises(type(outcome)), told_in_a_sentence(RunDirectory(tmp_path)):
+    with pytest.raises(type(outcome)), as_run_failure(RunDirectory(tmp_path)):
         raise outcome
     assert not list(tmp_path.iterdir())
 
 
 def test_a_log_that_cannot_be_written_is_no_second_failure(tmp_path: Path) -> None:
     (tmp_path / "logs").write_text("in the way")
-    with pytest.raises(RunFailure, match=r"make room there$"), told_in_a_sentence(RunDirectory(tmp_path)):
+    with pytest.raises(RunFailure, match=r"make room there$"), as_run_failure(RunDirectory(tmp_path)):
         raise FULL

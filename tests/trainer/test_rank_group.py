@@ -9,9 +9,9 @@ import ray
 
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.trainer import ParallelConfig
-from polyturn.trainer.ranks import group as rank_group
-from polyturn.trainer.ranks.group import Call, RankGroup
+from polyturn.trainer.ranks import trainer
 from polyturn.trainer.ranks.rank import Rank
+from polyturn.trainer.ranks.trainer import Call, Ranks
 
 pytestmark = pytest.mark.stack
 
@@ -31,9 +31,9 @@ class LoneRank(Rank):
 
 
 def test_shares_answers_and_failures(ray_session, tmp_path, monkeypatch):
-    monkeypatch.setattr(rank_group, "CLOSE_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(trainer, "CLOSE_TIMEOUT_S", 1.0)
     config = load_config("quickstart")
-    group = RankGroup(
+    group = Ranks(
         LoneRank, config=config, model_path=tmp_path, parallel=ParallelConfig(tensor=1, data=2, pipeline=2)
     )
     assert group.on_all(lambda rank: rank.take("same")) == [(rank, "same") for rank in range(4)]

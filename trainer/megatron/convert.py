@@ -40,10 +40,10 @@ from polyturn.trainer.models.weight_files import check_tensors, read_weight_file
 from polyturn.trainer.run.directory import check_writable
 
 Kind = Literal["hf", "torch_dist", "fp8"]
-Tell = Callable[[str], None]
+Report = Callable[[str], None]
 DTYPES = ("float32", "bfloat16")
 STORE_TIMEOUT = timedelta(minutes=10)
-TELL_EVERY_S = 2.0
+REPORT_EVERY_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -188,9 +188,9 @@ def _model_of_run(path: Path) -> str:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
         model = tree["model"]["path"]
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError) as error:
-        told = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0]
         raise ValueError(
-            f"{path} does not name the run's model ({told}): name its Hugging Face directory with --model"
+            f"{path} does not name the run's model ({reason}): name its Hugging Face directory with --model"
         ) from error
     return str(model)
 
@@ -240,39 +240,39 @@ def _check_space(plan: Plan) -> None:
         raise ValueError(f"{parent} has {free / 1e9:.1f} GB free, and about {needed / 1e9:.1f} GB are needed")
 
 
-def convert(plan: Plan, tell: Tell) -> None:
-    """Do it. Every rank calls it; `tell` is told of the progress.
+def convert(plan: Plan, report: Report) -> None:
+    """Do it. Every rank calls it; `report` is called with the progress.
 
     Raises:
         ValueError: the weights are damaged or not those of the model.
     """
     if plan.kind == "fp8":
-        _convert_to_fp8(plan, tell)
+        _convert_to_fp8(plan, report)
     else:
-        _convert_model(plan, plan.target, tell)
+        _convert_model(plan, plan.target, report)
 
 
-def _convert_to_fp8(plan: Plan, tell: Tell) -> None:
+def _convert_to_fp8(plan: Plan, report: Report) -> None:
     whole = plan.source.path
     if plan.source.kind == "hf":
-        _quantise(plan, whole, tell)
+        _quantise(plan, whole, report)
         return
     whole = plan.target.with_name(f"{plan.target.name}.unquantised")
     try:
-        _convert_model(plan, whole, tell)
-        _quantise(plan, whole, tell)
+        _convert_model(plan, whole, report)
+        _quantise(plan, whole, report)
     finally:
         if plan.ranks.rank == 0:
             shutil.rmtree(whole, ignore_errors=True)
 
 
-def _quantise(plan: Plan, whole: Path, tell: Tell) -> None:
+def _quantise(plan: Plan, whole: Path, report: Report) -> None:
     if plan.ranks.rank == 0:
-        tell("quantising in blocks of 128 x 128")
+        report("quantising in blocks of 128 x 128")
         FP8Cast(whole).write(plan.target)
 
 
-def _convert_model(plan: Plan, target: Path, tell: Tell) -> None:
+def _convert_model(plan: Plan, target: Path, report: Report) -> None:
     """Through a model in memory, as each rank of the layout holds it."""
     from polyturn.trainer.megatron.checkpoint_reader import load_weights
     from polyturn.trainer.megatron.model import build_chunks, read_architecture, transformer_config
@@ -294,23 +294,23 @@ def _convert_model(plan: Plan, target: Path, tell: Tell) -> None:
         architecture = read_architecture(hf_config, tensor_parallel=plan.parallel.tensor)
         config = transformer_config(hf_config, dtype=plan.dtype, device="cpu", extra={})
         for name in files_left_out(plan.source.path) if plan.source.kind == "hf" else ():
-            tell(f"{plan.source.path / name} is not carried over: the model does not need it")
-        tell(f"building the model in {plan.dtype} for {plan.parallel.describe()}")
+            report(f"{plan.source.path / name} is not carried over: the model does not need it")
+        report(f"building the model in {plan.dtype} for {plan.parallel.describe()}")
         chunks = build_chunks(config, architecture, device="cpu")
         if plan.source.kind == "hf":
-            with closing(_Told(plan.source.path, tell)) as weights:
+            with closing(_CountedWeights(plan.source.path, report)) as weights:
                 load_hf_weights(chunks, architecture, weights)
         elif plan.source.kind == "torch_dist":
-            tell(f"reading {plan.source.path}")
+            report(f"reading {plan.source.path}")
             load_torch_dist(chunks, plan.source.path, vocab_size=architecture.vocab_size)
         else:
-            tell(f"reading {plan.source.path}")
+            report(f"reading {plan.source.path}")
             load_weights(chunks, plan.source.path)
-        tell(f"writing {target}")
+        report(f"writing {target}")
         if plan.kind == "torch_dist":
             save_torch_dist(chunks, target, hf_directory=plan.hf_directory, dtype=plan.dtype)
             return
-        tensors = _told_export(named_hf_tensors(chunks, architecture), tell)
+        tensors = _counted(named_hf_tensors(chunks, architecture), report)
         if ranks.rank == 0:
             write_hf_directory(target, source=plan.hf_directory, tensors=tensors, dtype=plan.dtype)
         else:
@@ -321,30 +321,30 @@ def _convert_model(plan: Plan, target: Path, tell: Tell) -> None:
         leave_ranks()
 
 
-class _Told(HFWeights):
-    """Weights that tell how many of them have been read."""
+class _CountedWeights(HFWeights):
+    """Weights that report how many of them have been read."""
 
-    def __init__(self, directory: Path, tell: Tell) -> None:
+    def __init__(self, directory: Path, report: Report) -> None:
         super().__init__(directory)
-        self._tell = tell
+        self._report = report
         self._num_read = 0
-        self._told_at = time.monotonic()
+        self._reported_at = time.monotonic()
 
     def __getitem__(self, name: str) -> torch.Tensor:
         self._num_read += 1
-        if time.monotonic() - self._told_at > TELL_EVERY_S:
-            self._told_at = time.monotonic()
-            self._tell(f"read {self._num_read} of {len(self)} tensors")
+        if time.monotonic() - self._reported_at > REPORT_EVERY_S:
+            self._reported_at = time.monotonic()
+            self._report(f"read {self._num_read} of {len(self)} tensors")
         return super().__getitem__(name)
 
 
-def _told_export(
-    tensors: Iterator[tuple[str, torch.Tensor]], tell: Tell
+def _counted(
+    tensors: Iterator[tuple[str, torch.Tensor]], report: Report
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    told_at, num_bytes = time.monotonic(), 0
+    reported_at, num_bytes = time.monotonic(), 0
     for number, (name, tensor) in enumerate(tensors, start=1):
         yield name, tensor
         num_bytes += tensor.numel() * tensor.element_size()
-        if time.monotonic() - told_at > TELL_EVERY_S:
-            told_at = time.monotonic()
-            tell(f"wrote {number} tensors, {num_bytes / 1e9:.1f} GB")
+        if time.monotonic() - reported_at > REPORT_EVERY_S:
+            reported_at = time.monotonic()
+            report(f"wrote {number} tensors, {num_bytes / 1e9:.1f} GB")

@@ -64,7 +64,7 @@ class RunState:
     prompt_position: int
     """Prompts taken from the task source so far."""
     seconds: Mapping[str, float] = field(default_factory=dict)
-    """Seconds by part, over all sessions of the run."""
+    """Seconds by phase, over all sessions of the run."""
     maxima: Mapping[str, float] = field(default_factory=dict)
     """The largest value of each in-run check so far."""
     heldout_before: Mapping[str, Any] | None = None

@@ -100,7 +100,7 @@ FAILURES = (
 
 
 @contextlib.contextmanager
-def told_in_a_sentence(directory: RunDirectory) -> Iterator[None]:
+def as_run_failure(directory: RunDirectory) -> Iterator[None]:
     """Turn what ends a run into a sentence with the way on, and write all that is known of it into the run's logs.
 
     This is the border of a run: whatever went wrong in it, a user's plug-in or a fault of ours, is told in the same

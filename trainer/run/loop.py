@@ -23,7 +23,7 @@ from polyturn.trainer.credit.off_policy import largest_logprob_difference
 from polyturn.trainer.data.balance import cut_into_updates
 from polyturn.trainer.data.samples import UpdateReport
 from polyturn.trainer.player import RolloutPlayer
-from polyturn.trainer.ranks.group import Trainer
+from polyturn.trainer.ranks.trainer import Trainer
 from polyturn.trainer.run.checks import CheckFailure, RunChecks
 from polyturn.trainer.run.directory import RunDirectory, RunState
 from polyturn.trainer.run.failures import InterruptGuard, StepFailure, sentence_of
@@ -40,20 +40,20 @@ MIN_CORRELATION = 0.9
 
 @dataclass(slots=True)
 class Stopwatch:
-    """Seconds by part."""
+    """Seconds by phase: generating, tools, training and so on."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def measure(self, part: str) -> Iterator[None]:
+    def measure(self, phase: str) -> Iterator[None]:
         started = time.perf_counter()
         try:
             yield
         finally:
-            self.add(part, time.perf_counter() - started)
+            self.add(phase, time.perf_counter() - started)
 
-    def add(self, part: str, seconds: float) -> None:
-        self.seconds[part] = self.seconds.get(part, 0.0) + seconds
+    def add(self, phase: str, seconds: float) -> None:
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
 
 class TrainingLoop:
@@ -88,7 +88,7 @@ class TrainingLoop:
         self._checks = RunChecks(config.checks, maxima=state.maxima)
         self._cursor = player.cursor(state.prompt_position)
         self._saving: RunState | None = None
-        self._told_of_rounding = False
+        self._warned_of_rounding = False
         self.state = state
 
     def run(self) -> None:
@@ -103,7 +103,7 @@ class TrainingLoop:
             started = time.perf_counter()
             prompts = self._cursor.take(self._config.rollout.prompts_per_step)
             groups = self._collect(step, prompts, watch)
-            self.settle_save(wait=False)
+            self.complete_checkpoint(wait=False)
             if groups is None:
                 return
             self._player.prefetch(self._cursor.peek(len(prompts)))
@@ -171,14 +171,14 @@ class TrainingLoop:
                     self._checks.weights_equal(
                         report.checksums, engine.weight_checksums(), version=version, url=engine.url
                     )
-        self._tell_of_rounding(report.adapter_correlation)
+        self._warn_of_rounding(report.adapter_correlation)
         return report
 
-    def _tell_of_rounding(self, arrived: float | None) -> None:
+    def _warn_of_rounding(self, arrived: float | None) -> None:
         """Once a run: that engines get little of what adapters have learnt."""
-        if arrived is None or arrived >= MIN_CORRELATION or self._told_of_rounding:
+        if arrived is None or arrived >= MIN_CORRELATION or self._warned_of_rounding:
             return
-        self._told_of_rounding = True
+        self._warned_of_rounding = True
         self._progress.message(
             f"what the adapters have learnt reaches the engines at a correlation of {arrived:.2f}: they serve the "
             f"merged weights rounded to {self._config.model.dtype}, and the update is smaller than its steps. It "
@@ -254,8 +254,8 @@ class TrainingLoop:
 
     def _finish(self, step: int, version: int, row: Mapping[str, float], watch: Stopwatch) -> None:
         """Write the step's checkpoint, then its metrics: the checkpoint is what makes it finished."""
-        for part, seconds in watch.seconds.items():
-            self._stopwatch.add(part, seconds)
+        for phase, seconds in watch.seconds.items():
+            self._stopwatch.add(phase, seconds)
         self.state = RunState(
             step=step,
             policy_version=version,
@@ -274,13 +274,13 @@ class TrainingLoop:
 
     def save(self) -> None:
         """Begin a checkpoint of the state as it is; unless it is to be written meanwhile, finish it, too."""
-        self.settle_save(wait=True)
+        self.complete_checkpoint(wait=True)
         self._trainer.begin_checkpoint(self._directory.begin_checkpoint(self.state.step))
         self._saving = self.state
         if not self._config.checkpoint.asynchronous:
-            self.settle_save(wait=True)
+            self.complete_checkpoint(wait=True)
 
-    def settle_save(self, *, wait: bool) -> None:
+    def complete_checkpoint(self, *, wait: bool) -> None:
         """Complete the checkpoint that was begun, once it is written; until then the one before is the newest.
 
         Raises:

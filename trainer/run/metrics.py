@@ -55,7 +55,7 @@ def step_metrics(
         "policy/version": float(version),
         "policy/staleness_max": float(_largest_staleness(episodes, reports[0], version)),
         "seconds/step": total_seconds,
-        **{f"seconds/{part}": value for part, value in seconds.items()},
+        **{f"seconds/{phase}": value for phase, value in seconds.items()},
     }
     if adapter_correlation is not None:
         row["sync/adapter_correlation"] = adapter_correlation

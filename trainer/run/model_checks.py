@@ -35,8 +35,8 @@ def check_family(directory: Path, key: str = "model.path") -> None:
     try:
         find_family(read_json(directory / "config.json"))
     except ValueError as error:
-        told = str(error).removeprefix("model.path: ")
-        raise ConfigError(f"{key}: {told}") from error
+        sentence = str(error).removeprefix("model.path: ")
+        raise ConfigError(f"{key}: {sentence}") from error
 
 
 def check_no_decay(config: RunConfig, directory: Path) -> None:
@@ -83,8 +83,8 @@ def check_loadable(directory: Path, key: str, *, without: tuple[str, ...] = ()) 
             read_weight_files(directory), ModelShape.read(directory), source=directory, without=without
         )
     except ValueError as error:
-        told = str(error).removeprefix("model.path: ")
-        raise ConfigError(f"{key}: {told}") from error
+        sentence = str(error).removeprefix("model.path: ")
+        raise ConfigError(f"{key}: {sentence}") from error
 
 
 def _check_shared_prefix(config: RunConfig) -> None:

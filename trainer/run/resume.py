@@ -36,16 +36,16 @@ from polyturn.trainer.checkpoints.manifest import find_faults
 from polyturn.trainer.run.directory import FailedStep, RunDirectory
 from polyturn.trainer.run.progress import num_damaged_rows
 
-Tell = Callable[[str], None]
+Warn = Callable[[str], None]
 MAX_FAILURES = 2
 """A step that failed so often in a row is not played again without a change."""
 
 
-def check_resume(config: RunConfig, directory: RunDirectory, tell: Tell) -> None:
+def check_resume(config: RunConfig, directory: RunDirectory, warn: Warn) -> None:
     """Compare the run with what the config makes of it, and read what is stored of its unfinished steps.
 
     Args:
-        tell: is told of everything that differs or is damaged.
+        warn: is called with everything that differs or is damaged.
 
     Raises:
         ValueError: the run cannot go on so; one sentence with the way out.
@@ -53,15 +53,15 @@ def check_resume(config: RunConfig, directory: RunDirectory, tell: Tell) -> None
     differences = compare(directory.recorded(), identify(config), config)
     if differences.refused:
         raise ValueError(refusal(differences, directory.path))
-    for text in differences.told:
-        tell(f"resume: {text}")
+    for text in differences.reported:
+        warn(f"resume: {text}")
     # Marker and sizes only; the ranks compare the checksums, each of some files.
-    found = directory.sound_checkpoint(partial(find_faults, read=False), tell)
+    found = directory.sound_checkpoint(partial(find_faults, read=False), warn)
     last_step = 0 if found is None else found[1].step
     _refuse_what_fails_again(directory, last_step, config.checks)
-    _check_stored(config, TrajectoryStore(directory.path), last_step, tell)
+    _check_stored(config, TrajectoryStore(directory.path), last_step, warn)
     if num_damaged := num_damaged_rows(directory.metrics):
-        tell(
+        warn(
             f"resume: {directory.metrics} is damaged: {num_damaged} of its rows cannot be read and are left out"
         )
 
@@ -79,15 +79,15 @@ def _refuse_what_fails_again(directory: RunDirectory, last_step: int, checks: Ch
     )
 
 
-def _check_stored(config: RunConfig, store: TrajectoryStore, last_step: int, tell: Tell) -> None:
-    """Raise for episodes of other tasks than the run has; tell of those that are damaged."""
+def _check_stored(config: RunConfig, store: TrajectoryStore, last_step: int, warn: Warn) -> None:
+    """Raise for episodes of other tasks than the run has; warn of those that are damaged."""
     tasks = tasks_of(config, config.environment.train_split)
     seed = config.seed
     order = draw_order(tasks, seed=seed)
     for step in store.begun_after(last_step):
         stored = store.stored(step)
         for fault in stored.damage:
-            tell(f"resume: {fault}; what it held is played again")
+            warn(f"resume: {fault}; what it held is played again")
         checked: set[str] = set()
         for episode in stored.episodes:
             if episode.group_id not in checked:
@@ -161,8 +161,8 @@ DATA = (
     "rollout.sampling.*",
 )
 """Options that decide which episodes a run plays and what they are worth."""
-TOLD_BY_CONTENT = ("model.path", "environment.*timeout_s")
-"""But for these: a model is told by its files, and how long machinery may take is no part of a task."""
+COMPARED_BY_CONTENT = ("model.path", "environment.*timeout_s")
+"""But for these: a model is known by its files, and how long machinery may take is no part of a task."""
 OF_ONE_SESSION = ("name", "resume", "run_dir", "output_dir", "checkpoint.load*", "logging.*")
 """Options that say nothing about what a run is of."""
 FREE = ("*options", "sglang", "megatron", "megatron.*", "*.weights")
@@ -199,7 +199,7 @@ class Differences:
 
     refused: tuple[str, ...]
     """What decides the data."""
-    told: tuple[str, ...]
+    reported: tuple[str, ...]
     """All else, with what follows from it."""
 
 
@@ -227,11 +227,11 @@ def compare(old: Mapping[str, Any], new: Identity, config: RunConfig) -> Differe
     `config` is the one that `new` was made of.
     """
     refused: list[str] = []
-    told: list[str] = []
+    reported: list[str] = []
     changed = dict(sorted(_changed_options(old.get("config", {}), new.config)))
     for path, (was, now) in changed.items():
         line = f"{path} is {_shown(now)}, the run began with {_shown(was)}"
-        (refused if _decides_data(path, was, now) else told).append(line)
+        (refused if _decides_data(path, was, now) else reported).append(line)
     for name, what in (
         ("tasks", f"the tasks of the split {config.environment.train_split!r} are others than they were"),
         ("tools", f"the environment {config.environment.id} describes other tools than it did"),
@@ -240,13 +240,15 @@ def compare(old: Mapping[str, Any], new: Identity, config: RunConfig) -> Differe
         if name in old and old[name] != getattr(new, name):
             refused.append(what)
     if old.get("code", new.code) != new.code:
-        told.append(f"the code of the environment {config.environment.id} has changed since the run began")
-    told += [
+        reported.append(
+            f"the code of the environment {config.environment.id} has changed since the run began"
+        )
+    reported += [
         f"{package} is {new.versions.get(package, 'not installed')}, the run began with {was}"
         for package, was in old.get("versions", {}).items()
         if new.versions.get(package) != was
     ]
-    return Differences(refused=tuple(refused), told=(*told, *_consequences(changed, config)))
+    return Differences(refused=tuple(refused), reported=(*reported, *_consequences(changed, config)))
 
 
 def refusal(differences: Differences, directory: Path) -> str:
@@ -312,7 +314,7 @@ def _changed_options(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, 
 def _decides_data(path: str, was: Any, now: Any) -> bool:
     if path == "environment.tasks":
         return _without_places(was) != _without_places(now)
-    if any(fnmatch(path, pattern) for pattern in TOLD_BY_CONTENT):
+    if any(fnmatch(path, pattern) for pattern in COMPARED_BY_CONTENT):
         return False
     return any(fnmatch(path, pattern) for pattern in DATA)
 

@@ -20,10 +20,10 @@ from polyturn.rollout.engines.server import EngineSpec
 from polyturn.rollout.evaluation import EvaluationResult
 from polyturn.trainer.checkpoints.manifest import CheckpointError
 from polyturn.trainer.player import RolloutPlayer
-from polyturn.trainer.ranks.group import Trainer
+from polyturn.trainer.ranks.trainer import Trainer
 from polyturn.trainer.run.cluster import start_ray
 from polyturn.trainer.run.directory import RunDirectory, RunState, write_json
-from polyturn.trainer.run.failures import Interrupted, InterruptGuard, sentence_of, told_in_a_sentence
+from polyturn.trainer.run.failures import Interrupted, InterruptGuard, as_run_failure, sentence_of
 from polyturn.trainer.run.loop import Stopwatch, TrainingLoop
 from polyturn.trainer.run.preflight import preflight
 from polyturn.trainer.run.progress import (
@@ -73,7 +73,7 @@ def train(config: RunConfig, *, warnings: Sequence[str] | None = None) -> Path:
         progress.message(f"warning: {warning}")
     try:
         with ExitStack() as stack:
-            stack.enter_context(told_in_a_sentence(directory))
+            stack.enter_context(as_run_failure(directory))
             parts = stack.enter_context(_running_stack(config, directory, progress, stopwatch))
             # From here on Ctrl-C drains; before, there is nothing to save.
             guard = stack.enter_context(InterruptGuard())
@@ -156,7 +156,7 @@ class _Run:
                 loop.run()
             finally:
                 # Whatever ended the steps, what they saved is to be complete.
-                loop.settle_save(wait=True)
+                loop.complete_checkpoint(wait=True)
             self._stop_if_asked(loop)
             after = self._evaluate("after", loop.state.step) if self._config.evaluation.after else None
             trainer.save_hf(self._directory.policy)
@@ -184,8 +184,8 @@ class _Run:
         checkpoint, state = found
         trainer.load_checkpoint(checkpoint)
         self._progress.message(f"resumed after step {state.step}")
-        for part, seconds in state.seconds.items():
-            self._stopwatch.add(part, seconds)
+        for phase, seconds in state.seconds.items():
+            self._stopwatch.add(phase, seconds)
         self._earlier_seconds = state.seconds.get("total", 0.0)
         return state
 

@@ -19,8 +19,8 @@ from polyturn.configs.schema.run import RunConfig
 from polyturn.trainer.credit.estimates import StepCredit, estimate_advantages, make_samples
 from polyturn.trainer.data.balance import cut_into_updates, share_out
 from polyturn.trainer.data.samples import UpdateReport
-from polyturn.trainer.ranks.group import Trainer
 from polyturn.trainer.ranks.rank import PolicyRank
+from polyturn.trainer.ranks.trainer import Trainer
 
 pytestmark = pytest.mark.stack
 

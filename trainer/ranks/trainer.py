@@ -39,10 +39,10 @@ class Trainer:
     def __init__(self, config: RunConfig, *, model_path: Path) -> None:
         trainer = config.trainer
         self._config = config
-        self._policy = RankGroup(PolicyRank, config=config, model_path=model_path, parallel=trainer.parallel)
-        self._critic: RankGroup[CriticRank] | None = None
+        self._policy = Ranks(PolicyRank, config=config, model_path=model_path, parallel=trainer.parallel)
+        self._critic: Ranks[CriticRank] | None = None
         if trainer.critic_has_ranks:
-            self._critic = RankGroup(
+            self._critic = Ranks(
                 CriticRank, config=config, model_path=model_path, parallel=trainer.critic.parallel
             )
 
@@ -188,7 +188,7 @@ class Call:
         return [found[self._references[rank]] for rank in self._answering]
 
 
-class RankGroup(Generic[R]):
+class Ranks(Generic[R]):
     """Starts one actor per rank of a layout, and calls them together."""
 
     def __init__(
