@@ -11,7 +11,7 @@ import importlib
 import inspect
 import pkgutil
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Union, get_args, get_origin
 
@@ -22,7 +22,8 @@ from polyturn.configs.schema.section import Section
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = ("agents", "configs", "envs", "rollout", "tools", "trainer", "src/polyturn/cli")
-Sections = frozenset[type[Section]]
+Sections = frozenset[type[Section] | str]
+"""What an expression may be: sections, and by their names classes of ours that keep some in attributes."""
 NONE: Sections = frozenset()
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 Option = tuple[type[Section], str]
@@ -41,7 +42,7 @@ def all_sections() -> list[type[Section]]:
     return list(found)
 
 
-def sections_in(annotation: Any) -> Sections:
+def sections_in(annotation: Any) -> frozenset[type[Section]]:
     """The sections in a type: of a union all, of a list or mapping those that it holds."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return frozenset([annotation])
@@ -50,7 +51,7 @@ def sections_in(annotation: Any) -> Sections:
         return sections_in(get_args(annotation)[0])
     if origin in (Union, types.UnionType) or origin is not None:
         return frozenset(found for part in get_args(annotation) for found in sections_in(part))
-    return NONE
+    return frozenset()
 
 
 def written_values(text: str) -> dict[str, Any]:
@@ -77,17 +78,28 @@ class Readers:
         self.read: set[Option] = set()
         self._named = _named_types()
         self._attributes: dict[tuple[str, str], Sections] = {}
+        self._bases: dict[str, list[str]] = {}
         self._returns: dict[str, Sections] = {}
         functions: list[tuple[Function, str | None]] = []
+        trees: list[ast.Module] = []
         for folder in FOLDERS:
             for path in sorted((ROOT / folder).rglob("*.py")):
                 text = path.read_text()
                 if "config" in text and path.name not in KEEPING:
-                    functions += self._module(ast.parse(text))
+                    trees.append(ast.parse(text))
+        for tree in trees:
+            self._note_classes(tree)
+        for tree in trees:
+            functions += self._module(tree)
         # What an attribute holds may be known only after the function that sets it was read.
         for _ in range(2):
             for function, owner in functions:
                 self._function(function, owner)
+
+    def _note_classes(self, tree: ast.Module) -> None:
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef) and self._section_named(node.name) is None:
+                self._bases[node.name] = [base.id for base in node.bases if isinstance(base, ast.Name)]
 
     def _module(self, tree: ast.Module) -> list[tuple[Function, str | None]]:
         """Note what is annotated; the module's functions, each with the class that it is a method of."""
@@ -151,7 +163,8 @@ class Readers:
                 return self._attribute(node, known, owner)
             case ast.Call(func=ast.Attribute(attr="model_dump" | "model_dump_json" | "describe") as function):
                 for section in self._resolve(function.value, known, owner):
-                    self._read_all(section)
+                    if not isinstance(section, str):
+                        self._read_all(section)
                 return NONE
             case ast.Call(func=ast.Name(id="getattr"), args=[value, ast.Constant(value=str(name)), *_]):
                 return self._field(self._resolve(value, known, owner), name)
@@ -180,12 +193,20 @@ class Readers:
     def _attribute(self, node: ast.Attribute, known: dict[str, Sections], owner: str | None) -> Sections:
         found = self._field(self._resolve(node.value, known, owner), node.attr)
         if _is_self(node.value) and owner is not None:
-            found |= self._attributes.get((owner, node.attr), NONE)
+            found |= self._held(owner, node.attr)
         return found
 
-    def _field(self, sections: Iterable[type[Section]], name: str) -> Sections:
+    def _held(self, owner: str, name: str) -> Sections:
+        """What a class, or what it is derived from, keeps in an attribute."""
+        found = self._attributes.get((owner, name), NONE)
+        return found.union(*(self._held(base, name) for base in self._bases.get(owner, ()) if base != owner))
+
+    def _field(self, sections: Sections, name: str) -> Sections:
         found = NONE
         for section in sections:
+            if isinstance(section, str):
+                found |= self._held(section, name)
+                continue
             if name in section.model_fields:
                 self.read.add((section, name))
                 found |= sections_in(section.model_fields[name].annotation)
@@ -205,11 +226,12 @@ class Readers:
             annotation = ast.parse(annotation.value, mode="eval").body
         names = [node.id for node in ast.walk(annotation) if isinstance(node, ast.Name)]
         names += [node.attr for node in ast.walk(annotation) if isinstance(node, ast.Attribute)]
-        return NONE.union(*(self._named.get(name, NONE) for name in names))
+        classes = frozenset(name for name in names if name in self._bases)
+        return classes.union(*(self._named.get(name, NONE) for name in names))
 
     def _section_named(self, name: str) -> type[Section] | None:
-        found = [section for section in self._named.get(name, NONE) if section.__name__ == name]
-        return found[0] if found else None
+        named = self._named.get(name, NONE)
+        return next((found for found in named if isinstance(found, type) and found.__name__ == name), None)
 
 
 KEEPING = ("identity.py", "resume.py", "loader.py", "run_directory.py")
