@@ -1,14 +1,27 @@
-"""What a user is told when something they wrote is wrong."""
+"""What a user is told when something they wrote is wrong, or when a run ends before its last step."""
 
 from __future__ import annotations
 
 import difflib
 import errno
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class ConfigError(ValueError):
     """Bad input. The message is for the user: a sentence a line, with where, what, and what is right."""
+
+
+class Interrupted(Exception):
+    """The run was asked to stop; what is finished is saved."""
+
+    def __init__(self, directory: Path, step: int) -> None:
+        super().__init__(f"stopped after step {step}; `resume=true run_dir={directory}` goes on from there")
+        self.directory = directory
+
+
+class RunFailure(RuntimeError):
+    """A run ended before its last step; the message is for users."""
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:

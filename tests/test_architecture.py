@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+import polyturn
+
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("configs", "tools", "envs", "agents", "rollout", "trainer")
 HEAVY = ("torch", "ray", "sglang", "sglang_router", "megatron", "transformers")
@@ -148,6 +150,31 @@ def test_editors_can_follow_imports() -> None:
     inside = importlib.machinery.PathFinder.find_spec("envs", list(found.submodule_search_locations))
     assert inside is not None and inside.origin is not None
     assert Path(inside.origin).samefile(ROOT / "envs" / "__init__.py")
+
+
+def test_editors_know_the_public_names() -> None:
+    """What is loaded when it is used is written down a second time, for editors and type checkers."""
+    (block,) = (
+        node
+        for node in ast.parse((ROOT / "src/polyturn/__init__.py").read_text()).body
+        if isinstance(node, ast.If)
+    )
+    told = {
+        alias.name: node.module
+        for node in block.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
+    assert told == polyturn._HOME_OF
+    assert set(polyturn.__all__) == {*told, "__version__"}
+
+
+@pytest.mark.parametrize("name", ["polyturn.ToolEnv", "polyturn.envs.tool_env.ToolEnv"])
+def test_an_editor_goes_to_the_definition(name: str) -> None:
+    jedi = pytest.importorskip("jedi")
+    script = jedi.Script(f"import polyturn.envs.tool_env\n{name}", project=jedi.Project(ROOT / "src"))
+    (found,) = script.goto(2, len(name), follow_imports=True)
+    assert (found.full_name, found.type) == ("polyturn.envs.tool_env.ToolEnv", "class")
 
 
 def test_long_modules_say_why() -> None:

@@ -63,10 +63,14 @@ def prompts_by_step(path: Path) -> dict[int, list[tuple[str, str]]]:
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An uninterrupted run."""
-    process = train(*SMALL, f"output_dir={tmp_path_factory.mktemp('runs')}")
+    """An uninterrupted run, started from Python; the others are started from the command line."""
+    program = (
+        "import sys, polyturn; print(polyturn.train('quickstart', *sys.argv[2:], output_dir=sys.argv[1]))"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path_factory.mktemp("runs")), *SMALL]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert process.returncode == 0, process.stdout + process.stderr
-    return run_path(process)
+    return Path(process.stdout.strip().splitlines()[-1])
 
 
 def test_the_run_directory_says_everything_that_happened(finished: Path) -> None:
@@ -117,7 +121,7 @@ def test_evaluation_serves_the_final_policy_on_the_same_tasks(finished: Path, tm
     process = run("eval", "quickstart", "--model", str(finished / "policy"), *SMALL, f"output_dir={tmp_path}")
     assert process.returncode == 0, process.stdout + process.stderr
     result = json.loads(process.stdout.strip().splitlines()[-1])
-    assert result["num_tasks"] == 16
+    assert result["num_tasks"] == 16 and result["model"] == str(finished / "policy")
     assert 0 <= result["low"] <= result["mean"] <= result["high"] <= 1
 
 

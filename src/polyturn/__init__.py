@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from polyturn.envs.builtin import register_with_gymnasium
 
 if TYPE_CHECKING:
-    from polyturn.configs.errors import ConfigError
+    from polyturn.configs.errors import ConfigError, Interrupted, RunFailure
     from polyturn.configs.schema.run import RunConfig
     from polyturn.envs.faults import EnvironmentFault
     from polyturn.envs.messages import (
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from polyturn.envs.registry import list_environments, make, register
     from polyturn.envs.rewards.answers import exact_match
     from polyturn.envs.tool_env import ToolEnv
+    from polyturn.runs import EvaluationReport, evaluate, load_config, train
     from polyturn.tools.tool import tool
     from polyturn.tools.types import ToolCall, ToolError, ToolResult, ToolSpec
 
@@ -46,10 +47,13 @@ __all__ = [
     "ConfigError",
     "EnvironmentFault",
     "EpisodeView",
+    "EvaluationReport",
+    "Interrupted",
     "ListTasks",
     "Message",
     "Observation",
     "RunConfig",
+    "RunFailure",
     "Score",
     "Task",
     "TaskSource",
@@ -59,15 +63,18 @@ __all__ = [
     "ToolResult",
     "ToolSpec",
     "__version__",
+    "evaluate",
     "exact_match",
     "list_environments",
+    "load_config",
     "make",
     "register",
     "tool",
+    "train",
 ]
 
 _HOMES = {
-    "polyturn.configs.errors": ("ConfigError",),
+    "polyturn.configs.errors": ("ConfigError", "Interrupted", "RunFailure"),
     "polyturn.configs.schema.run": ("RunConfig",),
     "polyturn.envs.faults": ("EnvironmentFault",),
     "polyturn.envs.messages": (
@@ -83,6 +90,7 @@ _HOMES = {
     "polyturn.envs.registry": ("list_environments", "make", "register"),
     "polyturn.envs.rewards.answers": ("exact_match",),
     "polyturn.envs.tool_env": ("ToolEnv",),
+    "polyturn.runs": ("EvaluationReport", "evaluate", "load_config", "train"),
     "polyturn.tools.tool": ("tool",),
     "polyturn.tools.types": ("ToolCall", "ToolError", "ToolResult", "ToolSpec"),
 }

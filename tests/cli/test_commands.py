@@ -11,12 +11,12 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from polyturn.cli import doctor
+from polyturn import packages
 from polyturn.cli.main import app
-from polyturn.cli.train import newest_policy
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.reference import options_markdown
+from polyturn.runs import newest_policy
 from tests.support.command_line import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -101,13 +101,13 @@ def test_links_of_the_option_tables_have_targets() -> None:
 
 
 def test_doctor_says_what_is_missing_and_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    absent = doctor.Package(
+    absent = packages.Package(
         distribution="no-such-package",
         module="no_such",
         used_for="nothing",
         install="pip install no-such-package",
     )
-    present = doctor.Package(distribution="pydantic", module="pydantic", used_for="configs", install="-")
+    present = packages.Package(distribution="pydantic", module="pydantic", used_for="configs", install="-")
     for known, code in (((present,), 0), ((present, absent), 1)):
         monkeypatch.setattr("polyturn.cli.doctor.PACKAGES", known)
         result, text = invoke("doctor")
@@ -118,17 +118,17 @@ def test_doctor_says_what_is_missing_and_how_to_install_it(monkeypatch: pytest.M
 
 
 def test_a_missing_package_is_an_error_that_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
-    absent = doctor.Package(
+    absent = packages.Package(
         distribution="no-such-package",
         module="no_such",
         used_for="nothing",
         install="pip install no-such-package",
     )
-    monkeypatch.setattr(doctor, "PACKAGES", (absent,))
+    monkeypatch.setattr(packages, "PACKAGES", (absent,))
     with pytest.raises(
         ConfigError, match=r"^not installed: no-such-package; install with: pip install no-such-package$"
     ):
-        doctor.require()
+        packages.require()
 
 
 def test_the_newest_finished_run_is_evaluated(workspace: Path) -> None:

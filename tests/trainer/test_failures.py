@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 
-from polyturn.configs.errors import ConfigError
+from polyturn.configs.errors import ConfigError, Interrupted, RunFailure
 from polyturn.rollout.engines.process import EngineError
 from polyturn.trainer.run.checks import CheckFailure
 from polyturn.trainer.run.directory import RunDirectory
-from polyturn.trainer.run.failures import Interrupted, RunFailure, as_run_failure, sentence_of
+from polyturn.trainer.run.failures import as_run_failure, sentence_of
 
 TRACE = 'Traceback (most recent call last):\n  File "x.py", line 1, in f\nKeyError: 1\n'
 

@@ -13,10 +13,9 @@ import ray
 from ray._private import ray_constants
 
 from polyturn.configs.addresses import without_brackets
-from polyturn.configs.errors import ConfigError
+from polyturn.configs.errors import ConfigError, RunFailure
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.sizing.arithmetic import num_gpus
-from polyturn.trainer.run.failures import RunFailure
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -12,7 +12,7 @@ from types import FrameType, TracebackType
 
 from ray.exceptions import ActorDiedError, RayError
 
-from polyturn.configs.errors import ConfigError, machine_fault
+from polyturn.configs.errors import ConfigError, Interrupted, RunFailure, machine_fault
 from polyturn.rollout.collector import RolloutError
 from polyturn.rollout.engines.process import EngineError
 from polyturn.tools.secrets import blank_credentials
@@ -55,18 +55,6 @@ class InterruptGuard:
         self._requested.set()
         for on_request in self._subscribers:
             on_request()
-
-
-class Interrupted(Exception):
-    """The run was asked to stop; what is finished is saved."""
-
-    def __init__(self, directory: Path, step: int) -> None:
-        super().__init__(f"stopped after step {step}; `resume=true run_dir={directory}` goes on from there")
-        self.directory = directory
-
-
-class RunFailure(RuntimeError):
-    """A run ended before its last step; the message is for users."""
 
 
 class StepFailure(RunFailure):

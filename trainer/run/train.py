@@ -12,6 +12,7 @@ from typing import Any
 
 import ray
 
+from polyturn.configs.errors import Interrupted
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.engines.launch import Engines
@@ -23,7 +24,7 @@ from polyturn.trainer.player import RolloutPlayer
 from polyturn.trainer.ranks.trainer import Trainer
 from polyturn.trainer.run.cluster import start_ray
 from polyturn.trainer.run.directory import RunDirectory, RunState, write_json
-from polyturn.trainer.run.failures import Interrupted, InterruptGuard, as_run_failure, sentence_of
+from polyturn.trainer.run.failures import InterruptGuard, as_run_failure, sentence_of
 from polyturn.trainer.run.loop import Stopwatch, TrainingLoop
 from polyturn.trainer.run.preflight import preflight
 from polyturn.trainer.run.progress import (

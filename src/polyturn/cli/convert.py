@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from polyturn.cli.doctor import require
 from polyturn.cli.outcome import RUN_FAILED, print_error, reported
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.models import BUILTIN, PRESET, resolve_model_path
+from polyturn.packages import require
 
 KINDS = ("hf", "torch_dist", "fp8")
 

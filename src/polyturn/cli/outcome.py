@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import typer
 
-from polyturn.configs.errors import ConfigError, machine_fault
+from polyturn.configs.errors import ConfigError, Interrupted, RunFailure, machine_fault
 from polyturn.tools.plain import printable
 from polyturn.tools.secrets import blank_credentials
 
@@ -18,7 +18,7 @@ INTERRUPTED = 130
 
 @contextmanager
 def reported() -> Iterator[None]:
-    """Print bad input, and what the machine refuses, as `error: ...` lines without a traceback, and exit with its code.
+    """Print bad input, what the machine refuses and what ended a run as `error: ...` lines, and exit with its code.
 
     A pipe that nobody reads any more is left to the command line's own handling.
     """
@@ -27,6 +27,12 @@ def reported() -> Iterator[None]:
     except ConfigError as error:
         print_error(error)
         raise typer.Exit(BAD_INPUT) from error
+    except RunFailure as failure:
+        print_error(failure)
+        raise typer.Exit(RUN_FAILED) from failure
+    except Interrupted as interrupted:
+        typer.echo(f"{interrupted}\nrun: {interrupted.directory}")
+        raise typer.Exit(INTERRUPTED) from interrupted
     except BrokenPipeError:
         raise
     except OSError as error:

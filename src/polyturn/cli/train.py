@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
-from polyturn.cli.doctor import PACKAGES, SERVING, require
-from polyturn.cli.outcome import INTERRUPTED, RUN_FAILED, print_error, reported, table
-from polyturn.configs.errors import ConfigError
-from polyturn.configs.loading.loader import dump_config, is_suite, json_schema, load_config, load_suite
+import polyturn
+from polyturn.cli.outcome import reported, table
+from polyturn.configs.loading.loader import dump_config, is_suite, json_schema
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.reference import options_markdown
 from polyturn.configs.schema.run import RunConfig
@@ -30,8 +28,11 @@ from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.envs.messages import TaskSource
 from polyturn.envs.tasks import MixtureTasks
 from polyturn.envs.tasks.sources import source_name
+from polyturn.packages import PACKAGES
 from polyturn.rollout.task_sources import task_configs, tasks_of
+from polyturn.runs import EvaluationReport
 from polyturn.trainer.run.model_checks import capacity_of, check_memory, critic_shape
+from polyturn.trainer.run.preflight import preflight
 
 Recipe = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")
@@ -55,34 +56,19 @@ def train(
     \b
     Example: polyturn train quickstart seed=1 trainer.optimizer.learning_rate=1e-6
     """
-    from polyturn.trainer.run.preflight import preflight
-
     with reported():
-        config = load_config(recipe, overrides or ())
-        warnings = preflight(config, dry_run=dry_run)
+        config = polyturn.load_config(recipe, *overrides or ())
         if dry_run:
-            print_warnings(warnings)
+            for warning in preflight(config, dry_run=True):
+                print_warning(warning)
             print_plan(config)
             return
-        require()
-        from polyturn.trainer.run.failures import FAILURES, Interrupted, sentence_of
-        from polyturn.trainer.run.train import train as run
-
-        try:
-            path = run(config, warnings=warnings)
-        except Interrupted as interrupted:
-            typer.echo(str(interrupted))
-            typer.echo(f"run: {interrupted.directory}")
-            raise typer.Exit(INTERRUPTED) from interrupted
-        except FAILURES as failure:
-            print_error(sentence_of(failure))
-            raise typer.Exit(RUN_FAILED) from failure
+        path = polyturn.train(config)
     typer.echo(f"run: {path}")
 
 
-def print_warnings(warnings: Sequence[str]) -> None:
-    for warning in warnings:
-        typer.echo(f"warning: {warning}", err=True)
+def print_warning(warning: str) -> None:
+    typer.echo(f"warning: {warning}", err=True)
 
 
 def evaluate(
@@ -109,58 +95,35 @@ def evaluate(
     \b
     Example: polyturn eval quickstart --model runs/quickstart-20260101-120000/policy evaluation.num_tasks=64
     """
-    from polyturn.trainer.run.preflight import preflight
-
     with reported():
-        suite = is_suite(recipe_or_suite)
-        if suite:
-            configs = load_suite(recipe_or_suite, overrides or ())
-        else:
-            configs = [load_config(recipe_or_suite, overrides or ())]
-        model_path = (
-            resolve_model_path(model, key="--model") if model is not None else newest_policy(configs[0])
+        reports = polyturn.evaluate(
+            recipe_or_suite,
+            *overrides or (),
+            model_path=None if model is None else resolve_model_path(model, key="--model"),
+            on_warning=print_warning,
+            on_report=_print_report,
         )
-        for config in configs:
-            print_warnings(preflight(config, evaluated=model_path))
-        require(SERVING)
-        typer.echo(f"model: {model_path}")
-        results = [_evaluate_one(config, model_path) for config in configs]
-    summary = (
-        {"suite": recipe_or_suite, "model": str(model_path), "results": results} if suite else results[0]
-    )
-    typer.echo(json.dumps(summary))
+        results = [_as_json(report) for report in reports]
+        whole = {"suite": recipe_or_suite, "model": str(reports[0].model_path), "results": results}
+        typer.echo(f"model: {reports[0].model_path}")
+        typer.echo(json.dumps(whole if is_suite(recipe_or_suite) else results[0]))
 
 
-def _evaluate_one(config: RunConfig, model_path: Path) -> dict[str, Any]:
-    """Evaluate on one environment, print a line about it, and return its figures."""
-    from polyturn.rollout.collector import RolloutError
-    from polyturn.rollout.engines.process import EngineError
-    from polyturn.rollout.evaluation import evaluate_model
-    from polyturn.trainer.run.progress import make_progress
-
-    settings = config.evaluation
-    progress = make_progress(config.logging.progress, num_steps=1)
-    progress.phase("held-out evaluation", total=settings.num_tasks * settings.samples_per_task)
-    try:
-        result = evaluate_model(config, model_path=model_path, on_episode=lambda _: progress.advance())
-    except EngineError as failure:
-        print_error(failure.sentence)
-        raise typer.Exit(RUN_FAILED) from failure
-    except RolloutError as failure:
-        print_error(failure)
-        raise typer.Exit(RUN_FAILED) from failure
-    finally:
-        progress.close()
-    options = f" {config.environment.options}" if config.environment.options else ""
+def _print_report(report: EvaluationReport) -> None:
+    options, result = f" {report.options}" if report.options else "", report.result
     typer.echo(
-        f"{config.environment.id}{options} [{settings.split}]: mean reward {result.mean:.3f}, 95 % interval "
+        f"{report.environment}{options} [{report.split}]: mean reward {result.mean:.3f}, 95 % interval "
         f"{result.low:.3f} to {result.high:.3f}, {result.num_tasks} tasks, {result.num_failed} failed episodes"
     )
+
+
+def _as_json(report: EvaluationReport) -> dict[str, Any]:
+    result = report.result
     return {
-        "environment": config.environment.id,
-        "options": config.environment.options,
-        "split": settings.split,
-        "model": str(model_path),
+        "environment": report.environment,
+        "options": report.options,
+        "split": report.split,
+        "model": str(report.model_path),
         "mean": result.mean,
         "low": result.low,
         "high": result.high,
@@ -168,23 +131,6 @@ def _evaluate_one(config: RunConfig, model_path: Path) -> dict[str, Any]:
         "num_episodes": result.num_episodes,
         "num_failed": result.num_failed,
     }
-
-
-def newest_policy(config: RunConfig) -> Path:
-    """The final policy of `run_dir`, or of the newest finished run of this name. Raises ConfigError."""
-    from polyturn.trainer.run.directory import runs_of
-
-    if config.run_dir is not None:
-        runs = [config.run_dir]
-    else:
-        runs = runs_of(config.name, config.output_dir)
-    for run in runs:
-        if (run / "policy" / "config.json").is_file():
-            return run / "policy"
-    where = config.run_dir or config.output_dir
-    raise ConfigError(
-        f"there is no finished run of '{config.name}' in {where}; name a model with --model PATH"
-    )
 
 
 config_app = typer.Typer(
@@ -202,7 +148,7 @@ def show(recipe: Recipe, overrides: Overrides = None) -> None:
     Example: polyturn config show quickstart trainer.num_steps=5
     """
     with reported():
-        typer.echo(dump_config(load_config(recipe, overrides or ())), nl=False)
+        typer.echo(dump_config(polyturn.load_config(recipe, *overrides or ())), nl=False)
 
 
 @config_app.command()

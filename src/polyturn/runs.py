@@ -1,0 +1,185 @@
+"""Training and evaluation from Python; what the command line starts is the same."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from polyturn.configs.errors import ConfigError, RunFailure
+from polyturn.configs.loading import loader
+from polyturn.configs.models import resolve_model_path
+from polyturn.configs.schema.run import RunConfig
+from polyturn.packages import SERVING, require
+
+if TYPE_CHECKING:
+    from polyturn.rollout.evaluation import EvaluationResult
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationReport:
+    """How a policy did on the held-out tasks of one environment."""
+
+    environment: str
+    """Its id."""
+    options: Mapping[str, Any]
+    """Arguments of its constructor."""
+    split: str
+    model_path: Path
+    """The Hugging Face directory of the policy."""
+    result: EvaluationResult
+    """The mean reward with its 95 % interval, and what was counted."""
+
+
+def load_config(recipe: str | Path | RunConfig, /, *overrides: str, **options: Any) -> RunConfig:
+    """The config of a run.
+
+    Args:
+        recipe: A YAML file, or the name of a shipped recipe. A config that is loaded already comes back as it is.
+        overrides: `"trainer.num_steps=20"`, as on the command line.
+        options: The same as values: `seed=1`, `trainer={"num_steps": 20}`; other options of a section stay.
+
+    Raises:
+        ConfigError: one line for each thing that is wrong, with the file and line where it is written.
+    """
+    written = (*overrides, *_as_overrides(options))
+    if not isinstance(recipe, RunConfig):
+        return loader.load_config(recipe, written)
+    if written:
+        raise ConfigError(f"{written[0]}: a config that is loaded takes no options; load it with them")
+    return recipe
+
+
+def train(recipe: str | Path | RunConfig, /, *overrides: str, **options: Any) -> Path:
+    """Train a policy: `polyturn.train("quickstart", seed=1)`.
+
+    The arguments are those of `load_config`. The program that calls it must be safe to import (`if __name__ ==
+    "__main__":`), because Ray starts processes of it. Ctrl-C saves the finished steps.
+
+    Returns:
+        The run directory: config, metrics, trajectories, checkpoints, and the policy under `policy`.
+
+    Raises:
+        ConfigError: a config that cannot be run, or packages that are missing; nothing has been started.
+        RunFailure: the run ended before its last step; `resume=True, run_dir=...` goes on.
+        Interrupted: Ctrl-C; the same goes on.
+    """
+    config = load_config(recipe, *overrides, **options)
+    from polyturn.trainer.run.preflight import preflight
+
+    warnings = preflight(config)
+    require()
+    from polyturn.trainer.run import train as run
+    from polyturn.trainer.run.failures import FAILURES, sentence_of
+
+    try:
+        return run.train(config, warnings=warnings)
+    except RunFailure:
+        raise
+    except FAILURES as failure:
+        raise RunFailure(sentence_of(failure)) from failure
+
+
+def evaluate(
+    recipe: str | Path | RunConfig,
+    /,
+    *overrides: str,
+    model_path: str | Path | None = None,
+    on_warning: Callable[[str], object] = logger.warning,
+    on_report: Callable[[EvaluationReport], object] | None = None,
+    **options: Any,
+) -> list[EvaluationReport]:
+    """Score a policy on held-out tasks: `[report] = polyturn.evaluate("quickstart")`, then `report.result.mean`.
+
+    Args:
+        recipe: As of `load_config`, or a suite, which has several environments.
+        overrides: As of `load_config`.
+        model_path: A Hugging Face directory or `builtin:NAME`; None: the policy of the newest finished run.
+        on_warning: Is told what may be wrong, such as of the chat template.
+        on_report: Is told of each environment when it is done.
+        options: As of `load_config`.
+
+    Returns:
+        A report for each environment, in the order of the suite.
+
+    Raises:
+        ConfigError: a config or model that cannot be evaluated, or missing packages; nothing has been started.
+        RunFailure: an engine did not come up or died, or every episode failed.
+    """
+    configs = _configs(recipe, (*overrides, *_as_overrides(options)))
+    if model_path is None:
+        model_path = newest_policy(configs[0])
+    elif isinstance(model_path, str):
+        model_path = resolve_model_path(model_path, key="model_path")
+    from polyturn.trainer.run.preflight import preflight
+
+    for config in configs:
+        for warning in preflight(config, evaluated=model_path):
+            on_warning(warning)
+    require(SERVING)
+    reports = []
+    for config in configs:
+        reports.append(_evaluate_one(config, model_path))
+        if on_report is not None:
+            on_report(reports[-1])
+    return reports
+
+
+def newest_policy(config: RunConfig) -> Path:
+    """The final policy of `run_dir`, or of the newest finished run of this name. Raises ConfigError."""
+    from polyturn.trainer.run.directory import runs_of
+
+    runs = runs_of(config.name, config.output_dir) if config.run_dir is None else [config.run_dir]
+    for run in runs:
+        if (run / "policy" / "config.json").is_file():
+            return run / "policy"
+    where = config.run_dir or config.output_dir
+    raise ConfigError(
+        f"there is no finished run of '{config.name}' in {where}; name a model with --model PATH"
+    )
+
+
+def _evaluate_one(config: RunConfig, model_path: Path) -> EvaluationReport:
+    from polyturn.rollout.collector import RolloutError
+    from polyturn.rollout.engines.process import EngineError
+    from polyturn.rollout.evaluation import evaluate_model
+    from polyturn.trainer.run.progress import make_progress
+
+    settings = config.evaluation
+    progress = make_progress(config.logging.progress, num_steps=1)
+    progress.phase("held-out evaluation", total=settings.num_tasks * settings.samples_per_task)
+    try:
+        result = evaluate_model(config, model_path=model_path, on_episode=lambda _: progress.advance())
+    except EngineError as failure:
+        raise RunFailure(failure.sentence) from failure
+    except RolloutError as failure:
+        raise RunFailure(str(failure)) from failure
+    finally:
+        progress.close()
+    return EvaluationReport(
+        environment=config.environment.id,
+        options=config.environment.options,
+        split=settings.split,
+        model_path=model_path,
+        result=result,
+    )
+
+
+def _configs(recipe: str | Path | RunConfig, overrides: tuple[str, ...]) -> list[RunConfig]:
+    if isinstance(recipe, RunConfig) or not loader.is_suite(recipe):
+        return [load_config(recipe, *overrides)]
+    return loader.load_suite(recipe, overrides)
+
+
+def _as_overrides(options: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """`{"trainer": {"num_steps": 20}}` as `trainer.num_steps=20`. JSON is YAML, and what it has no form for is text."""
+    for name, value in options.items():
+        if isinstance(value, Mapping) and value:
+            yield from _as_overrides(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}={json.dumps(value, default=str)}"
