@@ -7,12 +7,14 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.trainer import LoraConfig, OptimizerConfig
 from polyturn.trainer.algorithms.objective import Objective
+from polyturn.trainer.base_model.supervised import one_rank
 from polyturn.trainer.data.samples import TrainSample, count_samples
 from polyturn.trainer.megatron.policy import MegatronPolicy
 
@@ -46,11 +48,12 @@ def make_samples(num_tokens: int = 24, count: int = 4) -> list[TrainSample]:
     ]
 
 
-def correlations(model: Path, dtype: str, rate: float, num_updates: int) -> list[float]:
+def correlations(
+    model: Path, dtype: Literal["float32", "bfloat16"], rate: float, num_updates: int
+) -> list[float]:
     """After each update."""
-    policy = MegatronPolicy(
-        model, dtype=dtype, lora=LoraConfig(), optimizer=OptimizerConfig(learning_rate=rate)
-    )
+    optimizer = OptimizerConfig(learning_rate=rate)
+    policy = MegatronPolicy(one_rank(model, dtype=dtype, lora=LoraConfig(), optimizer=optimizer))
     samples, found = make_samples(), []
     try:
         for _ in range(num_updates):

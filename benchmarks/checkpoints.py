@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from polyturn.trainer.base_model.supervised import one_rank
 from polyturn.trainer.megatron.policy import MegatronPolicy
 
 SIZES = {"1M": (64, 4), "50M": (512, 12)}
@@ -163,7 +164,7 @@ def main() -> None:
     repeats = 2 if arguments.short else arguments.repeats
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        policy = MegatronPolicy(make_model(size, Path(scratch) / "model"))
+        policy = MegatronPolicy(one_rank(make_model(size, Path(scratch) / "model")))
         try:
             found = measure(policy, Path(scratch), repeats)
             num_params = sum(param.numel() for chunk in policy._engine.chunks for param in chunk.parameters())

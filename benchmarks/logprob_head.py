@@ -17,8 +17,6 @@ from typing import Any
 
 import torch
 
-from polyturn.trainer.megatron.cpu import install_cpu_compatibility
-
 METHODS = ("naive", "fused", "fused, all kept")
 
 
@@ -69,7 +67,6 @@ def peak_bytes(device: str) -> int:
 
 def measure(method: str, entropy: bool, arguments: argparse.Namespace, pipe: Connection) -> None:
     torch.set_num_threads(1)
-    install_cpu_compatibility(arguments.device)
     device, dtype = arguments.device, getattr(torch, arguments.dtype)
     torch.manual_seed(0)
     hidden = torch.randn(arguments.rows, arguments.hidden, device=device, dtype=dtype, requires_grad=True)

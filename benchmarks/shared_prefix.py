@@ -17,6 +17,7 @@ import torch
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.trainer import SharedPrefix
 from polyturn.trainer.algorithms.objective import Objective
+from polyturn.trainer.base_model.supervised import one_rank
 from polyturn.trainer.data.prefix_tree import Sharing
 from polyturn.trainer.data.samples import TrainSample, count_samples
 from polyturn.trainer.megatron.policy import MegatronPolicy
@@ -105,7 +106,7 @@ class Measured:
 def measure(model: Path, samples: list[TrainSample], mode: SharedPrefix, *, repeats: int) -> Measured:
     """Updates at a learning rate of 0, so that each begins where the others did."""
     total = sum(len(sample) for sample in samples)
-    policy = MegatronPolicy(model, max_tokens_per_gpu=total, shared_prefix=mode)
+    policy = MegatronPolicy(one_rank(model, max_tokens_per_gpu=total, shared_prefix=mode))
     try:
         columns = policy.logprobs(samples)
         scored = [replace(s, proximal_logprobs=c) for s, c in zip(samples, columns, strict=True)]

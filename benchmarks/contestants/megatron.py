@@ -14,9 +14,6 @@ MAX_TOKENS = 4096
 
 
 def import_all() -> None:
-    from polyturn.trainer.megatron.cpu import install_cpu_compatibility
-
-    install_cpu_compatibility("cpu")
     import polyturn.trainer.megatron.engine  # noqa: F401
 
 
@@ -24,13 +21,13 @@ class Polyturn:
     def __init__(self, job: Job) -> None:
         from polyturn.configs.schema.trainer import OptimizerConfig
         from polyturn.trainer.algorithms.objective import Objective
+        from polyturn.trainer.base_model.supervised import one_rank
         from polyturn.trainer.data.samples import count_samples
         from polyturn.trainer.megatron.policy import MegatronPolicy
 
+        optimizer = OptimizerConfig(learning_rate=LEARNING_RATE, clip_grad=CLIP_GRAD)
         self._policy = MegatronPolicy(
-            job.model_path,
-            optimizer=OptimizerConfig(learning_rate=LEARNING_RATE, clip_grad=CLIP_GRAD),
-            max_tokens_per_gpu=MAX_TOKENS,
+            one_rank(job.model_path, optimizer=optimizer, max_tokens_per_gpu=MAX_TOKENS)
         )
         samples = make_batch(job)
         columns = self._policy.logprobs(samples)

@@ -30,7 +30,6 @@ from polyturn.configs.loading.sglang_options import (
 from polyturn.configs.loading.upstream import accepts
 from polyturn.configs.schema.run import EnginesConfig
 from polyturn.rollout.engines.server import CPU_DEFAULTS, EngineSpec, server_arguments
-from polyturn.trainer.megatron.cpu import install_cpu_compatibility
 
 needs_sglang = pytest.mark.skipif(
     importlib.util.find_spec("sglang") is None, reason="SGLang is not installed"
@@ -173,8 +172,8 @@ def test_megatron_fields() -> None:
 
 @needs_megatron
 def test_megatron_fields_read_from_source_are_those_of_the_class() -> None:
-    # Imported too early, megatron.core would spoil this process for every later test.
-    install_cpu_compatibility("cpu")
+    # Imported before it, megatron.core would spoil this process for every later test.
+    importlib.import_module("polyturn.trainer.megatron")
     from megatron.core.distributed import DistributedDataParallelConfig
     from megatron.core.optimizer import OptimizerConfig
     from megatron.core.transformer.transformer_config import TransformerConfig
@@ -303,7 +302,7 @@ def test_values_out_of_their_bounds(values: dict[str, Any], why: str) -> None:
 @needs_megatron
 def test_what_goes_together_is_what_upstream_takes() -> None:
     """Every combination of the options of recomputing: refused here where Megatron-core refuses it, and only more."""
-    install_cpu_compatibility("cpu")
+    importlib.import_module("polyturn.trainer.megatron")
     from megatron.core.transformer.transformer_config import TransformerConfig
 
     choices: dict[str, tuple[Any, ...]] = {

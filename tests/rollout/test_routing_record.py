@@ -100,7 +100,7 @@ def routers_choice(path: Path, token_ids: np.ndarray) -> np.ndarray:
 
 @pytest.mark.catalogue("B40")
 async def test_the_engine_records_what_its_routers_chose(moe_model, engine_url):
-    from polyturn.trainer.megatron.policy import MegatronPolicy
+    from tests.support.megatron.policies import make_policy
 
     segment = (await play(engine_url)).to_segment()
     record = segment.routed_experts
@@ -112,7 +112,7 @@ async def test_the_engine_records_what_its_routers_chose(moe_model, engine_url):
     assert same.mean() > 0.98
 
     sample = TrainSample.from_segment(segment, sample_id="s", group_id="g", sequence_id="s")
-    policy = MegatronPolicy(moe_model, routing_replay=True)
+    policy = make_policy(moe_model, routing_replay=True)
     try:
         (column,) = policy.logprobs([sample])
     finally:

@@ -11,14 +11,10 @@ from hypothesis import strategies as st
 
 from polyturn.configs.models import preset_directory, preset_names, read_json
 from polyturn.configs.sizing.model_shape import FAMILIES as SHAPES
-from polyturn.trainer.megatron.cpu import install_cpu_compatibility
-
-install_cpu_compatibility("cpu")
-
-from polyturn.trainer.megatron.model import read_architecture, transformer_config  # noqa: E402
-from polyturn.trainer.megatron.process_groups import ModelLayout  # noqa: E402
-from polyturn.trainer.models.families import FAMILIES, describe_computation, find_family, same_computation  # noqa: E402  # noqa: E402
-from polyturn.trainer.models.rope import YarnScaling, read_rope  # noqa: E402
+from polyturn.trainer.megatron.model import read_architecture, transformer_config
+from polyturn.trainer.megatron.process_groups import ModelLayout
+from polyturn.trainer.models.families import FAMILIES, describe_computation, find_family, same_computation
+from polyturn.trainer.models.rope import YarnScaling, read_rope
 
 
 def published(name: str, **changes: Any) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.data.samples import TrainSample
 from polyturn.trainer.megatron.policy import MegatronPolicy
 from polyturn.trainer.models import hf_directory
+from tests.support.megatron.policies import make_policy
 
 LENGTHS = [5, 40, 17, 2, 33, 17, 60, 9]
 # A large epsilon keeps AdamW smooth where a gradient is nearly 0, so that rounding does not show as a whole step.
@@ -28,7 +29,7 @@ SMOOTH = OptimizerConfig(learning_rate=0.01, epsilon=1e-3, weight_decay=0.1, war
 
 @contextmanager
 def open_policy(path: Path, **settings) -> Iterator[MegatronPolicy]:
-    policy = MegatronPolicy(path, **settings)
+    policy = make_policy(path, **settings)
     try:
         yield policy
     finally:
@@ -117,7 +118,7 @@ def test_a_large_model_is_written_in_shards(make_model, tmp_path, monkeypatch):
         assert_bitwise(weights_of(policy), load_file(path / "model.safetensors"))
     next((tmp_path / "out").glob("model-00001-*")).unlink()
     with pytest.raises(ValueError, match="lacks model-00001"):
-        MegatronPolicy(tmp_path / "out")
+        make_policy(tmp_path / "out")
 
 
 @pytest.mark.catalogue("B21")
@@ -310,7 +311,7 @@ def test_denominators_of_another_batch_are_noticed(make_model, make_samples):
 def test_what_cannot_be_trained_is_refused(make_model, tmp_path):
     path = make_model()
     with pytest.raises(ValueError, match=r"unknown key .megatron.hidden_sise., did you mean"):
-        MegatronPolicy(path, megatron={"hidden_sise": 3}).close()
+        make_policy(path, megatron={"hidden_sise": 3}).close()
     cases = {
         "model_type": ("mamba", "model_type 'mamba' is not supported"),
         "hidden_act": ("gelu", "only 'silu'"),
@@ -321,11 +322,11 @@ def test_what_cannot_be_trained_is_refused(make_model, tmp_path):
         config = json.loads((path / "config.json").read_text())
         (other / "config.json").write_text(json.dumps({**config, key: value}))
         with pytest.raises(ValueError, match=message):
-            MegatronPolicy(other)
+            make_policy(other)
     with pytest.raises(ValueError, match=r"no config.json"):
-        MegatronPolicy(tmp_path)
+        make_policy(tmp_path)
     with pytest.raises(ValueError, match=r"the layout tensor 2 has 2 rank\(s\), but 1 were started"):
-        MegatronPolicy(path, parallel=ParallelConfig(tensor=2))
+        make_policy(path, parallel=ParallelConfig(tensor=2))
 
 
 def test_user_fields_reach_the_model(make_model, make_samples):

@@ -8,7 +8,7 @@ import torch
 import transformers
 
 from polyturn.trainer.base_model.supervised import SupervisedConfig, train_supervised
-from polyturn.trainer.megatron.policy import MegatronPolicy
+from tests.support.megatron.policies import make_policy
 
 CONFIG = SupervisedConfig(
     num_updates=40,
@@ -73,4 +73,4 @@ def test_a_stream_that_ends_or_is_crooked_is_refused(make_model, tmp_path):
     with pytest.raises(ValueError, match="example 0: 3 tokens with a mask of 2"):
         train_supervised(make_model(), iter([([1, 2, 3], [False, True])]), tmp_path / "out", CONFIG)
     assert not (tmp_path / "out").exists()
-    MegatronPolicy(make_model()).close()
+    make_policy(make_model()).close()

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 
+from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.objective import SupervisedLoss
-from polyturn.configs.schema.trainer import OptimizerConfig
+from polyturn.configs.schema.run import ModelConfig, RunConfig
+from polyturn.configs.schema.trainer import OptimizerConfig, ParallelConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.data.samples import TrainSample
@@ -60,13 +63,31 @@ class SupervisedConfig:
         )
 
 
+def one_rank(
+    model_path: Path,
+    *,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    seed: int = 0,
+    **trainer: Any,
+) -> RunConfig:
+    """The config of a policy that is trained outside of a run, in this process alone.
+
+    Args:
+        trainer: fields of the section `trainer` that differ from the quickstart's.
+    """
+    recipe = load_config("quickstart")
+    section = recipe.trainer.model_copy(update={"parallel": ParallelConfig(), **trainer})
+    model = ModelConfig(path=str(model_path), dtype=dtype)
+    return recipe.model_copy(update={"model": model, "trainer": section, "seed": seed})
+
+
 def train_supervised(
     model_path: Path,
     examples: Iterable[Example],
     output: Path,
     config: SupervisedConfig,
     *,
-    dtype: str = "float32",
+    dtype: Literal["float32", "bfloat16"] = "float32",
     device: str = "cpu",
     seed: int = 0,
     progress: Progress | None = None,
@@ -76,14 +97,15 @@ def train_supervised(
     Raises:
         ValueError: the stream ended before the last update.
     """
-    policy = MegatronPolicy(
+    run = one_rank(
         model_path,
         dtype=dtype,
+        seed=seed,
         device=device,
         optimizer=config.optimizer(),
         max_tokens_per_gpu=config.max_tokens_per_gpu,
-        seed=seed,
     )
+    policy = MegatronPolicy(run)
     try:
         losses = train_on_stream(policy, examples, config, progress=progress)
         policy.save_hf(output)

@@ -8,4 +8,4 @@ import torch
 from polyturn.trainer.megatron.cpu import install_cpu_compatibility
 
 if not torch.cuda.is_available():
-    install_cpu_compatibility("cpu")
+    install_cpu_compatibility()

@@ -2,8 +2,6 @@
 
 A rank that finds exactly its own parts in its own file takes them from there, bit for bit and without looking further.
 What it does not find there it puts together from the files of all ranks.
-
-Import only after `install_cpu_compatibility`.
 """
 
 from __future__ import annotations

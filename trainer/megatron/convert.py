@@ -26,7 +26,11 @@ from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.rollout.engines.placement import free_port
 from polyturn.trainer.checkpoints.manifest import check_header, describe_model, find_faults, read_manifest
 from polyturn.trainer.checkpoints.sources import HF_FOLDER, WeightSource, find_source
-from polyturn.trainer.megatron.cpu import install_cpu_compatibility
+from polyturn.trainer.megatron.checkpoint_reader import load_weights
+from polyturn.trainer.megatron.model import build_chunks, read_architecture, transformer_config
+from polyturn.trainer.megatron.process_groups import ModelLayout, Place, join_ranks, leave_ranks
+from polyturn.trainer.megatron.torch_dist import load_torch_dist, save_torch_dist
+from polyturn.trainer.megatron.weights import load_hf_weights, named_hf_tensors
 from polyturn.trainer.models.fp8 import without_quantization
 from polyturn.trainer.models.hf_directory import (
     FP8Cast,
@@ -215,10 +219,6 @@ def _check_model(plan: Plan) -> None:
     """That Megatron-core can have this model in this layout. FP8 of a Hugging Face directory needs no model."""
     if plan.kind == "fp8" and plan.source.kind == "hf":
         return
-    install_cpu_compatibility("cpu")
-    from polyturn.trainer.megatron.model import read_architecture, transformer_config
-    from polyturn.trainer.megatron.process_groups import ModelLayout
-
     parallel, hf_config = plan.parallel, _model_config(plan.hf_directory)
     layout = ModelLayout(tensor=parallel.tensor, pipeline=parallel.pipeline, expert=parallel.expert)
     read_architecture(hf_config, tensor_parallel=parallel.tensor)
@@ -274,22 +274,11 @@ def _quantise(plan: Plan, whole: Path, report: Report) -> None:
 
 def _convert_model(plan: Plan, target: Path, report: Report) -> None:
     """Through a model in memory, as each rank of the layout holds it."""
-    from polyturn.trainer.megatron.checkpoint_reader import load_weights
-    from polyturn.trainer.megatron.model import build_chunks, read_architecture, transformer_config
-    from polyturn.trainer.megatron.process_groups import join_ranks, leave_ranks
-    from polyturn.trainer.megatron.torch_dist import load_torch_dist, save_torch_dist
-    from polyturn.trainer.megatron.weights import load_hf_weights, named_hf_tensors
-
     ranks, hf_config = plan.ranks, _model_config(plan.hf_directory)
-    join_ranks(
-        device="cpu",
-        parallel=plan.parallel,
-        seed=0,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
-        master_address=ranks.address,
-        master_port=ranks.meeting_port(),
+    place = Place(
+        rank=ranks.rank, world_size=ranks.world_size, address=ranks.address, port=ranks.meeting_port()
     )
+    join_ranks(plan.parallel, place, device="cpu", seed=0)
     try:
         architecture = read_architecture(hf_config, tensor_parallel=plan.parallel.tensor)
         config = transformer_config(hf_config, dtype=plan.dtype, device="cpu", extra={})

@@ -3,7 +3,10 @@
 Megatron-core asks `torch.cuda` for its device, its streams and its generator, and names "cuda" in a few literals. On a
 CPU rank those calls are answered with CPU equivalents, and the literals of the modules that training uses are rewritten
 while they are imported. The number of rewrites in each module is fixed, so that another release of Megatron-core fails
-at once instead of half working. On a CUDA rank nothing is touched.
+at once instead of half working.
+
+A process is a CPU rank or a CUDA rank for good: importing this package makes it a CPU rank where torch finds no GPU,
+and touches nothing where it finds one. Hide the GPUs from a process that is to run on the CPU beside them.
 """
 
 from __future__ import annotations
@@ -136,27 +139,28 @@ def _stream_context(_stream: _Stream | None = None) -> Iterator[None]:
     yield
 
 
-def is_installed() -> bool:
-    """Whether this process answers Megatron-core's CUDA calls on the CPU."""
-    return any(isinstance(finder, _RewritingFinder) for finder in sys.meta_path)
-
-
-def install_cpu_compatibility(device: str) -> None:
-    """Make Megatron-core run on `device`: for "cpu" as described above, for "cuda" nothing to do.
-
-    Must run before anything imports `megatron.core`; a second call does nothing. It holds for the whole process, so a
-    process is either a CPU rank or a CUDA rank.
+def check_device(device: str) -> None:
+    """Compare the device that is asked for with what this process was made for.
 
     Raises:
-        ValueError: `megatron.core` was imported too early, or this process was set up for the other device.
+        ValueError: it is the other one.
     """
-    if device == "cuda":
-        if is_installed():
-            raise ValueError("this process was set up as a CPU rank: start another process for a CUDA rank")
-        return
-    assert device == "cpu", f"unknown device {device!r}"
-    if is_installed():
-        return
+    on_cpu = any(isinstance(finder, _RewritingFinder) for finder in sys.meta_path)
+    if device == "cuda" and on_cpu:
+        raise ValueError("trainer.device is cuda, and torch finds no GPU in this process")
+    if device == "cpu" and not on_cpu:
+        raise ValueError(
+            "trainer.device is cpu, and Megatron-core runs on the GPU that torch finds in this process: hide it "
+            "(CUDA_VISIBLE_DEVICES=) before it starts"
+        )
+
+
+def install_cpu_compatibility() -> None:
+    """Make Megatron-core run on the CPU in this process, before anything imports `megatron.core`.
+
+    Raises:
+        ValueError: `megatron.core` was imported too early.
+    """
     if "megatron.core" in sys.modules:
         raise ValueError("megatron.core was imported before polyturn could make it run on a CPU")
     # It warns that Transformer Engine and Apex are missing, which is what a CPU rank is about.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,9 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 from torch.nn import functional
 
-from polyturn.configs.schema.trainer import OptimizerConfig, ParallelConfig, SharedPrefix
+from polyturn.configs.models import resolve_model_path
+from polyturn.configs.schema.run import RunConfig
+from polyturn.configs.schema.trainer import SharedPrefix
 from polyturn.trainer.algorithms.losses import value_loss
 from polyturn.trainer.algorithms.objective import ObjectiveSums
 from polyturn.trainer.algorithms.reductions import GlobalCounts
@@ -131,39 +132,25 @@ class CriticEngine(Engine):
 class MegatronCritic:
     """One rank of the value model. Every method is collective, as `MegatronPolicy`'s are."""
 
-    def __init__(
-        self,
-        model_path: Path,
-        *,
-        dtype: str,
-        device: str,
-        parallel: ParallelConfig,
-        optimizer: OptimizerConfig,
-        megatron: Mapping[str, Any],
-        max_tokens_per_gpu: int,
-        total_updates: int | None = None,
-        value_clip: float | None,
-        seed: int,
-        shared_prefix: SharedPrefix = "off",
-    ) -> None:
+    def __init__(self, config: RunConfig) -> None:
         """Load the backbone of a Hugging Face directory and give it a new value head.
 
-        The process must be a rank already: `join_ranks`, or a `MegatronPolicy` of the same layout, whose groups the
-        critic then shares.
+        The process must be a rank already: of the critic's own layout (`join_ranks`), or of the policy's, whose groups
+        the critic then shares.
 
         Raises:
             ValueError: the directory cannot be used; one sentence says why.
         """
+        trainer, critic = config.trainer, config.trainer.critic
+        model_path = resolve_model_path(critic.path or config.model.path)
         hf_config = {**read_config(model_path), "tie_word_embeddings": False}
-        self.parallel = parallel
-        self._max_tokens = max_tokens_per_gpu
-        self._objective = ValueObjective(clip=value_clip)
-        self._schedule = LearningRateSchedule.from_config(optimizer, num_updates=total_updates)
-        self._shared_prefix: SharedPrefix = shared_prefix
-        prepare: Callable[[Any], None] = partial(_prepare, seed, shared_prefix)
-        self.engine = CriticEngine(
-            hf_config, dtype=dtype, device=device, optimizer=optimizer, megatron=megatron, prepare=prepare
-        )
+        self.parallel = critic.parallel if trainer.critic_has_ranks else trainer.parallel
+        self._max_tokens = critic.max_tokens_per_gpu or trainer.max_tokens_per_gpu
+        self._objective = ValueObjective(clip=critic.value_clip)
+        self._schedule = LearningRateSchedule.from_config(critic.optimizer, num_updates=trainer.total_updates)
+        self._shared_prefix: SharedPrefix = "group" if self.parallel.context > 1 else trainer.shared_prefix
+        prepare = partial(_prepare, config.seed, self._shared_prefix)
+        self.engine = CriticEngine(hf_config, config, optimizer=critic.optimizer, prepare=prepare)
         architecture = self.engine.architecture
         output_names = architecture.family.rows[OUTPUT_WEIGHT].hf_names
         chunks: list[Any] = [BaseWeights(chunk, hidden="output_layer.") for chunk in self.engine.chunks]

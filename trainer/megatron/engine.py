@@ -18,6 +18,7 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.transformer.module import Float16Module
 
+from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.trainer import OptimizerConfig
 from polyturn.trainer.algorithms.objective import Objective, ObjectiveSums, evaluate_objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
@@ -107,19 +108,23 @@ class Engine:
     def __init__(
         self,
         hf_config: Mapping[str, Any],
+        config: RunConfig,
         *,
-        dtype: str,
-        device: str,
         optimizer: OptimizerConfig,
-        megatron: Mapping[str, Any],
-        prepare: Callable[[GPTModel], None] | None = None,
+        prepare: Callable[[GPTModel], None],
     ) -> None:
-        """`prepare` changes a chunk of the model before it is wrapped: adapters, another head."""
-        self._options = MegatronOptions.of(megatron, device=device)
+        """
+        Args:
+            hf_config: of the model: a run's policy and its critic may differ.
+            optimizer: the section of the model.
+            prepare: changes a chunk of the model before it is wrapped: adapters, another head.
+        """
+        device = config.trainer.device
+        self._options = MegatronOptions.of(config.megatron, device=device)
         tensor_parallel = parallel_state.get_tensor_model_parallel_world_size()
         self.architecture: Architecture = read_architecture(hf_config, tensor_parallel=tensor_parallel)
         self.config = transformer_config(
-            hf_config, dtype=dtype, device=device, extra=self._options.transformer
+            hf_config, dtype=config.model.dtype, device=device, extra=self._options.transformer
         )
         self.device = (
             torch.device("cpu") if device == "cpu" else torch.device("cuda", torch.cuda.current_device())
@@ -129,8 +134,7 @@ class Engine:
         mark_split_params(self.chunks, self.architecture)
         self._head: LogprobHead | None = None
         for chunk in self.chunks:
-            if prepare is not None:
-                prepare(chunk)
+            prepare(chunk)
             if chunk.post_process:
                 self._head = self._make_head(chunk)
         self._wrapped = [self._wrap(chunk, first=index == 0) for index, chunk in enumerate(self.chunks)]

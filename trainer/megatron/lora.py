@@ -308,7 +308,7 @@ def adapters_off(models: Sequence[torch.nn.Module]) -> Iterator[None]:
             adapter.enabled = True
 
 
-class Arrived:
+class AdapterRounding:
     """How much of what adapters add is left once merged weights are rounded to the model's dtype.
 
     A bfloat16 weight has 8 bits: what is less than a 512th of it is rounded away, and after a few small updates that is
@@ -342,19 +342,19 @@ class BaseWeights:
         model: GPTModel,
         *,
         merged: bool = False,
-        arrived: Arrived | None = None,
+        rounding: AdapterRounding | None = None,
         hidden: str = "lora.",
     ) -> None:
         """See a model so.
 
         Args:
             merged: each base weight with its adapter added, a new tensor, rounded once to the weight's dtype.
-            arrived: is told what the rounding leaves.
+            rounding: is told what the rounding leaves.
             hidden: the parameters whose names begin so are left out.
         """
         self._model = model
         self._merged = merged
-        self._arrived = arrived
+        self._rounding = rounding
         self._hidden = hidden
 
     def __getattr__(self, name: str) -> Any:
@@ -368,8 +368,8 @@ class BaseWeights:
             if self._merged and name in deltas:
                 base, delta = param.detach().float(), deltas[name].weight_delta()
                 merged = (base + delta).to(param.dtype)
-                if self._arrived is not None:
-                    self._arrived.add(delta, merged.float() - base)
+                if self._rounding is not None:
+                    self._rounding.add(delta, merged.float() - base)
                 yield name, merged
             else:
                 yield name, param

@@ -1,7 +1,4 @@
-"""A rank's samples as micro-batches, and what was computed of them back as columns.
-
-Import only after `install_cpu_compatibility`.
-"""
+"""A rank's samples as micro-batches, and what was computed of them back as columns."""
 
 from __future__ import annotations
 

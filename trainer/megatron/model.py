@@ -206,10 +206,24 @@ def build_model(
         vp_stage=vp_stage,
     )
     if isinstance(rope.scaling, Llama3Scaling):
-        model.rotary_pos_emb.inv_freq = rope.scaling.apply(model.rotary_pos_emb.inv_freq)
+        model.rotary_pos_emb.inv_freq = _scale_frequencies(model.rotary_pos_emb.inv_freq, rope.scaling)
     if architecture.family.latent_norm_epsilon is not None:
         _set_latent_epsilon(model, architecture.family.latent_norm_epsilon)
     return model.cuda() if device == "cuda" else model
+
+
+def _scale_frequencies(frequencies: torch.Tensor, scaling: Llama3Scaling) -> torch.Tensor:
+    """The scaled inverse frequencies [dim / 2] (arXiv 2407.21783; transformers' rope type `llama3`)."""
+    wavelengths = 2 * math.pi / frequencies
+    longest = scaling.original_positions / scaling.low_freq_factor
+    shortest = scaling.original_positions / scaling.high_freq_factor
+    share = (scaling.original_positions / wavelengths - scaling.low_freq_factor) / (
+        scaling.high_freq_factor - scaling.low_freq_factor
+    )
+    slowed = torch.where(wavelengths > longest, frequencies / scaling.factor, frequencies)
+    between = (1 - share) * slowed / scaling.factor + share * slowed
+    is_between = (wavelengths >= shortest) & (wavelengths <= longest)
+    return torch.where(is_between, between, slowed)
 
 
 def build_chunks(config: TransformerConfig, architecture: Architecture, *, device: str) -> list[GPTModel]:

@@ -1,37 +1,57 @@
-"""The policy as the trainer sees it: one `MegatronPolicy` in each rank's process."""
+"""The policy as the trainer sees it: one `MegatronPolicy` in each rank's process, and its frozen reference.
+
+The reference, which a KL penalty compares with, has no model of its own: its weights wait on the CPU and change places
+with the policy's for as long as they are needed, one tensor at a time. With LoRA there is nothing to keep: the
+reference is the policy without its adapters.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.distributed as dist
+from megatron.core.models.gpt.gpt_model import GPTModel
 
-from polyturn.configs.schema.trainer import LoraConfig, OptimizerConfig, ParallelConfig, SharedPrefix
+from polyturn.configs.models import resolve_model_path
+from polyturn.configs.schema.run import RunConfig
+from polyturn.configs.schema.trainer import SharedPrefix
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
+from polyturn.trainer.checkpoints.manifest import describe_adapters
+from polyturn.trainer.checkpoints.sources import find_source, initial_weights
 from polyturn.trainer.data.prefix_tree import Sharing
 from polyturn.trainer.data.samples import TrainSample
-from polyturn.trainer.megatron.cpu import install_cpu_compatibility
+from polyturn.trainer.megatron.engine import Engine
+from polyturn.trainer.megatron.logprob_head import split_scores
+from polyturn.trainer.megatron.lora import (
+    AdapterRounding,
+    BaseWeights,
+    adapters_off,
+    add_adapters,
+    named_adapter_tensors,
+    save_adapter,
+)
+from polyturn.trainer.megatron.micro_batches import finite_columns, make_micro_batches
+from polyturn.trainer.megatron.model import LayerFlops, layer_flops, read_architecture
 from polyturn.trainer.megatron.optimizer import LearningRateSchedule
+from polyturn.trainer.megatron.packing import PackedBatch
+from polyturn.trainer.megatron.policy_checkpoints import PolicyCheckpoints
+from polyturn.trainer.megatron.process_groups import Place, join_ranks, leave_ranks
+from polyturn.trainer.megatron.routing_replay import RoutingReplay
+from polyturn.trainer.megatron.torch_dist import load_torch_dist
+from polyturn.trainer.megatron.tree_attention import allow_trees
+from polyturn.trainer.megatron.weights import load_hf_weights, named_hf_tensors
 from polyturn.trainer.models.families import same_computation
 from polyturn.trainer.models.hf_directory import HFWeights, read_config, write_hf_directory
 from polyturn.trainer.models.weight_files import linear_layers
-
-if TYPE_CHECKING:
-    from megatron.core.models.gpt.gpt_model import GPTModel
-
-    from polyturn.trainer.megatron.engine import Engine
-    from polyturn.trainer.megatron.model import LayerFlops
-    from polyturn.trainer.megatron.packing import PackedBatch
-    from polyturn.trainer.megatron.reference import Reference
 
 REFERENCE_NAME = "reference"
 """The folder of a checkpoint that holds a reference which is no longer the run's first."""
@@ -44,101 +64,48 @@ class MegatronPolicy:
     `data_parallel_rank` says. All ranks that share one copy of the model get the same samples and the same results.
     """
 
-    def __init__(
-        self,
-        model_path: Path,
-        *,
-        dtype: str = "float32",
-        device: str = "cpu",
-        parallel: ParallelConfig | None = None,
-        optimizer: OptimizerConfig | None = None,
-        megatron: Mapping[str, Any] | None = None,
-        max_tokens_per_gpu: int = 8192,
-        total_updates: int | None = None,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        master_address: str = "127.0.0.1",
-        master_port: int = 0,
-        keep_reference: bool = False,
-        reference_path: Path | None = None,
-        initial_path: Path | None = None,
-        load_optimizer: bool = True,
-        lora: LoraConfig | None = None,
-        shared_prefix: SharedPrefix = "off",
-        routing_replay: bool = False,
-    ) -> None:
-        """Meet the other ranks and load the weights of a Hugging Face directory.
+    def __init__(self, config: RunConfig, place: Place | None = None) -> None:
+        """Meet the other ranks, and load the model and the weights that the run begins with.
 
         Args:
-            dtype: "float32" or "bfloat16" (with float32 weights in the optimizer).
-            device: "cpu" (gloo) or "cuda" (nccl). A process is one or the other for good.
-            megatron: further fields of Megatron-core's TransformerConfig; under `ddp` and `optimizer`, of its
-                DistributedDataParallelConfig and OptimizerConfig.
-            total_updates: of the run, where a learning rate schedule ends if it does not say.
-            master_port: where rank 0 listens; of no meaning for a single rank.
-            keep_reference: keep a frozen copy of the weights for `reference_logprobs`.
-            reference_path: a Hugging Face directory with the reference's weights instead; of the same architecture.
-            initial_path: a checkpoint, a torch_dist or a Hugging Face directory to begin with instead of `model_path`.
-            load_optimizer: take the optimizer's state, too, if that is a checkpoint.
-            lora: train adapters in place of the weights. The reference is then the policy without them.
-            shared_prefix: "tree" computes what samples of a micro-batch begin with once; see docs/shared_prefix.md.
-            routing_replay: send each token to the experts that the engine recorded (`TrainSample.routed_experts`).
+            place: None: this process is the only rank.
 
         Raises:
             ValueError: the directory, the config or the layout cannot be used; one sentence says why.
         """
-        install_cpu_compatibility(device)
-        from polyturn.trainer.checkpoints.manifest import describe_adapters
-        from polyturn.trainer.megatron.engine import Engine
-        from polyturn.trainer.megatron.policy_checkpoints import PolicyCheckpoints
-        from polyturn.trainer.megatron.process_groups import join_ranks
-        from polyturn.trainer.megatron.routing_replay import RoutingReplay
-
-        self.model_path = Path(model_path)
-        self.dtype = dtype
-        self.lora = lora
-        self._refreshed = False
-        self.parallel = parallel or ParallelConfig()
-        self._max_tokens = max_tokens_per_gpu
-        self._shared_prefix: SharedPrefix = shared_prefix
-        self._sharing = Sharing()
-        self._arrived: Any = None
-        hf_config = read_config(self.model_path)
-        optimizer = optimizer or OptimizerConfig()
-        self.schedule = LearningRateSchedule.from_config(optimizer, num_updates=total_updates)
+        trainer = config.trainer
+        self.model_path = resolve_model_path(config.model.path)
+        self.dtype = config.model.dtype
+        self.lora = trainer.lora
+        self.parallel = trainer.parallel
         self.num_updates = 0
-        join_ranks(
-            device=device,
-            parallel=self.parallel,
-            seed=seed,
-            rank=rank,
-            world_size=world_size,
-            master_address=master_address,
-            master_port=master_port,
+        self._schedule = LearningRateSchedule.from_config(
+            trainer.optimizer, num_updates=trainer.total_updates
         )
+        self._max_tokens = trainer.max_tokens_per_gpu
+        self._shared_prefix: SharedPrefix = trainer.shared_prefix
+        self._sharing = Sharing()
+        self._rounding: AdapterRounding | None = None
+        self._refreshed = False
+        hf_config = read_config(self.model_path)
+        join_ranks(self.parallel, place or Place(), device=trainer.device, seed=config.seed)
         with ExitStack() as on_failure:
             on_failure.callback(self.close)
             self._engine = Engine(
-                hf_config,
-                dtype=dtype,
-                device=device,
-                optimizer=optimizer,
-                megatron=megatron or {},
-                prepare=partial(_prepare, hf_config, lora, seed, shared_prefix),
+                hf_config, config, optimizer=trainer.optimizer, prepare=partial(_prepare, hf_config, config)
             )
-            if routing_replay:
+            if config.engines.routing_replay:
                 self._engine.replay = RoutingReplay(self._engine.chunks)
             self._engines = {"policy": self._engine}
             self._checkpoints = PolicyCheckpoints(
                 self._engines,
                 hf_config=hf_config,
                 parallel=self.parallel,
-                dtype=dtype,
-                adapters=describe_adapters(lora, linear_layers(self._engine.architecture.shape)),
+                dtype=self.dtype,
+                adapters=describe_adapters(self.lora, linear_layers(self._engine.architecture.shape)),
             )
-            self._load_initial(initial_path, with_optimizer=load_optimizer)
-            self._reference = self._make_reference(reference_path) if keep_reference else None
+            self._load_initial(initial_weights(config), with_optimizer=config.checkpoint.load_optimizer)
+            self._reference = self._make_reference(config) if trainer.algorithm.needs_reference else None
             on_failure.pop_all()
 
     @property
@@ -160,8 +127,6 @@ class MegatronPolicy:
         Raises:
             FloatingPointError: one of them is not finite; names the sample. All ranks raise it.
         """
-        from polyturn.trainer.megatron.logprob_head import split_scores
-        from polyturn.trainer.megatron.micro_batches import finite_columns
 
         batches = self._pack(samples)
         found = self._engine.score(batches, temperature=temperature)
@@ -173,7 +138,7 @@ class MegatronPolicy:
     ) -> list[npt.NDArray[np.float32]]:
         """The same of the frozen reference: another model's weights, or those that this policy began with."""
         if self._reference is None:
-            raise ValueError("this policy keeps no reference: construct it with keep_reference=True")
+            raise ValueError("this policy keeps no reference: trainer.algorithm compares with none")
         # What the engine chose was the policy's choice: the reference makes its own.
         unrouted = [replace(sample, routed_experts=None) for sample in samples]
         with self._reference.in_place():
@@ -204,7 +169,7 @@ class MegatronPolicy:
             FloatingPointError: a number on a trainable token is not finite; names the sample. All ranks raise it.
             ValueError: a sample lacks a column that the objective needs.
         """
-        rate = self.schedule(self.num_updates) if learning_rate is None else learning_rate
+        rate = self._schedule(self.num_updates) if learning_rate is None else learning_rate
         batches = self._pack(samples)
         metrics = self._engine.update(batches, objective=objective, counts=global_counts, learning_rate=rate)
         self._sharing = sum((batch.sharing for batch in batches), self._sharing)
@@ -213,8 +178,6 @@ class MegatronPolicy:
 
     def take_sharing(self) -> tuple[Sharing, LayerFlops]:
         """What updates computed on this rank since the last call, and would have without shared prefixes; its costs."""
-        from polyturn.trainer.megatron.model import layer_flops
-
         sharing, self._sharing = self._sharing, Sharing()
         return sharing, layer_flops(self._engine.chunks)
 
@@ -224,12 +187,10 @@ class MegatronPolicy:
         Collective: all ranks go through it to its end. A tensor may be a view of the weight
         itself, to be read before the next update.
         """
-        from polyturn.trainer.megatron.lora import Arrived, BaseWeights
-        from polyturn.trainer.megatron.weights import named_hf_tensors
 
-        self._arrived = Arrived() if self.lora is not None else None
+        self._rounding = AdapterRounding() if self.lora is not None else None
         merged: Any = [
-            BaseWeights(chunk, merged=True, arrived=self._arrived) for chunk in self._engine.chunks
+            BaseWeights(chunk, merged=True, rounding=self._rounding) for chunk in self._engine.chunks
         ]
         return named_hf_tensors(merged, self._engine.architecture)
 
@@ -238,7 +199,7 @@ class MegatronPolicy:
 
         None without adapters, or where they add nothing. Collective.
         """
-        return None if self._arrived is None else self._arrived.correlation(self._engine.device)
+        return None if self._rounding is None else self._rounding.correlation(self._engine.device)
 
     def save_hf(self, directory: Path) -> None:
         """Write a Hugging Face directory, adapters merged: rank 0 writes, the others wait for it."""
@@ -252,8 +213,6 @@ class MegatronPolicy:
 
     def save_adapter(self, directory: Path) -> None:
         """Write the adapters as a PEFT directory: rank 0 writes, the others wait for it."""
-        from polyturn.trainer.megatron.lora import named_adapter_tensors, save_adapter
-
         assert self.lora is not None, "there are no adapters to save"
         tensors = named_adapter_tensors(self._engine.chunks)
         if self.rank == 0:
@@ -310,14 +269,10 @@ class MegatronPolicy:
 
     def close(self) -> None:
         """Leave the ranks."""
-        from polyturn.trainer.megatron.process_groups import leave_ranks
-
         leave_ranks()
 
     def _load_initial(self, path: Path | None, *, with_optimizer: bool) -> None:
         """The weights that training begins with, and the optimizer that takes them up."""
-        from polyturn.trainer.checkpoints.sources import find_source
-        from polyturn.trainer.megatron.torch_dist import load_torch_dist
 
         source = None if path is None else find_source(path)
         if source is not None and source.kind == "hf":
@@ -334,18 +289,15 @@ class MegatronPolicy:
 
     def _load_hf(self, directory: Path) -> None:
         """Fill the model with a Hugging Face directory's weights; adapters stay as they are."""
-        from polyturn.trainer.megatron.lora import BaseWeights
-        from polyturn.trainer.megatron.weights import load_hf_weights
 
         base: Any = [BaseWeights(chunk) for chunk in self._engine.chunks]
         with closing(HFWeights(directory)) as weights:
             load_hf_weights(base, self._engine.architecture, weights)
 
-    def _make_reference(self, path: Path | None) -> Reference:
-        from polyturn.trainer.megatron.reference import Reference
-
-        if path is None:
+    def _make_reference(self, config: RunConfig) -> Reference:
+        if config.model.reference_path is None:
             return Reference(self._engine.chunks, keep_weights=self.lora is None)
+        path = resolve_model_path(config.model.reference_path)
         ours, theirs = read_config(self.model_path), read_config(path)
         same_computation(ours, theirs, source=path, what="model.reference_path")
         reference = Reference(self._engine.chunks)
@@ -354,8 +306,6 @@ class MegatronPolicy:
         return reference
 
     def _pack(self, samples: Sequence[TrainSample]) -> list[PackedBatch]:
-        from polyturn.trainer.megatron.micro_batches import make_micro_batches
-
         return make_micro_batches(
             samples,
             max_tokens=self._max_tokens,
@@ -365,19 +315,56 @@ class MegatronPolicy:
         )
 
 
-def _prepare(
-    hf_config: Mapping[str, Any],
-    lora: LoraConfig | None,
-    seed: int,
-    shared_prefix: SharedPrefix,
-    model: GPTModel,
-) -> None:
+def _prepare(hf_config: Mapping[str, Any], config: RunConfig, model: GPTModel) -> None:
     """What is changed in a chunk of the model before it is wrapped."""
-    from polyturn.trainer.megatron.lora import add_adapters
-    from polyturn.trainer.megatron.model import read_architecture
-    from polyturn.trainer.megatron.tree_attention import allow_trees
-
-    if lora is not None:
-        add_adapters(model, read_architecture(hf_config, tensor_parallel=1), lora, seed=seed)
-    if shared_prefix == "tree":
+    if config.trainer.lora is not None:
+        architecture = read_architecture(hf_config, tensor_parallel=1)
+        add_adapters(model, architecture, config.trainer.lora, seed=config.seed)
+    if config.trainer.shared_prefix == "tree":
         allow_trees(model)
+
+
+class Reference:
+    """The reference's weights of this rank. Starts as what the models hold when it is made."""
+
+    def __init__(self, models: Sequence[GPTModel], *, keep_weights: bool = True) -> None:
+        """`keep_weights=False`: the policy's own base weights, which then must be frozen, without its adapters."""
+        self._models = models
+        self._waiting: list[torch.Tensor] = []
+        if keep_weights:
+            self._waiting = [_on_cpu(param) for param in self._params()]
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """The models are the reference for as long as the context lasts, then bitwise what they were."""
+        with adapters_off(self._models):
+            self._swap()
+            try:
+                yield
+            finally:
+                self._swap()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Take the policy as it is for the reference from now on."""
+        assert self._waiting, "with adapters the reference is the base model"
+        for waiting, param in zip(self._waiting, self._params(), strict=True):
+            waiting.copy_(param)
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        if not self._waiting:
+            return
+        for waiting, param in zip(self._waiting, self._params(), strict=True):
+            present = param.detach().clone()
+            param.copy_(waiting)
+            waiting.copy_(present)
+
+    def _params(self) -> list[torch.Tensor]:
+        return [param for model in self._models for _, param in BaseWeights(model).named_parameters()]
+
+
+def _on_cpu(param: torch.Tensor) -> torch.Tensor:
+    copy = param.detach().cpu().clone()
+    # Pinned memory is what a GPU reads and writes at full speed.
+    return copy.pin_memory() if param.is_cuda else copy

@@ -1,7 +1,4 @@
-"""The checkpoints of one policy: what a header says, and whether a layout is the one that wrote it.
-
-Import only after `install_cpu_compatibility`.
-"""
+"""The checkpoints of one policy: what a header says, and whether a layout is the one that wrote it."""
 
 from __future__ import annotations
 

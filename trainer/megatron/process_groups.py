@@ -12,44 +12,58 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from polyturn.configs.schema.trainer import ParallelConfig
+from polyturn.trainer.megatron.cpu import check_device
 from polyturn.trainer.weight_sync.process_group import open_store
 
 TIMEOUT = timedelta(minutes=30)
 
 
-def join_ranks(
-    *,
-    device: str,
-    parallel: ParallelConfig,
-    seed: int,
-    rank: int,
-    world_size: int,
-    master_address: str,
-    master_port: int,
-) -> None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Which rank a process is, and where the ranks meet."""
+
+    rank: int = 0
+    world_size: int = 1
+    address: str = "127.0.0.1"
+    """Of rank 0, which listens at `port`; both are of no meaning for a single rank."""
+    port: int = 0
+
+
+def join_ranks(parallel: ParallelConfig, place: Place, *, device: str, seed: int) -> None:
     """Meet the other ranks and form the groups.
 
+    Args:
+        device: "cpu" (gloo) or "cuda" (nccl).
+
     Raises:
-        ValueError: the layout does not give as many ranks as there are, or this process is a rank already.
+        ValueError: the layout does not give as many ranks as there are, this process is a rank already, or was made
+            for the other device.
     """
-    if parallel.world_size != world_size:
+    check_device(device)
+    if parallel.world_size != place.world_size:
         raise ValueError(
-            f"the layout {parallel.describe()} has {parallel.world_size} rank(s), but {world_size} were started: set "
-            "tensor x context x data x pipeline to that number"
+            f"the layout {parallel.describe()} has {parallel.world_size} rank(s), but {place.world_size} were started: "
+            "set tensor x context x data x pipeline to that number"
         )
     if dist.is_initialized():
         raise ValueError("this process is a rank already: close its MegatronPolicy first")
     if device == "cuda":
-        torch.cuda.set_device(rank % torch.cuda.device_count())
+        torch.cuda.set_device(place.rank % torch.cuda.device_count())
     backend = "nccl" if device == "cuda" else "gloo"
-    if world_size == 1:
+    if place.world_size == 1:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=TIMEOUT)
     else:
         store = open_store(
-            address=master_address, port=master_port, world_size=world_size, rank=rank, timeout=TIMEOUT
+            address=place.address,
+            port=place.port,
+            world_size=place.world_size,
+            rank=place.rank,
+            timeout=TIMEOUT,
         )
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT)
-    form_groups(parallel, rank=rank)
+        dist.init_process_group(
+            backend, store=store, rank=place.rank, world_size=place.world_size, timeout=TIMEOUT
+        )
+    form_groups(parallel, rank=place.rank)
     model_parallel_cuda_manual_seed(seed)
 
 

@@ -4,8 +4,6 @@ A mixture of experts amplifies what rounding leaves between engine and trainer: 
 another logprob. Here the choice is taken from the engine's record, token by token and layer by layer; the weights of
 the chosen experts are the trainer's own, with their gradients. Tokens without a record (the last one of a sample, what
 an aborted request left) are routed by the trainer.
-
-Import only after `install_cpu_compatibility`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 Upstream's writer starts a manager process and one process a file, which takes seconds; this one writes the same files
 from the rank itself. Weights only: what a run resumes from is the format beside this one.
-
-Import only after `install_cpu_compatibility`.
 """
 
 from __future__ import annotations

@@ -3,8 +3,6 @@
 A family's rows (`families.mapping`) say where each Megatron parameter comes from, how its Hugging Face tensors are
 joined, and along which dimension tensor parallelism splits it. Here they are applied to the part of a model that a
 rank holds: some layers of it (pipeline stages), some experts (expert parallelism), and a slice of what remains.
-
-Import only after `install_cpu_compatibility`.
 """
 
 from __future__ import annotations

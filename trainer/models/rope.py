@@ -5,10 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import torch
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,21 +16,6 @@ class Llama3Scaling:
     low_freq_factor: float
     high_freq_factor: float
     original_positions: int
-
-    def apply(self, frequencies: torch.Tensor) -> torch.Tensor:
-        """The scaled inverse frequencies [dim / 2] (arXiv 2407.21783; transformers' rope type `llama3`)."""
-        import torch
-
-        wavelengths = 2 * math.pi / frequencies
-        longest = self.original_positions / self.low_freq_factor
-        shortest = self.original_positions / self.high_freq_factor
-        share = (self.original_positions / wavelengths - self.low_freq_factor) / (
-            self.high_freq_factor - self.low_freq_factor
-        )
-        slowed = torch.where(wavelengths > longest, frequencies / self.factor, frequencies)
-        between = (1 - share) * slowed / self.factor + share * slowed
-        is_between = (wavelengths >= shortest) & (wavelengths <= longest)
-        return torch.where(is_between, between, slowed)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,19 +17,18 @@ import orjson
 import ray
 
 from polyturn.configs.addresses import bind_address
-from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import BroadcastSync, RunConfig
 from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.placement import assigned_gpus, free_port, gpu_environment
 from polyturn.trainer.algorithms.objective import Objective
-from polyturn.trainer.checkpoints.sources import initial_weights
 from polyturn.trainer.data.samples import SKIPPED, UNMOVED, Columns, TrainSample, Update, UpdateReport
 from polyturn.trainer.weight_sync import SyncReport, WeightPublisher
 
 if TYPE_CHECKING:
     from polyturn.trainer.megatron.critic import MegatronCritic
     from polyturn.trainer.megatron.policy import MegatronPolicy
+    from polyturn.trainer.megatron.process_groups import Place
     from polyturn.trainer.models.hf_directory import FP8Cast
 
 ADAPTER_NAME = "adapter"
@@ -69,28 +68,17 @@ class Rank:
         leave_ranks()
 
     def _see_own_gpu(self) -> None:
-        """Hide the GPUs of others from this process, where Ray was told not to, before CUDA is first used."""
-        if self._config.trainer.device == "cuda":
-            os.environ.update(gpu_environment(assigned_gpus(ray.get_gpu_ids(), 1)))
+        """Hide the GPUs of others from this process, where Ray was told not to, before CUDA is first used.
 
-    def _make_critic(self, parallel: ParallelConfig) -> MegatronCritic:
-        """The critic of the run, once this process is one of the ranks."""
-        from polyturn.trainer.megatron.critic import MegatronCritic
+        On the CPU all are hidden: Megatron-core takes one that it finds.
+        """
+        on_gpu = self._config.trainer.device == "cuda"
+        os.environ.update(gpu_environment(assigned_gpus(ray.get_gpu_ids(), 1) if on_gpu else ()))
 
-        trainer, critic = self._config.trainer, self._config.trainer.critic
-        return MegatronCritic(
-            self._model_path if critic.path is None else resolve_model_path(critic.path),
-            dtype=self._config.model.dtype,
-            device=trainer.device,
-            parallel=parallel,
-            optimizer=critic.optimizer,
-            megatron=self._config.megatron,
-            max_tokens_per_gpu=critic.max_tokens_per_gpu or trainer.max_tokens_per_gpu,
-            total_updates=trainer.total_updates,
-            value_clip=critic.value_clip,
-            seed=self._config.seed,
-            shared_prefix="group" if parallel.context > 1 else trainer.shared_prefix,
-        )
+    def _place(self, parallel: ParallelConfig, address: str, port: int) -> Place:
+        from polyturn.trainer.megatron.process_groups import Place
+
+        return Place(rank=self._rank, world_size=parallel.world_size, address=address, port=port)
 
 
 class PolicyRank(Rank):
@@ -103,33 +91,13 @@ class PolicyRank(Rank):
 
     def build(self, address: str, port: int) -> None:
         self._see_own_gpu()
+        from polyturn.trainer.megatron.critic import MegatronCritic
         from polyturn.trainer.megatron.policy import MegatronPolicy
 
-        trainer, reference = self._config.trainer, self._config.model.reference_path
-        self.policy = MegatronPolicy(
-            self._model_path,
-            dtype=self._config.model.dtype,
-            device=trainer.device,
-            parallel=trainer.parallel,
-            optimizer=trainer.optimizer,
-            megatron=self._config.megatron,
-            seed=self._config.seed,
-            rank=self._rank,
-            world_size=trainer.parallel.world_size,
-            master_address=address,
-            master_port=port,
-            max_tokens_per_gpu=trainer.max_tokens_per_gpu,
-            total_updates=trainer.total_updates,
-            keep_reference=trainer.algorithm.needs_reference,
-            reference_path=None if reference is None else resolve_model_path(reference),
-            initial_path=initial_weights(self._config),
-            load_optimizer=self._config.checkpoint.load_optimizer,
-            lora=trainer.lora,
-            routing_replay=self._config.engines.routing_replay,
-            shared_prefix=trainer.shared_prefix,
-        )
+        trainer = self._config.trainer
+        self.policy = MegatronPolicy(self._config, self._place(trainer.parallel, address, port))
         if trainer.uses_critic and not trainer.critic_has_ranks:
-            self.critic = self._make_critic(trainer.parallel)
+            self.critic = MegatronCritic(self._config)
             self.policy.keep_in_checkpoints("critic", self.critic.engine)
 
     def connect(self, engine_urls: Sequence[str], weights_directory: Path, engine_model: Path) -> None:
@@ -275,25 +243,15 @@ class CriticRank(Rank):
 
     def build(self, address: str, port: int) -> None:
         self._see_own_gpu()
-        from polyturn.trainer.megatron.cpu import install_cpu_compatibility
-
-        trainer = self._config.trainer
-        install_cpu_compatibility(trainer.device)
+        from polyturn.trainer.megatron.critic import MegatronCritic
         from polyturn.trainer.megatron.policy_checkpoints import PolicyCheckpoints
         from polyturn.trainer.megatron.process_groups import join_ranks
         from polyturn.trainer.models.hf_directory import read_config
 
-        parallel = trainer.critic.parallel
-        join_ranks(
-            device=trainer.device,
-            parallel=parallel,
-            seed=self._config.seed,
-            rank=self._rank,
-            world_size=parallel.world_size,
-            master_address=address,
-            master_port=port,
-        )
-        self.critic = self._make_critic(parallel)
+        trainer, parallel = self._config.trainer, self._config.trainer.critic.parallel
+        place = self._place(parallel, address, port)
+        join_ranks(parallel, place, device=trainer.device, seed=self._config.seed)
+        self.critic = MegatronCritic(self._config)
         self.checkpoints = PolicyCheckpoints(
             {"critic": self.critic.engine},
             hf_config=read_config(self._model_path),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from polyturn.cli.outcome import RUN_FAILED, print_error, reported
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.models import BUILTIN, PRESET, resolve_model_path
 from polyturn.packages import require
+from polyturn.rollout.engines.placement import gpu_environment
 
 KINDS = ("hf", "torch_dist", "fp8")
 
@@ -60,6 +62,8 @@ def convert(
     """
     with reported():
         require()
+        # It runs on the CPU, also where there are GPUs.
+        os.environ.update(gpu_environment(()))
         from polyturn.trainer.megatron.convert import Ranks, make_plan
         from polyturn.trainer.megatron.convert import convert as run
 

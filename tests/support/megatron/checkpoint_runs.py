@@ -158,9 +158,9 @@ def torch_dist_weights(
 
 
 def _open(context: RankContext, path: Path, layout: ParallelConfig, dtype: str, **settings: Any) -> Any:
-    from polyturn.trainer.megatron.policy import MegatronPolicy
+    from tests.support.megatron.policies import make_policy
 
-    return MegatronPolicy(
+    return make_policy(
         path,
         parallel=layout,
         dtype=dtype,
@@ -168,7 +168,7 @@ def _open(context: RankContext, path: Path, layout: ParallelConfig, dtype: str, 
         keep_reference=True,
         max_tokens_per_gpu=64 // layout.context,
         **settings,
-        **context.address,
+        place=context.place,
     )
 
 

@@ -94,9 +94,9 @@ def train_on_faults(
 
 
 def _failure(context: RankContext, path: Path, layout: ParallelConfig, samples: list[TrainSample]) -> str:
-    from polyturn.trainer.megatron.policy import MegatronPolicy
+    from tests.support.megatron.policies import make_policy
 
-    policy = MegatronPolicy(path, parallel=layout, max_tokens_per_gpu=64 // layout.context, **context.address)
+    policy = make_policy(path, parallel=layout, max_tokens_per_gpu=64 // layout.context, place=context.place)
     try:
         own = split_over_ranks(samples, layout.data)[policy.data_parallel_rank]
         policy.train(own, objective=Objective(), global_counts=count_samples(samples))
@@ -115,11 +115,11 @@ def _run(
     settings: dict[str, Any],
     export: Path | None,
 ) -> Run:
-    from polyturn.trainer.megatron.policy import MegatronPolicy
+    from tests.support.megatron.policies import make_policy
 
     counts = count_samples(samples)
     settings = {"optimizer": SMOOTH, "max_tokens_per_gpu": 64 // layout.context, **settings}
-    policy = MegatronPolicy(path, parallel=layout, keep_reference=True, **settings, **context.address)
+    policy = make_policy(path, parallel=layout, keep_reference=True, **settings, place=context.place)
     try:
         own = split_over_ranks(samples, layout.data)[policy.data_parallel_rank]
         before = _score(policy, own)

@@ -37,10 +37,10 @@ def _train(
     samples: list[TrainSample],
     objective: Objective,
 ) -> list[dict[str, float]]:
-    from polyturn.trainer.megatron.policy import MegatronPolicy
+    from tests.support.megatron.policies import make_policy
 
-    policy = MegatronPolicy(
-        path, parallel=layout, optimizer=SMOOTH, max_tokens_per_gpu=64 // layout.context, **context.address
+    policy = make_policy(
+        path, parallel=layout, optimizer=SMOOTH, max_tokens_per_gpu=64 // layout.context, place=context.place
     )
     try:
         own = split_over_ranks(samples, layout.data)[policy.data_parallel_rank]

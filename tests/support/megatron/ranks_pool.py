@@ -23,9 +23,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polyturn.rollout.engines.placement import free_port
+
+if TYPE_CHECKING:
+    from polyturn.trainer.megatron.process_groups import Place
 
 ROOT = Path(__file__).resolve().parents[3]
 MAX_RANKS = 4
@@ -56,21 +59,20 @@ class RankContext:
         return replace(self, master_port=port, spare_ports=())
 
     @property
-    def address(self) -> dict[str, Any]:
-        """The keyword arguments of `MegatronPolicy` and `join_ranks` that say so."""
-        return {
-            "rank": self.rank,
-            "world_size": self.world_size,
-            "master_address": self.master_address,
-            "master_port": self.master_port,
-        }
+    def place(self) -> Place:
+        """What `MegatronPolicy` and `join_ranks` are told of it."""
+        from polyturn.trainer.megatron.process_groups import Place
+
+        return Place(
+            rank=self.rank, world_size=self.world_size, address=self.master_address, port=self.master_port
+        )
 
     @contextlib.contextmanager
     def joined(self, parallel: Any, *, seed: int = 0) -> Iterator[None]:
         """A gloo process group with Megatron-core's groups of a layout, taken down at the end."""
         from polyturn.trainer.megatron.process_groups import join_ranks, leave_ranks
 
-        join_ranks(device="cpu", parallel=parallel, seed=seed, **self.address)
+        join_ranks(parallel, self.place, device="cpu", seed=seed)
         try:
             yield
         finally:
@@ -197,9 +199,6 @@ def _serve(control: socket.socket) -> None:
     _die_with_parent()
     # What is pickled here must be of the module that the tests import.
     sys.modules["tests.support.megatron.ranks_pool"] = sys.modules["__main__"]
-    from polyturn.trainer.megatron.cpu import install_cpu_compatibility
-
-    install_cpu_compatibility("cpu")
     for name in ("engine", "policy", "weights", "process_groups"):
         importlib.import_module(f"polyturn.trainer.megatron.{name}")
     import torch

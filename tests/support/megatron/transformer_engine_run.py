@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from polyturn.trainer.data.samples import TrainSample
-from polyturn.trainer.megatron.policy import MegatronPolicy
+from tests.support.megatron.policies import make_policy
 
 LENGTHS = [5, 40, 17, 3, 33, 17, 61]
 RUNS = {"transformer_engine": ("bfloat16", True), "torch": ("bfloat16", False), "exact": ("float32", False)}
@@ -49,7 +49,7 @@ def run(path: Path, *, dtype: str, allow_engine: bool) -> dict[str, Any]:
     found = layers.HAVE_TE
     layers.HAVE_TE = found and allow_engine
     samples = make_samples(json.loads((path / "config.json").read_text())["vocab_size"])
-    policy = MegatronPolicy(
+    policy = make_policy(
         path, dtype=dtype, device="cuda", optimizer=OptimizerConfig(learning_rate=1e-3, epsilon=1e-3)
     )
     try:

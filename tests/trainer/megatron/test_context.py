@@ -11,18 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyturn.configs.schema.trainer import ParallelConfig
-from polyturn.trainer.megatron.cpu import install_cpu_compatibility
-
-install_cpu_compatibility("cpu")
-
-from megatron.core.parallel_state import RankGenerator  # noqa: E402
-
-from polyturn.trainer.megatron.attention import (  # noqa: E402
+from polyturn.trainer.megatron.attention import (
     ContextSlice,
     lay_out_context,
     whole_order,
 )
-from polyturn.trainer.megatron.packing import make_packed_batch  # noqa: E402
+from polyturn.trainer.megatron.packing import make_packed_batch
 
 CPU = torch.device("cpu")
 
@@ -102,6 +96,8 @@ LAYOUTS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("axes", LAYOUTS, ids=lambda axes: "-".join(axes) or "one")
 def test_ranks_stand_where_megatron_puts_them(axes):
+    from megatron.core.parallel_state import RankGenerator
+
     parallel = ParallelConfig(**axes)
     order = "tp-cp-ep-dp-pp"
     dense = RankGenerator(

@@ -42,9 +42,9 @@ def run_convert(context: RankContext, source: Path, target: Path, settings: dict
 
 def save_checkpoint(context: RankContext, path: Path, directory: Path) -> None:
     from polyturn.configs.schema.trainer import ParallelConfig
-    from polyturn.trainer.megatron.policy import MegatronPolicy
+    from tests.support.megatron.policies import make_policy
 
-    policy = MegatronPolicy(path, parallel=ParallelConfig(tensor=2), **context.address)
+    policy = make_policy(path, parallel=ParallelConfig(tensor=2), place=context.place)
     try:
         policy.save_checkpoint(directory)
     finally:

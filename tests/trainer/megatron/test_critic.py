@@ -13,7 +13,8 @@ from polyturn.configs.schema.trainer import OptimizerConfig, ParallelConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.data.balance import split_over_ranks
 from polyturn.trainer.data.samples import TrainSample, count_samples
-from polyturn.trainer.megatron.policy import MegatronPolicy
+from polyturn.trainer.megatron.critic import MegatronCritic
+from tests.support.megatron.policies import make_critic, make_policy
 
 pytestmark = pytest.mark.stack
 
@@ -22,20 +23,9 @@ SMOOTH = OptimizerConfig(learning_rate=0.01, epsilon=1e-3, weight_decay=0.1, cli
 NUM_UPDATES = 3
 
 
-def make_critic(path: Path, parallel: ParallelConfig | None = None, **settings: Any) -> Any:
-    from polyturn.trainer.megatron.critic import MegatronCritic
-
-    defaults = {
-        "dtype": "float32",
-        "device": "cpu",
-        "parallel": parallel or ParallelConfig(),
-        "optimizer": SMOOTH,
-        "megatron": {},
-        "max_tokens_per_gpu": 64,
-        "value_clip": 0.3,
-        "seed": 0,
-    }
-    return MegatronCritic(path, **{**defaults, **settings})
+def critic_of(path: Path, parallel: ParallelConfig | None = None, **settings: Any) -> MegatronCritic:
+    layout = parallel or ParallelConfig()
+    return make_critic(path, parallel=layout, optimizer=SMOOTH, max_tokens_per_gpu=64, **settings)
 
 
 def with_returns(samples: list[TrainSample], values: list[np.ndarray]) -> list[TrainSample]:
@@ -58,9 +48,9 @@ def test_values_and_updates_are_those_of_plain_torch(make_model, make_samples, f
     path = make_model(family, tied=tied)
     model = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     samples = make_samples(LENGTHS)
-    policy = MegatronPolicy(path)
+    policy = make_policy(path)
     try:
-        critic = make_critic(path)
+        critic = critic_of(path)
         layer = critic.engine.chunks[-1].output_layer
         head = torch.nn.Linear(layer.weight.shape[1], 1)
         with torch.no_grad():
@@ -113,11 +103,11 @@ def train_both(
 ) -> list[Any]:
     """The policy and the critic of one process by turns; what each found."""
     parallel = ParallelConfig(**layout)
-    policy = MegatronPolicy(
-        path, parallel=parallel, optimizer=SMOOTH, max_tokens_per_gpu=64, dtype=dtype, **context.address
+    policy = make_policy(
+        path, parallel=parallel, optimizer=SMOOTH, max_tokens_per_gpu=64, dtype=dtype, place=context.place
     )
     try:
-        critic = make_critic(path, parallel, dtype=dtype)
+        critic = critic_of(path, parallel, dtype=dtype)
         share = split_over_ranks(samples, parallel.data)[policy.data_parallel_rank]
         counts = count_samples(samples)
         share = [

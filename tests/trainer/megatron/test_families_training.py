@@ -54,9 +54,9 @@ def _stored(path: Path) -> dict[str, torch.Tensor]:
 
 
 def export_bfloat16(context: RankContext, path: Path, out: Path) -> dict[str, torch.dtype]:
-    from polyturn.trainer.megatron.policy import MegatronPolicy
+    from tests.support.megatron.policies import make_policy
 
-    policy = MegatronPolicy(path, dtype="bfloat16", **context.address)
+    policy = make_policy(path, dtype="bfloat16", place=context.place)
     try:
         policy.save_hf(out)
         return {name: tensor.dtype for name, tensor in policy.named_hf_tensors()}

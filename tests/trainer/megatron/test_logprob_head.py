@@ -9,10 +9,7 @@ from hypothesis import strategies as st
 
 from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.trainer.megatron import logprob_head
-from polyturn.trainer.megatron.cpu import install_cpu_compatibility
 from polyturn.trainer.megatron.logprob_head import VocabularySlice, token_logprobs
-
-install_cpu_compatibility("cpu")
 
 
 def naive(hidden, weight, targets, temperature):

@@ -19,6 +19,7 @@ from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.data.balance import split_over_ranks
 from polyturn.trainer.data.samples import TrainSample
 from polyturn.trainer.megatron.policy import MegatronPolicy
+from tests.support.megatron.policies import make_policy
 from tests.support.megatron.tiny_families import make_tiny
 
 pytestmark = pytest.mark.stack
@@ -32,7 +33,7 @@ NUM_UPDATES = 3
 
 @contextmanager
 def open_policy(path: Path, **settings: Any):
-    policy = MegatronPolicy(path, **{"optimizer": SMOOTH, "max_tokens_per_gpu": 64, "lora": LORA, **settings})
+    policy = make_policy(path, **{"optimizer": SMOOTH, "max_tokens_per_gpu": 64, "lora": LORA, **settings})
     try:
         yield policy
     finally:
@@ -195,8 +196,8 @@ def train_on_ranks(
     context: Any, path: Path, samples: list[TrainSample], layout: dict[str, int], directory: Path
 ) -> list[dict[str, float]]:
     parallel = ParallelConfig(**layout)
-    address = context.address
-    with open_policy(path, parallel=parallel, keep_reference=True, **address) as policy:
+    place = context.place
+    with open_policy(path, parallel=parallel, keep_reference=True, place=place) as policy:
         share = split_over_ranks(samples, parallel.data)[policy.data_parallel_rank]
         found = train(policy, with_proximal(policy, share), counts_of(samples))
         policy.save_adapter(directory / "adapter")
@@ -226,7 +227,7 @@ def train_a_family(context: Any, path: Path, layout: dict[str, int], directory: 
     """Train adapters on everything that can have one; this rank's metrics and logprobs after."""
     samples = family_samples()
     parallel = ParallelConfig(**layout)
-    with open_policy(path, parallel=parallel, **context.address) as policy:
+    with open_policy(path, parallel=parallel, place=context.place) as policy:
         found = train(policy, with_proximal(policy, samples), counts_of(samples))
         policy.save_adapter(directory / "adapter")
         policy.save_checkpoint(directory / "checkpoint")
@@ -319,7 +320,7 @@ def test_every_linear_layer_of_a_family_is_adapted_as_peft_reads_it(rank_pool, t
 
 def test_a_target_that_the_model_lacks_is_refused(make_model):
     with pytest.raises(ValueError, match=r"'w1', but this model's linear layers are .*q_proj"):
-        MegatronPolicy(make_model(), lora=LoraConfig(target_modules=("q_proj", "w1")))
+        make_policy(make_model(), lora=LoraConfig(target_modules=("q_proj", "w1")))
 
 
 @pytest.mark.parametrize(

@@ -13,16 +13,13 @@ from polyturn.configs.schema.trainer import OptimizerConfig, ParallelConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.data.balance import split_over_ranks
 from polyturn.trainer.data.samples import TrainSample, count_samples
-from polyturn.trainer.megatron.cpu import install_cpu_compatibility
-from polyturn.trainer.megatron.policy import MegatronPolicy
-
-install_cpu_compatibility("cpu")
-
-from polyturn.trainer.megatron.model import (  # noqa: E402
+from polyturn.trainer.megatron.model import (
     MegatronOptions,
     transformer_config,
 )
-from polyturn.trainer.megatron.process_groups import ModelLayout  # noqa: E402
+from polyturn.trainer.megatron.policy import MegatronPolicy
+from polyturn.trainer.megatron.process_groups import ModelLayout
+from tests.support.megatron.policies import make_policy
 
 LENGTHS = [5, 40, 17, 2, 33, 17, 60, 9]
 SMOOTH = OptimizerConfig(learning_rate=0.01, epsilon=1e-3, weight_decay=0.1, clip_grad=1e9)
@@ -30,7 +27,7 @@ SMOOTH = OptimizerConfig(learning_rate=0.01, epsilon=1e-3, weight_decay=0.1, cli
 
 @contextmanager
 def open_policy(path: Path, **settings) -> Iterator[MegatronPolicy]:
-    policy = MegatronPolicy(path, **{"optimizer": SMOOTH, **settings})
+    policy = make_policy(path, **{"optimizer": SMOOTH, **settings})
     try:
         yield policy
     finally:
@@ -160,7 +157,7 @@ def test_norms_and_biases_do_not_decay_unless_told(make_model, make_samples):
 def test_a_pattern_that_fits_nothing_is_refused(make_model):
     optimizer = SMOOTH.model_copy(update={"no_decay": ["*embed_tokens*"]})
     with pytest.raises(ValueError, match=r"no_decay: '\*embed_tokens\*' fits no parameter; there are"):
-        MegatronPolicy(make_model(), optimizer=optimizer)
+        make_policy(make_model(), optimizer=optimizer)
 
 
 def test_bfloat16_weights_follow_float32_ones(make_model, make_samples):
@@ -234,17 +231,17 @@ def test_an_exploding_gradient_can_be_skipped(make_model, make_samples):
 )
 def test_what_this_machine_cannot_run_is_refused(make_model, megatron, why):
     with pytest.raises(ValueError, match=why):
-        MegatronPolicy(make_model(), megatron=megatron)
+        make_policy(make_model(), megatron=megatron)
 
 
 def train_share(context, path, parallel, megatron, shares, counts):
-    policy = MegatronPolicy(
+    policy = make_policy(
         path,
         parallel=parallel,
         optimizer=SMOOTH,
         megatron=megatron,
         max_tokens_per_gpu=61,
-        **context.address,
+        place=context.place,
     )
     samples = scored(policy, shares[policy.data_parallel_rank])
     metrics = [policy.train(samples, objective=Objective(), global_counts=counts) for _ in range(2)]

@@ -19,8 +19,8 @@ from polyturn.configs.schema.trainer import LoraConfig, OptimizerConfig, Paralle
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.data.balance import split_over_ranks
 from polyturn.trainer.data.samples import TrainSample, count_samples
-from polyturn.trainer.megatron.policy import MegatronPolicy
 from polyturn.trainer.run.model_checks import check_models
+from tests.support.megatron.policies import make_policy
 
 pytestmark = pytest.mark.stack
 
@@ -55,8 +55,14 @@ def compare_with_reference(
 ) -> dict[str, list[np.ndarray]]:
     """Columns by sample: of the reference before and after updates, after it was renewed, and after a resume."""
     parallel = ParallelConfig(**layout)
-    settings = {**SETTINGS, "parallel": parallel, "reference_path": other, "lora": lora, **context.address}
-    policy = MegatronPolicy(path, **settings)
+    settings = {
+        **SETTINGS,
+        "parallel": parallel,
+        "reference_path": other,
+        "lora": lora,
+        "place": context.place,
+    }
+    policy = make_policy(path, **settings)
     share = split_over_ranks(samples, parallel.data)[policy.data_parallel_rank]
     found = [policy.reference_logprobs(share)]
     before = policy.logprobs(share)
@@ -87,7 +93,7 @@ def test_a_reference_of_another_path(
     rank_pool, make_model, other_model, make_samples, tmp_path, layout, lora
 ):
     samples = make_samples(LENGTHS)
-    policy = MegatronPolicy(other_model)
+    policy = make_policy(other_model)
     expected = {s.sample_id: column for s, column in zip(samples, policy.logprobs(samples), strict=True)}
     policy.close()
     num_ranks = ParallelConfig(**layout).world_size
@@ -100,7 +106,7 @@ def test_a_reference_of_another_path(
 
 def test_a_resumed_run_finds_the_renewed_reference(make_model, make_samples, tmp_path):
     samples = make_samples(LENGTHS)
-    policy = MegatronPolicy(make_model(), **SETTINGS)
+    policy = make_policy(make_model(), **SETTINGS)
     scored = [replace(s, proximal_logprobs=c) for s, c in zip(samples, policy.logprobs(samples), strict=True)]
     policy.train(scored, objective=Objective(), global_counts=count_samples(samples))
     policy.refresh_reference()
@@ -109,7 +115,7 @@ def test_a_resumed_run_finds_the_renewed_reference(make_model, make_samples, tmp
     policy.save_checkpoint(tmp_path / "step")
     now = policy.logprobs(samples)
     policy.close()
-    policy = MegatronPolicy(make_model(), **SETTINGS)
+    policy = make_policy(make_model(), **SETTINGS)
     policy.load_checkpoint(tmp_path / "step")
     for one, other in zip(policy.reference_logprobs(samples), renewed, strict=True):
         np.testing.assert_array_equal(one, other)
@@ -123,7 +129,7 @@ def test_a_reference_of_another_architecture_is_refused(make_model, other_model,
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
     with pytest.raises(ValueError, match=r"layernorm_epsilon=0\.001.*the policy has 1e-06"):
-        MegatronPolicy(make_model(), reference_path=directory, **SETTINGS)
+        make_policy(make_model(), reference_path=directory, **SETTINGS)
     kl = "trainer.algorithm.kl.kind=in_loss"
     for overrides, message in (
         ([kl, f"model.reference_path={directory}"], "models of one architecture"),

@@ -15,8 +15,8 @@ from polyturn.configs.schema.trainer import OptimizerConfig, ParallelConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.data.balance import split_over_ranks
 from polyturn.trainer.data.samples import TrainSample, count_samples
-from polyturn.trainer.megatron.policy import MegatronPolicy
 from polyturn.trainer.run.metrics import routing_metrics
+from tests.support.megatron.policies import make_policy
 from tests.support.megatron.tiny_families import make_tiny
 
 pytestmark = pytest.mark.stack
@@ -88,7 +88,7 @@ def replay_on_ranks(
 ) -> list[Any]:
     """Logprobs with and without the record, then three updates with it."""
     parallel = ParallelConfig(**layout)
-    policy = MegatronPolicy(
+    policy = make_policy(
         path,
         parallel=parallel,
         optimizer=SMOOTH,
@@ -96,7 +96,7 @@ def replay_on_ranks(
         megatron=megatron,
         keep_reference=True,
         routing_replay=True,
-        **context.address,
+        place=context.place,
     )
     try:
         share = split_over_ranks(samples, parallel.data)[policy.data_parallel_rank]
@@ -160,8 +160,8 @@ def test_the_record_decides_in_every_layout(rank_pool, tiny_path):
 
 def test_what_cannot_be_replayed_is_refused(make_model, tiny_path):
     with pytest.raises(ValueError, match="the model has no experts"):
-        MegatronPolicy(make_model(), routing_replay=True)
-    policy = MegatronPolicy(tiny_path, routing_replay=True)
+        make_policy(make_model(), routing_replay=True)
+    policy = make_policy(tiny_path, routing_replay=True)
     try:
         samples = [replace(s, routed_experts=s.routed_experts[:, :-1]) for s in make_samples(recorded=True)]
         with pytest.raises(ValueError, match="recorded 7 experts of a token, but 4 layers with 2 each are 8"):

@@ -141,9 +141,6 @@ def attend_naively(tree: PrefixTree, query, key, value, scale):
 def test_tree_attention_is_attention_in_each_sample(
     samples, monkeypatch, dtype, tolerance, groups, width, plain
 ):
-    from polyturn.trainer.megatron.cpu import install_cpu_compatibility
-
-    install_cpu_compatibility("cpu")
     from polyturn.trainer.megatron import tree_attention
 
     if plain:
@@ -169,9 +166,6 @@ def test_tree_attention_is_attention_in_each_sample(
 
 
 def test_bfloat16_gathers_in_float32(samples):
-    from polyturn.trainer.megatron.cpu import install_cpu_compatibility
-
-    install_cpu_compatibility("cpu")
     from polyturn.trainer.megatron.tree_attention import attend_tree
 
     tree = build_tree([sample.token_ids for sample in samples])
@@ -184,10 +178,10 @@ def test_bfloat16_gathers_in_float32(samples):
 
 @pytest.mark.stack
 def test_a_model_with_another_attention_is_refused(tiny):
-    from polyturn.trainer.megatron.policy import MegatronPolicy
+    from tests.support.megatron.policies import make_policy
 
     with pytest.raises(ValueError, match="apply_rope_fusion"):
-        MegatronPolicy(tiny("qwen3"), shared_prefix="tree", megatron={"apply_rope_fusion": True})
+        make_policy(tiny("qwen3"), shared_prefix="tree", megatron={"apply_rope_fusion": True})
 
 
 def with_routing(samples: list[TrainSample]) -> list[TrainSample]:
@@ -230,23 +224,12 @@ def test_routing_is_replayed_on_trees(rank_pool, tiny, samples):
 
 def train_critics(context: RankContext, path: Path, samples: list[TrainSample]) -> list[Any]:
     """The values, metrics and values after two updates of a critic on samples, and of one on trees."""
-    from polyturn.trainer.megatron.critic import MegatronCritic
+    from tests.support.megatron.policies import make_critic
 
     found = []
     with context.joined(ParallelConfig()):
         for mode in ("off", "tree"):
-            critic = MegatronCritic(
-                path,
-                dtype="float32",
-                device="cpu",
-                parallel=ParallelConfig(),
-                optimizer=SMOOTH,
-                megatron={},
-                max_tokens_per_gpu=170,
-                value_clip=0.3,
-                seed=0,
-                shared_prefix=mode,
-            )
+            critic = make_critic(path, optimizer=SMOOTH, max_tokens_per_gpu=170, shared_prefix=mode)
             before = critic.values(samples)
             scored = [
                 replace(s, values=v, returns=np.cos(s.behavior_logprobs))

@@ -14,15 +14,11 @@ from polyturn.configs.schema.objective import ClipLoss, GSPOLoss, KLInLoss, Prom
 from polyturn.configs.schema.trainer import OptimizerConfig
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.data.samples import TrainSample, count_samples
-from polyturn.trainer.megatron.cpu import install_cpu_compatibility
-from polyturn.trainer.megatron.policy import MegatronPolicy
-
-install_cpu_compatibility("cpu")
-
-from polyturn.trainer.megatron.packing import (  # noqa: E402
+from polyturn.trainer.megatron.packing import (
     make_packed_batch,
     token_batch,
 )
+from tests.support.megatron.policies import make_policy
 
 LENGTHS = [5, 40, 17, 3, 33, 17, 60, 9]
 SEQUENCES = ["a", "a", "b", "c", "c", "c", "d", "e"]
@@ -124,7 +120,7 @@ def test_an_update_is_the_same_however_it_is_packed(
     """With several segments an episode, losses and reductions by sequence, and corrections."""
     results = []
     for max_tokens in (8192, 70, 1):
-        policy = MegatronPolicy(
+        policy = make_policy(
             make_model("qwen3", tied=True),
             optimizer=OptimizerConfig(learning_rate=0.01, epsilon=1e-3, clip_grad=0.5),
             max_tokens_per_gpu=max_tokens,
