@@ -24,11 +24,9 @@ from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.data.samples import TrainSample
 from polyturn.trainer.megatron.checkpoint_state import num_optimizer_steps
 from polyturn.trainer.megatron.engine import Engine
-from polyturn.trainer.megatron.logprob_head import LogprobRequest
 from polyturn.trainer.megatron.lora import BaseWeights
-from polyturn.trainer.megatron.micro_batches import finite_columns, make_micro_batches
 from polyturn.trainer.megatron.optimizer import LearningRateSchedule
-from polyturn.trainer.megatron.packing import PackedBatch, gather_rows
+from polyturn.trainer.megatron.packing import PackedBatch, make_micro_batches, rows_of
 from polyturn.trainer.megatron.tree_attention import allow_trees
 from polyturn.trainer.megatron.weights import OUTPUT_WEIGHT, load_hf_weights
 from polyturn.trainer.models.hf_directory import HFWeights, read_config
@@ -38,7 +36,7 @@ class ValueHead(torch.nn.Module):
     """One number for each token that is asked for: the value of having read everything before it.
 
     The value of token t comes from the hidden state at t - 1, from which the policy predicts it. The head is whole on
-    every tensor-parallel rank, and all of them compute all values. Set `request` before each forward pass; the output
+    every tensor-parallel rank, and all of them compute all values. `ask` it before each forward pass; the output
     is [1, N, 1], float32.
     """
 
@@ -46,7 +44,7 @@ class ValueHead(torch.nn.Module):
         """Draw the weight from N(0, 1 / (hidden size + 1)²), the same at any layout, and start the bias at 0."""
         super().__init__()
         config = model.config
-        self.request: LogprobRequest | None = None
+        self._rows: torch.Tensor | None = None
         self._sequence_parallel = bool(config.sequence_parallel)
         generator = torch.Generator().manual_seed(seed)
         weight = torch.randn(1, config.hidden_size, generator=generator) / (config.hidden_size + 1)
@@ -58,16 +56,20 @@ class ValueHead(torch.nn.Module):
             param.partition_dim = -1  # type: ignore[attr-defined]
             param.partition_stride = 1  # type: ignore[attr-defined]
 
+    def ask(self, rows: torch.Tensor, _targets: torch.Tensor, **_how: Any) -> None:
+        """As `LogprobHead.ask`: what is predicted at a row makes no difference."""
+        self._rows = rows
+
     def forward(
         self, hidden: torch.Tensor, weight: torch.Tensor | None = None, **_kwargs: Any
     ) -> tuple[torch.Tensor, None]:
         """[T, 1, H], of this rank's tokens under sequence parallelism -> [N, 1, 1]."""
         assert weight is None, "a value head shares no weight with the embedding"
-        assert self.request is not None, "the forward pass was not told which tokens to score"
+        assert self._rows is not None, "the forward pass was not told which tokens to score"
         if self._sequence_parallel:
             # Every rank has the whole gradient: each takes its tokens' part of it.
             hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
-        rows = hidden.squeeze(1).index_select(0, self.request.rows).float()
+        rows = hidden.squeeze(1).index_select(0, self._rows).float()
         return functional.linear(rows, self.weight.float(), self.bias.float())[:, None], None
 
 
@@ -100,8 +102,8 @@ class CriticEngine(Engine):
         self, batch: PackedBatch, objective: Any, counts: GlobalCounts, scores: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, ObjectiveSums]:
         values = self._of_all_rows(batch, scores).flatten()
-        returns = gather_rows(batch, [_column(sample, "returns") for sample in batch.samples])
-        old_values = gather_rows(batch, [_column(sample, "values") for sample in batch.samples])
+        returns = rows_of(batch, "returns")
+        old_values = rows_of(batch, "values")
         self._bad_samples.extend(_find_bad_samples(batch, values, returns, old_values))
         token_loss = value_loss(
             values,
@@ -144,13 +146,22 @@ class MegatronCritic:
         trainer, critic = config.trainer, config.trainer.critic
         model_path = resolve_model_path(critic.path or config.model.path)
         hf_config = {**read_config(model_path), "tie_word_embeddings": False}
-        self.parallel = critic.parallel if trainer.critic_has_ranks else trainer.parallel
-        self._max_tokens = critic.max_tokens_per_gpu or trainer.max_tokens_per_gpu
+        parallel = critic.parallel if trainer.critic_has_ranks else trainer.parallel
+        shared_prefix: SharedPrefix = "group" if parallel.context > 1 else trainer.shared_prefix
         self._objective = ValueObjective(clip=critic.value_clip)
         self._schedule = LearningRateSchedule.from_config(critic.optimizer, num_updates=trainer.total_updates)
-        self._shared_prefix: SharedPrefix = "group" if self.parallel.context > 1 else trainer.shared_prefix
-        prepare = partial(_prepare, config.seed, self._shared_prefix)
-        self.engine = CriticEngine(hf_config, config, optimizer=critic.optimizer, prepare=prepare)
+        self.engine = CriticEngine(
+            hf_config,
+            config,
+            optimizer=critic.optimizer,
+            pack=partial(
+                make_micro_batches,
+                max_tokens=critic.max_tokens_per_gpu or trainer.max_tokens_per_gpu,
+                parallel=parallel,
+                shared_prefix=shared_prefix,
+            ),
+            prepare=partial(_prepare, config.seed, shared_prefix),
+        )
         architecture = self.engine.architecture
         output_names = architecture.family.rows[OUTPUT_WEIGHT].hf_names
         chunks: list[Any] = [BaseWeights(chunk, hidden="output_layer.") for chunk in self.engine.chunks]
@@ -171,9 +182,7 @@ class MegatronCritic:
         Raises:
             FloatingPointError: one of them is not finite; names the sample. All ranks raise it.
         """
-        batches = self._pack(samples)
-        found = [scores.flatten() for scores in self.engine.score(batches, temperature=1.0)]
-        return finite_columns(self.engine, samples, batches, found, what="value")
+        return self.engine.score(samples, temperature=1.0, what="value")
 
     def train(self, samples: Sequence[TrainSample], *, global_counts: GlobalCounts) -> dict[str, float]:
         """One optimizer update; returns the metrics of the global batch, the same on every rank.
@@ -184,19 +193,10 @@ class MegatronCritic:
         """
         objective: Any = self._objective
         return self.engine.update(
-            self._pack(samples),
+            samples,
             objective=objective,
             counts=global_counts,
             learning_rate=self._schedule(self.num_updates),
-        )
-
-    def _pack(self, samples: Sequence[TrainSample]) -> list[PackedBatch]:
-        return make_micro_batches(
-            samples,
-            max_tokens=self._max_tokens,
-            parallel=self.parallel,
-            device=self.engine.device,
-            shared_prefix=self._shared_prefix,
         )
 
 
@@ -205,13 +205,6 @@ def _prepare(seed: int, shared_prefix: SharedPrefix, model: Any) -> None:
     attach_value_head(model, seed=seed)
     if shared_prefix == "tree":
         allow_trees(model)
-
-
-def _column(sample: TrainSample, name: str) -> npt.NDArray[np.float32]:
-    column: npt.NDArray[np.float32] | None = getattr(sample, name)
-    if column is None:
-        raise ValueError(f"sample {sample.sample_id} has no {name}, which the critic's loss needs")
-    return column
 
 
 def _find_bad_samples(batch: PackedBatch, *columns: torch.Tensor) -> list[str]:

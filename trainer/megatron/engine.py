@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -22,8 +24,10 @@ from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.trainer import OptimizerConfig
 from polyturn.trainer.algorithms.objective import Objective, ObjectiveSums, evaluate_objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
+from polyturn.trainer.data.prefix_tree import Sharing
+from polyturn.trainer.data.samples import TrainSample
 from polyturn.trainer.megatron.attention import spread_rows
-from polyturn.trainer.megatron.logprob_head import Entropy, LogprobHead, LogprobRequest, split_scores
+from polyturn.trainer.megatron.logprob_head import Entropy, LogprobHead, split_scores
 from polyturn.trainer.megatron.model import (
     Architecture,
     MegatronOptions,
@@ -32,7 +36,7 @@ from polyturn.trainer.megatron.model import (
     transformer_config,
 )
 from polyturn.trainer.megatron.optimizer import make_optimizer, step
-from polyturn.trainer.megatron.packing import PackedBatch, find_bad_samples, token_batch
+from polyturn.trainer.megatron.packing import PackedBatch, find_bad_samples, scatter_rows, token_batch
 from polyturn.trainer.megatron.routing_replay import RoutingReplay
 from polyturn.trainer.megatron.weights import mark_split_params
 
@@ -111,12 +115,14 @@ class Engine:
         config: RunConfig,
         *,
         optimizer: OptimizerConfig,
+        pack: Callable[..., list[PackedBatch]],
         prepare: Callable[[GPTModel], None],
     ) -> None:
         """
         Args:
             hf_config: of the model: a run's policy and its critic may differ.
             optimizer: the section of the model.
+            pack: a rank's samples -> its micro-batches: `make_micro_batches`, told all but samples and device.
             prepare: changes a chunk of the model before it is wrapped: adapters, another head.
         """
         device = config.trainer.device
@@ -141,6 +147,9 @@ class Engine:
         self.config.no_sync_func = no_sync(self._wrapped)
         self.replay: RoutingReplay | None = None
         """Set to let the routers of experts choose what the engine chose."""
+        self.sharing = Sharing()
+        """What updates computed on this rank, and would have without shared prefixes; whoever reads it starts anew."""
+        self._pack = partial(pack, device=self.device)
         self._optimizer_config = optimizer
         self._bad_samples: list[str] = []
         self.optimizer: Any = None
@@ -158,34 +167,52 @@ class Engine:
         self.config.finalize_model_grads_func = self._finalize
 
     def score(
-        self, batches: Sequence[PackedBatch], *, temperature: float, entropy: Entropy = "none"
-    ) -> list[torch.Tensor]:
-        """Of each micro-batch what `split_scores` takes apart: [1, N, 1 or 2], float32, without gradient.
+        self, samples: Sequence[TrainSample], *, temperature: float, what: str
+    ) -> list[npt.NDArray[np.float32]]:
+        """What the head says of each trainable token: a column [T] for each sample, in their order, 0 elsewhere.
 
-        The same on all ranks that share a data-parallel rank's micro-batches.
+        The same on all ranks that share a data-parallel rank's samples.
+
+        Args:
+            what: the head's numbers, for messages.
+
+        Raises:
+            FloatingPointError: one of them is not finite; names the sample. All ranks raise it.
         """
+        batches = self._pack(samples)
         with torch.no_grad():
             found = run_schedule(
                 self._wrapped,
                 batches,
-                partial(self._score_step, temperature=temperature, entropy=entropy),
+                partial(self._score_step, temperature=temperature),
                 forward_only=True,
             )
+        num_rows = [batch.num_rows for batch in batches]
         if not is_last_stage():
-            columns = 1 if entropy == "none" else 2
-            found = [torch.empty(1, batch.num_rows, columns, device=self.device) for batch in batches]
-        whole = from_last_stage(torch.cat(found, 1))
-        return list(whole.split([batch.num_rows for batch in batches], 1))
+            found = [torch.empty(1, count, 1, device=self.device) for count in num_rows]
+        values = from_last_stage(torch.cat(found, 1)).flatten()
+        columns: dict[int, npt.NDArray[np.float32]] = {}
+        for batch, part in zip(batches, values.split(num_rows), strict=True):
+            for sample, column in zip(batch.samples, scatter_rows(batch, part), strict=True):
+                columns[id(sample)] = column
+        self.raise_together(
+            [
+                f"sample {sample.sample_id}: a {what} is not finite"
+                for sample in samples
+                if not np.isfinite(columns[id(sample)]).all()
+            ]
+        )
+        return [columns[id(sample)] for sample in samples]
 
     def update(
         self,
-        batches: Sequence[PackedBatch],
+        samples: Sequence[TrainSample],
         *,
         objective: Objective,
         counts: GlobalCounts,
         learning_rate: float,
     ) -> dict[str, float]:
-        """One optimizer update over this rank's micro-batches and those of all data-parallel ranks.
+        """One optimizer update over this rank's samples and those of all data-parallel ranks.
 
         Returns the metrics of the global batch, the same on every rank.
 
@@ -193,6 +220,8 @@ class Engine:
             FloatingPointError: a number that is not finite on a trainable token; names the sample. Or the gradient has
                 exploded, and the optimizer's config says stop.
         """
+        batches = self._pack(samples)
+        self.sharing = sum((batch.sharing for batch in batches), self.sharing)
         self._bad_samples.clear()
         if self.replay is not None:
             self.replay.clear()
@@ -267,9 +296,7 @@ class Engine:
         if self.replay is not None:
             self.replay.begin(batch.routed_experts)
         if self._head is not None:
-            self._head.request = LogprobRequest(
-                rows=batch.rows, targets=batch.targets, temperature=temperature, entropy=entropy
-            )
+            self._head.ask(batch.rows, batch.targets, temperature=temperature, entropy=entropy)
         return chunk(batch.input_ids, batch.position_ids, None, packed_seq_params=batch.sequences)
 
     def _of_all_rows(self, batch: PackedBatch, scores: torch.Tensor) -> torch.Tensor:
@@ -280,11 +307,11 @@ class Engine:
         return spread_rows(scores.squeeze(0), batch.own_rows, batch.num_rows, group)[None]
 
     def _score_step(
-        self, batches: Iterator[PackedBatch], chunk: torch.nn.Module, *, temperature: float, entropy: Entropy
+        self, batches: Iterator[PackedBatch], chunk: torch.nn.Module, *, temperature: float
     ) -> tuple[torch.Tensor, Any]:
         """What Megatron-core's schedule calls for each chunk and micro-batch in a forward pass alone."""
         batch = next(batches)
-        scores = self._run(chunk, batch, temperature, entropy)
+        scores = self._run(chunk, batch, temperature, "none")
         return scores, lambda found, **_: self._of_all_rows(batch, found)
 
     def _train_step(

@@ -327,42 +327,39 @@ def _cuts(length: int, step: int) -> Iterator[slice]:
         yield slice(start, min(start + step, length))
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LogprobRequest:
-    """What one forward pass is asked for."""
-
-    rows: torch.Tensor
-    """[N]: positions in the pack whose next token is scored."""
-    targets: torch.Tensor
-    """[N]: those tokens."""
-    temperature: float
-    entropy: Entropy = "none"
-
-
 class LogprobHead:
     """Makes a model's forward pass return logprobs (and entropies) at chosen positions of a pack, never logits.
 
     Most tokens of a multi-turn episode are observations, whose logits nobody reads, and the logits of the others are
-    used up as they are made: see `token_logprobs`. Set `request` before each forward pass. The output is
+    used up as they are made: see `token_logprobs`. `ask` it before each forward pass. The output is
     [1, N, 1 or 2], float32: logprobs, then entropies; `split_scores` takes it apart.
 
     A pipeline stage without the output layer needs no head.
     """
 
     def __init__(self, model: GPTModel, *, vocab_size: int) -> None:
-        self.request: LogprobRequest | None = None
+        self._asked: tuple[torch.Tensor, torch.Tensor, float, Entropy] | None = None
         self._layer = model.output_layer
         self._sequence_parallel = bool(model.config.sequence_parallel)
         self._vocab_size = vocab_size
         # The layer is still called as a module, so that hooks that gather its weight run.
         self._layer.forward = self._score
 
+    def ask(self, rows: torch.Tensor, targets: torch.Tensor, *, temperature: float, entropy: Entropy) -> None:
+        """Say what the next forward pass scores.
+
+        Args:
+            rows: [N]: positions in the pack whose next token is scored.
+            targets: [N]: those tokens.
+        """
+        self._asked = rows, targets, temperature, entropy
+
     def _score(
         self, hidden: torch.Tensor, weight: torch.Tensor | None = None, **_kwargs: Any
     ) -> tuple[torch.Tensor, None]:
         """[T, 1, H], of this rank's tokens under sequence parallelism -> [N, 1, 1 or 2]."""
-        request = self.request
-        assert request is not None, "the forward pass was not told which tokens to score"
+        assert self._asked is not None, "the forward pass was not told which tokens to score"
+        rows, targets, temperature, entropy = self._asked
         weight = self._layer.weight if weight is None else weight
         # Each rank has the gradient of its columns: the backward pass of either call sums them up.
         if self._sequence_parallel:
@@ -370,12 +367,12 @@ class LogprobHead:
         else:
             hidden = copy_to_tensor_model_parallel_region(hidden)
         logprobs, entropies = token_logprobs(
-            hidden.squeeze(1).index_select(0, request.rows),
+            hidden.squeeze(1).index_select(0, rows),
             weight,
-            request.targets,
+            targets,
             columns=vocabulary_slice(weight.size(0), self._vocab_size),
-            temperature=request.temperature,
-            entropy=request.entropy,
+            temperature=temperature,
+            entropy=entropy,
         )
         scores = [logprobs] if entropies is None else [logprobs, entropies]
         return torch.stack(scores, -1)[:, None], None

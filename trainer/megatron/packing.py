@@ -1,4 +1,4 @@
-"""A micro-batch as tensors: its samples side by side, or as a tree whose shared prefixes are computed once.
+"""A rank's samples as micro-batches of tensors: side by side, or as a tree whose shared prefixes are computed once.
 
 The rows of a pack are where a trainable token is predicted: the model scores those alone, and the objective takes the
 samples' columns at them.
@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.distributed as dist
 
+from polyturn.configs.schema.trainer import ParallelConfig, SharedPrefix
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.algorithms.tokens import TokenBatch
-from polyturn.trainer.data.balance import prefix_keys
+from polyturn.trainer.data.balance import pack, pack_by_prefix, prefix_keys, split_packs
 from polyturn.trainer.data.prefix_tree import Node, PrefixTree, Sharing, build_tree
 from polyturn.trainer.data.samples import TrainSample
 from polyturn.trainer.megatron.attention import ContextSlice, PackedSequences, pack_lengths
@@ -58,6 +59,43 @@ class PackedBatch:
     def sharing(self) -> Sharing:
         """What is computed of the samples, all ranks that share them taken together."""
         return self.sequences.sharing or Sharing.none([len(sample) for sample in self.samples])
+
+
+def make_micro_batches(
+    samples: Sequence[TrainSample],
+    *,
+    max_tokens: int,
+    parallel: ParallelConfig,
+    device: torch.device,
+    shared_prefix: SharedPrefix = "off",
+) -> list[PackedBatch]:
+    """This rank's micro-batches, as many as every other rank's. Collective.
+
+    Args:
+        max_tokens: of a micro-batch on one rank; the ranks that share sequences hold so many each.
+        shared_prefix: "group" puts samples with a common prefix together, "tree" computes it once for all of them.
+    """
+    gather = pack if shared_prefix == "off" else pack_by_prefix
+    packs = gather(samples, max_tokens * parallel.context)
+    most = torch.tensor(len(packs), device=device)
+    dist.all_reduce(most, dist.ReduceOp.MAX)
+    multiple = parallel.micro_batch_multiple()
+    num_packs = -(-max(int(most), 1) // multiple) * multiple
+    place = parallel.place(dist.get_rank())
+    if shared_prefix == "tree":
+        return [
+            make_tree_batch(group, device=device, multiple=parallel.pack_multiple())
+            for group in split_packs(packs, num_packs)
+        ]
+    return [
+        make_packed_batch(
+            group,
+            device=device,
+            multiple=parallel.pack_multiple(),
+            part=ContextSlice(size=parallel.context, rank=place.context),
+        )
+        for group in split_packs(packs, num_packs)
+    ]
 
 
 def predicting_rows(sampled: np.ndarray) -> np.ndarray:
@@ -145,13 +183,6 @@ def _lay_side_by_side(samples: Sequence[TrainSample], *, multiple: int, sequence
         rows=np.concatenate([np.zeros(0, dtype=np.int64), *rows]),
         sample_of_row=np.repeat(np.arange(len(samples)), [len(r) for r in rows]),
     )
-
-
-def gather_rows(batch: PackedBatch, columns: Sequence[np.ndarray]) -> torch.Tensor:
-    """One column of each sample [T] -> its values at the trainable tokens, [N], float32."""
-    parts = [column[sample.sampled] for sample, column in zip(batch.samples, columns, strict=True)]
-    values = np.concatenate([np.zeros(0, dtype=np.float32), *parts]).astype(np.float32)
-    return torch.from_numpy(values).to(batch.sample_of_row.device)
 
 
 def scatter_rows(batch: PackedBatch, values: torch.Tensor) -> list[np.ndarray]:
@@ -249,17 +280,17 @@ def token_batch(
         ValueError: a sample lacks a column that the objective needs.
     """
     samples = batch.samples
-    behavior = gather_rows(batch, [sample.behavior_logprobs for sample in samples])
+    behavior = rows_of(batch, "behavior_logprobs")
     proximal, reference, advantages = behavior, None, torch.zeros_like(behavior)
     if objective.needs_advantages or all(sample.proximal_logprobs is not None for sample in samples):
-        proximal = gather_rows(batch, [_column(sample, "proximal_logprobs") for sample in samples])
+        proximal = rows_of(batch, "proximal_logprobs")
     if objective.needs_advantages:
-        advantages = gather_rows(batch, [_column(sample, "advantages") for sample in samples])
+        advantages = rows_of(batch, "advantages")
     if objective.needs_reference:
-        reference = gather_rows(batch, [_column(sample, "reference_logprobs") for sample in samples])
+        reference = rows_of(batch, "reference_logprobs")
     corrections = None
     if any(sample.correction_weights is not None for sample in samples):
-        corrections = gather_rows(batch, [_column(sample, "correction_weights") for sample in samples])
+        corrections = rows_of(batch, "correction_weights")
     return TokenBatch(
         logprobs=logprobs,
         entropies=entropies,
@@ -270,21 +301,14 @@ def token_batch(
             batch, [_total(s, counts.tokens_of_sequence, s.sequence_id) for s in samples]
         ),
         prompt_lengths=_of_rows(batch, [_total(s, counts.tokens_of_prompt, s.group_id) for s in samples]),
-        turns=_integers(batch, [sample.turns for sample in samples]),
-        policy_versions=_integers(batch, [sample.policy_versions for sample in samples]),
+        turns=rows_of(batch, "turns", np.int64),
+        policy_versions=rows_of(batch, "policy_versions", np.int64),
         advantages=advantages,
         behavior_logprobs=behavior,
         proximal_logprobs=proximal,
         reference_logprobs=reference,
         correction_weights=corrections,
     )
-
-
-def _integers(batch: PackedBatch, columns: Sequence[np.ndarray]) -> torch.Tensor:
-    """One column of integers of each sample [T] -> its values at the trainable tokens, int64 [N]."""
-    parts = [column[sample.sampled] for sample, column in zip(batch.samples, columns, strict=True)]
-    values = np.concatenate([np.zeros(0, dtype=np.int64), *parts])
-    return torch.from_numpy(values).to(batch.rows.device)
 
 
 def _total(sample: TrainSample, totals: Mapping[str, int], name: str) -> int:
@@ -297,11 +321,19 @@ def _of_rows(batch: PackedBatch, by_sample: Sequence[int]) -> torch.Tensor:
     return torch.tensor(by_sample or [0], device=batch.rows.device)[batch.sample_of_row]
 
 
-def _column(sample: Any, name: str) -> Any:
-    column = getattr(sample, name)
-    if column is None:
-        raise ValueError(f"sample {sample.sample_id} has no {name}, which the objective needs")
-    return column
+def rows_of(batch: PackedBatch, name: str, dtype: npt.DTypeLike = np.float32) -> torch.Tensor:
+    """The samples' column of that name at the trainable tokens, [N].
+
+    Raises:
+        ValueError: a sample has none.
+    """
+    parts = [np.zeros(0, dtype=dtype)]
+    for sample in batch.samples:
+        column = getattr(sample, name)
+        if column is None:
+            raise ValueError(f"sample {sample.sample_id} has no {name}, which the objective needs")
+        parts.append(column[sample.sampled])
+    return torch.from_numpy(np.concatenate(parts).astype(dtype)).to(batch.sample_of_row.device)
 
 
 def find_bad_samples(batch: PackedBatch, tokens: TokenBatch) -> list[str]:

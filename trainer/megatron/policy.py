@@ -22,7 +22,6 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import RunConfig
-from polyturn.configs.schema.trainer import SharedPrefix
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.checkpoints.manifest import describe_adapters
@@ -30,7 +29,6 @@ from polyturn.trainer.checkpoints.sources import find_source, initial_weights
 from polyturn.trainer.data.prefix_tree import Sharing
 from polyturn.trainer.data.samples import TrainSample
 from polyturn.trainer.megatron.engine import Engine
-from polyturn.trainer.megatron.logprob_head import split_scores
 from polyturn.trainer.megatron.lora import (
     AdapterRounding,
     BaseWeights,
@@ -39,10 +37,9 @@ from polyturn.trainer.megatron.lora import (
     named_adapter_tensors,
     save_adapter,
 )
-from polyturn.trainer.megatron.micro_batches import finite_columns, make_micro_batches
 from polyturn.trainer.megatron.model import LayerFlops, layer_flops, read_architecture
 from polyturn.trainer.megatron.optimizer import LearningRateSchedule
-from polyturn.trainer.megatron.packing import PackedBatch
+from polyturn.trainer.megatron.packing import make_micro_batches
 from polyturn.trainer.megatron.policy_checkpoints import PolicyCheckpoints
 from polyturn.trainer.megatron.process_groups import Place, join_ranks, leave_ranks
 from polyturn.trainer.megatron.routing_replay import RoutingReplay
@@ -82,9 +79,6 @@ class MegatronPolicy:
         self._schedule = LearningRateSchedule.from_config(
             trainer.optimizer, num_updates=trainer.total_updates
         )
-        self._max_tokens = trainer.max_tokens_per_gpu
-        self._shared_prefix: SharedPrefix = trainer.shared_prefix
-        self._sharing = Sharing()
         self._rounding: AdapterRounding | None = None
         self._refreshed = False
         hf_config = read_config(self.model_path)
@@ -92,7 +86,16 @@ class MegatronPolicy:
         with ExitStack() as on_failure:
             on_failure.callback(self.close)
             self._engine = Engine(
-                hf_config, config, optimizer=trainer.optimizer, prepare=partial(_prepare, hf_config, config)
+                hf_config,
+                config,
+                optimizer=trainer.optimizer,
+                pack=partial(
+                    make_micro_batches,
+                    max_tokens=trainer.max_tokens_per_gpu,
+                    parallel=self.parallel,
+                    shared_prefix=trainer.shared_prefix,
+                ),
+                prepare=partial(_prepare, hf_config, config),
             )
             if config.engines.routing_replay:
                 self._engine.replay = RoutingReplay(self._engine.chunks)
@@ -127,11 +130,7 @@ class MegatronPolicy:
         Raises:
             FloatingPointError: one of them is not finite; names the sample. All ranks raise it.
         """
-
-        batches = self._pack(samples)
-        found = self._engine.score(batches, temperature=temperature)
-        logprobs = [split_scores(scores)[0] for scores in found]
-        return finite_columns(self._engine, samples, batches, logprobs, what="logprob")
+        return self._engine.score(samples, temperature=temperature, what="logprob")
 
     def reference_logprobs(
         self, samples: Sequence[TrainSample], *, temperature: float = 1.0
@@ -170,15 +169,13 @@ class MegatronPolicy:
             ValueError: a sample lacks a column that the objective needs.
         """
         rate = self._schedule(self.num_updates) if learning_rate is None else learning_rate
-        batches = self._pack(samples)
-        metrics = self._engine.update(batches, objective=objective, counts=global_counts, learning_rate=rate)
-        self._sharing = sum((batch.sharing for batch in batches), self._sharing)
+        metrics = self._engine.update(samples, objective=objective, counts=global_counts, learning_rate=rate)
         self.num_updates += 1
         return metrics
 
     def take_sharing(self) -> tuple[Sharing, LayerFlops]:
         """What updates computed on this rank since the last call, and would have without shared prefixes; its costs."""
-        sharing, self._sharing = self._sharing, Sharing()
+        sharing, self._engine.sharing = self._engine.sharing, Sharing()
         return sharing, layer_flops(self._engine.chunks)
 
     def named_hf_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
@@ -304,15 +301,6 @@ class MegatronPolicy:
         with reference.in_place():
             self._load_hf(path)
         return reference
-
-    def _pack(self, samples: Sequence[TrainSample]) -> list[PackedBatch]:
-        return make_micro_batches(
-            samples,
-            max_tokens=self._max_tokens,
-            parallel=self.parallel,
-            device=self._engine.device,
-            shared_prefix=self._shared_prefix,
-        )
 
 
 def _prepare(hf_config: Mapping[str, Any], config: RunConfig, model: GPTModel) -> None:
