@@ -7,12 +7,13 @@ a resumed run plays only what is missing.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from polyturn.agents.episode import Episode
+from polyturn.configs.errors import Interrupted
 from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.collector import Group
 from polyturn.rollout.engines.control import EngineControl
@@ -25,24 +26,27 @@ from polyturn.trainer.data.samples import UpdateReport
 from polyturn.trainer.player import RolloutPlayer
 from polyturn.trainer.ranks.trainer import Trainer
 from polyturn.trainer.run.checks import CheckFailure, RunChecks
-from polyturn.trainer.run.directory import RunDirectory, RunState
+from polyturn.trainer.run.directory import RunDirectory, RunState, write_json
 from polyturn.trainer.run.failures import InterruptGuard, StepFailure, sentence_of
 from polyturn.trainer.run.metrics import step_metrics
-from polyturn.trainer.run.progress import MetricSink, ProgressDisplay
-from polyturn.trainer.run.resume import forget_failure, note_failure
+from polyturn.trainer.run.progress import JsonLinesSink, MetricSink, ProgressDisplay, TensorBoardSink
+from polyturn.trainer.run.resume import forget_failure, installed_versions, note_failure
 from polyturn.trainer.weight_sync import SyncReport
 
-Evaluate = Callable[[str, int], Mapping[str, Any] | None]
-"""Plays the held-out tasks after a step and keeps the trajectories under a name; None where it was interrupted."""
 MIN_CORRELATION = 0.9
 """Between what LoRA's adapters add and what of it the engines get, below which a run says so."""
 
 
 @dataclass(slots=True)
 class Stopwatch:
-    """Seconds by phase: generating, tools, training and so on."""
+    """Seconds by phase: generating, tools, training and so on; and since it was made."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
+
+    @property
+    def total(self) -> float:
+        return time.perf_counter() - self.started
 
     @contextmanager
     def measure(self, phase: str) -> Iterator[None]:
@@ -56,72 +60,120 @@ class Stopwatch:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
 
-class TrainingLoop:
-    """The steps of one run, from the state of its newest checkpoint to the end."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunParts:
+    """What a run consists of, once everything is up."""
 
-    def __init__(
-        self,
-        config: RunConfig,
-        *,
-        directory: RunDirectory,
-        trainer: Trainer,
-        engine_urls: Sequence[str],
-        player: RolloutPlayer,
-        sinks: Sequence[MetricSink],
-        progress: ProgressDisplay,
-        guard: InterruptGuard,
-        state: RunState,
-        stopwatch: Stopwatch,
-        evaluate: Evaluate,
-    ) -> None:
+    config: RunConfig
+    directory: RunDirectory
+    trainer: Trainer
+    engine_urls: Sequence[str]
+    player: RolloutPlayer
+    progress: ProgressDisplay
+    guard: InterruptGuard
+    stopwatch: Stopwatch
+
+
+class TrainingLoop:
+    """The steps of one run, from the state of its newest checkpoint to the end, with the evaluations around them."""
+
+    def __init__(self, parts: RunParts, state: RunState) -> None:
+        """Rows of metrics beyond the state are dropped."""
+        config, directory = parts.config, parts.directory
         self._config = config
         self._directory = directory
-        self._trainer = trainer
-        self._engines = [EngineControl(url) for url in engine_urls]
-        self._player = player
-        self._sinks = sinks
-        self._progress = progress
-        self._guard = guard
-        self._stopwatch = stopwatch
-        self._evaluate = evaluate
+        self._trainer = parts.trainer
+        self._player = parts.player
+        self._progress = parts.progress
+        self._guard = parts.guard
+        self._stopwatch = parts.stopwatch
+        self._engines = [EngineControl(url) for url in parts.engine_urls]
+        self._sinks: list[MetricSink] = [JsonLinesSink(directory.metrics, last_step=state.step)]
+        if config.logging.tensorboard:
+            self._sinks.append(TensorBoardSink(directory.tensorboard, last_step=state.step))
         self._store = TrajectoryStore(directory.path)
         self._checks = RunChecks(config.checks, maxima=state.maxima)
-        self._cursor = player.cursor(state.prompt_position)
+        self._cursor = self._player.cursor(state.prompt_position)
         self._saving: RunState | None = None
         self._warned_of_rounding = False
-        self.state = state
+        self._state = state
 
     def run(self) -> None:
-        """Play and train until the last step, or until the guard asks to stop.
+        """Evaluate, train, evaluate, save.
 
         Raises:
+            Interrupted: the guard asked to stop; what is finished is saved.
             StepFailure: what was played in a step cannot be trained on, or a check failed. Its episodes are set aside.
         """
-        while self.state.step < self._config.trainer.num_steps and not self._guard.requested:
-            step = self.state.step + 1
+        config = self._config.evaluation
+        # The engines began with the weights on disk, or with those of a run that died.
+        self._sync(self._state.policy_version, self._stopwatch)
+        if config.before and self._state.heldout_before is None:
+            before = self._evaluate("before", self._state.step)
+            if before is not None:
+                self._state = replace(self._state, heldout_before=before)
+                self._save()
+        try:
+            self._take_steps()
+        finally:
+            # Whatever ended the steps, what they saved is to be complete.
+            self._complete_checkpoint(wait=True)
+        self._stop_if_asked()
+        after = self._evaluate("after", self._state.step) if config.after else None
+        self._trainer.save_hf(self._directory.policy)
+        self._summarise("finished", after)
+        self._stop_if_asked()
+
+    def _take_steps(self) -> None:
+        """Play and train until the last step, or until the guard asks to stop."""
+        while self._state.step < self._config.trainer.num_steps and not self._guard.requested:
+            step = self._state.step + 1
             watch = Stopwatch()
-            started = time.perf_counter()
             prompts = self._cursor.take(self._config.rollout.prompts_per_step)
             groups = self._collect(step, prompts, watch)
-            self.complete_checkpoint(wait=False)
+            self._complete_checkpoint(wait=False)
             if groups is None:
                 return
             self._player.prefetch(self._cursor.peek(len(prompts)))
-            version = self.state.policy_version + self._config.trainer.updates_per_step
+            version = self._state.policy_version + self._config.trainer.updates_per_step
             with self._setting_aside(step):
                 credit, reports = self._learn(step, groups, watch)
-                sync = self.sync(version, watch)
+                sync = self._sync(version, watch)
             row = step_metrics(
                 groups=groups,
                 credit=credit,
                 reports=reports,
                 seconds=watch.seconds,
-                total_seconds=time.perf_counter() - started,
+                total_seconds=watch.total,
                 version=version,
                 sync_bytes=sync.num_bytes,
                 adapter_correlation=sync.adapter_correlation,
             )
             self._finish(step, version, {**row, **self._evaluate_between(step)}, watch)
+
+    def _evaluate(self, when: str, step: int) -> Mapping[str, Any] | None:
+        """The held-out evaluation, as `summary.json` has it; None when it was interrupted.
+
+        Its trajectories go to a file named after `when`: `before`, `after`, or the step.
+        """
+        config = self._config.evaluation
+        moment = f"{when} training" if when in ("before", "after") else "during training"
+        self._progress.phase(
+            f"held-out evaluation {moment}", total=config.num_tasks * config.samples_per_task
+        )
+        with self._stopwatch.measure("evaluate"):
+            result = self._player.evaluate(
+                step=step,
+                on_episode=lambda _: self._progress.advance(),
+                trajectories=self._directory.evaluation / f"{when}.parquet",
+            )
+        if result is None:
+            return None
+        self._progress.message(
+            f"held-out {moment} (step {step}): {result.mean:.3f} [{result.low:.3f}, {result.high:.3f}] on "
+            f"{result.num_tasks} tasks"
+        )
+        return asdict(result)
 
     def _evaluate_between(self, step: int) -> dict[str, float]:
         """The figures of the held-out evaluation after a step, where one is due; the last step has that at the end."""
@@ -162,7 +214,7 @@ class TrainingLoop:
             )
             raise StepFailure(sentence) from failure
 
-    def sync(self, version: int, watch: Stopwatch) -> SyncReport:
+    def _sync(self, version: int, watch: Stopwatch) -> SyncReport:
         """Send the weights to the engines and compare them on both sides."""
         with watch.measure("sync"):
             report = self._trainer.publish(version)
@@ -189,6 +241,8 @@ class TrainingLoop:
     def close(self) -> None:
         for engine in self._engines:
             engine.close()
+        for sink in self._sinks:
+            sink.close()
 
     def _collect(self, step: int, prompts: Sequence[Prompt], watch: Stopwatch) -> list[Group] | None:
         """The step's groups, finished ones from the journal first; None when the guard asked to stop."""
@@ -219,7 +273,7 @@ class TrainingLoop:
             scored = self._trainer.score(make_samples(episodes))
             try:
                 return assign_credit(
-                    episodes, scored, self._config.trainer.algorithm, version=self.state.policy_version
+                    episodes, scored, self._config.trainer.algorithm, version=self._state.policy_version
                 )
             except ValueError as fault:
                 # What a plug-in gave: the episodes are as good as they were, and a resume begins with them.
@@ -256,13 +310,13 @@ class TrainingLoop:
         """Write the step's checkpoint, then its metrics: the checkpoint is what makes it finished."""
         for phase, seconds in watch.seconds.items():
             self._stopwatch.add(phase, seconds)
-        self.state = RunState(
+        self._state = RunState(
             step=step,
             policy_version=version,
             prompt_position=self._cursor.position,
             seconds=dict(self._stopwatch.seconds),
             maxima=dict(self._checks.maxima),
-            heldout_before=self.state.heldout_before,
+            heldout_before=self._state.heldout_before,
         )
         last = step == self._config.trainer.num_steps or self._guard.requested
         for sink in self._sinks:
@@ -270,17 +324,17 @@ class TrainingLoop:
         self._progress.step(step, row)
         if last or step % self._config.checkpoint.every_steps == 0:
             with self._stopwatch.measure("checkpoint"):
-                self.save()
+                self._save()
 
-    def save(self) -> None:
+    def _save(self) -> None:
         """Begin a checkpoint of the state as it is; unless it is to be written meanwhile, finish it, too."""
-        self.complete_checkpoint(wait=True)
-        self._trainer.begin_checkpoint(self._directory.begin_checkpoint(self.state.step))
-        self._saving = self.state
+        self._complete_checkpoint(wait=True)
+        self._trainer.begin_checkpoint(self._directory.begin_checkpoint(self._state.step))
+        self._saving = self._state
         if not self._config.checkpoint.asynchronous:
-            self.complete_checkpoint(wait=True)
+            self._complete_checkpoint(wait=True)
 
-    def complete_checkpoint(self, *, wait: bool) -> None:
+    def _complete_checkpoint(self, *, wait: bool) -> None:
         """Complete the checkpoint that was begun, once it is written; until then the one before is the newest.
 
         Raises:
@@ -294,6 +348,21 @@ class TrainingLoop:
         forget_failure(self._directory, state.step)
         self._store.forget(state.step)
 
-    @property
-    def maxima(self) -> Mapping[str, float]:
-        return self._checks.maxima
+    def _stop_if_asked(self) -> None:
+        if self._guard.requested:
+            self._summarise("interrupted", None)
+            raise Interrupted(self._directory.path, self._state.step)
+
+    def _summarise(self, status: str, after: Mapping[str, Any] | None) -> None:
+        summary = {
+            "status": status,
+            "name": self._config.name,
+            "seed": self._config.seed,
+            "steps": self._state.step,
+            "policy_version": self._state.policy_version,
+            "heldout": {"before": self._state.heldout_before, "after": after},
+            "seconds": {**self._stopwatch.seconds, "total": self._stopwatch.total},
+            "checks": dict(self._checks.maxima),
+            "versions": installed_versions(),
+        }
+        write_json(self._directory.summary, summary)
