@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -22,6 +23,17 @@ class Interrupted(Exception):
 
 class RunFailure(RuntimeError):
     """A run ended before its last step; the message is for users."""
+
+
+@contextmanager
+def as_config_error(place: str = "") -> Iterator[None]:
+    """Bad input that is found within is the config's: the sentence begins with the place in it."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"{place}{error}") from error
 
 
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:

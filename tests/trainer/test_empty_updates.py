@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -180,6 +181,9 @@ def with_proximal(sample: TrainSample) -> TrainSample:
     return replace(sample, proximal_logprobs=sample.behavior_logprobs)
 
 
+OF_THE_DRIVER = ("polyturn.trainer.run", "polyturn.trainer.credit", "polyturn.trainer.ranks.trainer")
+
+
 @pytest.mark.stack
 def test_an_update_with_samples_on_one_rank_of_two(ray_session, make_model, make_samples) -> None:
     path = make_model()
@@ -188,6 +192,10 @@ def test_an_update_with_samples_on_one_rank_of_two(ray_session, make_model, make
     try:
         group.build()
         (sample,) = make_samples([6])
+        modules = group._policy.on_all(
+            lambda rank: [name for name in sys.modules if name.startswith(OF_THE_DRIVER)]
+        )
+        assert modules == [[], []], "a rank imports nothing of the driver"
         (scored,) = group.score([sample]).values()
         assert scored.proximal_logprobs is not None
         reports = group.update(cut_into_updates([with_proximal(sample)], 2))

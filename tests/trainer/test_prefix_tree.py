@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.loading.loader import load_config
-from polyturn.configs.models import resolve_model_path
 from polyturn.trainer.data.balance import pack_by_prefix, split_over_ranks
 from polyturn.trainer.data.prefix_tree import MIN_SHARED, Sharing, build_tree
 from polyturn.trainer.data.samples import TrainSample
-from polyturn.trainer.run.model_checks import check_models
+from polyturn.trainer.run.model_checks import check_shared_prefix
 
 
 def sample(number: int, token_ids: np.ndarray) -> TrainSample:
@@ -148,10 +147,9 @@ def test_samples_that_share_nothing_are_split_as_ever(lengths: list[int], num_ra
 
 
 def test_what_has_no_trees_is_refused_before_the_start(tmp_path, monkeypatch) -> None:
-    directory = resolve_model_path("builtin:tiny-searcher")
 
     def check(*changes: str) -> None:
-        check_models(load_config("quickstart", ["trainer.shared_prefix=tree", *changes]), directory)
+        check_shared_prefix(load_config("quickstart", ["trainer.shared_prefix=tree", *changes]))
 
     check()
     with pytest.raises(ConfigError, match="apply_rope_fusion counts from 0"):

@@ -9,7 +9,7 @@ import fnmatch
 import importlib.util
 from pathlib import Path
 
-from polyturn.configs.errors import ConfigError
+from polyturn.configs.errors import ConfigError, as_config_error
 from polyturn.configs.models import PRESET, read_json, resolve_model_path
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.sizing.fit import Capacity, judge, named_capacity
@@ -17,17 +17,6 @@ from polyturn.configs.sizing.hardware import host_memory
 from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.trainer.models.families import find_family, same_computation
 from polyturn.trainer.models.weight_files import OUTPUT, check_tensors, read_weight_files
-
-
-def check_models(config: RunConfig, directory: Path) -> None:
-    """Check what the config asks for beside the policy, whose directory is given. Raises ConfigError."""
-    check_loadable(directory, "model.path")
-    check_no_decay(config, directory)
-    _check_reference(config, directory)
-    _check_critic(config, directory)
-    _check_shared_prefix(config)
-    if config.engines.routing_replay and ModelShape.read(directory).experts is None:
-        raise ConfigError("engines.routing_replay: the model has no experts; set it to false")
 
 
 def check_family(directory: Path, key: str = "model.path") -> None:
@@ -87,7 +76,7 @@ def check_loadable(directory: Path, key: str, *, without: tuple[str, ...] = ()) 
         raise ConfigError(f"{key}: {sentence}") from error
 
 
-def _check_shared_prefix(config: RunConfig) -> None:
+def check_shared_prefix(config: RunConfig) -> None:
     if config.trainer.shared_prefix != "tree":
         return
     if config.megatron.get("apply_rope_fusion"):
@@ -102,7 +91,12 @@ def _check_shared_prefix(config: RunConfig) -> None:
         )
 
 
-def _check_reference(config: RunConfig, directory: Path) -> None:
+def check_routing_replay(config: RunConfig, shape: ModelShape) -> None:
+    if config.engines.routing_replay and shape.experts is None:
+        raise ConfigError("engines.routing_replay: the model has no experts; set it to false")
+
+
+def check_reference(config: RunConfig, directory: Path) -> None:
     trainer, path = config.trainer, config.model.reference_path
     refresh = trainer.refresh_reference_every_steps
     if not trainer.algorithm.needs_reference:
@@ -122,14 +116,12 @@ def _check_reference(config: RunConfig, directory: Path) -> None:
     if path is not None:
         source = resolve_model_path(path, key="model.reference_path")
         ours, theirs = read_json(directory / "config.json"), read_json(source / "config.json")
-        try:
+        with as_config_error():
             same_computation(ours, theirs, source=source, what="model.reference_path")
-        except ValueError as error:
-            raise ConfigError(str(error)) from error
         check_loadable(source, "model.reference_path")
 
 
-def _check_critic(config: RunConfig, directory: Path) -> None:
+def check_critic(config: RunConfig, directory: Path) -> None:
     trainer = config.trainer
     if not trainer.uses_critic:
         return

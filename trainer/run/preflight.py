@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 
 from polyturn.configs.addresses import LOOPBACK
-from polyturn.configs.errors import ConfigError, nearest
+from polyturn.configs.errors import ConfigError, as_config_error, nearest
 from polyturn.configs.loading import upstream
 from polyturn.configs.models import PRESET, read_json, resolve_model_path
 from polyturn.configs.schema.deadlines import check_times
@@ -31,7 +30,16 @@ from polyturn.trainer.checkpoints.sources import initial_weights
 from polyturn.trainer.checkpoints.torch_dist_index import METADATA, read_index
 from polyturn.trainer.models.weight_files import check_targets, read_weight_files
 from polyturn.trainer.run.directory import RunDirectory, check_unused, check_writable
-from polyturn.trainer.run.model_checks import check_family, check_loadable, check_memory, check_models
+from polyturn.trainer.run.model_checks import (
+    check_critic,
+    check_family,
+    check_loadable,
+    check_memory,
+    check_no_decay,
+    check_reference,
+    check_routing_replay,
+    check_shared_prefix,
+)
 from polyturn.trainer.run.resume import check_resume
 
 
@@ -82,7 +90,12 @@ def preflight(config: RunConfig, *, evaluated: Path | None = None, dry_run: bool
     if is_sketch:
         check_family(model)
     elif trains:
-        check_models(config, model)
+        check_loadable(model, "model.path")
+        check_no_decay(config, model)
+        check_reference(config, model)
+        check_critic(config, model)
+        check_shared_prefix(config)
+        check_routing_replay(config, shape)
         check_initial_weights(config)
         if not dry_run:
             check_memory(config, shape)
@@ -97,17 +110,6 @@ def preflight(config: RunConfig, *, evaluated: Path | None = None, dry_run: bool
         with as_config_error():
             check_resume(config, RunDirectory.to_resume(config), warnings.append)
     return warnings
-
-
-@contextmanager
-def as_config_error(place: str = "") -> Iterator[None]:
-    """Bad input that is found within is the config's: the sentence begins with the place in it."""
-    try:
-        yield
-    except ConfigError:
-        raise
-    except ValueError as error:
-        raise ConfigError(f"{place}{error}") from error
 
 
 def check_lengths(config: RunConfig) -> None:

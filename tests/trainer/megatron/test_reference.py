@@ -16,10 +16,11 @@ from safetensors.torch import load_file, save_file
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.trainer import LoraConfig, OptimizerConfig, ParallelConfig
+from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.data.balance import split_over_ranks
 from polyturn.trainer.data.samples import TrainSample, count_samples
-from polyturn.trainer.run.model_checks import check_models
+from polyturn.trainer.run.model_checks import check_critic, check_reference, check_routing_replay
 from tests.support.megatron.policies import make_policy
 
 pytestmark = pytest.mark.stack
@@ -136,14 +137,16 @@ def test_a_reference_of_another_architecture_is_refused(make_model, other_model,
         ([f"model.reference_path={other_model}"], "nothing compares with a reference"),
         (["trainer.refresh_reference_every_steps=2"], "nothing compares with a reference"),
         ([kl, "trainer.refresh_reference_every_steps=2", "trainer.lora={}"], "without adapters, which stays"),
-        (["engines.routing_replay=true"], "the model has no experts"),
     ):
         with pytest.raises(ConfigError, match=message):
-            check_models(load_config("quickstart", overrides), make_model())
+            check_reference(load_config("quickstart", overrides), make_model())
+    with pytest.raises(ConfigError, match="the model has no experts"):
+        config = load_config("quickstart", ["engines.routing_replay=true"])
+        check_routing_replay(config, ModelShape.read(make_model()))
     ppo = "trainer.algorithm.advantage.kind=ppo_gae"
     own = ["trainer.critic.placement=own", "trainer.critic.parallel.tensor=3"]
     with pytest.raises(
         ConfigError, match=r"trainer.critic.parallel.tensor is 3, which must divide the critic's 4"
     ):
-        check_models(load_config("quickstart", [ppo, *own]), make_model())
-    check_models(load_config("quickstart", [ppo]), make_model())
+        check_critic(load_config("quickstart", [ppo, *own]), make_model())
+    check_critic(load_config("quickstart", [ppo]), make_model())
