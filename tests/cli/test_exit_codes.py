@@ -47,7 +47,9 @@ def test_a_failed_check_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.usefixtures("workspace")
 def test_an_interrupted_run_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    result = train(monkeypatch, run.Interrupted(Path("runs/test-1"), 4))
+    from polyturn.trainer.run.failures import Interrupted
+
+    result = train(monkeypatch, Interrupted(Path("runs/test-1"), 4))
     assert result.exit_code == 130
     assert "stopped after step 4" in result.stdout
     assert result.stdout.splitlines()[-1] == "run: runs/test-1"
