@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import orjson
@@ -125,13 +125,23 @@ def test_evaluation_serves_the_final_policy_on_the_same_tasks(finished: Path, tm
     assert 0 <= result["low"] <= result["mean"] <= result["high"] <= 1
 
 
-def start(*overrides: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*COMMAND, "train", "quickstart", *overrides],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Starts a training in the background; none outlives the test."""
+    with contextlib.ExitStack() as running:
+
+        def train(*overrides: str) -> subprocess.Popen[str]:
+            process = subprocess.Popen(
+                [*COMMAND, "train", "quickstart", *overrides],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            running.callback(process.wait)
+            running.callback(process.kill)
+            return process
+
+        yield train
 
 
 def output_until(process: subprocess.Popen[str], text: str) -> str:
@@ -200,7 +210,10 @@ def beyond_loopback(family: dict[psutil.Process, str]) -> list[str]:
 
 @pytest.mark.catalogue("B45")
 def test_a_run_that_is_stopped_and_killed_trains_what_an_uninterrupted_one_does(
-    finished: Path, tmp_path: Path, family: dict[psutil.Process, str]
+    finished: Path,
+    tmp_path: Path,
+    start: Callable[..., subprocess.Popen[str]],
+    family: dict[psutil.Process, str],
 ) -> None:
     path = tmp_path / "run"
     overrides = [*SMALL, f"run_dir={path}"]

@@ -10,6 +10,8 @@ import pytest
 
 from polyturn.envs.registry import list_environments
 
+pytestmark = pytest.mark.timeout(900)  # the first of them waits for the command, which checks all
+
 BUILTIN = [info.env_id for info in list_environments() if info.env_id.startswith("polyturn/")]
 
 
