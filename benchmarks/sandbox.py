@@ -73,8 +73,7 @@ def run_in(sandbox: Sandbox, *, fresh: bool) -> None:
 
 def run_docker_exec(sandbox: Sandbox) -> None:
     """What a program does that starts an interpreter in a container by the daemon's own means."""
-    room = sandbox._room  # type: ignore[attr-defined]
-    code, output = room.handle.exec_run(["python3", "-I", "-c", CODE])
+    code, output = sandbox._runner.handle.exec_run(["python3", "-I", "-c", CODE])
     assert (code, output.decode()) == (0, ANSWER), output
 
 

@@ -15,11 +15,10 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, Generic, Self, TypeVar
 
-from polyturn.tools.sandbox import Limits, Sandbox, SandboxUnavailable
 from polyturn.tools.sandbox.docker_container import (
     WORK,
-    AttachedStream,
-    ContainerRoom,
+    AttachedLink,
+    ContainerRunner,
     DockerLayers,
     container_options,
     user_id,
@@ -31,7 +30,7 @@ from polyturn.tools.sandbox.docker_image import (
     ensure_derived_image,
     ensure_python_image,
 )
-from polyturn.tools.sandbox.runner_sandbox import LinkEnded, RunnerSandbox
+from polyturn.tools.sandbox.sandbox import Limits, LinkEnded, Sandbox, SandboxUnavailable
 
 K = TypeVar("K")
 T = TypeVar("T")
@@ -187,16 +186,16 @@ class DockerBackend:
         except BaseException:
             self._client.close()
             raise
-        self._pool: Pool[Limits, ContainerRoom] = Pool(
-            start=self._start, is_alive=ContainerRoom.alive, discard=ContainerRoom.discard, size=warm
+        self._pool: Pool[Limits, ContainerRunner] = Pool(
+            start=self._start, is_alive=ContainerRunner.alive, discard=ContainerRunner.discard, size=warm
         )
-        self._rooms: weakref.WeakSet[ContainerRoom] = weakref.WeakSet()
+        self._runners: weakref.WeakSet[ContainerRunner] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._closed = False
 
     def create(self, limits: Limits = Limits()) -> Sandbox:  # noqa: B008 - a frozen value
         """A new sandbox. Raises SandboxUnavailable where the daemon starts no container, ValueError once closed."""
-        return RunnerSandbox(limits, self._make_room)
+        return Sandbox(limits, self._start_runner)
 
     def close(self) -> None:
         """Removes every container of this backend, and those that dead processes left; again is harmless."""
@@ -204,8 +203,8 @@ class DockerBackend:
             if self._closed:
                 return
             self._closed = True
-        for room in list(self._rooms):
-            room.close()
+        for runner in list(self._runners):
+            runner.close()
         self._pool.close()
         try:
             sweep(self._client, self._owner, backend=self._id)
@@ -220,17 +219,17 @@ class DockerBackend:
     ) -> None:
         self.close()
 
-    def _make_room(self, limits: Limits) -> ContainerRoom:
+    def _start_runner(self, limits: Limits) -> ContainerRunner:
         # The host alone keeps the wall clock, so it makes no other kind of container.
         kind = dataclasses.replace(limits, wall_s=1.0)
         with self._lock:
             if self._closed:
                 raise ValueError("the sandbox backend is closed")
-        room = self._pool.take(kind)
-        self._rooms.add(room)
-        return room
+        runner = self._pool.take(kind)
+        self._runners.add(runner)
+        return runner
 
-    def _start(self, limits: Limits) -> ContainerRoom:
+    def _start(self, limits: Limits) -> ContainerRunner:
         from docker.errors import DockerException
 
         options = container_options(
@@ -249,26 +248,21 @@ class DockerBackend:
             )
             # Attached before it starts, so that nothing it says is lost.
             attached = handle.attach_socket(params={"stdin": 1, "stdout": 1, "stderr": 1, "stream": 1})
-            stream = AttachedStream(attached)
+            link = AttachedLink(attached)
             handle.start()
-            stream.ask(self._configuration(limits), within_s=START_S)
+            link.ask(self._configuration(limits), within_s=START_S, max_body_bytes=0)
         except (DockerException, LinkEnded) as error:
             if handle is not None:
                 with contextlib.suppress(DockerException):
                     remove(handle)
             raise SandboxUnavailable(f"the container probe failed: {error}") from error
-        return ContainerRoom(handle, stream, self._pool.discard_soon)
+        return ContainerRunner(handle, link, self._pool.discard_soon)
 
     def _configuration(self, limits: Limits) -> dict[str, Any]:
         return {
             "op": "configure",
             "work": WORK,
-            "memory_bytes": limits.memory_bytes,
-            "cpu_s": limits.cpu_s,
-            "output_bytes": limits.output_bytes,
-            "num_processes": limits.num_processes,
-            "file_bytes": limits.file_bytes,
-            "num_open_files": limits.num_open_files,
+            **limits.of_an_execution,
             "readable": ["/"],  # all that there is belongs to the image
             "import_folders": list(self._image.import_folders),
             "preload": self._preload,

@@ -8,18 +8,14 @@ import contextlib
 import errno
 import json
 import random
-import socket
 import struct
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from polyturn.tools.sandbox import MIB, Limits
 from polyturn.tools.sandbox.docker_daemon import remove
-from polyturn.tools.sandbox.runner.framing import Decoder, FramingError, encode
-from polyturn.tools.sandbox.runner_sandbox import LinkEnded
+from polyturn.tools.sandbox.sandbox import MIB, Limits, Link, Runner
 
 _HEADER = struct.Struct(">BxxxL")
 """Without a terminal the daemon puts this before every piece: which stream it belongs to, and its length.
@@ -30,59 +26,20 @@ _STDOUT, _STDERR = 1, 2
 _KEPT_BYTES_OF_STDERR = 4096
 
 
-class AttachedStream:
-    """Frames to and from a container. Not for several threads at a time."""
+class AttachedLink(Link):
+    """Frames to and from a container, whose stdout and stderr the daemon joins."""
 
     def __init__(self, attached: Any) -> None:
         """`attached` is what `Container.attach_socket` gives; it must be attached before the container starts."""
+        super().__init__(getattr(attached, "_sock", attached))
         self._attached = attached
-        self._socket = getattr(attached, "_sock", attached)
-        self._decoder = Decoder()
         self._pending = b""
         self._stderr = b""
 
     @property
-    def stderr(self) -> str:
+    def said(self) -> str:
         """The end of what the runner wrote to stderr."""
-        return self._stderr.decode(errors="replace").strip()
-
-    def ask(
-        self, question: dict[str, Any], body: bytes = b"", *, within_s: float, max_body_bytes: int = 1 << 16
-    ) -> tuple[dict[str, Any], bytes]:
-        """Sends one frame and waits for one, of which the body may have so many bytes.
-
-        Raises LinkEnded. The stream is of no use then: a late answer would be taken for the next question's.
-        """
-        deadline = time.monotonic() + within_s
-        # The runner's answers are small beside their body; what is inside may try to make it say something else.
-        self._decoder.max_header_bytes, self._decoder.max_body_bytes = 1 << 16, max_body_bytes
-        try:
-            self._limit_to(deadline)
-            self._socket.sendall(encode(question, body))
-            while (frame := self._decoder.next_frame()) is None:
-                self._receive(deadline)
-        except TimeoutError:
-            raise LinkEnded(f"the sandbox did not answer within {within_s:g} s") from None
-        except (OSError, EOFError, ValueError):  # ValueError: closed by another thread
-            raise LinkEnded(f"the sandbox ended {self.stderr[-300:]}".rstrip()) from None
-        except FramingError as error:
-            raise LinkEnded(f"the sandbox broke the protocol: {error}") from None
-        return frame
-
-    def ended(self) -> bool:
-        """Whether the other end has gone since the last answer."""
-        try:
-            self._receive(time.monotonic())
-        except TimeoutError:
-            return False
-        except (OSError, EOFError, ValueError):
-            return True
-        return True  # a runner says nothing unasked
-
-    def interrupt(self) -> None:
-        """Ends an `ask` that waits in another thread, and all later ones."""
-        with contextlib.suppress(OSError):
-            self._socket.shutdown(socket.SHUT_RDWR)
+        return self._stderr.decode(errors="replace").strip()[-300:]
 
     def close(self) -> None:
         """Closes it, upon which the runner ends."""
@@ -91,18 +48,10 @@ class AttachedStream:
         if response is not None:
             response.close()
         self._attached.close()
-        self._socket.close()
+        super().close()
 
-    def _limit_to(self, deadline: float) -> None:
-        # 0 would mean "do not block at all", which fails in another way.
-        self._socket.settimeout(max(deadline - time.monotonic(), 1e-3))
-
-    def _receive(self, deadline: float) -> None:
-        """Reads once, and hands on every whole piece."""
-        self._limit_to(deadline)
-        data = self._socket.recv(1 << 18)
-        if not data:
-            raise EOFError
+    def _feed(self, data: bytes) -> None:
+        """Hands on every whole piece."""
         data = self._pending + data
         start = 0
         while len(data) - start >= _HEADER.size:
@@ -119,28 +68,16 @@ class AttachedStream:
         self._pending = data[start:]
 
 
-class ContainerRoom:
-    """A container. `close` may come from any thread; it ends an `ask` that waits in another."""
+class ContainerRunner(Runner):
+    """The runner in a container."""
 
     def __init__(
-        self, handle: Any, stream: AttachedStream, discard_soon: Callable[[ContainerRoom], None]
+        self, handle: Any, link: AttachedLink, discard_soon: Callable[[ContainerRunner], None]
     ) -> None:
         """`handle` is a `docker.models.containers.Container`; `discard_soon` calls `discard` in the background."""
+        super().__init__(link)
         self.handle = handle
-        self._stream = stream
         self._discard_soon = discard_soon
-        self._asking = threading.Lock()
-        self._state = threading.Lock()
-        self._closed = False
-
-    def ask(
-        self, question: dict[str, Any], body: bytes = b"", *, within_s: float, max_body_bytes: int
-    ) -> tuple[dict[str, Any], bytes]:
-        """Asks the runner. Raises LinkEnded."""
-        with self._asking:
-            if self._closed:
-                raise LinkEnded("the sandbox has ended")
-            return self._stream.ask(question, body, within_s=within_s, max_body_bytes=max_body_bytes)
 
     def memory_mark(self) -> float:
         """The time."""
@@ -156,24 +93,9 @@ class ContainerRoom:
         )
         return any(True for _ in events)
 
-    def alive(self) -> bool:
-        """Whether the runner is there."""
-        if self._closed:
-            return False
-        if not self._asking.acquire(blocking=False):
-            return True
-        try:
-            return not self._stream.ended()
-        finally:
-            self._asking.release()
-
-    def close(self) -> None:
-        """Kills everything inside, in the background; again is harmless."""
-        with self._state:
-            if self._closed:
-                return
-            self._closed = True
-        self._stream.interrupt()
+    def _end(self) -> None:
+        """In the background."""
+        self._link.interrupt()
         self._discard_soon(self)
 
     def discard(self) -> None:
@@ -181,9 +103,9 @@ class ContainerRoom:
         from docker.errors import DockerException
 
         self._closed = True
-        self._stream.interrupt()
+        self._link.interrupt()
         with self._asking:
-            self._stream.close()
+            self._link.close()
         with contextlib.suppress(DockerException):
             remove(self.handle)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from polyturn.tools.sandbox import SandboxUnavailable
+from polyturn.tools.sandbox.sandbox import SandboxUnavailable
 
 DEFAULT_HOST = "unix:///var/run/docker.sock"
 CALL_S = 60

@@ -18,7 +18,7 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import IO, Any
 
-from polyturn.tools.sandbox import SandboxUnavailable
+from polyturn.tools.sandbox.sandbox import SandboxUnavailable
 
 REPOSITORY = "polyturn-sandbox"
 RUNNER_FOLDER = "/polyturn"

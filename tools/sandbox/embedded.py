@@ -19,40 +19,34 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from polyturn.tools.sandbox import MIB, Limits, SandboxUnavailable
 from polyturn.tools.sandbox.cgroups import Cgroup, CgroupParent, CgroupsUnavailable
-from polyturn.tools.sandbox.nursery import Layers, Link, Nursery, NurseryGone
+from polyturn.tools.sandbox.nursery import Layers, Nursery, NurseryGone
 from polyturn.tools.sandbox.runner import kernel
-from polyturn.tools.sandbox.runner_sandbox import LinkEnded, RunnerSandbox
+from polyturn.tools.sandbox.sandbox import (
+    MIB,
+    Limits,
+    Link,
+    LinkEnded,
+    Runner,
+    Sandbox,
+    SandboxUnavailable,
+)
 
 __all__ = ["EmbeddedBackend", "Finding", "Layers", "probe", "summary"]
 
 
-class NurseryRoom:
-    """A running sandbox of a nursery. `close` may come from any thread; it ends an `ask` that waits in another."""
+class NurseryRunner(Runner):
+    """A runner in a fork of a nursery."""
 
     def __init__(self, nursery: Nursery, number: int, link: Link, cgroup: Cgroup | None) -> None:
+        super().__init__(link)
         self._nursery = nursery
         self._number = number
-        self._link = link
         self._cgroup = cgroup
-        self._state = threading.Lock()
-        self._asking = threading.Lock()
-        self._closed = False
         self.dropped: weakref.finalize[Any, Any] | None = None
         """What is done where nobody closes it."""
 
-    def ask(
-        self, question: dict[str, Any], body: bytes = b"", *, within_s: float, max_body_bytes: int
-    ) -> tuple[dict[str, Any], bytes]:
-        """Asks the runner. Raises LinkEnded."""
-        with self._asking:
-            if self._closed:
-                raise LinkEnded("the sandbox has ended")
-            return self._link.ask(question, body, within_s=within_s, max_body_bytes=max_body_bytes)
-
     def ran_out_of_memory(self, mark: float) -> bool:
-        """See `Room`."""
         return self.memory_mark() > mark
 
     def memory_mark(self) -> float:
@@ -64,20 +58,7 @@ class NurseryRoom:
         except FileNotFoundError:
             return 0  # closed meanwhile, by another thread
 
-    def alive(self) -> bool:
-        """Whether the runner is there."""
-        if self._closed:
-            return False
-        if self._asking.locked():
-            return True
-        return self._link.is_open()
-
-    def close(self) -> None:
-        """Kills everything inside and frees the rest; again is harmless."""
-        with self._state:
-            if self._closed:
-                return
-            self._closed = True
+    def _end(self) -> None:
         if self.dropped is not None:
             self.dropped.detach()
         with contextlib.suppress(NurseryGone):  # and with it the sandbox
@@ -127,7 +108,7 @@ class EmbeddedBackend:
         self._layers = Layers() if layers is None else layers
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
-        self._rooms: weakref.WeakSet[NurseryRoom] = weakref.WeakSet()
+        self._runners: weakref.WeakSet[NurseryRunner] = weakref.WeakSet()
         self._dropped: queue.SimpleQueue[tuple[Nursery, int, Cgroup | None]] = queue.SimpleQueue()
         self._closed = False
         self._cgroups, self.no_cgroups = _find_cgroups(self._layers)
@@ -139,16 +120,16 @@ class EmbeddedBackend:
             self.close()
             raise
 
-    def create(self, limits: Limits | None = None) -> RunnerSandbox:
+    def create(self, limits: Limits | None = None) -> Sandbox:
         """A new sandbox; see `SandboxBackend.create`."""
-        return RunnerSandbox(limits if limits is not None else Limits(), self._make_room)
+        return Sandbox(limits if limits is not None else Limits(), self._start_runner)
 
     def close(self) -> None:
         """Closes every sandbox and ends the nursery; again is harmless."""
         with self._lock:
             self._closed = True
-            for room in list(self._rooms):
-                room.close()
+            for runner in list(self._runners):
+                runner.close()
             self._end_nursery()
             if self._cgroups is not None:
                 self._cgroups.close()
@@ -205,7 +186,7 @@ class EmbeddedBackend:
             self.user_namespace: bool = prepared["user_namespace"]
             return nursery
 
-    def _make_room(self, limits: Limits) -> NurseryRoom:
+    def _start_runner(self, limits: Limits) -> NurseryRunner:
         nursery = self._running_nursery()
         self._free_dropped()
         number = next(self._numbers)
@@ -222,10 +203,10 @@ class EmbeddedBackend:
             answer, _ = link.ask(
                 self._configuration(limits, cgroup), within_s=CONFIGURE_TIMEOUT_S, max_body_bytes=0
             )
-            room = NurseryRoom(nursery, number, link, cgroup)
-            # Of a room that nobody holds any more only this much is left; a collector must not wait for locks.
-            room.dropped = weakref.finalize(room, self._dropped.put, (nursery, number, cgroup))
-            room.dropped.atexit = False
+            runner = NurseryRunner(nursery, number, link, cgroup)
+            # Of a runner that nobody holds any more only this much is left; a collector must not wait for locks.
+            runner.dropped = weakref.finalize(runner, self._dropped.put, (nursery, number, cgroup))
+            runner.dropped.atexit = False
         except (OSError, LinkEnded, NurseryGone) as error:
             said = _abandon(nursery, number, link, cgroup)
             raise SandboxUnavailable(f"start of a sandbox: {said or error}") from error
@@ -233,11 +214,11 @@ class EmbeddedBackend:
             _abandon(nursery, number, link, cgroup)
             raise
         if "failed" in answer:
-            room.close()
+            runner.close()
             raise SandboxUnavailable(f"{answer['failed']}: {answer['message']}")
         self.landlock_abi: int = answer["landlock"]
-        self._rooms.add(room)
-        return room
+        self._runners.add(runner)
+        return runner
 
     def _free_dropped(self) -> None:
         """Frees what sandboxes had that nobody closed before they were garbage."""
@@ -261,12 +242,7 @@ class EmbeddedBackend:
         layers = self._layers
         return {
             "op": "configure",
-            "memory_bytes": limits.memory_bytes,
-            "cpu_s": limits.cpu_s,
-            "output_bytes": limits.output_bytes,
-            "num_processes": limits.num_processes,
-            "file_bytes": limits.file_bytes,
-            "num_open_files": limits.num_open_files,
+            **limits.of_an_execution,
             "readable": self._readable,
             "import_folders": self._import_folders,
             "preload": self._preload if self.launcher == "bubblewrap" else [],

@@ -24,7 +24,7 @@ RUNNER_LAYERS = ("rlimits", "landlock", "kill_all", "oom_score")
 def status_beside(sandbox):
     """What the kernel says of a program that is started beside the runner, which takes more away from code itself."""
     command = ["python3", "-c", "print(open('/proc/self/status').read())"]
-    lines = sandbox._room.handle.exec_run(command).output.decode().splitlines()
+    lines = sandbox._runner.handle.exec_run(command).output.decode().splitlines()
     return dict(line.split(":\t") for line in lines if ":\t" in line)
 
 

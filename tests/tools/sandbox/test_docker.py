@@ -50,7 +50,7 @@ def eventually(condition, within_s=20.0):
 
 def test_containers_are_hardened(client, backend):
     with backend.create(SMALL) as sandbox:
-        container = sandbox._room.handle
+        container = sandbox._runner.handle
         container.reload()
         host, config = container.attrs["HostConfig"], container.attrs["Config"]
         assert host["NetworkMode"] == "none"
@@ -91,9 +91,9 @@ def test_the_seccomp_profile_has_no_dangerous_call():
 
 
 def test_code_that_is_not_answered_for_in_time_costs_its_container(backend, monkeypatch):
-    monkeypatch.setattr("polyturn.tools.sandbox.runner_sandbox.GRACE_S", 0.5)
+    monkeypatch.setattr("polyturn.tools.sandbox.sandbox.GRACE_S", 0.5)
     with backend.create(SMALL) as sandbox:
-        container = sandbox._room.handle
+        container = sandbox._runner.handle
         container.pause()
         result = sandbox.exec("print(1)", timeout_s=0.5)
         assert (result.status, result.exit_code) == ("sandbox_died", None)
@@ -109,7 +109,7 @@ def test_code_that_is_not_answered_for_in_time_costs_its_container(backend, monk
 
 def test_a_container_that_is_killed_is_noticed(backend):
     with backend.create(SMALL) as sandbox:
-        sandbox._room.handle.kill()
+        sandbox._runner.handle.kill()
         assert eventually(lambda: not sandbox.alive())
         assert sandbox.exec("print(1)").status == "sandbox_died"
         sandbox.reset()
@@ -118,7 +118,7 @@ def test_a_container_that_is_killed_is_noticed(backend):
 
 def test_killed_while_it_runs(backend):
     with backend.create(SMALL) as sandbox:
-        container = sandbox._room.handle
+        container = sandbox._runner.handle
         threading.Timer(0.3, container.kill).start()
         result = sandbox.exec("import time; time.sleep(20)", timeout_s=20)
         assert result.status == "sandbox_died"
@@ -181,7 +181,7 @@ import os, sys, time
 from polyturn.tools.sandbox.docker import DockerBackend
 backend = DockerBackend(host=sys.argv[1], warm=0)
 sandbox = backend.create()
-sandbox._room.handle.pause()  # as one that hangs: it cannot end when its input does
+sandbox._runner.handle.pause()  # as one that hangs: it cannot end when its input does
 print(backend._id, flush=True)
 os.kill(os.getpid(), 9)
 """
@@ -203,7 +203,7 @@ def test_what_a_dead_process_left_is_swept(client, docker_host):
 
 
 def test_a_runner_ends_with_its_owner(client, docker_host):
-    code = DYING_OWNER.replace("sandbox._room.handle.pause()", "sandbox.exec('import os; os.fork()')")
+    code = DYING_OWNER.replace("sandbox._runner.handle.pause()", "sandbox.exec('import os; os.fork()')")
     dead = subprocess.run(
         [sys.executable, "-c", code, docker_host], capture_output=True, text=True, check=False
     )

@@ -255,7 +255,7 @@ def test_a_runner_that_dies_is_told_and_reset_heals(embedded):
 
 
 def test_a_runner_that_hangs_is_given_up(embedded, monkeypatch):
-    monkeypatch.setattr("polyturn.tools.sandbox.runner_sandbox.GRACE_S", 0.2)
+    monkeypatch.setattr("polyturn.tools.sandbox.sandbox.GRACE_S", 0.2)
     with embedded.create() as sandbox:
         (runner,) = nursery_of(embedded).children()
         runner.suspend()

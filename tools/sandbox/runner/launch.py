@@ -54,7 +54,7 @@ class StepFailed(Exception):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Room:
+class SandboxPlan:
     """One sandbox to be made."""
 
     host_id: int | None
@@ -102,14 +102,14 @@ def become(host_id: int) -> None:
     prctl(PR_SET_DUMPABLE, 1)  # or the new user could not write /proc/self/uid_map
 
 
-def enter_namespaces(room: Room) -> None:
+def enter_namespaces(plan: SandboxPlan) -> None:
     """Makes a sandbox's namespaces for this process and its next child. Raises StepFailed."""
-    flags = OF_A_SANDBOX | (CLONE_NEWNET if room.own_network else 0)
-    if not room.user_namespace:
+    flags = OF_A_SANDBOX | (CLONE_NEWNET if plan.own_network else 0)
+    if not plan.user_namespace:
         unshare(flags, "namespaces of a sandbox, by root")
         return
-    if room.host_id is not None:
-        become(room.host_id)
+    if plan.host_id is not None:
+        become(plan.host_id)
     user, group = os.getuid(), os.getgid()
     unshare(flags | CLONE_NEWUSER, "namespaces of a sandbox")
     map_ids(INSIDE_ID, INSIDE_ID, user, group)
@@ -117,18 +117,18 @@ def enter_namespaces(room: Room) -> None:
 
 def allows_user_namespaces(host_id: int | None) -> bool:
     """Whether a user other than root may make the namespaces; some distributions let only root."""
-    room = Room(host_id=host_id, disk_bytes=1, num_files=1)
+    plan = SandboxPlan(host_id=host_id, disk_bytes=1, num_files=1)
     pid = os.fork()
     if pid == 0:
         try:
-            enter_namespaces(room)
+            enter_namespaces(plan)
             os._exit(0)
         finally:
             os._exit(1)
     return os.waitpid(pid, 0)[1] == 0
 
 
-def start_room(room: Room, link: int, adopted: int, report: int) -> NoReturn:
+def start_sandbox(plan: SandboxPlan, link: int, adopted: int, report: int) -> NoReturn:
     """In a fork of the nursery: makes the namespaces, and process 1 in them, and ends.
 
     `link` is the host's connection, which says `g` when the sandbox may start. Process 1's pid goes to `report`; it
@@ -143,11 +143,11 @@ def start_room(room: Room, link: int, adopted: int, report: int) -> NoReturn:
         close_all_but((link, adopted, report))
         if os.read(link, 1) != b"g":
             os._exit(0)
-        enter_namespaces(room)
+        enter_namespaces(plan)
         pid = os.fork()
         if pid == 0:
             os.close(report)
-            _be_process_one(room, link, adopted)
+            _be_process_one(plan, link, adopted)
         os.write(report, str(pid).encode())
         status = 0
     except StepFailed as failed:
@@ -163,7 +163,7 @@ def tell_failure(link: int, step: str, message: str) -> None:
     write_all(link, encode({"failed": step, "message": message}))
 
 
-def _be_process_one(room: Room, link: int, adopted: int) -> NoReturn:
+def _be_process_one(plan: SandboxPlan, link: int, adopted: int) -> NoReturn:
     """Waits for the nursery, mounts the sandbox's own folders, gives up every privilege, and serves."""
     try:
         os.setsid()
@@ -171,31 +171,31 @@ def _be_process_one(room: Room, link: int, adopted: int) -> NoReturn:
             os._exit(0)
         close_all_but((link,))
         try:
-            _mount_own_folders(room)
+            _mount_own_folders(plan)
             LIBC.sethostname(b"sandbox", 7)
         except OSError as error:
             tell_failure(link, "mounts of a sandbox", str(error))
             os._exit(1)
-        if not room.user_namespace and room.host_id is not None:
-            if room.drop_capabilities:
+        if not plan.user_namespace and plan.host_id is not None:
+            if plan.drop_capabilities:
                 drop_bounding_set()  # which needs root
-            become(room.host_id)
+            become(plan.host_id)
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # a change of user takes it back, so not before
         os.chdir("/")
-        serve(link, link, drop_privileges=room.drop_capabilities)
+        serve(link, link, drop_privileges=plan.drop_capabilities)
     finally:
         os._exit(1)
 
 
-def _mount_own_folders(room: Room) -> None:
+def _mount_own_folders(plan: SandboxPlan) -> None:
     flags = MS_NOSUID | MS_NODEV | MS_NOEXEC
     try:
         mount("proc", "/proc", "proc", flags, "subset=pid")  # nothing but processes, from Linux 5.8
     except OSError:
         mount("proc", "/proc", "proc", flags)
-    if room.own_folders:
-        owner = None if room.user_namespace else room.host_id
-        mount_private_folders(room.disk_bytes, room.num_files, owner=owner)
+    if plan.own_folders:
+        owner = None if plan.user_namespace else plan.host_id
+        mount_private_folders(plan.disk_bytes, plan.num_files, owner=owner)
 
 
 def mount_private_folders(disk_bytes: int, num_files: int, *, owner: int | None = None) -> None:
@@ -205,8 +205,10 @@ def mount_private_folders(disk_bytes: int, num_files: int, *, owner: int | None 
         mount_tmpfs(path, size=size, num_inodes=num_files, mode=mode, owner=owner)
 
 
-def become_bubblewrap(room: Room, layout: Layout, link: int, errors: int, *, in_jail: bool) -> NoReturn:
-    """As `start_room`, by bubblewrap: turns into bubblewrap, which turns into the runner, which serves `link`.
+def become_bubblewrap(
+    plan: SandboxPlan, layout: Layout, link: int, errors: int, *, in_jail: bool
+) -> NoReturn:
+    """As `start_sandbox`, by bubblewrap: turns into bubblewrap, which turns into the runner, which serves `link`.
 
     `link` is the host's connection, which says `g` when the sandbox may start. Failures go there as a frame; what
     bubblewrap itself has to say goes to `errors`.
@@ -218,8 +220,8 @@ def become_bubblewrap(room: Room, layout: Layout, link: int, errors: int, *, in_
         close_all_but((link, errors))
         if os.read(link, 1) != b"g":
             os._exit(0)
-        if room.host_id is not None:
-            become(room.host_id)
+        if plan.host_id is not None:
+            become(plan.host_id)
         program = shutil.which("bwrap")
         if program is None:
             tell_failure(link, "bubblewrap", "there is no program bwrap")
@@ -229,7 +231,7 @@ def become_bubblewrap(room: Room, layout: Layout, link: int, errors: int, *, in_
         os.dup2(link, 0)
         os.dup2(link, 1)
         os.dup2(errors, 2)
-        os.execv(program, [program, *bubblewrap_arguments(room, layout, in_jail=in_jail)])
+        os.execv(program, [program, *bubblewrap_arguments(plan, layout, in_jail=in_jail)])
     except StepFailed as failed:
         tell_failure(link, failed.step, failed.message)
     except OSError as error:
@@ -238,7 +240,7 @@ def become_bubblewrap(room: Room, layout: Layout, link: int, errors: int, *, in_
         os._exit(1)
 
 
-def bubblewrap_arguments(room: Room, layout: Layout, *, in_jail: bool) -> list[str]:
+def bubblewrap_arguments(plan: SandboxPlan, layout: Layout, *, in_jail: bool) -> list[str]:
     """bubblewrap's command line; in a jail, things already are where they are to be inside.
 
     Opens descriptors that the words name, so it belongs into the process that executes them.
@@ -256,7 +258,7 @@ def bubblewrap_arguments(room: Room, layout: Layout, *, in_jail: bool) -> list[s
     ]
     words += ["--unshare-uts", "--unshare-cgroup-try", "--hostname", "sandbox", "--die-with-parent"]
     words += ["--cap-drop", "ALL", "--cap-add", "CAP_SYS_ADMIN"]
-    if room.own_network:
+    if plan.own_network:
         words.append("--unshare-net")
     for path, target in layout.shown:
         words += ["--ro-bind", target if in_jail else path, target]
@@ -276,11 +278,11 @@ def bubblewrap_arguments(room: Room, layout: Layout, *, in_jail: bool) -> list[s
         os.lseek(fd, 0, os.SEEK_SET)
         words += ["--file", str(fd), f"/etc/{name}"]
     for path, mode in PRIVATE_FOLDERS.items():
-        size = room.disk_bytes if path == "/work" else min(room.disk_bytes, SCRATCH_BYTES)
+        size = plan.disk_bytes if path == "/work" else min(plan.disk_bytes, SCRATCH_BYTES)
         words += ["--perms", mode, "--size", str(size), "--tmpfs", path]
     words += ["--remount-ro", "/", "--chdir", "/"]
     program = [os.path.realpath(sys.executable), "-s", "-S", "-P", f"{RUNNER}/start.py", "launch"]
-    return [*words, "--", *program, str(room.disk_bytes), str(room.num_files)]
+    return [*words, "--", *program, str(plan.disk_bytes), str(plan.num_files)]
 
 
 def main() -> None:

@@ -34,12 +34,12 @@ from .kernel import PR_SET_CHILD_SUBREAPER, PR_SET_DUMPABLE, PR_SET_PDEATHSIG, p
 from .launch import (
     CLONE_NEWNS,
     CLONE_NEWUSER,
-    Room,
+    SandboxPlan,
     StepFailed,
     allows_user_namespaces,
     become_bubblewrap,
     map_ids,
-    start_room,
+    start_sandbox,
     unshare,
 )
 from .serve import add_builtins, preload
@@ -174,7 +174,7 @@ class Nursery:
 
     def _create(self, question: dict[str, Any], link: int) -> int:
         number = question["id"]
-        room = Room(
+        plan = SandboxPlan(
             host_id=self._new_host_id(),
             disk_bytes=question["disk_bytes"],
             num_files=question["num_files"],
@@ -189,14 +189,14 @@ class Nursery:
         starter = os.fork()
         if starter == 0:
             if self._launcher == "native":
-                start_room(room, link, adopted_theirs, report_theirs)
+                start_sandbox(plan, link, adopted_theirs, report_theirs)
             assert self._layout is not None
             assert errors is not None
-            become_bubblewrap(room, self._layout, link, errors, in_jail=self._in_jail)
+            become_bubblewrap(plan, self._layout, link, errors, in_jail=self._in_jail)
         os.close(adopted_theirs)
         os.close(report_theirs)
         self._children.watch(starter)
-        sandbox = _Sandbox(starter, room.host_id, adopted, report, errors)
+        sandbox = _Sandbox(starter, plan.host_id, adopted, report, errors)
         if self._launcher == "bubblewrap":
             sandbox.process = starter
             sandbox.close_pipes()
