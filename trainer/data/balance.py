@@ -7,7 +7,7 @@ from __future__ import annotations
 import heapq
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,6 +15,8 @@ from polyturn.configs.schema.trainer import BalanceConfig, SharedPrefix
 from polyturn.trainer.data.prefix_tree import MIN_SHARED, Tokens, prefix_order
 from polyturn.trainer.data.samples import TrainSample, Update, count_samples
 
+Cluster = tuple[list[TrainSample], int]
+"""Samples that share prefixes with each other, and at most how many tokens their tree has."""
 Partition = list[list[int]]
 """The indices of each bin's items."""
 
@@ -114,16 +116,25 @@ def pack(samples: Sequence[TrainSample], max_tokens: int) -> list[list[TrainSamp
 
     A sample that is longer than that makes a micro-batch of its own: nothing is truncated.
     """
+    return _first_fit([([sample], len(sample)) for sample in samples], max_tokens)
+
+
+def pack_by_prefix(samples: Sequence[TrainSample], max_tokens: int) -> list[list[TrainSample]]:
+    """As `pack`, but samples with a common prefix stay together, and the limit is on the tokens of their tree."""
+    return _first_fit(_prefix_clusters(samples, max_tokens), max_tokens)
+
+
+def _first_fit(clusters: Sequence[Cluster], max_tokens: int) -> list[list[TrainSample]]:
     packs: list[list[TrainSample]] = []
     free: list[int] = []
-    for sample in _longest_first(samples):
-        fit = next((i for i, room in enumerate(free) if room >= len(sample)), None)
+    for samples, num_tokens in sorted(clusters, key=lambda cluster: -cluster[1]):
+        fit = next((i for i, left in enumerate(free) if left >= num_tokens), None)
         if fit is None:
-            packs.append([sample])
-            free.append(max_tokens - len(sample))
+            packs.append(list(samples))
+            free.append(max_tokens - num_tokens)
         else:
-            packs[fit].append(sample)
-            free[fit] -= len(sample)
+            packs[fit].extend(samples)
+            free[fit] -= num_tokens
     return packs
 
 
@@ -145,19 +156,6 @@ def split_packs(packs: Sequence[Sequence[TrainSample]], num_packs: int) -> list[
             result[fullest] = whole[::2]
             result.append(whole[1::2])
     return result
-
-
-def _longest_first(samples: Sequence[TrainSample]) -> list[TrainSample]:
-    return sorted(samples, key=len, reverse=True)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Cluster:
-    """Samples that share prefixes with each other."""
-
-    samples: tuple[TrainSample, ...]
-    num_tokens: int
-    """Of their tree, at most."""
 
 
 def prefix_keys(samples: Sequence[TrainSample]) -> list[Tokens]:
@@ -182,7 +180,7 @@ def prefix_keys(samples: Sequence[TrainSample]) -> list[Tokens]:
     return np.split(keys.astype(np.int64), np.cumsum([len(sample) for sample in samples])[:-1])
 
 
-def prefix_clusters(samples: Sequence[TrainSample], max_tokens: int) -> list[Cluster]:
+def _prefix_clusters(samples: Sequence[TrainSample], max_tokens: int) -> list[Cluster]:
     """Gather samples with a common prefix, up to `max_tokens` tokens with the prefix counted once.
 
     A sample that is longer than that is a cluster of its own.
@@ -196,28 +194,13 @@ def prefix_clusters(samples: Sequence[TrainSample], max_tokens: int) -> list[Clu
         # A tree repeats runs that are too short for a node, so this many tokens are shared for certain.
         certain = max(common - MIN_SHARED + 1, 0)
         if members and (certain == 0 or num_tokens + len(sample) - certain > max_tokens):
-            clusters.append(Cluster(samples=tuple(members), num_tokens=num_tokens))
+            clusters.append((members, num_tokens))
             members, num_tokens = [], 0
         num_tokens += len(sample) - (certain if members else 0)
         members.append(sample)
     if members:
-        clusters.append(Cluster(samples=tuple(members), num_tokens=num_tokens))
+        clusters.append((members, num_tokens))
     return clusters
-
-
-def pack_by_prefix(samples: Sequence[TrainSample], max_tokens: int) -> list[list[TrainSample]]:
-    """As `pack`, but samples with a common prefix stay together, and the limit is on the tokens of their tree."""
-    packs: list[list[TrainSample]] = []
-    free: list[int] = []
-    for cluster in sorted(prefix_clusters(samples, max_tokens), key=lambda each: -each.num_tokens):
-        fit = next((i for i, room in enumerate(free) if room >= cluster.num_tokens), None)
-        if fit is None:
-            packs.append(list(cluster.samples))
-            free.append(max_tokens - cluster.num_tokens)
-        else:
-            packs[fit].extend(cluster.samples)
-            free[fit] -= cluster.num_tokens
-    return packs
 
 
 def _split_by_prefix(
@@ -231,14 +214,14 @@ def _split_by_prefix(
     total = sum(len(sample) for sample in samples)
     best: tuple[int, list[list[TrainSample]]] | None = None
     for limit in (total, total // num_ranks, total // (2 * num_ranks), total // (4 * num_ranks), 0):
-        clusters = prefix_clusters(samples, limit)
+        clusters = _prefix_clusters(samples, limit)
         if len(clusters) < num_ranks and limit > 0:
             continue
-        costs = [cluster.num_tokens for cluster in clusters]
+        costs = [num_tokens for _, num_tokens in clusters]
         shares = balance(costs, num_ranks, by_tokens)
         load = max(sum(costs[i] for i in share) for share in shares)
         if best is None or load < best[0]:
-            best = load, [[sample for i in share for sample in clusters[i].samples] for share in shares]
+            best = load, [[sample for i in share for sample in clusters[i][0]] for share in shares]
     assert best is not None
     return best[1]
 

@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from polyturn.agents.episode import Episode
 from polyturn.configs.errors import Interrupted
 from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.collector import Group
@@ -191,11 +190,25 @@ class TrainingLoop:
     def _learn(
         self, step: int, groups: Sequence[Group], watch: Stopwatch
     ) -> tuple[StepCredit, list[UpdateReport]]:
-        """Score, weigh, keep and train on a step."""
+        """Score the step's samples on the ranks, say what they are worth, keep the episodes, and train."""
+        trainer = self._config.trainer
         episodes = [episode for group in groups for episode in group.episodes]
-        credit = self._assign_credit(step, episodes, watch)
+        self._progress.phase(f"step {step}: scoring")
+        with watch.measure("train"):
+            scored = self._trainer.score(make_samples(episodes))
+            try:
+                credit = assign_credit(
+                    episodes, scored, trainer.algorithm, version=self._state.policy_version
+                )
+            except ValueError as fault:
+                # What a plug-in gave: the episodes are as good as they were, and a resume begins with them.
+                raise StepFailure(f"step {step}: {fault}") from fault
+            except ArithmeticError as fault:
+                raise FloatingPointError(f"step {step}: rewards cannot be compared: {fault}") from fault
         self._store.write_step(step, episodes, advantages=credit.advantages)
-        reports = self._train(step, credit, watch)
+        self._progress.phase(f"step {step}: training")
+        with watch.measure("train"):
+            reports = self._trainer.update(cut_into_updates(credit.samples, trainer.updates_per_step))
         self._check_step(step, groups, credit, reports)
         return credit, reports
 
@@ -265,27 +278,6 @@ class TrainingLoop:
         watch.add("tools", seconds * share)
         watch.add("generate", seconds * (1 - share))
         return groups
-
-    def _assign_credit(self, step: int, episodes: Sequence[Episode], watch: Stopwatch) -> StepCredit:
-        """Score the step's samples on the trainer's ranks, and weigh them here, where the whole step is."""
-        self._progress.phase(f"step {step}: scoring")
-        with watch.measure("train"):
-            scored = self._trainer.score(make_samples(episodes))
-            try:
-                return assign_credit(
-                    episodes, scored, self._config.trainer.algorithm, version=self._state.policy_version
-                )
-            except ValueError as fault:
-                # What a plug-in gave: the episodes are as good as they were, and a resume begins with them.
-                raise StepFailure(f"step {step}: {fault}") from fault
-            except ArithmeticError as fault:
-                raise FloatingPointError(f"step {step}: rewards cannot be compared: {fault}") from fault
-
-    def _train(self, step: int, credit: StepCredit, watch: Stopwatch) -> list[UpdateReport]:
-        self._progress.phase(f"step {step}: training")
-        with watch.measure("train"):
-            updates = cut_into_updates(credit.samples, self._config.trainer.updates_per_step)
-            return self._trainer.update(updates)
 
     def _check_step(
         self, step: int, groups: Sequence[Group], credit: StepCredit, reports: Sequence[UpdateReport]
