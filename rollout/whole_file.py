@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
+
+PROBE_BYTES = 1 << 16
+"""So much is written, and removed again, to see whether a directory can be written to."""
 
 
 @contextmanager
@@ -50,3 +54,22 @@ def sync_directory(directory: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def check_writable(path: Path) -> None:
+    """Raise `ValueError` where no file can be made in a directory, or in what is to be made to hold it.
+
+    Permission bits say little: of a superuser, a full or a read-only disk.
+    """
+    parent = path.absolute()
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir():
+        raise ValueError(f"{path} cannot be written to: {parent} is no directory; name another place")
+    try:
+        with tempfile.TemporaryFile(dir=parent) as file:
+            file.write(bytes(PROBE_BYTES))
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be written to: {error.strerror}; make room or give permission there, or name another place"
+        ) from error

@@ -4,7 +4,7 @@ import itertools
 import random
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyturn.configs.schema.trainer import BalanceConfig
@@ -27,6 +27,7 @@ def best_makespan(costs, num_bins: int) -> float:
 
 
 @pytest.mark.catalogue("B22")
+@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 50), min_size=3, max_size=7),
     num_bins=st.integers(1, 3),

@@ -11,7 +11,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.rollout.engines.placement import free_port
+from polyturn.rollout.whole_file import check_writable
 from polyturn.trainer.checkpoints.manifest import check_header, describe_model, find_faults, read_manifest
 from polyturn.trainer.checkpoints.sources import HF_FOLDER, WeightSource, find_source
 from polyturn.trainer.megatron.checkpoint_reader import load_weights
@@ -41,7 +42,6 @@ from polyturn.trainer.models.hf_directory import (
     write_hf_directory,
 )
 from polyturn.trainer.models.weight_files import check_tensors, read_weight_files
-from polyturn.trainer.run.directory import check_writable
 
 Kind = Literal["hf", "torch_dist", "fp8"]
 Report = Callable[[str], None]
@@ -51,18 +51,14 @@ REPORT_EVERY_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Ranks:
-    """This process among those that convert together."""
+class TorchrunPlace(Place):
+    """The place of this process among those that convert together."""
 
-    rank: int = 0
-    world_size: int = 1
-    address: str = "127.0.0.1"
-    port: int = 0
     agent_listens: bool = False
     """The port is that of a store which torchrun's agent hosts, not free for the ranks."""
 
     @classmethod
-    def from_torchrun(cls) -> Ranks:
+    def from_environment(cls) -> TorchrunPlace:
         """As torchrun's environment says, or one process without it."""
         if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
             return cls()
@@ -74,16 +70,16 @@ class Ranks:
             agent_listens=os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         )
 
-    def meeting_port(self) -> int:
-        """A port for the ranks' own store. Where the agent has its own, rank 0 tells the others through that."""
+    def with_own_port(self) -> Place:
+        """With a port for the ranks' own store. Where the agent has its own, rank 0 tells the others through that."""
         if not self.agent_listens:
-            return self.port
+            return self
         store = dist.TCPStore(
             self.address, self.port, is_master=False, wait_for_workers=False, timeout=STORE_TIMEOUT
         )
         if self.rank == 0:
             store.set("polyturn/port", str(free_port(self.address)))
-        return int(store.get("polyturn/port"))
+        return replace(self, port=int(store.get("polyturn/port")))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +93,7 @@ class Plan:
     kind: Kind
     dtype: str
     parallel: ParallelConfig
-    ranks: Ranks
+    place: TorchrunPlace
 
 
 def make_plan(
@@ -110,7 +106,7 @@ def make_plan(
     tensor: int = 1,
     pipeline: int = 1,
     expert: int = 1,
-    ranks: Ranks | None = None,
+    place: TorchrunPlace | None = None,
 ) -> Plan:
     """Check everything that can be checked without reading weights.
 
@@ -122,7 +118,7 @@ def make_plan(
     Raises:
         ValueError: the conversion cannot be done; one sentence says why.
     """
-    ranks = ranks or Ranks()
+    place = place or TorchrunPlace()
     found = find_source(source)
     if found is None:
         raise ValueError(f"{source} is empty")
@@ -140,9 +136,9 @@ def make_plan(
     dtype = dtype or config_dtype(hf_config)
     if dtype not in DTYPES:
         raise ValueError(f"the model's dtype is {dtype}: choose one of {', '.join(DTYPES)} with --dtype")
-    if ranks.world_size % (tensor * pipeline):
+    if place.world_size % (tensor * pipeline):
         raise ValueError(
-            f"--tensor {tensor} x --pipeline {pipeline} must divide the {ranks.world_size} process(es): start as many "
+            f"--tensor {tensor} x --pipeline {pipeline} must divide the {place.world_size} process(es): start as many "
             "with torchrun"
         )
     plan = Plan(
@@ -155,9 +151,9 @@ def make_plan(
             tensor=tensor,
             pipeline=pipeline,
             expert=expert,
-            data=ranks.world_size // (tensor * pipeline),
+            data=place.world_size // (tensor * pipeline),
         ),
-        ranks=ranks,
+        place=place,
     )
     _check_source(plan)
     _check_model(plan)
@@ -262,23 +258,20 @@ def _convert_to_fp8(plan: Plan, report: Report) -> None:
         _convert_model(plan, whole, report)
         _quantise(plan, whole, report)
     finally:
-        if plan.ranks.rank == 0:
+        if plan.place.rank == 0:
             shutil.rmtree(whole, ignore_errors=True)
 
 
 def _quantise(plan: Plan, whole: Path, report: Report) -> None:
-    if plan.ranks.rank == 0:
+    if plan.place.rank == 0:
         report("quantising in blocks of 128 x 128")
         FP8Cast(whole).write(plan.target)
 
 
 def _convert_model(plan: Plan, target: Path, report: Report) -> None:
     """Through a model in memory, as each rank of the layout holds it."""
-    ranks, hf_config = plan.ranks, _model_config(plan.hf_directory)
-    place = Place(
-        rank=ranks.rank, world_size=ranks.world_size, address=ranks.address, port=ranks.meeting_port()
-    )
-    join_ranks(plan.parallel, place, device="cpu", seed=0)
+    hf_config = _model_config(plan.hf_directory)
+    join_ranks(plan.parallel, plan.place.with_own_port(), device="cpu", seed=0)
     try:
         architecture = read_architecture(hf_config, tensor_parallel=plan.parallel.tensor)
         config = transformer_config(hf_config, dtype=plan.dtype, device="cpu", extra={})
@@ -300,7 +293,7 @@ def _convert_model(plan: Plan, target: Path, report: Report) -> None:
             save_torch_dist(chunks, target, hf_directory=plan.hf_directory, dtype=plan.dtype)
             return
         tensors = _counted(named_hf_tensors(chunks, architecture), report)
-        if ranks.rank == 0:
+        if plan.place.rank == 0:
             write_hf_directory(target, source=plan.hf_directory, tensors=tensors, dtype=plan.dtype)
         else:
             for _ in tensors:

@@ -21,7 +21,6 @@ import json
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -38,8 +37,6 @@ from polyturn.trainer.checkpoints.manifest import read_sealed, write_sealed
 STEP_NAME = re.compile(r"step_(\d+)$")
 RUN_NAME = re.compile(r"(?P<name>.*)-(?P<stamp>\d{8}-\d{6})(-(?P<number>\d+))?$")
 STATE = "state.json"
-PROBE_BYTES = 1 << 16
-"""So much is written, and removed again, to see whether a directory can be written to."""
 LEFT_BY_A_RUN = (
     "identity.json",
     "metrics.jsonl",
@@ -305,25 +302,6 @@ def check_unused(path: Path) -> None:
             f"run_dir: {path} holds {left[0]} of a run whose config.yaml is gone: a new run would take over its "
             "episodes; name another directory, or delete what is in this one"
         )
-
-
-def check_writable(path: Path) -> None:
-    """Raise `ValueError` where no file can be made in a directory, or in what is to be made to hold it.
-
-    Permission bits say little: of a superuser, a full or a read-only disk.
-    """
-    parent = path.absolute()
-    while not parent.exists():
-        parent = parent.parent
-    if not parent.is_dir():
-        raise ValueError(f"{path} cannot be written to: {parent} is no directory; name another place")
-    try:
-        with tempfile.TemporaryFile(dir=parent) as file:
-            file.write(bytes(PROBE_BYTES))
-    except OSError as error:
-        raise ValueError(
-            f"{path} cannot be written to: {error.strerror}; make room or give permission there, or name another place"
-        ) from error
 
 
 def write_json(path: Path, value: Any) -> None:

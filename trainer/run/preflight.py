@@ -24,12 +24,13 @@ from polyturn.rollout.checks import check_chat_template, check_prompts, check_re
 from polyturn.rollout.engines.placement import claim_port
 from polyturn.rollout.limits import allow_open_files
 from polyturn.rollout.task_sources import check_train_split, tasks_of
+from polyturn.rollout.whole_file import check_writable
 from polyturn.trainer.algorithms.registry import check_plugins
 from polyturn.trainer.checkpoints.manifest import MARKER, find_faults
 from polyturn.trainer.checkpoints.sources import initial_weights
 from polyturn.trainer.checkpoints.torch_dist_index import METADATA, read_index
 from polyturn.trainer.models.weight_files import check_targets, read_weight_files
-from polyturn.trainer.run.directory import RunDirectory, check_unused, check_writable
+from polyturn.trainer.run.directory import RunDirectory, check_unused
 from polyturn.trainer.run.model_checks import (
     check_critic,
     check_family,

@@ -64,15 +64,15 @@ def convert(
         require()
         # It runs on the CPU, also where there are GPUs.
         os.environ.update(gpu_environment(()))
-        from polyturn.trainer.megatron.convert import Ranks, make_plan
+        from polyturn.trainer.megatron.convert import TorchrunPlace, make_plan
         from polyturn.trainer.megatron.convert import convert as run
 
         if to is not None and to not in KINDS:
             raise ConfigError(f"--to {to}: there are {', '.join(KINDS)}")
-        ranks = Ranks.from_torchrun()
+        place = TorchrunPlace.from_environment()
 
         def tell(text: str) -> None:
-            if ranks.rank == 0:
+            if place.rank == 0:
                 typer.echo(text, err=True)
 
         try:
@@ -85,7 +85,7 @@ def convert(
                 tensor=tensor,
                 pipeline=pipeline,
                 expert=expert,
-                ranks=ranks,
+                place=place,
             )
         except ValueError as error:
             raise ConfigError(str(error)) from error
@@ -94,7 +94,7 @@ def convert(
         except ValueError as failure:
             print_error(failure)
             raise typer.Exit(RUN_FAILED) from failure
-    if ranks.rank == 0:
+    if place.rank == 0:
         typer.echo(f"{plan.kind}: {target}")
 
 

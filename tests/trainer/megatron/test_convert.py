@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
 
 from polyturn.trainer.checkpoints.sources import find_source
-from polyturn.trainer.megatron.convert import Ranks, make_plan
+from polyturn.trainer.megatron.convert import TorchrunPlace, make_plan
 from polyturn.trainer.models.fp8 import dequantize_blocks
 from tests.support.megatron.ranks_pool import RankContext, RankFailure, RankPool
 from tests.support.megatron.tiny_families import make_tiny
@@ -29,14 +29,14 @@ def run_convert(context: RankContext, source: Path, target: Path, settings: dict
     """What was told of the progress."""
     from polyturn.trainer.megatron.convert import convert
 
-    ranks = Ranks(
+    place = TorchrunPlace(
         rank=context.rank,
         world_size=context.world_size,
         address=context.master_address,
         port=context.master_port,
     )
     told: list[str] = []
-    convert(make_plan(source, target, ranks=ranks, **settings), told.append)
+    convert(make_plan(source, target, place=place, **settings), told.append)
     return told
 
 
