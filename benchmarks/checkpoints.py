@@ -120,10 +120,10 @@ def measure(policy: MegatronPolicy, directory: Path, repeats: int) -> dict[str, 
         policy.begin_checkpoint(directory / f"ours{index % 2}")
         blocking.append(time.perf_counter() - started)
         num_updates = 0
-        while not policy.checkpoint_written():
+        while not policy.checkpoints.written():
             take_update(engine)
             num_updates += 1
-        policy.finish_checkpoint()
+        policy.checkpoints.finish()
         finished.append(time.perf_counter() - started)
         beside.append((finished[-1] - blocking[-1]) / max(num_updates, 1))
     ours = directory / "ours0"
@@ -140,7 +140,7 @@ def measure(policy: MegatronPolicy, directory: Path, repeats: int) -> dict[str, 
             "load_other_s": median_seconds(
                 repeats, lambda: load_checkpoint(engines, ours, same_layout=False)
             ),
-            "check_s": median_seconds(repeats, lambda: policy.find_checkpoint_faults(ours)),
+            "check_s": median_seconds(repeats, lambda: policy.checkpoints.find_faults(ours)),
             "update_s": update_alone,
             "update_while_writing_s": statistics.median(beside),
             "megabytes": sum(path.stat().st_size for path in ours.iterdir()) / 1e6,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from polyturn.trainer.algorithms.reductions import GlobalCounts
-from polyturn.trainer.algorithms.tokens import TokenBatch
+from polyturn.trainer.algorithms.tokens import GlobalCounts, TokenBatch
 
 
 def root_length(

@@ -32,7 +32,7 @@ from polyturn.trainer.checkpoints.manifest import (
 )
 from polyturn.trainer.checkpoints.sources import find_source, initial_weights
 from polyturn.trainer.megatron.checkpoint_state import Box, copy_shared, slabs
-from polyturn.trainer.megatron.checkpoint_writer import write_safetensors
+from polyturn.trainer.megatron.checkpoints import write_safetensors
 from polyturn.trainer.run.preflight import preflight
 
 

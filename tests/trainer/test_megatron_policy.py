@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from polyturn.configs.schema.objective import KLInLoss, SequenceMean, TokenMean
 from polyturn.configs.schema.trainer import OptimizerConfig, ParallelConfig
 from polyturn.trainer.algorithms.objective import Objective
-from polyturn.trainer.algorithms.reductions import GlobalCounts
+from polyturn.trainer.algorithms.tokens import GlobalCounts
 from polyturn.trainer.data.samples import TrainSample
 from polyturn.trainer.megatron.policy import MegatronPolicy
 from polyturn.trainer.models import hf_directory
-from tests.support.megatron.policies import make_policy
+from tests.support.megatron.policies import make_policy, save_checkpoint
 
 LENGTHS = [5, 40, 17, 2, 33, 17, 60, 9]
 # A large epsilon keeps AdamW smooth where a gradient is nearly 0, so that rounding does not show as a whole step.
@@ -217,7 +217,7 @@ def test_a_resumed_policy_takes_bitwise_the_same_update(make_model, make_samples
         samples = with_proximal(policy, make_samples(LENGTHS))
         train(policy, samples)
         train(policy, samples)
-        policy.save_checkpoint(tmp_path / "step")
+        save_checkpoint(policy, tmp_path / "step")
         saved = weights_of(policy)
         metrics = train(policy, samples)
         after = weights_of(policy)
@@ -237,7 +237,7 @@ def test_a_resumed_policy_takes_bitwise_the_same_update(make_model, make_samples
 def test_a_checkpoint_that_does_not_fit_is_refused(make_model, make_samples, tmp_path):
     good = tmp_path / "good"
     with open_policy(make_model("qwen3", tied=True)) as policy:
-        policy.save_checkpoint(good)
+        save_checkpoint(policy, good)
         unfinished = shutil.copytree(good, tmp_path / "unfinished")
         (unfinished / "trainer.json").unlink()
         with pytest.raises(ValueError, match="no finished trainer checkpoint"):

@@ -10,9 +10,9 @@ from polyturn.configs.schema.algorithm import AlgorithmConfig
 from polyturn.configs.schema.objective import ClipLoss, KLInLoss, KLInReward, NoKL, SupervisedLoss, TokenMean
 from polyturn.configs.schema.section import Section
 from polyturn.trainer.algorithms.kl import k3, kl_penalty
-from polyturn.trainer.algorithms.reductions import GlobalCounts, token_weights, weighted_sum
+from polyturn.trainer.algorithms.reductions import token_weights, weighted_sum
 from polyturn.trainer.algorithms.registry import POLICY_LOSSES, bind
-from polyturn.trainer.algorithms.tokens import TokenBatch, log_ratio
+from polyturn.trainer.algorithms.tokens import GlobalCounts, TokenBatch, log_ratio
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from polyturn.trainer.algorithms.advantages import Advantages, RewardBatch, RewardPart
-    from polyturn.trainer.algorithms.reductions import GlobalCounts
-    from polyturn.trainer.algorithms.tokens import TokenBatch, TokenLoss
+    from polyturn.trainer.algorithms.tokens import GlobalCounts, TokenBatch, TokenLoss
 
 
 class PolicyLoss(Protocol):

@@ -8,63 +8,12 @@ without them, a batch in which few tokens are left would make steps as large as 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-
 import torch
 
 from polyturn.configs.schema import objective as sections
 from polyturn.configs.schema.section import Section
 from polyturn.trainer.algorithms.registry import REDUCERS, bind
-from polyturn.trainer.algorithms.tokens import TokenBatch
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GlobalCounts:
-    """The denominators of one optimizer update, over all micro-batches and ranks."""
-
-    num_tokens: int
-    """Trainable tokens."""
-    num_sequences: int
-    """Sequences with at least one trainable token."""
-    num_prompts: int
-    """Prompts with at least one trainable token."""
-    tokens_of_sequence: Mapping[str, int] = field(default_factory=dict)
-    """Trainable tokens by sequence id. Empty: every sample is a sequence of its own."""
-    tokens_of_prompt: Mapping[str, int] = field(default_factory=dict)
-    """Trainable tokens by prompt id. Empty: every sample is a prompt of its own."""
-
-    @classmethod
-    def of(
-        cls,
-        num_trainable: Iterable[int],
-        *,
-        sequence_ids: Sequence[str] | None = None,
-        prompt_ids: Sequence[str] | None = None,
-    ) -> GlobalCounts:
-        """Count from the number of trainable tokens of each sample, and which sequence and prompt it is of.
-
-        Without ids every sample is a sequence, or a prompt, of its own.
-        """
-        numbers = list(num_trainable)
-        by_sequence = _add_up(numbers, sequence_ids)
-        by_prompt = _add_up(numbers, prompt_ids)
-        alone = sum(number > 0 for number in numbers)
-        return cls(
-            num_tokens=sum(numbers),
-            num_sequences=alone if sequence_ids is None else len(by_sequence),
-            num_prompts=alone if prompt_ids is None else len(by_prompt),
-            tokens_of_sequence=by_sequence,
-            tokens_of_prompt=by_prompt,
-        )
-
-
-def _add_up(numbers: Sequence[int], ids: Sequence[str] | None) -> dict[str, int]:
-    totals: dict[str, int] = {}
-    for number, name in zip(numbers, ids, strict=True) if ids is not None else ():
-        if number > 0:
-            totals[name] = totals.get(name, 0) + number
-    return totals
+from polyturn.trainer.algorithms.tokens import GlobalCounts, TokenBatch
 
 
 def token_weights(batch: TokenBatch, counts: GlobalCounts, config: Section) -> torch.Tensor:

@@ -1,4 +1,5 @@
-"""The tokens of a micro-batch as losses, penalties and reductions take them, what a loss gives back, and their ratios.
+"""The tokens of a micro-batch as losses, penalties and reductions take them, the counts of the whole update that they
+are weighed by, what a loss gives back, and ratios.
 
 Ratios of probabilities are taken by their logarithms, safe against whatever stands in masked slots and against
 overflow.
@@ -6,7 +7,8 @@ overflow.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
@@ -58,6 +60,54 @@ class TokenBatch:
     def sequence_means(self, values: torch.Tensor) -> torch.Tensor:
         """Means over the trainable tokens of each sample, [num_sequences]; 0 for one that has none."""
         return self.sequence_sums(values) / self.sequence_sums(torch.ones_like(values)).clamp(min=1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GlobalCounts:
+    """The denominators of one optimizer update, over all micro-batches and ranks."""
+
+    num_tokens: int
+    """Trainable tokens."""
+    num_sequences: int
+    """Sequences with at least one trainable token."""
+    num_prompts: int
+    """Prompts with at least one trainable token."""
+    tokens_of_sequence: Mapping[str, int] = field(default_factory=dict)
+    """Trainable tokens by sequence id. Empty: every sample is a sequence of its own."""
+    tokens_of_prompt: Mapping[str, int] = field(default_factory=dict)
+    """Trainable tokens by prompt id. Empty: every sample is a prompt of its own."""
+
+    @classmethod
+    def of(
+        cls,
+        num_trainable: Iterable[int],
+        *,
+        sequence_ids: Sequence[str] | None = None,
+        prompt_ids: Sequence[str] | None = None,
+    ) -> GlobalCounts:
+        """Count from the number of trainable tokens of each sample, and which sequence and prompt it is of.
+
+        Without ids every sample is a sequence, or a prompt, of its own.
+        """
+        numbers = list(num_trainable)
+        by_sequence = _add_up(numbers, sequence_ids)
+        by_prompt = _add_up(numbers, prompt_ids)
+        alone = sum(number > 0 for number in numbers)
+        return cls(
+            num_tokens=sum(numbers),
+            num_sequences=alone if sequence_ids is None else len(by_sequence),
+            num_prompts=alone if prompt_ids is None else len(by_prompt),
+            tokens_of_sequence=by_sequence,
+            tokens_of_prompt=by_prompt,
+        )
+
+
+def _add_up(numbers: Sequence[int], ids: Sequence[str] | None) -> dict[str, int]:
+    totals: dict[str, int] = {}
+    for number, name in zip(numbers, ids, strict=True) if ids is not None else ():
+        if number > 0:
+            totals[name] = totals.get(name, 0) + number
+    return totals
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -14,7 +14,7 @@ from polyturn.configs.schema.objective import SupervisedLoss
 from polyturn.configs.schema.run import ModelConfig, RunConfig
 from polyturn.configs.schema.trainer import OptimizerConfig, ParallelConfig
 from polyturn.trainer.algorithms.objective import Objective
-from polyturn.trainer.algorithms.reductions import GlobalCounts
+from polyturn.trainer.algorithms.tokens import GlobalCounts
 from polyturn.trainer.data.samples import TrainSample
 from polyturn.trainer.megatron.optimizer import LearningRateSchedule
 from polyturn.trainer.megatron.policy import MegatronPolicy

@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 
 from polyturn.trainer.algorithms.protocols import PolicyLoss
-from polyturn.trainer.algorithms.reductions import GlobalCounts
+from polyturn.trainer.algorithms.tokens import GlobalCounts
 from polyturn.trainer.battery.rows import (
     FLOATS,
     LEAVES,

@@ -12,7 +12,8 @@ import torch.distributed as dist
 
 from polyturn.rollout.engines.placement import free_port
 from polyturn.trainer.algorithms.protocols import PolicyLoss, Reducer
-from polyturn.trainer.algorithms.reductions import GlobalCounts, weighted_sum
+from polyturn.trainer.algorithms.reductions import weighted_sum
+from polyturn.trainer.algorithms.tokens import GlobalCounts
 from polyturn.trainer.battery.rows import Row, count, random_rows, require_equal, to_batch
 
 NUM_FEATURES = 3

@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 
 from polyturn.trainer.algorithms.protocols import Reducer
-from polyturn.trainer.algorithms.reductions import GlobalCounts
+from polyturn.trainer.algorithms.tokens import GlobalCounts
 from polyturn.trainer.battery.rows import (
     Row,
     count,

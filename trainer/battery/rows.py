@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from polyturn.trainer.algorithms.reductions import GlobalCounts
-from polyturn.trainer.algorithms.tokens import TokenBatch
+from polyturn.trainer.algorithms.tokens import GlobalCounts, TokenBatch
 
 FLOATS = (
     "logprobs",

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polyturn.agents.ledger import Segment
-from polyturn.trainer.algorithms.reductions import GlobalCounts
+from polyturn.trainer.algorithms.tokens import GlobalCounts
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

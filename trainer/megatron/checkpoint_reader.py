@@ -22,12 +22,14 @@ from safetensors import SafetensorError, safe_open
 from polyturn.trainer.checkpoints.manifest import read_manifest
 from polyturn.trainer.megatron.checkpoint_state import (
     BUFFER,
+    FILE_PREFIX,
     RANDOM,
     WEIGHT,
     Box,
     Kept,
     Slab,
     copy_shared,
+    file_name,
     finish_optimizer,
     kept_state,
     kept_weights,
@@ -36,7 +38,6 @@ from polyturn.trainer.megatron.checkpoint_state import (
     restore_random_state,
     slabs,
 )
-from polyturn.trainer.megatron.checkpoint_writer import FILE_PREFIX, file_name
 from polyturn.trainer.megatron.engine import Engine
 
 

@@ -21,6 +21,13 @@ from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
 from polyturn.trainer.megatron.engine import Engine
 
+FILE_PREFIX = "rank-"
+
+
+def file_name(rank: int, world_size: int) -> str:
+    """Of a rank's file in the checkpoints that so many ranks write."""
+    return f"{FILE_PREFIX}{rank:05d}-of-{world_size:05d}.safetensors"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Box:

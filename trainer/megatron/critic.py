@@ -20,7 +20,7 @@ from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.trainer import SharedPrefix
 from polyturn.trainer.algorithms.losses import value_loss
 from polyturn.trainer.algorithms.objective import ObjectiveSums
-from polyturn.trainer.algorithms.reductions import GlobalCounts
+from polyturn.trainer.algorithms.tokens import GlobalCounts
 from polyturn.trainer.data.samples import TrainSample
 from polyturn.trainer.megatron.checkpoint_state import num_optimizer_steps
 from polyturn.trainer.megatron.engine import Engine

@@ -23,7 +23,7 @@ from megatron.core.transformer.module import Float16Module
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.trainer import OptimizerConfig
 from polyturn.trainer.algorithms.objective import Objective, ObjectiveSums, evaluate_objective
-from polyturn.trainer.algorithms.reductions import GlobalCounts
+from polyturn.trainer.algorithms.tokens import GlobalCounts
 from polyturn.trainer.data.prefix_tree import Sharing
 from polyturn.trainer.data.samples import TrainSample
 from polyturn.trainer.megatron.attention import spread_rows

@@ -16,8 +16,7 @@ import torch.distributed as dist
 
 from polyturn.configs.schema.trainer import ParallelConfig, SharedPrefix
 from polyturn.trainer.algorithms.objective import Objective
-from polyturn.trainer.algorithms.reductions import GlobalCounts
-from polyturn.trainer.algorithms.tokens import TokenBatch
+from polyturn.trainer.algorithms.tokens import GlobalCounts, TokenBatch
 from polyturn.trainer.data.balance import pack, pack_by_prefix, prefix_keys, split_packs
 from polyturn.trainer.data.prefix_tree import Node, PrefixTree, Sharing, build_tree
 from polyturn.trainer.data.samples import TrainSample

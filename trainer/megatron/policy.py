@@ -23,11 +23,12 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import RunConfig
 from polyturn.trainer.algorithms.objective import Objective
-from polyturn.trainer.algorithms.reductions import GlobalCounts
+from polyturn.trainer.algorithms.tokens import GlobalCounts
 from polyturn.trainer.checkpoints.manifest import describe_adapters
 from polyturn.trainer.checkpoints.sources import find_source, initial_weights
 from polyturn.trainer.data.prefix_tree import Sharing
 from polyturn.trainer.data.samples import TrainSample
+from polyturn.trainer.megatron.checkpoints import Checkpoints
 from polyturn.trainer.megatron.engine import Engine
 from polyturn.trainer.megatron.lora import (
     AdapterRounding,
@@ -40,7 +41,6 @@ from polyturn.trainer.megatron.lora import (
 from polyturn.trainer.megatron.model import LayerFlops, layer_flops, read_architecture
 from polyturn.trainer.megatron.optimizer import LearningRateSchedule
 from polyturn.trainer.megatron.packing import make_micro_batches
-from polyturn.trainer.megatron.policy_checkpoints import PolicyCheckpoints
 from polyturn.trainer.megatron.process_groups import Place, join_ranks, leave_ranks
 from polyturn.trainer.megatron.routing_replay import RoutingReplay
 from polyturn.trainer.megatron.torch_dist import load_torch_dist
@@ -99,9 +99,8 @@ class MegatronPolicy:
             )
             if config.engines.routing_replay:
                 self._engine.replay = RoutingReplay(self._engine.chunks)
-            self._engines = {"policy": self._engine}
-            self._checkpoints = PolicyCheckpoints(
-                self._engines,
+            self.checkpoints = Checkpoints(
+                {"policy": self._engine},
                 hf_config=hf_config,
                 parallel=self.parallel,
                 dtype=self.dtype,
@@ -216,38 +215,13 @@ class MegatronPolicy:
             save_adapter(Path(directory), tensors, lora=self.lora, base_model=self.model_path)
         dist.barrier()
 
-    def keep_in_checkpoints(self, name: str, engine: Engine) -> None:
-        """Write and load another engine of this rank, a critic's, with every checkpoint."""
-        self._engines[name] = engine
-
-    def save_checkpoint(self, directory: Path) -> None:
-        """Write a checkpoint, from which the next update will be bitwise the same at the same layout."""
-        self.begin_checkpoint(directory)
-        self.finish_checkpoint()
-
     def begin_checkpoint(self, directory: Path) -> None:
-        """Copy what a checkpoint holds, and write it while training goes on; `finish_checkpoint` must follow."""
+        """Copy what a checkpoint holds, and write it while training goes on; `checkpoints.finish` must follow."""
         if self._refreshed:
             assert self._reference is not None
             with self._reference.in_place():
                 self.save_hf(Path(directory) / REFERENCE_NAME)
-        self._checkpoints.begin(Path(directory), num_updates=self.num_updates)
-
-    def checkpoint_written(self) -> bool:
-        """Whether `finish_checkpoint` would not have to wait for this rank's disk."""
-        return self._checkpoints.written()
-
-    def finish_checkpoint(self) -> None:
-        """Wait for the checkpoint that was begun; without it the directory does not count as one.
-
-        Raises:
-            CheckpointError: a rank could not write; raised on all of them.
-        """
-        self._checkpoints.finish()
-
-    def find_checkpoint_faults(self, directory: Path) -> list[str]:
-        """What is wrong with this rank's share of a checkpoint's files: together the ranks read them all."""
-        return self._checkpoints.find_faults(Path(directory))
+        self.checkpoints.begin(Path(directory), num_updates=self.num_updates)
 
     def load_checkpoint(self, directory: Path) -> None:
         """Go on from a checkpoint, whatever layout wrote it.
@@ -257,7 +231,7 @@ class MegatronPolicy:
         Raises:
             ValueError: no finished checkpoint is there, or it is one of another model.
         """
-        self.num_updates = self._checkpoints.load(Path(directory))
+        self.num_updates = self.checkpoints.load(Path(directory))
         reference = Path(directory) / REFERENCE_NAME
         if self._reference is not None and reference.is_dir():
             with self._reference.in_place():
@@ -282,7 +256,7 @@ class MegatronPolicy:
             self._load_hf(self.model_path)
         self._engine.build_optimizer()
         if source is not None and source.kind == "checkpoint":
-            self._checkpoints.load(source.path, with_optimizer=with_optimizer)
+            self.checkpoints.load(source.path, with_optimizer=with_optimizer)
 
     def _load_hf(self, directory: Path) -> None:
         """Fill the model with a Hugging Face directory's weights; adapters stay as they are."""

@@ -98,7 +98,7 @@ class PolicyRank(Rank):
         self.policy = MegatronPolicy(self._config, self._place(trainer.parallel, address, port))
         if trainer.uses_critic and not trainer.critic_has_ranks:
             self.critic = MegatronCritic(self._config)
-            self.policy.keep_in_checkpoints("critic", self.critic.engine)
+            self.policy.checkpoints.include("critic", self.critic.engine)
 
     def connect(self, engine_urls: Sequence[str], weights_directory: Path, engine_model: Path) -> None:
         """Prepare to publish weights to the engines. Only rank 0 does anything."""
@@ -243,8 +243,8 @@ class CriticRank(Rank):
 
     def build(self, address: str, port: int) -> None:
         self._see_own_gpu()
+        from polyturn.trainer.megatron.checkpoints import Checkpoints
         from polyturn.trainer.megatron.critic import MegatronCritic
-        from polyturn.trainer.megatron.policy_checkpoints import PolicyCheckpoints
         from polyturn.trainer.megatron.process_groups import join_ranks
         from polyturn.trainer.models.hf_directory import read_config
 
@@ -252,7 +252,7 @@ class CriticRank(Rank):
         place = self._place(parallel, address, port)
         join_ranks(parallel, place, device=trainer.device, seed=self._config.seed)
         self.critic = MegatronCritic(self._config)
-        self.checkpoints = PolicyCheckpoints(
+        self.checkpoints = Checkpoints(
             {"critic": self.critic.engine},
             hf_config=read_config(self._model_path),
             parallel=parallel,

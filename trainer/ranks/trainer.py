@@ -119,7 +119,7 @@ class Trainer:
 
     def checkpoint_written(self) -> bool:
         """Whether `finish_checkpoint` would not have to wait for a disk."""
-        written = self._policy.on_all(lambda rank: rank.policy.checkpoint_written())
+        written = self._policy.on_all(lambda rank: rank.policy.checkpoints.written())
         if self._critic is not None:
             written += self._critic.on_all(lambda rank: rank.checkpoints.written())
         return all(written)
@@ -132,11 +132,11 @@ class Trainer:
         """
         if self._critic is not None:
             self._critic.on_all(lambda rank: rank.checkpoints.finish())
-        self._policy.on_all(lambda rank: rank.policy.finish_checkpoint())
+        self._policy.on_all(lambda rank: rank.policy.checkpoints.finish())
 
     def find_checkpoint_faults(self, directory: Path) -> list[str]:
         """What is wrong with the files of a checkpoint, which the ranks read among themselves."""
-        faults = self._policy.on_all(lambda rank: rank.policy.find_checkpoint_faults(directory))
+        faults = self._policy.on_all(lambda rank: rank.policy.checkpoints.find_faults(directory))
         if self._critic is not None:
             folder = directory / CRITIC_FOLDER
             faults += self._critic.on_all(lambda rank: rank.checkpoints.find_faults(folder))

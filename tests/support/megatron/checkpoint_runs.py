@@ -47,7 +47,7 @@ def save_and_go_on(
         policy.begin_checkpoint(directory)
         assert not (directory / "trainer.json").exists()
         result = _go_on(context, policy, own, samples)
-        policy.finish_checkpoint()
+        policy.checkpoints.finish()
         return result
     finally:
         policy.close()
@@ -64,7 +64,7 @@ def load_and_go_on(
     """Load, go on."""
     policy = _open(context, path, layout, dtype)
     try:
-        assert policy.find_checkpoint_faults(directory) == []
+        assert policy.checkpoints.find_faults(directory) == []
         policy.load_checkpoint(directory)
         own = split_over_ranks(samples, layout.data)[policy.data_parallel_rank]
         return _go_on(context, policy, own, samples)
@@ -75,16 +75,17 @@ def load_and_go_on(
 def failing_save(context: RankContext, path: Path, directory: Path) -> tuple[str, str]:
     """A save in which rank 1 finds its file's place taken, as by a full disk: what `finish` raises, then what loads."""
     from polyturn.trainer.checkpoints.manifest import CheckpointError
+    from tests.support.megatron.policies import save_checkpoint
 
     policy = _open(context, path, ParallelConfig(data=2), "float32")
     try:
         good, bad = directory / "good", directory / "bad"
-        policy.save_checkpoint(good)
+        save_checkpoint(policy, good)
         if context.rank == 1:
             (bad / "rank-00001-of-00002.safetensors.part").mkdir(parents=True)
         policy.begin_checkpoint(bad)
         try:
-            policy.finish_checkpoint()
+            policy.checkpoints.finish()
         except CheckpointError as error:
             told = str(error)
         policy.load_checkpoint(good)
@@ -111,10 +112,12 @@ def train_and_leave(
     context: RankContext, path: Path, samples: list[TrainSample], directory: Path
 ) -> list[np.ndarray]:
     """Train, leave a checkpoint `step` and a Hugging Face directory `hf`; the logprobs then."""
+    from tests.support.megatron.policies import save_checkpoint
+
     policy = _open(context, path, ParallelConfig(), "float32")
     try:
         _train(policy, samples, samples, NUM_BEFORE)
-        policy.save_checkpoint(directory / "step")
+        save_checkpoint(policy, directory / "step")
         policy.save_hf(directory / "hf")
         return policy.logprobs(samples)
     finally:

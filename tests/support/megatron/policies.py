@@ -58,6 +58,12 @@ def make_policy(path: Path, *, place: Place | None = None, **settings: Any) -> M
     return MegatronPolicy(policy_config(path, **settings), place)
 
 
+def save_checkpoint(policy: MegatronPolicy, directory: Path) -> None:
+    """Write a checkpoint and wait for it."""
+    policy.begin_checkpoint(directory)
+    policy.checkpoints.finish()
+
+
 def make_critic(
     path: Path, *, optimizer: OptimizerConfig, value_clip: float = 0.3, **settings: Any
 ) -> MegatronCritic:

@@ -11,8 +11,7 @@ from polyturn.configs.schema import objective as sections
 from polyturn.configs.schema.algorithm import AlgorithmConfig
 from polyturn.configs.schema.objective import ClipLoss, KLInLoss, NoKL, ReinforceLoss, SupervisedLoss
 from polyturn.trainer.algorithms.objective import Objective, evaluate_objective
-from polyturn.trainer.algorithms.reductions import GlobalCounts
-from polyturn.trainer.algorithms.tokens import TokenBatch
+from polyturn.trainer.algorithms.tokens import GlobalCounts, TokenBatch
 
 NUM_ROWS, WIDTH = 6, 9
 REDUCTIONS = [

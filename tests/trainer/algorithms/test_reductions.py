@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from polyturn.configs.schema import objective as sections
-from polyturn.trainer.algorithms.reductions import GlobalCounts, token_weights, weighted_sum
-from polyturn.trainer.algorithms.tokens import TokenBatch
+from polyturn.trainer.algorithms.reductions import token_weights, weighted_sum
+from polyturn.trainer.algorithms.tokens import GlobalCounts, TokenBatch
 from polyturn.trainer.data.balance import cut_into_updates, share_out
 from polyturn.trainer.data.samples import TrainSample, count_samples
 

@@ -40,13 +40,13 @@ def run_convert(context: RankContext, source: Path, target: Path, settings: dict
     return told
 
 
-def save_checkpoint(context: RankContext, path: Path, directory: Path) -> None:
+def leave_checkpoint(context: RankContext, path: Path, directory: Path) -> None:
     from polyturn.configs.schema.trainer import ParallelConfig
-    from tests.support.megatron.policies import make_policy
+    from tests.support.megatron.policies import make_policy, save_checkpoint
 
     policy = make_policy(path, parallel=ParallelConfig(tensor=2), place=context.place)
     try:
-        policy.save_checkpoint(directory)
+        save_checkpoint(policy, directory)
     finally:
         policy.close()
 
@@ -89,7 +89,7 @@ def test_a_checkpoint_becomes_a_hugging_face_directory(
     rank_pool: RankPool, mixture: Path, tmp_path: Path
 ) -> None:
     step = tmp_path / "run" / "checkpoints" / "step_000001"
-    rank_pool.run(2, save_checkpoint, mixture, step)
+    rank_pool.run(2, leave_checkpoint, mixture, step)
     with pytest.raises(ValueError, match="--model"):
         make_plan(step, tmp_path / "out")
     (tmp_path / "run" / "config.yaml").write_text(f"model: {{path: {mixture}}}\n", encoding="utf-8")

@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from polyturn.configs.schema.trainer import LoraConfig, OptimizerConfig, ParallelConfig
 from polyturn.configs.sizing.model_shape import ModelShape, adapter_parameters
 from polyturn.trainer.algorithms.objective import Objective
-from polyturn.trainer.algorithms.reductions import GlobalCounts
+from polyturn.trainer.algorithms.tokens import GlobalCounts
 from polyturn.trainer.data.balance import split_over_ranks
 from polyturn.trainer.data.samples import TrainSample
 from polyturn.trainer.megatron.policy import MegatronPolicy
-from tests.support.megatron.policies import make_policy
+from tests.support.megatron.policies import make_policy, save_checkpoint
 from tests.support.megatron.tiny_families import make_tiny
 
 pytestmark = pytest.mark.stack
@@ -178,7 +178,7 @@ def test_resumed_adapters_take_bitwise_the_same_update(make_model, make_samples,
     with open_policy(path, dtype=dtype) as policy:
         samples = with_proximal(policy, make_samples(LENGTHS))
         train(policy, samples, counts_of(samples))
-        policy.save_checkpoint(tmp_path / "step")
+        save_checkpoint(policy, tmp_path / "step")
         after = train(policy, samples, counts_of(samples))
         policy.save_adapter(tmp_path / "one")
     with open_policy(path, dtype=dtype) as policy:
@@ -230,7 +230,7 @@ def train_a_family(context: Any, path: Path, layout: dict[str, int], directory: 
     with open_policy(path, parallel=parallel, place=context.place) as policy:
         found = train(policy, with_proximal(policy, samples), counts_of(samples))
         policy.save_adapter(directory / "adapter")
-        policy.save_checkpoint(directory / "checkpoint")
+        save_checkpoint(policy, directory / "checkpoint")
         num_adapted = sum(p.numel() for chunk in policy._engine.chunks for p in chunk.lora.parameters())
         return [found, policy.logprobs(samples), num_adapted]
 

@@ -200,7 +200,7 @@ def test_the_policy_waits_while_the_critic_warms_up_and_both_resume(make_model, 
     take_step(rank, rank._config, steps[1])
     assert rank.critic.num_updates == 4 and rank.policy.num_updates == 2
     rank.policy.begin_checkpoint(tmp_path / "step")
-    rank.policy.finish_checkpoint()
+    rank.policy.checkpoints.finish()
     estimates, report = take_step(rank, rank._config, steps[2])
     expected = weights(rank)
     rank.close()

@@ -21,7 +21,7 @@ from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.data.balance import split_over_ranks
 from polyturn.trainer.data.samples import TrainSample, count_samples
 from polyturn.trainer.run.model_checks import check_critic, check_reference, check_routing_replay
-from tests.support.megatron.policies import make_policy
+from tests.support.megatron.policies import make_policy, save_checkpoint
 
 pytestmark = pytest.mark.stack
 
@@ -79,7 +79,7 @@ def compare_with_reference(
         for one, two in zip(policy.reference_logprobs(share), now, strict=True):
             np.testing.assert_array_equal(one, two)
         policy.train(scored, objective=Objective(), global_counts=count_samples(samples))
-        policy.save_checkpoint(directory)
+        save_checkpoint(policy, directory)
         policy.load_checkpoint(directory)
         found.append(policy.reference_logprobs(share))
         for one, two in zip(found[-1], now, strict=True):
@@ -113,7 +113,7 @@ def test_a_resumed_run_finds_the_renewed_reference(make_model, make_samples, tmp
     policy.refresh_reference()
     renewed = policy.logprobs(samples)
     policy.train(scored, objective=Objective(), global_counts=count_samples(samples))
-    policy.save_checkpoint(tmp_path / "step")
+    save_checkpoint(policy, tmp_path / "step")
     now = policy.logprobs(samples)
     policy.close()
     policy = make_policy(make_model(), **SETTINGS)

@@ -20,7 +20,6 @@ from polyturn.trainer.algorithms.advantages import (
     trajectory,
 )
 from polyturn.trainer.algorithms.protocols import CorrectionWeights
-from polyturn.trainer.algorithms.reductions import GlobalCounts
 from polyturn.trainer.algorithms.registry import (
     ADVANTAGES,
     CORRECTIONS,
@@ -30,7 +29,7 @@ from polyturn.trainer.algorithms.registry import (
     REWARD_POSTPROCESSORS,
     Registry,
 )
-from polyturn.trainer.algorithms.tokens import TokenBatch, TokenLoss
+from polyturn.trainer.algorithms.tokens import GlobalCounts, TokenBatch, TokenLoss
 from polyturn.trainer.battery import BatteryFailure, run_battery, run_check
 
 

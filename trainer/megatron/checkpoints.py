@@ -1,7 +1,8 @@
-"""Writing a checkpoint: a copy of this rank's state is taken at once, and a thread writes it while training goes on.
+"""The checkpoints of one rank, of its policy and of a critic beside it.
 
-One safetensors file a rank. Nothing is exchanged between ranks but the checksums at the end, so the cost of a save is
-one copy of the state; a step count, the index of what lies where and the header stand in the file's metadata.
+A copy of the rank's state is taken at once, and a thread writes it while training goes on: one safetensors file a rank.
+Nothing is exchanged between ranks but the checksums at the end, so the cost of a save is one copy of the state; step
+counts and the index of what lies where stand in the file's metadata.
 """
 
 from __future__ import annotations
@@ -18,16 +19,27 @@ import orjson
 import torch
 import torch.distributed as dist
 
+from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.rollout.whole_file import whole_file
 from polyturn.trainer.checkpoints.manifest import (
     CHUNK_BYTES,
     MARKER,
     CheckpointError,
     WrittenFile,
+    check_header,
     describe_folders,
+    describe_model,
+    find_faults,
+    read_manifest,
     write_manifest,
 )
-from polyturn.trainer.megatron.checkpoint_state import kept_state, num_optimizer_steps, random_state
+from polyturn.trainer.megatron.checkpoint_reader import load_checkpoint
+from polyturn.trainer.megatron.checkpoint_state import (
+    file_name,
+    kept_state,
+    num_optimizer_steps,
+    random_state,
+)
 from polyturn.trainer.megatron.engine import Engine
 
 DTYPE_NAMES = {
@@ -89,33 +101,44 @@ class _Pending:
     file: Future[WrittenFile]
 
 
-class CheckpointWriter:
-    """Writes checkpoints of one rank, one at a time."""
+class Checkpoints:
+    """Writes the checkpoints of a rank's engines, one at a time, and reads them."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        engines: Mapping[str, Engine],
+        *,
+        hf_config: Mapping[str, Any],
+        parallel: ParallelConfig,
+        dtype: str,
+        adapters: Mapping[str, Any] | None = None,
+    ) -> None:
+        """
+        Args:
+            engines: by the name that their state is filed under.
+            adapters: what `describe_adapters` says of the policy's.
+        """
+        self._engines = dict(engines)
+        self._model = {**describe_model(hf_config), "adapters": adapters}
+        self._layout = {**parallel.model_dump(), "dtype": dtype}
         self._threads = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: _Pending | None = None
 
-    @property
-    def pending(self) -> bool:
-        """Whether a checkpoint was begun and not finished."""
-        return self._pending is not None
+    def include(self, name: str, engine: Engine) -> None:
+        """Write and load another engine of this rank, a critic's, with every checkpoint."""
+        self._engines[name] = engine
 
-    def begin(self, engines: Mapping[str, Engine], directory: Path, *, header: dict[str, Any]) -> None:
-        """Copy the state and start to write it. Collective; the one before must have been finished.
-
-        Args:
-            engines: by the name that their tensors are filed under.
-            header: JSON values that `read_manifest` gives back.
-        """
+    def begin(self, directory: Path, *, num_updates: int) -> None:
+        """Copy the state, and write it while training goes on. Collective; `finish` must follow before the next."""
         assert self._pending is None, "finish the checkpoint before"
         directory.mkdir(parents=True, exist_ok=True)
         if dist.get_rank() == 0:
             (directory / MARKER).unlink(missing_ok=True)
         dist.barrier()
-        tensors, metadata = snapshot(engines)
+        tensors, metadata = _snapshot(self._engines)
         path = directory / file_name(dist.get_rank(), dist.get_world_size())
         file = self._threads.submit(write_safetensors, path, tensors, metadata)
+        header = {**self._model, "layout": self._layout, "num_updates": num_updates}
         self._pending = _Pending(directory=directory, header=header, file=file)
 
     def written(self) -> bool:
@@ -123,7 +146,7 @@ class CheckpointWriter:
         return self._pending is None or self._pending.file.done()
 
     def finish(self) -> None:
-        """Wait for the files of all ranks, then mark the checkpoint as finished. Collective.
+        """Wait for the files of all ranks, then mark what was begun as finished. Collective.
 
         Raises:
             CheckpointError: a rank could not write; raised on all of them.
@@ -149,16 +172,32 @@ class CheckpointWriter:
                 f"the checkpoint {pending.directory} was not written: {'; '.join(told[0])}"
             ) from fault
 
+    def find_faults(self, directory: Path) -> list[str]:
+        """What is wrong with this rank's share of a checkpoint's files; all of them are read among the ranks."""
+        return find_faults(directory, share=dist.get_rank(), num_shares=dist.get_world_size())
 
-FILE_PREFIX = "rank-"
+    def load(self, directory: Path, *, with_optimizer: bool = True) -> int:
+        """Restore every engine, whatever layout wrote the checkpoint; the number of updates it was written after.
 
+        At the layout that wrote it, the next update is bitwise the one of an uninterrupted run. At another one, the
+        weights and moments are the same and the generators begin anew.
 
-def file_name(rank: int, world_size: int) -> str:
-    return f"{FILE_PREFIX}{rank:05d}-of-{world_size:05d}.safetensors"
+        Raises:
+            ValueError: no finished checkpoint, or one of another model, or of other adapters.
+        """
+        header, _ = read_manifest(directory)
+        check_header(header, self._model, source=directory)
+        load_checkpoint(
+            self._engines,
+            directory,
+            same_layout=header["layout"] == self._layout,
+            with_optimizer=with_optimizer,
+        )
+        return int(header["num_updates"])
 
 
 @torch.no_grad()
-def snapshot(engines: Mapping[str, Engine]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def _snapshot(engines: Mapping[str, Engine]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """A copy of this rank's state on the CPU: the tensors of its file, and the file's metadata."""
     tensors = {name: state.clone() for name, state in random_state().items()}
     index: list[Any] = []
