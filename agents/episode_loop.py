@@ -44,11 +44,11 @@ from polyturn.agents.policy import (
 )
 from polyturn.envs.border import read_reset, read_step
 from polyturn.envs.faults import EnvironmentFault
-from polyturn.envs.hooks import Offload, StepLimits, current_task, in_threads, is_interruption
+from polyturn.envs.hooks import StepLimits, current_task, is_interruption
 from polyturn.envs.messages import AssistantMessage, Message, Observation, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.plain import clean_text, shown
-from polyturn.tools.threads import GivenUp, PinnedThread
+from polyturn.tools.threads import GivenUp, Offload, PinnedThread, in_threads
 from polyturn.tools.tool import MAX_RESULT_CHARS, OutOfTime
 from polyturn.tools.types import UNKNOWN_TOOL, ToolResult, ToolSpec, ToolUsage
 

@@ -3,65 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import contextvars
-import functools
 import inspect
 import signal
 import threading
-from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from polyturn.tools.threads import GivenUp, PinnedThread, Returned
 from polyturn.tools.tool import MAX_RESULT_CHARS
-
-
-class Offload(Protocol):
-    """Runs a function somewhere and gives its value. `PinnedThread` is one."""
-
-    def __call__(
-        self, function: Callable[[], Any], *, timeout_s: float | None = None, what: str = ""
-    ) -> Awaitable[Any]:
-        """Raises what the function raises, `Escaped` for what no coroutine may raise, and `GivenUp` when it does not
-        return in time."""
-        ...
-
-
-async def inline(function: Callable[[], Any], *, timeout_s: float | None = None, what: str = "") -> Any:
-    """Run it where it stands, however long it takes."""
-    del timeout_s, what
-    return function()
-
-
-@dataclass(frozen=True, slots=True)
-class Blocking:
-    """Run it in a thread that the caller waits for, without an event loop."""
-
-    thread: PinnedThread
-
-    async def __call__(
-        self, function: Callable[[], Any], *, timeout_s: float | None = None, what: str = ""
-    ) -> Any:
-        return self.thread.call(function, timeout_s=timeout_s, what=what)
-
-
-def in_threads(executor: Executor) -> Offload:
-    """Run things in threads of `executor`, with the context variables of the caller."""
-    if isinstance(executor, PinnedThread):
-        return executor
-
-    async def offload(function: Callable[[], Any], *, timeout_s: float | None = None, what: str = "") -> Any:
-        del what
-        call = functools.partial(contextvars.copy_context().run, Returned.of, function)
-        try:
-            async with asyncio.timeout(timeout_s):
-                returned: Returned = await asyncio.get_running_loop().run_in_executor(executor, call)
-        except TimeoutError:
-            raise GivenUp from None
-        return returned.get()
-
-    return offload
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -32,17 +32,7 @@ import gymnasium
 
 from polyturn.envs.border import ROLES, read_messages, read_numbers, read_text
 from polyturn.envs.faults import EnvironmentFault, describe
-from polyturn.envs.hooks import (
-    NO_LIMITS,
-    Blocking,
-    Offload,
-    StepLimits,
-    current_task,
-    in_threads,
-    inline,
-    is_async_function,
-    is_interruption,
-)
+from polyturn.envs.hooks import NO_LIMITS, StepLimits, current_task, is_async_function, is_interruption
 from polyturn.envs.messages import (
     AssistantMessage,
     EpisodeView,
@@ -61,7 +51,7 @@ from polyturn.envs.messages import (
 )
 from polyturn.envs.spaces import ChatSpace, ReplySpace, random_script
 from polyturn.tools.plain import as_number, shown
-from polyturn.tools.threads import Escaped, GivenUp, PinnedThread
+from polyturn.tools.threads import Blocking, Escaped, GivenUp, Offload, PinnedThread, in_threads, inline
 from polyturn.tools.tool import OutOfTime, StatefulTool, tools_of
 from polyturn.tools.toolset import ToolLike, Toolset
 from polyturn.tools.types import ToolCall, ToolResult, ToolSpec

@@ -9,10 +9,10 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from polyturn.envs.hooks import Offload
 from polyturn.envs.messages import AssistantMessage, Observation, Reward, Script, Task, TaskSource
 from polyturn.envs.spaces import ChatSpace, ReplySpace
 from polyturn.envs.tool_env import StepResult, ToolEnv
+from polyturn.tools.threads import Offload
 
 
 class WrappedToolEnv(ToolEnv):

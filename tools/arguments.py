@@ -163,9 +163,9 @@ def not_made(name: str, problem: str) -> str:
 
 def listed(problems: Iterable[str]) -> str:
     """Problems in one line, each once and none too long, whatever the model wrote."""
-    told = list(dict.fromkeys(problems))
-    more = f"; and {len(told) - MAX_PROBLEMS:,} more" if len(told) > MAX_PROBLEMS else ""
-    return "; ".join(_cut(problem) for problem in told[:MAX_PROBLEMS]) + more
+    different = list(dict.fromkeys(problems))
+    more = f"; and {len(different) - MAX_PROBLEMS:,} more" if len(different) > MAX_PROBLEMS else ""
+    return "; ".join(_cut(problem) for problem in different[:MAX_PROBLEMS]) + more
 
 
 def _cut(text: str) -> str:

@@ -7,8 +7,10 @@ Clients get these transports, so that no call site can forget the bound:
 
 from __future__ import annotations
 
+import contextlib
 import zlib
 from collections.abc import AsyncIterator, Iterator, MutableMapping
+from typing import Any
 
 import httpx
 
@@ -34,9 +36,7 @@ class BoundedTransport(httpx.AsyncBaseTransport):
         """The answer of the inner transport, decoded and bounded."""
         request.headers["accept-encoding"] = "identity"
         response = await self._inner.handle_async_request(request)
-        reader = AnswerReader.of(response.headers, max_bytes=self._max_bytes)
-        assert isinstance(response.stream, httpx.AsyncByteStream)
-        response.stream = _AsyncStream(response.stream, reader, request)
+        response.stream = _BoundedStream(response, request, self._max_bytes)
         return response
 
     async def aclose(self) -> None:
@@ -55,9 +55,7 @@ class BoundedSyncTransport(httpx.BaseTransport):
         """The answer of the inner transport, decoded and bounded."""
         request.headers["accept-encoding"] = "identity"
         response = self._inner.handle_request(request)
-        reader = AnswerReader.of(response.headers, max_bytes=self._max_bytes)
-        assert isinstance(response.stream, httpx.SyncByteStream)
-        response.stream = _SyncStream(response.stream, reader, request)
+        response.stream = _BoundedStream(response, request, self._max_bytes)
         return response
 
     def close(self) -> None:
@@ -119,33 +117,35 @@ class AnswerReader:
         return decoded
 
 
-class _AsyncStream(httpx.AsyncByteStream):
-    def __init__(self, inner: httpx.AsyncByteStream, reader: AnswerReader, request: httpx.Request) -> None:
-        self._inner, self._reader, self._request = inner, reader, request
+class _BoundedStream(httpx.AsyncByteStream, httpx.SyncByteStream):
+    """The stream of an answer, of which either half is used."""
+
+    def __init__(self, response: httpx.Response, request: httpx.Request, max_bytes: int) -> None:
+        self._inner: Any = response.stream
+        self._reader = AnswerReader.of(response.headers, max_bytes=max_bytes)
+        self._request = request
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
+        with self._reading():
             async for chunk in self._inner:
                 yield self._reader.read(chunk)
             self._reader.finish()
-        except ValueError as error:
-            raise UnreadableAnswer(str(error), request=self._request) from error
+
+    def __iter__(self) -> Iterator[bytes]:
+        with self._reading():
+            for chunk in self._inner:
+                yield self._reader.read(chunk)
+            self._reader.finish()
 
     async def aclose(self) -> None:
         await self._inner.aclose()
 
-
-class _SyncStream(httpx.SyncByteStream):
-    def __init__(self, inner: httpx.SyncByteStream, reader: AnswerReader, request: httpx.Request) -> None:
-        self._inner, self._reader, self._request = inner, reader, request
-
-    def __iter__(self) -> Iterator[bytes]:
-        try:
-            for chunk in self._inner:
-                yield self._reader.read(chunk)
-            self._reader.finish()
-        except ValueError as error:
-            raise UnreadableAnswer(str(error), request=self._request) from error
-
     def close(self) -> None:
         self._inner.close()
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except ValueError as error:
+            raise UnreadableAnswer(str(error), request=self._request) from error

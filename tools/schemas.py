@@ -66,7 +66,7 @@ def schema_of_type(annotation: Any, *, where: str) -> TypeSchema:
     try:
         adapter = _adapter(annotation)
         schema = adapter.json_schema(schema_generator=_Generator)
-    except _NotToldError as error:
+    except _RefusedTypeError as error:
         raise ValueError(f"{where}: {error}") from error
     except (PydanticUserError, PydanticInvalidForJsonSchema, TypeError) as error:
         reason = str(error).partition("\n")[0]
@@ -143,7 +143,7 @@ def plain(value: Any) -> Any:
     raise TypeError(f"a tool's result must be a text or JSON, not a {type(value).__name__}")
 
 
-class _NotToldError(Exception):
+class _RefusedTypeError(Exception):
     """A type that pydantic knows and that is refused here."""
 
 
@@ -171,10 +171,10 @@ class _Generator(GenerateJsonSchema):
     def _choices(self, values: list[Any]) -> JsonSchemaValue:
         kinds = {type(value) for value in values if value is not None}
         if len(kinds) > 1 or not kinds <= {str, int, bool}:
-            raise _NotToldError(f"the choices must be all strings or all integers, not {values!r}")
+            raise _RefusedTypeError(f"the choices must be all strings or all integers, not {values!r}")
         names = {str: "string", int: "integer", bool: "boolean"}
-        told = [names[kind] for kind in kinds] + ["null"] * (None in values)
-        return {"type": told[0] if len(told) == 1 else told, "enum": values}
+        types = [names[kind] for kind in kinds] + ["null"] * (None in values)
+        return {"type": types[0] if len(types) == 1 else types, "enum": values}
 
     @staticmethod
     def _closed(schema: JsonSchemaValue) -> JsonSchemaValue:
@@ -322,18 +322,18 @@ def _tidied(schema: dict[str, Any], definitions: Mapping[str, Any], where: str) 
             rest = {key: value for key, value in node.items() if key != "$ref"}
             return expand({**definitions[name], **rest}, (*open_names, name))
         # `title` as a keyword is pydantic's name for the part; as a property it is a dictionary.
-        told = {
+        tidy = {
             key: expand(value, open_names)
             for key, value in node.items()
             if key != "title" or isinstance(value, dict)
         }
-        options = told.get("anyOf")
+        options = tidy.get("anyOf")
         if isinstance(options, list) and all(
             option.keys() == {"type"} and isinstance(option["type"], str) for option in options
         ):
-            told = {"type": [option["type"] for option in told.pop("anyOf")], **told}
-        kind = told.get("type")
-        return {"type": kind, **told} if isinstance(kind, str | list) else told
+            tidy = {"type": [option["type"] for option in tidy.pop("anyOf")], **tidy}
+        kind = tidy.get("type")
+        return {"type": kind, **tidy} if isinstance(kind, str | list) else tidy
 
     return expand(schema)
 

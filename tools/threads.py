@@ -1,4 +1,4 @@
-"""Threads for code that is not asynchronous and may never return.
+"""Where code runs that is not asynchronous and may never return: where it stands, or in a thread.
 
 A thread cannot be killed. What does not return in time is given up: it is counted, its thread is replaced, and, as a
 daemon, keeps no process from ending.
@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import functools
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from queue import SimpleQueue
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 Parameters = ParamSpec("Parameters")
 Value = TypeVar("Value")
@@ -170,6 +171,53 @@ class PinnedThread(Executor):
             self._worker = None
             self._given_up.append((worker, what))
         worker.end()
+
+
+class Offload(Protocol):
+    """Runs a function somewhere and gives its value. `PinnedThread` is one."""
+
+    def __call__(
+        self, function: Callable[[], Any], *, timeout_s: float | None = None, what: str = ""
+    ) -> Awaitable[Any]:
+        """Raises what the function raises, `Escaped` for what no coroutine may raise, and `GivenUp` when it does not
+        return in time."""
+        ...
+
+
+async def inline(function: Callable[[], Any], *, timeout_s: float | None = None, what: str = "") -> Any:
+    """Run it where it stands, however long it takes."""
+    del timeout_s, what
+    return function()
+
+
+@dataclass(frozen=True, slots=True)
+class Blocking:
+    """Run it in a thread that the caller waits for, without an event loop."""
+
+    thread: PinnedThread
+
+    async def __call__(
+        self, function: Callable[[], Any], *, timeout_s: float | None = None, what: str = ""
+    ) -> Any:
+        return self.thread.call(function, timeout_s=timeout_s, what=what)
+
+
+def in_threads(executor: Executor) -> Offload:
+    """Run things in threads of `executor`, with the context variables of the caller."""
+    if isinstance(executor, PinnedThread):
+        return executor
+
+    async def offload(function: Callable[[], Any], *, timeout_s: float | None = None, what: str = "") -> Any:
+        del what
+        call = functools.partial(contextvars.copy_context().run, Returned.of, function)
+        try:
+            async with asyncio.timeout(timeout_s):
+                returned: Returned = await asyncio.get_running_loop().run_in_executor(executor, call)
+        except TimeoutError:
+            raise GivenUp from None
+        return returned.get()
+
+    return offload
 
 
 @dataclass(eq=False)

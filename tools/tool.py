@@ -352,17 +352,6 @@ def tools_of(owner: object) -> Iterator[Tool]:
             yield as_tool(method)
 
 
-def spec_of_function(
-    function: Callable[..., Any], *, name: str | None = None, description: str | None = None
-) -> ToolSpec:
-    """The tool spec that signature and docstring of `function` give.
-
-    Raises:
-        ValueError: the signature cannot be told to a model.
-    """
-    return _read_signature(function, name, description).spec
-
-
 def _read_signature(
     function: Callable[..., Any], name: str | None = None, description: str | None = None
 ) -> _Mark:

@@ -8,13 +8,13 @@ import inspect
 import json
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from polyturn.tools.arguments import ArgumentChecker, nearest, not_made
 from polyturn.tools.plain import clean_text, shown, unfit
 from polyturn.tools.schemas import plain
-from polyturn.tools.threads import GivenUp, PinnedThread
+from polyturn.tools.threads import GivenUp, Offload, PinnedThread
 from polyturn.tools.tool import (
     MAX_RESULT_CHARS,
     OutOfTime,
@@ -34,8 +34,6 @@ MAX_NAME = 64
 """Characters of a name that is no tool's which the model is shown again."""
 _UNPRINTABLE = "for integer string conversion"
 """In what Python says of an integer of too many digits."""
-Offload = Callable[[Callable[[], Any]], Awaitable[Any]]
-"""Runs a function elsewhere, such as in a thread, and gives its value."""
 
 
 class Toolset:
@@ -141,7 +139,7 @@ class Toolset:
         self,
         call: ToolCall,
         *,
-        offload: Offload | PinnedThread | None = None,
+        offload: Offload | None = None,
         left_s: float | None = None,
         queue_timeout_s: float | None = None,
     ) -> ToolResult:
@@ -262,7 +260,7 @@ class Toolset:
             caller = thread or PinnedThread("tool with a deadline")
             return caller.call(running.work, timeout_s=timeout_s, what=running.what), True, False
         except (ToolError, ArithmeticError, ValueError) as error:
-            return _told(error, tool), False, False
+            return _words_for_model(error, tool), False, False
         except GivenUp:
             return _late(tool, left_s)
         finally:
@@ -278,7 +276,7 @@ class Toolset:
             if not deadline.expired():
                 return value, True, False
         except (ToolError, ArithmeticError, ValueError) as error:
-            return _told(error, tool), False, False
+            return _words_for_model(error, tool), False, False
         except TimeoutError:
             if not deadline.expired():
                 raise
@@ -303,7 +301,7 @@ class Toolset:
                 value = await offload(functools.partial(alone.call, running.work, timeout_s=timeout_s))
             return value, True, False
         except (ToolError, ArithmeticError, ValueError) as error:
-            return _told(error, tool), False, False
+            return _words_for_model(error, tool), False, False
         except GivenUp:
             return _late(tool, left_s)
         finally:
@@ -395,7 +393,7 @@ def _too_slow(tool: Tool) -> str:
     )
 
 
-def _told(error: Exception, tool: Tool) -> str:
+def _words_for_model(error: Exception, tool: Tool) -> str:
     """What a model reads of its mistake. Raises the error again where it is none of the model's.
 
     Numbers that are too large for a float or to be printed come from the arguments, whoever computed them.
@@ -414,7 +412,7 @@ def _result(
     try:
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=plain)
     except ValueError as error:
-        text, ok = _told(error, tool), False
+        text, ok = _words_for_model(error, tool), False
     text, truncated = tool.limits.shorten(text, max_chars)
     text = clean_text(text)
     return ToolResult(

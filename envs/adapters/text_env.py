@@ -13,10 +13,10 @@ import gymnasium
 import numpy as np
 from gymnasium import Space, spaces
 
-from polyturn.envs.hooks import Offload
 from polyturn.envs.messages import AssistantMessage, Message, Script, Task, TaskSource, known_split
 from polyturn.envs.tasks import GeneratedTasks
 from polyturn.envs.tool_env import StepResult, ToolEnv
+from polyturn.tools.threads import Offload
 from polyturn.tools.types import ToolSpec
 
 Transitions = Mapping[int, Mapping[int, Sequence[tuple[float, int, float, bool]]]]

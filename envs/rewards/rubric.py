@@ -12,12 +12,12 @@ from functools import partial
 from typing import Any
 
 from polyturn.envs.faults import EnvironmentFault, describe
-from polyturn.envs.hooks import current_task, in_threads, is_interruption
+from polyturn.envs.hooks import current_task, is_interruption
 from polyturn.envs.messages import EpisodeView, GroupReward, Reward, Score, as_score, is_async
 from polyturn.envs.rewards.answers import normalise_answer
 from polyturn.envs.rewards.rules import check_label
 from polyturn.tools.plain import as_number
-from polyturn.tools.threads import Escaped, GivenUp, PinnedThread
+from polyturn.tools.threads import Escaped, GivenUp, PinnedThread, in_threads
 
 MAX_LOST = 32
 """Calls of one part that may be under way although nobody waits for them any more."""

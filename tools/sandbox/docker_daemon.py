@@ -5,10 +5,9 @@ A container's owner stands on its labels, so that what a dead process left behin
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -161,12 +160,3 @@ def remove(container: Any) -> None:
     except APIError as error:
         if error.status_code != 409:  # its removal is in progress already
             raise
-
-
-def remove_all(containers: Iterable[Any]) -> None:
-    """Removes each as `remove` does, and goes on where the daemon refuses one: the next sweep tries again."""
-    from docker.errors import DockerException
-
-    for container in containers:
-        with contextlib.suppress(DockerException):
-            remove(container)

@@ -363,5 +363,5 @@ def _bubblewrap_version() -> str | None:
     program = shutil.which("bwrap")
     if program is None:
         return None
-    told = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=False)
-    return told.stdout.strip() or None
+    done = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10, check=False)
+    return done.stdout.strip() or None

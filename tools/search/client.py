@@ -405,12 +405,12 @@ class SearchClient:
         with self._lock:
             results: Sequence[Hits | Exception]
             results = [outcome] * len(keys) if isinstance(outcome, Exception) else outcome
-            told: list[tuple[_Flight, Any]] = []
+            ended: list[tuple[_Flight, Any]] = []
             for key, result in zip(keys, results, strict=False):
                 flight = self._flights.pop(key, None)
                 if flight is None:
                     continue
-                told.append((flight, result))
+                ended.append((flight, result))
                 if isinstance(result, Exception):
                     self.counts.num_failed += 1
                 elif self.options.cache_size:
@@ -419,7 +419,7 @@ class SearchClient:
                         self._cache.popitem(last=False)
                 if self._recorder is not None and not isinstance(result, Exception):
                     self._recorder.add(key[0], key[1], result)
-        for flight, result in told:
+        for flight, result in ended:
             for loop, waiter in flight.waiters:
                 if loop is None:
                     _tell([(waiter, result)])

@@ -155,7 +155,7 @@ class DenseIndex:
         self._parts = parts
         self._finder = PassageFinder(parts.passages)
         if parts.options.search_options:
-            with _told(f"set {parts.options.search_options!r}"):
+            with _faiss_errors(f"set {parts.options.search_options!r}"):
                 _faiss().ParameterSpace().set_index_parameters(parts.vectors, parts.options.search_options)
 
     @classmethod
@@ -188,7 +188,7 @@ class DenseIndex:
             store = place_passages(Path(directory), passages)
         if len(store) == 0:
             raise ValueError("there are no passages to index")
-        with _told(f"make an index {options.factory!r} of {len(store):,} passages"):
+        with _faiss_errors(f"make an index {options.factory!r} of {len(store):,} passages"):
             vectors = faiss.index_factory(encoder.dimension, options.factory, faiss.METRIC_INNER_PRODUCT)
         _fill(vectors, store, encoder, options.passage_prefix, on_passage)
         if directory is not None:
@@ -223,7 +223,7 @@ class DenseIndex:
                 raise ValueError(f"{directory} does not name its encoder's model; give an encoder")
             encoder = TransformerEncoder(options.model, pooling=options.pooling)
         faiss = _faiss()
-        with _told(f"read {folder / _VECTORS_NAME}"):
+        with _faiss_errors(f"read {folder / _VECTORS_NAME}"):
             vectors = faiss.read_index(str(folder / _VECTORS_NAME), faiss.IO_FLAG_MMAP_IFC)
         if vectors.d != encoder.dimension:
             raise ValueError(
@@ -282,7 +282,7 @@ def _fill(
         for start in range(0, len(positions), _ENCODED_AT_ONCE):
             chunk = positions[start : start + _ENCODED_AT_ONCE]
             sampled.update(zip(chunk, encode(chunk), strict=True))
-        with _told(f"train the index on {len(sampled):,} passages"):
+        with _faiss_errors(f"train the index on {len(sampled):,} passages"):
             vectors.train(np.stack(list(sampled.values())))
     for start in range(0, len(store), _ENCODED_AT_ONCE):
         stop = min(start + _ENCODED_AT_ONCE, len(store))
@@ -295,7 +295,7 @@ def _fill(
 
 
 @contextlib.contextmanager
-def _told(what: str) -> Iterator[None]:
+def _faiss_errors(what: str) -> Iterator[None]:
     """What faiss raises, as a `ValueError` that says what was tried."""
     try:
         yield

@@ -33,14 +33,6 @@ class Retriever(Protocol):
         ...
 
 
-class AsyncRetriever(Retriever, Protocol):
-    """A retriever that waits for something else, and can be awaited in any event loop."""
-
-    async def search_async(self, query: str, top_k: int) -> Sequence[Hit]:
-        """As `search`."""
-        ...
-
-
 class SearchFailed(RuntimeError):
     """One search failed while others may go well: it took too long, or the backend refused this query."""
 

@@ -245,22 +245,22 @@ class Executor:
 
     def _fork(self, streams: Streams | None, work: Callable[[int], int]) -> tuple[int, int]:
         """A child's pid, and the descriptor where it tells of a failed set-up."""
-        told, tells = os.pipe()
+        failure, setup = os.pipe()
         pid = os.fork()
         if pid == 0:
-            in_child(tells, lambda: work(tells))
-        os.close(tells)
+            in_child(setup, lambda: work(setup))
+        os.close(setup)
         self._children.watch(pid)
         if streams is not None:
             streams.after_fork()
-        return pid, told
+        return pid, failure
 
     def _run_fresh(self, question: Question, streams: Streams, start: float) -> dict[str, Any]:
         def work(setup: int) -> int:
             return run_once(self._confinement, self._namespace, streams.theirs, setup, streams.program)
 
         try:
-            pid, told = self._fork(streams, work)
+            pid, failure = self._fork(streams, work)
         except OSError as error:
             return _outcome("setup_error", detail=f"fork: {error}")
         try:
@@ -271,9 +271,9 @@ class Executor:
             lost = self._clean_up(kill_interpreter=False, main=pid)
             streams.drain()
             status = self._children.status(pid)
-            problem = os.read(told, 4096).decode(errors="replace")
+            problem = os.read(failure, 4096).decode(errors="replace")
         finally:
-            os.close(told)
+            os.close(failure)
             self._children.forget(pid)
         if problem:
             return _outcome("setup_error", detail=problem)
@@ -347,7 +347,7 @@ class Executor:
         """Starts a persistent interpreter; what went wrong, or nothing."""
         ours, its = socket.socketpair()
         try:
-            pid, told = self._fork(
+            pid, failure = self._fork(
                 None, lambda setup: run_many(self._confinement, self._namespace, its, setup)
             )
         except OSError as error:
@@ -355,7 +355,7 @@ class Executor:
             return f"fork: {error}"
         finally:
             its.close()
-        with os.fdopen(told, "rb") as stream:
+        with os.fdopen(failure, "rb") as stream:
             problem = stream.read(4096).decode(errors="replace")  # ends when the interpreter is ready
         self._interpreter = Interpreter(pid, ours)
         if problem:
