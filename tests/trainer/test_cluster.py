@@ -9,7 +9,7 @@ import pytest
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.loading.loader import load_config
 from polyturn.rollout.engines.placement import assigned_gpus
-from polyturn.trainer.ranks.rank import see_own_gpu
+from polyturn.trainer.ranks.rank import Rank
 from polyturn.trainer.run.cluster import Node, check_cluster, start_ray
 
 
@@ -59,12 +59,14 @@ def test_actors_of_a_real_cluster_see_gpus_of_their_own(hides: bool, monkeypatch
     if not hides:
         monkeypatch.setenv("RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES", "1")
 
+    config = on_gpus()
+
     class Host:
         def gpus(self) -> tuple[str, ...]:
             return assigned_gpus(ray.get_gpu_ids(), 2)
 
         def own(self) -> str:
-            see_own_gpu("cuda")
+            Rank(config=config, model_path="", rank=0)._see_own_gpu()
             return os.environ["CUDA_VISIBLE_DEVICES"]
 
     start_ray(load_config("quickstart"), num_gpus=4)
