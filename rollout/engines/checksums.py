@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -134,20 +134,6 @@ class EngineChecksums:
         elif engine_name(name) == name:
             return tensor
         return tensor.chunk(self._size, dim=0)[rank]
-
-
-def engine_checksums(
-    named_tensors: Iterable[tuple[str, Tensor]] | Mapping[str, Tensor],
-    *,
-    tied_embeddings: bool,
-    num_experts: int = 0,
-) -> dict[str, str]:
-    """`EngineChecksums` of all tensors at once, for an engine of one rank on a CPU."""
-    checksums = EngineChecksums(tied_embeddings=tied_embeddings, num_experts=num_experts)
-    items = named_tensors.items() if isinstance(named_tensors, Mapping) else named_tensors
-    for name, tensor in items:
-        checksums.add(name, tensor)
-    return checksums.finish()
 
 
 def _concatenate(parts: Sequence[Tensor]) -> Tensor:

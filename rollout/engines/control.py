@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import httpx
 
 from polyturn.rollout.engines.process import EngineError
-
-PauseMode = Literal["abort", "in_place", "retract"]
 
 
 class EngineControl:
@@ -24,17 +22,6 @@ class EngineControl:
         self._client = httpx.Client(
             base_url=url, timeout=httpx.Timeout(timeout_s, connect=10.0), trust_env=False
         )
-
-    def pause_generation(self, mode: PauseMode = "in_place") -> None:
-        """Stop generating.
-
-        `in_place` keeps requests and their KV cache, `retract` drops the cache, `abort` both.
-        """
-        self._post("/pause_generation", {"mode": mode})
-
-    def continue_generation(self) -> None:
-        """Go on after a pause."""
-        self._post("/continue_generation", {})
 
     def begin_weight_update(self) -> None:
         """Open a weight update: only inside it are weights received."""
@@ -76,49 +63,37 @@ class EngineControl:
         dtypes: Sequence[str],
         shapes: Sequence[Sequence[int]],
         group_name: str,
-        load_format: str | None = None,
-        flush_cache: bool = True,
-        weight_version: str | None = None,
+        weight_version: int,
     ) -> None:
-        """Receive tensors by broadcast from rank 0; blocks until they have been loaded.
+        """Receive tensors by broadcast from rank 0, and stamp their version; blocks until they have been loaded.
 
-        `load_format="flattened_bucket"`: one flat tensor of bytes carries all of them in order.
+        One flat tensor of bytes carries all of them in order.
         """
         body = {
-            "names": list(names),
-            "dtypes": list(dtypes),
-            "shapes": [list(shape) for shape in shapes],
+            "names": names,
+            "dtypes": dtypes,
+            "shapes": shapes,
             "group_name": group_name,
-            "load_format": load_format,
-            "flush_cache": flush_cache,
-            "weight_version": weight_version,
+            "load_format": "flattened_bucket",
+            "flush_cache": True,
+            "weight_version": str(weight_version),
         }
         self._post("/update_weights_from_distributed", body)
 
-    def update_weights_from_disk(
-        self, *, model_path: str, flush_cache: bool = True, weight_version: str | None = None
-    ) -> None:
-        """Load the weights of a Hugging Face directory of the same architecture."""
-        body = {"model_path": model_path, "flush_cache": flush_cache, "weight_version": weight_version}
+    def update_weights_from_disk(self, *, model_path: str, weight_version: int) -> None:
+        """Load the weights of a Hugging Face directory of the same architecture, and stamp their version."""
+        body = {"model_path": model_path, "flush_cache": True, "weight_version": str(weight_version)}
         self._post("/update_weights_from_disk", body)
-
-    def set_weight_version(self, version: int) -> None:
-        """Stamp the weights that are loaded, without changing them."""
-        self._post("/update_weight_version", {"new_version": str(version), "abort_all_requests": False})
 
     def flush_cache(self) -> None:
         """Drop the prefix cache. Refused while requests run."""
         self._post("/flush_cache", {})
 
-    def abort_all(self) -> None:
-        """End every request now; each returns the tokens that it has."""
-        self._post("/abort_request", {"abort_all": True})
-
     def weight_checksums(self) -> dict[str, str]:
         """The checksum of every tensor that the engine serves from, by the engine's own name.
 
-        Engine names are fused ones (`qkv_proj`, `gate_up_proj`); see `checksums.engine_checksums` for the
-        other side. With tensor parallelism the names of rank r > 0 carry the prefix `rank{r}.`.
+        Engine names are fused ones (`qkv_proj`, `gate_up_proj`); see `EngineChecksums` for the other side. With tensor
+        parallelism the names of rank r > 0 carry the prefix `rank{r}.`.
         """
         reply = self._post("/weights_checker", {"action": "checksum"})
         return {
@@ -126,18 +101,6 @@ class EngineControl:
             for rank, info in enumerate(reply["ranks"])
             for name, checksum in info["checksums"].items()
         }
-
-    def weight_version(self) -> str:
-        """The version that the engine stamps on its tokens."""
-        return str(self.model_info()["weight_version"])
-
-    def model_info(self) -> dict[str, Any]:
-        """Model path, weight version and the like."""
-        return self._get("/model_info")
-
-    def server_info(self) -> dict[str, Any]:
-        """The resolved server arguments and live scheduler state."""
-        return self._get("/server_info")
 
     def close(self) -> None:
         """Close the connections."""
@@ -152,14 +115,8 @@ class EngineControl:
         self.close()
 
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        return self._read(path, lambda: self._client.post(path, json=body))
-
-    def _get(self, path: str) -> dict[str, Any]:
-        return self._read(path, lambda: self._client.get(path))
-
-    def _read(self, path: str, send: Callable[[], httpx.Response]) -> dict[str, Any]:
         try:
-            reply = send()
+            reply = self._client.post(path, json=body)
         except httpx.TransportError as fault:
             raise EngineError(f"{self.url}{path} did not answer: {type(fault).__name__} {fault}") from fault
         is_json = reply.headers.get("content-type", "").startswith("application/json")

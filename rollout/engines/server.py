@@ -114,7 +114,7 @@ class SGLangServer:
         arguments = server_arguments(spec, host=bind_address(host), port=self.port, index=index)
         on_cpu = config.device == "cpu"
         self.process = SupervisedProcess(
-            [sys.executable, "-m", "polyturn.rollout.engines.serve", *arguments],
+            [sys.executable, "-m", "polyturn.rollout.engines.sglang_main", *arguments],
             name=f"SGLang server {index}",
             log_path=spec.log_directory / f"engine_{index}.log",
             environment={
@@ -298,19 +298,6 @@ class Router:
         reply = httpx.get(f"{self.url}/workers", timeout=10.0, trust_env=False, verify=False)
         return sum(bool(worker["is_healthy"]) for worker in reply.json()["workers"])
 
-    def alive(self) -> bool:
-        """Whether the process is running."""
-        return self.process.alive()
-
     def stop(self) -> None:
         """End the router."""
         self.process.stop()
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()

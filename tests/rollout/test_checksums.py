@@ -9,13 +9,14 @@ import sys
 
 import pytest
 
-from polyturn.rollout.engines.checksums import EngineChecksums, engine_checksums
+from polyturn.rollout.engines.checksums import EngineChecksums
+from tests.support.engines import engine_checksums
 
 TRITON = """
 import sys, torch, triton, importlib.util
 from pathlib import Path
 from polyturn.rollout.engines.checksums import cuda_tensor_hash
-from polyturn.rollout.engines.sglang_cpu import murmur_hash32
+from polyturn.rollout.engines.sglang_main import murmur_hash32
 root = Path(importlib.util.find_spec("sglang").submodule_search_locations[0]) / "kernels" / "ops"
 
 def load(path):

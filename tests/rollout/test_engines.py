@@ -21,7 +21,6 @@ from safetensors.torch import load_file
 from polyturn.agents.policy import SamplingParams
 from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.schema.run import EnginesConfig, RunConfig
-from polyturn.rollout.engines.checksums import engine_checksums
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.process import EngineError
 from polyturn.rollout.engines.server import EngineSpec, SGLangServer
@@ -29,6 +28,7 @@ from polyturn.rollout.evaluation import evaluate
 from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.setup import build_collector, open_client, open_policy
 from polyturn.rollout.store import TrajectoryStore
+from tests.support.engines import engine_checksums, weight_version
 
 pytestmark = pytest.mark.stack
 
@@ -119,15 +119,15 @@ async def test_an_update_changes_version_weights_and_cached_prefixes(
     sampling = SamplingParams(max_tokens=8, seed=5)
     try:
         [before] = await generate(engines.url, [PROMPT], [sampling])
-        control.update_weights_from_disk(model_path=str(other_model), weight_version="7")
+        control.update_weights_from_disk(model_path=str(other_model), weight_version=7)
         [after] = await generate(engines.url, [PROMPT], [sampling])
         control.flush_cache()
         [without_cache] = await generate(engines.url, [PROMPT], [sampling])
-        assert control.weight_version() == "7"
+        assert weight_version(control.url) == "7"
         tensors = load_file(other_model / "model.safetensors")
         assert control.weight_checksums() == engine_checksums(tensors, tied_embeddings=False)
     finally:
-        control.update_weights_from_disk(model_path=str(tiny_model), weight_version="0")
+        control.update_weights_from_disk(model_path=str(tiny_model), weight_version=0)
     assert (set(before.policy_versions), set(after.policy_versions)) == ({0}, {7})
     assert before.token_ids.tolist() != after.token_ids.tolist()
     assert after.token_ids.tolist() == without_cache.token_ids.tolist()
@@ -138,7 +138,7 @@ async def test_an_update_changes_version_weights_and_cached_prefixes(
 async def test_pause_holds_requests_and_continue_lets_them_end(engines, control):
     pending = asyncio.create_task(generate(engines.url, [PROMPT], [SamplingParams(max_tokens=400, seed=1)]))
     await asyncio.sleep(0.05)
-    await asyncio.to_thread(control.pause_generation, "in_place")
+    await asyncio.to_thread(control._post, "/pause_generation", {"mode": "in_place"})
     await asyncio.sleep(0.3)
     assert not pending.done()
     assert engines.url
@@ -146,14 +146,16 @@ async def test_pause_holds_requests_and_continue_lets_them_end(engines, control)
         assert (await client.get(f"{engines.engine_urls[0]}/health")).status_code == 200, (
             "a pause is no illness"
         )
-    await asyncio.to_thread(control.continue_generation)
+    await asyncio.to_thread(control._post, "/continue_generation", {})
     [generation] = await pending
     assert generation.finish_reason in ("stop", "length")
 
 
 def test_a_refused_control_call_says_why(control):
     with pytest.raises(EngineError, match=r"answered 400: .*begin_weight_update"):
-        control.update_weights_from_distributed(names=[], dtypes=[], shapes=[], group_name="none")
+        control.update_weights_from_distributed(
+            names=[], dtypes=[], shapes=[], group_name="none", weight_version=1
+        )
     with EngineControl("http://127.0.0.1:9") as nobody, pytest.raises(EngineError, match="did not answer"):
         nobody.flush_cache()
 

@@ -146,6 +146,9 @@ def test_the_router_listens_where_it_is_told_and_is_found_there(host: str, tmp_p
     router = Router(
         config=RouterConfig(host=host), worker_urls=[], request_timeout_s=5, log_path=tmp_path / "router.log"
     )
-    with router:
+    router.start()
+    try:
         router.process.wait_until(f"{router.url}/liveness", timeout_s=60)
+    finally:
+        router.stop()
     assert "0.0.0.0" not in router.url

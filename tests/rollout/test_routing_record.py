@@ -13,11 +13,11 @@ from polyturn.agents.ledger import Ledger
 from polyturn.agents.policy import SamplingParams
 from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.schema.run import EnginesConfig
-from polyturn.rollout.engines.checksums import engine_checksums
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.server import EngineSpec, SGLangServer
 from polyturn.rollout.setup import open_client
 from polyturn.trainer.data.samples import TrainSample
+from tests.support.engines import engine_checksums
 
 pytestmark = pytest.mark.stack
 

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import FineGrainedFP8Config
 
-from polyturn.rollout.engines.checksums import engine_checksums
 from polyturn.trainer.models.fp8 import cast_tensors, dequantize_blocks, find_quantised, quantize_blocks
 from polyturn.trainer.models.hf_directory import FP8Cast, HFWeights
 from polyturn.trainer.weight_sync.broadcast import make_buckets
+from tests.support.engines import engine_checksums
 
 
 def all_e4m3() -> list[float]:

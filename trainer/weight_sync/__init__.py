@@ -23,7 +23,7 @@ class SyncReport:
     num_bytes: int
     seconds: float
     checksums: Mapping[str, str]
-    """Of what was sent, by the name and in the form in which an engine reports it (`engine_checksums`)."""
+    """Of what was sent, by the name and in the form in which an engine reports it (`EngineChecksums`)."""
     adapter_correlation: float | None = None
     """Between what LoRA adds and what rounding the merged weights left of it; None: nothing was added."""
 

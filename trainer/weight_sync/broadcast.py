@@ -129,18 +129,17 @@ class BroadcastPublisher:
         self._threads.shutdown()
 
     def _send(self, bucket: Bucket, *, version: int) -> None:
-        body: dict[str, Any] = {
-            "names": [name for name, _ in bucket],
-            "dtypes": [str(tensor.dtype).removeprefix("torch.") for _, tensor in bucket],
-            "shapes": [list(tensor.shape) for _, tensor in bucket],
-            "group_name": self._name,
-            "load_format": "flattened_bucket",
-            "flush_cache": True,
-            "weight_version": str(version),
-        }
         flat = torch.cat([tensor.detach().contiguous().flatten().view(torch.uint8) for _, tensor in bucket])
         replies = [
-            self._threads.submit(engine.update_weights_from_distributed, **body) for engine in self._engines
+            self._threads.submit(
+                engine.update_weights_from_distributed,
+                names=[name for name, _ in bucket],
+                dtypes=[str(tensor.dtype).removeprefix("torch.") for _, tensor in bucket],
+                shapes=[list(tensor.shape) for _, tensor in bucket],
+                group_name=self._name,
+                weight_version=version,
+            )
+            for engine in self._engines
         ]
         work = dist.broadcast(flat, src=0, group=self._group, async_op=True)
         assert work is not None

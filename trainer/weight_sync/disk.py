@@ -45,10 +45,7 @@ class DiskPublisher:
         with ThreadPoolExecutor(max_workers=len(self._engines)) as threads:
             replies = [
                 threads.submit(
-                    engine.update_weights_from_disk,
-                    model_path=str(target),
-                    flush_cache=True,
-                    weight_version=str(version),
+                    engine.update_weights_from_disk, model_path=str(target), weight_version=version
                 )
                 for engine in self._engines
             ]

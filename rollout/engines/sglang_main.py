@@ -1,14 +1,15 @@
-"""What the published SGLang wheel needs to serve on a CPU without its kernel wheel.
+"""`python -m polyturn.rollout.engines.sglang_main ARGS` is SGLang's launch_server, also on a CPU without AMX.
 
-Two modules are missing on a machine without CUDA:
+What the published SGLang wheel needs there without its kernel wheel are two modules that are missing on a machine
+without CUDA:
 
-* torchvision: the wheels are linked against CUDA torch and fail to import beside CPU torch. SGLang imports
-  its transforms at start-up for vision models.
-* sgl_kernel: the published wheel is the CUDA build. On a CPU without AMX SGLang sends every layer to its own
-  torch code and takes only two small helpers from sgl_kernel.
+* torchvision: the wheels are linked against CUDA torch and fail to import beside CPU torch. SGLang imports its
+  transforms at start-up for vision models.
+* sgl_kernel: the published wheel is the CUDA build. On a CPU without AMX SGLang sends every layer to its own torch
+  code and takes only two small helpers from sgl_kernel.
 
-Each stand-in is put in place only where the real module is absent. `install` must run before sglang is
-imported, in every process of a server.
+Each stand-in is put in place only where the real module is absent, before sglang is imported, in every process of a
+server.
 """
 
 from __future__ import annotations
@@ -190,3 +191,30 @@ def _keep_routing_in_ordinary_memory() -> None:
     import sglang.srt.mem_cache.pool_host.common as host_memory
 
     host_memory._cuda_host_register = lambda *_, **__: None
+
+
+def main() -> None:
+    """Serve until told to stop."""
+    from sglang.launch_server import run_server
+    from sglang.srt.plugins import load_plugins
+    from sglang.srt.server_args import prepare_server_args
+    from sglang.srt.utils import kill_process_tree
+
+    load_plugins()
+    arguments = prepare_server_args(sys.argv[1:])
+    try:
+        run_server(arguments)
+    finally:
+        kill_process_tree(os.getpid(), include_parent=False)
+
+
+# SGLang spawns its scheduler and detokenizer, and a spawned process imports this module first, as `__mp_main__` and
+# with the same command line.
+if __name__ in ("__main__", "__mp_main__") and is_for_cpu(sys.argv):
+    install(
+        seeded="--enable-deterministic-inference" in sys.argv,
+        records_routing="--enable-return-routed-experts" in sys.argv,
+    )
+
+if __name__ == "__main__":
+    main()
