@@ -1,26 +1,36 @@
 """Finished episodes on disk as they finish: records that survive a `kill -9` of the writer, and tell when they do not.
 
-A record is a line of JSON behind its checksum: damage to the file costs the episode that it is in, and is known.
+A record is a head and a body. The head tells the body's length and both checksums, and begins with bytes by which a
+reader finds the next record behind a damaged one: damage costs the episode that it is in, and is known. The body is
+compressed by zstd; in it stand the length of a piece of JSON, the JSON, and the token columns as they are in memory.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
+import struct
+import threading
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 import orjson
+import pyarrow as pa
 
 from polyturn.agents.episode import Episode, EpisodeTimings, Outcome, TurnRecord
-from polyturn.agents.ledger import Segment
+from polyturn.agents.ledger import TOKEN_COLUMNS, Segment
 from polyturn.tools.types import ToolUsage
+
+MARK = b"\xffPT3"
+"""Begins every record."""
+HEAD = struct.Struct("<4sIQQI")
+"""The mark, the body's CRC-32, its length, its length when it is no longer compressed, and the CRC-32 of these four."""
+HEAD_CHECKED = HEAD.size - 4
+JSON_LENGTH = struct.Struct("<Q")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,26 +50,23 @@ class _Record:
 
     start: int
     end: int
-    """Behind its last byte, before the newline."""
     body: bytes | None
-    """The episode's line; None where the bytes are not what was written."""
-    complete: bool = True
-    """Whether anything follows it: what the writer died in ends with the file."""
+    """The episode, not compressed any more; None where the bytes are not what was written."""
+    is_torn: bool = False
+    """Whether the file ends in the middle of it, as it does where the writer died."""
 
 
 class Journal:
-    """One step's journal, open for appending. A record that an earlier writer did not finish is removed."""
+    """One step's journal, open for appending, by several threads. What an earlier writer did not finish is removed."""
 
     def __init__(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path = path
+        self._lock = threading.Lock()
         self._file: BinaryIO = path.open("ab")
-        content = path.read_bytes()
-        *_, last = [_Record(start=0, end=0, body=b""), *_records(content)]
-        if not last.complete:
-            self._file.truncate(last.start)
-        elif content and not content.endswith(b"\n"):
-            self._file.write(b"\n")
+        torn = [record.start for record in _records(path.read_bytes()) if record.is_torn]
+        if torn:
+            self._file.truncate(torn[0])
 
     def append(self, episode: Episode) -> None:
         """Write one episode. It is with the operating system when this returns.
@@ -67,14 +74,15 @@ class Journal:
         Raises:
             OSError: the disk is full, or does not take it; nothing of the episode is left in the journal.
         """
-        body = encode_episode(episode)
-        end = self._file.tell()
-        try:
-            self._file.write(_head(body) + body + b"\n")
-            self._file.flush()
-        except OSError:
-            self._drop_after(end)
-            raise
+        record = _record_of(episode)
+        with self._lock:
+            end = self._file.tell()
+            try:
+                self._file.write(record)
+                self._file.flush()
+            except OSError:
+                self._drop_after(end)
+                raise
 
     def _drop_after(self, end: int) -> None:
         """Begin anew behind what is whole: what the buffer still holds would be written again with the next episode."""
@@ -85,7 +93,8 @@ class Journal:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with self._lock:
+            self._file.close()
 
 
 def read_journal(path: Path) -> JournalContents:
@@ -94,85 +103,133 @@ def read_journal(path: Path) -> JournalContents:
         return JournalContents(episodes=(), damage=(), num_truncated=0)
     episodes, damage, num_truncated = [], [], 0
     for number, record in enumerate(_records(path.read_bytes()), start=1):
+        if record.is_torn:
+            num_truncated = 1
+            continue
         try:
             if record.body is None:
                 raise ValueError("its checksum does not fit")
             episodes.append(decode_episode(record.body))
         except (ValueError, KeyError, TypeError, AssertionError) as fault:
-            if not record.complete:
-                num_truncated = 1
-                continue
             damage.append(
                 f"{path}: record {number}, bytes {record.start} to {record.end}, is damaged: {fault}"
             )
     return JournalContents(episodes=tuple(episodes), damage=tuple(damage), num_truncated=num_truncated)
 
 
-def _head(body: bytes) -> bytes:
-    """What stands before an episode's line: the CRC-32 of the line, its length, and the CRC-32 of the two."""
-    head = b"%08x %x " % (zlib.crc32(body), len(body))
-    return head + b"%08x " % zlib.crc32(head)
+def _record_of(episode: Episode) -> bytes:
+    plain = encode_episode(episode)
+    body = _codec().compress(plain, asbytes=True)
+    head = HEAD.pack(MARK, zlib.crc32(body), len(body), len(plain), 0)[:HEAD_CHECKED]
+    return b"".join([head, struct.pack("<I", zlib.crc32(head)), body])
+
+
+def _codec() -> pa.Codec:
+    """A new one each time: a codec is not for several threads."""
+    return pa.Codec("zstd", compression_level=1)
 
 
 def _records(content: bytes) -> Iterator[_Record]:
-    """The records in their order. A sound one is found by its length, so that no newline need be right.
-
-    Behind a damaged one the reader goes on at the next line.
-    """
+    """The records in their order. Behind a damaged one the reader goes on at the next sound head."""
     start = 0
     while start < len(content):
-        body_start, body = _sound_body(content, start)
-        if body is not None:
-            end = body_start + len(body)
-            yield _Record(start=start, end=end, body=body)
-        else:
-            newline = content.find(b"\n", start)
-            end = len(content) if newline < 0 else newline
-            if end > start:
-                yield _Record(start=start, end=end, body=None, complete=newline >= 0)
-        start = end + 1
+        head = _sound_head(content, start)
+        body_start = start + HEAD.size
+        if head is not None:
+            checksum, length, plain_length = head
+            body = content[body_start : body_start + length]
+            if len(body) == length and zlib.crc32(body) == checksum:
+                plain = _codec().decompress(body, decompressed_size=plain_length, asbytes=True)
+                yield _Record(start=start, end=body_start + length, body=plain)
+                start = body_start + length
+                continue
+        following = _next_head(content, start + 1)
+        end = len(content) if following is None else following
+        is_short = end < body_start or (head is not None and end < body_start + head[1])
+        yield _Record(start=start, end=end, body=None, is_torn=following is None and is_short)
+        start = end
 
 
-def _sound_body(content: bytes, start: int) -> tuple[int, bytes | None]:
-    """Where the line of the record at `start` begins, and the line; None where a checksum does not fit."""
-    found = _HEAD.match(content, start)
-    if found is None or zlib.crc32(found[1]) != int(found[4], 16):
-        return start, None
-    body = content[found.end() : found.end() + int(found[3], 16)]
-    return found.end(), body if zlib.crc32(body) == int(found[2], 16) else None
+def _sound_head(content: bytes, start: int) -> tuple[int, int, int] | None:
+    """The body's checksum and its two lengths from the head at `start`; None where none is sound."""
+    head = content[start : start + HEAD.size]
+    if len(head) < HEAD.size or not head.startswith(MARK):
+        return None
+    _, checksum, length, plain_length, of_head = HEAD.unpack(head)
+    return (checksum, length, plain_length) if zlib.crc32(head[:HEAD_CHECKED]) == of_head else None
 
 
-_HEAD = re.compile(rb"(([0-9a-f]{8}) ([0-9a-f]+) )([0-9a-f]{8}) ")
+def _next_head(content: bytes, start: int) -> int | None:
+    """Where the next sound head begins."""
+    while (start := content.find(MARK, start)) >= 0:
+        if _sound_head(content, start) is not None:
+            return start
+        start += 1
+    return None
 
 
 def encode_episode(episode: Episode) -> bytes:
-    """An episode as one line of JSON. Floats are written in full, so they come back the same."""
+    """An episode as bytes: all but its tokens as JSON, floats in full, and the token columns as they are in memory."""
+    columns: list[bytes] = []
+    segments: list[dict[str, Any]] = []
     for segment in episode.segments:
-        # JSON has no infinities, and a sampled token has none.
-        assert (abs(segment.logprobs) < 1e30).all(), f"{episode.episode_id} has a logprob that is not finite"
-    return orjson.dumps(episode, default=_plain, option=orjson.OPT_SERIALIZE_NUMPY)
+        # No sampled token has an infinite one, and what reads trajectories does not expect any.
+        assert (np.abs(segment.logprobs) < 1e30).all(), (
+            f"{episode.episode_id} has a logprob that is not finite"
+        )
+        columns += [getattr(segment, name).tobytes() for name in TOKEN_COLUMNS]
+        routing = segment.routed_experts
+        if routing is not None:
+            columns.append(routing.tobytes())
+        segments.append(
+            {
+                "role": segment.role,
+                "num_tokens": len(segment),
+                "routing_width": None if routing is None else routing.shape[1],
+            }
+        )
+    plain = {field.name: getattr(episode, field.name) for field in fields(Episode)}
+    text = orjson.dumps({**plain, "segments": segments}, default=_as_dict)
+    return b"".join([JSON_LENGTH.pack(len(text)), text, *columns])
 
 
-def decode_episode(line: bytes) -> Episode:
-    """The episode of one line."""
-    fields: dict[str, Any] = orjson.loads(line)
-    fields["outcome"] = Outcome(fields["outcome"])
-    fields["messages"] = tuple(fields["messages"])
-    fields["segments"] = tuple(
-        Segment(**{**segment, "routed_experts": _routing(segment["routed_experts"])})
-        for segment in fields["segments"]
-    )
-    fields["turn_records"] = tuple(TurnRecord(**record) for record in fields["turn_records"])
-    fields["timings"] = EpisodeTimings(**fields["timings"])
-    fields["tools"] = {name: ToolUsage(**usage) for name, usage in fields["tools"].items()}
-    return Episode(**fields)
+def decode_episode(content: bytes) -> Episode:
+    """The episode of `encode_episode`."""
+    (length,) = JSON_LENGTH.unpack_from(content)
+    end = JSON_LENGTH.size + length
+    values: dict[str, Any] = orjson.loads(content[JSON_LENGTH.size : end])
+    columns = _Columns(content, end)
+    values["outcome"] = Outcome(values["outcome"])
+    values["messages"] = tuple(values["messages"])
+    values["segments"] = tuple(columns.segment(**segment) for segment in values["segments"])
+    values["turn_records"] = tuple(TurnRecord(**record) for record in values["turn_records"])
+    values["timings"] = EpisodeTimings(**values["timings"])
+    values["tools"] = {name: ToolUsage(**usage) for name, usage in values["tools"].items()}
+    return Episode(**values)
 
 
-def _routing(rows: list[list[int]] | None) -> npt.NDArray[np.int16] | None:
-    return None if rows is None else np.array(rows, dtype=np.int16)
+class _Columns:
+    """Reads one column behind the other."""
+
+    def __init__(self, content: bytes, start: int) -> None:
+        self._content = content
+        self._start = start
+
+    def segment(self, *, role: str, num_tokens: int, routing_width: int | None) -> Segment:
+        """The next segment, in memory of its own."""
+        columns = {name: self._take(dtype, num_tokens) for name, dtype in TOKEN_COLUMNS.items()}
+        routing = None
+        if routing_width is not None:
+            routing = self._take(np.int16, num_tokens * routing_width).reshape(num_tokens, routing_width)
+        return Segment(**columns, role=role, routed_experts=routing)
+
+    def _take(self, dtype: type[np.generic], count: int) -> Any:
+        column = np.frombuffer(self._content, dtype=dtype, count=count, offset=self._start).copy()
+        self._start += column.nbytes
+        return column
 
 
-def _plain(value: Any) -> Any:
+def _as_dict(value: Any) -> Any:
     """Mappings that are not dicts."""
     if hasattr(value, "items"):
         return dict(value.items())

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from polyturn.agents.episode import Episode, EpisodeTimings, Outcome, TurnRecord
-from polyturn.agents.ledger import Segment
+from polyturn.agents.ledger import TOKEN_COLUMNS, Segment
 from polyturn.rollout.journal import Journal, read_journal
 from polyturn.rollout.whole_file import whole_file
 from polyturn.tools.types import ToolUsage
@@ -74,12 +74,14 @@ SCHEMA = pa.schema(
         pa.field("turns", pa.list_(pa.int16())),
         pa.field("checksum", pa.uint32(), nullable=False),
     ],
-    metadata={"polyturn_trajectories": "2"},
+    metadata={"polyturn_trajectories": "3"},
 )
-TOKEN_COLUMNS = ("token_ids", "sampled", "logprobs", "policy_versions", "turns")
 ROUTING_COLUMN = "routed_experts"
-SCHEMA_WITH_ROUTING = SCHEMA.append(pa.field(ROUTING_COLUMN, pa.list_(pa.list_(pa.int16()))))
-"""Of files whose engine recorded the experts of each token."""
+SCHEMA_WITH_ROUTING = SCHEMA.append(pa.field(ROUTING_COLUMN, pa.list_(pa.int16())))
+"""Of files whose engine recorded the experts of each token: the numbers of all tokens of a segment, in C order."""
+ARRAY_COLUMNS = (*TOKEN_COLUMNS, ROUTING_COLUMN)
+ENCODINGS = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in ("token_ids", "logprobs")}
+"""Of columns whose values hardly repeat: bytes of equal weight stand together, which zstd makes more of."""
 ROWS_PER_GROUP = 8
 """Parquet compresses and checks so many rows together: damage costs no more than these."""
 NUM_ROWS = b"polyturn_num_rows"
@@ -98,7 +100,7 @@ class StoredEpisodes:
 
 
 class TrajectoryStore:
-    """Trajectories under `directory`: `trajectories/step_000001.parquet`, `journal/step_000002.jsonl`.
+    """Trajectories under `directory`: `trajectories/step_000001.parquet`, `journal/step_000002.journal`.
 
     An episode is safe from the moment `journal` returns. `write_step` makes the columnar file of a step; the journal is
     what a step is resumed from, and is kept until `forget` says that it is not needed any more.
@@ -120,7 +122,7 @@ class TrajectoryStore:
 
     def begun_after(self, step: int) -> list[int]:
         """The later steps of which anything is kept, in order."""
-        kept = {**_numbered(self._trajectories, ".parquet"), **_numbered(self._journals, ".jsonl")}
+        kept = {**_numbered(self._trajectories, ".parquet"), **_numbered(self._journals, ".journal")}
         return sorted(number for number in kept if number > step)
 
     def journal(self, step: int, episode: Episode) -> None:
@@ -163,7 +165,7 @@ class TrajectoryStore:
         """Remove the journals of all steps up to this one: it is trained, and nothing will be played of it again."""
         if self._open is not None and self._open[0] <= step:
             self._close_journal()
-        for number, path in _numbered(self._journals, ".jsonl").items():
+        for number, path in _numbered(self._journals, ".journal").items():
             if number <= step:
                 path.unlink()
 
@@ -188,7 +190,7 @@ class TrajectoryStore:
     def discard_after(self, step: int) -> None:
         """Remove what was kept of later steps."""
         self._close_journal()
-        for folder, ending in ((self._trajectories, ".parquet"), (self._journals, ".jsonl")):
+        for folder, ending in ((self._trajectories, ".parquet"), (self._journals, ".journal")):
             for number, path in _numbered(folder, ending).items():
                 if number > step:
                     path.unlink()
@@ -199,7 +201,7 @@ class TrajectoryStore:
 
     def journal_path(self, step: int) -> Path:
         """The journal of a step."""
-        return self._journals / f"step_{step:06d}.jsonl"
+        return self._journals / f"step_{step:06d}.journal"
 
     def _close_journal(self) -> None:
         if self._open is not None:
@@ -217,26 +219,30 @@ def write_episodes(
     path: Path, episodes: Sequence[Episode], *, step: int, advantages: Mapping[str, float] | None = None
 ) -> None:
     """Write a columnar file of episodes that is either complete or not there."""
-    rows = [row for episode in episodes for row in _rows(step, episode, advantages or {})]
+    rows = [(episode, place) for episode in episodes for place in range(max(1, len(episode.segments)))]
     has_routing = any(
         segment.routed_experts is not None for episode in episodes for segment in episode.segments
     )
     schema = SCHEMA_WITH_ROUTING if has_routing else SCHEMA
-    table = pa.Table.from_pylist(rows, schema=schema)
-    place = schema.get_field_index("checksum")
-    table = table.set_column(place, schema.field(place), pa.array(row_checksums(table), pa.uint32()))
-    table = table.replace_schema_metadata({**schema.metadata, NUM_ROWS: str(len(rows)).encode()})
+    schema = schema.with_metadata({**schema.metadata, NUM_ROWS: str(len(rows)).encode()})
+    split = [name.removesuffix(".list.element") for name in ENCODINGS]
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as file:
-        pq.write_table(
-            table,
+    with (
+        whole_file(path) as file,
+        pq.ParquetWriter(
             file,
+            schema,
             compression="zstd",
-            row_group_size=ROWS_PER_GROUP,
+            use_dictionary=[name for name in schema.names if name not in split],
+            column_encoding=ENCODINGS,
             write_page_checksum=True,
             # Nothing checks them, and a reader that filters by them would pass rows over.
             write_statistics=False,
-        )
+        ) as writer,
+    ):
+        for start in range(0, len(rows), ROWS_PER_GROUP):
+            group = rows[start : start + ROWS_PER_GROUP]
+            writer.write_table(_table(group, schema, step=step, advantages=advantages or {}))
 
 
 def read_episodes(path: Path) -> list[Episode]:
@@ -301,9 +307,15 @@ def _whole_episodes(rows: Sequence[Mapping[str, Any]]) -> Iterator[Episode]:
 
 
 def _sound_rows(table: pa.Table) -> list[dict[str, Any]]:
-    """The rows that have the checksum that they were written with."""
-    rows = table.to_pylist()
-    return [row for row, found in zip(rows, row_checksums(table), strict=True) if row["checksum"] == found]
+    """The rows that have the checksum that they were written with, each with its arrays, or None, under their names."""
+    checksums = row_checksums(table)
+    arrays = {name: _values(table.column(name)) for name in ARRAY_COLUMNS if name in table.column_names}
+    plain = table.drop_columns(list(arrays)).to_pylist()
+    return [
+        {**row, **{name: values[index] for name, values in arrays.items()}}
+        for index, row in enumerate(plain)
+        if row["checksum"] == checksums[index]
+    ]
 
 
 def _said(fault: BaseException) -> str:
@@ -312,29 +324,71 @@ def _said(fault: BaseException) -> str:
 
 
 def row_checksums(table: pa.Table) -> list[int]:
-    """The CRC-32 of each row's values but `checksum`: of the numbers of its token columns and of the rest as JSON."""
-    table = table.combine_chunks()
-    columns = [_numbers(table.column(name)) for name in TOKEN_COLUMNS]
-    others = [name for name in table.column_names if name not in (*TOKEN_COLUMNS, "checksum")]
+    """The CRC-32 of each row's values but `checksum`: of the numbers of its arrays and of the rest as JSON."""
+    names = [name for name in ARRAY_COLUMNS if name in table.column_names]
+    arrays = [_values(table.column(name)) for name in names]
     found = []
-    for index, row in enumerate(table.select(others).to_pylist()):
+    for index, row in enumerate(table.drop_columns([*names, "checksum"]).to_pylist()):
         value = zlib.crc32(orjson.dumps(row))
-        for starts, values in columns:
-            value = zlib.crc32(values[starts[index] : starts[index + 1]].tobytes(), value)
+        for values in arrays:
+            array = values[index]
+            value = value if array is None else zlib.crc32(array.tobytes(), value)
         found.append(value)
     return found
 
 
-def _numbers(column: pa.ChunkedArray) -> tuple[npt.NDArray[np.int32], npt.NDArray[Any]]:
-    """Where the values of each row begin, [rows + 1], and all values in a row."""
-    if not len(column):
-        return np.zeros(1, dtype=np.int32), np.zeros(0)
-    (chunk,) = column.chunks
-    return chunk.offsets.to_numpy(), chunk.values.to_numpy(zero_copy_only=False)
+def _values(column: pa.ChunkedArray) -> list[npt.NDArray[Any] | None]:
+    """The array of each row, None where there is null."""
+    found: list[npt.NDArray[Any] | None] = []
+    for chunk in column.chunks:
+        starts = chunk.offsets.to_numpy()
+        values = chunk.values.to_numpy(zero_copy_only=False)
+        found += [
+            values[start:end] if is_there else None
+            for start, end, is_there in zip(
+                starts[:-1], starts[1:], chunk.is_valid().to_pylist(), strict=True
+            )
+        ]
+    return found
 
 
-def _rows(step: int, episode: Episode, advantages: Mapping[str, float]) -> list[dict[str, Any]]:
-    common = {
+def _table(
+    rows: Sequence[tuple[Episode, int]], schema: pa.Schema, *, step: int, advantages: Mapping[str, float]
+) -> pa.Table:
+    """The rows of these episodes and places among their segments, with their checksums."""
+    plain_schema = pa.schema([field for field in schema if field.name not in ARRAY_COLUMNS])
+    plain = pa.Table.from_pylist([_plain_row(*row, step, advantages) for row in rows], schema=plain_schema)
+    segments = [episode.segments[place] if episode.segments else None for episode, place in rows]
+    columns = [
+        _list_array(
+            [None if segment is None else getattr(segment, field.name) for segment in segments], field.type
+        )
+        if field.name in ARRAY_COLUMNS
+        else plain.column(field.name)
+        for field in schema
+    ]
+    table = pa.Table.from_arrays(columns, schema=schema)
+    place = schema.get_field_index("checksum")
+    return table.set_column(place, schema.field(place), pa.array(row_checksums(table), pa.uint32()))
+
+
+def _list_array(arrays: Sequence[npt.NDArray[Any] | None], kind: pa.ListType) -> pa.ListArray:
+    """A row for each array, whatever its shape; null for None."""
+    flat = [np.zeros(0, dtype=kind.value_type.to_pandas_dtype())]
+    flat += [array.reshape(-1) for array in arrays if array is not None]
+    offsets = np.cumsum([0, *(0 if array is None else array.size for array in arrays)], dtype=np.int32)
+    return pa.ListArray.from_arrays(
+        pa.array(offsets),
+        pa.array(np.concatenate(flat), type=kind.value_type),
+        type=kind,
+        mask=pa.array([array is None for array in arrays], pa.bool_()),
+    )
+
+
+def _plain_row(episode: Episode, place: int, step: int, advantages: Mapping[str, float]) -> dict[str, Any]:
+    """All that is no array in the row of one segment, or of an episode without any."""
+    role = episode.segments[place].role if episode.segments else ""
+    return {
         "step": step,
         "outcome": str(episode.outcome),
         "reward_parts": list(episode.reward_parts.items()),
@@ -342,29 +396,18 @@ def _rows(step: int, episode: Episode, advantages: Mapping[str, float]) -> list[
         "metrics": list(episode.metrics.items()),
         "turn_records": [asdict(record) for record in episode.turn_records],
         "tools": [(name, asdict(usage)) for name, usage in episode.tools.items()],
+        "messages": orjson.dumps(episode.messages).decode() if place == 0 else None,
         "num_segments": len(episode.segments),
+        "segment": place if episode.segments else None,
+        "role": role if episode.segments else None,
+        "advantage": advantages.get(episode.part_id(role)),
         "checksum": 0,
-        "generate_s": episode.timings.generate_s,
-        "tools_s": episode.timings.tools_s,
-        "queue_s": episode.timings.queue_s,
-        "total_s": episode.timings.total_s,
+        **{name: getattr(episode.timings, name) for name in TIMINGS},
         **{name: getattr(episode, name) for name in PLAIN_COLUMNS},
     }
-    rows: list[dict[str, Any]] = [
-        {
-            **common,
-            "segment": index,
-            "role": segment.role,
-            "advantage": advantages.get(episode.part_id(segment.role)),
-            **{name: getattr(segment, name) for name in TOKEN_COLUMNS},
-            ROUTING_COLUMN: None if segment.routed_experts is None else list(segment.routed_experts),
-        }
-        for index, segment in enumerate(episode.segments)
-    ] or [{**common, "segment": None, "advantage": advantages.get(episode.episode_id)}]
-    rows[0]["messages"] = orjson.dumps(episode.messages).decode()
-    return rows
 
 
+TIMINGS = ("generate_s", "tools_s", "queue_s", "total_s")
 PLAIN_COLUMNS = (
     "episode_id",
     "group_id",
@@ -393,19 +436,16 @@ def _episode(rows: Sequence[Mapping[str, Any]]) -> Episode:
         turn_records=tuple(TurnRecord(**record) for record in first["turn_records"]),
         tools={name: ToolUsage(**usage) for name, usage in first["tools"]},
         messages=tuple(orjson.loads(first["messages"])),
-        segments=tuple(
-            Segment(
-                **{name: row[name] for name in TOKEN_COLUMNS},
-                role=row["role"],
-                routed_experts=None
-                if (rows_of := row.get(ROUTING_COLUMN)) is None
-                else np.array(rows_of, np.int16),
-            )
-            for row in rows
-            if row["segment"] is not None
-        ),
-        timings=EpisodeTimings(
-            **{name: first[name] for name in ("generate_s", "tools_s", "queue_s", "total_s")}
-        ),
+        segments=tuple(_segment(row) for row in rows if row["segment"] is not None),
+        timings=EpisodeTimings(**{name: first[name] for name in TIMINGS}),
         **{name: first[name] for name in PLAIN_COLUMNS},
     )
+
+
+def _segment(row: Mapping[str, Any]) -> Segment:
+    """The segment of a row, in memory of its own."""
+    routing = row.get(ROUTING_COLUMN)
+    if routing is not None:
+        routing = routing.reshape(len(row["token_ids"]), -1).copy()
+    columns = {name: row[name].copy() for name in TOKEN_COLUMNS}
+    return Segment(**columns, role=row["role"], routed_experts=routing)

@@ -159,7 +159,7 @@ def wait_for_journal(path: Path, step: int) -> None:
     """Until an episode of `step` has ended: the step is under way then."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
-        journals = list(path.glob(f"**/step_{step:06d}.jsonl"))
+        journals = list(path.glob(f"**/step_{step:06d}.journal"))
         if journals and read_journal(journals[0]).episodes:
             return
         time.sleep(0.005)

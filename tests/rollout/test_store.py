@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow.parquet as pq
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from polyturn.agents.episode import Episode, EpisodeTimings, Outcome, TurnRecord
 from polyturn.agents.ledger import Segment
-from polyturn.rollout.journal import Journal, decode_episode, encode_episode, read_journal
+from polyturn.rollout.journal import MARK, Journal, decode_episode, encode_episode, read_journal
 from polyturn.rollout.store import (
     ROWS_PER_GROUP,
     SCHEMA,
@@ -108,10 +109,12 @@ def simple_episode(identity="g00000000.0.0", reward=1.0, logprobs=(0.0, -0.125))
 
 @given(episodes())
 @settings(deadline=None)
-def test_journal_line_round_trip(episode):
-    line = encode_episode(episode)
-    assert b"\n" not in line
-    assert decode_episode(line) == episode
+def test_what_is_encoded_comes_back_as_arrays_of_its_own(episode):
+    content = encode_episode(episode)
+    found = decode_episode(content)
+    assert found == episode
+    for segment in found.segments:
+        assert segment.token_ids.flags.writeable and segment.token_ids.flags.owndata
 
 
 @given(st.lists(episodes(), max_size=5, unique_by=lambda episode: episode.episode_id))
@@ -140,7 +143,7 @@ def test_the_journal_is_kept_until_the_step_is_trained(tmp_path):
     assert store.journaled(2) == []
     store.journal(2, simple_episode())
     store.forget(1)
-    assert [path.name for path in (tmp_path / "journal").iterdir()] == ["step_000002.jsonl"]
+    assert [path.name for path in (tmp_path / "journal").iterdir()] == ["step_000002.journal"]
     assert store.journaled(1) == [simple_episode("g00000000.0.1")]
     store.forget(2)
     store.journal(2, simple_episode())
@@ -155,7 +158,7 @@ def test_a_step_that_is_set_aside_is_played_anew_and_nothing_is_lost(tmp_path):
         store.write_step(1, [simple_episode()])
         aside = store.set_aside(1)
         assert aside == tmp_path / "set_aside" / f"step_000001-{number}"
-        assert sorted(path.name for path in aside.iterdir()) == ["step_000001.jsonl", "step_000001.parquet"]
+        assert sorted(path.name for path in aside.iterdir()) == ["step_000001.journal", "step_000001.parquet"]
         assert store.journaled(1) == [] and store.steps() == []
 
 
@@ -169,23 +172,18 @@ def test_discard_after_removes_later_steps_only(tmp_path):
     assert store.journaled(4) == []
 
 
-@pytest.mark.parametrize("num_lost", [2, 30])
-def test_truncated_last_line_is_tolerated_counted_and_overwritten(tmp_path, num_lost):
-    path = tmp_path / "journal.jsonl"
-    journal = Journal(path)
-    for sample in range(3):
-        journal.append(simple_episode(f"g00000000.{sample}.0"))
-    journal.close()
+@pytest.mark.parametrize("num_lost", [2, 300])
+def test_a_torn_record_is_tolerated_counted_and_overwritten(tmp_path, num_lost):
+    path = tmp_path / "journal"
+    write_journal(path, FOUR[:3])
     path.write_bytes(path.read_bytes()[:-num_lost])
     contents = read_journal(path)
-    assert [episode.episode_id for episode in contents.episodes] == ["g00000000.0.0", "g00000000.1.0"]
-    assert contents.num_truncated == 1
-    journal = Journal(path)
-    journal.append(simple_episode("g00000000.9.0"))
-    journal.close()
+    assert list(contents.episodes) == FOUR[:2]
+    assert contents.num_truncated == 1 and not contents.damage
+    write_journal(path, FOUR[3:])
     contents = read_journal(path)
-    assert [episode.episode_id[-3] for episode in contents.episodes] == ["0", "1", "9"]
-    assert contents.num_truncated == 0
+    assert list(contents.episodes) == [*FOUR[:2], FOUR[3]]
+    assert contents.num_truncated == 0 and not contents.damage
 
 
 def write_journal(path, written):
@@ -198,21 +196,14 @@ def write_journal(path, written):
 FOUR = [simple_episode(f"g00000000.{sample}.0", float(sample)) for sample in range(4)]
 
 
-def test_a_lost_newline_costs_nothing(tmp_path):
-    path = tmp_path / "journal.jsonl"
-    write_journal(path, FOUR)
-    path.write_bytes(path.read_bytes()[:-1])
-    assert list(read_journal(path).episodes) == FOUR
-    write_journal(path, [simple_episode("g00000000.9.0")])
-    contents = read_journal(path)
-    assert len(contents.episodes) == 5 and not contents.damage and not contents.num_truncated
-
-
 def test_what_is_no_record_is_damage_and_costs_nothing_else(tmp_path):
-    path = tmp_path / "journal.jsonl"
-    write_journal(path, FOUR)
-    lines = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join([lines[0], b"{}\n", b"\xff\x00 junk\n", *lines[1:]]))
+    path = tmp_path / "journal"
+    pieces = []
+    for episode in FOUR:
+        write_journal(path, [episode])
+        pieces.append(path.read_bytes())
+        path.unlink()
+    path.write_bytes(b"".join([pieces[0], b"junk" * 20, pieces[1], MARK * 9, *pieces[2:]]))
     contents = read_journal(path)
     assert list(contents.episodes) == FOUR
     assert len(contents.damage) == 2
@@ -226,17 +217,60 @@ def flipped(content: bytes, bit: int) -> bytes:
 
 
 def test_every_flipped_bit_of_a_journal_is_found_and_costs_its_episode_alone(tmp_path):
-    path = tmp_path / "journal.jsonl"
+    path = tmp_path / "journal"
     write_journal(path, FOUR)
     content = path.read_bytes()
     for bit in range(0, 8 * len(content), 3):
         path.write_bytes(flipped(content, bit))
         contents = read_journal(path)
         lost = [episode for episode in FOUR if episode not in contents.episodes]
-        assert all(episode in FOUR for episode in contents.episodes), bit
-        # A newline is the only byte that tells nothing: the records are found by their lengths.
-        assert len(lost) + contents.num_truncated <= 1 + (len(contents.episodes) == 3), bit
-        assert bool(lost) == bool(contents.damage or contents.num_truncated), bit
+        assert len(lost) == 1 and len(contents.episodes) == 3, bit
+        assert len(contents.damage) == 1 and not contents.num_truncated, bit
+
+
+def test_wherever_a_journal_is_cut_what_is_before_comes_back_and_what_is_written_behind(tmp_path):
+    path = tmp_path / "journal"
+    ends = [0]
+    for episode in FOUR:
+        write_journal(path, [episode])
+        ends.append(path.stat().st_size)
+    content = path.read_bytes()
+    for length in range(0, len(content), 7):
+        path.write_bytes(content[:length])
+        num_whole = sum(end <= length for end in ends) - 1
+        contents = read_journal(path)
+        assert list(contents.episodes) == FOUR[:num_whole], length
+        assert contents.num_truncated == (length not in ends) and not contents.damage, length
+        write_journal(path, [simple_episode("later")])
+        assert list(read_journal(path).episodes) == [*FOUR[:num_whole], simple_episode("later")], length
+
+
+@given(written=st.lists(episodes(), min_size=1, max_size=4), data=st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60, deadline=None)
+def test_a_changed_byte_of_any_journal_costs_one_episode(tmp_path, written, data):
+    path = tmp_path / "journal"
+    path.unlink(missing_ok=True)
+    write_journal(path, written)
+    content = bytearray(path.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= data.draw(st.integers(1, 255))
+    path.write_bytes(content)
+    contents = read_journal(path)
+    kept = iter(written)
+    assert all(any(episode == found for episode in kept) for found in contents.episodes), "in their order"
+    assert len(contents.episodes) == len(written) - 1
+    assert len(contents.damage) == 1 and not contents.num_truncated
+
+
+def test_threads_write_whole_records(tmp_path):
+    path = tmp_path / "journal"
+    journal = Journal(path)
+    written = [simple_episode(f"g{number:08d}.0.0", float(number)) for number in range(200)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(journal.append, written))
+    journal.close()
+    contents = read_journal(path)
+    assert sorted(contents.episodes, key=lambda episode: episode.episode_id) == written
+    assert not contents.damage
 
 
 @given(data=st.data())
@@ -293,7 +327,7 @@ def test_journal_and_columnar_file_make_up_for_each_other(tmp_path):
     for episode in FOUR:
         store.journal(1, episode)
     store.write_step(1, FOUR)
-    journal = tmp_path / "journal" / "step_000001.jsonl"
+    journal = tmp_path / "journal" / "step_000001.journal"
     content = journal.read_bytes()
     journal.write_bytes(flipped(content, 4 * len(content)))
     assert sorted(store.journaled(1), key=lambda episode: episode.episode_id) == FOUR
@@ -305,7 +339,7 @@ def test_journal_and_columnar_file_make_up_for_each_other(tmp_path):
 def test_a_full_disk_leaves_the_journal_as_it_was(tmp_path):
     """The kernel's limit on a file's size stands in for the disk."""
     script = """
-import resource, signal, sys
+import random, resource, signal, string, sys
 from pathlib import Path
 from polyturn.agents.episode import Episode, Outcome
 from polyturn.rollout.store import TrajectoryStore
@@ -313,7 +347,7 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 def episode(number):
     return Episode(episode_id=f"g0.{number}.0", group_id="g0", env_id="e", task_id="t", seed=number, reward=1.0,
                    outcome=Outcome.COMPLETED, stop_reason="terminated",
-                   messages=({"role": "user", "content": "x" * 3000},))
+                   messages=({"role": "user", "content": "".join(random.choices(string.printable, k=5000))},))
 store = TrajectoryStore(Path(sys.argv[1]))
 resource.setrlimit(resource.RLIMIT_FSIZE, (10000, resource.RLIM_INFINITY))
 written = []
