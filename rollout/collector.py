@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import itertools
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any, Protocol
@@ -105,6 +105,7 @@ class Collector:
         samples_per_prompt: int,
         policy: Policy,
         finished: Iterable[Episode] = (),
+        keep: Callable[[Episode], Awaitable[None]] | None = None,
         on_episode: Callable[[Episode], None] | None = None,
         stop: asyncio.Event | None = None,
         drain_s: float = DRAIN_S,
@@ -116,7 +117,8 @@ class Collector:
             samples_per_prompt: Episodes per group.
             policy: Who plays.
             finished: Attempts of these prompts that were made before, failed ones included: they are not made again.
-            on_episode: Called with every attempt that ends, failed ones included, as it ends.
+            keep: Awaited with every attempt that ends, failed ones included, before it counts as ended.
+            on_episode: Called with the same, behind `keep`.
             stop: Once set, no attempt starts, and those under way have `drain_s` seconds to end.
             drain_s: See `stop`; then they are cancelled, and missing from their groups.
 
@@ -128,6 +130,7 @@ class Collector:
             collector=self,
             policy=policy,
             limits=self._limits,
+            keep=keep,
             on_episode=on_episode or (lambda _: None),
             stop=stop or asyncio.Event(),
         )
@@ -239,12 +242,14 @@ class _Collection:
         collector: Collector,
         policy: Policy,
         limits: RolloutLimits,
+        keep: Callable[[Episode], Awaitable[None]] | None,
         on_episode: Callable[[Episode], None],
         stop: asyncio.Event,
     ) -> None:
         self._collector = collector
         self._policy = policy
         self._limits = limits
+        self._write = keep
         self._on_episode = on_episode
         self._stop = stop
         self._episodes = asyncio.Semaphore(limits.max_concurrent_episodes)
@@ -356,6 +361,8 @@ class _Collection:
                     )
                 finally:
                     del self._playing[identity]
+            if self._write is not None:
+                await self._write(episode)
             self._keep(episode)
             self._count(episode)
             self._on_episode(episode)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import NormalDist, fmean
 from typing import Literal
@@ -103,6 +104,7 @@ async def evaluate(
     policy: Policy,
     num_tasks: int,
     samples_per_task: int = 1,
+    keep: Callable[[Episode], Awaitable[None]] | None = None,
     on_episode: Callable[[Episode], None] | None = None,
     stop: asyncio.Event | None = None,
 ) -> EvaluationResult:
@@ -117,6 +119,7 @@ async def evaluate(
         evaluation_prompts(min(num_tasks, len(collector.tasks))),
         samples_per_prompt=samples_per_task,
         policy=policy,
+        keep=keep,
         on_episode=on_episode,
         stop=stop,
     )
@@ -197,9 +200,8 @@ def evaluate_model(
         store = TrajectoryStore(kept)
         episodes: list[Episode] = []
 
-        def keep(episode: Episode) -> None:
+        def tell(episode: Episode) -> None:
             episodes.append(episode)
-            store.journal(EVALUATION_STEP, episode)
             if on_episode is not None:
                 on_episode(episode)
 
@@ -210,7 +212,8 @@ def evaluate_model(
                     policy=policy,
                     num_tasks=settings.num_tasks,
                     samples_per_task=settings.samples_per_task,
-                    on_episode=keep,
+                    keep=partial(store.keep, EVALUATION_STEP),
+                    on_episode=tell,
                 )
 
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -111,6 +113,7 @@ class TrajectoryStore:
         self._journals = directory / "journal"
         self._aside = directory / "set_aside"
         self._open: tuple[int, Journal] | None = None
+        self._opening = threading.Lock()
 
     def path(self, step: int) -> Path:
         """The columnar file of a step."""
@@ -125,12 +128,18 @@ class TrajectoryStore:
         kept = {**_numbered(self._trajectories, ".parquet"), **_numbered(self._journals, ".journal")}
         return sorted(number for number in kept if number > step)
 
+    async def keep(self, step: int, episode: Episode) -> None:
+        """As `journal`, in a thread: neither the making of the record nor a slow disk holds up the event loop."""
+        await asyncio.to_thread(self.journal, step, episode)
+
     def journal(self, step: int, episode: Episode) -> None:
-        """Keep one attempt of the step under way, failed or not."""
-        if self._open is None or self._open[0] != step:
-            self._close_journal()
-            self._open = (step, Journal(self.journal_path(step)))
-        self._open[1].append(episode)
+        """Keep one attempt of the step under way, failed or not. Several threads may do so at once."""
+        with self._opening:
+            if self._open is None or self._open[0] != step:
+                self._close_journal()
+                self._open = (step, Journal(self.journal_path(step)))
+            journal = self._open[1]
+        journal.append(episode)
 
     def journaled(self, step: int) -> list[Episode]:
         """The attempts of a step that was begun before, all that are as they were written."""

@@ -18,11 +18,11 @@ from polyturn.rollout.collector import Group
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.groups import Prompt
 from polyturn.rollout.store import TrajectoryStore
+from polyturn.rollout.worker import RolloutWorker
 from polyturn.trainer.credit.estimates import StepCredit, assign_credit, make_samples
 from polyturn.trainer.credit.off_policy import largest_logprob_difference
 from polyturn.trainer.data.balance import cut_into_updates
 from polyturn.trainer.data.samples import UpdateReport
-from polyturn.trainer.player import RolloutPlayer
 from polyturn.trainer.ranks.trainer import Trainer
 from polyturn.trainer.run.checks import CheckFailure, RunChecks
 from polyturn.trainer.run.directory import RunDirectory, RunState, write_json
@@ -67,7 +67,7 @@ class RunParts:
     directory: RunDirectory
     trainer: Trainer
     engine_urls: Sequence[str]
-    player: RolloutPlayer
+    worker: RolloutWorker
     progress: ProgressDisplay
     guard: InterruptGuard
     stopwatch: Stopwatch
@@ -82,7 +82,7 @@ class TrainingLoop:
         self._config = config
         self._directory = directory
         self._trainer = parts.trainer
-        self._player = parts.player
+        self._worker = parts.worker
         self._progress = parts.progress
         self._guard = parts.guard
         self._stopwatch = parts.stopwatch
@@ -92,7 +92,7 @@ class TrainingLoop:
             self._sinks.append(TensorBoardSink(directory.tensorboard, last_step=state.step))
         self._store = TrajectoryStore(directory.path)
         self._checks = RunChecks(config.checks, maxima=state.maxima)
-        self._cursor = self._player.cursor(state.prompt_position)
+        self._cursor = self._worker.cursor(state.prompt_position)
         self._saving: RunState | None = None
         self._warned_of_rounding = False
         self._state = state
@@ -133,7 +133,7 @@ class TrainingLoop:
             self._complete_checkpoint(wait=False)
             if groups is None:
                 return
-            self._player.prefetch(self._cursor.peek(len(prompts)))
+            self._worker.prefetch(self._cursor.peek(len(prompts)))
             version = self._state.policy_version + self._config.trainer.updates_per_step
             with self._setting_aside(step):
                 credit, reports = self._learn(step, groups, watch)
@@ -161,7 +161,7 @@ class TrainingLoop:
             f"held-out evaluation {moment}", total=config.num_tasks * config.samples_per_task
         )
         with self._stopwatch.measure("evaluate"):
-            result = self._player.evaluate(
+            result = self._worker.evaluate(
                 step=step,
                 on_episode=lambda _: self._progress.advance(),
                 trajectories=self._directory.evaluation / f"{when}.parquet",
@@ -262,7 +262,7 @@ class TrainingLoop:
         total = len(prompts) * self._config.rollout.samples_per_prompt
         self._progress.phase(f"step {step}: episodes", total=total)
         started = time.perf_counter()
-        groups = self._player.collect(
+        groups = self._worker.collect(
             prompts,
             step=step,
             store=self._store,

@@ -14,8 +14,8 @@ from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.engines.launch import Engines
 from polyturn.rollout.engines.ray_launcher import RayLauncher
 from polyturn.rollout.engines.server import EngineSpec
+from polyturn.rollout.worker import RolloutWorker
 from polyturn.trainer.checkpoints.manifest import CheckpointError
-from polyturn.trainer.player import RolloutPlayer
 from polyturn.trainer.ranks.trainer import Trainer
 from polyturn.trainer.run.cluster import start_ray
 from polyturn.trainer.run.directory import RunDirectory, RunState
@@ -62,20 +62,20 @@ def train(config: RunConfig, *, warnings: Sequence[str] | None = None) -> Path:
             # From here on Ctrl-C drains; before, there is nothing to save.
             guard = stack.enter_context(InterruptGuard())
             guard.subscribe(lambda: progress.message("stopping: what is under way is finished and saved"))
-            player = stack.enter_context(
-                RolloutPlayer(
+            worker = stack.enter_context(
+                RolloutWorker(
                     config,
                     model_path=resolve_model_path(config.model.path),
                     url=engines.engine_urls if config.engines.routing_replay else engines.url,
-                    guard=guard,
                 )
             )
+            guard.subscribe(worker.stop)
             parts = RunParts(
                 config=config,
                 directory=directory,
                 trainer=trainer,
                 engine_urls=engines.engine_urls,
-                player=player,
+                worker=worker,
                 progress=progress,
                 guard=guard,
                 stopwatch=stopwatch,

@@ -1,8 +1,9 @@
-"""The rollout side of a training run: an event loop, a policy behind the router, and the collectors."""
+"""The rollout worker of a training run: an event loop, a policy behind the router, and the collectors."""
 
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -18,23 +19,19 @@ from polyturn.rollout.groups import Prompt, PromptCursor
 from polyturn.rollout.limits import Policy
 from polyturn.rollout.setup import build_collector, open_policy
 from polyturn.rollout.store import TrajectoryStore, write_episodes
-from polyturn.trainer.run.failures import InterruptGuard
 
 Value = TypeVar("Value")
 OnEpisode = Callable[[Episode], None]
 
 
-class RolloutPlayer:
+class RolloutWorker:
     """Plays training prompts and held-out tasks through one router; a context manager."""
 
-    def __init__(
-        self, config: RunConfig, *, model_path: Path, url: str | Sequence[str], guard: InterruptGuard
-    ) -> None:
-        """`url` is the router's, or the engines'. When the guard is asked to stop, no further episode starts."""
+    def __init__(self, config: RunConfig, *, model_path: Path, url: str | Sequence[str]) -> None:
+        """`url` is the router's, or the engines'."""
         self._config = config
         self._model_path = model_path
         self._url = url
-        self._guard = guard
         self._runner = asyncio.Runner()
         self._open = AsyncExitStack()
         self._collector = build_collector(
@@ -52,8 +49,6 @@ class RolloutPlayer:
                 open_policy(self._config, model_path=self._model_path, url=self._url)
             )
         )
-        loop = self._runner.get_loop()
-        self._guard.subscribe(lambda: loop.call_soon_threadsafe(self._stop.set))
         return self
 
     def __exit__(
@@ -62,6 +57,10 @@ class RolloutPlayer:
         self._run(self._open.aclose())
         self._collector.close()
         self._runner.close()
+
+    def stop(self) -> None:
+        """Let no further episode start. May be called from a signal handler or another thread."""
+        self._runner.get_loop().call_soon_threadsafe(self._stop.set)
 
     def cursor(self, position: int) -> PromptCursor:
         """The prompts of the training split from a position on."""
@@ -76,24 +75,20 @@ class RolloutPlayer:
         self, prompts: Sequence[Prompt], *, step: int, store: TrajectoryStore, on_episode: OnEpisode
     ) -> list[Group]:
         """The groups of a step. What the store has in its journal is not played again; what is played goes there."""
-
-        def keep(episode: Episode) -> None:
-            store.journal(step, episode)
-            on_episode(episode)
-
         return self._run(
             self._collector.collect(
                 prompts,
                 samples_per_prompt=self._config.rollout.samples_per_prompt,
                 policy=self._policy,
                 finished=store.journaled(step),
-                on_episode=keep,
+                keep=functools.partial(store.keep, step),
+                on_episode=on_episode,
                 stop=self._stop,
             )
         )
 
     def evaluate(self, *, step: int, trajectories: Path, on_episode: OnEpisode) -> EvaluationResult | None:
-        """The held-out evaluation after `step`; None when the guard asked to stop. Episodes go to `trajectories`."""
+        """The held-out evaluation after `step`; None when it was stopped. Episodes go to `trajectories`."""
         settings = self._config.evaluation
         episodes: list[Episode] = []
 
@@ -119,7 +114,7 @@ class RolloutPlayer:
                 )
             )
         except RolloutError:
-            if self._guard.requested:
+            if self._stop.is_set():
                 return None
             raise
         finally:
