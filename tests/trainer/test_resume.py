@@ -218,7 +218,7 @@ def test_stored_episodes_of_other_tasks_are_refused_whatever_they_came_from(
         if played.task_digest == episode(load(), 0, position=position).task_digest:
             assert resumed(begun) == []
         else:
-            with pytest.raises(ValueError, match=r"is of the task .* delete .*step_000001\.jsonl"):
+            with pytest.raises(ValueError, match=r"is of the task .* delete .*step_000001\.journal"):
                 resumed(begun)
     finally:
         store.forget(1)
@@ -252,7 +252,7 @@ def test_damaged_metrics_are_told_and_left_out(begun: RunDirectory) -> None:
 def test_files_of_other_names_are_not_taken_for_steps(begun: RunDirectory) -> None:
     store = TrajectoryStore(begun.path)
     store.journal(1, episode(load(), 0))
-    for name in ("step_000001 (copy).jsonl", "step_.jsonl", "step_x.jsonl"):
+    for name in ("step_000001 (copy).journal", "step_.journal", "step_x.journal"):
         store.journal_path(1).with_name(name).touch()
     assert store.begun_after(0) == [1] and resumed(begun) == []
 
