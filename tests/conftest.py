@@ -16,13 +16,14 @@ STACK_TIMEOUT_S = 900
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Those that start the whole stack have more time, and their files come first, then the others by their size.
+    """Those that start the stack have more time. Their files come first, then the others, the largest before.
 
-    A file is one worker's (`--dist loadfile`): what takes minutes must not be the last to begin.
+    A file is one worker's (`--dist loadfile`): what takes minutes must not be the last to begin. Of the stack's files
+    those of the whole loop begin, which stand above those of its parts.
     """
     sizes = Counter(item.path for item in items)
-    stack = {item.path for item in items if item.get_closest_marker("stack")}
-    items.sort(key=lambda item: (item.path not in stack, -sizes[item.path], item.path))
+    depths = {item.path: len(item.path.parts) for item in items if item.get_closest_marker("stack")}
+    items.sort(key=lambda item: (depths.get(item.path, sys.maxsize), -sizes[item.path], item.path))
     for item in items:
         if item.get_closest_marker("stack") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(STACK_TIMEOUT_S))

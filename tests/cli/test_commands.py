@@ -17,7 +17,7 @@ from polyturn.configs.errors import ConfigError
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.reference import options_markdown
 from polyturn.runs import newest_policy
-from tests.support.command_line import Run
+from tests.support.command_line import Run, in_this_process
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,9 +52,9 @@ def test_help_is_short_and_has_an_example(command: list[str]) -> None:
 
 
 def test_dry_run_prints_config_batch_placement_memory_tasks_and_reward(
-    polyturn: Run, workspace: Path
+    workspace: Path,
 ) -> None:
-    done = polyturn("train", "recipe.yaml", "trainer.parallel.data=2", "seed=5", "--dry-run")
+    done = in_this_process("train", "recipe.yaml", "trainer.parallel.data=2", "seed=5", "--dry-run")
     assert done.returncode == 0, done.stderr
     config, batch, placed, memory, tasks, reward = re.split(
         r"^# (?:batch|placement|memory.*|tasks|reward)$", done.stdout, flags=re.MULTILINE
