@@ -10,7 +10,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
-from polyturn.envs.rewards.math.terms import Term, make, number, operators, parse, variables
+from polyturn.envs.rewards.math.terms import (
+    Term,
+    make,
+    number,
+    operators,
+    parse,
+    subterms,
+    variables,
+    with_args,
+)
 from polyturn.envs.rewards.math.tokens import (
     CONSTANTS,
     FUNCTIONS,
@@ -822,17 +831,10 @@ def _signs(term: Term) -> tuple[Term, ...]:
     if "pm" not in operators(term):
         return (term,)
     choices = _choices(term)
-    linked = "mp" in _sign_names(term)
+    linked = any(each.op == "pm" and each.name == "mp" for each in subterms(term))
     if len(choices) > 8:
         raise TooLarge("signs")
     return tuple(choices) if not linked else (_chosen(term, 1), _chosen(term, -1))
-
-
-def _sign_names(term: Term) -> frozenset[str]:
-    found = frozenset((term.name,)) if term.op == "pm" else frozenset()
-    for arg in term.args:
-        found |= _sign_names(arg)
-    return found
 
 
 def _choices(term: Term) -> list[Term]:
@@ -849,12 +851,12 @@ def _choices(term: Term) -> list[Term]:
             for args in combined
             for each in (make("add", *args), make("add", args[0], make("neg", args[1])))
         ]
-    return [Term(term.op, args, term.value, term.name, term.depth) for args in combined]
+    return [with_args(term, args) for args in combined]
 
 
 def _chosen(term: Term, sign: int) -> Term:
     args = tuple(_chosen(arg, sign) for arg in term.args)
     if term.op != "pm":
-        return Term(term.op, args, term.value, term.name, term.depth)
+        return with_args(term, args)
     plus = (sign if term.name == "pm" else -sign) > 0
     return make("add", args[0], args[1] if plus else make("neg", args[1]))

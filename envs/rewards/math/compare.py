@@ -5,9 +5,10 @@ The module is long because kinds of answers are compared with one another: inter
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import TypeVar
 
 from polyturn.envs.rewards.math.answers import (
     Answer,
@@ -226,6 +227,8 @@ def _infinity(term: Term) -> int:
     return -_infinity(term.args[0]) if term.op == "neg" else 0
 
 
+Case = tuple[Answer, Answer | None]
+Item = TypeVar("Item")
 MAX_ITEMS = 200
 """Of a list; unordered ones are compared pair by pair."""
 
@@ -243,10 +246,12 @@ class Comparison:
     def same(self, gold: Answer, answer: Answer) -> bool:
         """Whether two answers, or parts of answers, are the same; {1} in a set is not 1."""
         gold, answer = _unwrapped(gold), _unwrapped(answer)
-        if isinstance(gold, Clock) or isinstance(answer, Clock):
-            return self._same_clock(gold, answer)
+        if isinstance(gold, Clock) and isinstance(answer, Clock):
+            return gold.same(answer)
         if isinstance(gold, Relation) or isinstance(answer, Relation):
             return self._with_relation(gold, answer)
+        if isinstance(gold, Clock) or isinstance(answer, Clock):
+            return self._same_clock(gold, answer)
         if isinstance(gold, Cases) or isinstance(answer, Cases):
             return self._same_cases(gold, answer)
         if isinstance(gold, Many) and isinstance(answer, Many):
@@ -271,10 +276,6 @@ class Comparison:
         return False
 
     def _same_clock(self, gold: Answer, answer: Answer) -> bool:
-        if isinstance(gold, Clock) and isinstance(answer, Clock):
-            return gold.same(answer)
-        if isinstance(gold, Relation) or isinstance(answer, Relation):
-            return self._with_relation(gold, answer)
         clock, other = (gold, answer) if isinstance(gold, Clock) else (answer, gold)
         assert isinstance(clock, Clock)
         if clock.half or not clock.minute:
@@ -284,24 +285,15 @@ class Comparison:
 
     def _same_cases(self, gold: Answer, answer: Answer) -> bool:
         """Whether each case of the one is a case of the other."""
-        if not isinstance(gold, Cases) or not isinstance(answer, Cases) or len(gold.rows) != len(answer.rows):
+        if not isinstance(gold, Cases) or not isinstance(answer, Cases):
             return False
-        left = list(answer.rows)
-        for value, condition in gold.rows:
-            match = next(
-                (
-                    index
-                    for index, (other, when) in enumerate(left)
-                    if (condition is None) == (when is None)
-                    and (condition is None or when is None or self.same(condition, when))
-                    and self.same(value, other)
-                ),
-                None,
-            )
-            if match is None:
-                return False
-            del left[match]
-        return True
+
+        def same_case(case: Case, other: Case) -> bool:
+            if case[1] is None or other[1] is None:
+                return case[1] is other[1] and self.same(case[0], other[0])
+            return self.same(case[1], other[1]) and self.same(case[0], other[0])
+
+        return _pair_off(gold.rows, answer.rows, same_case)
 
     def _same_value(self, gold: Value, answer: Value) -> bool:
         equal = self._equality.equal
@@ -365,15 +357,7 @@ class Comparison:
         return len(gold) == len(answer) and all(map(self.same, gold, answer))
 
     def _same_unordered(self, gold: Sequence[Answer], answer: Sequence[Answer]) -> bool:
-        if len(gold) != len(answer):
-            return False
-        left = list(answer)
-        for item in gold:
-            match = next((index for index, other in enumerate(left) if self.same(item, other)), None)
-            if match is None:
-                return False
-            del left[match]
-        return True
+        return _pair_off(gold, answer, self.same)
 
     def _covers(self, some: Sequence[Answer], others: Sequence[Answer]) -> bool:
         return all(any(self.same(item, other) for other in others) for item in some)
@@ -452,19 +436,13 @@ class Comparison:
 
     def _same_conditions(self, gold: Relation, answer: Relation) -> bool:
         """Equations and inequalities that follow from each other by a constant factor."""
+
+        def same_condition(one: tuple[str, Term], other: tuple[str, Term]) -> bool:
+            sign = self._equality.proportional(one[1], other[1]) if one[0] == other[0] else 0
+            return sign > 0 or (sign < 0 and one[0] in ("=", "!="))
+
         conditions = [_conditions(relation) for relation in (gold, answer)]
-        if not conditions[0] or not conditions[1] or len(conditions[0]) != len(conditions[1]):
-            return False
-        left = list(conditions[1])
-        for op, term in conditions[0]:
-            for index, (other_op, other) in enumerate(left):
-                sign = self._equality.proportional(term, other) if op == other_op else 0
-                if sign > 0 or (sign < 0 and op in ("=", "!=")):
-                    del left[index]
-                    break
-            else:
-                return False
-        return True
+        return all(conditions) and _pair_off(*conditions, same_condition)
 
     def _same_matrix(self, gold: Answer, answer: Answer) -> bool:
         if isinstance(gold, Many) != isinstance(answer, Many):
@@ -516,6 +494,19 @@ class Comparison:
         first = [make("div", term, terms[0][0]) for term in terms[0]]
         second = [make("div", term, terms[1][0]) for term in terms[1]]
         return all(map(self._equality.equal, first, second))
+
+
+def _pair_off(some: Sequence[Item], others: Sequence[Item], same: Callable[[Item, Item], bool]) -> bool:
+    """Whether each has one of the others, and no two the same one."""
+    if len(some) != len(others):
+        return False
+    left = list(others)
+    for item in some:
+        match = next((index for index, other in enumerate(left) if same(item, other)), None)
+        if match is None:
+            return False
+        del left[match]
+    return True
 
 
 def _properties(text: str) -> tuple[str, ...] | None:

@@ -79,11 +79,6 @@ Branch = tuple[str, tuple[Term, ...]]
 """A value, or an interval with its brackets and its ends."""
 
 
-def is_family(gold: Qualified) -> bool:
-    """Whether a gold answer has a parameter of which it says what it runs over."""
-    return bool(gold.parameter)
-
-
 def same_family(gold: Answer, answer: Answer, names: tuple[Qualified, Qualified], equality: Equality) -> bool:
     """Whether two families have the same members, where each branch is one of the other's, run through otherwise.
 
@@ -95,7 +90,9 @@ def same_family(gold: Answer, answer: Answer, names: tuple[Qualified, Qualified]
     branches = _branches(gold), _branches(answer)
     if not branches[1] or parameter not in _names(branches[0]):
         return Comparison(equality).same_answer(gold, answer)
-    own = names[1].parameter or _own_parameter(branches[1], branches[0]) or parameter
+    # Else the one variable that the gold answer does not have.
+    new = _names(branches[1]) - _names(branches[0])
+    own = names[1].parameter or (next(iter(new)) if len(new) == 1 else parameter)
     theirs = [
         (kind, tuple(_renamed(term, own, Term("var", name=parameter)) for term in terms))
         for kind, terms in branches[1]
@@ -151,12 +148,6 @@ def _branches(answer: Answer) -> list[Branch]:
     return []
 
 
-def _own_parameter(branches: list[Branch], golds: list[Branch]) -> str:
-    """The one variable that the gold answer does not have; empty where there is none, or several."""
-    own = _names(branches) - _names(golds)
-    return next(iter(own)) if len(own) == 1 else ""
-
-
 def _names(branches: list[Branch]) -> frozenset[str]:
     return frozenset().union(*(variables(term) for _, terms in branches for term in terms))
 
@@ -176,13 +167,8 @@ def _renamed(term: Term, name: str, replacement: Term) -> Term:
         return replacement if term.name == name else term
     if not term.args:
         return term
-    return Term(
-        term.op,
-        tuple(_renamed(arg, name, replacement) for arg in term.args),
-        term.value,
-        term.name,
-        term.depth + 2,
-    )
+    args = tuple(_renamed(arg, name, replacement) for arg in term.args)
+    return Term(term.op, args, term.value, term.name, term.depth + 2)
 
 
 MAX_CHARACTERS = 16_000
@@ -343,7 +329,7 @@ def _compared(gold: str, answer: str, options: Mapping[str, bool], *, deep: bool
     left, right = (read_answer(each.text, **options) for each in qualified)
     if not options.get("thousands", True) and not (_is_bare_list(left) and _is_bare_list(right)):
         return False, "structure"
-    if is_family(qualified[0]):
+    if qualified[0].parameter:  # of which the gold answer says what it runs over
         correct = same_family(left, right, qualified, equality)
     else:
         correct = Comparison(equality).same_answer(left, right)

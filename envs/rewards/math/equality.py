@@ -9,11 +9,20 @@ from __future__ import annotations
 import cmath
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from typing import Any, Protocol
 
-from polyturn.envs.rewards.math.terms import MAX_ITERATIONS, Steps, Term, exact, make, operators, variables
+from polyturn.envs.rewards.math.terms import (
+    MAX_ITERATIONS,
+    Steps,
+    Term,
+    exact,
+    make,
+    operators,
+    subterms,
+    variables,
+)
 from polyturn.envs.rewards.math.verdict import NotRational, TooLarge, Undecided, Undefined, Unreadable
 
 MAX_EXPONENT = 100_000
@@ -430,27 +439,25 @@ class Equality:
             return False
         if not self.deep:
             raise Undecided
-        bases = (False, True) if _has_plain_log(left) or _has_plain_log(right) else (False,)
+        bases = (False, True) if _has_plain_log(left, right) else (False,)
         return any(self._agree(left, right, names, ops, base_ten=base_ten) for base_ten in bases)
 
     def proportional(self, left: Term, right: Term) -> int:
         """The sign of the constant k, not zero, with left = k right; 0 if there is none. Raises as `equal`."""
-        names = sorted(variables(left) | variables(right))
-        for value_of, points in (
-            (
-                self._exact_values(left, right),
-                self._exact_points(names, operators(left) | operators(right), wide=True),
-            ),
-            (self._deep_values(left, right), self._points(names, operators(left) | operators(right))),
+        names, ops = sorted(variables(left) | variables(right)), operators(left) | operators(right)
+        for values_at, points in (
+            (self._exact_values, self._exact_points(names, ops, wide=True)),
+            (self._deep_values, self._points(names, ops)),
         ):
             try:
-                pairs = [pair for pair in map(value_of, points) if pair is not None and (pair[0] or pair[1])]
+                values = [values_at(left, right, point) for point in points]
             except NotRational:
                 self.symbolic = True
                 if not self.deep:
                     raise Undecided from None
                 continue
-            if len(pairs) < 2 or not pairs[0][1] or not pairs[0][0]:
+            pairs = [pair for pair in values if pair is not None and any(pair)]
+            if len(pairs) < 2 or not all(pairs[0]):
                 return 0
             ratio = pairs[0][0] / pairs[0][1]
             tolerance = 0 if isinstance(ratio, Fraction) else 1e-30
@@ -524,9 +531,9 @@ class Equality:
 
     def _differ(self, left: Term, right: Term, names: list[str], ops: frozenset[str]) -> bool:
         """Whether the values differ by far more than double precision explains, at a point where both are real."""
-        if _has_plain_log(left) or _has_plain_log(right):
+        if _has_plain_log(left, right):
             return False
-        complex_allowed = not names or _imaginary(left) or _imaginary(right)
+        complex_allowed = not names or _imaginary(left, right)
         # ln|x| has values where ln x has none.
         one_sided = ("abs" in operators(left)) != ("abs" in operators(right))
         differences = 0
@@ -550,7 +557,7 @@ class Equality:
         self, left: Term, right: Term, names: list[str], ops: frozenset[str], *, base_ten: bool
     ) -> bool:
         """Whether the values agree to 40 digits and more at every point where both are real, and at two at least."""
-        complex_allowed = not names or _imaginary(left) or _imaginary(right)
+        complex_allowed = not names or _imaginary(left, right)
         for points in (self._points(names, ops), self._points(names, ops, whole=True)):
             agreed = 0
             for point in points:
@@ -564,30 +571,20 @@ class Equality:
             raise Undefined("no value")
         return False
 
-    def _exact_values(
-        self, left: Term, right: Term
-    ) -> Callable[[Mapping[str, Fraction]], tuple[Any, Any] | None]:
-        def values(point: Mapping[str, Fraction]) -> tuple[Any, Any] | None:
+    def _exact_values(self, left: Term, right: Term, point: Mapping[str, Fraction]) -> tuple[Any, Any] | None:
+        try:
+            return exact(left, point, self._steps), exact(right, point, self._steps)
+        except Undefined:
+            return None
+
+    def _deep_values(self, left: Term, right: Term, point: Mapping[str, Fraction]) -> tuple[Any, Any] | None:
+        import mpmath
+
+        with mpmath.workdps(60):
             try:
-                return exact(left, point, self._steps), exact(right, point, self._steps)
-            except Undefined:
+                return _pair(Evaluator(Multiprecision(), steps=self._steps), left, right, point)
+            except (Undefined, ValueError, ArithmeticError):
                 return None
-
-        return values
-
-    def _deep_values(
-        self, left: Term, right: Term
-    ) -> Callable[[Mapping[str, Fraction]], tuple[Any, Any] | None]:
-        def values(point: Mapping[str, Fraction]) -> tuple[Any, Any] | None:
-            import mpmath
-
-            with mpmath.workdps(60):
-                try:
-                    return _pair(Evaluator(Multiprecision(), steps=self._steps), left, right, point)
-                except (Undefined, ValueError, ArithmeticError):
-                    return None
-
-        return values
 
 
 def _pair(evaluator: Evaluator, left: Term, right: Term, point: Mapping[str, Fraction]) -> tuple[Any, Any]:
@@ -625,29 +622,28 @@ def _close(
 
 def _literal_digits(term: Term) -> int:
     """Decimal digits of the longest number in a term."""
-    own = 0
-    if term.value is not None:
-        own = max(term.value.numerator.bit_length(), term.value.denominator.bit_length()) * 3 // 10
-    return max([own, *map(_literal_digits, term.args)])
+    values = [each.value for each in subterms(term) if each.value is not None]
+    return max(
+        (max(v.numerator.bit_length(), v.denominator.bit_length()) * 3 // 10 for v in values), default=0
+    )
 
 
-def _has_plain_log(term: Term) -> bool:
-    return (term.op == "log" and len(term.args) == 1) or any(map(_has_plain_log, term.args))
+def _has_plain_log(*terms: Term) -> bool:
+    return any(each.op == "log" and len(each.args) == 1 for term in terms for each in subterms(term))
 
 
-def _imaginary(term: Term) -> bool:
-    return (term.op == "const" and term.name == "i") or any(map(_imaginary, term.args))
+def _imaginary(*terms: Term) -> bool:
+    return any(each.op == "const" and each.name == "i" for term in terms for each in subterms(term))
 
 
 def _exponents(term: Term) -> frozenset[str]:
     """The variables that stand in exponents, factorials, binomials and bounds."""
     found: frozenset[str] = frozenset()
-    if term.op in _WHOLE or term.name in _WHOLE:
-        found |= variables(term)
-    elif term.op == "pow":
-        found |= variables(term.args[1])
-    for arg in term.args:
-        found |= _exponents(arg)
+    for each in subterms(term):
+        if each.op in _WHOLE or each.name in _WHOLE:
+            found |= variables(each)
+        elif each.op == "pow":
+            found |= variables(each.args[1])
     return found
 
 

@@ -7,7 +7,7 @@ precedence, and the trees that it makes are one vocabulary of operators.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -67,12 +67,23 @@ def variables(term: Term) -> frozenset[str]:
     return found - {term.name} if term.op in ("sum", "prod") else found
 
 
+def subterms(term: Term) -> Iterator[Term]:
+    """A term and all that it is made of."""
+    stack = [term]
+    while stack:
+        yield (each := stack.pop())
+        stack.extend(each.args)
+
+
 def operators(term: Term) -> frozenset[str]:
     """All operators and function names in a term."""
-    found = frozenset((term.op, term.name)) if term.op == "fn" else frozenset((term.op,))
-    for arg in term.args:
-        found |= operators(arg)
-    return found
+    terms = list(subterms(term))
+    return frozenset({each.op for each in terms} | {each.name for each in terms if each.op == "fn"})
+
+
+def with_args(term: Term, args: Iterable[Term]) -> Term:
+    """The same operator over other operands."""
+    return Term(term.op, tuple(args), term.value, term.name, term.depth)
 
 
 class Steps:
@@ -316,7 +327,7 @@ def renamed(body: Term, name: str) -> Term:
         return body
     if body.op == "const" and body.name == name:
         return Term("var", name=name)
-    return Term(body.op, tuple(renamed(arg, name) for arg in body.args), body.value, body.name, body.depth)
+    return with_args(body, (renamed(arg, name) for arg in body.args))
 
 
 def spelled(term: Term) -> str:
