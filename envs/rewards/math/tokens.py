@@ -185,72 +185,20 @@ _CAPITALS = "Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega"
 _CHARACTERS = {
     **dict.fromkeys("−–—‐‑‒﹣－", "-"),
     **dict.fromkeys("·⋅∙•×✕✖∗＊", "*"),
-    "÷": "/",
-    "⁄": "/",
-    "∕": "/",
-    "∶": ":",
-    "≤": r"\le ",
-    "⩽": r"\le ",
-    "≦": r"\le ",
-    "≥": r"\ge ",
-    "⩾": r"\ge ",
-    "≧": r"\ge ",
-    "≠": r"\ne ",
-    "≈": r"\approx ",
-    "±": r"\pm ",
-    "∓": r"\mp ",
-    "∞": r"\infty ",
-    **{letter: f"\\{name} " for letter, name in zip("αβγδεζηθικλμνξπρστυφχψω", _GREEK.split(), strict=True)},
-    **{letter: f"\\{name} " for letter, name in zip("ΓΔΘΛΞΣΦΨΩ", _CAPITALS.split(), strict=True)},
-    "ϕ": r"\phi ",
-    "ϵ": r"\epsilon ",
-    "ϑ": r"\theta ",
-    "µ": r"\mu ",
-    "Ω": r"\Omega ",
-    "ℏ": r"\hbar ",
-    "ħ": r"\hbar ",
-    "∠": r"\angle ",
-    "△": r"\triangle ",
-    "≡": r"\equiv ",
-    "→": r"\to ",
-    "∂": r"\partial ",
-    "ℓ": "l",
-    "ℕ": r"\mathbb{N}",
-    "ℚ": r"\mathbb{Q}",
-    "ℂ": r"\mathbb{C}",
-    "″": '"',
-    "“": '"',
-    "”": '"',
-    "‘": "'",
-    "∪": r"\cup ",
-    "∩": r"\cap ",
-    "∈": r"\in ",
-    "∅": r"\emptyset ",
-    "⌀": r"\emptyset ",
-    "∖": r"\setminus ",
-    "ℝ": r"\mathbb{R}",
-    "ℤ": r"\mathbb{Z}",
-    "°": r"\degree ",
-    "º": r"\degree ",
-    "˚": r"\degree ",
-    "′": "'",
-    "’": "'",
-    "…": r"\ldots ",
-    "⋯": r"\ldots ",
-    "∑": r"\sum ",
-    "∏": r"\prod ",
-    "∫": r"\int ",
-    "⟨": r"\langle ",
-    "⟩": r"\rangle ",
-    "⌊": r"\lfloor ",
-    "⌋": r"\rfloor ",
-    "⌈": r"\lceil ",
-    "⌉": r"\rceil ",
-    "ⅈ": "i",
-    "。": ".",
-    "、": ",",
-    "，": ",",
     **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad", ""),
+    **_pairs("÷=/ ⁄=/ ∕=/ ∶=: ℓ=l ⅈ=i 。=. 、=, ，=, ″=\" “=\" ”=\" ‘=' ′=' ’='"),
+    **{sign: f"\\mathbb{{{name}}}" for sign, name in zip("ℕℚℂℝℤ", "NQCRZ", strict=True)},
+    **{sign: f"\\{name} " for sign, name in zip("αβγδεζηθικλμνξπρστυφχψω", _GREEK.split(), strict=True)},
+    **{sign: f"\\{name} " for sign, name in zip("ΓΔΘΛΞΣΦΨΩ", _CAPITALS.split(), strict=True)},
+    **{
+        sign: f"\\{name} "
+        for sign, name in _pairs(
+            "≤=le ⩽=le ≦=le ≥=ge ⩾=ge ≧=ge ≠=ne ≈=approx ±=pm ∓=mp ∞=infty ϕ=phi ϵ=epsilon ϑ=theta µ=mu Ω=Omega ℏ=hbar"
+            " ħ=hbar ∠=angle △=triangle ≡=equiv →=to ∂=partial ∪=cup ∩=cap ∈=in ∅=emptyset ⌀=emptyset ∖=setminus"
+            " °=degree º=degree ˚=degree …=ldots ⋯=ldots ∑=sum ∏=prod ∫=int ⟨=langle ⟩=rangle ⌊=lfloor ⌋=rfloor"
+            " ⌈=lceil ⌉=rceil"
+        ).items()
+    },
 }
 _TRANSLATION = str.maketrans(_CHARACTERS)
 
@@ -282,30 +230,13 @@ _GROUPED = (
     (re.compile(r"([-+]?)(\d{1,3}(?:\.\d{3}){2,}+(?:,\d++)?|\d{1,3}(?:\.\d{3})++,\d++)", re.ASCII), "."),
 )
 _EMPTY_DELIMITER = re.compile(r"\\(?:left|right)\s*\.")
-_SAME_COMMANDS = {
-    **dict.fromkeys(("dfrac", "tfrac", "cfrac", "nicefrac", "sfrac"), "frac"),
-    **dict.fromkeys(("dbinom", "tbinom"), "binom"),
-    **dict.fromkeys(("leq", "leqslant", "leqq"), "le"),
-    **dict.fromkeys(("geq", "geqslant", "geqq"), "ge"),
-    "neq": "ne",
-    **dict.fromkeys(("varnothing", "O"), "emptyset"),
-    "bigcup": "cup",
-    "bigcap": "cap",
-    "backslash": "setminus",
-    **dict.fromkeys(("dots", "cdots", "dotsc", "dotsb"), "ldots"),
-    "varphi": "phi",
-    "bar": "overline",
-    **dict.fromkeys(("lvert", "rvert", "vert", "mid"), "|"),
-    **dict.fromkeys(("Re", "R", "reals"), "mathbb{R}"),
-    "varepsilon": "epsilon",
-    "vartheta": "theta",
-    "varrho": "rho",
-    "iff": "Leftrightarrow",
-    "lor": "text{ or }",
-    "vee": "text{ or }",
-    "land": "text{ and }",
-    "wedge": "text{ and }",
-}
+_SAME_COMMANDS = _pairs(
+    "dfrac=frac tfrac=frac cfrac=frac nicefrac=frac sfrac=frac dbinom=binom tbinom=binom leq=le leqslant=le leqq=le"
+    " geq=ge geqslant=ge geqq=ge neq=ne varnothing=emptyset O=emptyset bigcup=cup bigcap=cap backslash=setminus"
+    " dots=ldots cdots=ldots dotsc=ldots dotsb=ldots varphi=phi varepsilon=epsilon vartheta=theta varrho=rho"
+    " bar=overline lvert=| rvert=| vert=| mid=| Re=mathbb{R} R=mathbb{R} reals=mathbb{R} iff=Leftrightarrow"
+    " lor=text{_or_} vee=text{_or_} land=text{_and_} wedge=text{_and_}"
+)
 _SAME = re.compile(r"\\(" + "|".join(sorted(_SAME_COMMANDS, key=len, reverse=True)) + r")(?![A-Za-z])")
 _DEGREES = re.compile(
     r"\^\s*(?:\{\s*\\(?:circ|degree)\s*\}|\\(?:circ|degree)(?![A-Za-z]))|\\degrees?(?![A-Za-z])"
@@ -471,7 +402,9 @@ def lex(text: str, *, thousands: bool = True) -> list[Token]:
         elif kind == "command":
             position = _command(text, position, found["command"], spaced, tokens)
         else:
-            tokens.append(_symbol(found[0], spaced))
+            if found[0] not in _SYMBOLS:
+                raise Unreadable(found[0])
+            tokens.append(Token(*_SYMBOLS[found[0]], None, spaced))
         if tokens and kind in ("one", "command"):
             last = tokens[-1]
             level += (last.kind == "open" and last.text != "{") - (last.kind == "close" and last.text != "}")
@@ -522,26 +455,43 @@ def _decimal(text: str) -> Fraction:
     return value * Fraction(10) ** int(exponent) if exponent else value
 
 
+_LETTERS = {
+    **{name: ("sep", name) for name in SEPARATOR_WORDS},
+    **{name: ("name", name) for name in GREEK},
+    **{name: ("const", value) for name, value in CONSTANTS.items()},
+    **{name: ("fn", value) for name, value in FUNCTIONS.items()},
+}
+"""Kind and text of what runs of letters stand for."""
+_COMMANDS = {
+    **{name: what for name, what in _LETTERS.items() if name not in (*SEPARATOR_WORDS, "sqrt", "binom")},
+    **{name: (kind, name) for name, kind in OPERATORS.items()},
+    **{name: ("close" if text in CLOSERS else "open", text) for name, text in BRACKETS.items()},
+    **{name: ("currency", name) for name in ("$", "pounds", "euro")},
+    "\\": ("row", "\\"),
+    "emptyset": ("set", "empty"),
+}
+_SYMBOLS = {
+    **{symbol: (symbol, symbol) for symbol in ("<=", ">=", "!=", *"+-*/^_=<>!|:%&'.")},
+    **{symbol: ("sep", symbol) for symbol in ",;"},
+    **{symbol: ("open", symbol) for symbol in "([{"},
+    **{symbol: ("close", symbol) for symbol in ")]}"},
+    **{symbol: ("currency", symbol) for symbol in "$€£¥₹"},
+}
+
+
 def _word(word: str, spaced: bool) -> list[Token]:
     """A run of letters: a function, a constant, a separator, a word, or variables side by side."""
     if not word.isascii():
         return [Token("text", word, None, spaced)]
     if len(word) == 1:
         return [Token("name", word, None, spaced)]
-    if word in FUNCTIONS:
-        return [Token("fn", FUNCTIONS[word], None, spaced)]
-    if word in CONSTANTS:
-        return [Token("const", CONSTANTS[word], None, spaced)]
-    if word in GREEK:
-        return [Token("name", word, None, spaced)]
-    if word in SEPARATOR_WORDS:
-        return [Token("sep", word, None, spaced)]
+    if word in _LETTERS:
+        return [Token(*_LETTERS[word], None, spaced)]
     if len(word) > 3 or word.lower() in SHORT_WORDS:
         return [Token("text", word, None, spaced)]
     for name in ("pi", "ln"):  # as in 2xpi
         if word.endswith(name) and len(word) == 3:
-            kind = "const" if name == "pi" else "fn"
-            return [Token("name", word[0], None, spaced), Token(kind, name)]
+            return [Token("name", word[0], None, spaced), Token(*_LETTERS[name])]
     return [Token("name", letter, None, spaced and index == 0) for index, letter in enumerate(word)]
 
 
@@ -567,29 +517,8 @@ def _command(text: str, position: int, command: str, spaced: bool, tokens: list[
         return found.end() if found else position + 1
     if command in FONTS:
         return position
-    tokens.append(_simple_command(command, spaced))
+    tokens.append(Token(*_COMMANDS.get(command, ("command", command)), None, spaced))
     return position
-
-
-def _simple_command(command: str, spaced: bool) -> Token:
-    if command in BRACKETS:
-        bracket = BRACKETS[command]
-        return Token("close" if bracket in CLOSERS else "open", bracket, None, spaced)
-    if command in OPERATORS:
-        return Token(OPERATORS[command], command, None, spaced)
-    if command in FUNCTIONS and command not in ("sqrt", "binom"):
-        return Token("fn", FUNCTIONS[command], None, spaced)
-    if command in CONSTANTS:
-        return Token("const", CONSTANTS[command], None, spaced)
-    if command in GREEK:
-        return Token("name", command, None, spaced)
-    if command == "\\":
-        return Token("row", command, None, spaced)
-    if command in ("$", "pounds", "euro"):
-        return Token("currency", command, None, spaced)
-    if command == "emptyset":
-        return Token("set", "empty", None, spaced)
-    return Token("command", command, None, spaced)
 
 
 def _text(content: str, spaced: bool) -> list[Token]:
@@ -611,17 +540,3 @@ def _text(content: str, spaced: bool) -> list[Token]:
         elif part:
             tokens += _text(part, True) if len(parts) > 1 else [Token("text", part, None, True)]
     return tokens
-
-
-def _symbol(symbol: str, spaced: bool) -> Token:
-    if symbol in "()[]{}":
-        return Token("open" if symbol in "([{" else "close", symbol, None, spaced)
-    if symbol in ",;":
-        return Token("sep", symbol, None, spaced)
-    if symbol in "+-*/^_=<>!|:%&'.":
-        return Token(symbol, symbol, None, spaced)
-    if symbol in ("<=", ">=", "!="):
-        return Token(symbol, symbol, None, spaced)
-    if symbol in "$€£¥₹":
-        return Token("currency", symbol, None, spaced)
-    raise Unreadable(symbol)
