@@ -5,6 +5,7 @@ A customer is scripted, or played by a language model behind an OpenAI-compatibl
 
 from __future__ import annotations
 
+import datetime
 import random
 import re
 import time
@@ -14,7 +15,7 @@ from typing import Any, Literal, Protocol
 
 import httpx
 
-from polyturn.envs.customer_service.shop import TODAY, Customer, Order, Shop, Variant, dollars, make_address
+from polyturn.envs.customer_service.shop import TODAY, Customer, Order, Shop, dollars, make_address
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.tools.retries import Retries, Tries, asked_wait_s, may_pass
 from polyturn.tools.secrets import blank_credentials, public_url
@@ -116,12 +117,12 @@ def _cancel(order: Order, rng: random.Random) -> Request:
     reason, why = rng.choice(
         (("no_longer_needed", "I no longer need it."), ("ordered_by_mistake", "I ordered it by mistake."))
     )
-    return Request(
-        kind="cancel",
-        opening=f"I want to cancel order {order.order_id}. How much will I get back?",
-        facts={"order": f"It is order {order.order_id}.", "reason": why},
-        order_id=order.order_id,
-        actions=(Action(tool="cancel", arguments={"order_id": order.order_id, "reason": reason}),),
+    return _about(
+        order,
+        "cancel",
+        f"I want to cancel order {order.order_id}. How much will I get back?",
+        {"reason": why},
+        actions=_change("cancel", order_id=order.order_id, reason=reason),
         told=((dollars(order.cents),),),
         proposal=f"I will cancel order {order.order_id}",
     )
@@ -129,32 +130,24 @@ def _cancel(order: Order, rng: random.Random) -> Request:
 
 def _new_address(order: Order, rng: random.Random) -> Request:
     address = make_address(rng)
-    return Request(
-        kind="new_address",
-        opening=f"I am moving. Can order {order.order_id} go to another address?",
-        facts={"order": f"It is order {order.order_id}.", "address": f"Please send it to {address}."},
-        order_id=order.order_id,
-        actions=(
-            Action(
-                tool="change_delivery_address", arguments={"order_id": order.order_id, "address": address}
-            ),
-        ),
+    return _about(
+        order,
+        "new_address",
+        f"I am moving. Can order {order.order_id} go to another address?",
+        {"address": f"Please send it to {address}."},
+        actions=_change("change_delivery_address", order_id=order.order_id, address=address),
         proposal=f"I will send order {order.order_id} to {address}",
     )
 
 
 def _late_address(order: Order, rng: random.Random) -> Request:
     address = make_address(rng)
-    return Request(
-        kind="late_address",
-        opening=(
-            f"Please send order {order.order_id} to {address} instead. "
-            "If that cannot be done, tell me on which day it arrives."
-        ),
-        facts={"order": f"It is order {order.order_id}.", "address": f"The address is {address}."},
-        order_id=order.order_id,
-        told=(_ways_to_say(order),),
+    opening = (
+        f"Please send order {order.order_id} to {address} instead. "
+        "If that cannot be done, tell me on which day it arrives."
     )
+    facts: dict[Fact, str] = {"address": f"The address is {address}."}
+    return _about(order, "late_address", opening, facts, told=(_ways_to_say(order.delivery_date),))
 
 
 def _return(shop: Shop, order: Order, rng: random.Random) -> Request:
@@ -166,17 +159,13 @@ def _return(shop: Shop, order: Order, rng: random.Random) -> Request:
             ("gift_card", "I would like it on my gift card."),
         )
     )
-    arguments = {
-        "order_id": order.order_id,
-        "item_ids": [item.item_id for item in items],
-        "refund_to": refund_to,
-    }
-    return Request(
-        kind="return",
-        opening=f"I want to return {names} from order {order.order_id}. What will the refund be in total?",
-        facts={"order": f"It is order {order.order_id}.", "items": f"It is {names}.", "refund": how},
-        order_id=order.order_id,
-        actions=(Action(tool="return_items", arguments=arguments),),
+    item_ids = [item.item_id for item in items]
+    return _about(
+        order,
+        "return",
+        f"I want to return {names} from order {order.order_id}. What will the refund be in total?",
+        {"items": f"It is {names}.", "refund": how},
+        actions=_change("return_items", order_id=order.order_id, item_ids=item_ids, refund_to=refund_to),
         told=((dollars(sum(item.cents for item in items)),),),
         proposal=f"I will take back {names}",
     )
@@ -184,61 +173,48 @@ def _return(shop: Shop, order: Order, rng: random.Random) -> Request:
 
 def _late_return(shop: Shop, order: Order, rng: random.Random) -> Request:
     product = shop.variants[rng.choice(order.items).variant_id].product
-    last = order.last_return_date
-    return Request(
-        kind="late_return",
-        opening=(
-            f"I want to return the {product} from order {order.order_id}. "
-            "If it is too late for that, tell me the last day on which I could have done so."
-        ),
-        facts={
-            "order": f"It is order {order.order_id}.",
-            "items": f"It is the {product}.",
-            "refund": "Please pay it back the way I paid.",
-        },
-        order_id=order.order_id,
-        told=((last.isoformat(), f"{last.day} {last:%B}", f"{last:%B} {last.day}"),),
+    opening = (
+        f"I want to return the {product} from order {order.order_id}. "
+        "If it is too late for that, tell me the last day on which I could have done so."
     )
+    facts: dict[Fact, str] = {
+        "items": f"It is the {product}.",
+        "refund": "Please pay it back the way I paid.",
+    }
+    return _about(order, "late_return", opening, facts, told=(_ways_to_say(order.last_return_date),))
 
 
 def _exchange(shop: Shop, order: Order, rng: random.Random) -> Request:
     item = rng.choice(order.items)
     owned = shop.variants[item.variant_id]
-    others = [v for v in shop.variants.values() if v.product == owned.product and v != owned]
-    wanted = rng.choice(others)
+    wanted = rng.choice([v for v in shop.variants.values() if v.product == owned.product and v != owned])
     facts: dict[Fact, str] = {
-        "order": f"It is order {order.order_id}.",
         "items": f"It is the {owned.product}.",
         "variant": f"I would like {wanted.option}.",
     }
     if wanted.in_stock:
-        arguments = {
-            "order_id": order.order_id,
-            "item_id": item.item_id,
-            "variant_id": wanted.variant_id,
-        }
-        return Request(
-            kind="exchange",
-            opening=f"The {owned.product} in order {order.order_id} is not right. I want to exchange it.",
-            facts=facts,
-            order_id=order.order_id,
-            actions=(Action(tool="exchange_item", arguments=arguments),),
+        return _about(
+            order,
+            "exchange",
+            f"The {owned.product} in order {order.order_id} is not right. I want to exchange it.",
+            facts,
+            actions=_change(
+                "exchange_item", order_id=order.order_id, item_id=item.item_id, variant_id=wanted.variant_id
+            ),
             proposal=f"I will exchange the {owned.product} for {wanted.option}",
         )
-    return _sold_out(order, item.item_id, owned, wanted, facts)
-
-
-def _sold_out(order: Order, item_id: str, owned: Variant, wanted: Variant, facts: dict[Fact, str]) -> Request:
-    arguments = {"order_id": order.order_id, "item_ids": [item_id], "refund_to": "gift_card"}
-    return Request(
-        kind="sold_out_exchange",
-        opening=(
-            f"I want to exchange the {owned.product} in order {order.order_id} for {wanted.option}. "
-            "If you have none left, I return it; put the refund on my gift card then."
+    opening = (
+        f"I want to exchange the {owned.product} in order {order.order_id} for {wanted.option}. "
+        "If you have none left, I return it; put the refund on my gift card then."
+    )
+    return _about(
+        order,
+        "sold_out_exchange",
+        opening,
+        {**facts, "refund": "On my gift card, if there are none left."},
+        actions=_change(
+            "return_items", order_id=order.order_id, item_ids=[item.item_id], refund_to="gift_card"
         ),
-        facts={**facts, "refund": "On my gift card, if there are none left."},
-        order_id=order.order_id,
-        actions=(Action(tool="return_items", arguments=arguments),),
         proposal=f"There is no {wanted.option} left, so I will take back the {owned.product}",
     )
 
@@ -249,57 +225,54 @@ def _new_email(customer: Customer, rng: random.Random) -> Request:
         kind="new_email",
         opening="I need another email address on my account.",
         facts={"new_email": f"The new address is {email}."},
-        actions=(
-            Action(tool="change_email", arguments={"customer_id": customer.customer_id, "email": email}),
-        ),
+        actions=_change("change_email", customer_id=customer.customer_id, email=email),
         proposal=f"I will change your email address to {email}",
     )
 
 
-def _ways_to_say(order: Order) -> tuple[str, ...]:
-    day = order.delivery_date
+def _about(order: Order, kind: Kind, opening: str, facts: Mapping[Fact, str], **others: Any) -> Request:
+    """A request about one order, whose number the customer knows."""
+    number: dict[Fact, str] = {"order": f"It is order {order.order_id}."}
+    return Request(kind=kind, opening=opening, facts={**number, **facts}, order_id=order.order_id, **others)
+
+
+def _change(tool: str, **arguments: Any) -> tuple[Action]:
+    return (Action(tool=tool, arguments=arguments),)
+
+
+def _ways_to_say(day: datetime.date) -> tuple[str, ...]:
     return (day.isoformat(), f"{day.day} {day:%B}", f"{day:%B} {day.day}")
 
 
 MAX_UNHELPFUL = 3
 """The scripted customer leaves after so many messages that lead nowhere."""
 
+
+def _pattern(words: str) -> re.Pattern[str]:
+    return re.compile(words, re.IGNORECASE)
+
+
 # What a question is after. The order matters: "new email address" is no question for a street.
-_ASKS: tuple[tuple[Fact, re.Pattern[str]], ...] = (
-    (
-        "new_email",
-        re.compile(
-            r"\bnew (e-?mail|address)|\bwhich (e-?mail|address)\b[^\n]{0,200}\binstead", re.IGNORECASE
-        ),
-    ),
-    ("email", re.compile(r"\be-?mail", re.IGNORECASE)),
-    ("name", re.compile(r"\b(your|full) name\b", re.IGNORECASE)),
-    ("postcode", re.compile(r"\b(post ?code|zip)", re.IGNORECASE)),
-    ("order", re.compile(r"\border (id|number)|\bwhich order\b", re.IGNORECASE)),
-    (
-        "variant",
-        re.compile(r"\b(which|what) (variant|option|size|colou?r|length|one would you)", re.IGNORECASE),
-    ),
-    ("items", re.compile(r"\b(which|what) (item|product|of the items)", re.IGNORECASE)),
-    ("reason", re.compile(r"\b(reason|why)\b", re.IGNORECASE)),
-    (
-        "refund",
-        re.compile(
-            r"\brefund(ed)?\b[^\n]{0,200}\?|\bgift card\b[^\n]{0,200}\?|\bpayment method\b", re.IGNORECASE
-        ),
-    ),
-    ("address", re.compile(r"\baddress\b", re.IGNORECASE)),
-)
-_IDENTITY = re.compile(r"\b(verify|identify|identity|authenticate|who (you are|am I))\b", re.IGNORECASE)
-_CONFIRM = re.compile(
+_ASKS: Mapping[Fact, re.Pattern[str]] = {
+    "new_email": _pattern(r"\bnew (e-?mail|address)|\bwhich (e-?mail|address)\b[^\n]{0,200}\binstead"),
+    "email": _pattern(r"\be-?mail"),
+    "name": _pattern(r"\b(your|full) name\b"),
+    "postcode": _pattern(r"\b(post ?code|zip)"),
+    "order": _pattern(r"\border (id|number)|\bwhich order\b"),
+    "variant": _pattern(r"\b(which|what) (variant|option|size|colou?r|length|one would you)"),
+    "items": _pattern(r"\b(which|what) (item|product|of the items)"),
+    "reason": _pattern(r"\b(reason|why)\b"),
+    "refund": _pattern(r"\brefund(ed)?\b[^\n]{0,200}\?|\bgift card\b[^\n]{0,200}\?|\bpayment method\b"),
+    "address": _pattern(r"\baddress\b"),
+}
+_IDENTITY = _pattern(r"\b(verify|identify|identity|authenticate|who (you are|am I))\b")
+_CONFIRM = _pattern(
     r"\b(confirm|shall I|should I|do you want me|would you like me|go ahead|proceed"
-    r"|is that (ok|okay|right|correct|all right))\b",
-    re.IGNORECASE,
+    r"|is that (ok|okay|right|correct|all right))\b"
 )
-_DONE = re.compile(
+_DONE = _pattern(
     r"\b(anything else|has been|have been|I have|I've|is done|all set"
-    r"|cannot|can't|can not|unable|not possible|too late|sorry)\b",
-    re.IGNORECASE,
+    r"|cannot|can't|can not|unable|not possible|too late|sorry)\b"
 )
 
 
@@ -358,7 +331,7 @@ class ScriptedUser:
         facts = self._facts
         found: list[Fact] = [
             fact
-            for fact, pattern in _ASKS
+            for fact, pattern in _ASKS.items()
             if fact in facts and pattern.search(message) and fact not in self._said
         ]
         if "new_email" in found and "email" in found and not _IDENTITY.search(message):

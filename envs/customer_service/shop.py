@@ -197,44 +197,9 @@ _PRODUCTS = {
     "garden hose": ("10 metres", "20 metres", "30 metres"),
 }
 _FIRST = (
-    "Ada",
-    "Ben",
-    "Cleo",
-    "Dario",
-    "Elin",
-    "Farid",
-    "Greta",
-    "Hugo",
-    "Ines",
-    "Jonas",
-    "Kaya",
-    "Leon",
-    "Mara",
-    "Nils",
-    "Olga",
-    "Pavel",
-    "Rosa",
-    "Sven",
-    "Tara",
-    "Umar",
+    "Ada Ben Cleo Dario Elin Farid Greta Hugo Ines Jonas Kaya Leon Mara Nils Olga Pavel Rosa Sven Tara Umar"
 )
-_LAST = (
-    "Abel",
-    "Brandt",
-    "Castro",
-    "Dahl",
-    "Ekwall",
-    "Fontaine",
-    "Grieg",
-    "Hansen",
-    "Ivanov",
-    "Jensen",
-    "Keller",
-    "Lund",
-    "Moreau",
-    "Novak",
-    "Olsen",
-)
+_LAST = "Abel Brandt Castro Dahl Ekwall Fontaine Grieg Hansen Ivanov Jensen Keller Lund Moreau Novak Olsen"
 _STREETS = ("Mill Lane", "Station Road", "Elm Street", "Harbour Street", "Church Walk", "Park Avenue")
 _TOWNS = ("Ashford", "Brookfield", "Carlow", "Denby", "Easton", "Farleigh")
 
@@ -245,7 +210,7 @@ def make_shop(seed: int) -> Shop:
     variants = _make_variants(rng)
     customers: dict[str, Customer] = {}
     orders: dict[str, Order] = {}
-    names = [f"{first} {last}" for first in _FIRST for last in _LAST]
+    names = [f"{first} {last}" for first in _FIRST.split() for last in _LAST.split()]
     for number, name in enumerate(rng.sample(names, NUM_CUSTOMERS)):
         customer = _make_customer(rng, number, name)
         customers[customer.customer_id] = customer

@@ -19,29 +19,10 @@ from polyturn.tools.types import ToolCall, ToolError, ToolSpec
 
 Direction = Literal["north", "east", "south", "west"]
 DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
-_MOVES: dict[Direction, tuple[int, int]] = {
-    "north": (0, -1),
-    "east": (1, 0),
-    "south": (0, 1),
-    "west": (-1, 0),
-}
+_MOVES = dict(zip(DIRECTIONS, ((0, -1), (1, 0), (0, 1), (-1, 0)), strict=True))
 _ROOMS = (
-    "attic",
-    "bakery",
-    "cellar",
-    "den",
-    "entry",
-    "foyer",
-    "gallery",
-    "hall",
-    "kitchen",
-    "library",
-    "nursery",
-    "pantry",
-    "studio",
-    "vault",
-    "winery",
-    "workshop",
+    "attic bakery cellar den entry foyer gallery hall kitchen library nursery pantry studio vault "
+    "winery workshop"
 )
 _COLOURS = ("brass", "copper", "golden", "iron", "silver", "wooden")
 _TREASURES = ("amulet", "compass", "crown", "lantern", "mirror", "violin")
@@ -87,7 +68,7 @@ def make_house(seed: str, *, width: int, height: int, num_keys: int) -> House:
     """The house of a seed. Width times height is at most 16, and there are at most 6 keys."""
     rng = random.Random(seed)
     cells = [(x, y) for y in range(height) for x in range(width)]
-    names = rng.sample(_ROOMS, len(cells))
+    names = rng.sample(_ROOMS.split(), len(cells))
     start, chest = rng.sample(cells, 2)
     keys = rng.sample(_COLOURS, num_keys)
     return House(
@@ -104,12 +85,6 @@ def make_house(seed: str, *, width: int, height: int, num_keys: int) -> House:
 def _make_doors(rng: random.Random, cells: list[Cell]) -> dict[Cell, tuple[Direction, ...]]:
     """A random spanning tree of the grid, and some doors more."""
     doors: dict[Cell, set[Direction]] = {cell: set() for cell in cells}
-    opposite: dict[Direction, Direction] = {
-        "north": "south",
-        "south": "north",
-        "east": "west",
-        "west": "east",
-    }
     walls = [
         (cell, direction, (cell[0] + dx, cell[1] + dy))
         for cell in cells
@@ -121,7 +96,7 @@ def _make_doors(rng: random.Random, cells: list[Cell]) -> dict[Cell, tuple[Direc
     for cell, direction, behind in walls:
         if component[cell] != component[behind] or rng.random() < 0.2:
             doors[cell].add(direction)
-            doors[behind].add(opposite[direction])
+            doors[behind].add(DIRECTIONS[DIRECTIONS.index(direction) - 2])
             old, new = component[behind], component[cell]
             component = {c: new if number == old else number for c, number in component.items()}
     return {cell: tuple(d for d in DIRECTIONS if d in found) for cell, found in doors.items()}
@@ -166,11 +141,9 @@ class TreasureHuntEnv(ToolEnv):
 
     def tasks(self, split: str) -> TaskSource:
         """The houses of one split, or the tasks given to the constructor."""
-        return (
-            self._given_tasks
-            if self._given_tasks is not None
-            else houses(*self._size, known_split(split, SPLITS))
-        )
+        if self._given_tasks is not None:
+            return self._given_tasks
+        return houses(*self._size, known_split(split, SPLITS))
 
     def begin(self, task: Task) -> Sequence[Message]:
         """The aim, and what is seen at the start."""

@@ -20,20 +20,8 @@ _FIRST_NAMES = (
 )
 FIRST_NAMES = tuple(_FIRST_NAMES.split())
 
-LAST_NAME_STEMS = (
-    "Lind",
-    "Hall",
-    "Sand",
-    "Nord",
-    "Wester",
-    "Ek",
-    "Dahl",
-    "Stern",
-    "Falk",
-    "Gran",
-    "Rosen",
-    "Sol",
-)
+_STEMS = "Lind Hall Sand Nord Wester Ek Dahl Stern Falk Gran Rosen Sol"
+LAST_NAME_STEMS = tuple(_STEMS.split())
 LAST_NAME_ENDINGS = ("qvist", "man", "gren", "strom", "feld", "berg", "mark", "lund")
 
 EMPLOYER_STEMS = ("Hollo", "Brad", "Pem", "Win", "Har", "Ald", "Cres", "Fen", "Gar", "Kirk", "Mel", "Thorn")
