@@ -1,4 +1,4 @@
-"""What the code of an environment hands over, coerced or refused as it enters.
+"""What the code and the files of an environment hand over, coerced or refused as it enters.
 
 Every function raises `ValueError` with what is wrong; whoever calls it says whose value it was.
 """
@@ -6,7 +6,8 @@ Every function raises `ValueError` with what is wrong; whoever calls it says who
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 from polyturn.envs.messages import Message, Observation, Role
@@ -19,6 +20,31 @@ _FLAT_KEYS = frozenset(("role", "content", *_TEXT_KEYS))
 _NUMBERS = ("reward_parts", "metrics", "role_rewards")
 _TEXTS = ("role", "anchor", "stop_reason", "task_id")
 _OBJECTS: Mapping[str, type] = {"tools": ToolSpec, "tool_results": ToolResult}
+
+
+def read_rows(path: str | Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a JSONL file with the numbers of their lines, from 1 on; blank lines are passed over.
+
+    Args:
+        path: The file.
+        what: What messages call a row: `problem`.
+
+    Raises:
+        ValueError: there is no such file; `path:line: ...` for a line that is no JSON object.
+    """
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: no such {what} file")
+    with Path(path).open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise ValueError(f"{path}:{number}: not valid JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}:{number}: a {what} is a JSON object, not {type(row).__name__}")
+            yield number, row
 
 
 def read_messages(given: Any, *, roles: Collection[str]) -> Observation:

@@ -72,6 +72,16 @@ Script = Callable[[Sequence[Message], Sequence[ToolSpec]], AssistantMessage]
 """The next assistant message, from the conversation so far and the tools."""
 
 
+def script_of(say: Callable[[], AssistantMessage]) -> Script:
+    """A script that looks at nothing: its messages are what `say` gives."""
+
+    def script(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> AssistantMessage:
+        del messages, tools
+        return say()
+
+    return script
+
+
 def _to_record(call: ToolCall) -> dict[str, Any]:
     arguments = dict(call.arguments) if is_plain(call.arguments) else recordable(call.arguments)
     function = {"name": clean_text(call.name), "arguments": arguments}

@@ -7,7 +7,16 @@ import random
 import re
 from collections.abc import Mapping, Sequence
 
-from polyturn.envs.messages import AssistantMessage, ListTasks, Message, Script, Task, TaskSource, known_split
+from polyturn.envs.messages import (
+    AssistantMessage,
+    ListTasks,
+    Message,
+    Script,
+    Task,
+    TaskSource,
+    known_split,
+    script_of,
+)
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.types import ToolSpec
 
@@ -109,12 +118,8 @@ class SolveCritiqueSelectEnv(ToolEnv):
     def random_policy(self, seed: int) -> Script:
         """Answers with a small number or a verdict at random."""
         rng = random.Random(seed)
-
-        def script(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> AssistantMessage:
-            del messages, tools
-            return AssistantMessage(content=rng.choice(("right", "wrong", str(rng.randint(0, 99)))))
-
-        return script
+        verdicts = ("right", "wrong")
+        return script_of(lambda: AssistantMessage(content=rng.choice((*verdicts, str(rng.randint(0, 99))))))
 
     def _address(self, role: str) -> list[Message]:
         self.role = role

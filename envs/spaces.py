@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from gymnasium import Space
 
-from polyturn.envs.messages import AssistantMessage, Message, Observation, Role, Script
+from polyturn.envs.messages import AssistantMessage, Message, Observation, Role, Script, script_of
 from polyturn.tools.types import ToolCall, ToolSpec
 
 _SCALAR_SAMPLES: Mapping[str, Any] = {
@@ -154,9 +154,4 @@ def random_script(space: Space[AssistantMessage], seed: int) -> Script:
     """A script that samples from a space; the space itself is left alone."""
     own_space = copy.deepcopy(space)
     own_space.seed(seed)
-
-    def script(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> AssistantMessage:
-        del messages, tools
-        return own_space.sample()
-
-    return script
+    return script_of(own_space.sample)

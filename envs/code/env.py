@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from polyturn.envs.border import read_rows
 from polyturn.envs.code.grading import (
     LIMIT_S,
     StdioCase,
@@ -26,7 +27,16 @@ from polyturn.envs.code.grading import (
     grade_unit_tests,
     limits_for,
 )
-from polyturn.envs.messages import AssistantMessage, ListTasks, Message, Script, Task, TaskSource, known_split
+from polyturn.envs.messages import (
+    AssistantMessage,
+    ListTasks,
+    Message,
+    Script,
+    Task,
+    TaskSource,
+    known_split,
+    script_of,
+)
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.python import BackendName, RunCodeTool, SharedSandboxes
 from polyturn.tools.sandbox import Limits
@@ -139,23 +149,13 @@ def read_tasks(path: str | Path, kind: Kind) -> ListTasks:
     Raises:
         ValueError: `path:line: ...` for a row that is none.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such task file")
     usual: Callable[[Mapping[str, Any]], Task] = unit_test_task if kind == "unit_tests" else stdio_task
     tasks = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError("a row is a JSON object")
-                other = {"question_content", "input_output"} & row.keys()
-                tasks.append(stdio_task(row) if other else usual(row))
-            except (ValueError, TypeError, KeyError) as error:
-                raise ValueError(f"{path}:{number}: {error}") from error
+    for number, row in read_rows(path, "task"):
+        try:
+            tasks.append(stdio_task(row) if {"question_content", "input_output"} & row.keys() else usual(row))
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"{path}:{number}: {error}") from error
     return ListTasks(tasks)
 
 
@@ -326,17 +326,12 @@ class CodeEnv(ToolEnv):
     def oracle(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> AssistantMessage:  # type: ignore[override]
         """Gives the task's own solution."""
         del messages, tools
-        return AssistantMessage(content=f"```python\n{self.task.metadata['canonical_solution']}\n```")
+        return _fenced(self.task.metadata["canonical_solution"])
 
     def random_policy(self, seed: int) -> Script:
         """Answers with programs that give a number at random."""
         rng = random.Random(seed)
-
-        def script(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> AssistantMessage:
-            del messages, tools
-            return AssistantMessage(content=f"```python\n{self._some_program(rng.randint(0, 99))}\n```")
-
-        return script
+        return script_of(lambda: _fenced(self._some_program(rng.randint(0, 99))))
 
     def close(self) -> None:
         """Free the sandboxes."""
@@ -382,6 +377,10 @@ class CodeStdioEnv(CodeEnv):
     """Write a program that prints the right answer for its input (rows in the form of LiveCodeBench)."""
 
     kind = "stdio"
+
+
+def _fenced(program: str) -> AssistantMessage:
+    return AssistantMessage(content=f"```python\n{program}\n```")
 
 
 def _count(report: TestReport) -> str:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from polyturn.envs.conformance.subject import Nonconforming, Subject, Trace, play, play_async, policy_of
 from polyturn.envs.faults import EnvironmentFault
-from polyturn.envs.messages import AssistantMessage, Message, Script
+from polyturn.envs.messages import AssistantMessage, script_of
 from polyturn.envs.spaces import sample_arguments
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.envs.wrapped import WrappedToolEnv
 from polyturn.tools.tool import Tool
 from polyturn.tools.toolset import Toolset
-from polyturn.tools.types import ToolCall, ToolSpec
+from polyturn.tools.types import ToolCall
 
 
 def innermost(env: ToolEnv) -> ToolEnv:
@@ -147,7 +147,7 @@ async def _exits(env: ToolEnv, hook: str, kind: type[BaseException]) -> bool:
         env.toolset.close_state()
         inner.toolset = Toolset([Tool(spec=spec, function=function)])
         env.toolset = inner.toolset
-        script = _calling(call)
+        script = script_of(lambda: AssistantMessage(tool_calls=(call,)))
     else:
         setattr(inner, hook, leave)
     try:
@@ -162,14 +162,6 @@ async def _exits(env: ToolEnv, hook: str, kind: type[BaseException]) -> bool:
     if met:
         raise Nonconforming(f"{kind.__name__} in {hook} was swallowed and the episode scored")
     return False
-
-
-def _calling(call: ToolCall) -> Script:
-    def script(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> AssistantMessage:
-        del messages, tools
-        return AssistantMessage(tool_calls=(call,))
-
-    return script
 
 
 def _raise(*_: Any, **__: Any) -> NoReturn:

@@ -10,9 +10,9 @@ from typing import Any
 
 from polyturn.envs.conformance.subject import Nonconforming, Subject, Trace, play, policy_of, within
 from polyturn.envs.faults import EnvironmentFault
-from polyturn.envs.messages import AssistantMessage, Message, Task
+from polyturn.envs.messages import AssistantMessage, Task, script_of
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.tools.types import ToolCall, ToolSpec
+from polyturn.tools.types import ToolCall
 
 MAX_PROBE_TURNS = 4
 CROWD = (8, 64)
@@ -212,7 +212,7 @@ def _crowds(right: str, answers: Sequence[str]) -> Mapping[str, str]:
 
 def _answer(env: ToolEnv, task: Task, name: str, message: AssistantMessage) -> Trace:
     try:
-        return play(env, _always(message), seed=0, task=task, max_turns=MAX_PROBE_TURNS)
+        return play(env, script_of(lambda: message), seed=0, task=task, max_turns=MAX_PROBE_TURNS)
     except EnvironmentFault as fault:
         raise Nonconforming(
             f"{name} is taken for a failure of the infrastructure: {fault}; what a model writes is graded or answered, "
@@ -241,7 +241,7 @@ def _answer_once(subject: Subject, task: Task, message: AssistantMessage) -> Non
         subject.open() as env,
         contextlib.suppress(EnvironmentFault),
     ):  # a grader may give up in time and say so
-        play(env, _always(message), seed=0, task=task, max_turns=1)
+        play(env, script_of(lambda: message), seed=0, task=task, max_turns=1)
 
 
 def _a_few(subject: Subject, env: ToolEnv) -> list[Task]:
@@ -255,14 +255,6 @@ def _prompts(env: ToolEnv, task: Task) -> Mapping[str, str]:
     whole = "\n".join(message["content"] for message in observation)
     last = observation[-1]["content"] if observation else ""
     return {"the prompt itself": last, "the whole prompt": whole, "a boxed prompt": rf"\boxed{{{last}}}"}
-
-
-def _always(message: AssistantMessage):  # type: ignore[no-untyped-def]
-    def script(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> AssistantMessage:
-        del messages, tools
-        return message
-
-    return script
 
 
 def _paid(subject: Subject, trace: Trace) -> float:

@@ -8,7 +8,16 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from polyturn.envs.messages import AssistantMessage, ListTasks, Message, Script, Task, TaskSource, known_split
+from polyturn.envs.messages import (
+    AssistantMessage,
+    ListTasks,
+    Message,
+    Script,
+    Task,
+    TaskSource,
+    known_split,
+    script_of,
+)
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall, ToolError, ToolSpec
@@ -104,12 +113,8 @@ class CodeBreakerEnv(ToolEnv):
     def random_policy(self, seed: int) -> Script:
         """Guesses codes at random."""
         rng = random.Random(seed)
-
-        def script(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> AssistantMessage:
-            del messages, tools
-            return _guessing("".join(str(rng.randint(1, self.num_digits)) for _ in range(self.length)))
-
-        return script
+        digits = "123456789"[: self.num_digits]
+        return script_of(lambda: _guessing("".join(rng.choice(digits) for _ in range(self.length))))
 
 
 def compare(guess: str, code: str) -> tuple[int, int]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import math
 import random
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from polyturn.envs.border import read_rows
 from polyturn.envs.messages import ListTasks, Task, known_split
 from polyturn.envs.rewards.math.extract import gold_answer
 
@@ -194,30 +194,15 @@ def generated_tasks(seed: int, num_train: int, num_heldout: int, split: str, sys
 
 
 def _read(path: Path, system_prompt: str) -> list[Task]:
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file of problems")
     tasks: list[Task] = []
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                problem, answer = _row(line, f"{path}:{number}")
-                tasks.append(_task(f"{path.stem}-{number}", problem, answer, system_prompt))
+    for number, row in read_rows(path, "problem"):
+        where = f"{path}:{number}"
+        problem = _field(row, _PROBLEM_KEYS, where)
+        answer = gold_answer(_field(row, _ANSWER_KEYS, where)).strip()
+        if not answer:
+            raise ValueError(f"{where}: the answer is empty")
+        tasks.append(_task(f"{path.stem}-{number}", problem, answer, system_prompt))
     return tasks
-
-
-def _row(line: bytes, where: str) -> tuple[str, str]:
-    """The problem and the final answer of a row."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not valid JSON: {error}") from error
-    if not isinstance(row, dict):
-        raise ValueError(f"{where}: a problem is a JSON object, not {type(row).__name__}")
-    problem = _field(row, _PROBLEM_KEYS, where)
-    answer = gold_answer(_field(row, _ANSWER_KEYS, where)).strip()
-    if not answer:
-        raise ValueError(f"{where}: the answer is empty")
-    return problem, answer
 
 
 def _field(row: dict[str, Any], keys: tuple[str, ...], where: str) -> str:

@@ -6,7 +6,6 @@ Questions come from the two-hop world, or from a file like NQ's and HotpotQA's.
 from __future__ import annotations
 
 import functools
-import json
 import random
 import re
 from collections import Counter
@@ -16,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
+from polyturn.envs.border import read_rows
 from polyturn.envs.messages import AssistantMessage, ListTasks, Message, Script, Task, TaskSource, known_split
 from polyturn.envs.rewards import exact_match, normalise_answer
 from polyturn.envs.search.styles import (
@@ -29,8 +29,8 @@ from polyturn.envs.search.styles import (
 )
 from polyturn.envs.search.tool import SearchDesk, choose_retriever, search_tools
 from polyturn.envs.tool_env import StepResult, ToolEnv
-from polyturn.envs.two_hop.env import build_world, person_of
-from polyturn.envs.two_hop.world import BASE_PHRASES, EMPLOYER_PHRASES, Pool, WorldSize
+from polyturn.envs.two_hop.env import build_world, next_hop
+from polyturn.envs.two_hop.world import Pool, WorldSize
 from polyturn.tools.search.retrieval import Retriever
 from polyturn.tools.types import ToolCall, ToolSpec
 
@@ -51,15 +51,7 @@ def read_questions(path: str) -> ListTasks:
     Raises:
         ValueError: there is no such file, or `path:line: ...` a row that is not of this form.
     """
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"{path}: no such question file")
-    with file.open("rb") as lines:
-        tasks = [
-            _read_row(line, f"{path}:{number}", default_id=f"{file.stem}-{number}")
-            for number, line in enumerate(lines, start=1)
-            if line.strip()
-        ]
+    tasks = [_question(path, number, row) for number, row in read_rows(path, "question")]
     if not tasks:
         raise ValueError(f"{path}: the file holds no question")
     try:
@@ -68,34 +60,21 @@ def read_questions(path: str) -> ListTasks:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _read_row(line: bytes, where: str, *, default_id: str) -> Task:
-    try:
-        row: Any = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: not valid JSON: {error}") from error
-    if not isinstance(row, dict) or not isinstance(row.get("question"), str) or not row["question"].strip():
+def _question(path: str, number: int, row: dict[str, Any]) -> Task:
+    where = f"{path}:{number}"
+    if not isinstance(row.get("question"), str) or not row["question"].strip():
         raise ValueError(f"{where}: a row needs a text as 'question'")
     golds = row.get("golden_answers")
     if not isinstance(golds, list) or not golds or not all(isinstance(gold, str) for gold in golds):
         raise ValueError(f"{where}: 'golden_answers' must be a list of texts, with one at least")
     rest = {key: value for key, value in row.items() if key not in ("id", "question", "golden_answers")}
-    return Task.from_prompt(
-        str(row.get("id", default_id)), row["question"], label=tuple(golds), metadata=rest
-    )
+    task_id = str(row.get("id", f"{Path(path).stem}-{number}"))
+    return Task.from_prompt(task_id, row["question"], label=tuple(golds), metadata=rest)
 
 
 def question_of(task: Task) -> str:
     """What a task asks: its last user message."""
     return next(message["content"] for message in reversed(task.messages) if message["role"] == "user")
-
-
-def golds_of(task: Task) -> Sequence[str]:
-    """The answers that count as right.
-
-    Raises:
-        ValueError: the task's label is no text and no list of texts.
-    """
-    return read_golds(task.label)
 
 
 def read_golds(label: Any) -> Sequence[str]:
@@ -203,14 +182,8 @@ def next_oracle_message(
     results = [message["content"] for message in messages if message["role"] == "tool"]
     if gold is not None:
         return answer_message(style, gold) if results else search_message(style, question)
-    person = person_of(question)
-    if not results:
-        return search_message(style, person)
-    employer = _fact(results[0], person, EMPLOYER_PHRASES)
-    if len(results) == 1:
-        return search_message(style, employer) if employer else answer_message(style, UNKNOWN)
-    town = _fact(results[1], employer, BASE_PHRASES) if employer else None
-    return answer_message(style, town or UNKNOWN)
+    query, town = next_hop(results, question, _fact)
+    return search_message(style, query) if query else answer_message(style, town or UNKNOWN)
 
 
 def random_searcher(style: SearchStyle, seed: int) -> Script:
@@ -337,7 +310,7 @@ class SearchEnv(ToolEnv):
 
     def begin(self, task: Task) -> Sequence[Message]:
         """The style's prompt with the question in it."""
-        golds_of(task)
+        read_golds(task.label)
         self._turns = []
         self._desk.open(self.metrics)
         question = question_of(task).strip()
@@ -364,7 +337,7 @@ class SearchEnv(ToolEnv):
         return reward_parts(
             self.style.reward,
             find_answer(self.style, message.content),
-            golds_of(self.task),
+            read_golds(self.task.label),
             well_formed=self._is_well_formed(),
             missing=self.style.missing_answer,
         )
@@ -380,7 +353,7 @@ class SearchEnv(ToolEnv):
     def oracle(self, messages: Sequence[Message], tools: Sequence[Any]) -> AssistantMessage:
         """Searches twice and reads, in the two-hop world; elsewhere searches for the question and knows the answer."""
         del tools
-        gold = None if self._is_two_hop else golds_of(self.task)[0]
+        gold = None if self._is_two_hop else read_golds(self.task.label)[0]
         return next_oracle_message(self.style, messages, question=question_of(self.task), gold=gold)
 
     def random_policy(self, seed: int) -> Script:

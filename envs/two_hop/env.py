@@ -10,7 +10,7 @@ import functools
 import json
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from polyturn.envs.messages import AssistantMessage, ListTasks, Message, Script, Task, TaskSource, known_split
 from polyturn.envs.rewards import exact_match
@@ -29,6 +29,7 @@ from polyturn.tools.search.bm25 import BM25Index
 from polyturn.tools.search.retrieval import search_tool
 from polyturn.tools.types import ToolCall, ToolSpec
 
+GIVE_UP = "I do not know."
 _NAME = r"([A-Z][a-z]+(?: [A-Z][a-z]+)*)"
 _RESULT = re.compile(r"^Doc \d+\(Title: (.*?)\) (.*)$", re.MULTILINE)
 
@@ -42,14 +43,22 @@ def oracle(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> AssistantM
     """The right next message: search for the person, then for the employer, then the town."""
     del tools
     results = [message["content"] for message in messages if message["role"] == "tool"]
-    person = person_of(next(m["content"] for m in messages if m["role"] == "user"))
+    query, town = next_hop(results, next(m["content"] for m in messages if m["role"] == "user"), find_fact)
+    return search_for(query) if query else AssistantMessage(content=town or GIVE_UP)
+
+
+FindFact = Callable[[str, str, Sequence[str]], str | None]
+
+
+def next_hop(results: Sequence[str], question: str, find: FindFact) -> tuple[str | None, str | None]:
+    """What to search for next, after the results so far; or None and the town, where that was found."""
+    person = person_of(question)
     if not results:
-        return search_for(person)
-    employer = find_fact(results[0], person, EMPLOYER_PHRASES)
-    if len(results) == 1:
-        return search_for(employer) if employer else AssistantMessage(content="I do not know.")
-    town = find_fact(results[1], employer, BASE_PHRASES) if employer else None
-    return AssistantMessage(content=town or "I do not know.")
+        return person, None
+    employer = find(results[0], person, EMPLOYER_PHRASES)
+    if employer is None or len(results) == 1:
+        return employer, None
+    return None, find(results[1], employer, BASE_PHRASES)
 
 
 def make_random_policy(seed: int) -> Script:
@@ -89,7 +98,6 @@ def find_fact(results: str, title: str, phrases: Sequence[str]) -> str | None:
     return None
 
 
-GIVE_UP = "I do not know."
 _TOWN = re.compile(rf"\b({'|'.join(town_names())})\b")
 
 

@@ -441,8 +441,8 @@ class Comparison:
             sign = self._equality.proportional(one[1], other[1]) if one[0] == other[0] else 0
             return sign > 0 or (sign < 0 and one[0] in ("=", "!="))
 
-        conditions = [_conditions(relation) for relation in (gold, answer)]
-        return all(conditions) and _pair_off(*conditions, same_condition)
+        some, others = _conditions(gold), _conditions(answer)
+        return bool(some) and _pair_off(some, others, same_condition)
 
     def _same_matrix(self, gold: Answer, answer: Answer) -> bool:
         if isinstance(gold, Many) != isinstance(answer, Many):

@@ -319,7 +319,7 @@ def test_the_environment_of_the_docs_runs():
     ("row", "words"),
     [
         ("{", "rows.jsonl:1: "),
-        ("[]", "a row is a JSON object"),
+        ("[]", "a task is a JSON object"),
         ('{"prompt": "x"}', "needs 'entry_point'"),
         ('{"prompt": "x", "entry_point": "f"}', "needs 'test' or 'cases'"),
     ],
