@@ -26,6 +26,7 @@ from polyturn.trainer.data.samples import SKIPPED, UNMOVED, Columns, TrainSample
 from polyturn.trainer.weight_sync import SyncReport, WeightPublisher
 
 if TYPE_CHECKING:
+    from polyturn.trainer.megatron.checkpoints import Checkpoints
     from polyturn.trainer.megatron.critic import MegatronCritic
     from polyturn.trainer.megatron.policy import MegatronPolicy
     from polyturn.trainer.megatron.process_groups import Place
@@ -38,6 +39,9 @@ CRITIC_METRICS = ("loss", "clip_fraction", "error", "error_max", "grad_norm", "l
 
 class Rank:
     """One rank of a model, in a process of its own."""
+
+    checkpoints: Checkpoints
+    """Of the models in this process."""
 
     def __init__(self, *, config: RunConfig, model_path: str, rank: int) -> None:
         self._config = config
@@ -96,9 +100,10 @@ class PolicyRank(Rank):
 
         trainer = self._config.trainer
         self.policy = MegatronPolicy(self._config, self._place(trainer.parallel, address, port))
+        self.checkpoints = self.policy.checkpoints
         if trainer.uses_critic and not trainer.critic_has_ranks:
             self.critic = MegatronCritic(self._config)
-            self.policy.checkpoints.include("critic", self.critic.engine)
+            self.checkpoints.include("critic", self.critic.engine)
 
     def connect(self, engine_urls: Sequence[str], weights_directory: Path, engine_model: Path) -> None:
         """Prepare to publish weights to the engines. Only rank 0 does anything."""

@@ -6,6 +6,7 @@ Actors die with the driver: Ray ends the workers of a job whose driver is gone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -45,10 +46,11 @@ class Trainer:
             self._critic = Ranks(
                 CriticRank, config=config, model_path=model_path, parallel=trainer.critic.parallel
             )
+        self._models: list[Ranks[Any]] = [self._policy, *([self._critic] if self._critic else [])]
 
     def build(self) -> None:
         """Load the models on all ranks."""
-        ray.get([*self._policy.start_build(), *(self._critic.start_build() if self._critic else ())])
+        ray.get([call for ranks in self._models for call in ranks.start_build()])
 
     def connect(self, engine_urls: Sequence[str], weights_directory: Path, engine_model: Path) -> None:
         """Prepare to publish.
@@ -119,27 +121,28 @@ class Trainer:
 
     def checkpoint_written(self) -> bool:
         """Whether `finish_checkpoint` would not have to wait for a disk."""
-        written = self._policy.on_all(lambda rank: rank.policy.checkpoints.written())
-        if self._critic is not None:
-            written += self._critic.on_all(lambda rank: rank.checkpoints.written())
-        return all(written)
+        return all(
+            written
+            for ranks in self._models
+            for written in ranks.on_all(lambda rank: rank.checkpoints.written())
+        )
 
     def finish_checkpoint(self) -> None:
-        """Wait for the checkpoint that was begun.
+        """Wait for the checkpoint that was begun: for the policy's part last, which makes all of it finished.
 
         Raises:
             CheckpointError: a rank could not write it.
         """
-        if self._critic is not None:
-            self._critic.on_all(lambda rank: rank.checkpoints.finish())
-        self._policy.on_all(lambda rank: rank.policy.checkpoints.finish())
+        for ranks in reversed(self._models):
+            ranks.on_all(lambda rank: rank.checkpoints.finish())
 
     def find_checkpoint_faults(self, directory: Path) -> list[str]:
         """What is wrong with the files of a checkpoint, which the ranks read among themselves."""
-        faults = self._policy.on_all(lambda rank: rank.policy.checkpoints.find_faults(directory))
+        faults = self._policy.on_all(lambda rank: rank.checkpoints.find_faults(directory))
         if self._critic is not None:
-            folder = directory / CRITIC_FOLDER
-            faults += self._critic.on_all(lambda rank: rank.checkpoints.find_faults(folder))
+            faults += self._critic.on_all(
+                lambda rank: rank.checkpoints.find_faults(directory / CRITIC_FOLDER)
+            )
         return [fault for of_rank in faults for fault in of_rank]
 
     def load_checkpoint(self, directory: Path) -> None:
@@ -153,11 +156,9 @@ class Trainer:
 
     def close(self) -> None:
         """Leave the engines and end the actors."""
-        try:
-            self._policy.close()
-        finally:
-            if self._critic is not None:
-                self._critic.close()
+        with ExitStack() as stack:
+            for ranks in reversed(self._models):
+                stack.callback(ranks.close)
 
 
 def _left_out(updates: Sequence[Update]) -> UpdateReport:
