@@ -14,7 +14,7 @@ or, one test for each check:
 from __future__ import annotations
 
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -32,33 +32,26 @@ from polyturn.trainer.algorithms.registry import (
     Registry,
     bind,
 )
-from polyturn.trainer.battery import (
-    advantages,
-    corrections,
-    kl_estimators,
-    policy_losses,
-    postprocessors,
-    reducers,
-)
-from polyturn.trainer.battery.rows import BatteryFailure
+from polyturn.trainer.battery.invariances import BatteryFailure, Check
+from polyturn.trainer.battery.rewards import ADVANTAGE_CHECKS, POSTPROCESSOR_CHECKS
 from polyturn.trainer.battery.softmax import (
     check_advantage_gradient,
     check_kl_gradient,
     check_loss_gradient,
 )
+from polyturn.trainer.battery.token_losses import KL_CHECKS, LOSS_CHECKS
+from polyturn.trainer.battery.token_weights import CORRECTION_CHECKS, REDUCER_CHECKS
 
 P = TypeVar("P")
-Check = Callable[[Any, int], None]
-"""Takes a function of the kind and a seed. Raises `BatteryFailure`."""
 Claims = Mapping[str, Gradient]
 
 _CHECKS: tuple[tuple[Registry[Any], Mapping[str, Check]], ...] = (
-    (POLICY_LOSSES, policy_losses.CHECKS),
-    (ADVANTAGES, advantages.CHECKS),
-    (CORRECTIONS, corrections.CHECKS),
-    (REDUCERS, reducers.CHECKS),
-    (KL_ESTIMATORS, kl_estimators.CHECKS),
-    (REWARD_POSTPROCESSORS, postprocessors.CHECKS),
+    (POLICY_LOSSES, LOSS_CHECKS),
+    (ADVANTAGES, ADVANTAGE_CHECKS),
+    (CORRECTIONS, CORRECTION_CHECKS),
+    (REDUCERS, REDUCER_CHECKS),
+    (KL_ESTIMATORS, KL_CHECKS),
+    (REWARD_POSTPROCESSORS, POSTPROCESSOR_CHECKS),
 )
 REGISTRIES: tuple[Registry[Any], ...] = tuple(registry for registry, _ in _CHECKS)
 

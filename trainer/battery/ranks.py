@@ -14,7 +14,8 @@ from polyturn.rollout.engines.placement import free_port
 from polyturn.trainer.algorithms.protocols import PolicyLoss, Reducer
 from polyturn.trainer.algorithms.reductions import weighted_sum
 from polyturn.trainer.algorithms.tokens import GlobalCounts
-from polyturn.trainer.battery.rows import Row, count, random_rows, require_equal, to_batch
+from polyturn.trainer.battery.invariances import require_equal
+from polyturn.trainer.battery.rows import Row, count, random_rows, to_batch
 
 NUM_FEATURES = 3
 TOLERANCE = 1e-9

@@ -1,4 +1,4 @@
-"""Random token rows for the battery, what is done to them that must change nothing, and how a difference is told."""
+"""Random micro-batches as rows, one for each sample, and what may be done to rows without changing what they mean."""
 
 from __future__ import annotations
 
@@ -154,26 +154,3 @@ def poisoned(row: Row, poison: float) -> Row:
     changed = {name: torch.where(row.mask, row.columns[name], poison) for name in FLOATS}
     changed |= {name: torch.where(row.mask, row.columns[name], 10**6) for name in INTEGERS}
     return row.having(**changed)
-
-
-class BatteryFailure(AssertionError):
-    """A function breaks one of the rules; the sentence says which, and where."""
-
-
-def require(condition: bool, sentence: str) -> None:
-    """Raise `BatteryFailure` with the sentence unless the condition holds."""
-    if not condition:
-        raise BatteryFailure(sentence)
-
-
-def require_equal(found: torch.Tensor, expected: torch.Tensor, what: str, *, tolerance: float = 0.0) -> None:
-    """Raise `BatteryFailure` unless two tensors are equal, up to `tolerance` relative to the larger of 1 and each."""
-    require(found.shape == expected.shape, f"{what}: shape {tuple(found.shape)}, not {tuple(expected.shape)}")
-    gap = (found.double() - expected.double()).abs() / expected.double().abs().clamp(min=1)
-    # Not `any(gap > tolerance)`, so that a NaN on either side fails.
-    if not bool((gap <= tolerance).all()):
-        worst = int(torch.where(gap.isnan(), torch.inf, gap).argmax())
-        raise BatteryFailure(
-            f"{what}: {found.flatten()[worst].item():.9g} instead of {expected.flatten()[worst].item():.9g} at "
-            f"element {worst}"
-        )

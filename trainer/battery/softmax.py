@@ -10,7 +10,8 @@ import torch
 from polyturn.trainer.algorithms.advantages import RewardBatch, RewardPart, TokenColumns
 from polyturn.trainer.algorithms.protocols import AdvantageEstimator, KLEstimator, PolicyLoss
 from polyturn.trainer.algorithms.registry import Gradient
-from polyturn.trainer.battery.rows import BatteryFailure, Row, count, require, require_equal, to_batch
+from polyturn.trainer.battery.invariances import BatteryFailure, require, require_equal
+from polyturn.trainer.battery.rows import Row, count, to_batch
 
 NUM_TOKENS = 4
 """In the vocabulary."""

@@ -24,10 +24,10 @@ from polyturn.trainer.algorithms.registry import (
     REDUCERS,
     REWARD_POSTPROCESSORS,
 )
-from polyturn.trainer.battery import Case, cases, corrections, reducers, steps
-from polyturn.trainer.battery.advantages import trained
-from polyturn.trainer.battery.policy_losses import evaluate
+from polyturn.trainer.battery import Case, cases, steps, token_weights
+from polyturn.trainer.battery.rewards import trained
 from polyturn.trainer.battery.rows import Row, count, random_rows
+from polyturn.trainer.battery.token_losses import evaluate
 
 exp, log = math.exp, math.log
 
@@ -184,7 +184,9 @@ def test_policy_losses(case: Case, scale: float) -> None:
         for row in rows
     ]
     found = evaluate(case.function, near)
-    for row, values, gradients in zip(near, found.values, found.gradients["logprobs"], strict=True):
+    for row, values, gradients in zip(
+        near, found.columns["value"], found.columns["gradient by logprobs"], strict=True
+    ):
         tokens = tokens_of(row)
         if not tokens:
             continue
@@ -238,7 +240,7 @@ REDUCTIONS = ("token_mean", "sequence_mean", "sequence_sum", "sequence_sum_norm"
 @pytest.mark.parametrize("case", cases(REDUCERS), ids=lambda case: case.name)
 def test_reductions(case: Case) -> None:
     rows = random_rows(4)
-    for row, weights in zip(rows, reducers.weigh(case.function, rows, count(rows)), strict=True):
+    for row, weights in zip(rows, token_weights.weigh(case.function, rows, count(rows)), strict=True):
         for found in weights[row.mask].tolist():
             assert found == pytest.approx(weight(case.entry.name, row, rows, config_of(case)), rel=1e-6)
 
@@ -294,7 +296,7 @@ def test_corrections(case: Case, scale: float) -> None:
         counted += found if getattr(config, "level", "token") == "token" else found[:1]
     if getattr(config, "normalize", False):
         expected = [value / mean(counted) for value in expected]
-    weights, _ = corrections.correct(case.function, rows)
+    weights, _ = token_weights.correct(case.function, rows)
     found = [value for row, values in zip(rows, weights, strict=True) for value in values[row.mask].tolist()]
     assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)
 

@@ -23,9 +23,9 @@ from polyturn.trainer.algorithms.registry import (
     Registry,
 )
 from polyturn.trainer.battery import checks, run_check, steps
-from polyturn.trainer.battery.corrections import correct
-from polyturn.trainer.battery.policy_losses import evaluate
 from polyturn.trainer.battery.rows import count, random_rows, to_batch
+from polyturn.trainer.battery.token_losses import evaluate
+from polyturn.trainer.battery.token_weights import correct
 from polyturn.trainer.credit.estimates import estimate_advantages, make_samples
 
 FOLDER = Path(__file__).resolve().parents[4] / "examples" / "algorithms"
@@ -80,12 +80,12 @@ def test_spo_turns_back_beyond_its_best_ratio() -> None:
     )
     row = row.map(lambda column: torch.ones_like(column) if column.dtype == torch.bool else column)
     found = evaluate(loss, [row])
-    assert found.values[0].tolist() == pytest.approx(
+    assert found.columns["value"][0].tolist() == pytest.approx(
         [-(2 * r - 5 * (r - 1) ** 2) for r in ratios.tolist()], abs=1e-9
     )
     slopes = [-r * (2 - 10 * (r - 1)) for r in ratios.tolist()]
-    assert found.gradients["logprobs"][0].tolist() == pytest.approx(slopes, abs=1e-9)
-    assert found.clipped[0].tolist() == [False, False, False, False, True]
+    assert found.columns["gradient by logprobs"][0].tolist() == pytest.approx(slopes, abs=1e-9)
+    assert found.columns["clipped"][0].tolist() == [False, False, False, False, True]
 
 
 def test_ranks_do_not_see_scales() -> None:
@@ -146,7 +146,9 @@ def test_an_update_is_evaluated_with_plugins() -> None:
     counts = count(rows)
     batch = to_batch(rows, counts)
     result = evaluate_objective(batch, Objective.from_config(algorithm, temperature=1.0), counts)
-    values = torch.cat(evaluate(load_plugin(POLICY_LOSSES.signature, LOSS, {"epsilon": 0.5}), rows).values)
+    values = torch.cat(
+        evaluate(load_plugin(POLICY_LOSSES.signature, LOSS, {"epsilon": 0.5}), rows).columns["value"]
+    )
     assert batch.correction_weights is not None
     expected = sum(
         float(value * weight) / (counts.num_sequences * math.sqrt(length))

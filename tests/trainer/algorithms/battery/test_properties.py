@@ -18,9 +18,9 @@ from polyturn.trainer.algorithms.registry import (
     REDUCERS,
     REWARD_POSTPROCESSORS,
 )
-from polyturn.trainer.battery import Case, advantages, cases, corrections, postprocessors, reducers, steps
-from polyturn.trainer.battery.policy_losses import evaluate
+from polyturn.trainer.battery import Case, cases, rewards, steps, token_weights
 from polyturn.trainer.battery.rows import Row, count, padded, poisoned, random_rows, without_masked
+from polyturn.trainer.battery.token_losses import evaluate
 
 few = settings(max_examples=15, deadline=None, derandomize=True)
 
@@ -75,10 +75,12 @@ def test_weights_are_the_same_in_any_micro_batch(
 ) -> None:
     counts = count(rows)
     changed = [change(row) for row in rows]
-    expected = reducers.weigh(case.function, rows, counts)
+    expected = token_weights.weigh(case.function, rows, counts)
     bounds = sorted({0, len(rows), *(min(cut, len(rows)) for cut in cuts)})
     found = [
-        w for low, high in pairwise(bounds) for w in reducers.weigh(case.function, changed[low:high], counts)
+        w
+        for low, high in pairwise(bounds)
+        for w in token_weights.weigh(case.function, changed[low:high], counts)
     ]
     for row, ours, other, theirs in zip(changed, found, rows, expected, strict=True):
         torch.testing.assert_close(ours[row.mask], theirs[other.mask], rtol=1e-6, atol=1e-9)
@@ -90,7 +92,7 @@ def test_weights_are_the_same_in_any_micro_batch(
 def test_a_mean_of_ones_is_one(kind: str, rows: tuple[Row, ...]) -> None:
     assume(any(row.num_trainable for row in rows))
     (case,) = (case for case in cases(REDUCERS) if case.name == kind)
-    total = sum(weights.sum() for weights in reducers.weigh(case.function, rows, count(rows)))
+    total = sum(weights.sum() for weights in token_weights.weigh(case.function, rows, count(rows)))
     assert float(total) == pytest.approx(1.0, rel=1e-6)
 
 
@@ -100,8 +102,8 @@ def test_a_mean_of_ones_is_one(kind: str, rows: tuple[Row, ...]) -> None:
 @given(rows=batches(), change=changes())
 def test_corrections_see_trainable_tokens_only(case: Case, rows: tuple[Row, ...], change: Any) -> None:
     changed = [change(row) for row in rows]
-    expected, metrics = corrections.correct(case.function, rows)
-    found, changed_metrics = corrections.correct(case.function, changed)
+    expected, metrics = token_weights.correct(case.function, rows)
+    found, changed_metrics = token_weights.correct(case.function, changed)
     assert changed_metrics == pytest.approx(metrics, rel=1e-5, abs=1e-7)
     for row, ours, other, theirs in zip(changed, found, rows, expected, strict=True):
         assert (theirs[other.mask] >= 0).all()
@@ -121,8 +123,8 @@ def test_advantages_see_sampled_tokens_only(case: Case, seed: int, sizes: dict[s
     changed = steps.poisoned(steps.padded(step, 2), data.draw(st.sampled_from([float("nan"), 1e9])))
     changed = replace(changed, parts=tuple(changed.parts[index] for index in order))
     expected, found = case.function(step), case.function(changed)
-    theirs = advantages.trained(step, expected)
-    for place, values in enumerate(advantages.trained(changed, found)):
+    theirs = rewards.trained(step, expected)
+    for place, values in enumerate(rewards.trained(changed, found)):
         assert values == pytest.approx(theirs[order[place]], rel=1e-4, abs=1e-4)
         assert found.trainable[place] == expected.trainable[order[place]]
 
@@ -137,7 +139,5 @@ def test_postprocessing_sees_sampled_tokens_only(
     order = data.draw(st.permutations(range(len(step.parts))))
     changed = steps.padded(step, data.draw(st.integers(0, 3)))
     changed = replace(changed, parts=tuple(changed.parts[index] for index in order))
-    expected = postprocessors.process(case.function, step)
-    assert postprocessors.process(case.function, changed) == pytest.approx(
-        [expected[index] for index in order]
-    )
+    expected = rewards.process(case.function, step)
+    assert rewards.process(case.function, changed) == pytest.approx([expected[index] for index in order])

@@ -1,56 +1,24 @@
-"""What must hold of every policy loss."""
+"""What must hold of everything that is minimised token by token: every policy loss, and every KL estimator."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import replace
 
 import torch
 
-from polyturn.trainer.algorithms.protocols import PolicyLoss
+from polyturn.trainer.algorithms.protocols import KLEstimator, PolicyLoss
 from polyturn.trainer.algorithms.tokens import GlobalCounts
-from polyturn.trainer.battery.rows import (
-    FLOATS,
-    LEAVES,
-    Row,
-    count,
-    padded,
-    poisoned,
-    random_rows,
-    require,
-    require_equal,
-    split_by_row,
-    to_batch,
-    without_masked,
-)
+from polyturn.trainer.battery.invariances import Check, Invariances, Outcome, require, require_equal
+from polyturn.trainer.battery.rows import FLOATS, LEAVES, Row, count, random_rows, split_by_row, to_batch
 
 TOLERANCE = 1e-9
 """Of sums in another order, in float64."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
-class Outcome:
-    """What a loss makes of rows, by row: [T] each."""
-
-    values: list[torch.Tensor]
-    clipped: list[torch.Tensor]
-    gradients: dict[str, list[torch.Tensor]]
-    """By column of LEAVES: the gradient of the sum of cotangent times value."""
-
-    def at(self, rows: Sequence[Row]) -> dict[str, torch.Tensor]:
-        """Everything at the trainable tokens."""
-        columns = {"value": self.values, "clipped": self.clipped}
-        columns |= {f"gradient by {name}": gradient for name, gradient in self.gradients.items()}
-        return {
-            name: torch.cat([part[row.mask].double() for part, row in zip(parts, rows, strict=True)])
-            for name, parts in columns.items()
-        }
-
-
 def evaluate(loss: PolicyLoss, rows: Sequence[Row], counts: GlobalCounts | None = None) -> Outcome:
-    """The loss of rows, with gradients."""
+    """The loss of rows: `value`, `clipped`, and the gradients by LEAVES of the sum of cotangent times value."""
     batch = to_batch(rows, counts or count(rows))
     result = loss(batch)
     mask = batch.mask
@@ -69,35 +37,22 @@ def evaluate(loss: PolicyLoss, rows: Sequence[Row], counts: GlobalCounts | None 
     gradients = {}
     for name in LEAVES:
         leaf = getattr(batch, name)
-        gradients[name] = split_by_row(rows, torch.zeros_like(leaf) if leaf.grad is None else leaf.grad)
+        gradient = torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+        gradients[f"gradient by {name}"] = split_by_row(rows, gradient)
     return Outcome(
-        values=split_by_row(rows, result.values.detach()),
-        clipped=split_by_row(rows, result.clipped),
-        gradients=gradients,
+        columns={
+            "value": split_by_row(rows, result.values.detach()),
+            "clipped": split_by_row(rows, result.clipped),
+            **gradients,
+        }
     )
-
-
-def _require_same(
-    found: Outcome,
-    found_rows: Sequence[Row],
-    expected: Outcome,
-    expected_rows: Sequence[Row],
-    what: str,
-    *,
-    tolerance: float = TOLERANCE,
-) -> None:
-    theirs = expected.at(expected_rows)
-    for name, ours in found.at(found_rows).items():
-        require_equal(ours, theirs[name], f"{what} changes the {name}", tolerance=tolerance)
 
 
 def check_masked_slots(loss: PolicyLoss, seed: int) -> None:
     """Masked tokens have no value and no gradient; trainable ones have finite ones."""
     rows = random_rows(seed)
     result = evaluate(loss, rows)
-    masked = [replace(row, mask=~row.mask) for row in rows]
-    for name, column in result.at(masked).items():
-        require_equal(column, torch.zeros_like(column), f"the {name} of a masked token is not 0")
+    result.require_silence(rows, "with finite columns")
     for name, column in result.at(rows).items():
         require(
             bool(column.isfinite().all()),
@@ -105,73 +60,12 @@ def check_masked_slots(loss: PolicyLoss, seed: int) -> None:
         )
 
 
-def check_deletion(loss: PolicyLoss, seed: int) -> None:
-    """Deleting masked tokens changes nothing."""
-    rows = random_rows(seed)
-    short = [without_masked(row) for row in rows]
-    _require_same(
-        evaluate(loss, short, count(rows)), short, evaluate(loss, rows), rows, "deleting masked tokens"
-    )
-
-
-def check_poison(loss: PolicyLoss, seed: int) -> None:
-    """Whatever stands in masked slots changes nothing, to the last bit."""
-    rows = random_rows(seed)
-    expected = evaluate(loss, rows)
-    masked = [replace(row, mask=~row.mask) for row in rows]
-    for poison in (math.nan, math.inf, -math.inf, 1e9, -1e9):
-        bad = [poisoned(row, poison) for row in rows]
-        found = evaluate(loss, bad)
-        what = f"{poison} in masked slots"
-        _require_same(found, bad, expected, rows, what, tolerance=0.0)
-        for name, column in found.at(masked).items():
-            require_equal(column, torch.zeros_like(column), f"with {what} the {name} there is not 0")
-
-
-def check_padding(loss: PolicyLoss, seed: int) -> None:
-    """Masked tokens after a row change nothing."""
-    rows = random_rows(seed)
-    wide = [padded(row, 1 + index % 3) for index, row in enumerate(rows)]
-    _require_same(evaluate(loss, wide), wide, evaluate(loss, rows), rows, "padding")
-
-
-def check_permutation(loss: PolicyLoss, seed: int) -> None:
-    """The order of the samples in a pack changes nothing."""
-    rows = random_rows(seed)
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-    expected = evaluate(loss, rows)
-    shuffled = [rows[index] for index in order]
-    moved = Outcome(
-        values=[expected.values[index] for index in order],
-        clipped=[expected.clipped[index] for index in order],
-        gradients={name: [parts[index] for index in order] for name, parts in expected.gradients.items()},
-    )
-    _require_same(evaluate(loss, shuffled), shuffled, moved, shuffled, "the order of the samples")
-
-
-def check_split(loss: PolicyLoss, seed: int) -> None:
-    """A sample has the same loss alone, and in any micro-batch: parts add up to the whole however it is packed."""
-    rows = random_rows(seed)
-    counts, expected = count(rows), evaluate(loss, rows)
-    every = tuple(range(len(rows) + 1))
-    for bounds in (every, (0, 1, len(rows)), (0, len(rows) // 2, len(rows))):
-        parts = [evaluate(loss, rows[low:high], counts) for low, high in pairwise(bounds)]
-        joined = Outcome(
-            values=[value for part in parts for value in part.values],
-            clipped=[value for part in parts for value in part.clipped],
-            gradients={name: [value for part in parts for value in part.gradients[name]] for name in LEAVES},
-        )
-        _require_same(joined, rows, expected, rows, f"splitting into {len(bounds) - 1} micro-batches")
-
-
 def check_empty(loss: PolicyLoss, seed: int) -> None:
     """A micro-batch without tokens, or without trainable ones, has a loss of 0."""
     rows = random_rows(seed)
     evaluate(loss, (), count(rows))
     silent = [replace(row, mask=torch.zeros_like(row.mask)) for row in rows]
-    result = evaluate(loss, silent)
-    for column in (*result.values, *(part for parts in result.gradients.values() for part in parts)):
-        require_equal(column, torch.zeros_like(column), "a batch without a trainable token has a loss")
+    evaluate(loss, silent).require_silence(silent, "in a batch without a trainable token")
 
 
 def check_overflow(loss: PolicyLoss, seed: int) -> None:
@@ -214,7 +108,7 @@ def check_dtype(loss: PolicyLoss, seed: int) -> None:
     rows, single = random_rows(seed), random_rows(seed, dtype=torch.float32)
     found = evaluate(loss, single)
     require(
-        all(value.dtype == torch.float32 for value in found.values),
+        all(value.dtype == torch.float32 for value in found.columns["value"]),
         "a loss of float32 columns is not float32",
     )
     theirs = evaluate(loss, rows).at(rows)
@@ -247,16 +141,95 @@ def check_nan_shows(loss: PolicyLoss, seed: int) -> None:
             )
 
 
-CHECKS = {
+LOSS_CHECKS: dict[str, Check] = {
     "masked_slots": check_masked_slots,
-    "deletion": check_deletion,
-    "poison": check_poison,
-    "padding": check_padding,
-    "permutation": check_permutation,
-    "split": check_split,
+    **Invariances(evaluate=evaluate, tolerance=TOLERANCE).checks(split=True),
     "empty": check_empty,
     "overflow": check_overflow,
     "purity": check_purity,
     "dtype": check_dtype,
     "nan_shows": check_nan_shows,
+}
+
+
+def _columns(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    rows = random_rows(seed)
+    ours, other = (
+        torch.cat([row.columns[name] for row in rows]) for name in ("logprobs", "reference_logprobs")
+    )
+    return ours, other, torch.cat([row.mask for row in rows])
+
+
+def _estimate(
+    estimator: KLEstimator, logprobs: torch.Tensor, other: torch.Tensor, mask: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    leaf = logprobs.clone().requires_grad_()
+    values = estimator(leaf, other, mask)
+    require(values.shape == mask.shape, f"values of shape {tuple(values.shape)} for {len(mask)} tokens")
+    values.sum().backward()
+    assert leaf.grad is not None
+    return values.detach(), leaf.grad
+
+
+def check_masked_slots_of_kl(estimator: KLEstimator, seed: int) -> None:
+    """Masked tokens have no value and no gradient, whatever stands there; deleting them changes nothing."""
+    logprobs, other, mask = _columns(seed)
+    expected = _estimate(estimator, logprobs[mask], other[mask], mask[mask])
+    for poison in (0.0, math.nan, math.inf, 1e9):
+        found = _estimate(
+            estimator, torch.where(mask, logprobs, poison), torch.where(mask, other, poison), mask
+        )
+        for what, ours, theirs in zip(("value", "gradient"), found, expected, strict=True):
+            require_equal(ours[mask], theirs, f"{poison} in masked slots changes a {what}")
+            require(not bool(ours[~mask].any()), f"with {poison} in it a masked slot has a {what}")
+
+
+def check_zero(estimator: KLEstimator, seed: int) -> None:
+    """A policy is at distance 0 from itself."""
+    logprobs, _, mask = _columns(seed)
+    values, _ = _estimate(estimator, logprobs, logprobs, mask)
+    require_equal(values, torch.zeros_like(values), "a policy's KL to itself is not 0", tolerance=1e-12)
+
+
+def check_pull(estimator: KLEstimator, _seed: int) -> None:
+    """The further a token drifted, the harder it is pulled back, up to log-ratios of 10: nothing is clamped away."""
+    drift = torch.linspace(0, 10, 41, dtype=torch.float64)
+    mask = torch.ones_like(drift, dtype=torch.bool)
+    for sign in (-1, 1):
+        _, pull = _estimate(estimator, sign * drift, torch.zeros_like(drift), mask)
+        grows = bool((pull.abs().diff() >= -1e-12).all()) and bool(pull[-1] != 0)
+        require(
+            grows, f"the gradient fades as log policy - log other goes to {sign * 10}: {pull[::8].tolist()}"
+        )
+
+
+def check_overflow_of_kl(estimator: KLEstimator, _seed: int) -> None:
+    """Log-ratios of 400 give finite values and gradients, in float32."""
+    drift = torch.tensor([-400.0, 400.0])
+    for what in _estimate(estimator, drift, torch.zeros(2), torch.ones(2, dtype=torch.bool)):
+        require(
+            bool(what.isfinite().all()),
+            f"a value or gradient is not finite at {drift.tolist()}: {what.tolist()}",
+        )
+
+
+def check_nan_shows_of_kl(estimator: KLEstimator, seed: int) -> None:
+    """A NaN on a trainable token is not hidden."""
+    logprobs, other, mask = _columns(seed)
+    token = int(mask.nonzero()[0])
+    for place in (0, 1):
+        columns = [logprobs.clone(), other.clone()]
+        columns[place][token] = math.nan
+        require(
+            bool(estimator(columns[0], columns[1], mask)[token].isnan()),
+            "a NaN on a trainable token gives a finite estimate",
+        )
+
+
+KL_CHECKS: dict[str, Check] = {
+    "masked_slots": check_masked_slots_of_kl,
+    "zero": check_zero,
+    "pull": check_pull,
+    "overflow": check_overflow_of_kl,
+    "nan_shows": check_nan_shows_of_kl,
 }

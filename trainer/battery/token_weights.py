@@ -1,4 +1,4 @@
-"""What must hold of every off-policy correction."""
+"""What must hold of everything that gives a token a weight: every reduction, and every off-policy correction."""
 
 from __future__ import annotations
 
@@ -8,21 +8,73 @@ from dataclasses import replace
 
 import torch
 
-from polyturn.trainer.algorithms.protocols import Correction
-from polyturn.trainer.battery.rows import (
+from polyturn.trainer.algorithms.protocols import Correction, Reducer
+from polyturn.trainer.algorithms.tokens import GlobalCounts
+from polyturn.trainer.battery.invariances import (
     BatteryFailure,
-    Row,
-    padded,
-    poisoned,
-    random_rows,
+    Check,
+    Invariances,
+    Outcome,
     require,
     require_equal,
-    split_by_row,
-    without_masked,
 )
+from polyturn.trainer.battery.rows import Row, count, random_rows, split_by_row, to_batch
 
 TOLERANCE = 1e-6
+"""Weights may be float32."""
 COLUMNS = ("behavior_logprobs", "proximal_logprobs", "advantages")
+"""What a correction is given."""
+
+
+def weigh(reducer: Reducer, rows: Sequence[Row], counts: GlobalCounts) -> list[torch.Tensor]:
+    """The weights by row, [T] each."""
+    batch = to_batch(rows, counts)
+    weights = reducer(batch.mask, batch, counts)
+    require(
+        weights.shape == batch.mask.shape,
+        f"weights of shape {tuple(weights.shape)} for {len(batch.mask)} tokens",
+    )
+    require(not weights.requires_grad, "the weights carry a gradient")
+    require(bool((weights[batch.mask] >= 0).all()), "a weight is negative or NaN")
+    require(bool((weights[~batch.mask] == 0).all()), "a masked token has a weight")
+    return split_by_row(rows, weights.double())
+
+
+def _reduce(reducer: Reducer, rows: Sequence[Row], counts: GlobalCounts) -> Outcome:
+    return Outcome(columns={"weight": weigh(reducer, rows, counts)})
+
+
+def check_reducer_form(reducer: Reducer, seed: int) -> None:
+    """One finite weight a token, not negative, 0 where the mask is; at least one is positive."""
+    rows = random_rows(seed)
+    weights = _reduce(reducer, rows, count(rows)).at(rows)["weight"]
+    require(bool(weights.isfinite().all()) and bool(weights.any()), "the weights are not finite, or all 0")
+
+
+def check_duplication(reducer: Reducer, seed: int) -> None:
+    """An update that holds everything twice has the same loss as one that holds it once. Not so of sums."""
+    rows = random_rows(seed)
+    again = [replace(row, sequence=f"{row.sequence}-again", prompt=f"{row.prompt}-again") for row in rows]
+    both = [*rows, *again]
+    once = _reduce(reducer, rows, count(rows)).at(rows)["weight"]
+    twice = _reduce(reducer, both, count(both)).at(both)["weight"]
+    require_equal(twice, torch.cat([once, once]) / 2, "holding everything twice", tolerance=TOLERANCE)
+
+
+def check_reducer_empty(reducer: Reducer, seed: int) -> None:
+    """A rank's micro-batch without tokens has no weights, an update without trainable ones only zeros."""
+    rows = random_rows(seed)
+    weigh(reducer, (), count(rows))
+    silent = [replace(row, mask=torch.zeros_like(row.mask)) for row in rows]
+    weigh(reducer, silent, count(silent))
+
+
+REDUCER_CHECKS: dict[str, Check] = {
+    "form": check_reducer_form,
+    **Invariances(evaluate=_reduce, tolerance=TOLERANCE).checks(split=True),
+    "duplication": check_duplication,
+    "empty": check_reducer_empty,
+}
 
 
 def correct(correction: Correction, rows: Sequence[Row]) -> tuple[list[torch.Tensor], dict[str, float]]:
@@ -43,42 +95,25 @@ def correct(correction: Correction, rows: Sequence[Row]) -> tuple[list[torch.Ten
     return split_by_row(rows, result.weights.double()), dict(result.metrics)
 
 
-def _at(rows: Sequence[Row], weights: Sequence[torch.Tensor]) -> torch.Tensor:
-    return torch.cat([weight[row.mask] for weight, row in zip(weights, rows, strict=True)])
-
-
-def _require_same(
-    correction: Correction,
-    changed: Sequence[Row],
-    rows: Sequence[Row],
-    what: str,
-    tolerance: float = TOLERANCE,
-) -> None:
+def _correct(correction: Correction, rows: Sequence[Row], _counts: GlobalCounts | None = None) -> Outcome:
     weights, metrics = correct(correction, rows)
-    found, found_metrics = correct(correction, changed)
-    require_equal(_at(changed, found), _at(rows, weights), f"{what} changes a weight", tolerance=tolerance)
-    for name, value in metrics.items():
-        other = found_metrics.get(name, math.nan)
-        require(
-            math.isclose(other, value, rel_tol=1e-5, abs_tol=1e-7),
-            f"{what} changes the metric {name} from {value} to {other}",
-        )
+    return Outcome(columns={"weight": weights}, metrics=metrics)
 
 
 def check_form(correction: Correction, seed: int) -> None:
     """One finite weight a token, not negative, 0 where the mask is; finite metrics."""
     rows = random_rows(seed)
-    weights, metrics = correct(correction, rows)
-    found = _at(rows, weights)
+    outcome = _correct(correction, rows)
+    found = outcome.at(rows)["weight"]
     require(bool((found >= 0).all()) and bool(found.isfinite().all()), "a weight is negative or not finite")
-    for name, value in metrics.items():
+    for name, value in outcome.metrics.items():
         require(math.isfinite(value), f"the metric {name} is {value}")
 
 
 def check_identity(correction: Correction, seed: int) -> None:
     """Where sampler and trainer agree there is nothing to correct: all weights are 1."""
     rows = [row.having(proximal_logprobs=row.columns["behavior_logprobs"]) for row in random_rows(seed)]
-    found = _at(rows, correct(correction, rows)[0])
+    found = _correct(correction, rows).at(rows)["weight"]
     require_equal(
         found,
         torch.ones_like(found),
@@ -87,43 +122,13 @@ def check_identity(correction: Correction, seed: int) -> None:
     )
 
 
-def check_deletion(correction: Correction, seed: int) -> None:
-    """Deleting masked tokens changes no weight and no metric."""
-    rows = random_rows(seed)
-    _require_same(correction, [without_masked(row) for row in rows], rows, "deleting masked tokens")
-
-
-def check_poison(correction: Correction, seed: int) -> None:
-    """Whatever stands in masked slots changes no weight and no metric."""
-    rows = random_rows(seed)
-    for poison in (math.nan, math.inf, 1e9):
-        bad = [poisoned(row, poison) for row in rows]
-        _require_same(correction, bad, rows, f"{poison} in masked slots", tolerance=0.0)
-
-
-def check_padding(correction: Correction, seed: int) -> None:
-    """Masked tokens after a row change nothing."""
-    rows = random_rows(seed)
-    _require_same(correction, [padded(row, 3) for row in rows], rows, "padding")
-
-
-def check_permutation(correction: Correction, seed: int) -> None:
-    """The order of the sequences changes nothing."""
-    rows = random_rows(seed)
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-    weights, shuffled = correct(correction, rows)[0], [rows[index] for index in order]
-    found = _at(shuffled, correct(correction, shuffled)[0])
-    expected = _at(shuffled, [weights[index] for index in order])
-    require_equal(found, expected, "the order of the sequences changes a weight", tolerance=TOLERANCE)
-
-
 def check_overflow(correction: Correction, seed: int) -> None:
     """A sampler that is far away gives finite weights, in float32, too."""
     for dtype in (torch.float32, torch.float64):
         for gap in (-400.0, 400.0):
             rows = random_rows(seed, dtype=dtype)
             far = [row.having(behavior_logprobs=row.columns["proximal_logprobs"] + gap) for row in rows]
-            found = _at(far, correct(correction, far)[0])
+            found = _correct(correction, far).at(far)["weight"]
             require(
                 bool(found.isfinite().all()),
                 f"a weight is not finite where the sampler's logprobs are {gap:+.0f} away, in {dtype}",
@@ -156,13 +161,10 @@ def check_nan_shows(correction: Correction, seed: int) -> None:
         )
 
 
-CHECKS = {
+CORRECTION_CHECKS: dict[str, Check] = {
     "form": check_form,
     "identity": check_identity,
-    "deletion": check_deletion,
-    "poison": check_poison,
-    "padding": check_padding,
-    "permutation": check_permutation,
+    **Invariances(evaluate=_correct, tolerance=TOLERANCE).checks(split=False),
     "overflow": check_overflow,
     "empty": check_empty,
     "nan_shows": check_nan_shows,
