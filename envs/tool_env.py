@@ -354,16 +354,14 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         return results
 
     async def _call(self, call: ToolCall, offload: Offload, left_s: float | None) -> ToolResult:
-        answer: Callable[..., Any] = self.toolset.call
-        if isinstance(offload, Blocking) and not self.toolset.is_async(call.name):
-            answer = functools.partial(answer, thread=offload.thread)
-        elif offload is not inline or self.toolset.is_async(call.name):
+        answer: Callable[..., Any] = functools.partial(self.toolset.call, left_s=left_s)
+        if offload is not inline or self.toolset.is_async(call.name):
             answer = functools.partial(
                 self.toolset.call_async,
                 offload=offload,
+                left_s=left_s,
                 queue_timeout_s=self.step_limits.queue_timeout_s,
             )
-        answer = functools.partial(answer, left_s=left_s)
         return await self._guard(f"tool {call.name!r}", answer, call, offload=None)
 
     async def _guard(

@@ -8,13 +8,13 @@ import threading
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from polyturn.tools.sandbox import ExecResult, Limits, Sandbox, SandboxBackend, make_backend
+from polyturn.tools.plain import clean_text
+from polyturn.tools.sandbox import BackendName, ExecResult, Limits, Sandbox, SandboxBackend, make_backend
 from polyturn.tools.tool import StatefulTool, tool
 from polyturn.tools.types import ToolError
 
-BackendName = Literal["auto", "embedded", "docker"]
 NUM_ATTEMPTS = 3
 DEFAULT_LIMITS = Limits()
 
@@ -124,7 +124,11 @@ def execute(
     for _ in range(NUM_ATTEMPTS):
         with _cores():
             result = sandbox.exec(
-                printable(code), stdin=printable(stdin), arguments=arguments, timeout_s=timeout_s, fresh=fresh
+                clean_text(code),
+                stdin=clean_text(stdin),
+                arguments=arguments,
+                timeout_s=timeout_s,
+                fresh=fresh,
             )
         if result.status == "sandbox_died":
             sandbox.reset()
@@ -144,11 +148,6 @@ def _cores() -> threading.Semaphore:
 
 
 os.register_at_fork(after_in_child=_cores.cache_clear)
-
-
-def printable(text: str) -> str:
-    """Text that can be encoded: half a surrogate pair becomes a question mark, as a model may write anything."""
-    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 MAX_OUTPUT_CHARS = 8_000

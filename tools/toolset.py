@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from polyturn.tools.arguments import ArgumentChecker, nearest, not_made
 from polyturn.tools.plain import clean_text, shown, unfit
 from polyturn.tools.schemas import plain
-from polyturn.tools.threads import GivenUp, Offload, PinnedThread
+from polyturn.tools.threads import Blocking, GivenUp, Offload, PinnedThread
 from polyturn.tools.tool import (
     MAX_RESULT_CHARS,
     OutOfTime,
@@ -105,14 +105,11 @@ class Toolset:
         """Those of `num_given_up` whose thread has not ended yet. It may still touch what the tool touches."""
         return self._num_still_running
 
-    def call(
-        self, call: ToolCall, *, thread: PinnedThread | None = None, left_s: float | None = None
-    ) -> ToolResult:
+    def call(self, call: ToolCall, *, left_s: float | None = None) -> ToolResult:
         """Answer one call.
 
         Args:
             call: The call.
-            thread: Where the tool runs. None: in this thread; with a deadline, in one of its own.
             left_s: What the call may take, wait for a slot excluded, whatever the tool's own deadline.
 
         Raises:
@@ -130,7 +127,7 @@ class Toolset:
         if tool.limits.gate is not None:
             tool.limits.gate.acquire()
             started = time.perf_counter()
-        answer = self._run(run, tool, thread, left_s)
+        answer = self._run(run, tool, left_s)
         return self._counted(
             _result(call, tool, answer, started - asked, time.perf_counter() - started, self.max_result_chars)
         )
@@ -144,6 +141,8 @@ class Toolset:
         queue_timeout_s: float | None = None,
     ) -> ToolResult:
         """Answer one call, awaiting an asynchronous tool. Raises as `call`.
+
+        With an offload that blocks, nothing is awaited for a tool that is not asynchronous.
 
         Args:
             call: The call.
@@ -159,14 +158,18 @@ class Toolset:
             return self._counted(prepared)
         run, tool = prepared
         asked = started = time.perf_counter()
-        if tool.limits.gate is not None:
+        is_async = call.name in self._async_names
+        if tool.limits.gate is not None and isinstance(offload, Blocking) and not is_async:
+            tool.limits.gate.acquire()
+            started = time.perf_counter()
+        elif tool.limits.gate is not None:
             try:
                 async with asyncio.timeout(queue_timeout_s):
                     await tool.limits.gate.acquire_async()
             except TimeoutError:
                 raise SlotsExhausted(f"no slot became free within {queue_timeout_s:g} s") from None
             started = time.perf_counter()
-        if call.name in self._async_names or offload is None:
+        if is_async or offload is None:
             answer = await self._run_async(run, tool, left_s)
         else:
             answer = await self._run_elsewhere(run, tool, offload, left_s)
@@ -248,17 +251,14 @@ class Toolset:
         name = call.name if call.name in self._tools else clean_text(call.name[:MAX_NAME])
         return ToolResult(call_id=clean_text(call.id), name=name, content=clean_text(complaint), ok=False)
 
-    def _run(
-        self, run: Callable[[], Any], tool: Tool, thread: PinnedThread | None, left_s: float | None
-    ) -> _Answer:
-        """Run a synchronous tool whose slot is taken, here or in `thread`; gives the slot back."""
+    def _run(self, run: Callable[[], Any], tool: Tool, left_s: float | None) -> _Answer:
+        """Run a synchronous tool whose slot is taken; with a deadline, in a thread of its own. Gives the slot back."""
         running = _Running(self, run, tool)
         timeout_s = _earlier(tool.limits.timeout_s, left_s)
         try:
-            if timeout_s is None and thread is None:
+            if timeout_s is None:
                 return running.work(), True, False
-            caller = thread or PinnedThread("tool with a deadline")
-            return caller.call(running.work, timeout_s=timeout_s, what=running.what), True, False
+            return PinnedThread("tool with a deadline").call(running.work, timeout_s=timeout_s), True, False
         except (ToolError, ArithmeticError, ValueError) as error:
             return _words_for_model(error, tool), False, False
         except GivenUp:
@@ -292,7 +292,7 @@ class Toolset:
         running = _Running(self, run, tool)
         timeout_s = _earlier(tool.limits.timeout_s, left_s)
         try:
-            if isinstance(offload, PinnedThread):
+            if isinstance(offload, PinnedThread | Blocking):
                 value = await offload(running.work, timeout_s=timeout_s, what=running.what)
             elif timeout_s is None:
                 value = await offload(running.work)

@@ -38,8 +38,8 @@ from polyturn.envs.messages import (
     script_of,
 )
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.tools.python import BackendName, RunCodeTool, SharedSandboxes
-from polyturn.tools.sandbox import Limits
+from polyturn.tools.python import RunCodeTool, SharedSandboxes
+from polyturn.tools.sandbox import BackendName, Limits
 from polyturn.tools.types import ToolSpec
 
 Kind = Literal["unit_tests", "stdio"]

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from polyturn.envs.messages import AssistantMessage, ListTasks, Message, Script, Task, TaskSource, known_split
 from polyturn.envs.rewards.math import verify
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.tools.python import BackendName, PythonTool, SharedSandboxes
-from polyturn.tools.sandbox import Limits
+from polyturn.tools.python import PythonTool, SharedSandboxes
+from polyturn.tools.sandbox import BackendName, Limits
 from polyturn.tools.types import ToolCall, ToolSpec
 
 

@@ -9,7 +9,8 @@ from typing import Any, ClassVar, get_args
 from polyturn.envs.code.grading import LIMIT_S, UnitTests, as_unit_tests, find_code, grade_unit_tests
 from polyturn.envs.messages import EpisodeView, Score
 from polyturn.envs.rewards.math import Mode, gold_texts, shared_verifier, unpayable_reason
-from polyturn.tools.python import BackendName, SharedSandboxes
+from polyturn.tools.python import SharedSandboxes
+from polyturn.tools.sandbox import BackendName
 
 _KEYS = ("entry_point", "test", "cases", "prompt", "fn_name", "inputs", "outputs")
 

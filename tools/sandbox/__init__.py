@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol
 from polyturn.tools.sandbox.sandbox import ExecResult, Limits, Sandbox, SandboxUnavailable, Status
 
 __all__ = [
+    "BackendName",
     "ExecResult",
     "Limits",
     "Sandbox",
