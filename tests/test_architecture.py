@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ast
+import functools
+import graphlib
 import importlib.machinery
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -175,6 +178,139 @@ def test_an_editor_goes_to_the_definition(name: str) -> None:
     script = jedi.Script(f"import polyturn.envs.tool_env\n{name}", project=jedi.Project(ROOT / "src"))
     (found,) = script.goto(2, len(name), follow_imports=True)
     assert (found.full_name, found.type) == ("polyturn.envs.tool_env.ToolEnv", "class")
+
+
+def product_modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name."""
+    found = {}
+    package = ROOT / "src" / "polyturn"
+    for folder in (package, *(ROOT / name for name in FOLDERS)):
+        prefix = () if folder == package else (folder.name,)
+        for path in folder.rglob("*.py"):
+            parts = ("polyturn", *prefix, *path.relative_to(folder).with_suffix("").parts)
+            if folder != package or len(parts) < 3 or parts[1] not in FOLDERS:
+                found[".".join(parts).removesuffix(".__init__")] = path
+    return found
+
+
+@dataclass(frozen=True)
+class Import:
+    target: str
+    """A dotted name: a module, or something in one."""
+    line: int
+    is_late: bool
+    """Whether it runs with a function and not with the module."""
+    is_checked_only: bool
+    """Whether it stands under `if TYPE_CHECKING`."""
+
+
+def imports_in(source: str, *, package: str) -> list[Import]:
+    """All imports of a module that lies in `package`, in the order of their lines."""
+    found: list[Import] = []
+
+    def visit(node: ast.AST, late: bool, checked: bool) -> None:
+        if isinstance(node, ast.Import):
+            found.extend(Import(alias.name, node.lineno, late, checked) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            above = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
+            module = ".".join(filter(None, [*above, node.module]))
+            found.extend(Import(f"{module}.{alias.name}", node.lineno, late, checked) for alias in node.names)
+        late = late or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        checked = checked or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+        for child in ast.iter_child_nodes(node):
+            visit(child, late, checked)
+
+    visit(ast.parse(source), False, False)
+    return found
+
+
+def imports_of(path: Path, name: str) -> list[Import]:
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    return imports_in(path.read_text(encoding="utf-8"), package=package)
+
+
+def test_imports_are_found_wherever_they_stand() -> None:
+    source = "import a\nif TYPE_CHECKING:\n    from b import c\ndef f():\n    import d.e\nfrom ..g import h\n"
+    assert imports_in(source, package="x.y.z") == [
+        Import("a", 1, False, False),
+        Import("b.c", 3, False, True),
+        Import("d.e", 5, True, False),
+        Import("x.y.g.h", 6, False, False),
+    ]
+
+
+def own_module(target: str, modules: Mapping[str, Path]) -> str | None:
+    """The module of ours that an import names."""
+    parent = target.rpartition(".")[0]
+    return target if target in modules else parent if parent in modules else None
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """Imports for type checkers and inside functions count: they only hide a circle."""
+    modules = product_modules()
+    graph = {
+        name: {
+            found
+            for one in imports_of(path, name)
+            if (found := own_module(one.target, modules)) not in (None, name)
+        }
+        for name, path in modules.items()
+    }
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+IMPORTED_LATE = {
+    (
+        "polyturn.envs.code.harness.solution",
+        "polyturn.envs.code.harness.tests",
+    ): "tests stay out of its memory",
+    (
+        "polyturn.tools.children",
+        "polyturn.tools.threads",
+    ): "some children import it for `end_with` and are small",
+    (
+        "polyturn.trainer.megatron.layers",
+        None,
+    ): "Transformer Engine, which Megatron imports there, is optional",
+}
+"""Imports inside functions with another reason than a package that is large or optional."""
+
+
+def test_an_import_inside_a_function_spares_a_package() -> None:
+    """It brings a package from elsewhere that the module itself does not need; else it belongs at the top."""
+    modules = product_modules()
+    imports = {name: imports_of(path, name) for name, path in modules.items()}
+
+    @functools.cache
+    def needs(name: str) -> frozenset[str]:
+        """The packages from elsewhere that are imported with a module of ours."""
+        seen, left, packages = set(), [name], set()
+        while left:
+            name = left.pop()
+            if name in seen:
+                continue
+            seen.add(name)
+            left.extend(filter(None, [name.rpartition(".")[0]]))
+            for one in imports[name]:
+                if one.is_late or one.is_checked_only:
+                    continue
+                own = own_module(one.target, modules)
+                if own is None:
+                    packages.add(one.target.partition(".")[0])
+                else:
+                    left.append(own)
+        return frozenset(packages - sys.stdlib_module_names)
+
+    unreasoned = []
+    for name in modules:
+        for one in imports[name]:
+            own = own_module(one.target, modules)
+            package = one.target.partition(".")[0]
+            if one.is_late and (name, own) not in IMPORTED_LATE and package not in sys.stdlib_module_names:
+                brought = {package} if own is None else needs(own)
+                if brought <= needs(name):
+                    unreasoned.append(f"{name}:{one.line} {one.target}")
+    assert not unreasoned, "\n".join(unreasoned)
 
 
 def test_long_modules_say_why() -> None:

@@ -13,6 +13,9 @@ from typing import Any
 from polyturn.envs.search.styles import ACCESS_TOOL, SearchStyle
 from polyturn.envs.two_hop.env import build_index
 from polyturn.envs.two_hop.world import WorldSize
+from polyturn.tools.search.bm25 import BM25Index
+from polyturn.tools.search.corpus import read_passages
+from polyturn.tools.search.engine import open_engine
 from polyturn.tools.search.retrieval import Hit, Retriever, SearchFailed, contents_of, failure, passage_url
 from polyturn.tools.tool import Tool
 from polyturn.tools.types import ToolError, ToolSpec
@@ -51,16 +54,11 @@ def choose_retriever(
 
 @functools.lru_cache(maxsize=4)
 def _open_index(directory: str) -> Retriever:
-    from polyturn.tools.search.engine import open_engine
-
     return open_engine(directory)
 
 
 @functools.lru_cache(maxsize=4)
 def _index_corpus(path: str) -> Retriever:
-    from polyturn.tools.search.bm25 import BM25Index
-    from polyturn.tools.search.corpus import read_passages
-
     return BM25Index.build(read_passages(path))
 
 

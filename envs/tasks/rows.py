@@ -14,6 +14,7 @@ import orjson
 from polyturn.envs.border import read_calls, read_content
 from polyturn.envs.messages import EnvironmentChoice, Message, Role, Task
 from polyturn.envs.registry import find as find_environment
+from polyturn.envs.rewards.factory import read_reward
 from polyturn.tools.plain import clean_text, shown
 
 if TYPE_CHECKING:
@@ -167,8 +168,6 @@ class RowReader:
             raise self._not_declared(given, self.keys.reward, "rewards", self._named_rewards, where)
         spec = json.dumps(given, sort_keys=True)
         if spec not in self._rewards:
-            from polyturn.envs.rewards.factory import read_reward
-
             try:
                 self._rewards[spec] = read_reward(given)
             except ValueError as error:

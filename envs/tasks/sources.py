@@ -14,6 +14,7 @@ from typing import Any
 from polyturn.configs.schema.tasks import TaskSourceConfig
 from polyturn.envs.messages import Task, TaskSource, no_such_task, where_of
 from polyturn.envs.plugins import Signature, check_signature, load_object
+from polyturn.envs.rewards.factory import make_reward
 from polyturn.envs.tasks.files import FileTasks, JsonlTasks, ParquetTasks
 from polyturn.envs.tasks.rows import RowKeys, RowReader, read_environment
 
@@ -294,8 +295,6 @@ def _reader(source: TaskSourceConfig) -> RowReader:
     rewards = {}
     reward = None
     if source.reward is not None or source.rewards:
-        from polyturn.envs.rewards.factory import make_reward
-
         for name, choice in source.rewards.items():
             try:
                 rewards[name] = make_reward(choice)

@@ -11,7 +11,7 @@ from gymnasium.utils.env_checker import check_env
 import polyturn
 from polyturn.cli.env import write_package
 from polyturn.envs import registry
-from polyturn.envs.conformance import CHECKS
+from polyturn.envs.conformance.runner import CHECKS
 from polyturn.envs.messages import AssistantMessage
 
 DOCS = Path(__file__).parents[2] / "docs"

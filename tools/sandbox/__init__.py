@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal, Protocol
 
+from polyturn.tools.sandbox.docker import DockerBackend
+from polyturn.tools.sandbox.embedded import EmbeddedBackend
 from polyturn.tools.sandbox.sandbox import ExecResult, Limits, Sandbox, SandboxUnavailable, Status
 
 __all__ = [
@@ -40,12 +42,8 @@ def make_backend(name: BackendName = "auto", **options: Any) -> SandboxBackend:
     without it.
     """
     if name == "embedded":
-        from polyturn.tools.sandbox.embedded import EmbeddedBackend
-
         return EmbeddedBackend(**options)
     if name == "docker":
-        from polyturn.tools.sandbox.docker import DockerBackend
-
         return DockerBackend(**options)
     if name == "auto":
         failures = []

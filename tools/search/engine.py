@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from polyturn.tools.search.bm25 import BM25Index
+from polyturn.tools.search.dense import DenseIndex
 from polyturn.tools.search.retrieval import Hit, Retriever
 
 RANK_CONSTANT = 60
@@ -78,8 +79,6 @@ def open_engine(directory: str | Path, kind: Engine = "auto") -> Retriever:
     Raises:
         ValueError: there is none, or not of that kind.
     """
-    from polyturn.tools.search.dense import DenseIndex
-
     folder = Path(directory)
     has_words, has_vectors = (folder / "tantivy").is_dir(), (folder / "dense").is_dir()
     if kind == "auto":

@@ -21,8 +21,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, get_args
 
-from polyturn.envs.two_hop.world import Pool
-from polyturn.tools.search.retrieval import NOTHING_FOUND
+from polyturn.envs.two_hop.world import Pool, employer_names, make_world, people_names, town_names
+from polyturn.tools.search.retrieval import NOTHING_FOUND, SEARCH_SPEC
 
 ROPE_THETA = 10_000.0
 
@@ -207,8 +207,6 @@ def split_words(tokenizer: Any, texts: Iterable[str]) -> Iterator[str]:
 def training_texts() -> Iterator[str]:
     """What the vocabulary is made from: every name, passages, questions and whole conversations."""
     from polyturn.envs.two_hop.env import GIVE_UP, SYSTEM_PROMPT, write_call
-    from polyturn.envs.two_hop.world import employer_names, make_world, people_names, town_names
-    from polyturn.tools.search.retrieval import SEARCH_SPEC
 
     for pool in get_args(Pool):
         yield from people_names(pool)

@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,8 +77,6 @@ class Recipe(BaseModel):
 
 def recipe_path() -> Path:
     """The recipe of the shipped model."""
-    from importlib.resources import files
-
     return Path(str(files("polyturn.configs"))) / "base_models" / "tiny_searcher.yaml"
 
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
+import megatron.core.optimizer as megatron_optimizer
+import megatron.core.optimizer.distrib_optimizer as distributed
 import torch
 import torch.distributed as dist
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
@@ -76,11 +78,8 @@ class FusedLayoutAdam(torch.optim.Optimizer):
 
 def use_fused_layout_adam() -> None:
     """Make Megatron-core's optimizer build this AdamW where neither Transformer Engine nor Apex is installed."""
-    import megatron.core.optimizer as optimizer
-    import megatron.core.optimizer.distrib_optimizer as distributed
-
-    if optimizer.USING_PYTORCH_OPTIMIZER:
-        optimizer.Adam, optimizer.USING_PYTORCH_OPTIMIZER = FusedLayoutAdam, False
+    if megatron_optimizer.USING_PYTORCH_OPTIMIZER:
+        megatron_optimizer.Adam, megatron_optimizer.USING_PYTORCH_OPTIMIZER = FusedLayoutAdam, False
         distributed.Adam, distributed.HAVE_APEX_OR_TE, distributed.USING_APEX_OPTIMIZER = (
             FusedLayoutAdam,
             True,

@@ -19,11 +19,13 @@ import ray
 from polyturn.configs.addresses import bind_address
 from polyturn.configs.schema.run import BroadcastSync, RunConfig
 from polyturn.configs.schema.trainer import ParallelConfig
+from polyturn.rollout.engines.checksums import EngineChecksums
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.placement import assigned_gpus, free_port, gpu_environment
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.data.samples import SKIPPED, UNMOVED, Columns, TrainSample, Update, UpdateReport
 from polyturn.trainer.weight_sync import SyncReport, WeightPublisher
+from polyturn.trainer.weight_sync.broadcast import BroadcastPublisher
 
 if TYPE_CHECKING:
     from polyturn.trainer.megatron.checkpoints import Checkpoints
@@ -109,8 +111,6 @@ class PolicyRank(Rank):
         """Prepare to publish weights to the engines. Only rank 0 does anything."""
         if self._rank != 0:
             return
-        from polyturn.rollout.engines.checksums import EngineChecksums
-
         config, sync = self._config, self._config.weight_sync
         engines = [EngineControl(url) for url in engine_urls]
         hf_config = orjson.loads((self._model_path / "config.json").read_bytes())
@@ -127,8 +127,6 @@ class PolicyRank(Rank):
 
             self._cast = FP8Cast(self._model_path)
         if isinstance(sync, BroadcastSync):
-            from polyturn.trainer.weight_sync.broadcast import BroadcastPublisher
-
             address, port = self.rendezvous()
             self._publisher = BroadcastPublisher(
                 engines=engines,

@@ -17,11 +17,9 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from polyturn.envs.code.harness.values import DoesNotCross, Packer, unpack
+from polyturn.envs.code.harness.values import CLASS, DoesNotCross, Packer, reply, unpack
 
 MAX_TEXT = 300
-CLASS = "Solution"
-"""The class whose methods are asked for where the task is in the form of LeetCode."""
 
 
 def serve(questions: int, answers: int) -> None:
@@ -103,13 +101,6 @@ def describe(error: BaseException) -> list[Any]:
     except BaseException:  # noqa: BLE001  an exception's own `__str__` may raise
         text = ""
     return [[[kind.__module__, kind.__qualname__] for kind in type(error).__mro__], text]
-
-
-def reply(fd: int, answer: Any) -> None:
-    """Writes one line."""
-    data = memoryview(json.dumps(answer).encode() + b"\n")
-    while data:
-        data = data[os.write(fd, data) :]
 
 
 PR_SET_DUMPABLE = 4

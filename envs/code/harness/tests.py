@@ -24,8 +24,16 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from polyturn.envs.code.harness.solution import CLASS, reply
-from polyturn.envs.code.harness.values import DoesNotCross, Packer, same, take_over, unpack, with_keys
+from polyturn.envs.code.harness.values import (
+    CLASS,
+    DoesNotCross,
+    Packer,
+    reply,
+    same,
+    take_over,
+    unpack,
+    with_keys,
+)
 
 MAX_LINE_BYTES = 64 << 20
 FRAMEWORKS = ("unittest", "polyturn", "__main__")
@@ -477,8 +485,6 @@ class Tests:
             raise TestsBroken(f"the test is no Python: {error}") from None
         self.num_expected = max(1, keeper.num_asserts + len(job["cases"]))
         if "pytest" in job["test"]:
-            from polyturn.envs.code.harness.tests import install
-
             install()
         # A module, as what is defined there may look for the one that it belongs to.
         sys.modules["tests"] = types.ModuleType("tests")

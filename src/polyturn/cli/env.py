@@ -27,8 +27,8 @@ from polyturn.agents.policy import MessagePolicy
 from polyturn.cli.outcome import INTERRUPTED, RUN_FAILED, print_error, reported, table
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.loading.yaml_tree import read_value
-from polyturn.envs.conformance import CHECKS, Unavailable
-from polyturn.envs.conformance.runner import check_isolated
+from polyturn.envs.conformance.runner import CHECKS, check_isolated
+from polyturn.envs.conformance.subject import Unavailable
 from polyturn.envs.messages import AssistantMessage, Message, Task
 from polyturn.envs.registry import find, list_environments, make
 from polyturn.envs.tool_env import ToolEnv

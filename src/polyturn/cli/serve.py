@@ -12,6 +12,7 @@ import typer
 
 from polyturn.cli.outcome import reported
 from polyturn.configs.errors import ConfigError
+from polyturn.envs.two_hop.world import WorldSize
 from polyturn.tools.search.retrieval import Retriever
 
 app = typer.Typer(help="Serve what environments use.", no_args_is_help=True, rich_markup_mode=None)
@@ -87,7 +88,6 @@ def _engine(
     if index is None:
         if corpus is None:
             from polyturn.envs.two_hop.env import build_index
-            from polyturn.envs.two_hop.world import WorldSize
 
             return build_index(1, WorldSize())
         if kind not in ("auto", "bm25"):

@@ -11,7 +11,7 @@ from polyturn.agents.episode import Outcome
 from polyturn.agents.episode_loop import EpisodeLimits, play_messages
 from polyturn.agents.message_policies import ScriptedPolicy
 from polyturn.envs.adapters.text_env import NoAction, action_reader, action_text, observation_text
-from polyturn.envs.conformance import CHECKS
+from polyturn.envs.conformance.runner import CHECKS
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.registry import make

@@ -17,7 +17,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from polyturn.envs.conformance import CHECKS, Subject, run_check
+from polyturn.envs.conformance.runner import CHECKS, run_check
+from polyturn.envs.conformance.subject import Subject
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.messages import AssistantMessage, ListTasks, Score, Task
 from polyturn.envs.rewards import exact_match
