@@ -37,9 +37,9 @@ from polyturn.rollout.collector import Collector
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.launch import Engines, LocalLauncher
 from polyturn.rollout.engines.server import EngineSpec
+from polyturn.rollout.factory import open_client, token_play
 from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.limits import RolloutLimits
-from polyturn.rollout.setup import open_client, token_play
 from polyturn.tools.types import ToolCall
 
 ENVIRONMENT = "polyturn/TwoHopSearch-v0"

@@ -27,7 +27,7 @@ from polyturn.envs.rewards.rules import check_label
 from polyturn.envs.tasks import MixtureTasks, SlicedTasks
 from polyturn.envs.tasks.files import FileTasks
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.rollout.setup import renderer_of, run_reward
+from polyturn.rollout.factory import renderer_of, run_reward
 from polyturn.tools.types import ToolCall, ToolSpec
 
 logger = logging.getLogger(__name__)

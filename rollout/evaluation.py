@@ -17,9 +17,9 @@ from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.collector import Collector, Group, RolloutError
 from polyturn.rollout.engines.launch import Engines, LocalLauncher
 from polyturn.rollout.engines.server import EngineSpec
+from polyturn.rollout.factory import build_collector, open_policy
 from polyturn.rollout.groups import Prompt
 from polyturn.rollout.limits import Policy
-from polyturn.rollout.setup import build_collector, open_policy
 from polyturn.rollout.store import TrajectoryStore
 
 CONFIDENCE = 0.95

@@ -8,7 +8,7 @@ from polyturn.agents.chat import load_tokenizer
 from polyturn.agents.dialects import make_dialect
 from polyturn.configs.loading.loader import load_config
 from polyturn.rollout.checks import check_chat_template
-from polyturn.rollout.setup import renderer_of
+from polyturn.rollout.factory import renderer_of
 from tests.support.chat_families import FAMILIES, build
 
 

@@ -14,9 +14,9 @@ from polyturn.agents.policy import PolicyFault
 from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collector import Collector, RolloutError, episode_seed, parse_episode_id
+from polyturn.rollout.factory import message_play
 from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.limits import RolloutLimits
-from polyturn.rollout.setup import message_play
 from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall
 

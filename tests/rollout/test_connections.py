@@ -7,7 +7,7 @@ import asyncio
 import httpx
 import pytest
 
-from polyturn.rollout.setup import open_client
+from polyturn.rollout.factory import open_client
 
 
 class Server:

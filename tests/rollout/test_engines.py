@@ -25,8 +25,8 @@ from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.process import EngineError
 from polyturn.rollout.engines.server import EngineSpec, SGLangServer
 from polyturn.rollout.evaluation import evaluate
+from polyturn.rollout.factory import build_collector, open_client, open_policy
 from polyturn.rollout.groups import PromptCursor
-from polyturn.rollout.setup import build_collector, open_client, open_policy
 from polyturn.rollout.store import TrajectoryStore
 from tests.support.engines import engine_checksums, weight_version
 

@@ -15,7 +15,7 @@ from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.schema.run import EnginesConfig
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.server import EngineSpec, SGLangServer
-from polyturn.rollout.setup import open_client
+from polyturn.rollout.factory import open_client
 from polyturn.trainer.data.samples import TrainSample
 from tests.support.engines import engine_checksums
 

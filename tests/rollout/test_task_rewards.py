@@ -18,11 +18,10 @@ from polyturn.envs.rewards.rubric import GroupPart
 from polyturn.envs.tasks import GeneratedTasks, draw_order
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collector import Collector, RolloutError
+from polyturn.rollout.factory import check_train_split, message_play, run_reward, tasks_of
 from polyturn.rollout.groups import PromptCursor, without_group_rewards
 from polyturn.rollout.limits import RolloutLimits
-from polyturn.rollout.setup import message_play, run_reward
 from polyturn.rollout.store import TrajectoryStore
-from polyturn.rollout.task_sources import check_train_split, tasks_of
 from polyturn.trainer.credit.estimates import estimate_advantages, make_samples
 from polyturn.trainer.run.preflight import check_environment
 

@@ -16,9 +16,9 @@ from polyturn.envs.rewards.rubric import GroupPart
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.envs.wrapped import WrappedToolEnv
 from polyturn.rollout.collector import Collector, RolloutError
+from polyturn.rollout.factory import message_play, open_client
 from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.limits import RolloutLimits
-from polyturn.rollout.setup import message_play, open_client
 from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall
 

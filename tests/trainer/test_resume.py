@@ -16,9 +16,9 @@ from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.run import RunConfig
 from polyturn.envs.tasks import draw_order
 from polyturn.envs.tasks.order import task_digest
+from polyturn.rollout.factory import tasks_of
 from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.store import TrajectoryStore
-from polyturn.rollout.task_sources import tasks_of
 from polyturn.trainer.run.directory import RunDirectory
 from polyturn.trainer.run.progress import JsonLinesSink, read_metrics
 from polyturn.trainer.run.resume import as_json, check_resume, forget_failure, identify, note_failure

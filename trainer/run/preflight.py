@@ -22,8 +22,8 @@ from polyturn.envs.messages import TaskSource
 from polyturn.envs.registry import list_environments, make
 from polyturn.rollout.checks import check_chat_template, check_prompts, check_rewards, check_tasks
 from polyturn.rollout.engines.placement import claim_port
+from polyturn.rollout.factory import check_train_split, tasks_of
 from polyturn.rollout.limits import allow_open_files
-from polyturn.rollout.task_sources import check_train_split, tasks_of
 from polyturn.rollout.whole_file import check_writable
 from polyturn.trainer.algorithms.registry import check_plugins
 from polyturn.trainer.checkpoints.manifest import MARKER, find_faults

@@ -29,9 +29,9 @@ from polyturn.envs.registry import make
 from polyturn.envs.tasks import draw_order
 from polyturn.envs.tasks.order import source_digest, task_digest
 from polyturn.rollout.collector import other_task
+from polyturn.rollout.factory import tasks_of
 from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.store import TrajectoryStore
-from polyturn.rollout.task_sources import tasks_of
 from polyturn.trainer.checkpoints.manifest import find_faults
 from polyturn.trainer.run.directory import FailedStep, RunDirectory
 from polyturn.trainer.run.progress import num_damaged_rows

@@ -29,7 +29,7 @@ from polyturn.envs.messages import TaskSource
 from polyturn.envs.tasks import MixtureTasks
 from polyturn.envs.tasks.sources import source_name
 from polyturn.packages import PACKAGES
-from polyturn.rollout.task_sources import task_configs, tasks_of
+from polyturn.rollout.factory import task_configs, tasks_of
 from polyturn.runs import EvaluationReport
 from polyturn.trainer.run.model_checks import capacity_of, check_memory, critic_shape
 from polyturn.trainer.run.preflight import preflight

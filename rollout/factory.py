@@ -1,4 +1,6 @@
-"""What a run config means for rollout: environments, tasks, player and policy."""
+"""What a run config means for rollout: its tasks, environments and rewards, how episodes are played, and the policy
+behind the engines.
+"""
 
 from __future__ import annotations
 
@@ -17,16 +19,87 @@ from polyturn.agents.policy import LeastLoadedPolicy, SamplingParams, TokenPolic
 from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.schema.deadlines import interruption_timeout_s
 from polyturn.configs.schema.run import ModelConfig, RunConfig
-from polyturn.configs.schema.tasks import EnvironmentReward
-from polyturn.envs.messages import EnvironmentChoice, Reward
+from polyturn.configs.schema.tasks import EnvironmentReward, TaskSourceConfig
+from polyturn.envs.messages import EnvironmentChoice, Reward, TaskSource
 from polyturn.envs.registry import make
 from polyturn.envs.rewards.factory import make_group_rewards, make_reward
+from polyturn.envs.tasks.sources import open_tasks
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collector import Collector, Play
 from polyturn.rollout.limits import RolloutLimits, allow_open_files
-from polyturn.rollout.task_sources import tasks_of
 from polyturn.tools.bounded_answers import BoundedTransport
 from polyturn.tools.retries import Retries
+
+HELDOUT_NAMES = frozenset(
+    (
+        "heldout",
+        "held_out",
+        "held-out",
+        "test",
+        "testing",
+        "validation",
+        "valid",
+        "val",
+        "dev",
+        "eval",
+        "evaluation",
+    )
+)
+
+
+def check_train_split(config: RunConfig) -> None:
+    """Raise `ValueError` for a split to train on that is held out, unless the config says that this is meant."""
+    environment, split = config.environment, config.environment.train_split
+    if environment.train_on_heldout:
+        return
+    if split.lower() in HELDOUT_NAMES:
+        why = "is held out by its name"
+    elif split == config.evaluation.split:
+        why = "is the one that evaluation.split plays"
+    else:
+        return
+    raise ValueError(
+        f"environment.train_split: '{split}' {why}; train on another split, or say environment.train_on_heldout=true"
+    )
+
+
+def task_configs(config: RunConfig, split: str) -> list[TaskSourceConfig] | None:
+    """What the config names as the tasks of a split; None: they are the environment's own.
+
+    Raises:
+        ValueError: held-out tasks whose split is the one that is trained on.
+    """
+    environment, evaluation = config.environment, config.evaluation
+    if evaluation.tasks is not None:
+        if evaluation.split == environment.train_split:
+            raise ValueError(
+                f"evaluation.tasks: evaluation.split and environment.train_split are both '{split}'; give the held-out "
+                "tasks a split of another name"
+            )
+        if split == evaluation.split:
+            return evaluation.tasks
+    return environment.tasks
+
+
+def tasks_of(config: RunConfig, split: str) -> TaskSource:
+    """The tasks of a split: those that the config names, or else the environment's own.
+
+    Raises:
+        ValueError: they cannot be had, or there are none.
+    """
+    environment = config.environment
+    given = task_configs(config, split)
+    if given is not None:
+        return open_tasks(given)
+    env = make(environment.id, **environment.options)
+    try:
+        source = env.tasks(split)
+    finally:
+        env.close()
+    if len(source) == 0:
+        raise ValueError(f"{environment.id} has no tasks in the split '{split}'")
+    return source
+
 
 MAX_GENERATION_BYTES = 256 * 1024 * 1024
 """Of an engine's answer: tokens, logprobs and routed experts of one turn."""
