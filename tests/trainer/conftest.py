@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from polyturn.agents.episode import Episode, Outcome
 from polyturn.agents.ledger import Ledger
 from polyturn.agents.policy import Generation
 from polyturn.trainer.data.samples import TrainSample
+from tests.support.samples import random_samples
 
 VOCAB_SIZE = 301
 """Odd, so that two tensor-parallel ranks need a padded vocabulary."""
@@ -70,29 +70,7 @@ def make_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 def make_samples() -> Callable[..., list[TrainSample]]:
     """Makes random samples with about half of their tokens trainable."""
 
-    def make(lengths: list[int], *, seed: int = 0) -> list[TrainSample]:
-        rng = np.random.default_rng(seed)
-        samples = []
-        for i, length in enumerate(lengths):
-            sampled = rng.random(length) < 0.5
-            sampled[0] = False
-            sampled[-1] = True
-            samples.append(
-                TrainSample(
-                    sample_id=f"sample-{i}",
-                    group_id=f"group-{i // 2}",
-                    sequence_id=f"sample-{i}",
-                    token_ids=rng.integers(0, VOCAB_SIZE, length),
-                    sampled=sampled,
-                    behavior_logprobs=rng.normal(-5, 0.3, length).astype(np.float32),
-                    policy_versions=np.zeros(length, dtype=np.int32),
-                    turns=np.zeros(length, dtype=np.int32),
-                    advantages=np.full(length, rng.normal(), dtype=np.float32),
-                )
-            )
-        return samples
-
-    return make
+    return random_samples
 
 
 @pytest.fixture(scope="session")

@@ -11,25 +11,11 @@ from polyturn.agents.ledger import Ledger
 from polyturn.agents.policy import Generation
 from polyturn.trainer.data.balance import pack, split_over_ranks, split_packs
 from polyturn.trainer.data.samples import TrainSample
-
-
-def make_sample(length: int, name: str = "s") -> TrainSample:
-    sampled = np.ones(length, dtype=np.bool_)
-    sampled[0] = False
-    return TrainSample(
-        sample_id=name,
-        group_id="g",
-        sequence_id=name,
-        token_ids=np.arange(length),
-        sampled=sampled,
-        behavior_logprobs=np.zeros(length, dtype=np.float32),
-        policy_versions=np.zeros(length, dtype=np.int32),
-        turns=np.zeros(length, dtype=np.int32),
-    )
+from tests.support.samples import make_sample
 
 
 def make_samples(lengths) -> list[TrainSample]:
-    return [make_sample(length, f"s{i}") for i, length in enumerate(lengths)]
+    return [make_sample(range(length), name=f"s{i}") for i, length in enumerate(lengths)]
 
 
 def ids(groups) -> list[str]:
@@ -106,13 +92,4 @@ def test_a_segment_becomes_a_sample():
 
 def test_a_first_token_cannot_have_been_sampled():
     with pytest.raises(AssertionError, match="first token"):
-        TrainSample(
-            sample_id="s",
-            group_id="g",
-            sequence_id="s",
-            token_ids=np.arange(2),
-            sampled=np.array([True, False]),
-            behavior_logprobs=np.zeros(2, dtype=np.float32),
-            policy_versions=np.zeros(2, dtype=np.int32),
-            turns=np.zeros(2, dtype=np.int32),
-        )
+        make_sample(range(2), sampled=np.array([True, False]))

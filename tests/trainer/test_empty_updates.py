@@ -22,6 +22,7 @@ from polyturn.trainer.data.samples import SKIPPED, TrainSample, Update, UpdateRe
 from polyturn.trainer.ranks.rank import PolicyRank
 from polyturn.trainer.ranks.trainer import Trainer, _left_out
 from polyturn.trainer.run.metrics import step_metrics
+from tests.support.samples import make_sample
 
 Episodes = Callable[..., Episode]
 
@@ -121,16 +122,7 @@ def test_any_number_of_samples_is_cut_into_any_number_of_updates(
     lengths: list[int], num_updates: int, num_ranks: int
 ) -> None:
     samples = [
-        TrainSample(
-            sample_id=f"e{index}/0",
-            group_id="g",
-            sequence_id=f"e{index}",
-            token_ids=np.arange(length + 1),
-            sampled=np.arange(length + 1) > 0,
-            behavior_logprobs=np.zeros(length + 1, dtype=np.float32),
-            policy_versions=np.zeros(length + 1, dtype=np.int32),
-            turns=np.zeros(length + 1, dtype=np.int32),
-        )
+        make_sample(range(length + 1), name=f"e{index}/0", sequence_id=f"e{index}")
         for index, length in enumerate(lengths)
     ]
     for shared_prefix in ("off", "tree"):

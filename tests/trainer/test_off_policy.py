@@ -18,12 +18,13 @@ from polyturn.trainer.data.balance import cut_into_updates, share_out
 from polyturn.trainer.data.samples import TrainSample, count_samples
 from polyturn.trainer.ranks.rank import PolicyRank
 from polyturn.trainer.run.preflight import preflight
+from tests.support.samples import make_sample
 
 FAR = 77.0
 """Stands where nothing was sampled: it must not be read."""
 
 
-def make_sample(
+def drawn_sample(
     name: str,
     log_rhos: Sequence[float],
     *,
@@ -39,11 +40,10 @@ def make_sample(
     def column(values: Sequence[float], dtype: type = np.float32) -> np.ndarray:
         return np.array([FAR, *values, FAR], dtype=dtype)
 
-    return TrainSample(
-        sample_id=name,
-        group_id="g",
+    return make_sample(
+        range(count + 2),
+        name=name,
         sequence_id=sequence or name,
-        token_ids=np.arange(count + 2, dtype=np.int64),
         sampled=sampled,
         behavior_logprobs=column([-1.0 - rho for rho in log_rhos]),
         policy_versions=column(versions or [5] * count, np.int32),
@@ -58,7 +58,7 @@ def config(*corrections: dict[str, object]) -> AlgorithmConfig:
 
 
 def test_without_corrections_there_are_figures_and_no_weights():
-    samples = [make_sample("a", [0.1, -0.2]), make_sample("b", [0.3])]
+    samples = [drawn_sample("a", [0.1, -0.2]), drawn_sample("b", [0.3])]
     found, metrics = correct(samples, config(), version=5)
     assert [sample.correction_weights for sample in found] == [None, None]
     rhos = [math.exp(x) for x in (0.1, -0.2, 0.3)]
@@ -78,9 +78,9 @@ def test_without_corrections_there_are_figures_and_no_weights():
 
 def test_weights_are_products_and_columns_of_their_samples():
     samples = [
-        make_sample("a/0", [1.0, 0.2], sequence="a"),
-        make_sample("a/1", [0.0], sequence="a"),
-        make_sample("b", [math.log(1e3), 0.1]),
+        drawn_sample("a/0", [1.0, 0.2], sequence="a"),
+        drawn_sample("a/1", [0.0], sequence="a"),
+        drawn_sample("b", [math.log(1e3), 0.1]),
     ]
     found, metrics = correct(
         samples, config({"kind": "truncated_importance", "cap": 2}, {"kind": "veto"}), version=5
@@ -102,15 +102,15 @@ def test_weights_are_products_and_columns_of_their_samples():
 
 
 def test_segments_of_an_episode_are_rejected_together():
-    samples = [make_sample("a/0", [0.0, 0.0], sequence="a"), make_sample("a/1", [0.9], sequence="a")]
-    alone = [make_sample("b", [0.0, 0.0])]
+    samples = [drawn_sample("a/0", [0.0, 0.0], sequence="a"), drawn_sample("a/1", [0.9], sequence="a")]
+    alone = [drawn_sample("b", [0.0, 0.0])]
     rule = {"kind": "geometric_rejection", "low": 0.9, "high": 1.2}
     found, _ = correct([*samples, *alone], config(rule), version=5)
     assert [s.correction_weights[s.sampled].tolist() for s in found] == [[0, 0], [0], [1, 1]]
 
 
 def test_denominators_are_those_before_rejection():
-    samples = [make_sample("a", [0.0, 0.0]), make_sample("b", [math.log(1e3), 0.1])]
+    samples = [drawn_sample("a", [0.0, 0.0]), drawn_sample("b", [math.log(1e3), 0.1])]
     found, _ = correct(samples, config({"kind": "veto"}), version=5)
     assert count_samples(found) == count_samples(samples)
     (shares,) = share_out(cut_into_updates(found, 1), 1)
@@ -118,7 +118,7 @@ def test_denominators_are_those_before_rejection():
 
 
 def test_figures_by_age_and_by_turn():
-    samples = [make_sample("a", [0.5, 0.0, 1.0], versions=[5, 3, 3], turns=[0, 1, 9])]
+    samples = [drawn_sample("a", [0.5, 0.0, 1.0], versions=[5, 3, 3], turns=[0, 1, 9])]
     _, found = correct(samples, config({"kind": "icepop", "low": 0.9, "high": 2.0}), version=5)
     assert found["offpolicy/age_0/tokens"] == 1 and found["offpolicy/age_2/tokens"] == 2
     assert found["offpolicy/age_0/logprob_difference_mean"] == pytest.approx(0.5)
@@ -136,8 +136,8 @@ def test_figures_by_age_and_by_turn():
 def test_a_loss_against_the_sampler_clips_stale_tokens_before_the_first_update():
     logs = [math.log(1.1), math.log(1.4), math.log(1.4)]
     samples = [
-        make_sample("a", logs, versions=[5, 5, 3]),
-        make_sample("b", logs, versions=[5, 5, 3], advantage=-1.0),
+        drawn_sample("a", logs, versions=[5, 5, 3]),
+        drawn_sample("b", logs, versions=[5, 5, 3], advantage=-1.0),
     ]
     for anchor, by_age in (("behavior", {0: 1 / 4, 2: 1 / 2}), ("proximal", {0: 0.0, 2: 0.0})):
         section = AlgorithmConfig.model_validate({"loss": {"kind": "clip", "anchor": anchor}})
@@ -176,7 +176,7 @@ def test_no_tokens_have_finite_figures():
 @pytest.mark.catalogue("B31")
 @pytest.mark.parametrize("value", [math.nan, -math.inf, math.inf])
 def test_a_token_without_a_finite_engine_logprob_leaves_training_and_counts(value):
-    whole, broken = make_sample("a", [0.1, 0.2, 0.3]), make_sample("b", [0.1, 0.2])
+    whole, broken = drawn_sample("a", [0.1, 0.2, 0.3]), drawn_sample("b", [0.1, 0.2])
     broken.behavior_logprobs[2] = value
     whole.behavior_logprobs[0] = value  # not sampled: of no meaning
     usable, metrics = drop_unusable({"a": whole, "b": broken})
@@ -192,9 +192,9 @@ def test_a_token_without_a_finite_engine_logprob_leaves_training_and_counts(valu
 
 @pytest.mark.catalogue("B31")
 def test_a_sample_of_which_no_token_is_usable_is_in_no_denominator():
-    lost = make_sample("b", [0.1])
+    lost = drawn_sample("b", [0.1])
     lost.behavior_logprobs[1] = math.nan
-    usable, _ = drop_unusable({"a": make_sample("a", [0.1]), "b": lost})
+    usable, _ = drop_unusable({"a": drawn_sample("a", [0.1]), "b": lost})
     counts = count_samples(list(usable.values()))
     assert (counts.num_tokens, counts.num_sequences) == (1, 1)
 
@@ -208,18 +208,18 @@ def test_a_plugin_with_a_weight_that_is_not_one_is_refused(tmp_path):
     for value, fails in ((0.5, False), (-1.0, True), (math.nan, True)):
         section = {"kind": "plugin", "target": f"{tmp_path}/bad.py:bad", "options": {"value": value}}
         if not fails:
-            found, _ = correct([make_sample("a", [0.1])], config(section), version=5)
+            found, _ = correct([drawn_sample("a", [0.1])], config(section), version=5)
             assert found[0].correction_weights.tolist() == [0, 0.5, 0]
             continue
         with pytest.raises(ValueError, match="one finite weight of at least 0"):
-            correct([make_sample("a", [0.1])], config(section), version=5)
+            correct([drawn_sample("a", [0.1])], config(section), version=5)
 
 
 UNSCORED = ["trainer.algorithm.proximal=behavior", "trainer.algorithm.loss.anchor=behavior"]
 
 
 def test_the_samplers_logprobs_stand_in_for_a_step_that_is_not_scored():
-    samples = [make_sample("a", [0.1, 0.2]), make_sample("b", [0.3])]
+    samples = [drawn_sample("a", [0.1, 0.2]), drawn_sample("b", [0.3])]
     # No policy is there to be asked.
     scores = PolicyRank(config=load_config("quickstart", UNSCORED), model_path="", rank=0).score(samples)
     for sample in samples:

@@ -13,20 +13,7 @@ from polyturn.trainer.data.balance import pack_by_prefix, split_over_ranks
 from polyturn.trainer.data.prefix_tree import MIN_SHARED, Sharing, build_tree
 from polyturn.trainer.data.samples import TrainSample
 from polyturn.trainer.run.model_checks import check_shared_prefix
-
-
-def sample(number: int, token_ids: np.ndarray) -> TrainSample:
-    length = len(token_ids)
-    return TrainSample(
-        sample_id=str(number),
-        group_id="g",
-        sequence_id=str(number),
-        token_ids=token_ids.astype(np.int64),
-        sampled=np.arange(length) > 0,
-        behavior_logprobs=np.zeros(length, dtype=np.float32),
-        policy_versions=np.zeros(length, dtype=np.int32),
-        turns=np.zeros(length, dtype=np.int32),
-    )
+from tests.support.samples import make_sample
 
 
 @st.composite
@@ -92,7 +79,7 @@ def groups(
         start = rng.integers(0, 1000, prompt)
         made += [np.concatenate([start, rng.integers(0, 1000, rng.integers(1, answer))]) for _ in range(size)]
     order = rng.permutation(len(made))
-    return [sample(number, made[place]) for number, place in enumerate(order)]
+    return [make_sample(made[place], name=str(number)) for number, place in enumerate(order)]
 
 
 @pytest.mark.parametrize("limit", [100, 400, 5000])
@@ -140,7 +127,7 @@ def test_one_group_is_divided_rather_than_left_to_one_rank() -> None:
 @settings(max_examples=30, deadline=None)
 def test_samples_that_share_nothing_are_split_as_ever(lengths: list[int], num_ranks: int) -> None:
     rng = np.random.default_rng(5)
-    samples = [sample(i, rng.integers(0, 10**6, length)) for i, length in enumerate(lengths)]
+    samples = [make_sample(rng.integers(0, 10**6, length), name=str(i)) for i, length in enumerate(lengths)]
     shares = split_over_ranks(samples, num_ranks, shared_prefix="tree")
     best = max(sum(map(len, share)) for share in split_over_ranks(samples, num_ranks))
     assert max(sum(map(len, share)) for share in shares) <= best + MIN_SHARED * len(samples)

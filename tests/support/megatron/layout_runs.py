@@ -17,6 +17,7 @@ from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.data.balance import split_over_ranks
 from polyturn.trainer.data.samples import TrainSample, count_samples
 from tests.support.megatron.ranks_pool import RankContext
+from tests.support.samples import random_samples
 
 # A large epsilon keeps AdamW smooth where a gradient is nearly 0, so that rounding does not show as a whole step.
 SMOOTH = OptimizerConfig(learning_rate=0.01, epsilon=1e-3, weight_decay=0.1, clip_grad=0.5)
@@ -33,24 +34,9 @@ VOCAB_SIZE = 301
 
 def make_samples(lengths: Sequence[int] = LENGTHS) -> list[TrainSample]:
     """Random samples with about half of their tokens trainable; the second and the last are one sequence."""
-    rng = np.random.default_rng(0)
-    samples = []
-    for i, length in enumerate(lengths):
-        sampled = rng.random(length) < 0.5
-        sampled[0], sampled[-1] = False, True
-        samples.append(
-            TrainSample(
-                sample_id=f"sample-{i}",
-                group_id=f"group-{i // 2}",
-                sequence_id="shared" if i in (1, len(lengths) - 1) else f"sequence-{i}",
-                token_ids=rng.integers(0, VOCAB_SIZE, length).astype(np.int32),
-                sampled=sampled,
-                behavior_logprobs=rng.normal(-5, 0.3, length).astype(np.float32),
-                policy_versions=np.zeros(length, dtype=np.int32),
-                turns=np.zeros(length, dtype=np.int16),
-                advantages=np.full(length, rng.normal(), dtype=np.float32),
-            )
-        )
+    samples = random_samples(lengths)
+    for i in (1, len(samples) - 1):
+        samples[i] = replace(samples[i], sequence_id="shared")
     return samples
 
 

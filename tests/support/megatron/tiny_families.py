@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from polyturn.trainer.data.samples import TrainSample
 from tests.support.megatron.ranks_pool import RankContext
+from tests.support.samples import make_sample
 
 VOCAB_SIZE = 301
 """Odd, so that two tensor-parallel ranks need a padded vocabulary."""
@@ -259,7 +259,7 @@ def _logits(chunks: list[Any], config: Any, architecture: Any) -> torch.Tensor |
 
     from polyturn.trainer.megatron.packing import make_packed_batch
 
-    samples = [_sample(ids) for ids in token_ids()]
+    samples = [make_sample(ids) for ids in token_ids()]
     batch = make_packed_batch(samples, device=torch.device("cpu"), multiple=4)
     kept: list[torch.Tensor] = []
 
@@ -286,17 +286,3 @@ def _logits(chunks: list[Any], config: Any, architecture: Any) -> torch.Tensor |
         return None
     logits = gather_from_tensor_model_parallel_region(kept[0])
     return logits[0, : sum(LENGTHS), : architecture.vocab_size].clone()
-
-
-def _sample(ids: np.ndarray) -> TrainSample:
-    length = len(ids)
-    return TrainSample(
-        sample_id="s",
-        group_id="g",
-        sequence_id="s",
-        token_ids=ids,
-        sampled=np.ones(length, dtype=np.bool_) & (np.arange(length) > 0),
-        behavior_logprobs=np.zeros(length, dtype=np.float32),
-        policy_versions=np.zeros(length, dtype=np.int32),
-        turns=np.zeros(length, dtype=np.int32),
-    )

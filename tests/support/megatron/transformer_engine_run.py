@@ -15,6 +15,7 @@ import numpy as np
 
 from polyturn.trainer.data.samples import TrainSample
 from tests.support.megatron.policies import make_policy
+from tests.support.samples import make_sample
 
 LENGTHS = [5, 40, 17, 3, 33, 17, 61]
 RUNS = {"transformer_engine": ("bfloat16", True), "torch": ("bfloat16", False), "exact": ("float32", False)}
@@ -24,15 +25,10 @@ RUNS = {"transformer_engine": ("bfloat16", True), "torch": ("bfloat16", False), 
 def make_samples(vocab_size: int) -> list[TrainSample]:
     rng = np.random.default_rng(0)
     return [
-        TrainSample(
-            sample_id=f"sample-{i}",
-            group_id="group",
-            sequence_id=f"sample-{i}",
-            token_ids=rng.integers(0, vocab_size, length).astype(np.int32),
-            sampled=np.arange(length) > 0,
+        make_sample(
+            rng.integers(0, vocab_size, length),
+            name=f"sample-{i}",
             behavior_logprobs=np.full(length, -5, dtype=np.float32),
-            policy_versions=np.zeros(length, dtype=np.int32),
-            turns=np.zeros(length, dtype=np.int16),
             advantages=np.full(length, rng.normal(), dtype=np.float32),
         )
         for i, length in enumerate(LENGTHS)

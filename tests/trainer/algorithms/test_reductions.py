@@ -15,6 +15,7 @@ from polyturn.trainer.algorithms.reductions import token_weights, weighted_sum
 from polyturn.trainer.algorithms.tokens import GlobalCounts, TokenBatch
 from polyturn.trainer.data.balance import cut_into_updates, share_out
 from polyturn.trainer.data.samples import TrainSample, count_samples
+from tests.support.samples import make_sample
 
 # Four samples of three sequences of two prompts, with 2, 1, 3 and no trainable tokens.
 LENGTHS = [2, 1, 3, 0]
@@ -121,19 +122,8 @@ def make_samples(seed: int) -> list[TrainSample]:
     for episode in range(12):
         for segment in range(int(generator.integers(1, 4))):
             count = int(generator.integers(1, 7))
-            zeros = np.zeros(count + 1, dtype=np.float32)
-            samples.append(
-                TrainSample(
-                    sample_id=f"{episode}/{segment}",
-                    group_id=f"g{episode % 4}",
-                    sequence_id=f"e{episode}",
-                    token_ids=np.arange(count + 1, dtype=np.int64),
-                    sampled=np.arange(count + 1) > 0,
-                    behavior_logprobs=zeros,
-                    policy_versions=zeros.astype(np.int32),
-                    turns=zeros.astype(np.int32),
-                )
-            )
+            names = {"group_id": f"g{episode % 4}", "sequence_id": f"e{episode}"}
+            samples.append(make_sample(range(count + 1), name=f"{episode}/{segment}", **names))
     return samples
 
 

@@ -21,6 +21,7 @@ from polyturn.trainer.data.samples import TrainSample
 from polyturn.trainer.megatron.policy import MegatronPolicy
 from tests.support.megatron.policies import make_policy, save_checkpoint
 from tests.support.megatron.tiny_families import make_tiny
+from tests.support.samples import make_sample
 
 pytestmark = pytest.mark.stack
 
@@ -238,15 +239,11 @@ def train_a_family(context: Any, path: Path, layout: dict[str, int], directory: 
 def family_samples() -> list[TrainSample]:
     rng = np.random.default_rng(3)
     return [
-        TrainSample(
-            sample_id=str(length),
-            group_id="g",
-            sequence_id=str(length),
-            token_ids=rng.integers(0, 301, length),
+        make_sample(
+            rng.integers(0, 301, length),
+            name=str(length),
             sampled=np.arange(length) > 2,
             behavior_logprobs=np.full(length, -5.0, dtype=np.float32),
-            policy_versions=np.zeros(length, dtype=np.int32),
-            turns=np.zeros(length, dtype=np.int32),
             advantages=rng.normal(size=length).astype(np.float32),
         )
         for length in (17, 30)

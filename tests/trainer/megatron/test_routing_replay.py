@@ -18,6 +18,7 @@ from polyturn.trainer.data.samples import TrainSample, count_samples
 from polyturn.trainer.run.metrics import routing_metrics
 from tests.support.megatron.policies import make_policy
 from tests.support.megatron.tiny_families import make_tiny
+from tests.support.samples import make_sample
 
 pytestmark = pytest.mark.stack
 
@@ -35,15 +36,11 @@ def make_samples(*, recorded: bool) -> list[TrainSample]:
         routing = choice.reshape(length, -1).astype(np.int16)
         routing[-2:] = -1
         samples.append(
-            TrainSample(
-                sample_id=str(length),
-                group_id="g",
-                sequence_id=str(length),
-                token_ids=rng.integers(0, 301, length),
+            make_sample(
+                rng.integers(0, 301, length),
+                name=str(length),
                 sampled=np.arange(length) > 2,
                 behavior_logprobs=np.full(length, -5.0, dtype=np.float32),
-                policy_versions=np.zeros(length, dtype=np.int32),
-                turns=np.zeros(length, dtype=np.int32),
                 advantages=rng.normal(size=length).astype(np.float32),
                 routed_experts=routing if recorded else None,
             )

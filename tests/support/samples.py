@@ -1,0 +1,48 @@
+"""Samples as the trainer sees them, of a few tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polyturn.trainer.data.samples import TrainSample
+
+
+def make_sample(token_ids: npt.ArrayLike, *, name: str = "s", **fields: Any) -> TrainSample:
+    """All tokens but the first were sampled, by the first weights in the first turn, unless `fields` say otherwise."""
+    ids = np.asarray(token_ids, dtype=np.int32)
+    length = len(ids)
+    made: dict[str, Any] = {
+        "sample_id": name,
+        "group_id": "g",
+        "sequence_id": name,
+        "token_ids": ids,
+        "sampled": np.arange(length) > 0,
+        "behavior_logprobs": np.zeros(length, dtype=np.float32),
+        "policy_versions": np.zeros(length, dtype=np.int32),
+        "turns": np.zeros(length, dtype=np.int16),
+    }
+    return TrainSample(**made | fields)
+
+
+def random_samples(lengths: Sequence[int], *, seed: int = 0, vocab_size: int = 301) -> list[TrainSample]:
+    """Pairs of one group, with about half of their tokens trainable."""
+    rng = np.random.default_rng(seed)
+    samples = []
+    for i, length in enumerate(lengths):
+        sampled = rng.random(length) < 0.5
+        sampled[0], sampled[-1] = False, True
+        samples.append(
+            make_sample(
+                rng.integers(0, vocab_size, length),
+                name=f"sample-{i}",
+                group_id=f"group-{i // 2}",
+                sampled=sampled,
+                behavior_logprobs=rng.normal(-5, 0.3, length).astype(np.float32),
+                advantages=np.full(length, rng.normal(), dtype=np.float32),
+            )
+        )
+    return samples
