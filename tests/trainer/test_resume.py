@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.trainer.run.directory import RunDirectory
 from polyturn.trainer.run.progress import JsonLinesSink, read_metrics
-from polyturn.trainer.run.resume import as_json, check_resume, forget_failure, identify, note_failure
+from polyturn.trainer.run.resume import check_resume, forget_failure, identify, note_failure
 
 ROWS = [{"prompt": f"what is {i} + {i}?", "answer": str(2 * i)} for i in range(20)]
 RECIPE = """\
@@ -53,7 +53,7 @@ def load(*overrides: str) -> RunConfig:
 def begun(recipe: Path) -> RunDirectory:
     """A run of the recipe that has begun."""
     directory = RunDirectory.create(load())
-    directory.record(load(), as_json(identify(load())))
+    directory.record(load(), asdict(identify(load())))
     return directory
 
 
@@ -309,6 +309,6 @@ def test_a_failed_start_leaves_a_directory_that_a_run_can_be_made_in(recipe: Pat
 
 def test_a_record_names_the_directory_and_replaces_the_one_before(begun: RunDirectory) -> None:
     config = load("trainer.num_steps=80")
-    begun.record(config, as_json(replace(identify(config), code="x")))
+    begun.record(config, asdict(replace(identify(config), code="x")))
     assert load_config(begun.config).run_dir == begun.path
     assert begun.recorded()["config"]["trainer"]["num_steps"] == 80

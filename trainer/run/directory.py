@@ -87,9 +87,6 @@ class FailedStep:
             return None
         return found if isinstance(found.step, int) and isinstance(found.count, int) else None
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 @dataclass(frozen=True, slots=True)
 class RunDirectory:

@@ -61,29 +61,10 @@ class StepFailure(RunFailure):
     """What was played in a step cannot be trained on, or a check failed."""
 
 
-SAY_IT_ALL = (
-    CheckFailure,
-    CheckpointError,
-    EngineError,
-    FloatingPointError,
-    RolloutError,
-    RunFailure,
-    ValueError,
-    WeightSyncError,
-)
+OURS = (CheckFailure, CheckpointError, EngineError, RolloutError, RunFailure, WeightSyncError)
+SAY_IT_ALL = (*OURS, FloatingPointError, ValueError)
 """What we raise ourselves: the whole message is for people."""
-FAILURES = (
-    ArithmeticError,
-    CheckFailure,
-    CheckpointError,
-    EngineError,
-    MemoryError,
-    OSError,
-    RayError,
-    RolloutError,
-    RunFailure,
-    WeightSyncError,
-)
+FAILURES = (*OURS, ArithmeticError, MemoryError, OSError, RayError)
 """What a run ends with, outside the border of one."""
 
 

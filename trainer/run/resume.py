@@ -125,7 +125,7 @@ def note_failure(
     count = 1 if before is None or before.step != step else before.count + 1
     failed = FailedStep(step=step, count=count, sentence=sentence, checks=checks.model_dump(mode="json"))
     aside = store.set_aside(step)
-    directory.failure.write_bytes(orjson.dumps(failed.as_json()))
+    directory.failure.write_bytes(orjson.dumps(asdict(failed)))
     where = f"; its episodes are in {aside}" if aside else ""
     return f"{sentence}{where}; resume=true plays the step anew"
 
@@ -279,11 +279,6 @@ def installed_versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
-
-
-def as_json(identity: Identity) -> dict[str, Any]:
-    """What the run directory keeps."""
-    return asdict(identity)
 
 
 def _source_of(kind: type) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import ray
@@ -22,12 +23,9 @@ from polyturn.trainer.run.directory import RunDirectory, RunState
 from polyturn.trainer.run.failures import InterruptGuard, as_run_failure, sentence_of
 from polyturn.trainer.run.loop import RunParts, Stopwatch, TrainingLoop
 from polyturn.trainer.run.preflight import preflight
-from polyturn.trainer.run.progress import (
-    ProgressDisplay,
-    make_progress,
-)
+from polyturn.trainer.run.progress import ProgressDisplay, make_progress
 from polyturn.trainer.run.ray_reaper import start_reaper
-from polyturn.trainer.run.resume import as_json, identify
+from polyturn.trainer.run.resume import identify
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +46,7 @@ def train(config: RunConfig, *, warnings: Sequence[str] | None = None) -> Path:
     """
     if warnings is None:
         warnings = preflight(config)
-    identity = as_json(identify(config))
+    identity = asdict(identify(config))
     directory = RunDirectory.to_resume(config) if config.resume else RunDirectory.create(config)
     progress = make_progress(config.logging.progress, num_steps=config.trainer.num_steps)
     stopwatch = Stopwatch()
