@@ -20,8 +20,7 @@ pytest.importorskip("mcp", reason="needs pip install 'polyturn[mcp]'")
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.tools.mcp import HttpServer, McpTools, StdioServer
-from polyturn.tools.mcp.tools import ServerFault
+from polyturn.tools.mcp import HttpServer, McpTools, ServerFault, StdioServer
 from polyturn.tools.toolset import Toolset
 from polyturn.tools.types import ToolCall, ToolResult
 from tests.support import mcp_server
