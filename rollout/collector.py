@@ -16,7 +16,7 @@ from polyturn.agents.episode import LASTING, Episode, Outcome, failure_reason, f
 from polyturn.envs.faults import EnvironmentFault, message_of
 from polyturn.envs.hooks import current_task, is_interruption
 from polyturn.envs.messages import EnvironmentChoice, ListTasks, Task, TaskSource
-from polyturn.envs.rewards.rubric import GroupPart
+from polyturn.envs.rewards.rubric import GroupCriterion
 from polyturn.envs.tasks.order import PrefetchedTasks, task_digest
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.environment_pool import EnvironmentPool
@@ -81,7 +81,7 @@ class Collector:
         limits: RolloutLimits,
         seed: int,
         make_chosen: Callable[[EnvironmentChoice], ToolEnv] | None = None,
-        group_rewards: Sequence[GroupPart] = (),
+        group_rewards: Sequence[GroupCriterion] = (),
     ) -> None:
         """
         Args:

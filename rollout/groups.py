@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from polyturn.agents.episode import Episode
 from polyturn.envs.messages import AssistantMessage, EpisodeView, Task
-from polyturn.envs.rewards.rubric import GroupPart, score_group
+from polyturn.envs.rewards.rubric import GroupCriterion, score_group
 from polyturn.envs.tasks.order import DrawOrder, ShuffledOrder
 
 
@@ -108,7 +108,7 @@ PREFIX = "group."
 
 async def add_group_rewards(
     episodes: Sequence[Episode],
-    parts: Sequence[GroupPart],
+    parts: Sequence[GroupCriterion],
     *,
     task: Task,
     executor: Executor | None = None,

@@ -201,7 +201,9 @@ class MathEnv(ToolEnv):
         if verdict.score() or self._num_attempts >= self._max_attempts:
             return ()
         left = self._max_attempts - self._num_attempts
-        return ({"role": "user", "content": f"{_feedback(verdict)} {_attempts_left(left)}"},)
+        return (
+            {"role": "user", "content": f"{_FEEDBACK.get(verdict.reason, _WRONG)} {_attempts_left(left)}"},
+        )
 
     def grade(self, message: AssistantMessage) -> Mapping[str, float]:
         """What the last attempt earned."""
@@ -252,14 +254,14 @@ def _system_prompt(answer_format: AnswerFormat, calculator: bool) -> str:
     return f"Solve the problem. {how}. {_ENDINGS[answer_format]}"
 
 
-def _feedback(verdict: Verdict) -> str:
-    if verdict.reason == "no_answer":
-        return "There is no final answer in what you wrote."
-    if verdict.reason == "hedge":
-        return "Give one answer, not several."
-    if verdict.reason in ("too_costly", "too_large"):
-        return "Your answer is too large to be checked; write it in a simpler form."
-    return "That is not the right answer."
+_FEEDBACK: Mapping[str, str] = {
+    "no_answer": "There is no final answer in what you wrote.",
+    "hedge": "Give one answer, not several.",
+    **dict.fromkeys(
+        ("too_costly", "too_large"), "Your answer is too large to be checked; write it in a simpler form."
+    ),
+}
+_WRONG = "That is not the right answer."
 
 
 def _attempts_left(left: int) -> str:

@@ -21,7 +21,7 @@ from polyturn.configs.schema.tasks import (
 )
 from polyturn.envs.messages import Reward
 from polyturn.envs.plugins import Signature, check_signature, load_plugin
-from polyturn.envs.rewards.rubric import BUILTIN, EnvironmentGrade, GroupPart, Part, Rubric
+from polyturn.envs.rewards.rubric import BUILTIN, Criterion, EnvironmentGrade, GroupCriterion, Rubric
 from polyturn.envs.rewards.rules import make_rule
 
 REWARD = Signature(
@@ -58,19 +58,19 @@ def make_reward(config: RewardChoice) -> Reward:
     parts = []
     for part in config.parts:
         try:
-            parts.append(Part(name=part.name, weight=part.weight, reward=make_reward(part.reward)))
+            parts.append(Criterion(name=part.name, weight=part.weight, reward=make_reward(part.reward)))
         except ValueError as error:
             raise ValueError(f"part {part.name!r}: {error}") from error
     return Rubric(parts)
 
 
-def make_group_rewards(configs: Sequence[GroupRewardConfig]) -> tuple[GroupPart, ...]:
+def make_group_rewards(configs: Sequence[GroupRewardConfig]) -> tuple[GroupCriterion, ...]:
     """The group rewards of a run. Raises `ValueError` as `make_reward` does."""
     names = [config.name for config in configs]
     if len(set(names)) != len(names):
         raise ValueError(f"two group rewards have the name {next(n for n in names if names.count(n) > 1)!r}")
     return tuple(
-        GroupPart(name=config.name, weight=config.weight, reward=_group_function(config))
+        GroupCriterion(name=config.name, weight=config.weight, reward=_group_function(config))
         for config in configs
     )
 

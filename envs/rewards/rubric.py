@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from polyturn.envs.faults import EnvironmentFault, describe
 from polyturn.envs.hooks import current_task, is_interruption
@@ -23,13 +23,19 @@ MAX_LOST = 32
 """Calls of one part that may be under way although nobody waits for them any more."""
 
 
+R = TypeVar("R")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Part:
-    """One criterion of a rubric."""
+class Criterion(Generic[R]):
+    """A reward with its name and weight among others."""
 
     name: str
     weight: float
-    reward: Reward
+    reward: R
+
+
+GroupCriterion = Criterion[GroupReward]
 
 
 class EnvironmentGrade:
@@ -48,7 +54,7 @@ class Rubric:
     It is asynchronous where one of its parts is; those are awaited together.
     """
 
-    def __init__(self, parts: Sequence[Part]) -> None:
+    def __init__(self, parts: Sequence[Criterion[Reward]]) -> None:
         """Raises `ValueError` where there are no parts, or two have one name."""
         names = [part.name for part in parts]
         if not parts:
@@ -84,7 +90,7 @@ class Rubric:
         values: list[Any] = await asyncio.gather(*waiting)
         return self._sum(values)
 
-    async def _in_thread(self, part: Part, episode: EpisodeView) -> Any:
+    async def _in_thread(self, part: Criterion[Reward], episode: EpisodeView) -> Any:
         """The value of a part that is not asynchronous: in a thread of its own, as it may be slow or never return."""
         self._busy = [(thread, name) for thread, name in self._busy if not thread.is_idle]
         num_lost = len([name for thread, name in self._busy if name == part.name and thread.still_running])
@@ -122,15 +128,6 @@ async def _done(value: Any) -> Any:
     return value
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GroupPart:
-    """A group reward with its name and weight."""
-
-    name: str
-    weight: float
-    reward: GroupReward
-
-
 def rank(episodes: Sequence[EpisodeView], *, by: str = "reward") -> list[float]:
     """Where each episode stands in its group: 1 the best, 0 the worst, ties share the mean of their places.
 
@@ -162,7 +159,7 @@ def _value(episode: EpisodeView, by: str) -> float:
 
 
 async def score_group(
-    parts: Sequence[GroupPart],
+    parts: Sequence[GroupCriterion],
     episodes: Sequence[EpisodeView],
     *,
     executor: Executor | None = None,
@@ -197,7 +194,7 @@ async def score_group(
 
 
 async def _call(
-    part: GroupPart, episodes: Sequence[EpisodeView], executor: Executor | None, timeout_s: float | None
+    part: GroupCriterion, episodes: Sequence[EpisodeView], executor: Executor | None, timeout_s: float | None
 ) -> list[Any]:
     offload = in_threads(executor or PinnedThread("group reward"))
     what, own_task, deadline = f"group reward {part.name!r}", current_task(), asyncio.timeout(timeout_s)

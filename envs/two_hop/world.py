@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Literal
 
+from polyturn.tools.search.corpus import Passage
+
 Pool = Literal["demonstration", "train", "heldout"]
 
 POOL_OF_RESIDUE: tuple[Pool, ...] = ("demonstration", "train", "demonstration", "heldout")
@@ -103,24 +105,6 @@ QUESTION_PHRASES = (
     "Which town is home to the employer of {p}?",
     "{p} works for a firm. In which town is it based?",
 )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Passage:
-    """One entry of the knowledge base."""
-
-    id: str
-    title: str
-    text: str
-
-    @property
-    def contents(self) -> str:
-        """Title and text as wiki-18 dumps join them."""
-        return f'"{self.title}"\n{self.text}'
-
-    def as_dict(self) -> dict[str, str]:
-        """The row of a wiki-18 JSONL file."""
-        return {"id": self.id, "contents": self.contents}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

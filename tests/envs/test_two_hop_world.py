@@ -1,7 +1,6 @@
 """The synthetic world: reproducible, with disjoint splits, and nothing in it that gives an answer away."""
 
 import itertools
-import json
 import re
 from collections import Counter
 
@@ -43,13 +42,6 @@ def test_every_entity_has_one_passage_titled_with_its_name():
     assert len(titles) > 3000
     asked = [q for questions in world.questions.values() for q in questions]
     assert {q.person for q in asked} | {q.employer for q in asked} | set(town_names()) <= set(titles)
-
-
-def test_passages_are_rows_of_the_wiki_18_format():
-    passage = make_world(1, size=SIZE).passages[3]
-    row = json.loads(json.dumps(passage.as_dict()))
-    assert set(row) == {"id", "contents"}
-    assert row["contents"] == f'"{passage.title}"\n{passage.text}'
 
 
 def test_no_passage_names_both_the_person_and_the_answer_by_way_of_the_employer():

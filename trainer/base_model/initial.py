@@ -213,7 +213,7 @@ def training_texts() -> Iterator[str]:
         yield from employer_names(pool)
     world = make_world(0, pools=("demonstration",))
     for passage in world.passages:
-        yield passage.contents
+        yield f'"{passage.title}"\n{passage.text}'
     for question in world.questions["demonstration"]:
         yield question.text
     chat = (

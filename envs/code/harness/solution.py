@@ -20,6 +20,7 @@ from typing import Any
 from polyturn.envs.code.harness.values import CLASS, DoesNotCross, Packer, reply, unpack
 
 MAX_TEXT = 300
+PR_SET_DUMPABLE = 4
 
 
 def serve(questions: int, answers: int) -> None:
@@ -101,9 +102,6 @@ def describe(error: BaseException) -> list[Any]:
     except BaseException:  # noqa: BLE001  an exception's own `__str__` may raise
         text = ""
     return [[[kind.__module__, kind.__qualname__] for kind in type(error).__mro__], text]
-
-
-PR_SET_DUMPABLE = 4
 
 
 def main() -> None:

@@ -370,7 +370,7 @@ def _read(tokens: Sequence[Token], nesting: int) -> Answer:
         parts, ops = _split(tokens, operators_)
         if ops:
             return build(parts, ops, nesting)
-    wrapped = tokens[0].kind == "open" and _closing(tokens, 0) == len(tokens) - 1
+    wrapped = _closings(tokens).get(0) == len(tokens) - 1
     if wrapped and (bracketed := _bracketed(tokens, nesting)):
         return bracketed
     if len(tokens) == 1 and tokens[0].kind == "set":
@@ -424,16 +424,6 @@ def _closings(tokens: Sequence[Token]) -> dict[int, int]:
         elif token.kind == "close" and opened:
             closings[opened.pop()] = index
     return closings
-
-
-def _closing(tokens: Sequence[Token], start: int) -> int:
-    """Where the bracket that opens at `start` closes, whatever the shape of the brackets; -1 if nowhere."""
-    level = 0
-    for index in range(start, len(tokens)):
-        level += (tokens[index].kind == "open") - (tokens[index].kind == "close")
-        if level == 0:
-            return index
-    return -1
 
 
 def _split(
@@ -619,13 +609,8 @@ def _condition(tokens: Sequence[Token], nesting: int) -> Answer | None:
         tokens = tokens[1:]
     while tokens and (tokens[-1].kind == "sep" or tokens[-1].kind == "."):
         tokens = tokens[:-1]
-    if not tokens or plain_words(" ".join(token.text for token in tokens)) in (
-        "otherwise",
-        "else",
-        "elsewhere",
-    ):
-        return None
-    return _read(tokens, nesting + 1)
+    words = plain_words(" ".join(token.text for token in tokens))
+    return None if not tokens or words in ("otherwise", "else", "elsewhere") else _read(tokens, nesting + 1)
 
 
 def _scaled_matrix(tokens: Sequence[Token], nesting: int) -> Answer | None:
@@ -636,9 +621,9 @@ def _scaled_matrix(tokens: Sequence[Token], nesting: int) -> Answer | None:
     transposed = _is_transposed(tokens)
     if begin is None and not transposed:
         return None
-    end = len(tokens) - (len(tokens) - transposed if transposed else 0)
+    end = transposed or len(tokens)
     start = begin if begin is not None else 0
-    if _closing(tokens, start) != end - 1:
+    if _closings(tokens).get(start) != end - 1:
         return None
     inner = _read(tokens[start:end], nesting + 1)
     if transposed and isinstance(inner, Matrix):

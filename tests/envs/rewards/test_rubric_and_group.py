@@ -9,9 +9,9 @@ from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.messages import AssistantMessage, EpisodeView, ListTasks, Score, Task, as_score
 from polyturn.envs.rewards.factory import read_reward
 from polyturn.envs.rewards.rubric import (
+    Criterion,
     EnvironmentGrade,
-    GroupPart,
-    Part,
+    GroupCriterion,
     Rubric,
     diversity,
     rank,
@@ -26,7 +26,7 @@ def view(answer="a", label="a", **fields):
 
 
 def part(name, weight, reward):
-    return Part(name=name, weight=weight, reward=reward)
+    return Criterion(name=name, weight=weight, reward=reward)
 
 
 def test_every_raw_value_is_recorded_and_weights_are_not():
@@ -110,8 +110,8 @@ async def test_group_rewards_see_the_whole_group_and_are_recorded_raw():
         return [{"size": len(episodes), "mine": index} for index, _ in enumerate(episodes)]
 
     parts = [
-        GroupPart(name="place", weight=0.5, reward=rank),
-        GroupPart(name="share", weight=0.0, reward=share),
+        GroupCriterion(name="place", weight=0.5, reward=rank),
+        GroupCriterion(name="share", weight=0.0, reward=share),
     ]
     scores = await score_group(parts, [view(reward=1.0), view(reward=0.0)])
     assert [score.value for score in scores] == [0.5, 0.0]
@@ -131,7 +131,7 @@ async def test_group_rewards_see_the_whole_group_and_are_recorded_raw():
 )
 async def test_a_group_reward_that_fails_is_a_fault(wrong):
     with pytest.raises(EnvironmentFault, match="group reward 'g'"):
-        await score_group([GroupPart(name="g", weight=1.0, reward=wrong)], [view(), view()])
+        await score_group([GroupCriterion(name="g", weight=1.0, reward=wrong)], [view(), view()])
 
 
 class Half(ToolEnv):
@@ -229,7 +229,7 @@ async def test_a_part_that_never_returns_is_bounded_by_name_and_one_that_exits_i
         return next(iter(()))
 
     graded = Rubric(
-        [Part(name="quick", weight=1.0, reward=quick), Part(name="slow", weight=1.0, reward=slow)]
+        [Criterion(name="quick", weight=1.0, reward=quick), Criterion(name="slow", weight=1.0, reward=slow)]
     )
     for _ in range(2):
         with pytest.raises(TimeoutError):
@@ -245,7 +245,7 @@ async def test_a_part_that_never_returns_is_bounded_by_name_and_one_that_exits_i
         except RuntimeError:
             await asyncio.sleep(0.01)
     broken = Rubric(
-        [Part(name="quick", weight=1.0, reward=quick), Part(name="exits", weight=1.0, reward=exits)]
+        [Criterion(name="quick", weight=1.0, reward=quick), Criterion(name="exits", weight=1.0, reward=exits)]
     )
     env = Half(tasks=TASKS)
     env.graded_by = broken
