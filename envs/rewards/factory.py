@@ -70,7 +70,7 @@ def make_group_rewards(configs: Sequence[GroupRewardConfig]) -> tuple[GroupCrite
     if len(set(names)) != len(names):
         raise ValueError(f"two group rewards have the name {next(n for n in names if names.count(n) > 1)!r}")
     return tuple(
-        GroupCriterion(name=config.name, weight=config.weight, reward=_group_function(config))
+        Criterion(name=config.name, weight=config.weight, reward=_group_function(config))
         for config in configs
     )
 

@@ -14,7 +14,7 @@ from polyturn.configs.schema.run import RunConfig
 from polyturn.envs.messages import AssistantMessage, EnvironmentChoice, ListTasks, Task
 from polyturn.envs.registry import make
 from polyturn.envs.rewards.factory import make_group_rewards
-from polyturn.envs.rewards.rubric import GroupCriterion
+from polyturn.envs.rewards.rubric import Criterion
 from polyturn.envs.tasks import GeneratedTasks, draw_order
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collector import Collector, RolloutError
@@ -164,7 +164,7 @@ TASKS = ListTasks([Task.from_prompt(f"t{i}", f"prompt {i}") for i in range(4)])
 
 
 def group_collector(reward, tasks=TASKS):
-    part = GroupCriterion(name="g", weight=2.0, reward=reward)
+    part = Criterion(name="g", weight=2.0, reward=reward)
     return Collector(make_env=Grades, tasks=tasks, play=PLAY, limits=LIMITS, seed=0, group_rewards=[part])
 
 

@@ -12,7 +12,7 @@ from polyturn.agents.episode_loop import EpisodeLimits
 from polyturn.agents.http import Retries
 from polyturn.agents.message_policies import OpenAIPolicy
 from polyturn.envs.messages import AssistantMessage, ListTasks, Task
-from polyturn.envs.rewards.rubric import GroupCriterion
+from polyturn.envs.rewards.rubric import Criterion
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.envs.wrapped import WrappedToolEnv
 from polyturn.rollout.collector import Collector, RolloutError
@@ -214,7 +214,7 @@ async def test_making_an_environment_reading_a_task_and_group_rewards_have_deadl
     def judge(episodes):
         release.wait(LONG_S)
 
-    part = GroupCriterion(name="judge", weight=1.0, reward=judge)
+    part = Criterion(name="judge", weight=1.0, reward=judge)
     with pytest.raises(RolloutError, match=r"group reward 'judge' did not end within 0\.3 s"):
         await attempts_of(lambda: Odd(release), Answers(), limits=limits, group_rewards=[part])
 

@@ -11,7 +11,6 @@ from polyturn.envs.rewards.factory import read_reward
 from polyturn.envs.rewards.rubric import (
     Criterion,
     EnvironmentGrade,
-    GroupCriterion,
     Rubric,
     diversity,
     rank,
@@ -110,8 +109,8 @@ async def test_group_rewards_see_the_whole_group_and_are_recorded_raw():
         return [{"size": len(episodes), "mine": index} for index, _ in enumerate(episodes)]
 
     parts = [
-        GroupCriterion(name="place", weight=0.5, reward=rank),
-        GroupCriterion(name="share", weight=0.0, reward=share),
+        Criterion(name="place", weight=0.5, reward=rank),
+        Criterion(name="share", weight=0.0, reward=share),
     ]
     scores = await score_group(parts, [view(reward=1.0), view(reward=0.0)])
     assert [score.value for score in scores] == [0.5, 0.0]
@@ -131,7 +130,7 @@ async def test_group_rewards_see_the_whole_group_and_are_recorded_raw():
 )
 async def test_a_group_reward_that_fails_is_a_fault(wrong):
     with pytest.raises(EnvironmentFault, match="group reward 'g'"):
-        await score_group([GroupCriterion(name="g", weight=1.0, reward=wrong)], [view(), view()])
+        await score_group([Criterion(name="g", weight=1.0, reward=wrong)], [view(), view()])
 
 
 class Half(ToolEnv):
