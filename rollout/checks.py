@@ -139,13 +139,13 @@ class _Checks:
 
     def __init__(self, config: RunConfig) -> None:
         self._reward = run_reward(config)
-        self._usual = EnvironmentChoice(env_id=config.environment.id, options=config.environment.options)
+        self._default = EnvironmentChoice(env_id=config.environment.id, options=config.environment.options)
         self._environments: dict[str, ToolEnv] = {}
         self._found: dict[Any, str | None] = {}
 
     def check(self, task: Task) -> None:
         """Raise `ValueError` for a task that cannot be played or paid."""
-        environment = self._environment(task.environment or self._usual)
+        environment = self._environment(task.environment or self._default)
         reward = task.reward if task.reward is not None else self._reward
         key = (id(environment), id(reward), type(task.label), task.label)
         try:

@@ -13,7 +13,7 @@ import httpx
 
 from polyturn.agents.chat import ChatRenderer, load_tokenizer, make_renderer
 from polyturn.agents.dialects import Dialect, make_dialect
-from polyturn.agents.episode_loop import EpisodeLimits, play_messages, play_tokens
+from polyturn.agents.episode_loop import EpisodeLimits, play_tokens
 from polyturn.agents.http import ConnectionPool
 from polyturn.agents.policy import LeastLoadedPolicy, SamplingParams, TokenPolicy
 from polyturn.agents.sglang_policy import SGLangPolicy
@@ -30,6 +30,8 @@ from polyturn.rollout.limits import RolloutLimits, allow_open_files
 from polyturn.tools.bounded_answers import BoundedTransport
 from polyturn.tools.retries import Retries
 
+MAX_GENERATION_BYTES = 256 * 1024 * 1024
+"""Of an engine's answer: tokens, logprobs and routed experts of one turn."""
 HELDOUT_NAMES = frozenset(
     (
         "heldout",
@@ -101,10 +103,6 @@ def tasks_of(config: RunConfig, split: str) -> TaskSource:
     return source
 
 
-MAX_GENERATION_BYTES = 256 * 1024 * 1024
-"""Of an engine's answer: tokens, logprobs and routed experts of one turn."""
-
-
 def build_collector(
     config: RunConfig, *, model_path: Path, split: str, temperature: float, with_group_rewards: bool = False
 ) -> Collector:
@@ -113,7 +111,7 @@ def build_collector(
     Raises `ValueError` when environment, tasks, rewards or tokenizer cannot be had.
     """
     environment = config.environment
-    usual = EnvironmentChoice(env_id=environment.id, options=environment.options)
+    default = EnvironmentChoice(env_id=environment.id, options=environment.options)
     graded_by = run_reward(config)
 
     def make_chosen(choice: EnvironmentChoice) -> ToolEnv:
@@ -126,7 +124,7 @@ def build_collector(
     renderer = renderer_of(config.model, model_path, dialect)
     renderer.warm_up()
     return Collector(
-        make_env=partial(make_chosen, usual),
+        make_env=partial(make_chosen, default),
         make_chosen=make_chosen,
         group_rewards=make_group_rewards(config.group_rewards) if with_group_rewards else (),
         tasks=tasks_of(config, split),
@@ -183,11 +181,6 @@ def token_play(
     """Episodes of a policy that samples tokens."""
     sampling = SamplingParams(temperature=temperature, max_tokens=limits.max_tokens_per_turn)
     return partial(play_tokens, renderer=renderer, dialect=dialect, limits=limits, sampling=sampling)
-
-
-def message_play(*, limits: EpisodeLimits) -> Play:
-    """Episodes of a policy that speaks in messages."""
-    return partial(play_messages, limits=limits)
 
 
 @asynccontextmanager

@@ -14,11 +14,11 @@ from polyturn.agents.policy import PolicyFault
 from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collector import Collector, RolloutError, episode_seed, parse_episode_id
-from polyturn.rollout.factory import message_play
 from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.limits import RolloutLimits
 from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall
+from tests.support.play import message_play
 
 TASKS = ListTasks([Task.from_prompt(f"task-{i}", f"question {i}", label=str(i)) for i in range(6)])
 FAST = RolloutLimits(max_concurrent_tools=4, max_retries=2, retry_delay_s=0)

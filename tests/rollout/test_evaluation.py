@@ -22,8 +22,8 @@ from polyturn.rollout.evaluation import (
     student_quantile,
     wilson_interval,
 )
-from polyturn.rollout.factory import message_play
 from polyturn.rollout.limits import RolloutLimits
+from tests.support.play import message_play
 
 TASKS = ListTasks([Task.from_prompt(f"task-{i}", f"Say {i}", label=str(i)) for i in range(20)])
 

@@ -27,13 +27,14 @@ from polyturn.configs.models import resolve_model_path
 from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collector import Collector
-from polyturn.rollout.factory import message_play, token_play
+from polyturn.rollout.factory import token_play
 from polyturn.rollout.groups import Prompt
 from polyturn.rollout.journal import decode_episode, encode_episode
 from polyturn.rollout.limits import RolloutLimits
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall
+from tests.support.play import message_play
 
 ODD = "odd"
 GOOD = {

@@ -18,12 +18,13 @@ from polyturn.envs.rewards.rubric import Criterion
 from polyturn.envs.tasks import GeneratedTasks, draw_order
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collector import Collector, RolloutError
-from polyturn.rollout.factory import check_train_split, message_play, run_reward, tasks_of
+from polyturn.rollout.factory import check_train_split, run_reward, tasks_of
 from polyturn.rollout.groups import PromptCursor, without_group_rewards
 from polyturn.rollout.limits import RolloutLimits
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.trainer.credit.estimates import estimate_advantages, make_samples
 from polyturn.trainer.run.preflight import check_environment
+from tests.support.play import message_play
 
 MODEL = resolve_model_path("builtin:tiny-searcher")
 LIMITS = RolloutLimits(max_concurrent_tools=4, max_retries=1, retry_delay_s=0)

@@ -16,11 +16,12 @@ from polyturn.envs.rewards.rubric import Criterion
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.envs.wrapped import WrappedToolEnv
 from polyturn.rollout.collector import Collector, RolloutError
-from polyturn.rollout.factory import message_play, open_client
+from polyturn.rollout.factory import open_client
 from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.limits import RolloutLimits
 from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall
+from tests.support.play import message_play
 
 LONG_S = 30.0
 """Far beyond every limit here."""

@@ -6,12 +6,12 @@ from polyturn.agents.episode_loop import EpisodeLimits
 from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collector import Collector
-from polyturn.rollout.factory import message_play
 from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.limits import RolloutLimits
 from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall
 from polyturn.trainer.run.metrics import tool_metrics
+from tests.support.play import message_play
 
 TASKS = ListTasks([Task.from_prompt(f"task-{i}", "question") for i in range(4)])
 

@@ -1,0 +1,13 @@
+"""How tests have a collector play policies that speak in messages."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from polyturn.agents.episode_loop import EpisodeLimits, play_messages
+from polyturn.rollout.collector import Play
+
+
+def message_play(*, limits: EpisodeLimits) -> Play:
+    """Episodes of a policy that speaks in messages."""
+    return partial(play_messages, limits=limits)
