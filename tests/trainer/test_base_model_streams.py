@@ -2,6 +2,8 @@
 
 import itertools
 import re
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -10,10 +12,18 @@ from hypothesis import strategies as st
 
 from polyturn.agents.chat import ChatRenderer
 from polyturn.envs.two_hop.world import employer_names, make_world, people_names, town_names
-from polyturn.trainer.base_model.initial import split_words, train_tokenizer, training_texts
+from polyturn.trainer.base_model.initial import train_tokenizer, training_texts
 from polyturn.trainer.base_model.streams import EpisodeStream, played_episodes, readings, repeated_sequences
 
 VOCAB_SIZE = 1280
+
+
+def split_words(tokenizer: Any, texts: Iterable[str]) -> Iterator[str]:
+    """The pre-tokens of `texts` that `tokenizer` spells with more than one token."""
+    for text in texts:
+        for word, _ in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text):
+            if tokenizer.backend_tokenizer.model.token_to_id(word) is None:
+                yield word
 
 
 @pytest.fixture(scope="module")

@@ -196,14 +196,6 @@ def train_tokenizer(texts: Iterable[str], *, vocab_size: int) -> Any:
     )
 
 
-def split_words(tokenizer: Any, texts: Iterable[str]) -> Iterator[str]:
-    """The pre-tokens of `texts` that `tokenizer` spells with more than one token."""
-    for text in texts:
-        for word, _ in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text):
-            if tokenizer.backend_tokenizer.model.token_to_id(word) is None:
-                yield word
-
-
 def training_texts() -> Iterator[str]:
     """What the vocabulary is made from: every name, passages, questions and whole conversations."""
     from polyturn.envs.two_hop.env import GIVE_UP, SYSTEM_PROMPT, write_call

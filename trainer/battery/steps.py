@@ -140,19 +140,6 @@ def split_by_turn(step: RewardBatch) -> RewardBatch:
     return RewardBatch(parts=tuple(replace(part, samples=halves(part.samples)) for part in step.parts))
 
 
-def with_reward(step: RewardBatch, index: int, reward: float) -> RewardBatch:
-    """The step with another reward of one part, all of it at its last turn."""
-    parts = list(step.parts)
-    part = parts[index]
-    parts[index] = replace(
-        part,
-        reward=reward,
-        turn_rewards=(*[0.0] * (len(part.turn_rewards) - 1), reward) if part.turn_rewards else (),
-        reward_parts={**part.reward_parts, "task": reward} if part.reward_parts else {},
-    )
-    return RewardBatch(parts=tuple(parts))
-
-
 def with_value(step: RewardBatch, index: int, value: float = math.nan) -> RewardBatch:
     """The step with another critic's value at the first sampled token of a part."""
     parts = list(step.parts)

@@ -61,9 +61,9 @@ def find_source(directory: Path) -> WeightSource | None:
             f"{directory} has weights, but no config.json that can be read, which says what model they are of: "
             "download it again"
         )
-    told = explain_missing_weights(directory)
-    if told is not None:
-        raise ValueError(told)
+    reason = explain_missing_weights(directory)
+    if reason is not None:
+        raise ValueError(reason)
     raise ValueError(
         f"{directory} holds nothing to load: neither {MARKER} (a checkpoint), nor {TORCH_DIST_MARKER} (torch_dist), "
         "nor config.json (Hugging Face)"

@@ -148,8 +148,8 @@ def read_index(directory: Path) -> dict[str, StoredTensor | None]:
         TypeError,
         ValueError,
     ) as error:
-        told = str(error) or type(error).__name__
-        raise ValueError(f"{path} is damaged: {told}") from error
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{path} is damaged: {reason}") from error
 
 
 def _stored(root: Any, directory: Path) -> dict[str, StoredTensor | None]:

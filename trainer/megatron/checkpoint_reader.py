@@ -39,6 +39,7 @@ from polyturn.trainer.megatron.checkpoint_state import (
     slabs,
 )
 from polyturn.trainer.megatron.engine import Engine
+from polyturn.trainer.megatron.process_groups import raise_on_all
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -223,15 +224,6 @@ def load_checkpoint(
     for engine in engines.values():
         finish_optimizer(engine)
     return header
-
-
-def raise_on_all(fault: str | None) -> None:
-    """Raise what any rank found, on all of them: one that went on alone would wait for ever. Collective."""
-    gathered: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(gathered, fault)
-    for told in gathered:
-        if told is not None:
-            raise ValueError(told)
 
 
 def _restore(

@@ -165,11 +165,11 @@ class Checkpoints:
                 write_manifest(pending.directory, pending.header, files)
             except OSError as error:
                 faults = [f"rank 0: {error}"]
-        told = [faults]
-        dist.broadcast_object_list(told, src=0)
-        if told[0]:
+        decided = [faults]
+        dist.broadcast_object_list(decided, src=0)
+        if decided[0]:
             raise CheckpointError(
-                f"the checkpoint {pending.directory} was not written: {'; '.join(told[0])}"
+                f"the checkpoint {pending.directory} was not written: {'; '.join(decided[0])}"
             ) from fault
 
     def find_faults(self, directory: Path) -> list[str]:

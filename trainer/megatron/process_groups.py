@@ -85,6 +85,19 @@ def form_groups(parallel: ParallelConfig, *, rank: int) -> None:
     assert parallel_state.get_data_parallel_rank() == parallel.place(rank).data
 
 
+def raise_on_all(fault: str | None) -> None:
+    """Raise what any rank found, on all of them: one that went on alone would wait for ever. Collective.
+
+    Raises:
+        ValueError: the fault of the first rank that has one.
+    """
+    found: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, fault)
+    for sentence in found:
+        if sentence is not None:
+            raise ValueError(sentence)
+
+
 def leave_ranks() -> None:
     """Take the groups down, if there are any, so that this process can become a rank again."""
     if dist.is_initialized():

@@ -39,7 +39,6 @@ from polyturn.trainer.checkpoints.manifest import (
 )
 from polyturn.trainer.checkpoints.sources import HF_FOLDER, TORCH_DIST_MARKER
 from polyturn.trainer.checkpoints.torch_dist_index import StoredChunk, StoredTensor, read_index
-from polyturn.trainer.megatron.checkpoint_reader import raise_on_all
 from polyturn.trainer.megatron.checkpoint_state import (
     Kept,
     Slab,
@@ -49,6 +48,7 @@ from polyturn.trainer.megatron.checkpoint_state import (
     sharding_metadata,
     slabs,
 )
+from polyturn.trainer.megatron.process_groups import raise_on_all
 from polyturn.trainer.models.hf_directory import copy_small_files, describe_weights, write_carried
 
 CHECKSUMS = "checksums.json"
@@ -157,8 +157,8 @@ def _fill(kept: Kept, stored: Mapping[str, StoredTensor | None], directory: Path
     for box in kept.boxes:
         source = stored.get(box.key)
         if source is None:
-            told = "as a pickled object, which is not loaded" if box.key in stored else "nowhere"
-            raise ValueError(f"{directory}: {box.key}, which the model's config calls for, is stored {told}")
+            where = "as a pickled object, which is not loaded" if box.key in stored else "nowhere"
+            raise ValueError(f"{directory}: {box.key}, which the model's config calls for, is stored {where}")
         fits = source.shape == box.global_shape or (
             box.padded and source.shape[1:] == box.global_shape[1:] and source.shape[0] >= vocab_size
         )
@@ -193,8 +193,8 @@ def _read(chunk: StoredChunk, key: str) -> torch.Tensor:
             file.seek(chunk.start)
             tensor = torch.load(io.BytesIO(file.read(chunk.num_bytes)), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, TypeError, ValueError) as error:
-        told = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{chunk.path}: {key} cannot be read: {told}") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"{chunk.path}: {key} cannot be read: {reason}") from error
     if (
         type(tensor) is not torch.Tensor
         or tuple(tensor.shape) != chunk.shape

@@ -20,6 +20,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from polyturn.trainer.megatron.model import Architecture
+from polyturn.trainer.megatron.process_groups import raise_on_all
 from polyturn.trainer.models.hf_directory import HFWeights
 from polyturn.trainer.models.weight_files import EMBEDDING, OUTPUT, check_tensors
 from polyturn.trainer.models.weight_mapping import Mapped, find_row
@@ -174,7 +175,7 @@ def load_hf_weights(chunks: Sequence[GPTModel], architecture: Architecture, weig
             located.tensor.copy_(take_slice(located.mapped, full))
     except ValueError as error:
         fault = str(error)
-    _raise_any(fault)
+    raise_on_all(fault)
 
 
 def _check_tied(weights: HFWeights) -> None:
@@ -192,13 +193,6 @@ def _keep_corrections_in_float32(chunks: Sequence[GPTModel]) -> None:
         for module in chunk.modules():
             if isinstance(module, TopKRouter):
                 module._maintain_float32_expert_bias()
-
-
-def _raise_any(fault: str | None) -> None:
-    assert dist.group.WORLD is not None
-    for text in _gather_objects(fault, dist.group.WORLD):
-        if text is not None:
-            raise ValueError(text)
 
 
 @torch.no_grad()

@@ -291,11 +291,11 @@ def describe_weights(directory: Path, *, dtype: str, changes: Mapping[str, Any] 
     """
     config = read_config(directory)
     key = "torch_dtype" if "torch_dtype" in config else "dtype"
-    told = {"quantization_config": None, key: dtype, **(changes or {})}
-    if all(config.get(name) == value for name, value in told.items()):
+    wanted = {"quantization_config": None, key: dtype, **(changes or {})}
+    if all(config.get(name) == value for name, value in wanted.items()):
         return
-    removed = {name for name, value in told.items() if value is None}
-    kept = {name: value for name, value in {**config, **told}.items() if name not in removed}
+    removed = {name for name, value in wanted.items() if value is None}
+    kept = {name: value for name, value in {**config, **wanted}.items() if name not in removed}
     (directory / "config.json").write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 

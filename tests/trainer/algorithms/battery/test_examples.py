@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,9 @@ def test_spo_turns_back_beyond_its_best_ratio() -> None:
 
 def test_ranks_do_not_see_scales() -> None:
     step = steps.random_step(0, sizes={"g": 4})
-    parts = [steps.with_reward(step, i, reward).parts[i] for i, reward in enumerate([0.0, 1e6, 1.0, 1.0])]
+    parts = [
+        replace(part, reward=reward) for part, reward in zip(step.parts, [0.0, 1e6, 1.0, 1.0], strict=True)
+    ]
     batch = RewardBatch(parts=tuple(parts))
     result = load_plugin(ADVANTAGES.signature, ADVANTAGE)(batch)
     assert result.mean(batch) == pytest.approx([-1.0, 1.0, 0.0, 0.0])
