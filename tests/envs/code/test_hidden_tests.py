@@ -115,13 +115,14 @@ def test_a_solution_finds_no_word_of_the_tests_in_its_memory(backend):
         assert sandbox.exec(code, timeout_s=60).stdout == f"{NOTHING}\n"
 
 
-def test_a_program_that_knows_no_problem_is_paid_for_none(backend):
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_program_that_knows_no_problem_is_paid_for_none(backend, every):
     paid = []
     for split in ("train", "heldout"):
         tasks = builtin_tasks("unit_tests", split)
-        for task in (tasks[index] for index in range(len(tasks))):
+        for task in (tasks[index] for index in range(0, len(tasks), every)):
             with backend.create() as sandbox:
                 code = f"{THIEF}\ndef {task.label.entry_point}(*given): return steal(*given)"
                 report = grade_unit_tests(code, task.label, sandbox, timeout_s=20.0)
             paid.append(report.num_passed)
-    assert paid == [0] * 16
+    assert set(paid) == {0} and len(paid) >= 16 // every

