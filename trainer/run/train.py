@@ -127,7 +127,7 @@ def _running_stack(
         served = model_path if config.weight_sync.dtype == "same" else _fp8_model(model_path, directory)
         spec = EngineSpec.from_config(config, model_path=served, log_directory=directory.logs)
         engines = Engines(spec, RayLauncher(spec))
-        stack.callback(engines.stop)
+        stack.callback(_ignoring_dead_actors(engines.stop))
         engines.start()
         trainer = Trainer(config, model_path=model_path)
         stack.callback(_ignoring_dead_actors(trainer.close))
