@@ -43,6 +43,17 @@ def test_light_import(module: str) -> None:
     assert done.stdout.split() == []
 
 
+def test_a_rank_imports_nothing_of_the_driver() -> None:
+    pytest.importorskip("megatron.core", reason="training is not installed")
+    program = (
+        "import sys, polyturn.trainer.ranks.rank, polyturn.trainer.megatron.policy, polyturn.trainer.megatron.critic;"
+        "print(*(name for name in sys.modules if name.startswith('polyturn.trainer')))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    of_the_driver = ("polyturn.trainer.run", "polyturn.trainer.credit", "polyturn.trainer.ranks.trainer")
+    assert [name for name in done.stdout.split() if name.startswith(of_the_driver)] == []
+
+
 def test_the_vocabulary_brings_nothing_with_it() -> None:
     program = (
         "import sys; from polyturn.envs.messages import Message;"
