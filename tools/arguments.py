@@ -62,10 +62,14 @@ class ParameterTypes:
             required: Those without a default.
             defaults: Where the default is not Python's own but stands in a pydantic `Field`.
         """
+        self._types, self._required, self._defaults = types, required, defaults
         self._converters = {name: kind.convert for name, kind in types.items() if kind.convert is not None}
-        self._defaults = defaults
         self._changed = frozenset(name for name, kind in types.items() if not kind.is_json)
-        self._adapter = _strict_adapter(types, required) if self._converters and not defaults else None
+
+    @property
+    def are_plain(self) -> bool:
+        """Whether a model's arguments are the values."""
+        return not self._converters and not self._defaults
 
     def read(self, arguments: Mapping[str, Any]) -> dict[str, Any] | None:
         """The values of arguments that are right beyond doubt; None where the schema has to be asked."""
@@ -76,6 +80,17 @@ class ParameterTypes:
         except (ValueError, TypeError):  # also integers that orjson does not take
             return None
         return {name: values[name] if name in self._changed else arguments[name] for name in arguments}
+
+    @functools.cached_property
+    def _adapter(self) -> TypeAdapter[Any] | None:
+        """All parameters as one type, where pydantic takes of it what the schema allows and nothing else."""
+        if self._defaults or not all(is_exact(kind.annotation) for kind in self._types.values()):
+            return None
+        members: dict[str, Any] = {}
+        for name, kind in self._types.items():
+            need = typing_extensions.Required if name in self._required else typing_extensions.NotRequired
+            members[name] = need[kind.annotation]
+        return TypeAdapter(typing_extensions.TypedDict("Arguments", members))  # type: ignore[operator]
 
     def convert(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
         """The values of arguments that the schema allows, and what a type's own checks say of them."""
@@ -92,17 +107,6 @@ class ParameterTypes:
         return values, problems
 
 
-def _strict_adapter(types: Mapping[str, TypeSchema], required: Collection[str]) -> TypeAdapter[Any] | None:
-    """All parameters as one type, where pydantic takes of it what the schema allows and nothing else."""
-    if not all(is_exact(kind.annotation) for kind in types.values()):
-        return None
-    members: dict[str, Any] = {}
-    for name, kind in types.items():
-        need = typing_extensions.Required if name in required else typing_extensions.NotRequired
-        members[name] = need[kind.annotation]
-    return TypeAdapter(typing_extensions.TypedDict("Arguments", members))  # type: ignore[operator]
-
-
 class ArgumentChecker:
     """Checks and converts the arguments of one tool.
 
@@ -115,7 +119,7 @@ class ArgumentChecker:
         self._name = name
         self._schema = parameters
         self._types = types
-        self._quick = _exact_types(parameters)
+        self._quick = _exact_types(parameters) if types is None or types.are_plain else None
         self._required = frozenset(parameters.get("required", ()))
         if types is None:
             _ = self._validator  # a schema of somebody else may be none
@@ -126,6 +130,8 @@ class ArgumentChecker:
 
     def read(self, arguments: Mapping[str, Any]) -> tuple[Mapping[str, Any], str | None]:
         """The values for the function, and what is wrong with the arguments, for the model to read, or None."""
+        if self._quick is not None and self._plainly_right(arguments, self._quick):
+            return arguments, None
         if self._types is not None and (values := self._types.read(arguments)) is not None:
             return values, None
         complaint = self.complaint(arguments)
