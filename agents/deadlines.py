@@ -1,4 +1,4 @@
-"""Whose time it is: only what the policy takes can truncate its episode; whatever it waits for has deadlines apart."""
+"""Limits of an episode, and whose time it is: only what the policy takes can truncate it; all else has deadlines."""
 
 from __future__ import annotations
 
@@ -11,8 +11,32 @@ from typing import TypeVar
 
 from polyturn.agents.policy import PolicyFault
 from polyturn.envs.faults import EnvironmentFault
+from polyturn.tools.tool import MAX_RESULT_CHARS
 
 Value = TypeVar("Value")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EpisodeLimits:
+    """Where an episode is truncated. Token limits do not apply to policies that speak in messages."""
+
+    max_turns: int = 8
+    max_tokens_per_turn: int = 256
+    max_tokens_per_episode: int = 4096
+    """Prompt, observations and answers together."""
+    timeout_s: float = 600.0
+    """Of the policy's own time: requests that were answered, and tool calls."""
+    request_timeout_s: float | None = None
+    """One request without an answer is a `PolicyFault` after so long. None: `timeout_s`."""
+    interruption_timeout_s: float = 600.0
+    """The engine may go on aborting one turn for so long; then that is a `PolicyFault`."""
+    hook_timeout_s: float | None = None
+    """Each hook of the environment is an `EnvironmentFault` after so long. None: `timeout_s`."""
+    max_tool_calls_per_turn: int | None = 32
+    """Further calls are answered by saying so. None: no limit."""
+    max_tool_calls_per_episode: int | None = 256
+    max_tool_result_chars: int | None = MAX_RESULT_CHARS
+    """What the model is shown of a result, where the tool sets no limit of its own. None: all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +76,12 @@ class EpisodeTime:
         default_factory=lambda: {"generate_s": 0.0, "tools_s": 0.0, "queue_s": 0.0}
     )
     """As `EpisodeTimings`."""
+
+    @classmethod
+    def of(cls, limits: EpisodeLimits, slots: Slots | None) -> EpisodeTime:
+        """The time of an episode that has not begun."""
+        request_timeout_s = limits.request_timeout_s or limits.timeout_s
+        return cls(policy_s=limits.timeout_s, request_timeout_s=request_timeout_s, slots=slots)
 
     @property
     def left_s(self) -> float:

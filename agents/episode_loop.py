@@ -1,7 +1,4 @@
-"""The episode loop: one policy plays one task of one environment, and all of it is recorded.
-
-The module is long because the loop and the record of one episode read each other's every step.
-"""
+"""The episode loop: one policy plays one task of one environment, and all of it is recorded."""
 
 from __future__ import annotations
 
@@ -16,13 +13,13 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-import gymnasium
 import numpy as np
 import numpy.typing as npt
 
 from polyturn.agents.chat import ChatRenderer
-from polyturn.agents.deadlines import EpisodeTime, Slots
+from polyturn.agents.deadlines import EpisodeLimits, EpisodeTime, Slots
 from polyturn.agents.dialects import Dialect
+from polyturn.agents.environment_driver import Environment, EnvironmentDriver
 from polyturn.agents.episode import (
     PROMPT_TOO_LONG,
     Episode,
@@ -42,14 +39,10 @@ from polyturn.agents.policy import (
     SamplingParams,
     TokenPolicy,
 )
-from polyturn.envs.border import read_reset, read_step
-from polyturn.envs.faults import EnvironmentFault
-from polyturn.envs.hooks import StepLimits, current_task, is_interruption
+from polyturn.envs.hooks import current_task, is_interruption
 from polyturn.envs.messages import AssistantMessage, Message, Observation, Task
-from polyturn.envs.tool_env import ToolEnv
-from polyturn.tools.plain import clean_text, shown
-from polyturn.tools.threads import GivenUp, Offload, PinnedThread, in_threads
-from polyturn.tools.tool import MAX_RESULT_CHARS, OutOfTime
+from polyturn.tools.plain import clean_text
+from polyturn.tools.tool import OutOfTime
 from polyturn.tools.types import UNKNOWN_TOOL, ToolResult, ToolSpec, ToolUsage
 
 Value = TypeVar("Value")
@@ -58,31 +51,6 @@ LONG_TEXT_CHARS = 8_192
 """From here on an observation is rendered in a thread: tokenising it would hold up all other episodes."""
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.05, 5.0
 """Before a generation is taken up again that an engine aborted without a token; doubles each time."""
-
-Environment = gymnasium.Env[Observation, AssistantMessage]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EpisodeLimits:
-    """Where an episode is truncated. Token limits do not apply to policies that speak in messages."""
-
-    max_turns: int = 8
-    max_tokens_per_turn: int = 256
-    max_tokens_per_episode: int = 4096
-    """Prompt, observations and answers together."""
-    timeout_s: float = 600.0
-    """Of the policy's own time: requests that were answered, and tool calls."""
-    request_timeout_s: float | None = None
-    """One request without an answer is a `PolicyFault` after so long. None: `timeout_s`."""
-    interruption_timeout_s: float = 600.0
-    """The engine may go on aborting one turn for so long; then that is a `PolicyFault`."""
-    hook_timeout_s: float | None = None
-    """Each hook of the environment is an `EnvironmentFault` after so long. None: `timeout_s`."""
-    max_tool_calls_per_turn: int | None = 32
-    """Further calls are answered by saying so. None: no limit."""
-    max_tool_calls_per_episode: int | None = 256
-    max_tool_result_chars: int | None = MAX_RESULT_CHARS
-    """What the model is shown of a result, where the tool sets no limit of its own. None: all."""
 
 
 async def play_tokens(
@@ -115,12 +83,14 @@ async def play_tokens(
         executor: Runs what is not `async` in the environment; None: a thread that the environment keeps.
         slots: What other episodes share with this one; None: nothing.
     """
-    record = _Record.of(env, limits, slots, executor, episode_id=episode_id, group_id=group_id, seed=seed)
+    clock = EpisodeTime.of(limits, slots)
+    driver = EnvironmentDriver(env, task=task, seed=seed, limits=limits, clock=clock, executor=executor)
+    record = _Record()
     ledgers: dict[str, Ledger] = {}
     sampling = sampling or SamplingParams()
 
     async def play() -> _Stop:
-        observation, tools = await record.reset(task)
+        observation, tools = record.begin(*await driver.reset())
         for turn in range(limits.max_turns):
             ledger = ledgers.setdefault(record.role, Ledger())
             in_thought = renderer.opens_thought(observation, is_first=not len(ledger))
@@ -131,7 +101,7 @@ async def play_tokens(
                 new_ids = await _render(renderer, ledger, observation, tools, slots)
             budget = limits.max_tokens_per_episode - len(new_ids) - (0 if branches else len(ledger))
             if budget <= 0 and not record.num_turns:
-                return _prompt_too_long(record.task_id, len(new_ids), limits)
+                return _prompt_too_long(driver.task_id, len(new_ids), limits)
             if budget <= 0:
                 return _Stop(Outcome.TRUNCATED, "max_tokens_per_episode")
             if branches:
@@ -144,25 +114,26 @@ async def play_tokens(
                 routing_from=ledger.num_routed,
             )
             seeds = functools.partial(derive_seed, seed, turn)
-            generation = await _generate_turn(policy, ledger.token_ids, request, seeds, record)
+            interruption = _Interruption(limits.interruption_timeout_s)
+            generation = await _generate_turn(policy, ledger.token_ids, request, seeds, clock, interruption)
             ledger.append_generation(generation)
             parsed = dialect.parse(renderer.decode(generation.token_ids), in_thought=in_thought)
             action = renderer.with_call_ids(parsed, record.num_tool_calls)
             record.add_action(action)
-            if record.clock.is_over:
+            if clock.is_over:
                 return _Stop(Outcome.TRUNCATED, "timeout_s")
             if generation.finish_reason == "length":
                 if budget <= limits.max_tokens_per_turn:
                     return _Stop(Outcome.TRUNCATED, "max_tokens_per_episode")
                 if not action.tool_calls:
                     return _Stop(Outcome.TRUNCATED, "max_tokens_per_turn")
-            observation, stop = await record.step(action)
+            observation, stop = record.add_step(*await driver.step(action), clock=clock)
             if stop is not None:
                 return stop
         return _Stop(Outcome.TRUNCATED, "max_turns")
 
-    stop = await record.run(play, task)
-    return record.episode(stop, ledgers)
+    stop = await _to_the_end(play)
+    return record.episode(stop, driver, clock, ledgers, episode_id=episode_id, group_id=group_id, seed=seed)
 
 
 async def play_messages(
@@ -178,23 +149,25 @@ async def play_messages(
     slots: Slots | None = None,
 ) -> Episode:
     """Play one episode with a policy that speaks in messages: a script, a person, a remote endpoint. No tokens."""
-    record = _Record.of(env, limits, slots, executor, episode_id=episode_id, group_id=group_id, seed=seed)
+    clock = EpisodeTime.of(limits, slots)
+    driver = EnvironmentDriver(env, task=task, seed=seed, limits=limits, clock=clock, executor=executor)
+    record = _Record()
 
     async def play() -> _Stop:
-        _, tools = await record.reset(task)
+        _, tools = record.begin(*await driver.reset())
         for _ in range(limits.max_turns):
             ask = functools.partial(policy.reply, messages=record.conversation, tools=tools)
-            action = await record.clock.request(ask)
+            action = await clock.request(ask)
             record.add_action(action)
-            if record.clock.is_over:
+            if clock.is_over:
                 return _Stop(Outcome.TRUNCATED, "timeout_s")
-            _, stop = await record.step(action)
+            _, stop = record.add_step(*await driver.step(action), clock=clock)
             if stop is not None:
                 return stop
         return _Stop(Outcome.TRUNCATED, "max_turns")
 
-    stop = await record.run(play, task)
-    return record.episode(stop, {})
+    stop = await _to_the_end(play)
+    return record.episode(stop, driver, clock, {}, episode_id=episode_id, group_id=group_id, seed=seed)
 
 
 async def _render(
@@ -230,12 +203,12 @@ async def _generate_turn(
     prompt_ids: npt.NDArray[np.int32],
     sampling: SamplingParams,
     seeds: Callable[[int], int],
-    record: _Record,
+    clock: EpisodeTime,
+    interruption: _Interruption,
 ) -> Generation:
     """One turn. A generation that the engine aborted goes on from its tokens, which stay as they are."""
     parts: list[Generation] = []
     num_sampled = num_routed = 0
-    interruption = _Interruption(record.limits.interruption_timeout_s)
     for attempt in itertools.count():
         request = replace(
             sampling,
@@ -245,8 +218,8 @@ async def _generate_turn(
         )
         so_far = np.concatenate([prompt_ids, *(part.token_ids for part in parts)]) if parts else prompt_ids
         ask = functools.partial(policy.generate, prompt_ids=so_far, sampling=request)
-        spent_s = record.clock.spent_s
-        part = await record.clock.request(ask)
+        spent_s = clock.spent_s
+        part = await clock.request(ask)
         parts.append(part)
         num_sampled += len(part)
         num_routed += 0 if part.routed_experts is None else len(part.routed_experts)
@@ -258,7 +231,7 @@ async def _generate_turn(
         if len(part):
             interruption.end()
         else:
-            record.clock.spent_s = spent_s
+            clock.spent_s = spent_s
             await interruption.wait()
     if not num_sampled:
         raise PolicyFault("the engine sampled no token")
@@ -299,20 +272,24 @@ class _Stop:
     error: str | None = None
 
 
+async def _to_the_end(play: Callable[[], Awaitable[_Stop]]) -> _Stop:
+    """Play to the end, to the time limit, or to whatever exception ends this episode and no other."""
+    own_task = current_task()
+    try:
+        return await play()
+    except OutOfTime:
+        return _Stop(Outcome.TRUNCATED, "timeout_s")
+    except BaseException as error:
+        # The border of one episode: whatever its code raises ends no other.
+        if is_interruption(error, own_task):
+            raise
+        return _Stop(Outcome.FAILED, failure_reason(error), failure_text(error))
+
+
 @dataclass(kw_only=True, slots=True)
 class _Record:
-    """Plays the environment's side of one episode and keeps what happened."""
+    """What happened in one episode so far."""
 
-    env: Environment
-    episode_id: str
-    group_id: str
-    seed: int
-    offload: Offload | None
-    """Where an environment that is no `ToolEnv` runs; None: it is one."""
-    executor: Executor | None
-    limits: EpisodeLimits
-    clock: EpisodeTime
-    task_id: str = ""
     messages: list[Message] = field(default_factory=list)
     conversations: dict[str, list[Message]] = field(default_factory=dict)
     """What each role has seen and said."""
@@ -327,76 +304,28 @@ class _Record:
     anchors: dict[str, str] = field(default_factory=dict)
     """The state that each role saw last."""
     num_tool_calls: int = 0
-    num_calls_made: int = 0
-    """Those of `num_tool_calls` that the limits allowed."""
     num_tool_errors: int = 0
     tool_names: frozenset[str] = frozenset()
     tools: dict[str, ToolUsage] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
 
-    @classmethod
-    def of(
-        cls,
-        env: Environment,
-        limits: EpisodeLimits,
-        slots: Slots | None,
-        executor: Executor | None,
-        **identity: Any,
-    ) -> _Record:
-        """The record of an episode that has not begun."""
-        offload = None
-        if not isinstance(env, ToolEnv):
-            offload = in_threads(executor or PinnedThread("environment"))
-        request_timeout_s = limits.request_timeout_s or limits.timeout_s
-        episode_time = EpisodeTime(
-            policy_s=limits.timeout_s, request_timeout_s=request_timeout_s, slots=slots
-        )
-        return cls(env=env, limits=limits, executor=executor, offload=offload, clock=episode_time, **identity)
-
-    async def run(self, play: Callable[[], Awaitable[_Stop]], task: Task | str | None) -> _Stop:
-        """Play to the end, to the time limit, or to whatever exception ends this episode and no other."""
-        self.task_id = task.task_id if isinstance(task, Task) else task or ""
-        own_task = current_task()
-        try:
-            return await play()
-        except OutOfTime:
-            return _Stop(Outcome.TRUNCATED, "timeout_s")
-        except BaseException as error:
-            # The border of one episode: whatever its code raises ends no other.
-            if is_interruption(error, own_task):
-                raise
-            return _Stop(Outcome.FAILED, failure_reason(error), failure_text(error))
-
-    async def reset(self, task: Task | str | None) -> tuple[Observation, Any]:
-        """The first messages, and the specs of the tools."""
-        options = {} if task is None else {"task": task}
-        self._set_limits(max_tool_calls=None)
-        async with self.clock.environment():
-            if isinstance(self.env, ToolEnv):
-                observation, info = await self.env.reset_async(
-                    seed=self.seed, options=options, executor=self.executor
-                )
-            else:
-                reset = functools.partial(self.env.reset, seed=self.seed, options=options)
-                observation, info = await self._in_thread(reset, self._hook_timeout_s)
-        observation, info = self._enter(read_reset, (observation, info))
-        self.task_id = info.get("task_id", self.task_id)
+    def begin(self, observation: Observation, info: dict[str, Any]) -> tuple[Observation, Sequence[ToolSpec]]:
+        """What a reset gave: the first messages, and the specs of the tools."""
         self._hear(observation, info)
         self.tool_names = frozenset(spec.name for spec in info.get("tools", ()))
         return observation, info.get("tools", ())
 
-    async def step(self, action: AssistantMessage) -> tuple[Observation, _Stop | None]:
-        """What the environment answers, and how the episode ended if it did."""
-        num_allowed = self._num_calls_allowed()
-        self._set_limits(max_tool_calls=num_allowed)
-        async with self.clock.environment():
-            if isinstance(self.env, ToolEnv):
-                result = await self.env.step_async(action, executor=self.executor)
-            else:
-                result = await self._step_in_thread(action)
-        num_calls = len(action.tool_calls)
-        self.num_calls_made += num_calls if num_allowed is None else min(num_calls, num_allowed)
-        observation, reward, terminated, truncated, info = self._enter(read_step, result)
+    def add_step(
+        self,
+        observation: Observation,
+        reward: float,
+        terminated: bool,
+        truncated: bool,
+        info: dict[str, Any],
+        *,
+        clock: EpisodeTime,
+    ) -> tuple[Observation, _Stop | None]:
+        """What a step gave: what the environment answers, and how the episode ended if it did."""
         self.reward += reward
         self.turn_records[-1] = replace(self.turn_records[-1], reward=reward)
         self._hear(observation, info)
@@ -406,66 +335,13 @@ class _Record:
         self.role_rewards.update(info.get("role_rewards", {}))
         for tool_result in info.get("tool_results", ()):
             self._count(tool_result)
-            self.clock.spent_s += tool_result.seconds
         if terminated:
             return observation, _Stop(Outcome.COMPLETED, "terminated")
         if truncated:
             return observation, _Stop(Outcome.TRUNCATED, info.get("stop_reason", "environment"))
-        if self.clock.is_over:
+        if clock.is_over:
             return observation, _Stop(Outcome.TRUNCATED, "timeout_s")
         return observation, None
-
-    def _enter(self, read: Callable[[Any], Value], given: Any) -> Value:
-        """What the environment gave, checked. Raises `EnvironmentFault` for what cannot be played or kept."""
-        try:
-            return read(given)
-        except ValueError as error:
-            raise EnvironmentFault(f"{self.env_id}: task {shown(self.task_id)}: {error}") from error
-
-    @property
-    def env_id(self) -> str:
-        inner = self.env.unwrapped
-        if isinstance(inner, ToolEnv):
-            return inner.env_id
-        return getattr(self.env.spec, "id", type(inner).__name__)
-
-    def _num_calls_allowed(self) -> int | None:
-        """How many of the next action's tool calls are made."""
-        per_turn, per_episode = self.limits.max_tool_calls_per_turn, self.limits.max_tool_calls_per_episode
-        if per_episode is None:
-            return per_turn
-        left = max(0, per_episode - self.num_calls_made)
-        return left if per_turn is None else min(per_turn, left)
-
-    @property
-    def _hook_timeout_s(self) -> float:
-        return self.limits.hook_timeout_s or self.limits.timeout_s
-
-    def _set_limits(self, *, max_tool_calls: int | None) -> None:
-        """Tell the environment what its next reset or step may take."""
-        inner = self.env.unwrapped
-        if isinstance(inner, ToolEnv):
-            inner.step_limits = StepLimits(
-                hook_timeout_s=self._hook_timeout_s,
-                tools_timeout_s=self.clock.left_s,
-                queue_timeout_s=self.clock.slots.timeout_s if self.clock.slots is not None else None,
-                max_tool_calls=max_tool_calls,
-                max_result_chars=self.limits.max_tool_result_chars,
-            )
-
-    async def _step_in_thread(self, action: AssistantMessage) -> Any:
-        """A step of an environment that is no `ToolEnv`. What it takes is the policy's, unless there is one inside."""
-        step = functools.partial(self.env.step, action)
-        if isinstance(self.env.unwrapped, ToolEnv):
-            return await self._in_thread(step, None)
-        started = time.perf_counter()
-        assert self.offload is not None
-        try:
-            return await self.offload(step, timeout_s=self.clock.left_s, what="step")
-        except GivenUp:
-            raise OutOfTime(f"a step did not end within the {self.clock.left_s:g} s that were left") from None
-        finally:
-            self.clock.spent_s += time.perf_counter() - started
 
     def _count(self, result: ToolResult) -> None:
         self.num_tool_errors += not result.ok
@@ -486,6 +362,7 @@ class _Record:
         self.anchors[self.role] = info.get("anchor") or observation_digest(observation)
 
     def add_action(self, action: AssistantMessage) -> None:
+        """What the policy did in the next turn."""
         message = action.to_message()
         self.conversations[self.role].append(message)
         self.messages.append(_addressed(message, self.role))
@@ -493,14 +370,25 @@ class _Record:
         self.turn_records.append(TurnRecord(role=self.role, anchor=self.anchors[self.role]))
         self.num_tool_calls += len(action.tool_calls)
 
-    def episode(self, stop: _Stop, ledgers: dict[str, Ledger]) -> Episode:
+    def episode(
+        self,
+        stop: _Stop,
+        driver: EnvironmentDriver,
+        clock: EpisodeTime,
+        ledgers: dict[str, Ledger],
+        *,
+        episode_id: str,
+        group_id: str,
+        seed: int,
+    ) -> Episode:
+        """The episode that ended so."""
         failed = stop.outcome is Outcome.FAILED
         return Episode(
-            episode_id=self.episode_id,
-            group_id=self.group_id,
-            env_id=clean_text(self.env_id),
-            task_id=clean_text(self.task_id),
-            seed=self.seed,
+            episode_id=episode_id,
+            group_id=group_id,
+            env_id=clean_text(driver.env_id),
+            task_id=clean_text(driver.task_id),
+            seed=seed,
             outcome=stop.outcome,
             stop_reason=stop.reason,
             reward=None if failed else self.reward,
@@ -516,16 +404,9 @@ class _Record:
             segments=tuple(
                 segment for role, ledger in ledgers.items() for segment in ledger.to_segments(role=role)
             ),
-            timings=EpisodeTimings(**self.clock.seconds, total_s=time.perf_counter() - self.started),
+            timings=EpisodeTimings(**clock.seconds, total_s=time.perf_counter() - self.started),
             error=None if stop.error is None else clean_text(stop.error),
         )
-
-    async def _in_thread(self, function: Callable[[], Any], timeout_s: float | None) -> Any:
-        assert self.offload is not None
-        try:
-            return await self.offload(function, timeout_s=timeout_s, what="an environment")
-        except GivenUp:
-            raise EnvironmentFault(f"the environment did not answer within {timeout_s:g} s") from None
 
 
 def observation_digest(observation: Observation) -> str:

@@ -26,8 +26,8 @@ from typing import Any, TypeVar
 import httpx
 
 from polyturn.agents.chat import ChatRenderer, load_tokenizer
+from polyturn.agents.deadlines import EpisodeLimits
 from polyturn.agents.episode import Episode, derive_seed
-from polyturn.agents.episode_loop import EpisodeLimits
 from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import EnginesConfig

@@ -6,9 +6,10 @@ import json
 import pytest
 
 from polyturn.agents.chat import ChatRenderer
+from polyturn.agents.deadlines import EpisodeLimits
 from polyturn.agents.dialects import HermesDialect
 from polyturn.agents.episode import Outcome
-from polyturn.agents.episode_loop import EpisodeLimits, play_tokens
+from polyturn.agents.episode_loop import play_tokens
 from polyturn.agents.ledger import UNSAMPLED_VERSION, Ledger
 from polyturn.agents.policy import Generation
 from polyturn.envs.messages import Task

@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyturn.agents.chat import ChatRenderer, ContinuationRenderer, make_renderer
+from polyturn.agents.deadlines import EpisodeLimits
 from polyturn.agents.dialects import TagDialect, make_dialect
 from polyturn.agents.episode import Outcome
-from polyturn.agents.episode_loop import EpisodeLimits, play_tokens
+from polyturn.agents.episode_loop import play_tokens
 from polyturn.agents.policy import Generation
 from polyturn.envs.registry import make
 from polyturn.envs.search.styles import SEARCH_R1_INVALID, TAGS

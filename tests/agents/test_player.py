@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyturn.agents.chat import ChatRenderer
+from polyturn.agents.deadlines import EpisodeLimits
 from polyturn.agents.dialects import HermesDialect
 from polyturn.agents.episode import Outcome, derive_seed
-from polyturn.agents.episode_loop import EpisodeLimits, play_messages, play_tokens
+from polyturn.agents.episode_loop import play_messages, play_tokens
 from polyturn.agents.ledger import UNSAMPLED_VERSION
 from polyturn.agents.message_policies import ScriptedPolicy
 from polyturn.agents.policy import Generation, PolicyFault, SamplingParams

@@ -5,9 +5,10 @@ import asyncio
 import pyarrow.parquet as pq
 
 from polyturn.agents.chat import ChatRenderer
+from polyturn.agents.deadlines import EpisodeLimits
 from polyturn.agents.dialects import HermesDialect
 from polyturn.agents.episode import Outcome
-from polyturn.agents.episode_loop import EpisodeLimits, play_messages, play_tokens
+from polyturn.agents.episode_loop import play_messages, play_tokens
 from polyturn.agents.message_policies import ScriptedPolicy
 from polyturn.agents.policy import Generation
 from polyturn.envs.messages import AssistantMessage, ListTasks, Task

@@ -20,8 +20,9 @@ from gymnasium.wrappers import (
 )
 from gymnasium.wrappers.vector import RecordEpisodeStatistics as RecordVectorStatistics
 
+from polyturn.agents.deadlines import EpisodeLimits
 from polyturn.agents.dialects import HermesDialect
-from polyturn.agents.episode_loop import EpisodeLimits, play_messages
+from polyturn.agents.episode_loop import play_messages
 from polyturn.agents.message_policies import ScriptedPolicy
 from polyturn.envs import registry
 from polyturn.envs.messages import AssistantMessage

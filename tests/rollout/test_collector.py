@@ -8,8 +8,8 @@ import time
 
 import pytest
 
+from polyturn.agents.deadlines import EpisodeLimits
 from polyturn.agents.episode import Outcome
-from polyturn.agents.episode_loop import EpisodeLimits
 from polyturn.agents.policy import PolicyFault
 from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv

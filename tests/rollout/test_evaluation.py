@@ -7,8 +7,8 @@ from statistics import fmean
 import numpy as np
 import pytest
 
+from polyturn.agents.deadlines import EpisodeLimits
 from polyturn.agents.episode import Outcome
-from polyturn.agents.episode_loop import EpisodeLimits
 from polyturn.agents.message_policies import ScriptedPolicy
 from polyturn.agents.policy import PolicyFault
 from polyturn.envs.messages import AssistantMessage, ListTasks, Task

@@ -18,9 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from polyturn.agents.chat import ChatRenderer, load_tokenizer
+from polyturn.agents.deadlines import EpisodeLimits
 from polyturn.agents.dialects import HermesDialect
 from polyturn.agents.episode import Outcome
-from polyturn.agents.episode_loop import EpisodeLimits, play_messages
+from polyturn.agents.episode_loop import play_messages
 from polyturn.agents.message_policies import ScriptedPolicy
 from polyturn.agents.policy import Generation
 from polyturn.configs.models import resolve_model_path

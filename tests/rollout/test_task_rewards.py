@@ -6,8 +6,8 @@ from functools import partial
 
 import pytest
 
+from polyturn.agents.deadlines import EpisodeLimits
 from polyturn.agents.episode import Outcome
-from polyturn.agents.episode_loop import EpisodeLimits
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import RunConfig

@@ -7,8 +7,8 @@ import threading
 import gymnasium
 import pytest
 
+from polyturn.agents.deadlines import EpisodeLimits
 from polyturn.agents.episode import Outcome
-from polyturn.agents.episode_loop import EpisodeLimits
 from polyturn.agents.http import Retries
 from polyturn.agents.message_policies import OpenAIPolicy
 from polyturn.envs.messages import AssistantMessage, ListTasks, Task

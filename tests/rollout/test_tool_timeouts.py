@@ -2,7 +2,7 @@
 
 import threading
 
-from polyturn.agents.episode_loop import EpisodeLimits
+from polyturn.agents.deadlines import EpisodeLimits
 from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collector import Collector

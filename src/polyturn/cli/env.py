@@ -20,8 +20,9 @@ from typing import Annotated, Any
 
 import typer
 
+from polyturn.agents.deadlines import EpisodeLimits
 from polyturn.agents.episode import Outcome
-from polyturn.agents.episode_loop import EpisodeLimits, play_messages
+from polyturn.agents.episode_loop import play_messages
 from polyturn.agents.message_policies import HumanPolicy, ScriptedPolicy
 from polyturn.agents.policy import MessagePolicy
 from polyturn.cli.outcome import INTERRUPTED, RUN_FAILED, print_error, reported, table
