@@ -18,7 +18,7 @@ import gymnasium
 
 from polyturn.envs.builtin import BUILTIN, EnvironmentInfo
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.envs.wrapped import WrappedToolEnv
+from polyturn.envs.wrappers import WrappedToolEnv
 
 ENTRY_POINT_GROUP = "polyturn.envs"
 

@@ -12,7 +12,7 @@ from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.messages import AssistantMessage, script_of
 from polyturn.envs.spaces import sample_arguments
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.envs.wrapped import WrappedToolEnv
+from polyturn.envs.wrappers import WrappedToolEnv
 from polyturn.tools.tool import Tool
 from polyturn.tools.toolset import Toolset
 from polyturn.tools.types import ToolCall

@@ -87,7 +87,9 @@ def test_its_tests_fail_when_its_environment_is_broken(written: tuple[Path, InSi
     broken = tmp_path / "broken"
     shutil.copytree(written[0], broken)
     source = broken / "my_gym" / "environment.py"
-    source.write_text(source.read_text().replace("exact_match(message.content, self.task.label)", "1.0"))
+    source.write_text(
+        source.read_text().replace("polyturn.exact_match(message.content, self.task.label)", "1.0")
+    )
     done = install(broken, tmp_path / "site")("pytest", "-q", "-p", "no:cacheprovider")
     assert done.returncode == 1
     assert "reward_hacks: empty is paid 1" in done.stdout

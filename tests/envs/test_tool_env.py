@@ -20,8 +20,7 @@ from polyturn.envs.registry import list_environments, make, register
 from polyturn.envs.rewards import exact_match
 from polyturn.envs.spaces import ChatSpace, ReplySpace
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.envs.wrapped import WrappedToolEnv
-from polyturn.envs.wrappers import RawTextAction
+from polyturn.envs.wrappers import RawTextAction, WrappedToolEnv
 from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall, ToolError
 

@@ -14,7 +14,7 @@ from polyturn.agents.message_policies import OpenAIPolicy
 from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.rewards.rubric import Criterion
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.envs.wrapped import WrappedToolEnv
+from polyturn.envs.wrappers import WrappedToolEnv
 from polyturn.rollout.collector import Collector, RolloutError
 from polyturn.rollout.factory import open_client
 from polyturn.rollout.groups import PromptCursor

@@ -6,9 +6,18 @@ import re
 from collections.abc import Mapping, Sequence
 
 from ferry_desk.timetable import Sailing, make_tasks
-from polyturn import ToolEnv, register, tool
-from polyturn.envs.messages import AssistantMessage, Message, Task, TaskSource
-from polyturn.tools.types import ToolCall, ToolError, ToolSpec
+from polyturn import (
+    AssistantMessage,
+    Message,
+    Task,
+    TaskSource,
+    ToolCall,
+    ToolEnv,
+    ToolError,
+    ToolSpec,
+    register,
+    tool,
+)
 
 POLICY = (
     "You sell ferry tickets. Ask the customer when they can leave, book the cheapest sailing that suits them, and tell "

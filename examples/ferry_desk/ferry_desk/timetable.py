@@ -6,7 +6,7 @@ import functools
 import random
 from dataclasses import dataclass
 
-from polyturn.envs.messages import ListTasks, Task
+from polyturn import ListTasks, Task
 
 ISLANDS = ("Averøy", "Brenna", "Colm", "Dunnet", "Ersay", "Fetlar", "Gigha", "Havra")
 SPLITS = {"train": range(2000), "heldout": range(2000, 2200)}

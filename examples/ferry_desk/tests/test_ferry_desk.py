@@ -6,8 +6,7 @@ import pytest
 from ferry_desk.timetable import make_customer
 
 import polyturn
-from polyturn.envs.messages import AssistantMessage
-from polyturn.tools.types import ToolCall
+from polyturn import AssistantMessage, ToolCall
 
 ENV_ID = "ferry_desk/FerryDesk-v0"
 
