@@ -113,7 +113,7 @@ class Task:
     """Grades this task; None: the run's reward, or the environment's own grade."""
 
     def __post_init__(self) -> None:
-        """Raises `ValueError` for an id or messages that are none: who makes a task is told, not who plays it."""
+        """Raises `ValueError` for an id or messages that are none: who makes a task hears of it, not who plays it."""
         if not isinstance(self.task_id, str) or not self.task_id:
             raise ValueError(f"a task's id must be a text that is not empty, not {shown(self.task_id)}")
         if isinstance(self.messages, str) or not isinstance(self.messages, Sequence):

@@ -136,9 +136,9 @@ def _sample(schema: Mapping[str, Any]) -> Any:
     return _SCALAR_SAMPLES.get(kind)
 
 
-def _number(schema: Mapping[str, Any], usual: float) -> float:
-    """The usual number, moved to where the bounds want it."""
-    number = max(usual, schema.get("minimum", usual), schema.get("exclusiveMinimum", usual))
+def _number(schema: Mapping[str, Any], default: float) -> float:
+    """The default, moved to where the bounds want it."""
+    number = max(default, schema.get("minimum", default), schema.get("exclusiveMinimum", default))
     number = min(number, schema.get("maximum", number), schema.get("exclusiveMaximum", number))
     if number == schema.get("exclusiveMinimum"):
         number += 1

@@ -485,7 +485,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         return Blocking(self._hook_thread)
 
     def _waits(self) -> bool:
-        """Whether an event loop is needed. Asked at every step, so the usual case, plain methods, is quick."""
+        """Whether an event loop is needed. Asked at every step, so the common case, plain methods, is quick."""
         reward = self._reward()
         if self.toolset.has_async or (reward is not None and is_async(reward)):
             return True

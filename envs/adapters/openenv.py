@@ -297,11 +297,11 @@ class OpenEnvEnv(ToolEnv):
 
 def text_of(observation: Mapping[str, Any]) -> str:
     """An observation for a model: its only field if that is a text, else all of it as JSON."""
-    told = {name: value for name, value in observation.items() if name != "metadata" or value}
-    values = list(told.values())
+    fields = {name: value for name, value in observation.items() if name != "metadata" or value}
+    values = list(fields.values())
     if len(values) == 1 and isinstance(values[0], str):
         return values[0]
-    return json.dumps(told, ensure_ascii=False)
+    return json.dumps(fields, ensure_ascii=False)
 
 
 def _guesses(number: Any) -> Script:

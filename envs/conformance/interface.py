@@ -42,9 +42,9 @@ def check_gymnasium(subject: Subject) -> str:
             check_env(env.unwrapped)
         except AssertionError as error:
             raise Nonconforming(f"gymnasium.utils.env_checker.check_env: {error}") from error
-    told = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
-    if told := [text for text in told if _NO_SPEC not in text]:
-        raise Nonconforming(f"gymnasium.utils.env_checker.check_env warns: {told[0]}")
+    warned = [str(warning.message) for warning in caught if issubclass(warning.category, UserWarning)]
+    if warned := [text for text in warned if _NO_SPEC not in text]:
+        raise Nonconforming(f"gymnasium.utils.env_checker.check_env warns: {warned[0]}")
     return "check_env has no complaint"
 
 
@@ -262,7 +262,7 @@ def _check_kept(env: ToolEnv, name: PolicyName, seed: int) -> None:
 
 
 def _check_new(trace: Trace) -> None:
-    """Every role is told each thing once; what begins its conversation is new to a role that has not acted yet."""
+    """Every role hears each thing once; what begins its conversation is new to a role that has not acted yet."""
     begun = {trace.role: trace.first}
     for number, turn in enumerate(trace.turns, start=1):
         role = turn.info.get("role", "")

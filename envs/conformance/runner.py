@@ -114,8 +114,8 @@ def is_unavailable(error: BaseException) -> bool:
     # By name: this module imports no sandbox.
     if any(type(cause).__name__ == "SandboxUnavailable" for cause in causes):
         return True
-    told = any("pip install" in str(cause) for cause in causes)
-    return told and any(isinstance(cause, ImportError) for cause in causes)
+    says_how_to_install = any("pip install" in str(cause) for cause in causes)
+    return says_how_to_install and any(isinstance(cause, ImportError) for cause in causes)
 
 
 def _reraise_if_unavailable(error: BaseException) -> None:

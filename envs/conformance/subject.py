@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar
 from polyturn.envs.messages import AssistantMessage, Message, Observation, Script, Task, TaskSource
 from polyturn.envs.tool_env import ToolEnv
 
-USUAL_SPLITS = ("train", "validation", "heldout", "test")
+COMMON_SPLITS = ("train", "validation", "heldout", "test")
 
 
 class Nonconforming(Exception):
@@ -66,9 +66,9 @@ class Subject:
             env.close()
 
     def splits(self, env: ToolEnv) -> dict[str, TaskSource]:
-        """The splits that the environment has: those it names in an attribute `splits`, and the usual ones."""
+        """The splits that the environment has: those it names in an attribute `splits`, and the common ones."""
         found: dict[str, TaskSource] = {}
-        for split in dict.fromkeys((*getattr(env, "splits", ()), *USUAL_SPLITS)):
+        for split in dict.fromkeys((*getattr(env, "splits", ()), *COMMON_SPLITS)):
             try:
                 source = env.tasks(split)
             except ValueError:
@@ -82,7 +82,7 @@ class Subject:
                 found[split] = source
         if not found:
             raise Nonconforming(
-                f"none of the splits {', '.join(USUAL_SPLITS)} has a task; define `tasks(split)`, "
+                f"none of the splits {', '.join(COMMON_SPLITS)} has a task; define `tasks(split)`, "
                 "and name unusual splits in an attribute `splits`"
             )
         return found

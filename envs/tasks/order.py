@@ -1,4 +1,4 @@
-"""How a run goes through a source of tasks: in which order, read ahead of their use, and told from another source.
+"""How a run goes through a source of tasks: in which order, read ahead of use, and known from another source.
 
 Which task stands at a position, and of which epoch, follows from the position and the seed, without what came before.
 """
@@ -220,7 +220,7 @@ class PrefetchedTasks:
 
 
 MAX_TASKS = 1024
-"""A source of more tasks than this is told by so many of them, evenly spread, and by their number."""
+"""A source of more tasks than this is digested by so many of them, evenly spread, and by their number."""
 MAX_GENERATED = 64
 """The same of one that makes its tasks without end, which may take a while for each."""
 

@@ -225,7 +225,7 @@ def _constructor(env: ToolEnv) -> list[tuple[str, str]]:
 
 
 def _splits(env: ToolEnv) -> list[tuple[str, str]]:
-    """The usual splits that the environment has, with their sizes."""
+    """The common splits that the environment has, with their sizes."""
     rows = []
     for split in ("train", "validation", "heldout", "test"):
         try:

@@ -61,7 +61,7 @@ def search(
     \b
     Example: polyturn serve search --corpus wiki-18.jsonl --index wiki-18-index
     """
-    with reported(), _told():
+    with reported(), _as_config_error():
         from polyturn.tools.search.corpus import PageFile
         from polyturn.tools.search.server import SearchApp, run_server
 
@@ -129,7 +129,7 @@ def _build(part: str, index: Path, corpus: Path | None, model: Path | None, fact
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _as_config_error() -> Iterator[None]:
     """What the search package calls a wrong value is bad input here."""
     try:
         yield
