@@ -13,7 +13,10 @@ import typer
 from polyturn.cli.outcome import reported
 from polyturn.configs.errors import ConfigError
 from polyturn.envs.two_hop.world import WorldSize
+from polyturn.tools.search.corpus import PASSAGES_NAME, PageFile, read_passages
+from polyturn.tools.search.dense import DenseIndex, DenseOptions, TransformerEncoder
 from polyturn.tools.search.retrieval import Retriever
+from polyturn.tools.search.server import SearchApp, run_server
 
 app = typer.Typer(help="Serve what environments use.", no_args_is_help=True, rich_markup_mode=None)
 _KINDS = ("auto", "bm25", "dense", "hybrid")
@@ -62,9 +65,6 @@ def search(
     Example: polyturn serve search --corpus wiki-18.jsonl --index wiki-18-index
     """
     with reported(), _as_config_error():
-        from polyturn.tools.search.corpus import PageFile
-        from polyturn.tools.search.server import SearchApp, run_server
-
         if build_only and index is None:
             raise ConfigError("command line: --build-only needs --index")
         retriever = _engine(index, corpus, kind, model, factory, e5)
@@ -80,7 +80,6 @@ def _engine(
 ) -> Retriever:
     """The engine that the options mean, built where it is not there yet."""
     from polyturn.tools.search.bm25 import BM25Index
-    from polyturn.tools.search.corpus import read_passages
     from polyturn.tools.search.engine import open_engine
 
     if kind not in _KINDS:
@@ -107,8 +106,6 @@ def _engine(
 def _build(part: str, index: Path, corpus: Path | None, model: Path | None, factory: str, e5: bool) -> None:
     """Build one part of an index in its directory."""
     from polyturn.tools.search.bm25 import BM25Index
-    from polyturn.tools.search.corpus import PASSAGES_NAME
-    from polyturn.tools.search.dense import DenseIndex, DenseOptions, TransformerEncoder
 
     source = None if (index / PASSAGES_NAME).exists() else corpus
     if source is None and not (index / PASSAGES_NAME).exists():
