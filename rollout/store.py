@@ -6,6 +6,7 @@ import asyncio
 import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,8 @@ class TrajectoryStore:
         self._aside = directory / "set_aside"
         self._open: tuple[int, Journal] | None = None
         self._opening = threading.Lock()
+        # One: several would keep the event loop from the interpreter.
+        self._writer = ThreadPoolExecutor(1, "trajectories")
 
     def path(self, step: int) -> Path:
         """The columnar file of a step."""
@@ -129,8 +132,12 @@ class TrajectoryStore:
         return sorted(number for number in kept if number > step)
 
     async def keep(self, step: int, episode: Episode) -> None:
-        """As `journal`, in a thread: neither the making of the record nor a slow disk holds up the event loop."""
-        await asyncio.to_thread(self.journal, step, episode)
+        """As `journal`, in the store's writing thread: neither making the record nor a slow disk holds up the loop.
+
+        Who is cancelled while it waits leaves the episode to be written all the same.
+        """
+        loop = asyncio.get_running_loop()
+        await asyncio.shield(loop.run_in_executor(self._writer, self.journal, step, episode))
 
     def journal(self, step: int, episode: Episode) -> None:
         """Keep one attempt of the step under way, failed or not. Several threads may do so at once."""
@@ -205,7 +212,8 @@ class TrajectoryStore:
                     path.unlink()
 
     def close(self) -> None:
-        """Close the journal."""
+        """Close the journal, with what is still being written."""
+        self._writer.shutdown()
         self._close_journal()
 
     def journal_path(self, step: int) -> Path:

@@ -1,5 +1,6 @@
 """Journal and columnar store: what is read is what was written, whatever happened to the writer."""
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -259,6 +260,17 @@ def test_a_changed_byte_of_any_journal_costs_one_episode(tmp_path, written, data
     assert all(any(episode == found for episode in kept) for found in contents.episodes), "in their order"
     assert len(contents.episodes) == len(written) - 1
     assert len(contents.damage) == 1 and not contents.num_truncated
+
+
+async def test_an_episode_whose_waiter_is_cancelled_is_written_all_the_same(tmp_path):
+    store = TrajectoryStore(tmp_path)
+    waiting = [asyncio.create_task(store.keep(1, episode)) for episode in FOUR]
+    await asyncio.sleep(0)
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*waiting, return_exceptions=True)
+    store.close()
+    assert store.journaled(1) == FOUR
 
 
 def test_threads_write_whole_records(tmp_path):

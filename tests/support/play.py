@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from polyturn.agents.episode_loop import EpisodeLimits, play_messages
+from polyturn.agents.deadlines import EpisodeLimits
+from polyturn.agents.episode_loop import play_messages
 from polyturn.rollout.collector import Play
 
 
