@@ -81,6 +81,9 @@ class MessagePolicy(Protocol):
         ...
 
 
+Policy = TokenPolicy | MessagePolicy
+
+
 class PolicyFault(RuntimeError):
     """The engine behind a policy failed: infrastructure, never a reward."""
 

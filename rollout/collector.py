@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from polyturn.agents.deadlines import Slots
 from polyturn.agents.episode import LASTING, Episode, Outcome, failure_reason, failure_text, sentence_of
+from polyturn.agents.policy import Policy
 from polyturn.envs.faults import EnvironmentFault, message_of
 from polyturn.envs.hooks import current_task, is_interruption
 from polyturn.envs.messages import EnvironmentChoice, ListTasks, Task, TaskSource
@@ -28,7 +29,7 @@ from polyturn.rollout.groups import (
     episode_seed,
     parse_episode_id,
 )
-from polyturn.rollout.limits import Policy, RolloutLimits
+from polyturn.rollout.limits import RolloutLimits
 from polyturn.tools.threads import PinnedThread
 
 DRAIN_S = 60.0

@@ -13,13 +13,13 @@ from statistics import NormalDist, fmean
 from typing import Literal
 
 from polyturn.agents.episode import Episode
+from polyturn.agents.policy import Policy
 from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.collector import Collector, Group, RolloutError
 from polyturn.rollout.engines.launch import Engines, LocalLauncher
 from polyturn.rollout.engines.server import EngineSpec
 from polyturn.rollout.factory import build_collector, open_policy
 from polyturn.rollout.groups import Prompt
-from polyturn.rollout.limits import Policy
 from polyturn.rollout.store import TrajectoryStore
 
 CONFIDENCE = 0.95

@@ -5,11 +5,8 @@ from __future__ import annotations
 import resource
 from dataclasses import dataclass
 
-from polyturn.agents.policy import MessagePolicy, TokenPolicy
 from polyturn.configs.schema.deadlines import hook_timeout_s, stall_timeout_s
 from polyturn.configs.schema.run import RolloutConfig, RunConfig
-
-Policy = TokenPolicy | MessagePolicy
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,13 +11,13 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from polyturn.agents.episode import Episode
+from polyturn.agents.policy import Policy
 from polyturn.configs.schema.run import RunConfig
 from polyturn.envs.tasks import draw_order
 from polyturn.rollout.collector import Group, RolloutError
 from polyturn.rollout.evaluation import EvaluationResult, evaluate
 from polyturn.rollout.factory import build_collector, open_policy
 from polyturn.rollout.groups import Prompt, PromptCursor
-from polyturn.rollout.limits import Policy
 from polyturn.rollout.store import TrajectoryStore, write_episodes
 
 Value = TypeVar("Value")
