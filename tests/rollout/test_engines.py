@@ -136,7 +136,9 @@ async def test_an_update_changes_version_weights_and_cached_prefixes(
 
 @pytest.mark.catalogue("B47")
 async def test_pause_holds_requests_and_continue_lets_them_end(engines, control):
-    pending = asyncio.create_task(generate(engines.url, [PROMPT], [SamplingParams(max_tokens=400, seed=1)]))
+    # One of many is long enough to be under way when the pause comes, however late that is.
+    sampling = [SamplingParams(max_tokens=400, seed=seed) for seed in range(16)]
+    pending = asyncio.create_task(generate(engines.url, [PROMPT] * len(sampling), sampling))
     await asyncio.sleep(0.05)
     await asyncio.to_thread(control._post, "/pause_generation", {"mode": "in_place"})
     await asyncio.sleep(0.3)
@@ -147,8 +149,7 @@ async def test_pause_holds_requests_and_continue_lets_them_end(engines, control)
             "a pause is no illness"
         )
     await asyncio.to_thread(control._post, "/continue_generation", {})
-    [generation] = await pending
-    assert generation.finish_reason in ("stop", "length")
+    assert all(generation.finish_reason in ("stop", "length") for generation in await pending)
 
 
 def test_a_refused_control_call_says_why(control):
