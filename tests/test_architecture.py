@@ -44,7 +44,7 @@ def test_light_import(module: str) -> None:
 
 
 def test_a_rank_imports_nothing_of_the_driver() -> None:
-    pytest.importorskip("megatron.core", reason="training is not installed")
+    pytest.importorskip("polyturn.trainer.megatron", reason="training is not installed")
     program = (
         "import sys, polyturn.trainer.ranks.rank, polyturn.trainer.megatron.policy, polyturn.trainer.megatron.critic;"
         "print(*(name for name in sys.modules if name.startswith('polyturn.trainer')))"

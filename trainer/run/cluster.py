@@ -102,6 +102,7 @@ def start_ray(config: RunConfig, *, num_gpus: int | None = None) -> None:
     # The ranks are counted as CPUs; engines take turns with them, so they ask for none.
     num_cpus = config.trainer.num_ranks
     ray.init(
+        address="local",  # else it joins what `ray start` left on this machine
         num_cpus=num_cpus,
         num_gpus=num_gpus,
         include_dashboard=False,
