@@ -1,7 +1,9 @@
 """MegatronPolicy on one rank: against transformers and plain torch, and its own exports and checkpoints."""
 
+import gc
 import json
 import shutil
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -67,6 +69,15 @@ def hf_logprobs(model, sample: TrainSample, temperature: float) -> torch.Tensor:
     logits = model(input_ids=token_ids[None]).logits[0].float() / temperature
     scored = logits[:-1].log_softmax(-1).gather(1, token_ids[1:, None]).squeeze(1)
     return torch.cat([torch.zeros(1), scored])
+
+
+def test_a_closed_policy_leaves_no_weights_behind(make_model, make_samples):
+    with open_policy(make_model("qwen3", tied=True), optimizer=SMOOTH) as policy:
+        train(policy, with_proximal(policy, make_samples(LENGTHS)))
+        model = weakref.ref(policy._engine.model)
+    del policy
+    gc.collect()
+    assert model() is None
 
 
 @pytest.mark.catalogue("B23", "B26")

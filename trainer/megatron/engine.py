@@ -277,6 +277,17 @@ class Engine:
         """Megatron-core's distributed optimizers, whose inner torch optimizers hold the state."""
         return list(getattr(self.optimizer, "chained_optimizers", [self.optimizer]))
 
+    def release(self) -> None:
+        """Let weights, optimizer and process groups go once nobody refers to this engine; it cannot train any more.
+
+        The optimizer's shards are views of the weights, whose hooks hold the wrapped model, whose config holds the
+        optimizer: a circle through autograd's graph, where no garbage collector looks.
+        """
+        self.optimizer = None
+        self.config.grad_scale_func = self.config.finalize_model_grads_func = self.config.no_sync_func = None
+        for chunk in self._wrapped:
+            chunk.grad_accs.clear()
+
     def _wrap(self, chunk: GPTModel, *, first: bool) -> DistributedDataParallel:
         inner = Float16Module(self.config, chunk) if self.config.bf16 else chunk
         return DistributedDataParallel(

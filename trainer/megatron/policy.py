@@ -240,6 +240,8 @@ class MegatronPolicy:
 
     def close(self) -> None:
         """Leave the ranks."""
+        if hasattr(self, "_engine"):
+            self._engine.release()
         leave_ranks()
 
     def _load_initial(self, path: Path | None, *, with_optimizer: bool) -> None:
