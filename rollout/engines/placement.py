@@ -84,8 +84,10 @@ def is_free(host: str, port: int) -> bool:
 
 def free_port(host: str, *, avoid: Collection[int] = ()) -> int:
     """A port of `host` that is free now, not in `avoid`. Raises `ValueError` where there is none."""
+    # Processes that were seeded alike, or forked, must not all choose the same port at the same time.
+    choose = random.SystemRandom().choice
     for _ in range(1000):
-        port = random.choice(FREE_RANGE)
+        port = choose(FREE_RANGE)
         if port not in avoid and is_free(host, port):
             return port
     raise ValueError(f"no free port found on {host} between {FREE_RANGE.start} and {FREE_RANGE.stop - 1}")

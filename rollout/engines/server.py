@@ -228,7 +228,7 @@ def command_line(arguments: Mapping[str, Any]) -> list[str]:
     return words
 
 
-ROUTER_START_TIMEOUT_S = 60.0
+ROUTER_START_TIMEOUT_S = 180.0
 
 
 class Router:

@@ -148,7 +148,7 @@ def test_the_router_listens_where_it_is_told_and_is_found_there(host: str, tmp_p
     )
     router.start()
     try:
-        router.process.wait_until(f"{router.url}/liveness", timeout_s=60)
+        router.process.wait_until(f"{router.url}/liveness", timeout_s=180)
     finally:
         router.stop()
     assert "0.0.0.0" not in router.url
