@@ -203,14 +203,6 @@ class TrajectoryStore:
         """The episodes of a finished step, in the order in which they were written."""
         return read_episodes(self.path(step))
 
-    def discard_after(self, step: int) -> None:
-        """Remove what was kept of later steps."""
-        self._close_journal()
-        for folder, ending in ((self._trajectories, ".parquet"), (self._journals, ".journal")):
-            for number, path in _numbered(folder, ending).items():
-                if number > step:
-                    path.unlink()
-
     def close(self) -> None:
         """Close the journal, with what is still being written."""
         self._writer.shutdown()

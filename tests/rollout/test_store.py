@@ -163,16 +163,6 @@ def test_a_step_that_is_set_aside_is_played_anew_and_nothing_is_lost(tmp_path):
         assert store.journaled(1) == [] and store.steps() == []
 
 
-def test_discard_after_removes_later_steps_only(tmp_path):
-    store = TrajectoryStore(tmp_path)
-    for step in (1, 2, 3):
-        store.write_step(step, [simple_episode()])
-    store.journal(4, simple_episode())
-    store.discard_after(2)
-    assert store.steps() == [1, 2]
-    assert store.journaled(4) == []
-
-
 @pytest.mark.parametrize("num_lost", [2, 300])
 def test_a_torn_record_is_tolerated_counted_and_overwritten(tmp_path, num_lost):
     path = tmp_path / "journal"

@@ -1,1 +1,1 @@
-
+"""How the policy that the demo begins with was made."""
