@@ -67,7 +67,7 @@ class Episode:
     reward: float | None
     """None when the episode failed."""
     task_digest: str = ""
-    """Of the task that was played, as `envs.tasks.digest` makes it: an id or a place may come to mean another task."""
+    """As `envs.tasks.order.task_digest` makes it: an id or a place may come to mean another task."""
     group_reward: float | None = None
     """What group rewards have added to `reward` and `role_rewards`; None: nothing has been added yet."""
     reward_parts: Mapping[str, float] = field(default_factory=dict)

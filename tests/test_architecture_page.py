@@ -186,3 +186,17 @@ def test_the_worked_episode(worked: Mapping[str, Mapping[str, Any]], station: st
         np.testing.assert_allclose(
             np.array(told[name], dtype=np.float64), array.astype(np.float64), atol=5e-4, err_msg=name
         )
+
+
+def test_documents_name_files_that_exist() -> None:
+    """By path from the root, as readers open them. Files of a package that is made by a command are not ours."""
+    named = re.compile(
+        r"`((?:agents|configs|envs|rollout|tools|trainer|benchmarks|examples)/[\w/]+\.\w+)(?::\w+)?`"
+    )
+    missing = [
+        f"{page.name}: {path}"
+        for page in sorted((ROOT / "docs").glob("*.md"))
+        for path in named.findall(page.read_text())
+        if not (ROOT / path).is_file()
+    ]
+    assert missing == []

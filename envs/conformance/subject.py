@@ -104,7 +104,7 @@ def within(seconds: float, function: Callable[[], Value], what: str) -> Value:
     """The function's value, if it comes in time.
 
     It runs in a thread of its own, which cannot be ended: whoever catches `Hung` should end the process before long.
-    Something that holds the interpreter's lock is beyond this; `isolated.py` ends that from another process.
+    Something that holds the interpreter's lock is beyond this; `runner.py` ends that from another process.
 
     Raises:
         Hung: it does not; the text is `what` and the place where the function is.

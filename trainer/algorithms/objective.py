@@ -20,13 +20,13 @@ class Objective:
     """What an update minimises."""
 
     loss: Section = field(default_factory=ClipLoss)
-    """The policy loss: one of `configs.losses.Loss`."""
+    """The policy loss: one of `configs.schema.objective.Loss`."""
     kl: NoKL | KLInLoss | KLInReward = field(default_factory=NoKL)
     """Only a penalty in the loss has a part here; one in the reward is in the advantages already."""
     entropy_coefficient: float = 0.0
     """Of the entropy bonus; 0 turns it off."""
     reduction: Section = field(default_factory=TokenMean)
-    """One of `configs.reductions.Reduction`."""
+    """One of `configs.schema.objective.Reduction`."""
     temperature: float = 1.0
     """The sampling temperature: logprobs are those of logits / temperature."""
 
