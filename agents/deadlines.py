@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from polyturn.agents.live_episodes import LiveEpisodes
 from polyturn.agents.policy import PolicyFault
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.tools.tool import MAX_RESULT_CHARS
@@ -53,9 +54,11 @@ class Slots:
     """How long an episode may wait for one; None: as long as it takes."""
     long_renders: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
     """Of threads that tokenise long texts: several would keep the event loop from the interpreter."""
+    live: LiveEpisodes | None = None
+    """Episodes whose KV the engines hold; None: as many as there are."""
 
 
-@dataclass(kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True, eq=False)
 class EpisodeTime:
     """The time of one episode, by its owner.
 
@@ -98,6 +101,8 @@ class EpisodeTime:
             PolicyFault: there was no slot, or no answer, in time.
         """
         slots = self.slots
+        if slots is not None and slots.live is not None:
+            await self._wait(slots.live.enter(self), PolicyFault, "live episode")
         async with self._slot(slots.requests if slots else None, PolicyFault, "generation request"):
             started = time.perf_counter()
             deadline = asyncio.timeout(self.request_timeout_s)
@@ -113,6 +118,11 @@ class EpisodeTime:
                 self.seconds["generate_s"] += seconds
         self.spent_s += seconds
         return answer
+
+    def end(self) -> None:
+        """The episode asks nothing more."""
+        if self.slots is not None and self.slots.live is not None:
+            self.slots.live.leave(self)
 
     @asynccontextmanager
     async def environment(self) -> AsyncIterator[None]:
@@ -132,16 +142,20 @@ class EpisodeTime:
         if slot is None:
             yield
             return
-        assert self.slots is not None
-        asked = time.perf_counter()
-        try:
-            async with asyncio.timeout(self.slots.timeout_s):
-                await slot.acquire()
-        except TimeoutError:
-            raise fault(f"no slot for a {what} became free within {self.slots.timeout_s:g} s") from None
-        finally:
-            self.seconds["queue_s"] += time.perf_counter() - asked
+        await self._wait(slot.acquire(), fault, what)
         try:
             yield
         finally:
             slot.release()
+
+    async def _wait(self, turn: Awaitable[object], fault: type[RuntimeError], what: str) -> None:
+        """Wait for one's turn. Raises `fault` when it did not come in time."""
+        assert self.slots is not None
+        asked = time.perf_counter()
+        try:
+            async with asyncio.timeout(self.slots.timeout_s):
+                await turn
+        except TimeoutError:
+            raise fault(f"no slot for a {what} became free within {self.slots.timeout_s:g} s") from None
+        finally:
+            self.seconds["queue_s"] += time.perf_counter() - asked

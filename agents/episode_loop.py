@@ -38,6 +38,7 @@ from polyturn.agents.policy import (
     PolicyFault,
     SamplingParams,
     TokenPolicy,
+    policy_of_episode,
 )
 from polyturn.envs.hooks import current_task, is_interruption
 from polyturn.envs.messages import AssistantMessage, Message, Observation, Task
@@ -89,7 +90,7 @@ async def play_tokens(
     ledgers: dict[str, Ledger] = {}
     sampling = sampling or SamplingParams()
 
-    async def play() -> _Stop:
+    async def play(policy: TokenPolicy) -> _Stop:
         observation, tools = record.begin(*await driver.reset())
         for turn in range(limits.max_turns):
             ledger = ledgers.setdefault(record.role, Ledger())
@@ -132,7 +133,11 @@ async def play_tokens(
                 return stop
         return _Stop(Outcome.TRUNCATED, "max_turns")
 
-    stop = await _to_the_end(play)
+    try:
+        with policy_of_episode(policy) as own_policy:
+            stop = await _to_the_end(functools.partial(play, own_policy))
+    finally:
+        clock.end()
     return record.episode(stop, driver, clock, ledgers, episode_id=episode_id, group_id=group_id, seed=seed)
 
 
@@ -166,7 +171,10 @@ async def play_messages(
                 return stop
         return _Stop(Outcome.TRUNCATED, "max_turns")
 
-    stop = await _to_the_end(play)
+    try:
+        stop = await _to_the_end(play)
+    finally:
+        clock.end()
     return record.episode(stop, driver, clock, {}, episode_id=episode_id, group_id=group_id, seed=seed)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import orjson
 
-from polyturn.agents.policy import PolicyFault
+from polyturn.agents.policy import EngineUnavailable, PolicyFault
 from polyturn.tools.retries import Retries, Tries, asked_wait_s, may_pass, transport_problem
 from polyturn.tools.secrets import public_url
 
@@ -34,7 +34,8 @@ async def post_json(
     for.
 
     Raises:
-        PolicyFault: the request was refused (another 4xx), took too long, or failed at every try.
+        EngineUnavailable: it failed at every try, or took too long.
+        PolicyFault: it was refused (another 4xx), or its answer is no JSON object.
     """
     tries, shown_url = Tries(retries), public_url(url)
     body = orjson.dumps(dict(payload), option=orjson.OPT_SERIALIZE_NUMPY)
@@ -46,7 +47,8 @@ async def post_json(
             async with deadline:
                 response = await client.post(url, content=body, headers=headers)
         except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout, TimeoutError) as error:
-            raise PolicyFault(f"{shown_url}: no answer in time ({type(error).__name__})") from error
+            message = f"{shown_url}: no answer in time ({type(error).__name__})"
+            raise EngineUnavailable(message, is_gone=False) from error
         except (httpx.TransportError, OSError) as error:
             problem, cause = transport_problem(error), error
         except httpx.RequestError as error:
@@ -60,7 +62,8 @@ async def post_json(
             asked_s = asked_wait_s(response.headers)
         wait_s = tries.next_wait_s(asked_s)
         if wait_s is None:
-            raise PolicyFault(f"{shown_url}: {tries.over(problem, asked_s)}") from cause
+            message = f"{shown_url}: {tries.over(problem, asked_s)}"
+            raise EngineUnavailable(message, is_gone=cause is not None) from cause
         await asyncio.sleep(wait_s)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -42,6 +43,10 @@ class Generation:
     routed_experts: npt.NDArray[np.int16] | None = None
     """[tokens, layers x experts per token], of the tokens from `SamplingParams.routing_from` on, but not of the
     last sampled one, which no layer has seen. None where the engine records nothing."""
+    num_cached_tokens: int = 0
+    """Tokens of the prompt that the engine did not compute again; 0 where it does not say."""
+    num_retractions: int = 0
+    """How often the engine took the request out of its batch for want of KV memory, or of new weights."""
 
     def __post_init__(self) -> None:
         for name, dtype in (("token_ids", np.int32), ("logprobs", np.float32), ("policy_versions", np.int32)):
@@ -62,6 +67,8 @@ class Generation:
             policy_versions=np.concatenate([part.policy_versions for part in parts]),
             finish_reason=finish_reason,
             routed_experts=np.concatenate(routed) if routed else None,
+            num_cached_tokens=sum(part.num_cached_tokens for part in parts),
+            num_retractions=sum(part.num_retractions for part in parts),
         )
 
 
@@ -84,23 +91,28 @@ class MessagePolicy(Protocol):
 Policy = TokenPolicy | MessagePolicy
 
 
+@runtime_checkable
+class EpisodePolicies(Protocol):
+    """What has a policy for each episode: it knows which requests are of one episode, and when the episode ends."""
+
+    def for_episode(self) -> AbstractContextManager[TokenPolicy]:
+        """The policy of one episode; what is held for the episode is free at the end of the block."""
+        ...
+
+
+def policy_of_episode(policy: TokenPolicy) -> AbstractContextManager[TokenPolicy]:
+    """The policy that one episode is played with: one of its own, or what all episodes share."""
+    return policy.for_episode() if isinstance(policy, EpisodePolicies) else nullcontext(policy)
+
+
 class PolicyFault(RuntimeError):
     """The engine behind a policy failed: infrastructure, never a reward."""
 
 
-class LeastLoadedPolicy:
-    """Sends each request to the engine with the fewest under way; among equals, to the first."""
+class EngineUnavailable(PolicyFault):
+    """An engine gave no answer, or one that says "not now": another engine may answer the same request."""
 
-    def __init__(self, policies: Sequence[TokenPolicy]) -> None:
-        assert policies, "at least one engine"
-        self._policies = tuple(policies)
-        self._under_way = [0] * len(self._policies)
-
-    async def generate(self, *, prompt_ids: npt.NDArray[np.int32], sampling: SamplingParams) -> Generation:
-        """Sample a continuation. Raises `PolicyFault` when the engine that was chosen fails."""
-        chosen = self._under_way.index(min(self._under_way))
-        self._under_way[chosen] += 1
-        try:
-            return await self._policies[chosen].generate(prompt_ids=prompt_ids, sampling=sampling)
-        finally:
-            self._under_way[chosen] -= 1
+    def __init__(self, message: str, *, is_gone: bool) -> None:
+        """`is_gone`: nobody answers at its address, so that the next request would not be answered either."""
+        super().__init__(message)
+        self.is_gone = is_gone

@@ -51,7 +51,8 @@ class SGLangPolicy:
         """Sample a continuation of `prompt_ids` [T].
 
         Raises:
-            PolicyFault: the server failed, or its answer does not hold together.
+            EngineUnavailable: the server gave no answer.
+            PolicyFault: it refused, or its answer does not hold together.
         """
         params: dict[str, Any] = {
             "temperature": sampling.temperature,
@@ -107,7 +108,14 @@ def read_generation(answer: Mapping[str, Any]) -> Generation:
         logprobs=logprobs.astype(np.float32),
         policy_versions=_versions(meta, len(token_ids)),
         finish_reason=_finish_reason(reason),
+        num_cached_tokens=_count(meta.get("cached_tokens")),
+        num_retractions=_count(meta.get("num_retractions")),
     )
+
+
+def _count(value: Any) -> int:
+    """A figure about an answer: one that makes no sense is none, and no reason to lose the answer."""
+    return value if isinstance(value, int) and value > 0 else 0
 
 
 def _with_routing(generation: Generation, answer: Mapping[str, Any], *, num_before: int) -> Generation:

@@ -205,7 +205,7 @@ def evaluate_model(
             if on_episode is not None:
                 on_episode(episode)
 
-        async def play(url: str) -> EvaluationResult:
+        async def play(url: str | Sequence[str]) -> EvaluationResult:
             async with open_policy(config, model_path=model_path, url=url) as policy:
                 return await evaluate(
                     collector=collector,
@@ -219,7 +219,7 @@ def evaluate_model(
         try:
             spec = EngineSpec.from_config(config, model_path=model_path, log_directory=kept / "logs")
             with Engines(spec, LocalLauncher(spec)) as engines:
-                result = asyncio.run(play(engines.url))
+                result = asyncio.run(play(engines.request_urls))
             store.write_step(EVALUATION_STEP, episodes)
             store.forget(EVALUATION_STEP)
         finally:

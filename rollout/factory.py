@@ -16,7 +16,7 @@ from polyturn.agents.deadlines import EpisodeLimits
 from polyturn.agents.dialects import Dialect, make_dialect
 from polyturn.agents.episode_loop import play_tokens
 from polyturn.agents.http import ConnectionPool
-from polyturn.agents.policy import LeastLoadedPolicy, SamplingParams, TokenPolicy
+from polyturn.agents.policy import SamplingParams
 from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.schema.deadlines import interruption_timeout_s
 from polyturn.configs.schema.run import ModelConfig, RunConfig
@@ -27,6 +27,7 @@ from polyturn.envs.rewards.factory import make_group_rewards, make_reward
 from polyturn.envs.tasks.sources import open_tasks
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collector import Collector, Play
+from polyturn.rollout.engines.fleet import EngineFleet, Overload
 from polyturn.rollout.limits import RolloutLimits, allow_open_files
 from polyturn.tools.bounded_answers import BoundedTransport
 from polyturn.tools.retries import Retries
@@ -187,27 +188,30 @@ def token_play(
 @asynccontextmanager
 async def open_policy(
     config: RunConfig, *, model_path: Path, url: str | Sequence[str]
-) -> AsyncIterator[TokenPolicy]:
-    """The policy behind `url`, an engine or a router, with connections of its own.
-
-    Several URLs are engines to ask directly: sglang-router 0.3.2 drops the request for a record of the routing.
-    """
+) -> AsyncIterator[EngineFleet]:
+    """The policy behind `url`, with connections of its own: a router, or engines that are asked directly."""
     allow_open_files(config.rollout)
     urls = (url,) if isinstance(url, str) else tuple(url)
     renderer = renderer_of(config.model, model_path, make_dialect(config.model.dialect))
-    async with open_client(timeout_s=config.engines.request_timeout_s) as client:
+    deadline_s, router = config.engines.request_timeout_s, config.engines.router
+    async with open_client(timeout_s=deadline_s) as client:
         policies = [
             SGLangPolicy(
                 client=client,
                 url=each,
                 stop_token_ids=renderer.stop_token_ids,
                 stop_strings=renderer.stop_strings,
-                retries=Retries(deadline_s=config.engines.request_timeout_s),
+                retries=Retries(max_retries=0, deadline_s=deadline_s),
                 record_routing=config.engines.routing_replay and not isinstance(url, str),
             )
             for each in urls
         ]
-        yield policies[0] if len(policies) == 1 else LeastLoadedPolicy(policies)
+        yield EngineFleet(
+            policies,
+            sticky=router.policy != "least_loaded",
+            overload=Overload(ratio=router.overload_ratio, margin=router.overload_margin),
+            retries=Retries(deadline_s=deadline_s),
+        )
 
 
 def open_client(*, timeout_s: float) -> httpx.AsyncClient:

@@ -115,14 +115,22 @@ class SamplingConfig(Section):
 
 
 class RouterConfig(Section):
-    """sglang-router in front of the engines."""
+    """How requests are spread over the engines."""
 
-    policy: Literal["cache_aware", "round_robin", "random", "power_of_two"] = "cache_aware"
-    """How requests are spread over the engines; cache_aware sends an episode's turns to one engine."""
+    policy: Literal["sticky", "least_loaded", "cache_aware", "round_robin", "random", "power_of_two"] = (
+        "cache_aware"
+    )
+    """sticky: an episode stays on one engine, which has its KV, unless that is overloaded or gone; least_loaded: each
+    request goes where the fewest are under way. Both ask the engines themselves; the others are policies of
+    sglang-router, which then stands in front."""
+    overload_ratio: Annotated[float, Field(ge=1)] = 1.5
+    """sticky: an episode leaves an engine that has more requests under way than so many times the fewest of any ..."""
+    overload_margin: PositiveInt = 16
+    """... and this many beside."""
     host: str = "127.0.0.1"
-    """The address to listen on, or a name of this machine's."""
+    """The address that sglang-router listens on, or a name of this machine's."""
     port: Port = 0
-    """0 picks a free port."""
+    """Of sglang-router; 0 picks a free port."""
 
 
 class EnginesConfig(Section):
@@ -347,6 +355,11 @@ class RunConfig(Section):
     megatron: dict[str, Any] = {}
     """Further fields of Megatron-core's TransformerConfig, checked against the installed package's own. Under `ddp`
     and `optimizer`, fields of its DistributedDataParallelConfig and OptimizerConfig."""
+
+    @property
+    def asks_engines_directly(self) -> bool:
+        """Whether no router stands in front: Polyturn spreads the requests, or asks for what the router drops."""
+        return self.engines.router.policy in ("sticky", "least_loaded") or self.engines.routing_replay
 
 
 class SuiteEntry(Section):

@@ -66,7 +66,9 @@ def placement(config: RunConfig) -> list[Placed]:
     which.
     """
     engines, trainer = config.engines, config.trainer
-    rows = [Placed(name="router", device="cpu", note=f"port {engines.router.port or 'free'}")]
+    rows = []
+    if not config.asks_engines_directly:
+        rows.append(Placed(name="router", device="cpu", note=f"port {engines.router.port or 'free'}"))
     for index in range(engines.num_engines):
         port = engines.port + index if engines.port else "free"
         rows.append(

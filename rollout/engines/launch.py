@@ -1,4 +1,4 @@
-"""The engines of a run and the router in front of them: one way to bring them up, wherever they run."""
+"""The engines of a run, and the router that may stand in front of them: brought up alike, wherever they run."""
 
 from __future__ import annotations
 
@@ -69,10 +69,10 @@ class LocalLauncher:
 
 
 class Engines:
-    """All engines of a run behind one router; a context manager that starts them and leaves none behind.
+    """All engines of a run; a context manager that starts them and leaves none behind.
 
     with Engines(spec, LocalLauncher(spec)) as engines:
-        generation requests go to engines.url, control calls to each of engines.engine_urls
+        generation requests go to engines.request_urls, control calls to each of engines.engine_urls
     """
 
     def __init__(self, spec: EngineSpec, launcher: Launcher) -> None:
@@ -87,10 +87,12 @@ class Engines:
             engine.start()
 
     def wait_ready(self) -> None:
-        """Wait for the engines, then start the router and wait for it. Raises as `Engine.ready` does."""
+        """Wait for the engines, then start their router and wait for it. Raises as `Engine.ready` does."""
         waiting = self._engines
         while waiting := [engine for engine in waiting if not engine.ready()]:
             time.sleep(POLL_S)
+        if not self._spec.has_router:
+            return
         config = self._spec.config
         self._router = Router(
             config=config.router,
@@ -103,9 +105,14 @@ class Engines:
 
     @property
     def url(self) -> str:
-        """The router: where generation requests go."""
-        assert self._router is not None, "the engines are not ready"
+        """The router."""
+        assert self._router is not None, "the engines are not ready, or have no router"
         return self._router.url
+
+    @property
+    def request_urls(self) -> str | list[str]:
+        """Where generation requests go: to the router, or to the engines themselves."""
+        return self.url if self._spec.has_router else self.engine_urls
 
     @property
     def engine_urls(self) -> list[str]:

@@ -67,11 +67,14 @@ class EngineSpec:
     sglang: Mapping[str, Any] = field(default_factory=dict)
     """Further server arguments in snake case, as a user wrote them."""
     seed: int = 0
+    has_router: bool = True
+    """Whether a router stands in front of them."""
 
     @classmethod
     def from_config(cls, config: RunConfig, *, model_path: Path, log_directory: Path) -> Self:
         """As a run config describes them."""
         return cls(
+            has_router=not config.asks_engines_directly,
             config=config.engines,
             model_path=model_path,
             dtype=config.model.dtype,

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from polyturn.agents.ledger import Ledger
-from polyturn.agents.policy import Generation, LeastLoadedPolicy, PolicyFault, SamplingParams
+from polyturn.agents.policy import Generation, PolicyFault
 from polyturn.agents.sglang_policy import read_routing
 
 
@@ -71,30 +69,3 @@ def test_a_record_of_other_tokens_is_refused():
     with pytest.raises(PolicyFault, match="not base64"):
         read_routing("?!", num_tokens=1)
     assert read_routing("", num_tokens=0) is None
-
-
-async def test_requests_go_to_the_engine_with_the_fewest_under_way():
-    class Engine:
-        def __init__(self, name: int) -> None:
-            self.name = name
-            self.release = asyncio.Event()
-
-        async def generate(self, *, prompt_ids: np.ndarray, sampling: SamplingParams) -> Generation:
-            if prompt_ids[0]:
-                await self.release.wait()
-            if sampling.max_tokens == 1:
-                raise PolicyFault("dead")
-            return replace(generation(1), token_ids=np.array([self.name]))
-
-    engines = [Engine(0), Engine(1)]
-    policy = LeastLoadedPolicy(engines)
-    plain = SamplingParams()
-    waiting = asyncio.create_task(policy.generate(prompt_ids=np.array([1]), sampling=plain))
-    await asyncio.sleep(0)
-    assert (await policy.generate(prompt_ids=np.array([0]), sampling=plain)).token_ids.tolist() == [1]
-    with pytest.raises(PolicyFault):
-        await policy.generate(prompt_ids=np.array([0]), sampling=SamplingParams(max_tokens=1))
-    assert (await policy.generate(prompt_ids=np.array([0]), sampling=plain)).token_ids.tolist() == [1]
-    engines[0].release.set()
-    assert (await waiting).token_ids.tolist() == [0]
-    assert (await policy.generate(prompt_ids=np.array([0]), sampling=plain)).token_ids.tolist() == [0]

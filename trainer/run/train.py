@@ -64,7 +64,7 @@ def train(config: RunConfig, *, warnings: Sequence[str] | None = None) -> Path:
                 RolloutWorker(
                     config,
                     model_path=resolve_model_path(config.model.path),
-                    url=engines.engine_urls if config.engines.routing_replay else engines.url,
+                    url=engines.request_urls,
                 )
             )
             guard.subscribe(worker.stop)

@@ -1,0 +1,245 @@
+"""Engines as one policy: an episode stays where its KV is, unless that engine is overloaded or gone."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from polyturn.agents.policy import EngineUnavailable, Generation, SamplingParams, TokenPolicy
+from polyturn.tools.retries import Retries, Tries
+
+FIRST_ABSENCE_S, LONGEST_ABSENCE_S = 2.0, 60.0
+"""For so long nothing is sent to an engine that is gone; the time doubles while it stays away."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Overload:
+    """When an episode leaves its engine: requests under way there > `ratio` x the fewest of any engine + `margin`."""
+
+    ratio: float = 1.5
+    margin: int = 16
+
+    def of(self, num_requests: int, fewest: int) -> bool:
+        """Whether an engine with `num_requests` is overloaded while another has `fewest`."""
+        return num_requests > self.ratio * fewest + self.margin
+
+
+@dataclass(kw_only=True, slots=True)
+class Traffic:
+    """What was answered since the figures were last taken."""
+
+    num_requests: int = 0
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_known_tokens: int = 0
+    """Of the prompts' tokens those whose KV this engine has had, under the same weights, for the same episode."""
+    num_lost_tokens: int = 0
+    """Those of them that it had to compute again."""
+    num_retractions: int = 0
+    num_arrivals: int = 0
+    """Episodes that came from another engine."""
+    num_faults: int = 0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(**{name: getattr(self, name) + getattr(other, name) for name in self.__slots__})
+
+    def figures(self) -> dict[str, float]:
+        """By name: counts, the share of prompt tokens that were cached, the share of known ones that were lost."""
+        return {
+            "requests": float(self.num_requests),
+            "cache_hit_rate": self.num_cached_tokens / max(1, self.num_prompt_tokens),
+            "cache_loss_rate": self.num_lost_tokens / max(1, self.num_known_tokens),
+            "retractions": float(self.num_retractions),
+            "arrivals": float(self.num_arrivals),
+            "faults": float(self.num_faults),
+        }
+
+
+@dataclass(eq=False, kw_only=True, slots=True)
+class _Engine:
+    policy: TokenPolicy
+    num_episodes: int = 0
+    """That have their place here."""
+    num_requests: int = 0
+    """Under way."""
+    away_until: float = 0.0
+    absence_s: float = FIRST_ABSENCE_S
+    traffic: Traffic = field(default_factory=Traffic)
+
+    def leave(self, now: float) -> None:
+        """It is gone."""
+        self.away_until = now + self.absence_s
+        self.absence_s = min(2 * self.absence_s, LONGEST_ABSENCE_S)
+
+    def come_back(self) -> None:
+        """It answers."""
+        self.away_until, self.absence_s = 0.0, FIRST_ABSENCE_S
+
+
+class EngineFleet:
+    """One policy of several; `for_episode` gives each episode a place.
+
+    With `sticky` an episode is placed at its first request, on the engine with the fewest episodes. It moves when
+    that engine is overloaded or gone, with all its tokens, and stays where it came to: an engine that is back has no
+    KV of it any more. Without `sticky` every request goes to the engine with the fewest under way.
+
+    A request that an engine does not answer goes to each other engine at once, then to all of them again after a wait.
+    One event loop only.
+    """
+
+    def __init__(
+        self,
+        policies: Sequence[TokenPolicy],
+        *,
+        sticky: bool = True,
+        overload: Overload | None = None,
+        retries: Retries | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """The `policies`, one an engine, make no retries of their own."""
+        assert policies, "at least one engine"
+        self._engines = [_Engine(policy=policy) for policy in policies]
+        self._sticky = sticky
+        self._overload = overload or Overload()
+        self._retries = retries or Retries()
+        self._clock = clock
+
+    @contextmanager
+    def for_episode(self) -> Iterator[TokenPolicy]:
+        """The policy of one episode, whose place is free again at the end of the block."""
+        place = _Place(self)
+        try:
+            yield place
+        finally:
+            place.move(None)
+
+    async def generate(self, *, prompt_ids: npt.NDArray[np.int32], sampling: SamplingParams) -> Generation:
+        """Sample a continuation for nobody in particular. Raises as an episode's policy does."""
+        with self.for_episode() as policy:
+            return await policy.generate(prompt_ids=prompt_ids, sampling=sampling)
+
+    def set_present(self, index: int, present: bool) -> None:
+        """What somebody else knows of an engine: whether it answers."""
+        if present:
+            self._engines[index].come_back()
+        else:
+            self._engines[index].leave(self._clock())
+
+    @property
+    def num_requests(self) -> list[int]:
+        """Under way, by engine."""
+        return [engine.num_requests for engine in self._engines]
+
+    @property
+    def num_episodes(self) -> list[int]:
+        """That have their place there, by engine."""
+        return [engine.num_episodes for engine in self._engines]
+
+    def take_traffic(self) -> list[Traffic]:
+        """By engine, what was answered since the last call."""
+        taken = [engine.traffic for engine in self._engines]
+        for engine in self._engines:
+            engine.traffic = Traffic()
+        return taken
+
+    async def _ask(
+        self, place: _Place, prompt_ids: npt.NDArray[np.int32], sampling: SamplingParams
+    ) -> Generation:
+        tries, failed = Tries(self._retries), list[_Engine]()
+        while True:
+            engine = self._choose(place, failed)
+            place.move(engine)
+            engine.num_requests += 1
+            try:
+                generation = await engine.policy.generate(prompt_ids=prompt_ids, sampling=sampling)
+            except EngineUnavailable as fault:
+                engine.traffic.num_faults += 1
+                if fault.is_gone:
+                    engine.leave(self._clock())
+                failed.append(engine)
+                if len(failed) == len(self._engines):
+                    failed.clear()
+                    if (wait_s := tries.next_wait_s()) is None:
+                        raise EngineUnavailable(
+                            f"{tries.over('no engine answers')}: {fault}", is_gone=fault.is_gone
+                        ) from fault
+                    await asyncio.sleep(wait_s)
+            else:
+                engine.come_back()
+                return generation
+            finally:
+                engine.num_requests -= 1
+
+    def _choose(self, place: _Place, failed: Sequence[_Engine]) -> _Engine:
+        """Where a request goes: never to those in `failed`, and to one that is gone only where there is no other."""
+        now = self._clock()
+        asked = [engine for engine in self._engines if engine not in failed]
+        present = [engine for engine in asked if engine.away_until <= now] or asked
+        if not self._sticky:
+            return min(present, key=lambda engine: engine.num_requests)
+        home = place.engine
+        if home is None or home not in present:
+            return min(present, key=lambda engine: (engine.num_episodes, engine.num_requests))
+        least = min(present, key=lambda engine: engine.num_requests)
+        return least if self._overload.of(home.num_requests, least.num_requests) else home
+
+
+class _Place:
+    """Where one episode is played."""
+
+    __slots__ = ("_fleet", "_num_known", "_version", "engine")
+
+    def __init__(self, fleet: EngineFleet) -> None:
+        self._fleet = fleet
+        self.engine: _Engine | None = None
+        self._num_known = 0
+        self._version = -1
+
+    def move(self, engine: _Engine | None) -> None:
+        """Take the place of the episode to another engine, or to none."""
+        if engine is self.engine:
+            return
+        if self.engine is not None:
+            self.engine.num_episodes -= 1
+            self._num_known = 0
+            if engine is not None:
+                engine.traffic.num_arrivals += 1
+        if engine is not None:
+            engine.num_episodes += 1
+        self.engine = engine
+
+    async def generate(self, *, prompt_ids: npt.NDArray[np.int32], sampling: SamplingParams) -> Generation:
+        """Sample a continuation. Raises `PolicyFault` when a request is refused, or every engine fails."""
+        generation = await self._fleet._ask(self, prompt_ids, sampling)
+        assert self.engine is not None
+        self._count(self.engine.traffic, len(prompt_ids), generation)
+        return generation
+
+    def _count(self, traffic: Traffic, num_prompt: int, generation: Generation) -> None:
+        traffic.num_requests += 1
+        traffic.num_prompt_tokens += num_prompt
+        traffic.num_cached_tokens += generation.num_cached_tokens
+        traffic.num_retractions += generation.num_retractions
+        if not len(generation):
+            return
+        first, last = int(generation.policy_versions[0]), int(generation.policy_versions[-1])
+        if first == self._version and num_prompt >= self._num_known:
+            traffic.num_known_tokens += self._num_known
+            traffic.num_lost_tokens += max(0, self._num_known - generation.num_cached_tokens)
+        # The last token that was sampled has no KV yet.
+        self._num_known, self._version = num_prompt + len(generation) - 1, last
+
+
+def fleet_figures(traffic: Sequence[Traffic]) -> Mapping[str, float]:
+    """Metrics of a step: `engine/cache_hit_rate` ... over all engines, and `engine/0/cache_hit_rate` ... of each."""
+    row = {f"engine/{name}": value for name, value in sum(traffic, Traffic()).figures().items()}
+    if len(traffic) > 1:
+        for index, one in enumerate(traffic):
+            row |= {f"engine/{index}/{name}": value for name, value in one.figures().items()}
+    return row

@@ -1,0 +1,163 @@
+"""The feedback on the limit of live episodes, and the samples of the engines' load that it is fed with."""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+from dataclasses import replace
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polyturn.rollout.concurrency import Feedback, Limit, Rule, adapt, is_pressed
+from polyturn.rollout.engines.fleet import Traffic
+from polyturn.rollout.engines.load import MAX_SILENT, EngineLoad, LoadPoller
+
+RULE = Rule(smallest=4, largest=400)
+CALM = Feedback(kv_use=0.5, queue_share=0.0, num_retractions=0, cache_loss_rate=0.0, is_limited=True)
+PRESSED = [
+    replace(CALM, kv_use=0.95),
+    replace(CALM, queue_share=0.5),
+    replace(CALM, num_retractions=1),
+    replace(CALM, cache_loss_rate=0.2),
+]
+
+
+def test_it_rises_by_a_step_and_falls_by_a_share() -> None:
+    assert adapt(Limit(value=100.0), CALM, RULE) == Limit(value=108.0)
+    for feedback in PRESSED:
+        assert adapt(Limit(value=100.0), feedback, RULE) == Limit(value=80.0, hold=5)
+
+
+def test_one_cause_lowers_it_once() -> None:
+    """What is under way when the limit falls goes on to press for a while."""
+    limit, values = Limit(value=100.0), []
+    for _ in range(12):
+        limit = adapt(limit, PRESSED[0], RULE)
+        values.append(limit.value)
+    assert values == [80.0] * 6 + [64.0] * 6
+
+
+def test_it_stays_where_nothing_speaks_for_a_change() -> None:
+    for feedback in (replace(CALM, is_limited=False), replace(CALM, kv_use=0.85)):
+        assert adapt(Limit(value=100.0), feedback, RULE).value == 100.0
+
+
+feedbacks = st.builds(
+    Feedback,
+    kv_use=st.floats(0, 1),
+    queue_share=st.floats(0, 1),
+    num_retractions=st.integers(0, 3),
+    cache_loss_rate=st.floats(0, 1),
+    is_limited=st.booleans(),
+)
+
+
+@given(st.floats(4, 400), st.integers(0, 5), st.lists(feedbacks, max_size=30))
+def test_it_keeps_its_bounds_and_never_rises_under_pressure(
+    start: float, hold: int, samples: list[Feedback]
+) -> None:
+    limit = Limit(value=start, hold=hold)
+    for feedback in samples:
+        after = adapt(limit, feedback, RULE)
+        assert RULE.smallest <= after.value <= RULE.largest and 0 <= after.hold <= RULE.patience
+        if is_pressed(feedback, RULE):
+            assert after.value <= limit.value
+        else:
+            assert after.value >= limit.value
+        limit = after
+
+
+@pytest.mark.parametrize("room", [30, 120, 1000])
+@pytest.mark.parametrize("start", [4.0, 400.0])
+def test_it_finds_the_room_that_there_is(room: int, start: float) -> None:
+    """Engines hold `room` episodes; those that are live follow the limit by a tenth of the difference a sample."""
+    limit, live, live_counts, num_over = Limit(value=start), start, [], 0
+    for sample in range(600):
+        live += 0.1 * (limit.episodes - live)
+        over = max(0.0, live / room - 1)
+        feedback = replace(CALM, kv_use=min(1.0, live / room), num_retractions=int(10 * over))
+        limit = adapt(limit, feedback, RULE)
+        if sample >= 200:
+            live_counts.append(live)
+            num_over += over > 0
+    best = min(room, RULE.largest)
+    assert statistics.fmean(live_counts) >= 0.7 * best, live_counts
+    assert num_over <= 0.05 * len(live_counts)
+
+
+def test_feedback_is_of_the_fullest_engine_and_of_all_queues() -> None:
+    loads = [
+        EngineLoad(num_running=6, num_waiting=0, num_used_tokens=50, max_tokens=100),
+        EngineLoad(num_running=2, num_waiting=8, num_used_tokens=90, max_tokens=100),
+    ]
+    traffic = Traffic(num_known_tokens=200, num_lost_tokens=50, num_retractions=3)
+    assert Feedback.of(loads, traffic, is_limited=True) == Feedback(
+        kv_use=0.9, queue_share=0.5, num_retractions=3, cache_loss_rate=0.25, is_limited=True
+    )
+    nobody = Feedback.of([], Traffic(), is_limited=False)
+    assert (nobody.kv_use, nobody.queue_share, nobody.cache_loss_rate) == (0.0, 0.0, 0.0)
+
+
+def rank(running: int, waiting: int, used: int) -> dict[str, int]:
+    return {
+        "num_running_reqs": running,
+        "num_waiting_reqs": waiting,
+        "num_used_tokens": used,
+        "max_total_num_tokens": 1000,
+    }
+
+
+async def test_engines_are_polled_and_those_that_are_silent_for_long_are_told() -> None:
+    silent = {"b": False}
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        assert request.url.path == "/v1/loads"
+        if silent.get(request.url.host):
+            raise httpx.ConnectError("refused")
+        if request.url.host == "c":
+            return httpx.Response(200, json=["no loads"])
+        return httpx.Response(200, json={"loads": [rank(3, 1, 500), rank(1, 0, 250)]})
+
+    told: list[tuple[int, bool]] = []
+    seen = []
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+        poller = LoadPoller(
+            ["http://a", "http://b", "http://c"],
+            client=client,
+            set_present=lambda *of: told.append(of),
+            on_loads=seen.append,
+        )
+        load, other, none = await poller.poll()
+        assert load == other == EngineLoad(num_running=4, num_waiting=1, num_used_tokens=750, max_tokens=2000)
+        assert none is None
+        silent["b"] = True
+        for _ in range(MAX_SILENT):
+            await poller.poll()
+        assert told == [(1, False)], "who answers something else is there"
+        silent["b"] = False
+        await poller.poll()
+        assert told[1:] == [(1, True)]
+        assert len(seen) == 5
+        figures = poller.take_figures()
+        assert figures["engine/0/kv_use"] == figures["engine/0/kv_use_max"] == 0.375
+        assert (figures["engine/0/running"], figures["engine/0/waiting"]) == (4, 1)
+        assert [figures[f"engine/{index}/silent"] for index in range(3)] == pytest.approx([0, 0.6, 1])
+        assert "engine/2/kv_use" not in figures
+        assert poller.take_figures() == {}
+
+
+async def test_polling_ends_with_its_block() -> None:
+    def answer(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(200, json={"loads": [rank(1, 0, 1)]})
+
+    samples: list[object] = []
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+        async with LoadPoller(["http://a"], client=client, on_loads=samples.append).polling(every_s=0):
+            while len(samples) < 3:
+                await asyncio.sleep(0)
+        num_samples = len(samples)
+        await asyncio.sleep(0.01)
+        assert len(samples) == num_samples
