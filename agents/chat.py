@@ -25,6 +25,9 @@ from polyturn.agents.chat_template import (
 from polyturn.agents.dialects import THOUGHT_MARKS, Dialect, TagDialect
 from polyturn.agents.shielding import Shield, ShieldedEncoder, TextFinder
 from polyturn.agents.turns import (
+    Block,
+    History,
+    Outline,
     Shape,
     TurnEnd,
     find_turn_end,
@@ -41,7 +44,7 @@ from polyturn.tools.types import ToolSpec
 MAX_SHAPES = 4096
 """Of conversations whose history was looked at are kept; the next one clears them."""
 
-History = Literal["template", "sampled"]
+HistoryRule = Literal["template", "sampled"]
 """What becomes of earlier turns: what the template makes of them, or what they were when they were sampled."""
 
 
@@ -87,7 +90,7 @@ class ChatRenderer:
         *,
         template_options: Mapping[str, Any] | None = None,
         tool_prompt: ToolPrompt = "auto",
-        history: History = "template",
+        history: HistoryRule = "template",
     ) -> None:
         """
         Args:
@@ -117,7 +120,8 @@ class ChatRenderer:
         frame = (self._plain.frame | self._calling.frame) & self._encoder.marks
         thoughts = {*THOUGHT_MARKS, *THOUGHT_MARKS.values()}
         self._own = TextFinder((frame | (self._encoder.special & self._encoder.marks)) - thoughts)
-        self._shapes: dict[Shape, bool] = {}
+        self._outlines: dict[bool, Outline] = {}
+        self._num_outlines = 0
         self._shown: set[tuple[Shape, bool]] = set()
 
     @property
@@ -200,15 +204,28 @@ class ChatRenderer:
         Args:
             messages: All of them, the new observation included.
         """
-        return self._history == "sampled" or self.continues_shape(shape_of(messages, with_tools=bool(tools)))
+        return self.history(tools).continues(messages)
+
+    def history(self, tools: Sequence[ToolSpec] = ()) -> History:
+        """What answers `continues` for one conversation again and again as it grows, looking at new messages alone."""
+        with_tools = bool(tools)
+        empty = self._outlines.setdefault(with_tools, Outline(with_tools=with_tools))
+        return History(empty, self._keeps_before)
 
     def continues_shape(self, shape: Shape) -> bool:
-        """As `continues`, of all conversations of a shape; asked of the template once for each."""
-        if shape not in self._shapes:
-            if len(self._shapes) >= MAX_SHAPES:
-                self._shapes.clear()
-            self._shapes[shape] = self._keeps(shape)
-        return self._shapes[shape]
+        """As `continues`, of conversations of a shape."""
+        return self._history == "sampled" or self._keeps(shape)
+
+    def _keeps_before(self, outline: Outline, block: Block) -> bool:
+        """Whether the template leaves what is before a block as it was; asked of it once for each outline and block."""
+        if self._history == "sampled":
+            return True
+        if block not in outline.keeps:
+            self._num_outlines += 1
+            if self._num_outlines > MAX_SHAPES:
+                self._outlines, self._num_outlines = {}, 0
+            outline.keeps[block] = self._keeps(outline.behind(block))
+        return outline.keeps[block]
 
     def shows_tools(self, tools: Sequence[ToolSpec]) -> bool:
         """Whether the template tells the model of all these tools."""
@@ -344,7 +361,7 @@ def make_renderer(
     *,
     template_options: Mapping[str, Any] | None = None,
     tool_prompt: ToolPrompt = "auto",
-    history: History = "template",
+    history: HistoryRule = "template",
 ) -> ChatRenderer:
     """The renderer that a dialect's conversations need. Raises `ValueError` as `ChatRenderer` does."""
     if isinstance(dialect, TagDialect):

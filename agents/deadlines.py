@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -100,22 +99,26 @@ class EpisodeTime:
         Raises:
             PolicyFault: there was no slot, or no answer, in time.
         """
-        slots = self.slots
-        if slots is not None and slots.live is not None:
-            await self._wait(slots.live.enter(self), PolicyFault, "live episode")
-        async with self._slot(slots.requests if slots else None, PolicyFault, "generation request"):
-            started = time.perf_counter()
-            deadline = asyncio.timeout(self.request_timeout_s)
-            try:
-                async with deadline:
-                    answer = await ask()
-            except TimeoutError as error:
-                if not deadline.expired():
-                    raise
-                raise PolicyFault(f"no answer within {self.request_timeout_s:g} s") from error
-            finally:
-                seconds = time.perf_counter() - started
-                self.seconds["generate_s"] += seconds
+        slot = None
+        if self.slots is not None:
+            if self.slots.live is not None:
+                await self._wait(self.slots.live.enter(self), PolicyFault, "live episode")
+            slot = self.slots.requests
+            await self._acquire(slot, PolicyFault, "generation request")
+        started = time.perf_counter()
+        deadline = asyncio.timeout(self.request_timeout_s)
+        try:
+            async with deadline:
+                answer = await ask()
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            raise PolicyFault(f"no answer within {self.request_timeout_s:g} s") from error
+        finally:
+            if slot is not None:
+                slot.release()
+            seconds = time.perf_counter() - started
+            self.seconds["generate_s"] += seconds
         self.spent_s += seconds
         return answer
 
@@ -124,29 +127,24 @@ class EpisodeTime:
         if self.slots is not None and self.slots.live is not None:
             self.slots.live.leave(self)
 
-    @asynccontextmanager
-    async def environment(self) -> AsyncIterator[None]:
-        """A reset or a step of the environment. Raises `EnvironmentFault` when there was no slot in time."""
-        slots = self.slots
-        async with self._slot(slots.steps if slots else None, EnvironmentFault, "step of an environment"):
-            started = time.perf_counter()
-            try:
-                yield
-            finally:
-                self.seconds["tools_s"] += time.perf_counter() - started
-
-    @asynccontextmanager
-    async def _slot(
-        self, slot: asyncio.Semaphore | None, fault: type[RuntimeError], what: str
-    ) -> AsyncIterator[None]:
-        if slot is None:
-            yield
-            return
-        await self._wait(slot.acquire(), fault, what)
+    async def environment(self, work: Callable[[], Awaitable[Value]]) -> Value:
+        """What a reset or a step of the environment gives. Raises `EnvironmentFault` when there was no slot in time."""
+        slot = self.slots.steps if self.slots is not None else None
+        if slot is not None:
+            await self._acquire(slot, EnvironmentFault, "step of an environment")
+        started = time.perf_counter()
         try:
-            yield
+            return await work()
         finally:
-            slot.release()
+            if slot is not None:
+                slot.release()
+            self.seconds["tools_s"] += time.perf_counter() - started
+
+    async def _acquire(self, slot: asyncio.Semaphore, fault: type[RuntimeError], what: str) -> None:
+        if slot.locked():
+            await self._wait(slot.acquire(), fault, what)
+        else:
+            await slot.acquire()  # at once
 
     async def _wait(self, turn: Awaitable[object], fault: type[RuntimeError], what: str) -> None:
         """Wait for one's turn. Raises `fault` when it did not come in time."""

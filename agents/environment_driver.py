@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
@@ -69,14 +69,14 @@ class EnvironmentDriver:
         """
         options = {} if self._task is None else {"task": self._task}
         self._set_limits(max_tool_calls=None)
-        async with self._clock.environment():
-            if isinstance(self._env, ToolEnv):
-                given: Any = await self._env.reset_async(
-                    seed=self._seed, options=options, executor=self._executor
-                )
-            else:
-                reset = functools.partial(self._env.reset, seed=self._seed, options=options)
-                given = await self._in_thread(reset, self._hook_timeout_s)
+        if isinstance(self._env, ToolEnv):
+            reset: Callable[[], Awaitable[Any]] = functools.partial(
+                self._env.reset_async, seed=self._seed, options=options, executor=self._executor
+            )
+        else:
+            plain = functools.partial(self._env.reset, seed=self._seed, options=options)
+            reset = functools.partial(self._in_thread, plain, self._hook_timeout_s)
+        given = await self._clock.environment(reset)
         observation, info = self._checked(read_reset, given)
         self.task_id = info.get("task_id", self.task_id)
         return observation, info
@@ -90,11 +90,13 @@ class EnvironmentDriver:
         """
         num_allowed = self._num_calls_allowed()
         self._set_limits(max_tool_calls=num_allowed)
-        async with self._clock.environment():
-            if isinstance(self._env, ToolEnv):
-                given: Any = await self._env.step_async(action, executor=self._executor)
-            else:
-                given = await self._step_in_thread(action)
+        if isinstance(self._env, ToolEnv):
+            step: Callable[[], Awaitable[Any]] = functools.partial(
+                self._env.step_async, action, executor=self._executor
+            )
+        else:
+            step = functools.partial(self._step_in_thread, action)
+        given = await self._clock.environment(step)
         num_calls = len(action.tool_calls)
         self._num_calls_made += num_calls if num_allowed is None else min(num_calls, num_allowed)
         observation, reward, terminated, truncated, info = self._checked(read_step, given)

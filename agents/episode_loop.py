@@ -40,6 +40,7 @@ from polyturn.agents.policy import (
     TokenPolicy,
     policy_of_episode,
 )
+from polyturn.agents.turns import History
 from polyturn.envs.hooks import current_task, is_interruption
 from polyturn.envs.messages import AssistantMessage, Message, Observation, Task
 from polyturn.tools.plain import clean_text
@@ -88,14 +89,17 @@ async def play_tokens(
     driver = EnvironmentDriver(env, task=task, seed=seed, limits=limits, clock=clock, executor=executor)
     record = _Record()
     ledgers: dict[str, Ledger] = {}
+    histories: dict[str, History] = {}
     sampling = sampling or SamplingParams()
 
     async def play(policy: TokenPolicy) -> _Stop:
         observation, tools = record.begin(*await driver.reset())
         for turn in range(limits.max_turns):
-            ledger = ledgers.setdefault(record.role, Ledger())
+            if record.role not in ledgers:
+                ledgers[record.role], histories[record.role] = Ledger(), renderer.history(tools)
+            ledger, history = ledgers[record.role], histories[record.role]
             in_thought = renderer.opens_thought(observation, is_first=not len(ledger))
-            branches = len(ledger) > 0 and not renderer.continues(record.conversation, tools)
+            branches = len(ledger) > 0 and not history.continues(record.conversations[record.role])
             if branches:
                 new_ids = await _render(renderer, Ledger(), record.conversation, tools, slots)
             else:
@@ -184,17 +188,18 @@ async def _render(
     observation: Observation,
     tools: Sequence[ToolSpec],
     slots: Slots | None,
-) -> list[int]:
+) -> npt.NDArray[np.int32]:
     """The tokens of an observation: of a whole conversation so far where the ledger is empty, else what it adds."""
     if len(ledger):
         last = ledger.last_token_id
         render = functools.partial(renderer.extend, observation, last_token_id=last, tools=tools)
     else:
         render = functools.partial(renderer.start, observation, tools)
+    # Lists of numbers are made into arrays there, too: a million of them are a pause of many milliseconds.
     if sum(len(message["content"]) for message in observation) < LONG_TEXT_CHARS:
-        return render()
+        return np.array(render(), dtype=np.int32)
     async with slots.long_renders if slots is not None else contextlib.nullcontext():
-        return await asyncio.to_thread(render)
+        return await asyncio.to_thread(lambda: np.array(render(), dtype=np.int32))
 
 
 def _prompt_too_long(task_id: str, num_tokens: int, limits: EpisodeLimits) -> _Stop:
@@ -243,6 +248,8 @@ async def _generate_turn(
             await interruption.wait()
     if not num_sampled:
         raise PolicyFault("the engine sampled no token")
+    if len(parts) == 1 and finish_reason == parts[0].finish_reason:
+        return parts[0]
     return Generation.joined(parts, finish_reason)
 
 

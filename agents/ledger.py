@@ -111,13 +111,13 @@ class Ledger:
     def __len__(self) -> int:
         return self._length
 
-    def branch(self, token_ids: Sequence[int]) -> None:
+    def branch(self, token_ids: Sequence[int] | npt.NDArray[np.int32]) -> None:
         """Begin a segment with these tokens, none of them sampled here; what was written so far is kept as it is."""
         self._earlier.append(self.to_segment())
         self._begin()
         self.append_observation(token_ids)
 
-    def append_observation(self, token_ids: Sequence[int]) -> None:
+    def append_observation(self, token_ids: Sequence[int] | npt.NDArray[np.int32]) -> None:
         """Append tokens that the policy did not sample."""
         self._extend(
             np.asarray(token_ids, dtype=np.int32),

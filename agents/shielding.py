@@ -47,6 +47,9 @@ class TextFinder:
 
     def replace(self, text: str, replacement: Callable[[str], str], *, also_begun: bool = False) -> str:
         """The text with what is found replaced, and with `also_begun` what may be the beginning of one at its end."""
+        # Nearly every text holds nothing that any of them begins with.
+        if self._first.search(text) is None:
+            return text
         parts, position = [], 0
         for start, end in self.find(text):
             parts += [text[position:start], replacement(text[start:end])]
@@ -60,6 +63,11 @@ class TextFinder:
         return "".join((*parts, rest)) if parts else text
 
 
+LONG_TEXT_CHARS = 8_192
+"""From here on a text is encoded without the interpreter, which others need meanwhile; to let it go and take it back
+costs as much as to encode a few hundred characters."""
+
+
 class Shield:
     """Messages in which the text of tokens is hidden behind words that no template takes for anything."""
 
@@ -71,11 +79,10 @@ class Shield:
             foreign: What is hidden in the messages of others and in the tools.
             own: What is hidden in the assistant's own, which may think and call.
         """
-        texts = list(_strings([messages, tools]))
         self.prefix = next(
             prefix
             for prefix in (f"standin{number}n" for number in itertools.count())
-            if not any(prefix in text for text in texts)
+            if not _occurs(prefix, messages) and not _occurs(prefix, tools)
         )
         self.hidden: list[str] = []
         self.messages: list[Any] = [
@@ -169,7 +176,7 @@ class ShieldedEncoder:
         if shield is not None and shield.hidden:
             token_ids = self._encode_revealed(whole, shield)
         else:
-            token_ids = self._tokenizer.encode(whole, add_special_tokens=False, split_special_tokens=False)
+            token_ids = _encode(self._plain_backend(), whole)
         if behind is not None:
             assert token_ids[0] == self.ids[behind], f"{behind!r} did not become a token of its own"
             return token_ids[1:]
@@ -180,8 +187,18 @@ class ShieldedEncoder:
             self._respelled = self._respell()
         tokenizer, spelling, real_ids = self._respelled
         spelled = shield.reveal(self.foreign.replace(text, spelling.__getitem__))
-        ids = tokenizer.encode(spelled, add_special_tokens=False).ids
-        return [real_ids.get(token_id, token_id) for token_id in ids]
+        return [real_ids.get(token_id, token_id) for token_id in _encode(tokenizer, spelled)]
+
+    def _plain_backend(self) -> Any:
+        """The tokenizer's backend, set up for all of a text and nothing else, as `transformers` does at every call."""
+        backend = self._backend
+        if backend.truncation is not None:
+            backend.no_truncation()
+        if backend.padding is not None:
+            backend.no_padding()
+        if backend.encode_special_tokens:
+            backend.encode_special_tokens = False
+        return backend
 
     def _respell(self) -> tuple[Any, dict[str, str], dict[int, int]]:
         """The copy of the tokenizer, each mark's spelling in it, and the real ids of the marks by those in the copy."""
@@ -197,6 +214,16 @@ class ShieldedEncoder:
             assert token_id is not None, f"{text!r} is lost"
             ids[token_id] = self.ids[text]
         return tokenizer, spelling, ids
+
+
+def _encode(backend: Any, text: str) -> list[int]:
+    encoding = (
+        backend.encode(text, add_special_tokens=False)
+        if len(text) < LONG_TEXT_CHARS
+        else backend.encode_batch_fast([text], add_special_tokens=False)[0]
+    )
+    token_ids: list[int] = encoding.ids
+    return token_ids
 
 
 def is_mark(text: str, *, special: bool) -> bool:
@@ -231,10 +258,17 @@ def _makes(merge: str | Sequence[str], spelling: Mapping[str, str]) -> bool:
     return left in spelling or right in spelling or left + right in spelling
 
 
-def _strings(value: Any) -> Iterable[str]:
+def _occurs(word: str, value: Any) -> bool:
+    """Whether a word stands in any text of a value."""
     if isinstance(value, str):
-        yield value
-    elif isinstance(value, Mapping):
-        yield from itertools.chain.from_iterable(map(_strings, (*value.keys(), *value.values())))
+        return word in value
+    # Loops, because a generator for each message would cost more than the search.
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if word in key or _occurs(word, item):
+                return True
     elif isinstance(value, (list, tuple)):
-        yield from itertools.chain.from_iterable(map(_strings, value))
+        for item in value:
+            if _occurs(word, item):
+                return True
+    return False

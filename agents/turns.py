@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from polyturn.agents.chat_template import (
     ANSWER,
@@ -220,8 +220,7 @@ def _as_ids(value: Any) -> set[int]:
     return {int(item) for item in values if isinstance(item, int) and not isinstance(item, bool)}
 
 
-@dataclass(frozen=True, slots=True)
-class MessageShape:
+class MessageShape(NamedTuple):
     """A message without its texts."""
 
     role: str
@@ -230,9 +229,19 @@ class MessageShape:
     """Whether it thought something; None: it did not think at all."""
     num_calls: int = 0
 
+    @classmethod
+    def of(cls, message: Mapping[str, Any]) -> MessageShape:
+        """The shape of a message."""
+        reasoning = message.get("reasoning")
+        return cls(
+            message["role"],
+            bool(message.get("content")),
+            None if reasoning is None else bool(reasoning),
+            len(message.get("tool_calls") or ()),
+        )
 
-@dataclass(frozen=True, slots=True)
-class Shape:
+
+class Shape(NamedTuple):
     """A conversation without its texts. A template treats conversations of one shape alike."""
 
     messages: tuple[MessageShape, ...]
@@ -241,18 +250,68 @@ class Shape:
 
 def shape_of(messages: Sequence[Mapping[str, Any]], *, with_tools: bool) -> Shape:
     """The shape of a conversation."""
-    return Shape(
-        tuple(
-            MessageShape(
-                message["role"],
-                bool(message.get("content")),
-                None if message.get("reasoning") is None else bool(message["reasoning"]),
-                len(message.get("tool_calls") or ()),
-            )
-            for message in messages
-        ),
-        with_tools,
-    )
+    return Shape(tuple(map(MessageShape.of, messages)), with_tools)
+
+
+Block = tuple[MessageShape, ...]
+"""An assistant's message and what is behind it up to the next one; of a conversation's beginning, what is before."""
+LATEST_OF_A_KIND = 2
+
+
+@dataclass(eq=False, slots=True)
+class Outline:
+    """The blocks of conversations that a template treats alike, as a tree: each is made once, and looked up after that.
+
+    Of equal blocks the first and the two latest stand for all. So there are few outlines however long conversations
+    get, and what makes a template treat a message differently, its place before or behind the last message of some
+    kind, is in them as it is in the conversation.
+    """
+
+    blocks: tuple[Block, ...] = ()
+    with_tools: bool = False
+    keeps: dict[Block, bool] = field(default_factory=dict)
+    """Whether all before a block is left as it was when that block comes behind these."""
+    following: dict[Block, Outline] = field(default_factory=dict)
+
+    def behind(self, block: Block) -> Shape:
+        """The shape of a conversation of these blocks and one more."""
+        return Shape(tuple(message for each in (*self.blocks, block) for message in each), self.with_tools)
+
+    def followed_by(self, block: Block) -> Outline:
+        """The outline with one more block."""
+        if block not in self.following:
+            blocks = [*self.blocks, block]
+            places = [place for place, each in enumerate(blocks) if each == block]
+            if len(places) > 1 + LATEST_OF_A_KIND:
+                del blocks[places[1]]
+            self.following[block] = Outline(tuple(blocks), self.with_tools)
+        return self.following[block]
+
+
+class History:
+    """One conversation as a template sees it, read message by message as it grows."""
+
+    def __init__(self, outline: Outline, keeps: Callable[[Outline, Block], bool]) -> None:
+        """`outline` is the empty one, `keeps` says whether a template leaves what is before a block as it was."""
+        self._outline = outline
+        self._keeps = keeps
+        self._block: Block = ()
+        self._num_read = 0
+
+    def continues(self, messages: Sequence[Mapping[str, Any]]) -> bool:
+        """As `ChatRenderer.continues`.
+
+        Args:
+            messages: The whole conversation. Those that were there at the last call are not looked at again.
+        """
+        for place in range(self._num_read, len(messages)):
+            shape = MessageShape.of(messages[place])
+            if shape.role == "assistant" and self._block:
+                self._outline = self._outline.followed_by(self._block)
+                self._block = ()
+            self._block += (shape,)
+        self._num_read = len(messages)
+        return self._keeps(self._outline, self._block)
 
 
 def messages_of(shape: Shape, form: TemplateForm) -> tuple[list[dict[str, Any]], int | None]:
