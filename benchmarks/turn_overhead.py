@@ -5,9 +5,9 @@
 A turn is what the episode loop does for it: render what the environment said, ask the policy, append what it sampled,
 decode and parse it, step the environment with one tool call, and take in its result of 200 characters. Model files are
 those of `builtin:tiny-searcher` (byte-level BPE, ChatML template, Hermes calls), nothing of them stands in for
-anything; the policy answers without a wait, so that no engine and no HTTP is in the figure. Three environments differ
+anything; the policy answers without a wait, so that no engine and no HTTP is in the figure. Two environments differ
 in where the tool runs: in a thread of the environment's own, which is the default and `us_per_turn`; in an `async`
-tool; on the event loop, for an environment that declares its hooks short. CPU time is that of all threads.
+tool. CPU time is that of all threads.
 
 `growth` is the cost per turn with 32k tokens of context over that with 1k, in episodes that go through both.
 `largest_pause_ms` is the longest that a task of the event loop overslept 1 ms while episodes got results of 1 MB,
@@ -28,7 +28,7 @@ import json
 import pstats
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable
 from pathlib import Path
 
 import numpy as np
@@ -85,12 +85,30 @@ class Awaited(InThread):
         return self.result
 
 
+class Model:
+    """What is read of the model's files, and two turns in its tokens."""
+
+    def __init__(self, name: str) -> None:
+        tokenizer = load_tokenizer(resolve_model_path(name))
+        self.renderer = ChatRenderer(tokenizer)
+
+        def turn(text: str) -> Generation:
+            token_ids = [*tokenizer.encode(text, add_special_tokens=False), tokenizer.eos_token_id]
+            return Generation(
+                token_ids=np.array(token_ids, dtype=np.int32),
+                logprobs=np.full(len(token_ids), -0.5, dtype=np.float32),
+                policy_versions=np.zeros(len(token_ids), dtype=np.int32),
+                finish_reason="stop",
+            )
+
+        self.call, self.answer = turn(CALL), turn("Ashford")
+
+
 class InstantPolicy:
     """Searches at once, turn after turn, and answers in the last one; notes the CPU time of each request."""
 
-    def __init__(self, renderer: ChatRenderer, num_turns: int) -> None:
-        encode = lambda text: [*renderer._tokenizer.encode(text, add_special_tokens=False), renderer._tokenizer.eos_token_id]
-        self._call, self._answer = generation(encode(CALL)), generation(encode("Ashford"))
+    def __init__(self, model: Model, num_turns: int) -> None:
+        self._call, self._answer = model.call, model.answer
         self._num_turns = num_turns
         self.requests: list[tuple[int, float]] = []
         """Of each: how many tokens its prompt has, and the process's CPU seconds when it came."""
@@ -102,25 +120,13 @@ class InstantPolicy:
         return self._answer if len(self.requests) == self._num_turns else self._call
 
 
-def generation(token_ids: Sequence[int]) -> Generation:
-    length = len(token_ids)
-    return Generation(
-        token_ids=np.array(token_ids, dtype=np.int32),
-        logprobs=np.full(length, -0.5, dtype=np.float32),
-        policy_versions=np.zeros(length, dtype=np.int32),
-        finish_reason="stop",
-    )
-
-
-async def play(
-    renderer: ChatRenderer, env: ToolEnv, num_turns: int, slots: Slots
-) -> tuple[Episode, InstantPolicy]:
+async def play(model: Model, env: ToolEnv, num_turns: int, slots: Slots) -> tuple[Episode, InstantPolicy]:
     """One episode of so many turns, and the policy that played it."""
-    policy = InstantPolicy(renderer, num_turns)
+    policy = InstantPolicy(model, num_turns)
     episode = await play_tokens(
         env=env,
         policy=policy,
-        renderer=renderer,
+        renderer=model.renderer,
         dialect=HermesDialect(),
         task=TASK,
         seed=0,
@@ -143,32 +149,31 @@ def make_slots() -> Slots:
     return Slots(requests=asyncio.Semaphore(256), steps=asyncio.Semaphore(32), timeout_s=60.0)
 
 
-async def us_per_turn(renderer: ChatRenderer, env: ToolEnv, num_episodes: int) -> float:
+async def us_per_turn(model: Model, env: ToolEnv, num_episodes: int) -> float:
     """Microseconds of CPU for each turn of episodes that grow to about 1k tokens, resets included."""
     slots = make_slots()
-    await play(renderer, env, TURNS_OF_1K, slots)
-    gc.collect()
+    await play(model, env, TURNS_OF_1K, slots)
     started = time.process_time()
     for _ in range(num_episodes):
-        await play(renderer, env, TURNS_OF_1K, slots)
+        await play(model, env, TURNS_OF_1K, slots)
     return (time.process_time() - started) / num_episodes / TURNS_OF_1K * 1e6
 
 
-async def cost_by_context(renderer: ChatRenderer, env: ToolEnv, num_tokens: int) -> dict[int, list[float]]:
+async def cost_by_context(model: Model, env: ToolEnv, num_tokens: int) -> dict[int, list[float]]:
     """Microseconds of CPU for each turn of one long episode, by thousands of tokens in its prompt."""
-    episode, _ = await play(renderer, env, TURNS_OF_1K, make_slots())
+    episode, _ = await play(model, env, TURNS_OF_1K, make_slots())
     [segment] = episode.segments
     num_turns = num_tokens * TURNS_OF_1K // len(segment) + TURNS_OF_1K
     gc.collect()
-    _, policy = await play(renderer, env, num_turns, make_slots())
+    _, policy = await play(model, env, num_turns, make_slots())
     costs: dict[int, list[float]] = {}
     for (length, before), (_, after) in zip(policy.requests, policy.requests[1:], strict=False):
         costs.setdefault(length // 1024, []).append((after - before) * 1e6)
     return costs
 
 
-async def longest_pause(work: Callable[[], object], seconds: float | None = None) -> float:
-    """Milliseconds that a task overslept 1 ms at most while `work` was awaited, or for so many seconds without."""
+async def longest_pause(work: Awaitable[object]) -> float:
+    """Milliseconds that a task overslept 1 ms at most while `work` was awaited."""
     worst = 0.0
 
     async def watch() -> None:
@@ -180,40 +185,41 @@ async def longest_pause(work: Callable[[], object], seconds: float | None = None
 
     watching = asyncio.create_task(watch())
     try:
-        await (asyncio.sleep(seconds) if seconds is not None else work())  # type: ignore[misc]
+        await work
     finally:
         watching.cancel()
     return worst * 1e3
 
 
-async def play_long_results(renderer: ChatRenderer, num_episodes: int) -> None:
+async def play_long_results(model: Model, num_episodes: int) -> None:
     """Episodes at once, each of which gets two results of 1 MB."""
     slots = make_slots()
     envs = [InThread() for _ in range(num_episodes)]
     for env in envs:
         env.result = text_of(LONG_RESULT_CHARS)
-    await asyncio.gather(*(play(renderer, env, 3, slots) for env in envs))
+    await asyncio.gather(*(play(model, env, 3, slots) for env in envs))
     for env in envs:
         env.close()
 
 
-async def measure(renderer: ChatRenderer, *, rounds: int, num_episodes: int) -> dict[str, object]:
+async def measure(model: Model, *, rounds: int, num_episodes: int) -> dict[str, object]:
     envs = {"in a thread": InThread(), "async": Awaited()}
     micros: dict[str, list[float]] = {name: [] for name in envs}
     for _ in range(rounds):
+        gc.collect()
         for name, env in envs.items():
-            micros[name].append(await us_per_turn(renderer, env, num_episodes))
+            micros[name].append(await us_per_turn(model, env, num_episodes))
     growth = []
     by_context: dict[int, list[float]] = {}
     for _ in range(max(2, rounds // 3)):
-        costs = await cost_by_context(renderer, envs["in a thread"], 33 * 1024)
+        costs = await cost_by_context(model, envs["in a thread"], 33 * 1024)
         growth.append(statistics.median(costs[32]) / statistics.median(costs[1]))
         for length in (1, 2, 4, 8, 16, 32):
             by_context.setdefault(length, []).append(statistics.median(costs[length]))
     for env in envs.values():
         env.close()
-    before = await longest_pause(lambda: None, seconds=1.0)
-    pause = await longest_pause(lambda: play_long_results(renderer, 4))
+    before = await longest_pause(asyncio.sleep(1.0))
+    pause = await longest_pause(play_long_results(model, 4))
     for name, values in micros.items():
         print(f"  {name:<14} {statistics.median(values):8.1f} us a turn")
     for length, values in by_context.items():
@@ -229,12 +235,12 @@ async def measure(renderer: ChatRenderer, *, rounds: int, num_episodes: int) -> 
     }
 
 
-def write_profile(renderer: ChatRenderer, path: Path, num_episodes: int) -> None:
+def write_profile(model: Model, path: Path, num_episodes: int) -> None:
     """cProfile of the event loop's thread for turns with a tool in a thread."""
     profile, env = cProfile.Profile(), InThread()
-    asyncio.run(us_per_turn(renderer, env, 4))
+    asyncio.run(us_per_turn(model, env, 4))
     profile.enable()
-    asyncio.run(us_per_turn(renderer, env, num_episodes))
+    asyncio.run(us_per_turn(model, env, num_episodes))
     profile.disable()
     env.close()
     text = io.StringIO()
@@ -252,10 +258,10 @@ def main() -> None:
     parser.add_argument("--profile", type=Path, help="write cProfile's figures here")
     arguments = parser.parse_args()
     rounds, num_episodes = (3, 20) if arguments.short else (arguments.rounds, arguments.episodes)
-    renderer = ChatRenderer(load_tokenizer(resolve_model_path(MODEL)))
-    figures = asyncio.run(measure(renderer, rounds=rounds, num_episodes=num_episodes))
+    model = Model(MODEL)
+    figures = asyncio.run(measure(model, rounds=rounds, num_episodes=num_episodes))
     if arguments.profile is not None:
-        write_profile(renderer, arguments.profile, num_episodes)
+        write_profile(model, arguments.profile, num_episodes)
     print(json.dumps({"benchmark": "turn_overhead", **figures}))
 
 
