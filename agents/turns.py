@@ -260,7 +260,7 @@ LATEST_OF_A_KIND = 2
 
 @dataclass(eq=False, slots=True)
 class Outline:
-    """The blocks of conversations that a template treats alike, as a tree: each is made once, and looked up after that.
+    """The blocks of conversations that a template treats alike. Each outline is made once, and found after that.
 
     Of equal blocks the first and the two latest stand for all. So there are few outlines however long conversations
     get, and what makes a template treat a message differently, its place before or behind the last message of some
@@ -272,6 +272,8 @@ class Outline:
     keeps: dict[Block, bool] = field(default_factory=dict)
     """Whether all before a block is left as it was when that block comes behind these."""
     following: dict[Block, Outline] = field(default_factory=dict)
+    known: dict[tuple[Block, ...], Outline] = field(default_factory=dict)
+    """All that came of the same empty one, by their blocks."""
 
     def behind(self, block: Block) -> Shape:
         """The shape of a conversation of these blocks and one more."""
@@ -284,7 +286,8 @@ class Outline:
             places = [place for place, each in enumerate(blocks) if each == block]
             if len(places) > 1 + LATEST_OF_A_KIND:
                 del blocks[places[1]]
-            self.following[block] = Outline(tuple(blocks), self.with_tools)
+            new = Outline(tuple(blocks), self.with_tools, known=self.known)
+            self.following[block] = self.known.setdefault(new.blocks, new)
         return self.following[block]
 
 
@@ -297,6 +300,11 @@ class History:
         self._keeps = keeps
         self._block: Block = ()
         self._num_read = 0
+
+    @property
+    def shape(self) -> Shape:
+        """What the template is asked of in place of the conversation so far."""
+        return self._outline.behind(self._block)
 
     def continues(self, messages: Sequence[Mapping[str, Any]]) -> bool:
         """As `ChatRenderer.continues`.

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from polyturn.agents.chat import ChatRenderer
 from polyturn.agents.chat_template import TemplateRefusal
+from polyturn.agents.turns import shape_of
 from polyturn.tools.search.retrieval import SEARCH_SPEC
 from tests.support.chat_families import (
     DEEPSEEK_R1,
@@ -546,3 +547,56 @@ def test_a_template_of_one_result_at_a_time_gets_tools_as_text():
         results_of(calls_of("qwen2.5", 2), ["one", "two"]), last_token_id=tokenizer.eos_token_id
     )
     assert "one\n</tool_response>\n<tool_response>\ntwo" in tokenizer.decode(delta)
+
+
+@st.composite
+def long_conversations(draw):
+    """Blocks of few kinds, in any order: a turn that may think, speak and call, and what answers it."""
+    kinds = draw(
+        st.lists(
+            st.tuples(st.booleans(), st.sampled_from([None, "", "r"]), st.integers(0, 2), st.booleans()),
+            min_size=1,
+            max_size=3,
+        )
+    )
+    return [draw(st.sampled_from(kinds)) for _ in range(draw(st.integers(1, 24)))]
+
+
+@settings(max_examples=60, deadline=None)
+@given(name=names, blocks=long_conversations())
+def test_a_growing_history_is_judged_as_the_whole_conversation_is(name, blocks):
+    """At a bounded price: the template is asked of no more than a few messages of a kind."""
+    renderer = renderer_of(name)
+    asked, conversation, history = [], [USER], renderer.history()
+    for says, thought, num_calls, user_follows in blocks:
+        turn = {"role": "assistant", "content": "c" if says else ""}
+        if thought is not None:
+            turn["reasoning"] = thought
+        results = []
+        if num_calls:
+            turn["tool_calls"] = calls_of(name, num_calls)
+            results = results_of(turn["tool_calls"], ["x"] * num_calls)
+        conversation += [turn, *results]
+        if user_follows or not results:
+            conversation.append(USER)
+        whole = shape_of(conversation, with_tools=False)
+        assert history.continues(conversation) is renderer.continues_shape(whole)
+        asked.append(len(history.shape.messages))
+    assert max(asked) <= 1 + 6 * 4 * 4, (
+        "three kinds, thrice each, and the last block, of four messages at most"
+    )
+    assert asked[0] == len(shape_of(conversation[: asked[0]], with_tools=False).messages)
+
+
+def test_outlines_of_a_long_conversation_are_few():
+    """So a turn costs the same however long the conversation is."""
+    renderer = ChatRenderer(FAMILIES["qwen3"].tokenizer)
+    asked = []
+    renderer._keeps = lambda shape: asked.append(shape) or True
+    conversation, history = [USER], renderer.history()
+    for _ in range(300):
+        conversation += [calling("qwen3"), *results_of(calls_of("qwen3", 1), ["x"])]
+        assert history.continues(conversation)
+    assert [len(shape.messages) for shape in asked] == [3, 5, 7, 9]
+    again = renderer.history()
+    assert again.continues(conversation) and len(asked) == 4, "nor is anything asked twice"
