@@ -12,10 +12,10 @@ from pathlib import Path
 import httpx
 
 from polyturn.agents.chat import ChatRenderer, load_tokenizer, make_renderer
+from polyturn.agents.connections import ConnectionPool
 from polyturn.agents.deadlines import EpisodeLimits
 from polyturn.agents.dialects import Dialect, make_dialect
 from polyturn.agents.episode_loop import play_tokens
-from polyturn.agents.http import ConnectionPool
 from polyturn.agents.policy import SamplingParams
 from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.schema.deadlines import interruption_timeout_s

@@ -71,7 +71,7 @@ async def test_a_broken_connection_is_an_error_once():
         assert (await client.get(server.url)).text == "1"
         server.hang_up = True
         with pytest.raises(httpx.TransportError):
-            await client.get(server.url)
+            await client.post(server.url)
         server.hang_up = False
         assert (await client.get(server.url)).text == "2"
 
