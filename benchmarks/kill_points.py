@@ -1,12 +1,13 @@
 """kill -9 at random moments of a real run: whether, resumed until its end, it trains what an uninterrupted one does.
 
-    python benchmarks/kill_points.py --points 100 [--mode sync|k2] [--directory DIR]
+    python benchmarks/kill_points.py --points 100 [--mode sync|k2] [--directory DIR] [--jumping-clock]
 
 One run directory of a small run on the CPU, with real engine, router, Ray and rank. A session of it begins, goes on
 from the newest checkpoint, and at a random moment of its steps one of its processes is killed: the driver, a rank, the
 engine (its server or its scheduler), the router, a rollout worker where that is a process. Some drivers are killed
 anywhere in their start. A session costs its start, most of a minute of two cores; with `--directory` what was done
-before stands, and the program goes on with it.
+before stands, and the program goes on with it. With `--jumping-clock` the drivers' wall clock jumps by two hours, back
+and forth, every half second.
 
 In the end the run is resumed without a kill until its last step, and another one of as many steps is trained without
 any. Compared are
@@ -25,6 +26,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import random
 import subprocess
 import sys
@@ -106,14 +108,35 @@ class Point:
     seconds: float
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class How:
+    """What all sessions have in common."""
+
+    mode: str
+    environment: Mapping[str, str]
+
+
+def jumping_clock(directory: Path) -> dict[str, str]:
+    """The environment in which a program's wall clock jumps."""
+    library = directory / "jumping_clock.so"
+    source = Path(__file__).with_name("jumping_clock.c")
+    subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", str(library), str(source)], check=True)
+    return {"LD_PRELOAD": str(library)}
+
+
 class Session:
     """One `polyturn train` of the run, in processes of its own; its output is read as it comes."""
 
-    def __init__(self, run: Path, *, num_steps: int, resume: bool, mode: str) -> None:
-        command = [sys.executable, "-m", "polyturn.cli.main", "train", "quickstart", *SMALL, *MODES[mode]]
+    def __init__(self, run: Path, *, num_steps: int, resume: bool, how: How) -> None:
+        command = [sys.executable, "-m", "polyturn.cli.main", "train", "quickstart", *SMALL, *MODES[how.mode]]
         command += [f"run_dir={run}", f"trainer.num_steps={num_steps}", f"resume={str(resume).lower()}"]
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, **how.environment},
         )
         self.lines: list[str] = []
         self.began = threading.Event()
@@ -168,9 +191,9 @@ class Session:
 
 
 @contextlib.contextmanager
-def session_of(run: Path, *, num_steps: int, mode: str) -> Iterator[Session]:
+def session_of(run: Path, *, num_steps: int, how: How) -> Iterator[Session]:
     """A session of the run, new or resumed; whatever happens, none is left behind."""
-    session = Session(run, num_steps=num_steps, resume=(run / "config.yaml").exists(), mode=mode)
+    session = Session(run, num_steps=num_steps, resume=(run / "config.yaml").exists(), how=how)
     try:
         yield session
     finally:
@@ -180,11 +203,11 @@ def session_of(run: Path, *, num_steps: int, mode: str) -> Iterator[Session]:
             session.process.wait()
 
 
-def kill_once(run: Path, victim: str, *, mode: str, random_: random.Random) -> Point:
+def kill_once(run: Path, victim: str, *, how: How, random_: random.Random) -> Point:
     """One session, with one kill in it."""
     begun = time.monotonic()
     in_start = victim == "driver" and random_.random() < 0.4
-    with session_of(run, num_steps=ENDLESS, mode=mode) as session:
+    with session_of(run, num_steps=ENDLESS, how=how) as session:
         after_s = random_.uniform(0, 25 if in_start else SPREAD_S)
         if not in_start:
             session.wait_for_steps()
@@ -250,9 +273,9 @@ def trained(run: Path) -> dict[str, list[tuple[str, int]]]:
     return found
 
 
-def finish(run: Path, *, num_steps: int, mode: str) -> None:
+def finish(run: Path, *, num_steps: int, how: How) -> None:
     """Go on to the last step without a kill."""
-    with session_of(run, num_steps=num_steps, mode=mode) as session:
+    with session_of(run, num_steps=num_steps, how=how) as session:
         code = session.process.wait(timeout=3600)
     if code:
         raise RuntimeError("the run could not be finished:\n" + "\n".join(session.lines[-20:]))
@@ -299,12 +322,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--victims", nargs="+", default=["driver", "rank", "engine", "router"])
     parser.add_argument("--directory", type=Path, help="where the runs are, and stay")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("--jumping-clock", action="store_true", help="needs a C compiler")
     parser.add_argument("--unfinished", action="store_true", help="no comparison yet")
     parser.add_argument("--short", action="store_true", help="4 points")
     return parser.parse_args()
 
 
-def run_points(directory: Path, arguments: argparse.Namespace) -> list[Point]:
+def run_points(directory: Path, how: How, arguments: argparse.Namespace) -> list[Point]:
     """Kill until there are as many points as asked for; each is noted with what stood in journals."""
     notes, run = directory / "points.jsonl", directory / "killed"
     points = [Point(**json.loads(line)) for line in notes.read_text().splitlines()] if notes.exists() else []
@@ -312,7 +336,7 @@ def run_points(directory: Path, arguments: argparse.Namespace) -> list[Point]:
     for number in range(len(points), num_points):
         victim = arguments.victims[number % len(arguments.victims)]
         random_ = random.Random(f"{arguments.seed}/{number}")
-        point = kill_once(run, victim, mode=arguments.mode, random_=random_)
+        point = kill_once(run, victim, how=how, random_=random_)
         with notes.open("a") as file:
             file.write(json.dumps(asdict(point)) + "\n")
         (directory / f"journaled_{number:04d}.json").write_text(json.dumps(journaled(run)))
@@ -332,15 +356,17 @@ def main() -> None:
         if directory is None:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="polyturn-kill-points-")))
         directory.mkdir(parents=True, exist_ok=True)
-        points = run_points(directory, arguments)
+        clock = jumping_clock(directory) if arguments.jumping_clock else {}
+        how = How(mode=arguments.mode, environment=clock)
+        points = run_points(directory, how, arguments)
         print(table_of(points))
         if arguments.unfinished:
             return
         killed, whole = directory / "killed", directory / "whole"
         # What is played ahead finds room before the last step.
         num_steps = points[-1].step + 2 + 2 * MAX_AGE
-        finish(killed, num_steps=num_steps, mode=arguments.mode)
-        finish(whole, num_steps=num_steps, mode=arguments.mode)
+        finish(killed, num_steps=num_steps, how=how)
+        finish(whole, num_steps=num_steps, how=how)
         kept: dict[str, int] = {}
         for path in sorted(directory.glob("journaled_*.json")):
             kept |= json.loads(path.read_text())
@@ -348,6 +374,7 @@ def main() -> None:
     figures = {
         "benchmark": "kill_points",
         "mode": arguments.mode,
+        "jumping_clock": arguments.jumping_clock,
         "points": len(points),
         **found,
         "orphans": sum(point.num_orphans for point in points),

@@ -35,9 +35,9 @@ def train(*overrides: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
 
 
-def only_error(process: subprocess.CompletedProcess[str]) -> str:
-    """The one sentence that a run ended with."""
-    assert process.returncode == 1, process.stdout + process.stderr
+def only_error(process: subprocess.CompletedProcess[str], *, code: int = 1) -> str:
+    """The one sentence that a run ended with, 1, or did not begin with, 2."""
+    assert process.returncode == code, process.stdout + process.stderr
     assert "Traceback" not in process.stdout + process.stderr
     (line,) = (line for line in process.stderr.splitlines() if line.startswith("error: "))
     return line
@@ -76,7 +76,14 @@ def test_a_full_disk_and_steps_with_nothing_to_learn_from(small_disk: Path, tmp_
     assert not list(path.rglob("*.part")), "what could not be finished is removed"
     assert not list((path / "checkpoints").glob("step_??????"))
 
-    subprocess.run(["mount", "-o", "remount,size=200m", str(small_disk)], check=True)
+    kept = {file: file.read_bytes() for file in path.rglob("*") if file.is_file()}
+    subprocess.run(["mount", "-o", "remount,ro,size=200m", str(small_disk)], check=True)
+    assert f"{path} cannot be written to: Read-only file system" in only_error(
+        train(*overrides, "resume=true")
+    )
+    subprocess.run(["mount", "-o", "remount,rw,size=200m", str(small_disk)], check=True)
+    assert {file: file.read_bytes() for file in path.rglob("*") if file.is_file()} == kept
+
     resumed = train(*overrides, "resume=true")
     assert resumed.returncode == 0, resumed.stdout + resumed.stderr
     rows_of_metrics = read_metrics(path / "metrics.jsonl")

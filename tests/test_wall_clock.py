@@ -1,0 +1,44 @@
+"""Nothing hangs on the wall clock, which jumps: what waits or measures reads a monotonic one."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = ("configs", "tools", "envs", "agents", "rollout", "trainer", "src/polyturn/cli")
+CLOCKS = {
+    "time": {"time", "time_ns", "localtime", "gmtime", "ctime", "asctime", "strftime"},
+    "datetime": {"now", "utcnow", "today"},
+    "date": {"today"},
+}
+READERS = {
+    "tools/retries.py": "a server names the date from which it may be asked again",
+    "tools/sandbox/docker_container.py": "Docker's events are asked for by its clock",
+    "trainer/run/progress.py": "TensorBoard's events carry the time, which it shows",
+    "trainer/run/directory.py": "the name of a run directory that was given none",
+}
+"""Who reads it, and what for: to show it, or because another program speaks of it. No wait ends by it."""
+
+
+def wall_clock_reads(path: Path) -> list[str]:
+    """The calls in a module that read the wall clock."""
+    found = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.module == "time":
+            found += [f"from time import {name.name}" for name in node.names if name.name in CLOCKS["time"]]
+        if isinstance(node, ast.Attribute):
+            owner = ast.unparse(node.value).rpartition(".")[2]
+            if node.attr in CLOCKS.get(owner, ()):
+                found.append(ast.unparse(node))
+    return found
+
+
+def test_only_what_shows_it_reads_the_wall_clock() -> None:
+    found = {
+        str(path.relative_to(ROOT)): reads
+        for folder in FOLDERS
+        for path in sorted((ROOT / folder).rglob("*.py"))
+        if (reads := wall_clock_reads(path))
+    }
+    assert found.keys() == READERS.keys(), found
