@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polyturn.agents.policy import Generation
+from polyturn.agents.sampling_support import SamplingSupport
 
 UNSAMPLED_VERSION = -1
 UNKNOWN_EXPERT = -1
@@ -49,6 +50,8 @@ class Segment:
     routed_experts: npt.NDArray[np.int16] | None = None
     """[T, layers x experts per token]: which experts the engine sent each token to, `UNKNOWN_EXPERT` where it recorded
     none. None where it recorded nothing at all."""
+    support: SamplingSupport | None = None
+    """What each sampled token was drawn from. None where nothing was left out of the vocabulary."""
 
     def __post_init__(self) -> None:
         for name, dtype in TOKEN_COLUMNS.items():
@@ -59,13 +62,16 @@ class Segment:
         assert routing is None or (routing.ndim == 2 and len(routing) == len(self)), (
             "routed experts of other tokens"
         )
+        assert self.support is None or len(self.support) == len(self), "a support of other tokens"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Segment):
             return NotImplemented
         columns = (*TOKEN_COLUMNS, "routed_experts")
-        return self.role == other.role and all(
-            np.array_equal(getattr(self, name), getattr(other, name)) for name in columns
+        return (
+            self.role == other.role
+            and self.support == other.support
+            and all(np.array_equal(getattr(self, name), getattr(other, name)) for name in columns)
         )
 
     def __len__(self) -> int:
@@ -91,6 +97,7 @@ class Ledger:
         }
         self._length = 0
         self._routed: list[npt.NDArray[np.int16]] = []
+        self._supports: list[tuple[int, SamplingSupport]] = []
 
     @property
     def num_routed(self) -> int:
@@ -128,6 +135,8 @@ class Ledger:
 
     def append_generation(self, generation: Generation) -> None:
         """Append the tokens of one turn as the engine sampled them, and begin the next turn."""
+        if generation.support is not None:
+            self._supports.append((self._length, generation.support))
         self._extend(
             generation.token_ids,
             sampled=True,
@@ -147,7 +156,7 @@ class Ledger:
     def to_segment(self, *, role: str = "") -> Segment:
         """The newest segment, in memory of its own."""
         columns = {name: column[: self._length].copy() for name, column in self._columns.items()}
-        return Segment(**columns, role=role, routed_experts=self._routing())
+        return Segment(**columns, role=role, routed_experts=self._routing(), support=self._support())
 
     def _routing(self) -> npt.NDArray[np.int16] | None:
         if not self._routed:
@@ -156,6 +165,16 @@ class Ledger:
             (len(self) - self.num_routed, self._routed[0].shape[1]), UNKNOWN_EXPERT, dtype=np.int16
         )
         return np.concatenate([*self._routed, unknown])
+
+    def _support(self) -> SamplingSupport | None:
+        if not self._supports:
+            return None
+        sizes = np.zeros(len(self), dtype=np.int32)
+        for start, support in self._supports:
+            sizes[start : start + len(support)] = support.sizes
+        return SamplingSupport(
+            sizes=sizes, token_ids=np.concatenate([support.token_ids for _, support in self._supports])
+        )
 
     def _extend(self, token_ids: npt.NDArray[np.int32], **others: Any) -> None:
         """Append tokens of the turn under way; every other column has a value for each of them, or one for all."""

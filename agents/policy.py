@@ -10,6 +10,7 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from polyturn.agents.sampling_support import SamplingSupport
 from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.tools.types import ToolSpec
 
@@ -18,9 +19,17 @@ FinishReason = Literal["stop", "length", "abort"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplingParams:
-    """The sampling contract of one request. Top-p and top-k are absent: the trainer could not replay them."""
+    """The sampling contract of one request. Penalties are absent: the trainer could not replay them."""
 
     temperature: float = 1.0
+    top_p: float = 1.0
+    """1.0 leaves nothing out."""
+    top_k: int = -1
+    """-1 leaves nothing out."""
+    min_p: float = 0.0
+    """0.0 leaves nothing out."""
+    records_support: bool = False
+    """Ask for the tokens that each was drawn from, and for logprobs over them; needs a `top_k`."""
     max_tokens: int = 256
     seed: int | None = None
     """Honoured where the engine supports seeded sampling."""
@@ -37,7 +46,8 @@ class Generation:
 
     token_ids: npt.NDArray[np.int32]
     logprobs: npt.NDArray[np.float32]
-    """Natural-log probability of each token under the sampler, at the sampling temperature."""
+    """Natural-log probability of each token under the sampler, at the sampling temperature; with a support over that,
+    without one over the whole vocabulary, whatever was left out of it."""
     policy_versions: npt.NDArray[np.int32]
     finish_reason: FinishReason
     routed_experts: npt.NDArray[np.int16] | None = None
@@ -47,12 +57,15 @@ class Generation:
     """Tokens of the prompt that the engine did not compute again; 0 where it does not say."""
     num_retractions: int = 0
     """How often the engine took the request out of its batch for want of KV memory, or of new weights."""
+    support: SamplingSupport | None = None
+    """What each token was drawn from. None where that is the whole vocabulary, or nobody asked."""
 
     def __post_init__(self) -> None:
         for name, dtype in (("token_ids", np.int32), ("logprobs", np.float32), ("policy_versions", np.int32)):
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=dtype))
         shapes = {self.token_ids.shape, self.logprobs.shape, self.policy_versions.shape}
         assert len(shapes) == 1 and self.token_ids.ndim == 1, f"columns of unequal shape: {shapes}"
+        assert self.support is None or len(self.support) == len(self), "a support of other tokens"
 
     def __len__(self) -> int:
         return len(self.token_ids)
@@ -69,6 +82,7 @@ class Generation:
             routed_experts=np.concatenate(routed) if routed else None,
             num_cached_tokens=sum(part.num_cached_tokens for part in parts),
             num_retractions=sum(part.num_retractions for part in parts),
+            support=SamplingSupport.joined([part.support for part in parts], [len(part) for part in parts]),
         )
 
 

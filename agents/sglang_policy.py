@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from polyturn.agents.http import Retries, post_json
 from polyturn.agents.policy import FinishReason, Generation, PolicyFault, SamplingParams
+from polyturn.agents.sampling_support import SamplingSupport
 from polyturn.tools.plain import shown
 
 LARGEST_ID = 1 << 31
@@ -21,6 +23,7 @@ LARGEST_LOGPROB = 1e30
 """Beyond both, trajectories could not be stored."""
 UNVERSIONED = "default"
 """What a server calls the weights that it started with."""
+_ALL_TOKENS = SamplingParams()
 
 
 class SGLangPolicy:
@@ -61,16 +64,23 @@ class SGLangPolicy:
             "no_stop_trim": True,
             "skip_special_tokens": False,
         }
+        for name in ("top_p", "top_k", "min_p"):
+            if (value := getattr(sampling, name)) != getattr(_ALL_TOKENS, name):
+                params[name] = value
         if self._stop_strings:
             params["stop"] = list(self._stop_strings)
         if sampling.seed is not None:
             params["sampling_seed"] = sampling.seed
         payload = {"input_ids": prompt_ids, "sampling_params": params, "return_logprob": True}
+        if sampling.records_support:
+            payload["return_sampling_mask"] = True
         if self._record_routing:
             payload["return_routed_experts"] = True
             payload["routed_experts_start_len"] = sampling.routing_from
         answer = await post_json(self._client, self._url, payload, retries=self._retries)
         generation = read_generation(answer)
+        if sampling.records_support:
+            generation = _with_support(generation, answer["meta_info"])
         if not self._record_routing:
             return generation
         return _with_routing(generation, answer, num_before=len(prompt_ids) - sampling.routing_from)
@@ -116,6 +126,50 @@ def read_generation(answer: Mapping[str, Any]) -> Generation:
 def _count(value: Any) -> int:
     """A figure about an answer: one that makes no sense is none, and no reason to lose the answer."""
     return value if isinstance(value, int) and value > 0 else 0
+
+
+def _with_support(generation: Generation, meta: Mapping[str, Any]) -> Generation:
+    """The generation with what its tokens were drawn from, and with their logprobs over that.
+
+    Raises:
+        PolicyFault: there is no record, it is one of other tokens, or a token is not among those it was drawn from.
+    """
+    rows, values = meta.get("output_token_sampling_mask"), meta.get("output_token_sampling_logprobs")
+    if (rows is None or values is None) and not len(generation):
+        # What was aborted before its first token.
+        rows, values = [], []
+    if rows is None or values is None:
+        raise PolicyFault(
+            "the engine's answer lacks output_token_sampling_mask; a router in front of it may drop the request for it"
+        )
+    try:
+        sizes = np.array([len(row) for row in rows], dtype=np.int64)
+        token_ids = np.fromiter(itertools.chain.from_iterable(rows), dtype=np.int64, count=sizes.sum())
+        logprobs = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise PolicyFault(f"the engine's sampling mask cannot be read: {error}") from error
+    if not (len(sizes) == len(generation) and logprobs.shape == sizes.shape):
+        raise PolicyFault(
+            f"the engine's sampling mask is of {len(sizes)} tokens and its logprobs of {logprobs.size}, but it sampled "
+            f"{len(generation)}"
+        )
+    if not ((token_ids >= 0) & (token_ids < LARGEST_ID)).all():
+        raise PolicyFault("the engine's sampling mask names a token id that no vocabulary has")
+    row_of = np.repeat(np.arange(len(sizes)), sizes)
+    found = np.bincount(row_of[token_ids == generation.token_ids[row_of]], minlength=len(sizes))
+    if not (found == 1).all():
+        at = int((found != 1).argmax())
+        raise PolicyFault(
+            f"the engine drew token {generation.token_ids[at]} at position {at}, which is in its sampling mask "
+            f"{found[at]} times"
+        )
+    if not (np.abs(logprobs) < LARGEST_LOGPROB).all():
+        raise PolicyFault("the engine gave a sampling logprob that is not finite")
+    return replace(
+        generation,
+        logprobs=logprobs.astype(np.float32),
+        support=SamplingSupport(sizes=sizes.astype(np.int32), token_ids=token_ids.astype(np.int32)),
+    )
 
 
 def _with_routing(generation: Generation, answer: Mapping[str, Any], *, num_before: int) -> Generation:

@@ -28,6 +28,7 @@ import httpx
 from polyturn.agents.chat import ChatRenderer, load_tokenizer
 from polyturn.agents.deadlines import EpisodeLimits
 from polyturn.agents.episode import Episode, derive_seed
+from polyturn.agents.policy import SamplingParams
 from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import EnginesConfig
@@ -85,7 +86,9 @@ class Polyturn:
         self._collector = Collector(
             make_env=lambda: make(ENVIRONMENT, max_turns=None),
             tasks=make(ENVIRONMENT).tasks("train"),
-            play=token_play(renderer=renderer, dialect=AlwaysSearches(), limits=limits, temperature=1.0),
+            play=token_play(
+                renderer=renderer, dialect=AlwaysSearches(), limits=limits, sampling=SamplingParams()
+            ),
             limits=RolloutLimits(
                 max_concurrent_requests=shape.concurrency, max_concurrent_episodes=shape.concurrency
             ),

@@ -18,7 +18,7 @@ from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.collector import Collector, Group, RolloutError
 from polyturn.rollout.engines.launch import Engines, LocalLauncher
 from polyturn.rollout.engines.server import EngineSpec
-from polyturn.rollout.factory import build_collector, open_policy
+from polyturn.rollout.factory import build_collector, evaluation_sampling, open_policy
 from polyturn.rollout.groups import Prompt
 from polyturn.rollout.store import TrajectoryStore
 
@@ -195,7 +195,7 @@ def evaluate_model(
     with tempfile.TemporaryDirectory(prefix="polyturn-evaluation-") as scratch:
         kept = directory or Path(scratch)
         collector = build_collector(
-            config, model_path=model_path, split=settings.split, temperature=settings.temperature
+            config, model_path=model_path, split=settings.split, sampling=evaluation_sampling(settings)
         )
         store = TrajectoryStore(kept)
         episodes: list[Episode] = []

@@ -19,8 +19,9 @@ from polyturn.agents.episode_loop import play_tokens
 from polyturn.agents.policy import SamplingParams
 from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.schema.deadlines import interruption_timeout_s
-from polyturn.configs.schema.run import ModelConfig, RunConfig
+from polyturn.configs.schema.run import EvaluationConfig, ModelConfig, RunConfig
 from polyturn.configs.schema.tasks import EnvironmentReward, TaskSourceConfig
+from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.envs.messages import EnvironmentChoice, Reward, TaskSource
 from polyturn.envs.registry import make
 from polyturn.envs.rewards.factory import make_group_rewards, make_reward
@@ -105,8 +106,34 @@ def tasks_of(config: RunConfig, split: str) -> TaskSource:
     return source
 
 
+def training_sampling(config: RunConfig, *, model_path: Path) -> SamplingParams:
+    """How training episodes are sampled. Where tokens are left out, what is left is asked for, and for that a top-k."""
+    sampling = config.rollout.sampling
+    if not sampling.is_restricted:
+        return SamplingParams(temperature=sampling.temperature)
+    return SamplingParams(
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.finite_top_k(ModelShape.read(model_path).vocab_size),
+        min_p=sampling.min_p,
+        records_support=True,
+    )
+
+
+def evaluation_sampling(settings: EvaluationConfig) -> SamplingParams:
+    """How the episodes of an evaluation are sampled; nobody trains on them, so nothing is recorded."""
+    return SamplingParams(
+        temperature=settings.temperature, top_p=settings.top_p, top_k=settings.top_k, min_p=settings.min_p
+    )
+
+
 def build_collector(
-    config: RunConfig, *, model_path: Path, split: str, temperature: float, with_group_rewards: bool = False
+    config: RunConfig,
+    *,
+    model_path: Path,
+    split: str,
+    sampling: SamplingParams,
+    with_group_rewards: bool = False,
 ) -> Collector:
     """The collector of a split's tasks, for a policy that samples tokens.
 
@@ -134,7 +161,7 @@ def build_collector(
             renderer=renderer,
             dialect=dialect,
             limits=episode_limits(config),
-            temperature=temperature,
+            sampling=sampling,
         ),
         limits=RolloutLimits.from_config(config),
         seed=config.seed,
@@ -178,10 +205,9 @@ def episode_limits(config: RunConfig) -> EpisodeLimits:
 
 
 def token_play(
-    *, renderer: ChatRenderer, dialect: Dialect, limits: EpisodeLimits, temperature: float
+    *, renderer: ChatRenderer, dialect: Dialect, limits: EpisodeLimits, sampling: SamplingParams
 ) -> Play:
     """Episodes of a policy that samples tokens."""
-    sampling = SamplingParams(temperature=temperature, max_tokens=limits.max_tokens_per_turn)
     return partial(play_tokens, renderer=renderer, dialect=dialect, limits=limits, sampling=sampling)
 
 

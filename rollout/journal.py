@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from polyturn.agents.episode import Episode, EpisodeTimings, Outcome, TurnRecord
 from polyturn.agents.ledger import TOKEN_COLUMNS, Segment
+from polyturn.agents.sampling_support import SamplingSupport
 from polyturn.tools.types import ToolUsage
 
 MARK = b"\xffPT3"
@@ -181,11 +182,15 @@ def encode_episode(episode: Episode) -> bytes:
         routing = segment.routed_experts
         if routing is not None:
             columns.append(routing.tobytes())
+        support = segment.support
+        if support is not None:
+            columns += [support.sizes.tobytes(), support.token_ids.tobytes()]
         segments.append(
             {
                 "role": segment.role,
                 "num_tokens": len(segment),
                 "routing_width": None if routing is None else routing.shape[1],
+                "support_size": None if support is None else len(support.token_ids),
             }
         )
     plain = {field.name: getattr(episode, field.name) for field in fields(Episode)}
@@ -215,13 +220,19 @@ class _Columns:
         self._content = content
         self._start = start
 
-    def segment(self, *, role: str, num_tokens: int, routing_width: int | None) -> Segment:
+    def segment(
+        self, *, role: str, num_tokens: int, routing_width: int | None, support_size: int | None = None
+    ) -> Segment:
         """The next segment, in memory of its own."""
         columns = {name: self._take(dtype, num_tokens) for name, dtype in TOKEN_COLUMNS.items()}
         routing = None
         if routing_width is not None:
             routing = self._take(np.int16, num_tokens * routing_width).reshape(num_tokens, routing_width)
-        return Segment(**columns, role=role, routed_experts=routing)
+        support = None
+        if support_size is not None:
+            sizes, token_ids = (self._take(np.int32, count) for count in (num_tokens, support_size))
+            support = SamplingSupport(sizes=sizes, token_ids=token_ids)
+        return Segment(**columns, role=role, routed_experts=routing, support=support)
 
     def _take(self, dtype: type[np.generic], count: int) -> Any:
         column = np.frombuffer(self._content, dtype=dtype, count=count, offset=self._start).copy()

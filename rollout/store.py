@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from polyturn.agents.episode import Episode, EpisodeTimings, Outcome, TurnRecord
 from polyturn.agents.ledger import TOKEN_COLUMNS, Segment
+from polyturn.agents.sampling_support import SamplingSupport
 from polyturn.rollout.journal import Journal, read_journal
 from polyturn.rollout.whole_file import whole_file
 from polyturn.tools.types import ToolUsage
@@ -79,10 +80,14 @@ SCHEMA = pa.schema(
     ],
     metadata={"polyturn_trajectories": "3"},
 )
-ROUTING_COLUMN = "routed_experts"
-SCHEMA_WITH_ROUTING = SCHEMA.append(pa.field(ROUTING_COLUMN, pa.list_(pa.int16())))
-"""Of files whose engine recorded the experts of each token: the numbers of all tokens of a segment, in C order."""
-ARRAY_COLUMNS = (*TOKEN_COLUMNS, ROUTING_COLUMN)
+RECORD_COLUMNS = {
+    "routed_experts": pa.list_(pa.int16()),
+    "support_sizes": pa.list_(pa.int32()),
+    "support_token_ids": pa.list_(pa.int32()),
+}
+"""Of files whose engine recorded the experts of each token (the numbers of all tokens of a segment, in C order), or
+what each was drawn from."""
+ARRAY_COLUMNS = (*TOKEN_COLUMNS, *RECORD_COLUMNS)
 ENCODINGS = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in ("token_ids", "logprobs")}
 """Of columns whose values hardly repeat: bytes of equal weight stand together, which zstd makes more of."""
 ROWS_PER_GROUP = 8
@@ -224,15 +229,23 @@ def _numbered(folder: Path, ending: str) -> dict[int, Path]:
     return {int(number): path for path in found if (number := path.stem.removeprefix("step_")).isdigit()}
 
 
+def schema_with(records: Iterable[str]) -> pa.Schema:
+    """The schema of a file that has these of `RECORD_COLUMNS`."""
+    schema = SCHEMA
+    for name in records:
+        schema = schema.append(pa.field(name, RECORD_COLUMNS[name]))
+    return schema
+
+
 def write_episodes(
     path: Path, episodes: Sequence[Episode], *, step: int, advantages: Mapping[str, float] | None = None
 ) -> None:
     """Write a columnar file of episodes that is either complete or not there."""
     rows = [(episode, place) for episode in episodes for place in range(max(1, len(episode.segments)))]
-    has_routing = any(
-        segment.routed_experts is not None for episode in episodes for segment in episode.segments
+    segments = [segment for episode in episodes for segment in episode.segments]
+    schema = schema_with(
+        name for name in RECORD_COLUMNS if any(_array_of(segment, name) is not None for segment in segments)
     )
-    schema = SCHEMA_WITH_ROUTING if has_routing else SCHEMA
     schema = schema.with_metadata({**schema.metadata, NUM_ROWS: str(len(rows)).encode()})
     split = [name.removesuffix(".list.element") for name in ENCODINGS]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -281,7 +294,7 @@ def read_sound_episodes(path: Path) -> StoredEpisodes:
         except UNREADABLE as fault:
             what = f"{path} is damaged and cannot be read: {_said(fault)}"
             return StoredEpisodes(episodes=(), damage=(what,))
-        if not (schema.equals(SCHEMA) or schema.equals(SCHEMA_WITH_ROUTING)):
+        if not schema.equals(schema_with(name for name in RECORD_COLUMNS if name in schema.names)):
             raise ValueError(f"{path} does not have the columns of a trajectory file of this version")
         rows: list[dict[str, Any]] = []
         damage: list[str] = []
@@ -370,7 +383,7 @@ def _table(
     segments = [episode.segments[place] if episode.segments else None for episode, place in rows]
     columns = [
         _list_array(
-            [None if segment is None else getattr(segment, field.name) for segment in segments], field.type
+            [None if segment is None else _array_of(segment, field.name) for segment in segments], field.type
         )
         if field.name in ARRAY_COLUMNS
         else plain.column(field.name)
@@ -379,6 +392,13 @@ def _table(
     table = pa.Table.from_arrays(columns, schema=schema)
     place = schema.get_field_index("checksum")
     return table.set_column(place, schema.field(place), pa.array(row_checksums(table), pa.uint32()))
+
+
+def _array_of(segment: Segment, name: str) -> npt.NDArray[Any] | None:
+    """What stands in an array column; None: nothing was recorded."""
+    if name in ("support_sizes", "support_token_ids"):
+        return None if segment.support is None else getattr(segment.support, name.removeprefix("support_"))
+    return getattr(segment, name)
 
 
 def _list_array(arrays: Sequence[npt.NDArray[Any] | None], kind: pa.ListType) -> pa.ListArray:
@@ -453,8 +473,12 @@ def _episode(rows: Sequence[Mapping[str, Any]]) -> Episode:
 
 def _segment(row: Mapping[str, Any]) -> Segment:
     """The segment of a row, in memory of its own."""
-    routing = row.get(ROUTING_COLUMN)
+    routing, support = row.get("routed_experts"), None
     if routing is not None:
         routing = routing.reshape(len(row["token_ids"]), -1).copy()
+    if row.get("support_sizes") is not None:
+        support = SamplingSupport(
+            sizes=row["support_sizes"].copy(), token_ids=row["support_token_ids"].copy()
+        )
     columns = {name: row[name].copy() for name in TOKEN_COLUMNS}
-    return Segment(**columns, role=row["role"], routed_experts=routing)
+    return Segment(**columns, role=row["role"], routed_experts=routing, support=support)

@@ -16,7 +16,12 @@ from polyturn.configs.schema.run import RunConfig
 from polyturn.envs.tasks import draw_order
 from polyturn.rollout.collector import Group, RolloutError
 from polyturn.rollout.evaluation import EvaluationResult, evaluate
-from polyturn.rollout.factory import build_collector, open_policy
+from polyturn.rollout.factory import (
+    build_collector,
+    evaluation_sampling,
+    open_policy,
+    training_sampling,
+)
 from polyturn.rollout.groups import Prompt, PromptCursor
 from polyturn.rollout.store import TrajectoryStore, write_episodes
 
@@ -38,7 +43,7 @@ class RolloutWorker:
             config,
             model_path=model_path,
             split=config.environment.train_split,
-            temperature=config.rollout.sampling.temperature,
+            sampling=training_sampling(config, model_path=model_path),
             with_group_rewards=True,
         )
 
@@ -100,7 +105,7 @@ class RolloutWorker:
             self._config,
             model_path=self._model_path,
             split=settings.split,
-            temperature=settings.temperature,
+            sampling=evaluation_sampling(settings),
         )
         try:
             result = self._run(

@@ -36,6 +36,7 @@ SET_SGLANG: Mapping[str, str] = {
     "random_seed": "set seed",
     "enable_deterministic_inference": "set rollout.sampling.seeded",
     "enable_return_routed_experts": "set engines.routing_replay",
+    "sampling_mask_max_tokens": "set rollout.sampling.top_k",
     "skip_server_warmup": "the readiness check is the warm-up",
     "log_level_http": "the engine's log would fill with one line a request",
 }
@@ -377,7 +378,7 @@ OPEN_SGLANG = frozenset(
     prefill_kv_cache_dequant_dtype prefill_max_requests priority_scheduling_preemption_threshold
     prompt_tokens_buckets qsa_indexer_dtype radix_cache_backend radix_eviction_policy
     radix_eviction_policy_config retraction_policy return_aux_hidden_state_layer_ids
-    return_hidden_states_mode rl_on_policy_target sampling_mask_max_tokens schedule_conservativeness
+    return_hidden_states_mode rl_on_policy_target schedule_conservativeness
     schedule_low_priority_values_first schedule_policy scheduler_recv_interval shared_experts_tp_size
     show_time_cost sleep_on_idle sm_group_num soft_watchdog_timeout spec_trace_dir speculative_adaptive
     speculative_adaptive_config speculative_algorithm speculative_attention_mode

@@ -11,7 +11,6 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -31,6 +30,8 @@ from polyturn.configs.schema.trainer import (
 from polyturn.configs.sizing.hardware import GpuName
 
 Port = Annotated[int, Field(ge=0, le=65535)]
+TopP = Annotated[float, Field(gt=0, le=1)]
+MinP = Annotated[float, Field(ge=0, lt=1)]
 
 
 class EnvironmentConfig(Section):
@@ -88,30 +89,55 @@ class ModelConfig(Section):
     thoughts, the episode goes on in a new segment), or what they were when they were sampled."""
 
 
+LARGEST_TOP_K = 4096
+"""The engines record what a token was drawn from up to about so many tokens."""
+
+
 class SamplingConfig(Section):
-    """The sampling contract. Top-p, top-k and penalties are refused: the trainer could not replay them."""
+    """The sampling contract. What top-p, top-k and min-p leave of the vocabulary is recorded, and the trainer scores
+    over that. Penalties are refused: it could not replay them."""
 
     temperature: Annotated[float, Field(ge=0.01)] = 1.0
     """Of the training episodes; the trainer's logprobs are taken at it too."""
-    top_p: float = 1.0
-    """Only 1.0, all of the distribution: the trainer scores the whole vocabulary."""
+    top_p: TopP = 1.0
+    """Draw from the likeliest tokens that have so much of the probability together; 1.0: from all."""
     top_k: int = -1
-    """Only -1, the whole vocabulary."""
-    min_p: float = 0.0
-    """Only 0.0, the whole vocabulary."""
+    """Draw from the so many likeliest tokens, 2 to 4,096; -1: from all, or from 4,096 where top_p or min_p is set."""
+    min_p: MinP = 0.0
+    """Draw from the tokens of this share of the likeliest one's probability, or more; 0.0: from all."""
     seeded: bool = False
     """Give every request a seed of its own, so that a synchronous run repeats."""
 
-    @field_validator("top_p", "top_k", "min_p")
+    @field_validator("top_k")
     @classmethod
-    def _refuse_truncation(cls, value: float, info: ValidationInfo) -> float:
-        neutral = cls.model_fields[info.field_name or ""].default
-        if value != neutral:
+    def _can_be_recorded(cls, value: int) -> int:
+        if value == 1:
+            raise ValueError("top_k must not be 1: a token that is drawn from itself alone teaches nothing")
+        if value != -1 and not 1 < value <= LARGEST_TOP_K:
             raise ValueError(
-                f"{info.field_name} must be {neutral}, got {value}: the engine would draw from fewer tokens, "
-                "the trainer would score the whole vocabulary, and their ratio would be wrong at every token"
+                f"top_k must be -1 or from 2 to {LARGEST_TOP_K}, got {value}: the engines record no more of what a "
+                "token was drawn from"
             )
         return value
+
+    @property
+    def is_restricted(self) -> bool:
+        """Whether tokens are drawn from a part of the vocabulary."""
+        return self.top_p < 1 or self.top_k != -1 or self.min_p > 0
+
+    def finite_top_k(self, vocab_size: int) -> int:
+        """The top-k that engines are asked for: they record nothing without one."""
+        return min(LARGEST_TOP_K if self.top_k == -1 else self.top_k, vocab_size)
+
+    @property
+    def largest_support(self) -> int | None:
+        """The most tokens that one may be drawn from: more than top-k, for tokens with the probability of its last one
+        are not told apart, and engines abort what they cannot record. None where nothing is left out."""
+        return 2 * self.finite_top_k(LARGEST_TOP_K) + 64 if self.is_restricted else None
+
+    def cuts_off(self, vocab_size: int) -> bool:
+        """Whether that leaves out tokens that nobody asked to leave out."""
+        return self.is_restricted and self.top_k == -1 and vocab_size > LARGEST_TOP_K
 
 
 class RouterConfig(Section):
@@ -283,6 +309,12 @@ class EvaluationConfig(Section):
     """Episodes of each task."""
     temperature: NonNegativeFloat = 1.0
     """Of the evaluation's episodes; 0 takes the likeliest token each time."""
+    top_p: TopP = 1.0
+    """As `rollout.sampling.top_p`, of the evaluation's episodes."""
+    top_k: Literal[-1] | PositiveInt = -1
+    """As `rollout.sampling.top_k`; nothing is recorded of an evaluation, so any number goes."""
+    min_p: MinP = 0.0
+    """As `rollout.sampling.min_p`."""
     before: bool = True
     """Evaluate before the first step."""
     after: bool = True
@@ -359,7 +391,11 @@ class RunConfig(Section):
     @property
     def asks_engines_directly(self) -> bool:
         """Whether no router stands in front: Polyturn spreads the requests, or asks for what the router drops."""
-        return self.engines.router.policy in ("sticky", "least_loaded") or self.engines.routing_replay
+        return (
+            self.engines.router.policy in ("sticky", "least_loaded")
+            or self.engines.routing_replay
+            or self.rollout.sampling.is_restricted
+        )
 
 
 class SuiteEntry(Section):

@@ -69,6 +69,8 @@ class EngineSpec:
     seed: int = 0
     has_router: bool = True
     """Whether a router stands in front of them."""
+    largest_support: int | None = None
+    """The most tokens of one support that they tell; None: SGLang's own limit."""
 
     @classmethod
     def from_config(cls, config: RunConfig, *, model_path: Path, log_directory: Path) -> Self:
@@ -82,6 +84,7 @@ class EngineSpec:
             log_directory=log_directory,
             sglang=config.sglang,
             seed=config.seed,
+            largest_support=config.rollout.sampling.largest_support,
         )
 
 
@@ -197,6 +200,7 @@ def server_arguments(spec: EngineSpec, *, port: int, host: str = LOOPBACK, index
         "random_seed": (spec.seed + index) % 2**31,
         "enable_deterministic_inference": spec.seeded,
         "enable_return_routed_experts": config.routing_replay,
+        "sampling_mask_max_tokens": spec.largest_support,
         "skip_server_warmup": True,
         "log_level_http": "warning",
     }

@@ -94,6 +94,66 @@ def test_the_request_is_tokens_and_the_answer_is_taken_as_it_is():
     }
 
 
+MASK = {
+    "output_token_sampling_mask": [[5, 9], [7, 6, 8], [2]],
+    "output_token_sampling_logprobs": [-0.1, -0.2, 0.0],
+}
+
+
+@pytest.mark.catalogue("B24")
+def test_what_was_left_out_is_asked_for_and_logprobs_are_over_the_rest():
+    asked = {"top_p": 0.7, "top_k": 20, "min_p": 0.05}
+    with serving((200, answer(**MASK))) as (url, requests):
+        generation = generate(url, **asked, records_support=True)
+        unrecorded = generate(url, **asked)
+        generate(url)
+    payloads = [payload for _, payload, _ in requests]
+    assert [payload.get("return_sampling_mask") for payload in payloads] == [True, None, None]
+    assert all(asked.items() <= payload["sampling_params"].items() for payload in payloads[:2])
+    assert not asked.keys() & payloads[2]["sampling_params"].keys()
+    assert generation.logprobs == pytest.approx([-0.1, -0.2, 0.0])
+    assert generation.support is not None
+    assert generation.support.sizes.tolist() == [2, 3, 1]
+    assert generation.support.token_ids.tolist() == [5, 9, 7, 6, 8, 2]
+    assert unrecorded.support is None and unrecorded.logprobs.tolist() == [-0.5, -0.25, -1.0]
+
+
+@pytest.mark.catalogue("B24")
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"output_token_sampling_mask": None}, "a router in front of it may drop"),
+        (
+            {"output_token_sampling_mask": [[5, 9], [6]]},
+            "is of 2 tokens and its logprobs of 3, but it sampled 3",
+        ),
+        ({"output_token_sampling_logprobs": [-0.1]}, "logprobs of 1"),
+        (
+            {"output_token_sampling_mask": [[5], [7, 8], [2]]},
+            "token 6 at position 1, which is in its .* 0 times",
+        ),
+        (
+            {"output_token_sampling_mask": [[5], [6, 6], [2]]},
+            "token 6 at position 1, which is in its .* 2 times",
+        ),
+        ({"output_token_sampling_mask": [[5], [6, -1], [2]]}, "no vocabulary has"),
+        ({"output_token_sampling_mask": [[5], [6, "x"], [2]]}, "cannot be read"),
+        ({"output_token_sampling_mask": [5, 6, 2]}, "cannot be read"),
+        ({"output_token_sampling_logprobs": [-0.1, float("nan"), 0.0]}, "not finite"),
+    ],
+)
+def test_a_support_that_does_not_hold_together_is_a_fault(changes, problem):
+    with serving((200, answer(**MASK | changes))) as (url, _), pytest.raises(PolicyFault, match=problem):
+        generate(url, top_k=20, records_support=True)
+
+
+@pytest.mark.catalogue("B24")
+def test_what_was_aborted_before_its_first_token_has_an_empty_support():
+    with serving((200, answer(ids=(), logprobs=(), reason="abort"))) as (url, _):
+        generation = generate(url, top_k=20, records_support=True)
+    assert generation.support is not None and len(generation.support) == 0
+
+
 def test_versions_come_from_the_spans_where_weights_changed_on_the_way():
     assert read_generation(answer(weight_version="7")).policy_versions.tolist() == [7, 7, 7]
     spans = [{"version": "default", "start": 0, "end": 1}, {"version": "3", "start": 1, "end": 3}]

@@ -8,12 +8,9 @@ from pathlib import Path
 import pytest
 
 from polyturn.configs.loading.loader import find_shipped, load_config, shipped_names
-from polyturn.configs.schema.run import EvaluationConfig, SamplingConfig
+from polyturn.configs.schema.run import EvaluationConfig
 from tests.support import option_readers
 from tests.support.option_readers import Readers, all_sections
-
-ONE_VALUE = {(SamplingConfig, name) for name in ("top_p", "top_k", "min_p")}
-"""Options whose only value is the one that needs no reader; the schema refuses every other."""
 
 
 def unread() -> list[str]:
@@ -23,7 +20,6 @@ def unread() -> list[str]:
         for section in all_sections()
         for name in section.model_fields
         if name != "kind"
-        and (section, name) not in ONE_VALUE
         and not any(issubclass(section, reader) and name == read for reader, read in readers.read)
     )
 

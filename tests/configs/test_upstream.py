@@ -90,6 +90,7 @@ def test_the_command_line_sets_what_the_table_says(device: Literal["cpu", "cuda"
         log_directory=Path("logs"),
         dtype="float32",
         seeded=True,
+        largest_support=104,
     )
     flags = {word for word in server_arguments(spec, port=1) if word.startswith("--")}
     options = {flag.removeprefix("--").replace("-", "_") for flag in flags}

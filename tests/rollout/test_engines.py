@@ -11,6 +11,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -18,7 +19,8 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 
-from polyturn.agents.policy import SamplingParams
+from polyturn.agents.ledger import Ledger
+from polyturn.agents.policy import PolicyFault, SamplingParams
 from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.schema.run import EnginesConfig, RunConfig
 from polyturn.rollout.engines.control import EngineControl
@@ -28,6 +30,7 @@ from polyturn.rollout.evaluation import evaluate
 from polyturn.rollout.factory import build_collector, open_client, open_policy
 from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.store import TrajectoryStore
+from polyturn.trainer.data.samples import TrainSample
 from tests.support.engines import engine_checksums, weight_version
 
 pytestmark = pytest.mark.stack
@@ -82,6 +85,63 @@ async def test_logprobs_are_those_at_the_sampling_temperature(engines, tiny_mode
         1, torch.tensor(generation.token_ids, dtype=torch.long)[:, None]
     )[:, 0]
     assert (reference - torch.tensor(generation.logprobs)).abs().max().item() <= 1e-4
+
+
+DRAWN = [{"top_p": 0.7, "top_k": 20}, {"top_p": 0.9, "top_k": 300}, {"top_k": 2}, None]
+"""How each turn of an episode is sampled; None: from the whole vocabulary."""
+
+
+@pytest.mark.catalogue("B24", "B25")
+async def test_engine_and_trainer_agree_over_what_a_token_was_drawn_from(engines, tiny_model):
+    from tests.support.megatron.policies import make_policy
+
+    ledger, [url] = Ledger(), engines.engine_urls
+    async with open_client(timeout_s=60) as client:
+        policy = SGLangPolicy(client=client, url=url, stop_token_ids=(2,))
+        for turn, filters in enumerate(DRAWN):
+            ledger.append_observation(PROMPT[turn:])
+            sampling = SamplingParams(max_tokens=24, seed=turn, temperature=0.8)
+            if filters is not None:
+                sampling = replace(sampling, **filters, records_support=True)
+            ledger.append_generation(await policy.generate(prompt_ids=ledger.token_ids, sampling=sampling))
+        behind_router = SGLangPolicy(client=client, url=engines.url, stop_token_ids=(2,))
+        with pytest.raises(PolicyFault, match="a router in front of it may drop"):
+            await behind_router.generate(
+                prompt_ids=ledger.token_ids, sampling=replace(sampling, top_k=20, records_support=True)
+            )
+    segment = ledger.to_segment()
+    assert segment.support is not None
+    sizes = [segment.support.sizes[segment.sampled & (segment.turns == turn)] for turn in range(4)]
+    assert 1 <= sizes[0].min() <= sizes[0].max() <= 20 < sizes[1].max() < 300
+    assert (sizes[2] == 2).all() and (sizes[3] == 0).all()
+    sample = TrainSample.from_segment(segment, sample_id="s", group_id="g", sequence_id="s")
+    trainer = make_policy(tiny_model)
+    try:
+        column, unrestricted = (
+            trainer.logprobs([each], temperature=0.8)[0] for each in (sample, replace(sample, support=None))
+        )
+    finally:
+        trainer.close()
+    assert abs(column - sample.behavior_logprobs)[sample.sampled].max() < 1e-4
+    assert abs(unrestricted - sample.behavior_logprobs)[sample.sampled].max() > 0.1
+
+
+@pytest.mark.catalogue("B24", "B47")
+async def test_what_was_aborted_tells_what_its_tokens_were_drawn_from(engines, control):
+    sampling = [
+        SamplingParams(max_tokens=400, seed=seed, top_k=20, records_support=True) for seed in range(8)
+    ]
+    for wait_s in (0.05, 0.1, 0.2, 0.4, 0.8):
+        pending = asyncio.create_task(generate(control.url, [PROMPT] * len(sampling), sampling))
+        await asyncio.sleep(wait_s)
+        await asyncio.to_thread(control._post, "/pause_generation", {"mode": "abort"})
+        await asyncio.to_thread(control._post, "/continue_generation", {})
+        aborted = [each for each in await pending if each.finish_reason == "abort" and len(each)]
+        if aborted:
+            break
+    assert aborted
+    for each in aborted:
+        assert each.support is not None and (each.support.sizes == 20).all()
 
 
 @pytest.mark.catalogue("B50")
@@ -289,7 +349,7 @@ def run_config(model: Path) -> RunConfig:
 
 
 async def collect(config, model, url, on_episode=None):
-    collector = build_collector(config, model_path=model, split="train", temperature=1.0)
+    collector = build_collector(config, model_path=model, split="train", sampling=SamplingParams())
     prompts = PromptCursor(len(collector.tasks), seed=0).take(config.rollout.prompts_per_step)
     try:
         async with open_policy(config, model_path=model, url=url) as policy:
@@ -330,7 +390,7 @@ async def test_a_seeded_collection_repeats_and_is_kept(engines, tiny_model, tmp_
 
 async def test_evaluation_of_a_random_model(engines, tiny_model):
     config = run_config(tiny_model)
-    collector = build_collector(config, model_path=tiny_model, split="heldout", temperature=1.0)
+    collector = build_collector(config, model_path=tiny_model, split="heldout", sampling=SamplingParams())
     async with open_policy(config, model_path=tiny_model, url=engines.url) as policy:
         result = await evaluate(collector=collector, policy=policy, num_tasks=8)
     collector.close()

@@ -23,7 +23,7 @@ from polyturn.agents.dialects import HermesDialect
 from polyturn.agents.episode import Outcome
 from polyturn.agents.episode_loop import play_messages
 from polyturn.agents.message_policies import ScriptedPolicy
-from polyturn.agents.policy import Generation
+from polyturn.agents.policy import Generation, SamplingParams
 from polyturn.configs.models import resolve_model_path
 from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
@@ -215,7 +215,7 @@ def test_what_a_model_writes_is_answered_and_never_a_fault(tmp_path, renderer, n
     """In tokens: the text of a call is encoded, decoded, parsed and answered as in training."""
     text = f'{around}<tool_call>{{"name": {json.dumps(name)}, "arguments": {write(arguments)}}}</tool_call>'
     limits = EpisodeLimits(max_turns=4, max_tokens_per_turn=100_000, max_tokens_per_episode=1_000_000)
-    play = token_play(renderer=renderer, dialect=HermesDialect(), limits=limits, temperature=1.0)
+    play = token_play(renderer=renderer, dialect=HermesDialect(), limits=limits, sampling=SamplingParams())
     episode = run(tmp_path, play, Writing(renderer, text), task(ODD))
     assert episode.outcome is Outcome.COMPLETED, episode.error
     assert episode.reward == 1.0

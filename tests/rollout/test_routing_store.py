@@ -1,4 +1,4 @@
-"""The record of routed experts in journal and trajectories: a column that is there only when something was recorded."""
+"""Records of an engine in journal and trajectories: columns that are there only when something was recorded."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import pytest
 from polyturn.agents.episode import Episode, Outcome
 from polyturn.agents.ledger import Ledger
 from polyturn.agents.policy import Generation
+from polyturn.agents.sampling_support import SamplingSupport
 from polyturn.rollout.store import TrajectoryStore
 
 
-def episode(name: str, routed: np.ndarray | None) -> Episode:
+def episode(name: str, routed: np.ndarray | None = None, support: SamplingSupport | None = None) -> Episode:
     ledger = Ledger()
     ledger.append_observation([1, 2])
     ledger.append_generation(
@@ -22,6 +23,7 @@ def episode(name: str, routed: np.ndarray | None) -> Episode:
             policy_versions=(0, 0),
             finish_reason="stop",
             routed_experts=routed,
+            support=support,
         )
     )
     return Episode(
@@ -44,11 +46,32 @@ def episode(name: str, routed: np.ndarray | None) -> Episode:
 def test_the_record_survives_journal_and_trajectories(tmp_path, routed):
     store = TrajectoryStore(tmp_path)
     # One episode of an engine that records, one of a policy that does not.
-    episodes = [episode("one", routed), episode("two", None)]
+    episodes = [episode("one", routed), episode("two")]
     for each in episodes:
         store.journal(1, each)
     assert store.journaled(1) == episodes
     store.write_step(1, episodes)
     assert store.read_step(1) == episodes
     assert ("routed_experts" in pq.read_schema(store.path(1)).names) == (routed is not None)
+    store.close()
+
+
+@pytest.mark.catalogue("B24")
+@pytest.mark.parametrize(
+    ("sizes", "token_ids"), [([2, 1], [9, 3, 4]), ([0, 3], [4, 6, 7]), ([0, 0], [])], ids=str
+)
+def test_what_tokens_were_drawn_from_survives_journal_and_trajectories(tmp_path, sizes, token_ids):
+    support = SamplingSupport(sizes=np.array(sizes), token_ids=np.array(token_ids))
+    routed = np.arange(6, dtype=np.int16).reshape(3, 2)
+    store = TrajectoryStore(tmp_path)
+    episodes = [episode("one", support=support), episode("two"), episode("three", routed, support)]
+    for each in episodes:
+        store.journal(1, each)
+    assert store.journaled(1) == episodes
+    store.write_step(1, episodes)
+    assert store.read_step(1) == episodes
+    (segment,) = store.read_step(1)[0].segments
+    assert segment.support is not None and segment.support.sizes.tolist() == [0, 0, *sizes]
+    store.write_step(2, episodes[1:2])
+    assert not {"support_sizes", "support_token_ids"} & set(pq.read_schema(store.path(2)).names)
     store.close()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from polyturn.agents.sampling_support import SamplingSupport
 from polyturn.trainer.data.samples import TrainSample
 
 
@@ -46,3 +48,23 @@ def random_samples(lengths: Sequence[int], *, seed: int = 0, vocab_size: int = 3
             )
         )
     return samples
+
+
+def with_supports(
+    samples: Sequence[TrainSample], *, seed: int = 0, vocab_size: int = 301
+) -> list[TrainSample]:
+    """The samples with what their sampled tokens were drawn from: 1 to 19 others beside each, or now and then all."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for sample in samples:
+        rows = [
+            np.zeros(0, dtype=np.int64)
+            if not sampled or rng.random() < 0.2
+            else rng.permutation(
+                np.union1d(rng.choice(vocab_size, rng.integers(1, 20), replace=False), token)
+            )
+            for token, sampled in zip(sample.token_ids, sample.sampled, strict=True)
+        ]
+        support = SamplingSupport(sizes=np.array([len(row) for row in rows]), token_ids=np.concatenate(rows))
+        found.append(replace(sample, support=support))
+    return found

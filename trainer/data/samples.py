@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polyturn.agents.ledger import Segment
+from polyturn.agents.sampling_support import SamplingSupport
 from polyturn.trainer.algorithms.tokens import GlobalCounts
 
 
@@ -47,6 +48,8 @@ class TrainSample:
 
     routed_experts: npt.NDArray[np.int16] | None = None
     """[T, layers x experts per token], the engine's choice, -1 where it recorded none. None: the trainer's own."""
+    support: SamplingSupport | None = None
+    """What each sampled token was drawn from: every logprob of it is over these tokens. None: over the vocabulary."""
 
     def __post_init__(self) -> None:
         columns = (
@@ -67,6 +70,9 @@ class TrainSample:
         routing = self.routed_experts
         assert routing is None or len(routing) == len(self.token_ids), (
             f"{self.sample_id}: routing of other tokens"
+        )
+        assert self.support is None or len(self.support) == len(self.token_ids), (
+            f"{self.sample_id}: a support of other tokens"
         )
         assert not self.sampled[0], f"{self.sample_id}: the first token has no context to be sampled from"
 
@@ -92,6 +98,7 @@ class TrainSample:
             policy_versions=segment.policy_versions,
             turns=segment.turns,
             routed_experts=segment.routed_experts,
+            support=segment.support,
         )
 
 

@@ -307,7 +307,9 @@ class Engine:
         if self.replay is not None:
             self.replay.begin(batch.routed_experts)
         if self._head is not None:
-            self._head.ask(batch.rows, batch.targets, temperature=temperature, entropy=entropy)
+            self._head.ask(
+                batch.rows, batch.targets, temperature=temperature, entropy=entropy, support=batch.support
+            )
         return chunk(batch.input_ids, batch.position_ids, None, packed_seq_params=batch.sequences)
 
     def _of_all_rows(self, batch: PackedBatch, scores: torch.Tensor) -> torch.Tensor:

@@ -3,14 +3,20 @@
 The logits of a micro-batch, tokens x vocabulary in float32, would be its largest tensor by far. They are made and used
 up tile by tile, and made again tile by tile in the backward pass, so that only a tile of them exists at a time. Where
 they are few they are kept instead: making them twice would cost time and save nothing.
+
+Where a token was drawn from a part of the vocabulary, all of its row but that part becomes a logit below any other: the
+softmax, its entropy and both gradients are then over the part, in every way of computing them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -44,6 +50,40 @@ class VocabularySlice:
     """The ranks that hold the other columns, too; None: there are no others."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RowSupport:
+    """What the targets of M rows were drawn from: pairs of a row and a token id, row after row."""
+
+    row_of: torch.Tensor
+    """[P] int64, ascending"""
+    token_ids: torch.Tensor
+    """[P] int64"""
+    offsets: npt.NDArray[np.int64]
+    """[M + 1], on the host: where the pairs of each row begin, and the end."""
+    is_restricted: torch.Tensor
+    """[M]: rows without pairs were drawn from the whole vocabulary."""
+
+    def restrict(self, tile: torch.Tensor, rows: slice, first_token: int) -> None:
+        """Put every logit of a tile out of reach that is not among its row's.
+
+        Args:
+            tile: [rows, columns], contiguous; changed in place.
+            first_token: the id of its first column.
+        """
+        if tile.numel() == 0:
+            return
+        low, high = (int(self.offsets[row]) for row in (rows.start, rows.stop))
+        places = self.token_ids[low:high] - first_token
+        width = tile.size(1)
+        is_here = (places >= 0) & (places < width)
+        flat = tile.view(-1)
+        targets = (self.row_of[low:high] - rows.start) * width + places.clamp(0, width - 1)
+        values = torch.where(is_here, flat[targets], _LOWEST)
+        tile.masked_fill_(self.is_restricted[rows, None], _LOWEST)
+        # Pairs of other columns share a place with one of these, and are below it.
+        flat.scatter_reduce_(0, targets, values, "amax")
+
+
 def token_logprobs(
     hidden: torch.Tensor,
     weight: torch.Tensor,
@@ -53,11 +93,13 @@ def token_logprobs(
     temperature: float,
     entropy: Entropy,
     kept_elements: int | None = None,
+    support: RowSupport | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Logprobs and entropies [N], float32, of the softmax of hidden weight^T / temperature.
 
     With z = logits / temperature and p = softmax(z): d logp_t / dz = [target] - p, and dH / dz = -p (log p + H). The
-    gradient to `hidden` is this rank's part, to be summed over the tensor-parallel ranks.
+    gradient to `hidden` is this rank's part, to be summed over the tensor-parallel ranks. With a support the softmax,
+    and so the entropy, is over each row's: p = 0 elsewhere.
 
     Args:
         hidden: [N, H], of any float dtype.
@@ -65,11 +107,12 @@ def token_logprobs(
         targets: [N] token ids.
         entropy: "none" gives None for the entropies, "value" entropies without gradient.
         kept_elements: in place of KEPT_ELEMENTS.
+        support: what each target, which is among them, was drawn from; None: the whole vocabulary.
     """
     limit = KEPT_ELEMENTS[hidden.device.type] if kept_elements is None else kept_elements
     wants_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     keep = wants_gradient and hidden.size(0) * columns.num_real <= limit
-    return _TokenLogprobs.apply(hidden, weight, targets, columns, temperature, entropy, keep)
+    return _TokenLogprobs.apply(hidden, weight, targets, columns, temperature, entropy, keep, support)
 
 
 class _TokenLogprobs(torch.autograd.Function):
@@ -83,24 +126,22 @@ class _TokenLogprobs(torch.autograd.Function):
         temperature: float,
         entropy: Entropy,
         keep: bool,
+        support: RowSupport | None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         places = targets - columns.first
         operands = _operands(hidden, weight, columns)
+        make = partial(_tile, operands, temperature=temperature, support=support, first=columns.first)
         sums = _RowSums.start(operands[0], with_entropies=entropy != "none")
         kept = None
         if keep:
-            kept = _logits(*operands, temperature)
+            kept = make(slice(0, hidden.size(0)), slice(0, operands[1].size(0)))
             for rows in _row_tiles(kept):
                 exponentials = sums.add(kept[rows], rows, places[rows])
                 if entropy != "gradient":
                     kept[rows] = exponentials
         else:
             for rows, cols in _tiles(operands):
-                sums.add(
-                    _logits(operands[0][rows], operands[1][cols], temperature),
-                    rows,
-                    places[rows] - cols.start,
-                )
+                sums.add(make(rows, cols), rows, places[rows] - cols.start)
         # What is kept is relative to the peak of this rank's columns; what is made anew, to the peak of all.
         shift = sums.peak
         if columns.group is not None and hidden.size(0):
@@ -110,6 +151,7 @@ class _TokenLogprobs(torch.autograd.Function):
         entropies = None if sums.weighted is None else log_total - sums.weighted / sums.total
         ctx.set_materialize_grads(False)
         ctx.columns, ctx.temperature, ctx.entropy, ctx.kept = columns, temperature, entropy, kept
+        ctx.support = support
         ctx.save_for_backward(hidden, weight, places, shift, shift - sums.peak - log_total, entropies)
         if entropies is not None and entropy == "value":
             ctx.mark_non_differentiable(entropies)
@@ -118,7 +160,7 @@ class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def backward(  # type: ignore[override]
         ctx: Any, grad_logprobs: torch.Tensor | None, grad_entropies: torch.Tensor | None
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None, None, None, None]:
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None, None, None, None, None]:
         hidden, weight, places, shift, offset, entropies = ctx.saved_tensors
         operands = _operands(hidden, weight, ctx.columns)
         slopes = _Slopes.of(
@@ -136,7 +178,14 @@ class _TokenLogprobs(torch.autograd.Function):
             gradients.add(kept, slice(0, kept.size(0)), slice(0, kept.size(1)))
         else:
             for rows, cols in _tiles(operands):
-                tile = _logits(operands[0][rows], operands[1][cols], ctx.temperature)
+                tile = _tile(
+                    operands,
+                    rows,
+                    cols,
+                    temperature=ctx.temperature,
+                    support=ctx.support,
+                    first=ctx.columns.first,
+                )
                 tile.sub_(shift[rows, None])
                 if ctx.entropy != "gradient":
                     tile.exp_()
@@ -144,7 +193,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 gradients.add(tile, rows, cols)
         grad_hidden = None if gradients.hidden is None else gradients.hidden.to(hidden.dtype)
         grad_weight = None if gradients.weight is None else gradients.weight.to(weight.dtype)
-        return grad_hidden, grad_weight, None, None, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None, None, None
 
 
 @dataclass(slots=True)
@@ -293,6 +342,22 @@ def _operands(
     return hidden, real
 
 
+def _tile(
+    operands: tuple[torch.Tensor, torch.Tensor],
+    rows: slice,
+    cols: slice,
+    *,
+    temperature: float,
+    support: RowSupport | None,
+    first: int,
+) -> torch.Tensor:
+    """The logits of these rows and columns; `first` is the token id of the weight's first row."""
+    logits = _logits(operands[0][rows], operands[1][cols], temperature)
+    if support is not None:
+        support.restrict(logits, rows, first + cols.start)
+    return logits
+
+
 def _logits(hidden: torch.Tensor, weight: torch.Tensor, temperature: float) -> torch.Tensor:
     wide = _wide(hidden)
     logits = (
@@ -338,28 +403,37 @@ class LogprobHead:
     """
 
     def __init__(self, model: GPTModel, *, vocab_size: int) -> None:
-        self._asked: tuple[torch.Tensor, torch.Tensor, float, Entropy] | None = None
+        self._asked: tuple[torch.Tensor, torch.Tensor, float, Entropy, RowSupport | None] | None = None
         self._layer = model.output_layer
         self._sequence_parallel = bool(model.config.sequence_parallel)
         self._vocab_size = vocab_size
         # The layer is still called as a module, so that hooks that gather its weight run.
         self._layer.forward = self._score
 
-    def ask(self, rows: torch.Tensor, targets: torch.Tensor, *, temperature: float, entropy: Entropy) -> None:
+    def ask(
+        self,
+        rows: torch.Tensor,
+        targets: torch.Tensor,
+        *,
+        temperature: float,
+        entropy: Entropy,
+        support: RowSupport | None = None,
+    ) -> None:
         """Say what the next forward pass scores.
 
         Args:
             rows: [N]: positions in the pack whose next token is scored.
             targets: [N]: those tokens.
+            support: what they were drawn from; None: the whole vocabulary.
         """
-        self._asked = rows, targets, temperature, entropy
+        self._asked = rows, targets, temperature, entropy, support
 
     def _score(
         self, hidden: torch.Tensor, weight: torch.Tensor | None = None, **_kwargs: Any
     ) -> tuple[torch.Tensor, None]:
         """[T, 1, H], of this rank's tokens under sequence parallelism -> [N, 1, 1 or 2]."""
         assert self._asked is not None, "the forward pass was not told which tokens to score"
-        rows, targets, temperature, entropy = self._asked
+        rows, targets, temperature, entropy, support = self._asked
         weight = self._layer.weight if weight is None else weight
         # Each rank has the gradient of its columns: the backward pass of either call sums them up.
         if self._sequence_parallel:
@@ -373,6 +447,7 @@ class LogprobHead:
             columns=vocabulary_slice(weight.size(0), self._vocab_size),
             temperature=temperature,
             entropy=entropy,
+            support=support,
         )
         scores = [logprobs] if entropies is None else [logprobs, entropies]
         return torch.stack(scores, -1)[:, None], None

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 import torch.distributed as dist
 
+from polyturn.agents.sampling_support import SamplingSupport
 from polyturn.configs.schema.trainer import ParallelConfig, SharedPrefix
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.tokens import GlobalCounts, TokenBatch
@@ -21,6 +22,7 @@ from polyturn.trainer.data.balance import pack, pack_by_prefix, prefix_keys, spl
 from polyturn.trainer.data.prefix_tree import Node, PrefixTree, Sharing, build_tree
 from polyturn.trainer.data.samples import TrainSample
 from polyturn.trainer.megatron.attention import ContextSlice, PackedSequences, pack_lengths
+from polyturn.trainer.megatron.logprob_head import RowSupport
 from polyturn.trainer.megatron.tree_attention import describe_tree
 
 
@@ -48,6 +50,8 @@ class PackedBatch:
     """[N]: the index in `samples`."""
     routed_experts: torch.Tensor | None = None
     """[T, layers x experts per token] int16: what the engine chose, -1 where no record is. None: nothing to replay."""
+    support: RowSupport | None = None
+    """What the M targets were drawn from. None: all of them from the whole vocabulary."""
 
     @property
     def num_rows(self) -> int:
@@ -134,6 +138,24 @@ def make_packed_batch(
         own_rows=torch.from_numpy(own_rows).to(device),
         sample_of_row=torch.from_numpy(whole.sample_of_row).to(device),
         routed_experts=_lay_routing(samples, whole.lengths, held, device),
+        support=_lay_support(samples, own_rows, device),
+    )
+
+
+def _lay_support(
+    samples: Sequence[TrainSample], own_rows: npt.NDArray[np.int64], device: torch.device
+) -> RowSupport | None:
+    """What the tokens were drawn from that are predicted at these of the pack's rows."""
+    parts = [None if s.support is None else s.support.take(s.sampled) for s in samples]
+    whole = SamplingSupport.joined(parts, [sample.num_trainable for sample in samples])
+    if whole is None:
+        return None
+    own = whole.take(own_rows)
+    return RowSupport(
+        row_of=torch.from_numpy(np.repeat(np.arange(len(own)), own.sizes)).to(device),
+        token_ids=torch.from_numpy(own.token_ids.astype(np.int64)).to(device),
+        offsets=own.offsets,
+        is_restricted=torch.from_numpy(own.sizes > 0).to(device),
     )
 
 
@@ -224,6 +246,7 @@ def make_tree_batch(
         own_rows=torch.arange(sum(num_rows), device=device),
         sample_of_row=torch.from_numpy(np.repeat(np.arange(len(samples)), num_rows)).to(device),
         routed_experts=_lay_tree_routing(filled, samples, device),
+        support=_lay_support(samples, np.arange(sum(num_rows)), device),
     )
 
 

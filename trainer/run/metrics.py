@@ -74,6 +74,7 @@ def step_metrics(
     row["train/skipped_updates"] = sum(metrics.get("skipped", 0.0) for metrics in reports[0].metrics)
     row["train/empty_updates"] = float(reports[0].num_empty)
     row.update(routing_metrics(credit.samples))
+    row.update(support_metrics(credit.samples))
     critic_names = {name for metrics in reports[0].metrics for name in metrics if name.startswith("critic/")}
     for name in sorted(critic_names):
         row[name] = statistics.fmean(metrics[name] for metrics in reports[0].metrics if name in metrics)
@@ -93,6 +94,19 @@ def routing_metrics(samples: Sequence[TrainSample]) -> dict[str, float]:
     sampled = np.concatenate([sample.sampled for sample in samples])
     found = np.concatenate(recorded)
     return {"routing/replayed": float(found.mean()), "routing/sampled_replayed": float(found[sampled].mean())}
+
+
+def support_metrics(samples: Sequence[TrainSample]) -> dict[str, float]:
+    """How many tokens a sampled one was drawn from, where some were left out; nothing where none ever was."""
+    sizes = [sample.support.sizes[sample.sampled] for sample in samples if sample.support is not None]
+    restricted = np.concatenate([np.zeros(0, dtype=np.int32), *sizes])
+    restricted = restricted[restricted > 0]
+    if not len(restricted):
+        return {}
+    return {
+        "sampling/support_mean": float(restricted.mean()),
+        "sampling/support_max": float(restricted.max()),
+    }
 
 
 def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:

@@ -96,6 +96,27 @@ def check_routing_replay(config: RunConfig, shape: ModelShape) -> None:
         raise ConfigError("engines.routing_replay: the model has no experts; set it to false")
 
 
+def check_sampling(config: RunConfig, shape: ModelShape) -> list[str]:
+    """Sentences about tokens that are left out although nobody asked for it.
+
+    Raises ConfigError for engines that do not tell what a token was drawn from.
+    """
+    sampling = config.rollout.sampling
+    if sampling.is_restricted and config.sglang.get("speculative_algorithm") is not None:
+        raise ConfigError(
+            "rollout.sampling: engines that decode speculatively do not record what top_p, top_k and min_p leave of "
+            "the vocabulary, and the trainer scores over that; unset sglang.speculative_algorithm, or sample from all"
+        )
+    if not sampling.cuts_off(shape.vocab_size):
+        return []
+    top_k = sampling.finite_top_k(shape.vocab_size)
+    return [
+        f"rollout.sampling: engines record what a token was drawn from only under a top_k, so that is {top_k:,} of the "
+        f"{shape.vocab_size:,} tokens, and what is less likely is never sampled; the trainer scores over what was "
+        "left, so ratios are exact. Set rollout.sampling.top_k to choose the number"
+    ]
+
+
 def check_reference(config: RunConfig, directory: Path) -> None:
     trainer, path = config.trainer, config.model.reference_path
     refresh = trainer.refresh_reference_every_steps

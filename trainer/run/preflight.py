@@ -39,6 +39,7 @@ from polyturn.trainer.run.model_checks import (
     check_no_decay,
     check_reference,
     check_routing_replay,
+    check_sampling,
     check_shared_prefix,
 )
 from polyturn.trainer.run.resume import check_resume
@@ -65,6 +66,7 @@ def preflight(config: RunConfig, *, evaluated: Path | None = None, dry_run: bool
     check_times(config)
     check_lengths(config)
     check_upstream(config)
+    check_seeds(config, trains=trains)
     if trains:
         check_batch(config)
         with as_config_error():
@@ -97,6 +99,7 @@ def preflight(config: RunConfig, *, evaluated: Path | None = None, dry_run: bool
         check_critic(config, model)
         check_shared_prefix(config)
         check_routing_replay(config, shape)
+        warnings += check_sampling(config, shape)
         check_initial_weights(config)
         if not dry_run:
             check_memory(config, shape)
@@ -120,6 +123,20 @@ def check_lengths(config: RunConfig) -> None:
             f"environment.max_tokens_per_turn is {limits.max_tokens_per_turn}, which leaves no room for a prompt in "
             f"environment.max_tokens_per_episode={limits.max_tokens_per_episode}"
         )
+
+
+def check_seeds(config: RunConfig, *, trains: bool) -> None:
+    """Engines that seed requests end when one comes with a min_p."""
+    sampling = config.rollout.sampling
+    given = {"evaluation.min_p": config.evaluation.min_p}
+    if trains:
+        given["rollout.sampling.min_p"] = sampling.min_p
+    for key, min_p in given.items():
+        if sampling.seeded and min_p > 0:
+            raise ConfigError(
+                f"{key}: SGLang cannot draw by seed from what min_p leaves; set rollout.sampling.seeded=false, or use "
+                "top_p or top_k"
+            )
 
 
 def check_comparison(config: RunConfig) -> None:

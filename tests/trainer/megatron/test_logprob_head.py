@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,12 +10,39 @@ from hypothesis import strategies as st
 
 from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.trainer.megatron import logprob_head
-from polyturn.trainer.megatron.logprob_head import VocabularySlice, token_logprobs
+from polyturn.trainer.megatron.logprob_head import RowSupport, VocabularySlice, token_logprobs
 
 
-def naive(hidden, weight, targets, temperature):
-    plain = (hidden @ weight.t() / temperature).log_softmax(-1)
-    return plain.gather(1, targets[:, None]).squeeze(1), -(plain.exp() * plain).sum(-1)
+def naive(hidden, weight, targets, temperature, drawn_from=None):
+    """`drawn_from`: [N, V], what each target was drawn from; None: everything."""
+    logits = hidden @ weight.t() / temperature
+    if drawn_from is not None:
+        logits = logits.masked_fill(~drawn_from, -torch.inf)
+    plain = logits.log_softmax(-1)
+    terms = torch.where(plain.isinf(), 0.0, plain.exp() * plain.clamp(min=-1e9))
+    return plain.gather(1, targets[:, None]).squeeze(1), -terms.sum(-1)
+
+
+def draw_supports(num_columns: int, targets: torch.Tensor, *, seed: int = 2) -> torch.Tensor:
+    """[N, V]: about a third of the columns and the target; in every fourth row all of them."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn_from = torch.rand(len(targets), num_columns, generator=generator) < 0.3
+    drawn_from[torch.arange(len(targets)), targets] = True
+    drawn_from[3::4] = True
+    return drawn_from
+
+
+def as_support(drawn_from: torch.Tensor) -> RowSupport:
+    """The same as pairs, in no order within a row; rows with everything have none."""
+    restricted = ~drawn_from.all(1)
+    row_of, token_ids = (drawn_from & restricted[:, None]).flip(1).nonzero(as_tuple=True)
+    sizes = torch.bincount(row_of, minlength=len(drawn_from))
+    return RowSupport(
+        row_of=row_of,
+        token_ids=drawn_from.size(1) - 1 - token_ids,
+        offsets=np.concatenate([[0], np.cumsum(sizes.numpy())]),
+        is_restricted=restricted,
+    )
 
 
 def alone(num_real: int) -> VocabularySlice:
@@ -37,11 +65,14 @@ def make(num_rows: int, num_columns: int, *, size: int = 5, dtype=torch.float64,
     keep=st.booleans(),
     parts=st.sampled_from([(1, 1), (1, 0), (0, 1)]),
     temperature=st.sampled_from([1.0, 0.7]),
+    is_restricted=st.booleans(),
 )
 def test_values_and_gradients_are_exact_whatever_the_tiles(
-    num_rows, num_columns, tile, keep, parts, temperature
+    num_rows, num_columns, tile, keep, parts, temperature, is_restricted
 ):
+    """Of the whole vocabulary, and of what each token was drawn from."""
     hidden, weight, targets = make(num_rows, num_columns)
+    drawn_from = draw_supports(num_columns, targets) if is_restricted else None
     factors = torch.randn(2, num_rows, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(logprob_head, "TILE_ELEMENTS", {"cpu": tile})
@@ -54,12 +85,13 @@ def test_values_and_gradients_are_exact_whatever_the_tiles(
             temperature=temperature,
             entropy="gradient",
             kept_elements=10**6 if keep else 0,
+            support=None if drawn_from is None else as_support(drawn_from),
         )
         loss = sum(
             use * (factor * value).sum() for use, factor, value in zip(parts, factors, found, strict=True)
         )
         gradients = torch.autograd.grad(loss, (hidden, weight))
-    expected = naive(hidden, weight, targets, temperature)
+    expected = naive(hidden, weight, targets, temperature, drawn_from)
     loss = sum(
         use * (factor * value).sum() for use, factor, value in zip(parts, factors, expected, strict=True)
     )
@@ -159,7 +191,7 @@ def test_a_frozen_weight_gets_no_gradient():
     torch.testing.assert_close(found, expected)
 
 
-def score_my_columns(context, parallel, num_columns, kept_elements):
+def score_my_columns(context, parallel, num_columns, kept_elements, drawn_from):
     """A rank's values and gradients, its columns of the weight those that Megatron-core would give it."""
     from polyturn.trainer.megatron.logprob_head import vocabulary_slice
 
@@ -178,21 +210,33 @@ def score_my_columns(context, parallel, num_columns, kept_elements):
             temperature=0.7,
             entropy="gradient",
             kept_elements=kept_elements,
+            support=None if drawn_from is None else as_support(drawn_from),
         )
         gradients = torch.autograd.grad(sum(value.sum() for value in values), (hidden, mine))
     return [tensor.detach() for tensor in (*values, *gradients)]
 
 
 @pytest.mark.stack
-@pytest.mark.parametrize(("num_ranks", "num_columns"), [(2, 11), (4, 5)])
-def test_columns_of_several_ranks_are_those_of_one(rank_pool, num_ranks, num_columns):
-    """With 5 columns on 4 ranks one rank has padding alone."""
+@pytest.mark.parametrize(
+    ("num_ranks", "num_columns", "is_restricted"), [(2, 11, False), (4, 5, False), (2, 11, True)]
+)
+def test_columns_of_several_ranks_are_those_of_one(rank_pool, num_ranks, num_columns, is_restricted):
+    """With 5 columns on 4 ranks one rank has padding alone. A row's support may all be another rank's."""
     hidden, weight, targets = make(6, num_columns)
-    expected = naive(hidden, weight, targets, 0.7)
+    drawn_from = None
+    if is_restricted:
+        drawn_from = draw_supports(num_columns, targets)
+        drawn_from[0] = torch.arange(num_columns) == targets[0]
+    expected = naive(hidden, weight, targets, 0.7, drawn_from)
     gradients = torch.autograd.grad(sum(value.sum() for value in expected), (hidden, weight))
     for kept_elements in (0, 10**6):
         found = rank_pool.run(
-            num_ranks, score_my_columns, ParallelConfig(tensor=num_ranks), num_columns, kept_elements
+            num_ranks,
+            score_my_columns,
+            ParallelConfig(tensor=num_ranks),
+            num_columns,
+            kept_elements,
+            drawn_from,
         )
         for rank in found:
             for ours, theirs in zip(rank[:2], expected, strict=True):
