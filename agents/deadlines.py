@@ -53,8 +53,6 @@ class Slots:
     """How long an episode may wait for one; None: as long as it takes."""
     long_renders: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
     """Of threads that tokenise long texts: several would keep the event loop from the interpreter."""
-    live: LiveEpisodes | None = None
-    """Episodes whose KV the engines hold; None: as many as there are."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -72,6 +70,8 @@ class EpisodeTime:
     policy_s: float
     request_timeout_s: float
     slots: Slots | None = None
+    live: LiveEpisodes | None = None
+    """Those whose KV the engines hold, of which this one is to be; None: there may be any number."""
     spent_s: float = 0.0
     """What the policy took so far."""
     seconds: dict[str, float] = field(
@@ -80,10 +80,12 @@ class EpisodeTime:
     """As `EpisodeTimings`."""
 
     @classmethod
-    def of(cls, limits: EpisodeLimits, slots: Slots | None) -> EpisodeTime:
+    def of(
+        cls, limits: EpisodeLimits, slots: Slots | None, *, live: LiveEpisodes | None = None
+    ) -> EpisodeTime:
         """The time of an episode that has not begun."""
         request_timeout_s = limits.request_timeout_s or limits.timeout_s
-        return cls(policy_s=limits.timeout_s, request_timeout_s=request_timeout_s, slots=slots)
+        return cls(policy_s=limits.timeout_s, request_timeout_s=request_timeout_s, slots=slots, live=live)
 
     @property
     def left_s(self) -> float:
@@ -99,11 +101,10 @@ class EpisodeTime:
         Raises:
             PolicyFault: there was no slot, or no answer, in time.
         """
-        slot = None
-        if self.slots is not None:
-            if self.slots.live is not None:
-                await self._wait(self.slots.live.enter(self), PolicyFault, "live episode")
-            slot = self.slots.requests
+        if self.live is not None:
+            await self._wait(self.live.enter(self), PolicyFault, "live episode")
+        slot = self.slots.requests if self.slots is not None else None
+        if slot is not None:
             await self._acquire(slot, PolicyFault, "generation request")
         started = time.perf_counter()
         deadline = asyncio.timeout(self.request_timeout_s)
@@ -124,8 +125,8 @@ class EpisodeTime:
 
     def end(self) -> None:
         """The episode asks nothing more."""
-        if self.slots is not None and self.slots.live is not None:
-            self.slots.live.leave(self)
+        if self.live is not None:
+            self.live.leave(self)
 
     async def environment(self, work: Callable[[], Awaitable[Value]]) -> Value:
         """What a reset or a step of the environment gives. Raises `EnvironmentFault` when there was no slot in time."""
@@ -148,12 +149,12 @@ class EpisodeTime:
 
     async def _wait(self, turn: Awaitable[object], fault: type[RuntimeError], what: str) -> None:
         """Wait for one's turn. Raises `fault` when it did not come in time."""
-        assert self.slots is not None
+        timeout_s = self.slots.timeout_s if self.slots is not None else None
         asked = time.perf_counter()
         try:
-            async with asyncio.timeout(self.slots.timeout_s):
+            async with asyncio.timeout(timeout_s):
                 await turn
         except TimeoutError:
-            raise fault(f"no slot for a {what} became free within {self.slots.timeout_s:g} s") from None
+            raise fault(f"no slot for a {what} became free within {timeout_s:g} s") from None
         finally:
             self.seconds["queue_s"] += time.perf_counter() - asked

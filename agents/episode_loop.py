@@ -38,6 +38,7 @@ from polyturn.agents.policy import (
     PolicyFault,
     SamplingParams,
     TokenPolicy,
+    live_episodes_of,
     policy_of_episode,
 )
 from polyturn.agents.turns import History
@@ -85,7 +86,7 @@ async def play_tokens(
         executor: Runs what is not `async` in the environment; None: a thread that the environment keeps.
         slots: What other episodes share with this one; None: nothing.
     """
-    clock = EpisodeTime.of(limits, slots)
+    clock = EpisodeTime.of(limits, slots, live=live_episodes_of(policy))
     driver = EnvironmentDriver(env, task=task, seed=seed, limits=limits, clock=clock, executor=executor)
     record = _Record()
     ledgers: dict[str, Ledger] = {}
@@ -175,10 +176,7 @@ async def play_messages(
                 return stop
         return _Stop(Outcome.TRUNCATED, "max_turns")
 
-    try:
-        stop = await _to_the_end(play)
-    finally:
-        clock.end()
+    stop = await _to_the_end(play)
     return record.episode(stop, driver, clock, {}, episode_id=episode_id, group_id=group_id, seed=seed)
 
 

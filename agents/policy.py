@@ -10,6 +10,7 @@ from typing import Literal, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
+from polyturn.agents.live_episodes import LiveEpisodes
 from polyturn.agents.sampling_support import SamplingSupport
 from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.tools.types import ToolSpec
@@ -109,6 +110,9 @@ Policy = TokenPolicy | MessagePolicy
 class EpisodePolicies(Protocol):
     """What has a policy for each episode: it knows which requests are of one episode, and when the episode ends."""
 
+    live: LiveEpisodes | None
+    """Episodes whose KV the engines hold; None: any number."""
+
     def for_episode(self) -> AbstractContextManager[TokenPolicy]:
         """The policy of one episode; what is held for the episode is free at the end of the block."""
         ...
@@ -117,6 +121,11 @@ class EpisodePolicies(Protocol):
 def policy_of_episode(policy: TokenPolicy) -> AbstractContextManager[TokenPolicy]:
     """The policy that one episode is played with: one of its own, or what all episodes share."""
     return policy.for_episode() if isinstance(policy, EpisodePolicies) else nullcontext(policy)
+
+
+def live_episodes_of(policy: TokenPolicy) -> LiveEpisodes | None:
+    """Those among which an episode that this policy plays has to be; None: there may be any number."""
+    return policy.live if isinstance(policy, EpisodePolicies) else None
 
 
 class PolicyFault(RuntimeError):

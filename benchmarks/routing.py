@@ -94,10 +94,11 @@ async def play(
                         result = own.integers(10, vocabulary, shape.result, dtype=np.int32)
                         context = np.concatenate([context, generation.token_ids, result])
 
+    before = sum(fleet.traffic, Traffic())
     started, cpu_started = time.perf_counter(), cpu_seconds(servers)
     await asyncio.gather(*(episode(number) for number in range(shape.num_episodes)))
     seconds = time.perf_counter() - started
-    figures = sum(fleet.take_traffic(), Traffic()).figures()
+    figures = (sum(fleet.traffic, Traffic()) - before).figures()
     return Measured(
         episodes_per_second=shape.num_episodes / seconds,
         cpu_s=(cpu_seconds(servers) - cpu_started) / shape.num_episodes,

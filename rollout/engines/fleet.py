@@ -6,11 +6,12 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
+from polyturn.agents.live_episodes import LiveEpisodes
 from polyturn.agents.policy import EngineUnavailable, Generation, SamplingParams, TokenPolicy
 from polyturn.tools.retries import Retries, Tries
 
@@ -32,7 +33,7 @@ class Overload:
 
 @dataclass(kw_only=True, slots=True)
 class Traffic:
-    """What was answered since the figures were last taken."""
+    """What was answered: so far, or between two times."""
 
     num_requests: int = 0
     num_prompt_tokens: int = 0
@@ -48,6 +49,9 @@ class Traffic:
 
     def __add__(self, other: Traffic) -> Traffic:
         return Traffic(**{name: getattr(self, name) + getattr(other, name) for name in self.__slots__})
+
+    def __sub__(self, earlier: Traffic) -> Traffic:
+        return Traffic(**{name: getattr(self, name) - getattr(earlier, name) for name in self.__slots__})
 
     def figures(self) -> dict[str, float]:
         """By name: counts, the share of prompt tokens that were cached, the share of known ones that were lost."""
@@ -99,11 +103,17 @@ class EngineFleet:
         *,
         sticky: bool = True,
         overload: Overload | None = None,
+        live: LiveEpisodes | None = None,
         retries: Retries | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """The `policies`, one an engine, make no retries of their own."""
+        """
+        Args:
+            policies: One an engine, which make no retries of their own.
+            live: Which episodes may ask; None: all.
+        """
         assert policies, "at least one engine"
+        self.live = live
         self._engines = [_Engine(policy=policy) for policy in policies]
         self._sticky = sticky
         self._overload = overload or Overload()
@@ -141,12 +151,10 @@ class EngineFleet:
         """That have their place there, by engine."""
         return [engine.num_episodes for engine in self._engines]
 
-    def take_traffic(self) -> list[Traffic]:
-        """By engine, what was answered since the last call."""
-        taken = [engine.traffic for engine in self._engines]
-        for engine in self._engines:
-            engine.traffic = Traffic()
-        return taken
+    @property
+    def traffic(self) -> list[Traffic]:
+        """By engine, what was answered so far."""
+        return [replace(engine.traffic) for engine in self._engines]
 
     async def _ask(
         self, place: _Place, prompt_ids: npt.NDArray[np.int32], sampling: SamplingParams

@@ -85,8 +85,9 @@ async def test_who_stops_waiting_takes_no_room():
 
 async def test_waiting_for_room_is_queue_time_and_ends_in_a_fault_of_its_own():
     live = LiveEpisodes(1)
-    slots = Slots(requests=asyncio.Semaphore(9), steps=asyncio.Semaphore(9), timeout_s=0.05, live=live)
-    first, second = (EpisodeTime.of(EpisodeLimits(timeout_s=0.01), slots) for _ in range(2))
+    slots = Slots(requests=asyncio.Semaphore(9), steps=asyncio.Semaphore(9), timeout_s=0.05)
+    limits = EpisodeLimits(timeout_s=0.01)
+    first, second = (EpisodeTime.of(limits, slots, live=live) for _ in range(2))
 
     async def answer() -> str:
         return "answer"

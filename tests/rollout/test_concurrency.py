@@ -7,13 +7,17 @@ import statistics
 from dataclasses import replace
 
 import httpx
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from polyturn.agents.live_episodes import LiveEpisodes
+from polyturn.agents.policy import Generation, SamplingParams
 from polyturn.rollout.concurrency import Feedback, Limit, Rule, adapt, is_pressed
-from polyturn.rollout.engines.fleet import Traffic
+from polyturn.rollout.engines.fleet import EngineFleet, Traffic
 from polyturn.rollout.engines.load import MAX_SILENT, EngineLoad, LoadPoller
+from polyturn.rollout.engines.watch import EngineWatch
 
 RULE = Rule(smallest=4, largest=400)
 CALM = Feedback(kv_use=0.5, queue_share=0.0, num_retractions=0, cache_loss_rate=0.0, is_limited=True)
@@ -161,3 +165,41 @@ async def test_polling_ends_with_its_block() -> None:
         num_samples = len(samples)
         await asyncio.sleep(0.01)
         assert len(samples) == num_samples
+
+
+class Full:
+    """An engine that takes a request out of its batch whenever it is asked."""
+
+    async def generate(self, *, prompt_ids: np.ndarray, sampling: SamplingParams) -> Generation:
+        return Generation(
+            token_ids=[1], logprobs=[-1.0], policy_versions=[0], finish_reason="stop", num_retractions=1
+        )
+
+
+async def test_the_limit_of_live_episodes_follows_what_the_engines_say() -> None:
+    live = LiveEpisodes(10)
+    fleet = EngineFleet([Full()], live=live)
+    watch = EngineWatch(fleet, rule=Rule(smallest=2, largest=20))
+    calm = EngineLoad(num_running=1, num_waiting=0, num_used_tokens=1, max_tokens=100)
+    poller = LoadPoller([], client=httpx.AsyncClient())
+    watch.note([calm])
+    assert live.limit == 10, "nobody waits"
+    for number in range(11):
+        waiting = asyncio.create_task(live.enter(number))
+        await asyncio.sleep(0)
+    watch.note([calm, None])
+    assert live.limit == 11
+    await waiting
+    await fleet.generate(prompt_ids=np.arange(3), sampling=SamplingParams())
+    watch.note([calm])
+    assert live.limit == 8
+    figures = watch.take_figures(poller)
+    assert (figures["engine/retractions"], figures["engine/requests"]) == (1, 1)
+    assert (figures["rollout/live_limit"], figures["rollout/live_waiting"]) == (8, 0)
+    assert watch.take_figures(poller)["engine/requests"] == 0
+
+
+async def test_without_a_rule_the_limit_stays() -> None:
+    watch = EngineWatch(EngineFleet([Full()], live=LiveEpisodes(3)))
+    watch.note([EngineLoad(num_running=1, num_waiting=9, num_used_tokens=1, max_tokens=1)])
+    assert "rollout/live_limit" in watch.take_figures(LoadPoller([], client=httpx.AsyncClient()))
