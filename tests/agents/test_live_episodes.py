@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyturn.agents.deadlines import EpisodeLimits, EpisodeTime, Slots
@@ -134,6 +134,7 @@ class Model:
         self.admit()
 
 
+@settings(deadline=None)
 @given(
     limit=st.integers(1, 4),
     steps=st.lists(

@@ -9,7 +9,7 @@ from dataclasses import replace
 import httpx
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyturn.agents.live_episodes import LiveEpisodes
@@ -59,6 +59,7 @@ feedbacks = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(st.floats(4, 400), st.integers(0, 5), st.lists(feedbacks, max_size=30))
 def test_it_keeps_its_bounds_and_never_rises_under_pressure(
     start: float, hold: int, samples: list[Feedback]

@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyturn.agents.policy import (
@@ -221,6 +221,7 @@ def test_figures_are_of_all_engines_and_of_each():
     assert "engine/0/requests" not in fleet_figures([one]), "one engine or router is the whole fleet"
 
 
+@settings(deadline=None)
 @given(
     num_engines=st.integers(1, 4),
     steps=st.lists(
