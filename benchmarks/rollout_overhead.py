@@ -1,10 +1,15 @@
-"""Rollout tokens per second through Polyturn, divided by those of a plain client with the same prompts.
+"""Rollout tokens per second through Polyturn, divided by those of bare clients with the same prompts.
 
-Polyturn plays episodes of the two-hop environment: chat template, token ledger, real searches, router. Every turn has a
-forced length, so each episode has a known number of tokens. A plain asyncio httpx client then sends the prompts of the
-same turns straight to the same server, at the same concurrency, one turn of an episode after the other: once with httpx
-as it comes, which is `ratio`, and once over Polyturn's own connections, which cost less, as `ratio_same_connections`.
-All three alternate; the prefix cache is emptied before each.
+Polyturn plays episodes of the two-hop environment: chat template, token ledger, real searches, requests to the engine.
+Every turn has a forced length, so each episode has a known number of tokens. Bare clients then send the prompts of the
+same turns to the same server, so many episodes at once, one turn of an episode after the other:
+
+    plain        httpx as it comes
+    connections  httpx over Polyturn's own connections, which cost less
+    serving      the request function of SGLang's own benchmark (`sglang.benchmark.serving`), in a process of its own
+
+All alternate; the prefix cache is emptied before each. `ratio_N` is Polyturn's tokens per second over those of the
+faster of `plain` and `serving`, with N episodes at once.
 """
 
 from __future__ import annotations
@@ -16,9 +21,12 @@ import itertools
 import json
 import shutil
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -36,6 +44,7 @@ from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.registry import make
 from polyturn.rollout.collector import Collector
 from polyturn.rollout.engines.control import EngineControl
+from polyturn.rollout.engines.fleet import EngineFleet
 from polyturn.rollout.engines.launch import Engines, LocalLauncher
 from polyturn.rollout.engines.server import EngineSpec
 from polyturn.rollout.factory import open_client, token_play
@@ -71,7 +80,7 @@ class AlwaysSearches:
 
 
 class Polyturn:
-    """Episodes through collector, player and router."""
+    """Episodes through collector and player."""
 
     def __init__(self, model: Path, url: str, shape: Shape) -> None:
         renderer = ChatRenderer(load_tokenizer(model))
@@ -81,7 +90,7 @@ class Polyturn:
             max_tokens_per_episode=1000,
         )
         self._client = open_client(timeout_s=600)
-        self._policy = SGLangPolicy(client=self._client, url=url, stop_token_ids=())
+        self._policy = EngineFleet([SGLangPolicy(client=self._client, url=url, stop_token_ids=())])
         self._shape = shape
         self._collector = Collector(
             make_env=lambda: make(ENVIRONMENT, max_turns=None),
@@ -121,7 +130,8 @@ class Turn:
 def turns_of(episode: Episode) -> list[Turn]:
     """The requests that made an episode."""
     [segment] = episode.segments
-    turns, start = [], 0
+    turns: list[Turn] = []
+    start = 0
     for sampled, run in itertools.groupby(segment.sampled):
         length = len(list(run))
         if sampled:
@@ -179,24 +189,92 @@ class Speed:
 
     tokens_per_second: float
     client_cpu_s: float
-    """CPU seconds of this process: hardly changed by what else the machine does."""
+    """CPU seconds of the client: hardly changed by what else the machine does."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Round:
-    """One measurement of each kind."""
-
-    ours: Speed
-    plain: Speed
-    same_connections: Speed
+Round = dict[str, Speed]
+"""One measurement of each kind, by name."""
 
 
-async def measure(engines: Engines, model: Path, shape: Shape, rounds: int) -> list[Round]:
-    """Rounds of measurements, each through Polyturn, plain, and plain over Polyturn's connections."""
-    [engine_url] = engines.engine_urls
-    engine = EngineControl(engine_url)
-    polyturn = Polyturn(model, engines.url, shape)
-    measured = []
+class ServingBench:
+    """SGLang's own benchmark client in a process of its own: it needs the stand-ins of our servers on a CPU."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, "--serving-client"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def send(self, url: str, work: Sequence[Sequence[Turn]], workers: int) -> dict[str, float]:
+        """Seconds, CPU seconds and tokens of all turns."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        turns = [[request_body(turn) for turn in turns] for turns in work]
+        self._process.stdin.write(json.dumps({"url": url, "workers": workers, "work": turns}) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def serve_serving_client() -> None:
+    """Answer each line of work with what it took `async_request_sglang_generate`."""
+    from polyturn.rollout.engines.sglang_main import install
+
+    install(seeded=False)
+    from sglang.benchmark import serving
+
+    taken: list[argparse.Namespace] = []
+    serving.run_benchmark = taken.append
+    sys.argv = ["serving", "--backend", "sglang", "--disable-stream", "--return-logprob"]
+    serving.cli_main()
+    serving.set_global_args(taken[0])
+
+    async def send(url: str, workers: int, work: list[list[dict[str, Any]]]) -> int:
+        waiting = iter(work)
+
+        async def worker() -> int:
+            received = 0
+            for turns in waiting:
+                for body in turns:
+                    request = serving.RequestFuncInput(
+                        prompt=body["input_ids"],
+                        api_url=f"{url}/generate",
+                        prompt_len=len(body["input_ids"]),
+                        output_len=body["sampling_params"]["max_new_tokens"],
+                        model="",
+                        lora_name="",
+                        image_data=None,
+                        extra_request_body={"sampling_params": body["sampling_params"]},
+                    )
+                    answer = await serving.async_request_sglang_generate(request)
+                    assert answer.success, answer.error
+                    received += answer.output_len
+            return received
+
+        return sum(await asyncio.gather(*(worker() for _ in range(workers))))
+
+    for line in sys.stdin:
+        started, cpu_started = time.perf_counter(), time.process_time()
+        received = asyncio.run(send(**json.loads(line)))
+        figures = {
+            "seconds": time.perf_counter() - started,
+            "cpu_s": time.process_time() - cpu_started,
+            "tokens": received,
+        }
+        print(json.dumps(figures), flush=True)
+
+
+async def measure(url: str, model: Path, shape: Shape, rounds: int, serving: ServingBench) -> list[Round]:
+    """Rounds of measurements; a first one warms up."""
+    engine = EngineControl(url)
+    polyturn = Polyturn(model, url, shape)
+    measured: list[Round] = []
 
     async def timed(play: Awaitable[Value]) -> tuple[Speed, Value]:
         engine.flush_cache()
@@ -212,54 +290,80 @@ async def measure(engines: Engines, model: Path, shape: Shape, rounds: int) -> l
     for number in range(rounds + 1):
         ours, episodes = await timed(polyturn.run(number))
         work = [turns_of(episode) for episode in episodes]
-        makers = {
+        clients: dict[str, Callable[[], httpx.AsyncClient]] = {
             "plain": lambda: plain_client(shape.concurrency),
-            "same": lambda: open_client(timeout_s=600),
+            "connections": lambda: open_client(timeout_s=600),
         }
-        straight: dict[str, Speed] = {}
-        # In turns, so that neither is always the last.
-        for name in sorted(makers, reverse=bool(number % 2)):
-            play = send_straight(makers[name](), engine_url, work, shape.concurrency)
-            straight[name], received = await timed(play)
-            assert received == shape.num_tokens, f"{received} tokens came back, not {shape.num_tokens}"
+        found: Round = {"polyturn": ours}
+        # In turns, so that none is always the last.
+        for name in sorted([*clients, "serving"], reverse=bool(number % 2)):
+            if name in clients:
+                found[name], received = await timed(
+                    send_straight(clients[name](), url, work, shape.concurrency)
+                )
+            else:
+                engine.flush_cache()
+                told = serving.send(url, work, shape.concurrency)
+                received = int(told["tokens"])
+                found[name] = Speed(
+                    tokens_per_second=shape.num_tokens / told["seconds"], client_cpu_s=told["cpu_s"]
+                )
+            assert received == shape.num_tokens, f"{name}: {received} tokens, not {shape.num_tokens}"
         num_sampled = sum(episode.num_sampled_tokens for episode in episodes)
         assert num_sampled == shape.num_tokens, f"{num_sampled} tokens were sampled, not {shape.num_tokens}"
         if number == 0:
             continue  # warms up
-        measured.append(Round(ours=ours, plain=straight["plain"], same_connections=straight["same"]))
-        print_round(number, measured[-1])
+        measured.append(found)
+        print_round(shape.concurrency, found)
     await polyturn.close()
+    engine.close()
     return measured
 
 
-def print_round(number: int, measured: Round) -> None:
+KINDS = ("polyturn", "plain", "connections", "serving")
+
+
+def print_round(concurrency: int, found: Round) -> None:
     """One row of the table."""
-    ours, plain, same = (
-        speed.tokens_per_second for speed in (measured.ours, measured.plain, measured.same_connections)
-    )
-    print(
-        f"{number:>5} {ours:>14.0f} {plain:>14.0f} {same:>17.0f} {ours / plain:>7.3f} {ours / same:>10.3f}"
-        f" {measured.ours.client_cpu_s:>10.2f} {measured.plain.client_cpu_s:>10.2f}",
-        flush=True,
-    )
+    speeds = " ".join(f"{found[kind].tokens_per_second:>12.0f}" for kind in KINDS)
+    seconds = " ".join(f"{found[kind].client_cpu_s:>12.2f}" for kind in KINDS)
+    print(f"{concurrency:>7} {speeds} {ratio_of(found):>7.3f} {seconds}", flush=True)
+
+
+def ratio_of(found: Round) -> float:
+    """Polyturn's speed over that of the faster client of others."""
+    best = max(found["plain"].tokens_per_second, found["serving"].tokens_per_second)
+    return found["polyturn"].tokens_per_second / best
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="example: rollout_overhead.py --concurrency 64 --rounds 7",
+        epilog="example: rollout_overhead.py --concurrency 1 64 --rounds 7",
     )
     parser.add_argument(
         "--model", help="Hugging Face directory or builtin:NAME; left out: the demo's model, untrained"
     )
-    parser.add_argument("--concurrency", type=int, default=64, help="episodes, and so requests, at once")
-    parser.add_argument("--episodes", type=int, default=128, help="episodes per round, a multiple of 8")
+    parser.add_argument(
+        "--concurrency",
+        type=int,
+        nargs="+",
+        default=[1, 16, 64, 256],
+        help="episodes, and so requests, at once",
+    )
     parser.add_argument("--turns", type=int, default=3, help="turns per episode")
     parser.add_argument("--tokens", type=int, default=24, help="sampled tokens per turn")
-    parser.add_argument("--rounds", type=int, default=7, help="measurements of each kind")
-    parser.add_argument("--short", action="store_true", help="3 rounds of 64 episodes")
+    parser.add_argument("--rounds", type=int, default=5, help="measurements of each kind")
+    parser.add_argument("--short", action="store_true", help="2 rounds of fewer episodes")
+    parser.add_argument("--serving-client", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def num_episodes(concurrency: int, *, short: bool) -> int:
+    """Of a measurement: enough to keep all busy for a while, a multiple of the group."""
+    wanted = concurrency if short and concurrency >= 64 else 2 * concurrency
+    return max(SAMPLES_PER_PROMPT, wanted - wanted % SAMPLES_PER_PROMPT)
 
 
 def untrained_model(directory: Path) -> Path:
@@ -274,12 +378,11 @@ def untrained_model(directory: Path) -> Path:
 
 def main() -> None:
     arguments = parse_arguments()
-    shape = Shape(
-        num_episodes=64 if arguments.short else arguments.episodes,
-        concurrency=arguments.concurrency,
-        num_turns=arguments.turns,
-        tokens_per_turn=arguments.tokens,
-    )
+    if arguments.serving_client:
+        serve_serving_client()
+        return
+    rounds = 2 if arguments.short else arguments.rounds
+    measured: dict[int, list[Round]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         model = (
             resolve_model_path(arguments.model) if arguments.model else untrained_model(Path(scratch) / "m")
@@ -290,15 +393,22 @@ def main() -> None:
             dtype="float32",
             seeded=True,
             log_directory=Path(scratch),
+            has_router=False,
         )
-        with Engines(spec, LocalLauncher(spec)) as engines:
-            print(
-                f"{'round':>5} {'Polyturn tok/s':>14} {'plain tok/s':>14} {'same connections':>17} {'ratio':>7} "
-                f"{'ratio same':>10} {'our CPU s':>10} {'plain CPU s':>10}"
-            )
-            rounds = 3 if arguments.short else arguments.rounds
-            measured = asyncio.run(measure(engines, model, shape, rounds))
-    print(json.dumps(figures_of(measured, shape)))
+        with Engines(spec, LocalLauncher(spec)) as engines, closing(ServingBench()) as serving:
+            [url] = engines.engine_urls
+            print("tokens per second, the ratio to the faster client of others, CPU seconds of the client")
+            names = " ".join(f"{kind:>12}" for kind in KINDS)
+            print(f"{'at once':>7} {names} {'ratio':>7} {names}")
+            for concurrency in arguments.concurrency:
+                shape = Shape(
+                    num_episodes=num_episodes(concurrency, short=arguments.short),
+                    concurrency=concurrency,
+                    num_turns=arguments.turns,
+                    tokens_per_turn=arguments.tokens,
+                )
+                measured[concurrency] = asyncio.run(measure(url, model, shape, rounds, serving))
+    print(json.dumps(figures_of(measured, rounds)))
 
 
 def without_end(model: Path, copy: Path) -> Path:
@@ -315,27 +425,22 @@ def without_end(model: Path, copy: Path) -> Path:
     return copy
 
 
-def figures_of(measured: Sequence[Round], shape: Shape) -> dict[str, Any]:
-    """Medians over the rounds."""
-    ratios = [r.ours.tokens_per_second / r.plain.tokens_per_second for r in measured]
-    same = [r.ours.tokens_per_second / r.same_connections.tokens_per_second for r in measured]
-    return {
-        "benchmark": "rollout_overhead",
-        "polyturn_tokens_per_second": statistics.median(r.ours.tokens_per_second for r in measured),
-        "plain_tokens_per_second": statistics.median(r.plain.tokens_per_second for r in measured),
-        "ratio": statistics.median(ratios),
-        "ratio_low": min(ratios),
-        "ratio_high": max(ratios),
-        "ratio_same_connections": statistics.median(same),
-        "polyturn_client_cpu_s": statistics.median(r.ours.client_cpu_s for r in measured),
-        "plain_client_cpu_s": statistics.median(r.plain.client_cpu_s for r in measured),
-        "same_connections_client_cpu_s": statistics.median(r.same_connections.client_cpu_s for r in measured),
-        "rounds": len(measured),
-        "concurrency": shape.concurrency,
-        "num_episodes": shape.num_episodes,
-        "num_turns": shape.num_turns,
-        "tokens_per_turn": shape.tokens_per_turn,
-    }
+def figures_of(measured: dict[int, list[Round]], rounds: int) -> dict[str, Any]:
+    """Medians over the rounds, by the number of episodes at once."""
+    figures: dict[str, Any] = {"benchmark": "rollout_overhead", "rounds": rounds}
+    for concurrency, found in measured.items():
+        ratios = [ratio_of(one) for one in found]
+        figures[f"ratio_{concurrency}"] = statistics.median(ratios)
+        figures[f"ratio_low_{concurrency}"], figures[f"ratio_high_{concurrency}"] = min(ratios), max(ratios)
+        for kind in KINDS:
+            figures[f"{kind}_tokens_per_second_{concurrency}"] = statistics.median(
+                one[kind].tokens_per_second for one in found
+            )
+            figures[f"{kind}_client_cpu_s_{concurrency}"] = statistics.median(
+                one[kind].client_cpu_s for one in found
+            )
+    figures["ratio"] = min(figures[f"ratio_{concurrency}"] for concurrency in measured)
+    return figures
 
 
 if __name__ == "__main__":

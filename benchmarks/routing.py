@@ -229,7 +229,7 @@ def main() -> None:
         urls: dict[str, Sequence[str]] = dict.fromkeys(DIRECT, engines.engine_urls)
         for way in ROUTED:
             router = Router(
-                config=RouterConfig(policy=way),
+                config=RouterConfig.model_validate({"policy": way}),
                 worker_urls=engines.engine_urls,
                 request_timeout_s=600,
                 log_path=Path(scratch) / f"{way}.log",
