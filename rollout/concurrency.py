@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from polyturn.configs.schema.concurrency import AdaptiveConcurrency
 from polyturn.rollout.engines.fleet import Traffic
 from polyturn.rollout.engines.load import EngineLoad
 
@@ -61,6 +62,18 @@ class Rule:
     """What is left of the limit."""
     patience: int = 5
     """Samples after a fall in which it does not fall again: what is under way must end first."""
+
+    @classmethod
+    def from_config(cls, config: AdaptiveConcurrency, *, largest: int) -> Rule:
+        """As a run config says it."""
+        return cls(
+            smallest=config.min_episodes,
+            largest=largest,
+            high_kv_use=config.high_kv_use,
+            low_kv_use=config.low_kv_use,
+            increase=config.increase,
+            decrease=config.decrease,
+        )
 
     def __post_init__(self) -> None:
         assert 1 <= self.smallest <= self.largest

@@ -16,8 +16,10 @@ from polyturn.agents.connections import ConnectionPool
 from polyturn.agents.deadlines import EpisodeLimits
 from polyturn.agents.dialects import Dialect, make_dialect
 from polyturn.agents.episode_loop import play_tokens
+from polyturn.agents.live_episodes import LiveEpisodes
 from polyturn.agents.policy import SamplingParams
 from polyturn.agents.sglang_policy import SGLangPolicy
+from polyturn.configs.schema.concurrency import AdaptiveConcurrency
 from polyturn.configs.schema.deadlines import interruption_timeout_s
 from polyturn.configs.schema.run import EvaluationConfig, ModelConfig, RunConfig
 from polyturn.configs.schema.tasks import EnvironmentReward, TaskSourceConfig
@@ -28,7 +30,9 @@ from polyturn.envs.rewards.factory import make_group_rewards, make_reward
 from polyturn.envs.tasks.sources import open_tasks
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collector import Collector, Play
+from polyturn.rollout.concurrency import Rule
 from polyturn.rollout.engines.fleet import EngineFleet, Overload
+from polyturn.rollout.engines.watch import EngineWatch
 from polyturn.rollout.limits import RolloutLimits, allow_open_files
 from polyturn.tools.bounded_answers import BoundedTransport
 from polyturn.tools.retries import Retries
@@ -212,14 +216,21 @@ def token_play(
 
 
 @asynccontextmanager
-async def open_policy(
-    config: RunConfig, *, model_path: Path, url: str | Sequence[str]
-) -> AsyncIterator[EngineFleet]:
-    """The policy behind `url`, with connections of its own: a router, or engines that are asked directly."""
+async def open_engines(
+    config: RunConfig, *, model_path: Path, url: str | Sequence[str], engine_urls: Sequence[str] = ()
+) -> AsyncIterator[EngineWatch]:
+    """The policy behind `url`, with connections of its own, and a watch on its engines.
+
+    Args:
+        url: A router, or engines that are asked directly.
+        engine_urls: Those behind a router; none: they are not watched.
+    """
     allow_open_files(config.rollout)
+    is_direct = not isinstance(url, str)
     urls = (url,) if isinstance(url, str) else tuple(url)
     renderer = renderer_of(config.model, model_path, make_dialect(config.model.dialect))
     deadline_s, router = config.engines.request_timeout_s, config.engines.router
+    live, rule = live_episodes(config)
     async with open_client(timeout_s=deadline_s) as client:
         policies = [
             SGLangPolicy(
@@ -228,16 +239,40 @@ async def open_policy(
                 stop_token_ids=renderer.stop_token_ids,
                 stop_strings=renderer.stop_strings,
                 retries=Retries(max_retries=0, deadline_s=deadline_s),
-                record_routing=config.engines.routing_replay and not isinstance(url, str),
+                record_routing=config.engines.routing_replay and is_direct,
             )
             for each in urls
         ]
-        yield EngineFleet(
+        fleet = EngineFleet(
             policies,
             sticky=router.policy != "least_loaded",
             overload=Overload(ratio=router.overload_ratio, margin=router.overload_margin),
+            live=live,
             retries=Retries(deadline_s=deadline_s),
         )
+        watch = EngineWatch(
+            fleet, urls=urls if is_direct else engine_urls, client=client, is_direct=is_direct, rule=rule
+        )
+        async with watch.watching():
+            yield watch
+
+
+@asynccontextmanager
+async def open_policy(
+    config: RunConfig, *, model_path: Path, url: str | Sequence[str]
+) -> AsyncIterator[EngineFleet]:
+    """The policy of `open_engines` alone."""
+    async with open_engines(config, model_path=model_path, url=url) as watch:
+        yield watch.fleet
+
+
+def live_episodes(config: RunConfig) -> tuple[LiveEpisodes | None, Rule | None]:
+    """The episodes whose KV the engines hold, and how their number follows the engines' load; None: it does not."""
+    concurrency, largest = config.rollout.concurrency, config.rollout.max_concurrent_episodes
+    if not isinstance(concurrency, AdaptiveConcurrency):
+        return None, None
+    start = concurrency.start_episodes or largest
+    return LiveEpisodes(min(start, largest)), Rule.from_config(concurrency, largest=largest)
 
 
 def open_client(*, timeout_s: float) -> httpx.AsyncClient:

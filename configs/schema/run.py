@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from polyturn.configs.schema.algorithm import AlgorithmConfig
+from polyturn.configs.schema.concurrency import AdaptiveConcurrency, Concurrency, FixedConcurrency
 from polyturn.configs.schema.section import Section
 from polyturn.configs.schema.tasks import EnvironmentReward, GroupRewardConfig, RewardChoice, TaskSources
 from polyturn.configs.schema.trainer import (
@@ -196,6 +197,7 @@ class RolloutConfig(Section):
     """Episodes under way at once."""
     max_concurrent_tools: PositiveInt = 32
     """Resets and steps of environments at once."""
+    concurrency: Concurrency = FixedConcurrency()
     queue_timeout_s: PositiveFloat = 3600.0
     """An episode that waits for one of these slots for so many seconds fails, and is played again."""
     max_lost_threads: NonNegativeInt = 32
@@ -387,6 +389,23 @@ class RunConfig(Section):
     megatron: dict[str, Any] = {}
     """Further fields of Megatron-core's TransformerConfig, checked against the installed package's own. Under `ddp`
     and `optimizer`, fields of its DistributedDataParallelConfig and OptimizerConfig."""
+
+    @model_validator(mode="after")
+    def _concurrency_can_follow(self) -> Self:
+        concurrency, most = self.rollout.concurrency, self.rollout.max_concurrent_episodes
+        if not isinstance(concurrency, AdaptiveConcurrency):
+            return self
+        if not self.asks_engines_directly:
+            raise ValueError(
+                "rollout.concurrency: adaptive must know on which engine an episode is; set "
+                "engines.router.policy: sticky"
+            )
+        if concurrency.min_episodes > most:
+            raise ValueError(
+                f"rollout.concurrency.min_episodes ({concurrency.min_episodes}) must not be above "
+                f"rollout.max_concurrent_episodes ({most})"
+            )
+        return self
 
     @property
     def asks_engines_directly(self) -> bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+
+import httpx
 
 from polyturn.rollout.concurrency import Feedback, Limit, Rule, adapt
 from polyturn.rollout.engines.fleet import EngineFleet, Traffic, fleet_figures
@@ -10,22 +13,42 @@ from polyturn.rollout.engines.load import LoadPoller, Loads
 
 
 class EngineWatch:
-    """What samples of the engines' load are used for."""
+    """Samples the load of engines for as long as `watching` is open, and acts on it."""
 
-    def __init__(self, fleet: EngineFleet, *, rule: Rule | None = None) -> None:
-        """With a `rule` the limit of `fleet.live` follows the load."""
+    def __init__(
+        self,
+        fleet: EngineFleet,
+        *,
+        urls: Sequence[str],
+        client: httpx.AsyncClient,
+        is_direct: bool = True,
+        rule: Rule | None = None,
+    ) -> None:
+        """
+        Args:
+            urls: Of the engines themselves.
+            is_direct: Whether they are the fleet's, one by one: it is told which of them are gone.
+            rule: By which the limit of `fleet.live` follows the load; None: it stays.
+        """
         assert rule is None or fleet.live is not None, "a rule for a limit that is not there"
-        self._fleet = fleet
+        self.fleet = fleet
         self._rule = rule
         self._limit = Limit(value=float(fleet.live.limit)) if fleet.live is not None else None
         self._seen = self._told = fleet.traffic
+        self._poller = LoadPoller(
+            urls, client=client, set_present=fleet.set_present if is_direct else None, on_loads=self.note
+        )
+
+    def watching(self) -> AbstractAsyncContextManager[None]:
+        """Take samples while the block runs."""
+        return self._poller.polling()
 
     def note(self, loads: Loads) -> None:
         """Take a sample in: the limit of live episodes moves."""
-        live, rule = self._fleet.live, self._rule
+        live, rule = self.fleet.live, self._rule
         if live is None or rule is None or self._limit is None:
             return
-        before, self._seen = self._seen, self._fleet.traffic
+        before, self._seen = self._seen, self.fleet.traffic
         feedback = Feedback.of(
             [load for load in loads if load is not None],
             sum(self._seen, Traffic()) - sum(before, Traffic()),
@@ -34,12 +57,12 @@ class EngineWatch:
         self._limit = adapt(self._limit, feedback, rule)
         live.limit = self._limit.episodes
 
-    def take_figures(self, poller: LoadPoller) -> Mapping[str, float]:
-        """Metrics since the last call."""
-        before, self._told = self._told, self._fleet.traffic
+    def take_figures(self) -> Mapping[str, float]:
+        """Metrics of what happened since the last call."""
+        before, self._told = self._told, self.fleet.traffic
         between = [now - earlier for now, earlier in zip(self._told, before, strict=True)]
-        row = {**poller.take_figures(), **fleet_figures(between)}
-        if (live := self._fleet.live) is not None:
+        row = {**self._poller.take_figures(), **fleet_figures(between)}
+        if (live := self.fleet.live) is not None:
             row |= {
                 "rollout/live_limit": float(live.limit),
                 "rollout/live_waiting": float(live.num_waiting),

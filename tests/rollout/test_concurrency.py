@@ -14,10 +14,13 @@ from hypothesis import strategies as st
 
 from polyturn.agents.live_episodes import LiveEpisodes
 from polyturn.agents.policy import Generation, SamplingParams
+from polyturn.configs.errors import ConfigError
+from polyturn.configs.loading.loader import load_config
 from polyturn.rollout.concurrency import Feedback, Limit, Rule, adapt, is_pressed
 from polyturn.rollout.engines.fleet import EngineFleet, Traffic
 from polyturn.rollout.engines.load import MAX_SILENT, EngineLoad, LoadPoller
 from polyturn.rollout.engines.watch import EngineWatch
+from polyturn.rollout.factory import live_episodes
 
 RULE = Rule(smallest=4, largest=400)
 CALM = Feedback(kv_use=0.5, queue_share=0.0, num_retractions=0, cache_loss_rate=0.0, is_limited=True)
@@ -180,9 +183,8 @@ class Full:
 async def test_the_limit_of_live_episodes_follows_what_the_engines_say() -> None:
     live = LiveEpisodes(10)
     fleet = EngineFleet([Full()], live=live)
-    watch = EngineWatch(fleet, rule=Rule(smallest=2, largest=20))
+    watch = EngineWatch(fleet, urls=[], client=httpx.AsyncClient(), rule=Rule(smallest=2, largest=20))
     calm = EngineLoad(num_running=1, num_waiting=0, num_used_tokens=1, max_tokens=100)
-    poller = LoadPoller([], client=httpx.AsyncClient())
     watch.note([calm])
     assert live.limit == 10, "nobody waits"
     for number in range(11):
@@ -194,13 +196,41 @@ async def test_the_limit_of_live_episodes_follows_what_the_engines_say() -> None
     await fleet.generate(prompt_ids=np.arange(3), sampling=SamplingParams())
     watch.note([calm])
     assert live.limit == 8
-    figures = watch.take_figures(poller)
+    figures = watch.take_figures()
     assert (figures["engine/retractions"], figures["engine/requests"]) == (1, 1)
     assert (figures["rollout/live_limit"], figures["rollout/live_waiting"]) == (8, 0)
-    assert watch.take_figures(poller)["engine/requests"] == 0
+    assert watch.take_figures()["engine/requests"] == 0
 
 
 async def test_without_a_rule_the_limit_stays() -> None:
-    watch = EngineWatch(EngineFleet([Full()], live=LiveEpisodes(3)))
+    watch = EngineWatch(EngineFleet([Full()], live=LiveEpisodes(3)), urls=[], client=httpx.AsyncClient())
     watch.note([EngineLoad(num_running=1, num_waiting=9, num_used_tokens=1, max_tokens=1)])
-    assert "rollout/live_limit" in watch.take_figures(LoadPoller([], client=httpx.AsyncClient()))
+    assert watch.take_figures()["rollout/live_limit"] == 3
+
+
+ADAPTIVE = "rollout.concurrency.kind=adaptive"
+STICKY = "engines.router.policy=sticky"
+
+
+def test_the_config_says_where_the_limit_begins_and_how_it_moves() -> None:
+    config = load_config("quickstart", [ADAPTIVE, STICKY, "rollout.concurrency.start_episodes=40"])
+    live, rule = live_episodes(config)
+    assert live is not None and live.limit == 40
+    assert rule == Rule(smallest=8, largest=config.rollout.max_concurrent_episodes)
+    assert live_episodes(load_config("quickstart")) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "why"),
+    [
+        ([ADAPTIVE, "engines.router.policy=cache_aware"], "set engines.router.policy: sticky"),
+        (
+            [ADAPTIVE, STICKY, "rollout.concurrency.min_episodes=1000"],
+            r"min_episodes \(1000\) must not be above",
+        ),
+        ([ADAPTIVE, STICKY, "rollout.concurrency.low_kv_use=0.95"], r"low_kv_use \(0.95\) must not be above"),
+    ],
+)
+def test_what_cannot_be_followed_is_refused(overrides: list[str], why: str) -> None:
+    with pytest.raises(ConfigError, match=why):
+        load_config("quickstart", overrides)
