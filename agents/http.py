@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
 import orjson
@@ -16,8 +16,36 @@ from polyturn.tools.secrets import public_url
 _MAX_SHOWN = 300
 
 
+class HTTPAnswer(Protocol):
+    """An answer with any status."""
+
+    @property
+    def status_code(self) -> int: ...
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+    @property
+    def content(self) -> bytes: ...
+
+    @property
+    def text(self) -> str: ...
+
+    def json(self) -> Any:
+        """Raises `ValueError`."""
+        ...
+
+
+class HTTPClient(Protocol):
+    """`httpx.AsyncClient`, or `EngineClient`, which costs less."""
+
+    async def post(self, url: str, *, content: bytes, headers: Mapping[str, str]) -> HTTPAnswer:
+        """The answer to a body. Raises `httpx.RequestError`."""
+        ...
+
+
 async def post_json(
-    client: httpx.AsyncClient,
+    client: HTTPClient,
     url: str,
     payload: Mapping[str, Any],
     *,
@@ -63,7 +91,7 @@ async def post_json(
         await asyncio.sleep(wait_s)
 
 
-def _json_object(url: str, response: httpx.Response) -> dict[str, Any]:
+def _json_object(url: str, response: HTTPAnswer) -> dict[str, Any]:
     try:
         answer = _from_json(response)
     except ValueError as error:
@@ -73,7 +101,7 @@ def _json_object(url: str, response: httpx.Response) -> dict[str, Any]:
     return answer
 
 
-def _from_json(response: httpx.Response) -> Any:
+def _from_json(response: HTTPAnswer) -> Any:
     try:
         return orjson.loads(response.content)
     except ValueError:

@@ -9,11 +9,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import httpx
 import numpy as np
 import numpy.typing as npt
 
-from polyturn.agents.http import Retries, post_json
+from polyturn.agents.http import HTTPClient, Retries, post_json
 from polyturn.agents.policy import FinishReason, Generation, PolicyFault, SamplingParams
 from polyturn.agents.sampling_support import SamplingSupport
 from polyturn.tools.plain import shown
@@ -35,7 +34,7 @@ class SGLangPolicy:
     def __init__(
         self,
         *,
-        client: httpx.AsyncClient,
+        client: HTTPClient,
         url: str,
         stop_token_ids: Sequence[int],
         stop_strings: Sequence[str] = (),

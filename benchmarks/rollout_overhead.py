@@ -5,7 +5,7 @@ Every turn has a forced length, so each episode has a known number of tokens. Ba
 same turns to the same server, so many episodes at once, one turn of an episode after the other:
 
     plain        httpx as it comes
-    connections  httpx over Polyturn's own connections, which cost less
+    connections  Polyturn's own client
     serving      the request function of SGLang's own benchmark (`sglang.benchmark.serving`), in a process of its own
 
 All alternate; the prefix cache is emptied before each. `ratio_N` is Polyturn's tokens per second over those of the
@@ -34,6 +34,7 @@ from typing import Any, TypeVar
 import httpx
 
 from polyturn.agents.chat import ChatRenderer, load_tokenizer
+from polyturn.agents.connections import EngineClient
 from polyturn.agents.deadlines import EpisodeLimits
 from polyturn.agents.episode import Episode, derive_seed
 from polyturn.agents.policy import SamplingParams
@@ -147,16 +148,19 @@ def turns_of(episode: Episode) -> list[Turn]:
 
 
 async def send_straight(
-    client: httpx.AsyncClient, url: str, work: Sequence[Sequence[Turn]], workers: int
+    client: httpx.AsyncClient | EngineClient, url: str, work: Sequence[Sequence[Turn]], workers: int
 ) -> int:
-    """The plain client: so many workers over the episodes; the number of tokens that came back."""
+    """A bare client: so many workers over the episodes; the number of tokens that came back."""
     waiting = iter(work)
+    headers = {"Content-Type": "application/json"}
 
     async def worker() -> int:
         received = 0
         for turns in waiting:
             for turn in turns:
-                answer = await client.post(f"{url}/generate", json=request_body(turn))
+                answer = await client.post(
+                    f"{url}/generate", content=json.dumps(request_body(turn)).encode(), headers=headers
+                )
                 received += len(answer.json()["output_ids"])
         return received
 
@@ -290,7 +294,7 @@ async def measure(url: str, model: Path, shape: Shape, rounds: int, serving: Ser
     for number in range(rounds + 1):
         ours, episodes = await timed(polyturn.run(number))
         work = [turns_of(episode) for episode in episodes]
-        clients: dict[str, Callable[[], httpx.AsyncClient]] = {
+        clients: dict[str, Callable[[], httpx.AsyncClient | EngineClient]] = {
             "plain": lambda: plain_client(shape.concurrency),
             "connections": lambda: open_client(timeout_s=600),
         }

@@ -9,10 +9,8 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-import httpx
-
 from polyturn.agents.chat import ChatRenderer, load_tokenizer, make_renderer
-from polyturn.agents.connections import ConnectionPool
+from polyturn.agents.connections import EngineClient
 from polyturn.agents.deadlines import EpisodeLimits
 from polyturn.agents.dialects import Dialect, make_dialect
 from polyturn.agents.episode_loop import play_tokens
@@ -34,7 +32,6 @@ from polyturn.rollout.concurrency import Rule
 from polyturn.rollout.engines.fleet import EngineFleet, Overload
 from polyturn.rollout.engines.watch import EngineWatch
 from polyturn.rollout.limits import RolloutLimits, allow_open_files
-from polyturn.tools.bounded_answers import BoundedTransport
 from polyturn.tools.retries import Retries
 
 MAX_GENERATION_BYTES = 256 * 1024 * 1024
@@ -275,10 +272,6 @@ def live_episodes(config: RunConfig) -> tuple[LiveEpisodes | None, Rule | None]:
     return LiveEpisodes(min(start, largest)), Rule.from_config(concurrency, largest=largest)
 
 
-def open_client(*, timeout_s: float) -> httpx.AsyncClient:
+def open_client(*, timeout_s: float) -> EngineClient:
     """A client for many requests at once; `timeout_s` bounds each, `MAX_GENERATION_BYTES` each answer."""
-    return httpx.AsyncClient(
-        transport=BoundedTransport(ConnectionPool(), max_bytes=MAX_GENERATION_BYTES),
-        timeout=httpx.Timeout(timeout_s, connect=30.0),
-        trust_env=False,
-    )
+    return EngineClient(timeout_s=timeout_s, max_bytes=MAX_GENERATION_BYTES)

@@ -7,9 +7,11 @@ import statistics
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import httpx
+
+from polyturn.agents.http import HTTPAnswer
 
 POLL_S = 1.0
 ANSWER_S = 5.0
@@ -60,6 +62,14 @@ Loads = Sequence[EngineLoad | None]
 """One sample, by engine; None: it did not say."""
 
 
+class LoadClient(Protocol):
+    """`httpx.AsyncClient`, or `EngineClient`."""
+
+    async def get(self, url: str, *, timeout: float) -> HTTPAnswer:
+        """The answer of a page. Raises `httpx.HTTPError`."""
+        ...
+
+
 class LoadPoller:
     """Samples the load of engines, and keeps what a step's metrics want to know."""
 
@@ -67,7 +77,7 @@ class LoadPoller:
         self,
         urls: Sequence[str],
         *,
-        client: httpx.AsyncClient,
+        client: LoadClient,
         set_present: Callable[[int, bool], None] | None = None,
         on_loads: Callable[[Loads], None] | None = None,
     ) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 
-import httpx
-
 from polyturn.rollout.concurrency import Feedback, Limit, Rule, adapt
 from polyturn.rollout.engines.fleet import EngineFleet, Traffic, fleet_figures
-from polyturn.rollout.engines.load import LoadPoller, Loads
+from polyturn.rollout.engines.load import LoadClient, LoadPoller, Loads
 
 
 class EngineWatch:
@@ -20,7 +18,7 @@ class EngineWatch:
         fleet: EngineFleet,
         *,
         urls: Sequence[str],
-        client: httpx.AsyncClient,
+        client: LoadClient,
         is_direct: bool = True,
         rule: Rule | None = None,
     ) -> None:

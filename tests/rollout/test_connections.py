@@ -7,6 +7,7 @@ import asyncio
 import httpx
 import pytest
 
+from polyturn.agents.connections import EngineClient
 from polyturn.rollout.factory import open_client
 
 
@@ -18,6 +19,7 @@ class Server:
         self.gate = asyncio.Event()
         self.gate.set()
         self.hang_up = False
+        self.answer = None
         self.waiting = 0
         self.writers = []
 
@@ -39,6 +41,9 @@ class Server:
                 await self.gate.wait()
                 if self.hang_up:
                     break
+                if self.answer is not None:
+                    writer.write(self.answer)
+                    continue
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(number), number))
                 await writer.drain()
         except asyncio.IncompleteReadError:
@@ -96,3 +101,41 @@ async def test_a_cancelled_request_does_not_leave_its_answer_to_the_next():
             await request
         server.gate.set()
         assert (await client.get(server.url)).text == "2"
+
+
+async def test_an_answer_is_taken_in_up_to_its_bound_and_no_further():
+    async with Server() as server, EngineClient(timeout_s=5, max_bytes=1000) as client:
+        server.answer = b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n" + b"x" * 1000
+        assert len((await client.post(server.url)).content) == 1000
+        # Without an end: it would never be over.
+        server.answer = b"HTTP/1.1 200 OK\r\n\r\n" + b"x" * 1001
+        with pytest.raises(httpx.RequestError, match="more than 1,000 bytes") as caught:
+            await client.post(server.url)
+        assert not isinstance(caught.value, httpx.TransportError), "asking again would give the same"
+
+
+async def test_what_was_not_asked_for_is_refused_or_left_to_the_caller():
+    async with Server() as server, EngineClient(timeout_s=5, max_bytes=1000) as client:
+        server.answer = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\nxx"
+        with pytest.raises(httpx.RequestError, match="compressed with 'gzip'"):
+            await client.post(server.url)
+        server.answer = b"HTTP/1.1 307 No\r\nLocation: http://127.0.0.1:9/\r\nContent-Length: 2\r\n\r\n{}"
+        answer = await client.post(server.url)
+        assert (answer.status_code, answer.json()) == (307, {})
+
+
+async def test_failures_have_the_names_of_httpx():
+    async with Server() as server, EngineClient(timeout_s=0.05, max_bytes=1000) as client:
+        with pytest.raises(httpx.ConnectError):
+            await client.get("http://127.0.0.1:9/")
+        with pytest.raises(httpx.UnsupportedProtocol):
+            await client.get("nowhere")
+        server.gate.clear()
+        with pytest.raises(httpx.ReadTimeout):
+            await client.post(server.url)
+        with pytest.raises(httpx.ReadTimeout):
+            await client.get(server.url, timeout=0.05)
+        server.gate.set()
+        server.answer = b"?!\r\n\r\n"
+        with pytest.raises(httpx.TransportError):
+            await client.post(server.url)
