@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Executor
 from typing import Any, TypeVar
 
 import gymnasium
@@ -17,7 +16,7 @@ from polyturn.envs.hooks import StepLimits
 from polyturn.envs.messages import AssistantMessage, Observation, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.plain import shown
-from polyturn.tools.threads import GivenUp, PinnedThread, in_threads
+from polyturn.tools.threads import GivenUp, PinnedThread
 from polyturn.tools.tool import OutOfTime
 
 Value = TypeVar("Value")
@@ -38,19 +37,14 @@ class EnvironmentDriver:
         seed: int,
         limits: EpisodeLimits,
         clock: EpisodeTime,
-        executor: Executor | None,
     ) -> None:
-        """`executor` runs what is not `async` in the environment; None: a thread that the environment keeps."""
         self.task_id = task.task_id if isinstance(task, Task) else task or ""
         self._env = env
         self._task = task
         self._seed = seed
         self._limits = limits
         self._clock = clock
-        self._executor = executor
-        self._offload = (
-            None if isinstance(env, ToolEnv) else in_threads(executor or PinnedThread("environment"))
-        )
+        self._offload = None if isinstance(env, ToolEnv) else PinnedThread("environment")
         self._num_calls_made = 0
 
     @property
@@ -71,7 +65,7 @@ class EnvironmentDriver:
         self._set_limits(max_tool_calls=None)
         if isinstance(self._env, ToolEnv):
             reset: Callable[[], Awaitable[Any]] = functools.partial(
-                self._env.reset_async, seed=self._seed, options=options, executor=self._executor
+                self._env.reset_async, seed=self._seed, options=options
             )
         else:
             plain = functools.partial(self._env.reset, seed=self._seed, options=options)
@@ -91,9 +85,7 @@ class EnvironmentDriver:
         num_allowed = self._num_calls_allowed()
         self._set_limits(max_tool_calls=num_allowed)
         if isinstance(self._env, ToolEnv):
-            step: Callable[[], Awaitable[Any]] = functools.partial(
-                self._env.step_async, action, executor=self._executor
-            )
+            step: Callable[[], Awaitable[Any]] = functools.partial(self._env.step_async, action)
         else:
             step = functools.partial(self._step_in_thread, action)
         given = await self._clock.environment(step)

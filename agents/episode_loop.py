@@ -9,7 +9,6 @@ import hashlib
 import itertools
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -68,7 +67,6 @@ async def play_tokens(
     episode_id: str,
     group_id: str,
     sampling: SamplingParams | None = None,
-    executor: Executor | None = None,
     slots: Slots | None = None,
 ) -> Episode:
     """Play one episode with a policy that samples tokens.
@@ -83,11 +81,10 @@ async def play_tokens(
         task: A task, the id of one, or None to let the environment draw one.
         seed: Of the environment, and of the requests: that of a turn is `derive_seed(seed, turn, 0)`.
         sampling: The temperature; its `max_tokens` and `seed` give way to `limits` and `seed`.
-        executor: Runs what is not `async` in the environment; None: a thread that the environment keeps.
         slots: What other episodes share with this one; None: nothing.
     """
     clock = EpisodeTime.of(limits, slots, live=live_episodes_of(policy))
-    driver = EnvironmentDriver(env, task=task, seed=seed, limits=limits, clock=clock, executor=executor)
+    driver = EnvironmentDriver(env, task=task, seed=seed, limits=limits, clock=clock)
     record = _Record()
     ledgers: dict[str, Ledger] = {}
     histories: dict[str, History] = {}
@@ -155,12 +152,11 @@ async def play_messages(
     limits: EpisodeLimits,
     episode_id: str,
     group_id: str,
-    executor: Executor | None = None,
     slots: Slots | None = None,
 ) -> Episode:
     """Play one episode with a policy that speaks in messages: a script, a person, a remote endpoint. No tokens."""
     clock = EpisodeTime.of(limits, slots)
-    driver = EnvironmentDriver(env, task=task, seed=seed, limits=limits, clock=clock, executor=executor)
+    driver = EnvironmentDriver(env, task=task, seed=seed, limits=limits, clock=clock)
     record = _Record()
 
     async def play() -> _Stop:

@@ -25,8 +25,7 @@ import functools
 import inspect
 import weakref
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
-from typing import Any, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import gymnasium
 
@@ -51,13 +50,14 @@ from polyturn.envs.messages import (
 )
 from polyturn.envs.spaces import ChatSpace, ReplySpace, random_script
 from polyturn.tools.plain import as_number, shown
-from polyturn.tools.threads import Blocking, Escaped, GivenUp, Offload, PinnedThread, in_threads, inline
+from polyturn.tools.threads import Blocking, Escaped, GivenUp, Offload, PinnedThread, inline, on_loop
 from polyturn.tools.tool import OutOfTime, StatefulTool, tools_of
 from polyturn.tools.toolset import ToolLike, Toolset
 from polyturn.tools.types import ToolCall, ToolResult, ToolSpec
 
 Value = TypeVar("Value")
 State = TypeVar("State", bound=StatefulTool)
+HooksRun = Literal["own_thread", "event_loop"]
 StepResult = tuple[Observation, float, bool, bool, dict[str, Any]]
 _RESET_OPTIONS = ("task", "split")
 CLOSE_S = 60.0
@@ -72,9 +72,15 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
     observations. Any other exception from tools, `begin`, `follow_up` or `grade` is an `EnvironmentFault`: it ends the
     episode without a reward.
 
-    `begin`, `follow_up`, `grade` and tools may be `async`; `step_async` awaits them, and runs those that are not in
-    threads. Override these, not `step`.
+    `begin`, `follow_up`, `grade` and tools may be `async`; `step_async` awaits them, and runs those that are not where
+    `hooks_run` says. Override these, not `step`.
     """
+
+    hooks_run: HooksRun = "own_thread"
+    """Where `step_async` runs what is not `async`. In `own_thread`, one for the environment, from its making to its
+    closing, code may block and keep what is bound to a thread. On the `event_loop`, which plays all other episodes too,
+    code must return at once, well below a millisecond: for thousands of episodes, whose threads would cost more than
+    what they run. A tool with a `timeout_s` has a thread there all the same."""
 
     _hook_thread: PinnedThread | None = None
     _hook_loop: asyncio.Runner | None = None
@@ -82,6 +88,10 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        if cls.hooks_run not in get_args(HooksRun):
+            raise ValueError(
+                f"{cls.__name__}.hooks_run must be one of {', '.join(get_args(HooksRun))}, not {shown(cls.hooks_run)}"
+            )
         if "close" in cls.__dict__:
             setattr(cls, "close", _where_hooks_ran(cls.close))  # noqa: B010  an assignment is no method to mypy
 
@@ -225,18 +235,31 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         return self._drive(self._step(action, self._own_offload()))
 
     async def reset_async(
-        self,
-        *,
-        seed: int | None = None,
-        options: dict[str, Any] | None = None,
-        executor: Executor | None = None,
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """As `reset`; what is not `async` runs in `executor` (None: in a thread that the environment keeps)."""
-        return await self._reset(seed, options, self._offload_to(executor))
+        """As `reset`; what is not `async` runs where `hooks_run` says."""
+        return await self._reset(seed, options, self._awaited_offload())
 
-    async def step_async(self, action: AssistantMessage, *, executor: Executor | None = None) -> StepResult:
-        """As `step`; what is not `async` runs in `executor` (None: in a thread that the environment keeps)."""
-        return await self._step(action, self._offload_to(executor))
+    async def step_async(self, action: AssistantMessage) -> StepResult:
+        """As `step`; what is not `async` runs where `hooks_run` says."""
+        return await self._step(action, self._awaited_offload())
+
+    def keep_thread(self, thread: PinnedThread) -> None:
+        """Run hooks in the thread that the environment was made in."""
+        self._hook_thread = thread
+
+    @property
+    def needs_thread(self) -> bool:
+        """Whether anything of it may have to run in a thread of its own, all that its author wrote considered."""
+        if self.hooks_run == "event_loop":
+            return False
+        hooks = [hook for name in _HOOKS if (hook := getattr(self, name)) and not _is_default(hook, name)]
+        rewards = () if self.graded_by is None else (self.graded_by,)
+        return (
+            not _is_default(self.close, "close")
+            or self.toolset.needs_thread
+            or not all(map(is_async, (*hooks, *rewards)))
+        )
 
     @property
     def is_reusable(self) -> bool:
@@ -405,7 +428,10 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
 
     async def _messages(self, hook: str, argument: Any, offload: Offload) -> Observation:
         """What `begin` or `follow_up` returns, copied: whoever keeps an observation must not share it with the task."""
-        messages = await self._guard(hook, getattr(self, hook), argument, offload=offload)
+        function = getattr(self, hook)
+        # The defaults of this class are worth no thread.
+        where = None if _is_default(function, hook) else offload
+        messages = await self._guard(hook, function, argument, offload=where)
         with self._entering(f"{hook}()"):
             # Only a prompt may hold what an assistant said.
             roles = ROLES if hook == "begin" else ROLES - {"assistant"}
@@ -468,10 +494,10 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
             raise ValueError(f"{type(source).__name__} cannot find tasks by id; pass a Task")
         return find(wanted)
 
-    def _offload_to(self, executor: Executor | None) -> Offload:
-        """Where hooks run that are not `async`."""
-        if executor is not None:
-            return in_threads(executor)
+    def _awaited_offload(self) -> Offload:
+        """Where hooks run that are not `async`, in `reset_async` and `step_async`."""
+        if self.hooks_run == "event_loop":
+            return on_loop
         if self._hook_thread is None:
             self._hook_thread = PinnedThread("environment")
         return self._hook_thread
@@ -524,6 +550,14 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
             self._hook_loop = asyncio.Runner()
             weakref.finalize(self, _close_loop, self._hook_loop.get_loop())
         return self._hook_loop
+
+
+_HOOKS = ("begin", "follow_up", "grade")
+
+
+def _is_default(method: Callable[..., Any], name: str) -> bool:
+    """Whether a method is that of this class."""
+    return getattr(method, "__func__", None) is getattr(ToolEnv, name)
 
 
 def _where_hooks_ran(close: Callable[[Any], None]) -> Callable[[Any], None]:

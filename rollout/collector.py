@@ -7,7 +7,6 @@ import contextlib
 import itertools
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -54,10 +53,9 @@ class Play(Protocol):
         seed: int,
         episode_id: str,
         group_id: str,
-        executor: Executor,
         slots: Slots,
     ) -> Episode:
-        """`executor` is for what is not asynchronous in the environment, `slots` for what episodes wait for."""
+        """`slots` are what episodes wait for."""
         ...
 
 
@@ -182,7 +180,6 @@ class Collector:
                 seed=seed,
                 episode_id=identity,
                 group_id=prompt.group_id,
-                executor=pooled.thread,
                 slots=slots,
             )
             survived = episode.outcome is not Outcome.FAILED

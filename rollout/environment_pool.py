@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections import Counter
@@ -17,11 +18,17 @@ from polyturn.tools.threads import GivenUp, PinnedThread
 
 CLOSE_S = 30.0
 """How long an environment may take to close; at the end of the pool, all of them together."""
+MAX_MAKING = 64
+"""Environments that are made at once, each in a thread."""
 
 
 @dataclass(eq=False, frozen=True, slots=True)
 class PooledEnvironment:
-    """An environment and the thread that everything of it runs in that is not asynchronous, from making to closing."""
+    """An environment and the thread that it is made and closed in.
+
+    Where the environment needs one, all of it that is not asynchronous runs in that thread in between, too. Otherwise
+    the thread is not there in between: 10,000 environments are no 10,000 threads.
+    """
 
     env: ToolEnv
     thread: PinnedThread
@@ -58,6 +65,7 @@ class EnvironmentPool:
         self._idle: dict[str, list[PooledEnvironment]] = {}
         self._busy: list[PinnedThread | PooledEnvironment] = []
         self._closing: list[_Closing] = []
+        self._making = asyncio.Semaphore(MAX_MAKING)
 
     async def take(self, choice: EnvironmentChoice | None) -> PooledEnvironment:
         """An idle environment of the kind that a task chooses, or a new one.
@@ -69,6 +77,10 @@ class EnvironmentPool:
         idle = self._idle.get(_key(choice))
         if idle:
             return idle.pop()
+        async with self._making:
+            return await self._made(choice)
+
+    async def _made(self, choice: EnvironmentChoice | None) -> PooledEnvironment:
         thread = PinnedThread("environment")
         what = "making an environment" if choice is None else f"making {choice.env_id}"
         try:
@@ -80,6 +92,10 @@ class EnvironmentPool:
         finally:
             if not thread.is_idle:
                 self._busy.append(thread)
+        if env.needs_thread:
+            env.keep_thread(thread)
+        else:
+            thread.shutdown()
         return PooledEnvironment(env, thread)
 
     def give_back(
@@ -118,8 +134,7 @@ class EnvironmentPool:
 
     def _close(self, pooled: PooledEnvironment) -> None:
         what = f"close of {pooled.env.env_id}"
-        self._closing.append(_Closing(pooled.thread.submit(pooled.env.close), what, time.monotonic()))
-        pooled.thread.shutdown()
+        self._closing.append(_Closing(pooled.thread.submit(_close, pooled), what, time.monotonic()))
 
     def _make(self, choice: EnvironmentChoice | None) -> ToolEnv:
         if choice is None:
@@ -129,6 +144,13 @@ class EnvironmentPool:
                 f"a task asks for the environment {choice.env_id!r}, and only one kind is played here"
             )
         return self._make_chosen(choice)
+
+
+def _close(pooled: PooledEnvironment) -> None:
+    try:
+        pooled.env.close()
+    finally:
+        pooled.thread.shutdown()
 
 
 @dataclass(frozen=True, slots=True)

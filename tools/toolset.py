@@ -91,6 +91,11 @@ class Toolset:
         )
 
     @property
+    def needs_thread(self) -> bool:
+        """Whether there is anything that is not asynchronous."""
+        return self.is_stateful or len(self._async_names) < len(self._tools)
+
+    @property
     def metrics(self) -> Mapping[str, ToolUsage]:
         """Calls since the set was made, by tool; calls of tools that do not exist under `(unknown)`."""
         return dict(self._usage)
@@ -292,13 +297,10 @@ class Toolset:
         running = _Running(self, run, tool)
         timeout_s = _earlier(tool.limits.timeout_s, left_s)
         try:
-            if isinstance(offload, PinnedThread | Blocking):
+            if isinstance(offload, PinnedThread | Blocking) or tool.limits.timeout_s is None:
                 value = await offload(running.work, timeout_s=timeout_s, what=running.what)
-            elif timeout_s is None:
-                value = await offload(running.work)
-            else:
-                alone = PinnedThread("tool with a deadline")
-                value = await offload(functools.partial(alone.call, running.work, timeout_s=timeout_s))
+            else:  # on the event loop, where nothing could end it
+                value = await PinnedThread("tool with a deadline")(running.work, timeout_s=timeout_s)
             return value, True, False
         except (ToolError, ArithmeticError, ValueError) as error:
             return _words_for_model(error, tool), False, False

@@ -10,7 +10,6 @@ import random
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
@@ -346,9 +345,9 @@ class SearchEnv(ToolEnv):
         self._note(action)
         return super().step(action)
 
-    async def step_async(self, action: AssistantMessage, *, executor: Executor | None = None) -> StepResult:
+    async def step_async(self, action: AssistantMessage) -> StepResult:
         self._note(action)
-        return await super().step_async(action, executor=executor)
+        return await super().step_async(action)
 
     def oracle(self, messages: Sequence[Message], tools: Sequence[Any]) -> AssistantMessage:
         """Searches twice and reads, in the two-hop world; elsewhere searches for the question and knows the answer."""

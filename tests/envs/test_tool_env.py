@@ -5,7 +5,6 @@ import random
 import sqlite3
 import threading
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 
 import gymnasium
 import numpy as np
@@ -264,11 +263,9 @@ async def test_the_async_form_gives_what_the_sync_form_gives_and_runs_sync_tools
 
     one, two = Where(), Where()
     assert one.reset(seed=7) == await two.reset_async(seed=7)
-    with ThreadPoolExecutor(1, thread_name_prefix="tools") as executor:
-        for action in (calling("where"), calling("compare", x=5), AssistantMessage(content="5")):
-            assert one.step(action) == await two.step_async(action, executor=executor)
-    assert threads[0] == threading.current_thread().name
-    assert threads[1].startswith("tools")
+    for action in (calling("where"), calling("compare", x=5), AssistantMessage(content="5")):
+        assert one.step(action) == await two.step_async(action)
+    assert threads == [threading.current_thread().name, "environment"]
 
 
 async def test_an_async_environment_refuses_to_block_a_running_loop():

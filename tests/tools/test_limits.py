@@ -26,7 +26,7 @@ def until(condition):
     raise AssertionError("it never came to pass")
 
 
-async def in_thread(function):
+async def in_thread(function, **_):
     return await asyncio.get_running_loop().run_in_executor(None, function)
 
 

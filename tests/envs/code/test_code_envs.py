@@ -4,7 +4,6 @@ import asyncio
 import json
 import multiprocessing
 import re
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -246,21 +245,18 @@ def test_a_sandbox_that_fails_is_a_fault_and_the_models_answer_is_not_scored(mon
 
 
 def test_many_episodes_at_once_share_one_backend_and_nothing_else():
-    async def episode(seed, executor):
+    async def episode(seed):
         env = PythonToolEnv()
-        await env.reset_async(seed=seed, executor=executor)
+        await env.reset_async(seed=seed)
         for code in (f"x = {seed}", "x += 1"):
-            await env.step_async(calling("python", code=code), executor=executor)
-        observation, *_ = await env.step_async(calling("python", code="print(x)"), executor=executor)
-        reward = (
-            await env.step_async(AssistantMessage(content=rf"\boxed{{{env.task.label}}}"), executor=executor)
-        )[1]
+            await env.step_async(calling("python", code=code))
+        observation, *_ = await env.step_async(calling("python", code="print(x)"))
+        reward = (await env.step_async(AssistantMessage(content=rf"\boxed{{{env.task.label}}}")))[1]
         env.close()
         return observation[0]["content"], reward
 
     async def play_all():
-        with ThreadPoolExecutor(8) as executor:
-            return await asyncio.gather(*(episode(seed, executor) for seed in range(60)))
+        return await asyncio.gather(*(episode(seed) for seed in range(60)))
 
     assert asyncio.run(play_all()) == [(str(seed + 1), 1.0) for seed in range(60)]
 

@@ -238,9 +238,9 @@ class FailsOtherwise(Sums):
 class AwaitsThreads(Sums):
     """Grades in a thread of the event loop, where a `StopIteration` never arrives."""
 
-    async def step_async(self, action, *, executor=None):
+    async def step_async(self, action):
         if action.tool_calls:
-            return await super().step_async(action, executor=executor)
+            return await super().step_async(action)
         loop = asyncio.get_running_loop()
         parts = await loop.run_in_executor(None, self.grade, action)
         return (), sum(parts.values()), True, False, {"reward_parts": parts, "tool_results": ()}
@@ -249,7 +249,7 @@ class AwaitsThreads(Sums):
 class ExitsAsync(Sums):
     """Its awaited steps let an exit through."""
 
-    async def step_async(self, action, *, executor=None):
+    async def step_async(self, action):
         return self.step(action) if action.tool_calls else self._end(self.grade(action))
 
     def _end(self, parts):
