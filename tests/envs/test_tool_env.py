@@ -560,3 +560,86 @@ def test_closing_again_does_not_reach_what_another_thread_holds():
     env.reset(seed=0)
     env.close()
     assert len(env.closed_in) == 2
+
+
+class Placed(ToolEnv):
+    """Says in which thread each of its functions runs."""
+
+    def begin(self, task):
+        self.ran_in = [threading.current_thread().name]
+        return task.messages
+
+    @tool
+    def plain(self) -> str:
+        """A plain function."""
+        return threading.current_thread().name
+
+    @tool(timeout_s=30)
+    def with_deadline(self) -> str:
+        """A plain function that may take long."""
+        return threading.current_thread().name
+
+    @tool
+    async def awaited(self) -> str:
+        """An asynchronous one."""
+        return threading.current_thread().name
+
+    def follow_up(self, message):
+        self.ran_in.append(threading.current_thread().name)
+        if message.content == "exit":
+            raise SystemExit(3)
+        return ()
+
+    def grade(self, message):
+        self.ran_in.append(threading.current_thread().name)
+        return {"graded": 1.0}
+
+
+class OnLoop(Placed):
+    hooks_run = "event_loop"
+
+
+@pytest.mark.parametrize(
+    ("kind", "hooks", "with_deadline"),
+    [(Placed, "environment", "environment"), (OnLoop, "MainThread", "tool with a deadline")],
+)
+async def test_an_environment_says_where_its_functions_run(kind, hooks, with_deadline):
+    env = kind()
+    await env.reset_async(seed=0, options={"task": TASK})
+    results = [
+        (await env.step_async(calling(name)))[0][0]["content"]
+        for name in ("plain", "with_deadline", "awaited")
+    ]
+    assert results == [hooks, with_deadline, "MainThread"]
+    assert (await env.step_async(AssistantMessage(content="x")))[1] == 1.0
+    assert env.ran_in == [hooks] * 3
+    await env.reset_async(seed=0, options={"task": TASK})
+    with pytest.raises(EnvironmentFault, match="follow_up failed on task 't': SystemExit: 3"):
+        await env.step_async(AssistantMessage(content="exit"))
+    env.close()
+
+
+def test_where_hooks_run_is_one_of_two_words():
+    with pytest.raises(ValueError, match="hooks_run must be one of own_thread, event_loop, not 'thread'"):
+        type("Wrong", (ToolEnv,), {"hooks_run": "thread"})
+
+
+def test_only_what_is_not_asynchronous_needs_a_thread():
+    async def reward(episode):
+        return 1.0
+
+    class Closes(AsyncGuess):
+        def close(self):
+            super().close()
+
+    class Nothing(ToolEnv):
+        """All defaults."""
+
+    asynchronous = AsyncGuess()
+    assert not asynchronous.needs_thread
+    asynchronous.graded_by = reward
+    assert not asynchronous.needs_thread
+    asynchronous.graded_by = lambda episode: 1.0
+    assert asynchronous.needs_thread
+    assert [kind().needs_thread for kind in (Placed, OnLoop, Closes, Nothing)] == [True, False, True, False]
+    assert WrappedToolEnv(gymnasium.wrappers.TimeLimit(AsyncGuess(), 10)).needs_thread

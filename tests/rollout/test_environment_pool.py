@@ -1,0 +1,99 @@
+"""Environments of the pool: made in threads, and with a thread in between only where they need one."""
+
+import asyncio
+import threading
+
+from polyturn.envs.faults import EnvironmentFault
+from polyturn.envs.messages import AssistantMessage, EnvironmentChoice, Task
+from polyturn.envs.tool_env import ToolEnv
+from polyturn.rollout import environment_pool
+from polyturn.rollout.environment_pool import EnvironmentPool
+from polyturn.tools.tool import tool
+from polyturn.tools.types import ToolCall
+
+
+class Made(ToolEnv):
+    """Knows its thread."""
+
+    def __init__(self):
+        super().__init__()
+        self.made_in, self.closed_in = threading.get_ident(), None
+
+    @tool
+    def where(self) -> int:
+        """Where it runs."""
+        return threading.get_ident()
+
+    def close(self):
+        self.closed_in = threading.get_ident()
+        super().close()
+
+
+class Light(Made):
+    hooks_run = "event_loop"
+
+
+async def until(condition):
+    for _ in range(500):
+        if condition():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it never came to that")
+
+
+async def test_environments_on_the_event_loop_hold_no_threads():
+    before, made = threading.active_count(), []
+
+    def make():
+        made.append(Light())
+        return made[-1]
+
+    pool = EnvironmentPool(make)
+    taken = await asyncio.gather(*(pool.take(None) for _ in range(200)))
+    await until(lambda: threading.active_count() <= before)
+    assert len({id(pooled.env) for pooled in taken}) == 200
+    assert all(env.made_in != threading.get_ident() for env in made), "making one may take long"
+    for pooled in taken:
+        pool.give_back(pooled, None, survived=True)
+    assert (await pool.take(None)).env is made[-1] or len(made) == 200
+    pool.close()
+    await until(lambda: sum(env.closed_in is not None for env in made) >= 199)
+    assert all(env.closed_in != threading.get_ident() for env in made)
+
+
+async def test_an_environment_with_a_thread_lives_in_it_from_making_to_closing():
+    pool = EnvironmentPool(Made)
+    pooled = await pool.take(None)
+    env = pooled.env
+    await env.reset_async(seed=0, options={"task": Task.from_prompt("t", "q")})
+    observation, *_ = await env.step_async(AssistantMessage(tool_calls=(ToolCall(id="c", name="where"),)))
+    assert observation[0]["content"] == str(env.made_in)
+    assert pooled.is_reusable
+    pool.give_back(pooled, None, survived=False)
+    await until(lambda: env.closed_in is not None)
+    assert env.closed_in == env.made_in
+    pool.close()
+
+
+async def test_no_more_than_so_many_are_made_at_once(monkeypatch):
+    monkeypatch.setattr(environment_pool, "MAX_MAKING", 3)
+    making, most, lock = 0, 0, threading.Lock()
+
+    def make(choice):
+        nonlocal making, most
+        with lock:
+            making += 1
+            most = max(most, making)
+        threading.Event().wait(0.02)
+        with lock:
+            making -= 1
+        if choice.options["fails"]:
+            raise EnvironmentFault("no port is free")
+        return Light()
+
+    pool = EnvironmentPool(Light, make)
+    choices = [EnvironmentChoice(env_id="x", options={"fails": number % 3 == 0}) for number in range(12)]
+    made = await asyncio.gather(*map(pool.take, choices), return_exceptions=True)
+    assert most == 3
+    assert [isinstance(one, EnvironmentFault) for one in made] == [n % 3 == 0 for n in range(12)]
+    pool.close()
