@@ -158,7 +158,7 @@ async def test_a_call_that_is_cancelled_before_a_thread_takes_it_up_gives_its_sl
 
     with ThreadPoolExecutor(1) as threads:
 
-        async def offload(function):
+        async def offload(function, **_):
             return await asyncio.get_running_loop().run_in_executor(threads, function)
 
         tools = Toolset([work])
