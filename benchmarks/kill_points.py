@@ -57,6 +57,8 @@ SMALL = (
     "evaluation.after=false",
     "trainer.parallel.data=1",
     "logging.tensorboard=false",
+    # So that there is a router to kill.
+    "engines.router.policy=cache_aware",
 )
 MODES: Mapping[str, tuple[str, ...]] = {"sync": (), "k2": ("rollout.max_staleness=2",)}
 MAX_AGE = 2

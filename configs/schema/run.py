@@ -145,7 +145,7 @@ class RouterConfig(Section):
     """How requests are spread over the engines."""
 
     policy: Literal["sticky", "least_loaded", "cache_aware", "round_robin", "random", "power_of_two"] = (
-        "cache_aware"
+        "sticky"
     )
     """sticky: an episode stays on one engine, which has its KV, unless that is overloaded or gone; least_loaded: each
     request goes where the fewest are under way. Both ask the engines themselves; the others are policies of

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,10 @@ class Overload:
     def of(self, num_requests: int, fewest: int) -> bool:
         """Whether an engine with `num_requests` is overloaded while another has `fewest`."""
         return num_requests > self.ratio * fewest + self.margin
+
+
+CROWD = Overload(ratio=1.25, margin=4)
+"""How many more episodes an engine may have than the one with the fewest, for the sake of a prompt that it knows."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -89,9 +94,10 @@ class _Engine:
 class EngineFleet:
     """One policy of several; `for_episode` gives each episode a place.
 
-    With `sticky` an episode is placed at its first request, on the engine with the fewest episodes. It moves when
-    that engine is overloaded or gone, with all its tokens, and stays where it came to: an engine that is back has no
-    KV of it any more. Without `sticky` every request goes to the engine with the fewest under way.
+    With `sticky` an episode is placed at its first request, on the engine where another one began with the same prompt
+    (its KV is there), or else on the one with the fewest episodes. It moves when that engine is overloaded or gone,
+    with all its tokens, and stays where it came to: an engine that is back has no KV of it any more. Without `sticky`
+    every request goes to the engine with the fewest under way.
 
     A request that an engine does not answer goes to each other engine at once, then to all of them again after a wait.
     One event loop only.
@@ -119,6 +125,8 @@ class EngineFleet:
         self._overload = overload or Overload()
         self._retries = retries or Retries()
         self._clock = clock
+        self._siblings: dict[int, Counter[_Engine]] = {}
+        """By a hash of the prompt that they began with, where how many episodes began that have not ended."""
 
     @contextmanager
     def for_episode(self) -> Iterator[TokenPolicy]:
@@ -127,7 +135,7 @@ class EngineFleet:
         try:
             yield place
         finally:
-            place.move(None)
+            place.leave()
 
     async def generate(self, *, prompt_ids: npt.NDArray[np.int32], sampling: SamplingParams) -> Generation:
         """Sample a continuation for nobody in particular. Raises as an episode's policy does."""
@@ -161,7 +169,7 @@ class EngineFleet:
     ) -> Generation:
         tries, failed = Tries(self._retries), list[_Engine]()
         while True:
-            engine = self._choose(place, failed)
+            engine = self._choose(place, prompt_ids, failed)
             place.move(engine)
             engine.num_requests += 1
             try:
@@ -184,43 +192,79 @@ class EngineFleet:
             finally:
                 engine.num_requests -= 1
 
-    def _choose(self, place: _Place, failed: Sequence[_Engine]) -> _Engine:
+    def _choose(self, place: _Place, prompt_ids: npt.NDArray[np.int32], failed: Sequence[_Engine]) -> _Engine:
         """Where a request goes: never to those in `failed`, and to one that is gone only where there is no other."""
         now = self._clock()
         asked = [engine for engine in self._engines if engine not in failed]
         present = [engine for engine in asked if engine.away_until <= now] or asked
-        if not self._sticky:
-            return min(present, key=lambda engine: engine.num_requests)
-        home = place.engine
-        if home is None or home not in present:
-            return min(present, key=lambda engine: (engine.num_episodes, engine.num_requests))
         least = min(present, key=lambda engine: engine.num_requests)
-        return least if self._overload.of(home.num_requests, least.num_requests) else home
+        if not self._sticky:
+            return least
+        if place.engine is None:
+            return self._choose_first(place, prompt_ids, present)
+        if place.engine not in present:
+            return min(present, key=lambda engine: (engine.num_episodes, engine.num_requests))
+        is_overloaded = self._overload.of(place.engine.num_requests, least.num_requests)
+        return least if is_overloaded else place.engine
+
+    def _choose_first(
+        self, place: _Place, prompt_ids: npt.NDArray[np.int32], present: Sequence[_Engine]
+    ) -> _Engine:
+        """Where an episode begins."""
+        place.prompt = hash(np.asarray(prompt_ids, dtype=np.int32).tobytes())
+        least = min(present, key=lambda engine: (engine.num_episodes, engine.num_requests))
+        for engine in self._siblings.get(place.prompt, ()):
+            if engine in present and not CROWD.of(engine.num_episodes + 1, least.num_episodes):
+                return engine
+        return least
+
+    def _begin(self, prompt: int, engine: _Engine) -> None:
+        """An episode with that prompt begins there."""
+        self._siblings.setdefault(prompt, Counter())[engine] += 1
+
+    def _end(self, prompt: int, engine: _Engine) -> None:
+        """An episode with that prompt, which began there, has ended."""
+        homes = self._siblings[prompt]
+        homes[engine] -= 1
+        if not homes[engine]:
+            del homes[engine]
+        if not homes:
+            del self._siblings[prompt]
 
 
 class _Place:
     """Where one episode is played."""
 
-    __slots__ = ("_fleet", "_num_known", "_version", "engine")
+    __slots__ = ("_began", "_fleet", "_num_known", "_version", "engine", "prompt")
 
     def __init__(self, fleet: EngineFleet) -> None:
         self._fleet = fleet
         self.engine: _Engine | None = None
+        self.prompt = 0
+        """A hash of what the episode began with."""
+        self._began: _Engine | None = None
         self._num_known = 0
         self._version = -1
 
-    def move(self, engine: _Engine | None) -> None:
-        """Take the place of the episode to another engine, or to none."""
+    def move(self, engine: _Engine) -> None:
+        """Take the place of the episode to an engine."""
         if engine is self.engine:
             return
-        if self.engine is not None:
+        if self.engine is None:
+            self._began = engine
+            self._fleet._begin(self.prompt, engine)
+        else:
             self.engine.num_episodes -= 1
             self._num_known = 0
-            if engine is not None:
-                engine.traffic.num_arrivals += 1
-        if engine is not None:
-            engine.num_episodes += 1
+            engine.traffic.num_arrivals += 1
+        engine.num_episodes += 1
         self.engine = engine
+
+    def leave(self) -> None:
+        """The episode has ended."""
+        if self.engine is not None and self._began is not None:
+            self.engine.num_episodes -= 1
+            self._fleet._end(self.prompt, self._began)
 
     async def generate(self, *, prompt_ids: npt.NDArray[np.int32], sampling: SamplingParams) -> Generation:
         """Sample a continuation. Raises `PolicyFault` when a request is refused, or every engine fails."""

@@ -66,7 +66,6 @@ def test_dry_run_prints_config_batch_placement_memory_tasks_and_reward(
     assert load_config("again.yaml") == load_config("recipe.yaml", ["trainer.parallel.data=2", "seed=5"])
     assert batch.strip() == "16 prompts x 8 samples = 128 episodes a step = 128 global batch x 1 update(s)"
     assert [line.split("  ")[0] for line in placed.strip().splitlines()] == [
-        "router",
         "engine 0",
         "trainer rank 0",
         "trainer rank 1",

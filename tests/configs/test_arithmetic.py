@@ -46,7 +46,9 @@ def test_groups_of_one_and_empty_ranks_are_refused() -> None:
 def test_placement_numbers_ranks_with_the_tensor_axis_fastest() -> None:
     overrides = ["trainer.parallel={tensor: 2, data: 2}", "engines.num_engines=2", "engines.port=30000"]
     rows = placement(load_config("quickstart", overrides))
-    assert [row.name for row in rows if "rank" not in row.name] == ["router", "engine 0", "engine 1"]
+    assert [row.name for row in rows if "rank" not in row.name] == ["engine 0", "engine 1"]
+    routed = placement(load_config("quickstart", ["engines.router.policy=cache_aware"]))
+    assert [row.name for row in routed if "rank" not in row.name] == ["router", "engine 0"]
     assert [row.note.split(", 1 thread")[0] for row in rows if "rank" in row.name] == [
         "tensor 0, data 0",
         "tensor 1, data 0",

@@ -51,11 +51,13 @@ def test_engines_are_asked_for_a_finite_top_k(options, vocab_size, top_k, cuts_o
 
 @pytest.mark.catalogue("B24")
 def test_records_are_asked_of_engines_and_of_none_without_need():
-    plain = load_config("quickstart")
+    routed = "engines.router.policy=cache_aware"
+    plain = load_config("quickstart", [routed])
     assert not plain.rollout.sampling.is_restricted and plain.rollout.sampling.largest_support is None
     assert not plain.asks_engines_directly
     for option in ("top_p=0.9", "top_k=20", "min_p=0.1"):
-        assert load_config("quickstart", [f"rollout.sampling.{option}"]).asks_engines_directly
+        assert load_config("quickstart", [routed, f"rollout.sampling.{option}"]).asks_engines_directly
+    assert load_config("quickstart").asks_engines_directly
 
 
 @pytest.mark.catalogue("B24")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from contextlib import AsyncExitStack, ExitStack
 
 import httpx
@@ -24,7 +25,7 @@ from polyturn.rollout.engines.fleet import FIRST_ABSENCE_S, EngineFleet, Overloa
 from polyturn.tools.retries import Retries
 
 PLAIN = SamplingParams()
-PROMPT = np.arange(10, dtype=np.int32)
+NUMBERS = itertools.count(1000)
 NO_WAIT = Retries(max_retries=1, first_wait_s=0.0)
 
 
@@ -58,9 +59,11 @@ def gone() -> EngineUnavailable:
     return EngineUnavailable("refused", is_gone=True)
 
 
-async def ask(policy, num_tokens: int = 10) -> int:
-    """The number of the engine that answered."""
-    generation = await policy.generate(prompt_ids=np.arange(num_tokens), sampling=PLAIN)
+async def ask(policy, num_tokens: int = 10, first: int | None = None) -> int:
+    """The number of the engine that answered; without a `first` token the prompt is like no other."""
+    first = next(NUMBERS) if first is None else first
+    prompt = np.arange(first, first + num_tokens, dtype=np.int32)
+    generation = await policy.generate(prompt_ids=prompt, sampling=PLAIN)
     return int(generation.token_ids[0])
 
 
@@ -87,6 +90,20 @@ async def test_the_place_of_an_episode_that_ended_goes_to_the_next():
         await ask(broken)
         raise RuntimeError("its code")
     assert fleet.num_episodes == [0, 0]
+
+
+async def test_an_episode_begins_where_its_prompt_is_known_unless_that_is_crowded():
+    fleet = EngineFleet([Engine(0), Engine(1)])
+    with ExitStack() as stack:
+        policies = [stack.enter_context(fleet.for_episode()) for _ in range(12)]
+        assert [await ask(policy, first=7) for policy in policies[:6]] == [0, 0, 0, 0, 1, 0]
+        assert [await ask(policy, first=8) for policy in policies[6:8]] == [1, 1]
+        with fleet.for_episode() as alone:
+            assert await ask(alone, first=9) == 1
+        with fleet.for_episode() as other, fleet.for_episode() as sibling:
+            assert await ask(other) == 1
+            assert await ask(sibling, first=9) == 1, "nobody with that prompt is left: where the fewest are"
+    assert fleet._siblings == {}
 
 
 async def test_an_episode_leaves_an_engine_that_is_overloaded_by_the_margin_and_no_sooner():
@@ -312,9 +329,9 @@ async def test_an_engine_that_dies_in_the_middle_of_an_answer_takes_no_tokens_wi
             retries=NO_WAIT,
         )
         policy = stack.enter_context(fleet.for_episode())
-        assert await ask(policy, 3) == 0
+        assert await ask(policy, 3, first=0) == 0
         servers[0].dies = True
-        assert await ask(policy, 5) == 1
+        assert await ask(policy, 5, first=0) == 1
         assert servers[0].prompts == [[0, 1, 2], [0, 1, 2, 3, 4]]
         assert servers[1].prompts == [[0, 1, 2, 3, 4]], "with all its tokens, once"
         assert await ask(policy, 7) == 1
