@@ -55,6 +55,6 @@ def test_placement_numbers_ranks_with_the_tensor_axis_fastest() -> None:
         "tensor 0, data 1",
         "tensor 1, data 1",
     ]
-    assert "port 30001" in rows[2].note
+    assert "port 30001" in rows[1].note
     config = load_config("quickstart", [*overrides, "trainer.device=cuda", "engines.device=cuda"])
     assert num_gpus(config) == 2 + 4
