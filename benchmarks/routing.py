@@ -5,6 +5,9 @@ server. Episodes of several turns are played against them by each way of routing
 `least_loaded`, which ask the servers directly, and `cache_aware` and `round_robin` of sglang-router. Prompts are
 random tokens, shared by the episodes of a group; every turn samples a fixed number of tokens, waits as for a tool, and
 goes on behind a result of random tokens. All ways play the same episodes; the caches are emptied before each.
+
+`adaptive` is `sticky` with `rollout.concurrency.kind: adaptive`, which is for more live episodes than the servers hold:
+`--ways sticky adaptive --live 40 --room 0.35`.
 """
 
 from __future__ import annotations
@@ -24,18 +27,23 @@ from typing import Any
 import numpy as np
 import psutil
 
+from polyturn.agents.live_episodes import LiveEpisodes
 from polyturn.agents.policy import SamplingParams
 from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.schema.run import EnginesConfig, RouterConfig
+from polyturn.rollout.concurrency import Rule
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.fleet import EngineFleet, Traffic
 from polyturn.rollout.engines.launch import Engines, LocalLauncher
 from polyturn.rollout.engines.server import EngineSpec, Router
+from polyturn.rollout.engines.watch import EngineWatch
 from polyturn.rollout.factory import open_client
 
 NUM_ENGINES = 2
-DIRECT = ("sticky", "least_loaded")
+DIRECT = ("sticky", "adaptive", "least_loaded")
 ROUTED = ("cache_aware", "round_robin")
+SAMPLE_S = 0.25
+"""Between samples of the load for `adaptive`: measurements are short."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,15 +92,20 @@ async def play(
         prompts = np.random.default_rng([seed, number // shape.group])
         own = np.random.default_rng([seed, number // shape.group, number])
         context = prompts.integers(10, vocabulary, shape.prompt, dtype=np.int32)
+        ticket = object()
         async with live:
             with fleet.for_episode() as policy:
                 for turn in range(shape.num_turns):
+                    if fleet.live is not None:
+                        await fleet.live.enter(ticket)
                     generation = await policy.generate(prompt_ids=context, sampling=sampling)
                     assert len(generation) == shape.sampled, "a turn of another length"
                     if turn < shape.num_turns - 1:
                         await asyncio.sleep(own.exponential(shape.tool_s))
                         result = own.integers(10, vocabulary, shape.result, dtype=np.int32)
                         context = np.concatenate([context, generation.token_ids, result])
+        if fleet.live is not None:
+            fleet.live.leave(ticket)
 
     before = sum(fleet.traffic, Traffic())
     started, cpu_started = time.perf_counter(), cpu_seconds(servers)
@@ -126,22 +139,27 @@ async def measure(
     ]
     assert len(servers) == NUM_ENGINES, f"{len(servers)} processes with servers"
     async with open_client(timeout_s=600) as client:
-        fleets = {
-            way: EngineFleet(
-                [SGLangPolicy(client=client, url=url, stop_token_ids=()) for url in targets],
+
+        def policy_of(way: str) -> EngineFleet:
+            return EngineFleet(
+                [SGLangPolicy(client=client, url=url, stop_token_ids=()) for url in urls[way]],
                 sticky=way != "least_loaded",
+                live=LiveEpisodes(shape.live) if way == "adaptive" else None,
             )
-            for way, targets in urls.items()
-        }
+
         warm_up = Shape(**{name: getattr(shape, name) for name in Shape.__slots__} | {"num_episodes": 8})
         for number in range(rounds + 1):
             ways = list(urls)[number % len(urls) :] + list(urls)[: number % len(urls)]
             for way in ways:
                 for control in controls:
                     control.flush_cache()
-                found = await play(
-                    fleets[way], shape if number else warm_up, vocabulary, seed=number, servers=servers
-                )
+                fleet = policy_of(way)
+                rule = Rule(smallest=2, largest=shape.live) if way == "adaptive" else None
+                watch = EngineWatch(fleet, urls=engines.engine_urls, client=client, rule=rule)
+                async with watch.watching(every_s=SAMPLE_S):
+                    found = await play(
+                        fleet, shape if number else warm_up, vocabulary, seed=number, servers=servers
+                    )
                 if number:
                     measured[way].append(found)
                     print(
@@ -195,6 +213,7 @@ def parse_arguments() -> argparse.Namespace:
         "--room", type=float, default=0.6, help="KV of a server over that of all live episodes"
     )
     parser.add_argument("--width", type=int, default=512, help="of the model")
+    parser.add_argument("--ways", nargs="+", choices=[*DIRECT, *ROUTED], default=[*DIRECT, *ROUTED])
     parser.add_argument("--rounds", type=int, default=3, help="measurements of each way")
     parser.add_argument("--short", action="store_true", help="1 round of 32 episodes")
     return parser.parse_args()
@@ -226,8 +245,8 @@ def main() -> None:
             has_router=False,
         )
         engines = stack.enter_context(Engines(spec, LocalLauncher(spec)))
-        urls: dict[str, Sequence[str]] = dict.fromkeys(DIRECT, engines.engine_urls)
-        for way in ROUTED:
+        urls: dict[str, Sequence[str]] = {way: engines.engine_urls for way in DIRECT if way in arguments.ways}
+        for way in (way for way in ROUTED if way in arguments.ways):
             router = Router(
                 config=RouterConfig.model_validate({"policy": way}),
                 worker_urls=engines.engine_urls,
@@ -259,7 +278,7 @@ def figures_of(measured: dict[str, list[Measured]], shape: Shape, room: int) -> 
         figures[f"{way}_hit_rate"] = statistics.median(one.hit_rate for one in found)
         if way in DIRECT:
             figures[f"{way}_loss_rate"] = statistics.median(one.loss_rate for one in found)
-        if way != "sticky":
+        if way != "sticky" and "sticky" in measured:
             pairs = zip(measured["sticky"], found, strict=True)
             figures[f"sticky_over_{way}"] = statistics.median(
                 ours.episodes_per_second / other.episodes_per_second for ours, other in pairs

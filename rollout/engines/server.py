@@ -67,8 +67,8 @@ class EngineSpec:
     sglang: Mapping[str, Any] = field(default_factory=dict)
     """Further server arguments in snake case, as a user wrote them."""
     seed: int = 0
-    has_router: bool = True
-    """Whether a router stands in front of them."""
+    has_router: bool = False
+    """Whether a router stands in front of them; its policy is then one of sglang-router's."""
     largest_support: int | None = None
     """The most tokens of one support that they tell; None: SGLang's own limit."""
 

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 
 from polyturn.rollout.concurrency import Feedback, Limit, Rule, adapt
 from polyturn.rollout.engines.fleet import EngineFleet, Traffic, fleet_figures
-from polyturn.rollout.engines.load import LoadClient, LoadPoller, Loads
+from polyturn.rollout.engines.load import POLL_S, LoadClient, LoadPoller, Loads
 
 
 class EngineWatch:
@@ -37,9 +37,9 @@ class EngineWatch:
             urls, client=client, set_present=fleet.set_present if is_direct else None, on_loads=self.note
         )
 
-    def watching(self) -> AbstractAsyncContextManager[None]:
+    def watching(self, *, every_s: float = POLL_S) -> AbstractAsyncContextManager[None]:
         """Take samples while the block runs."""
-        return self._poller.polling()
+        return self._poller.polling(every_s=every_s)
 
     def note(self, loads: Loads) -> None:
         """Take a sample in: the limit of live episodes moves."""
