@@ -144,7 +144,10 @@ def test_ports_of_ipv6_hosts() -> None:
 @pytest.mark.parametrize("host", ["localhost", "0.0.0.0", pytest.param("::1", marks=needs_ipv6)])
 def test_the_router_listens_where_it_is_told_and_is_found_there(host: str, tmp_path: Path) -> None:
     router = Router(
-        config=RouterConfig(host=host), worker_urls=[], request_timeout_s=5, log_path=tmp_path / "router.log"
+        config=RouterConfig(policy="round_robin", host=host),
+        worker_urls=[],
+        request_timeout_s=5,
+        log_path=tmp_path / "router.log",
     )
     router.start()
     try:
