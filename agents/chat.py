@@ -22,6 +22,7 @@ from polyturn.agents.chat_template import (
     TemplateRefusal,
     ToolPrompt,
 )
+from polyturn.agents.deltas import Deltas
 from polyturn.agents.dialects import THOUGHT_MARKS, Dialect, TagDialect
 from polyturn.agents.shielding import Shield, ShieldedEncoder, TextFinder
 from polyturn.agents.turns import (
@@ -123,6 +124,13 @@ class ChatRenderer:
         self._outlines: dict[bool, Outline] = {}
         self._num_outlines = 0
         self._shown: set[tuple[Shape, bool]] = set()
+        source = tokenizer.chat_template
+        self._deltas = Deltas(
+            # One with another template where there are tools is asked every time.
+            source if isinstance(source, str) and not self._template.needs_tools else None,
+            lambda messages: self._behind_turn(messages, (), "Wreply"),
+            self._encoder.foreign.may_find,
+        )
 
     @property
     def stop_token_ids(self) -> tuple[int, ...]:
@@ -180,9 +188,13 @@ class ChatRenderer:
         Raises:
             ValueError: the template refuses the observation.
         """
-        self._check_shown(shape_of(observation, with_tools=False), behind_turn=True)
-        shield = self._shield(observation, tools if self._template.needs_tools else ())
-        text, end = self._behind_turn(shield.messages, shield.tools, shield.fresh_word())
+        shield = None
+        if (known := self._deltas.text(observation)) is not None:
+            text, end = known
+        else:
+            self._check_shown(shape_of(observation, with_tools=False), behind_turn=True)
+            shield = self._shield(observation, tools if self._template.needs_tools else ())
+            text, end = self._behind_turn(shield.messages, shield.tools, shield.fresh_word())
         start = text.find(end.close) if end.close else -1
         if last_token_id in self._stop_token_ids:
             if start < 0 or end.close is None:
@@ -268,7 +280,7 @@ class ChatRenderer:
         sampled = np.asarray(token_ids, dtype=np.int64).tolist()
         if sampled and sampled[-1] in self._stop_token_ids:
             sampled.pop()
-        return self._tokenizer.decode(sampled, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return self._encoder.decode(sampled)
 
     def _behind_turn(
         self, observation: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], reply: str

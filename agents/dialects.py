@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import math
 import re
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -187,9 +188,10 @@ def _call_at(text: str, start: int, call_id: str) -> tuple[ToolCall, int]:
 
 def _read_call(call_id: str, text: str) -> ToolCall:
     try:
-        call = json.loads(text, parse_constant=_refuse_constant)
-        # Half of a surrogate pair and 1e999 can be parsed, but not written down again.
-        json.dumps(call, ensure_ascii=False, allow_nan=False).encode()
+        call = _READER.decode(text)
+        if not text.isascii() or "\\u" in text or text.count("{") + text.count("[") > _FEW_LEVELS:
+            # Half of a surrogate pair can be parsed, but not written down again.
+            _WRITER.encode(call).encode()
     except json.JSONDecodeError as error:
         return _unreadable(
             call_id, f"not valid JSON: {error.msg} at line {error.lineno} column {error.colno}"
@@ -225,3 +227,16 @@ def _type_name(value: Any) -> str:
 
 def _refuse_constant(text: str) -> None:
     raise ValueError(f"{text} is no JSON value")
+
+
+def _finite(text: str) -> float:
+    """As `float`. 1e999 can be parsed, but not written down again."""
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"{text} is too large for a number")
+    return value
+
+
+_READER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite)
+_WRITER = json.JSONEncoder(ensure_ascii=False, allow_nan=False)
+_FEW_LEVELS = 32

@@ -45,10 +45,14 @@ class TextFinder:
                     yield start, end
                     break
 
+    def may_find(self, text: str) -> bool:
+        """Whether a text holds what one of them begins with; quickly."""
+        return self._first.search(text) is not None
+
     def replace(self, text: str, replacement: Callable[[str], str], *, also_begun: bool = False) -> str:
         """The text with what is found replaced, and with `also_begun` what may be the beginning of one at its end."""
         # Nearly every text holds nothing that any of them begins with.
-        if self._first.search(text) is None:
+        if not self.may_find(text):
             return text
         parts, position = [], 0
         for start, end in self.find(text):
@@ -181,6 +185,11 @@ class ShieldedEncoder:
             assert token_ids[0] == self.ids[behind], f"{behind!r} did not become a token of its own"
             return token_ids[1:]
         return token_ids
+
+    def decode(self, token_ids: list[int]) -> str:
+        """The text of tokens, those that mark something included."""
+        text: str = self._backend.decode(token_ids, skip_special_tokens=False)
+        return text
 
     def _encode_revealed(self, text: str, shield: Shield) -> list[int]:
         if self._respelled is None:

@@ -5,9 +5,10 @@
 A turn is what the episode loop does for it: render what the environment said, ask the policy, append what it sampled,
 decode and parse it, step the environment with one tool call, and take in its result of 200 characters. Model files are
 those of `builtin:tiny-searcher` (byte-level BPE, ChatML template, Hermes calls), nothing of them stands in for
-anything; the policy answers without a wait, so that no engine and no HTTP is in the figure. Two environments differ
+anything; the policy answers without a wait, so that no engine and no HTTP is in the figure. Three environments differ
 in where the tool runs: in a thread of the environment's own, which is the default and `us_per_turn`; in an `async`
-tool. CPU time is that of all threads.
+tool; on the event loop. CPU time is that of all threads. It grows, too, with what else the machine does: `us_reference`
+is that of a fixed piece of work (2 kB of JSON and 200 numbers written and read), alternated with the rows.
 
 `growth` is the cost per turn with 32k tokens of context over that with 1k, in episodes that go through both.
 `largest_pause_ms` is the longest that a task of the event loop overslept 1 ms while episodes got results of 1 MB,
@@ -73,6 +74,12 @@ class InThread(ToolEnv):
 
     def grade(self, message: AssistantMessage) -> Grade:
         return {"correct": float(message.content == self.task.label)}
+
+
+class OnLoop(InThread):
+    """The same for an environment that declares that its functions return at once."""
+
+    hooks_run = "event_loop"
 
 
 class Awaited(InThread):
@@ -159,6 +166,15 @@ async def us_per_turn(model: Model, env: ToolEnv, num_episodes: int) -> float:
     return (time.process_time() - started) / num_episodes / TURNS_OF_1K * 1e6
 
 
+def us_of_reference() -> float:
+    """Microseconds of CPU of a fixed piece of work, which tells how fast the machine is while it does other work."""
+    value = {"text": text_of(2_000), "numbers": list(range(200))}
+    started = time.process_time()
+    for _ in range(200):
+        json.loads(json.dumps(value))
+    return (time.process_time() - started) / 200 * 1e6
+
+
 async def cost_by_context(model: Model, env: ToolEnv, num_tokens: int) -> dict[int, list[float]]:
     """Microseconds of CPU for each turn of one long episode, by thousands of tokens in its prompt."""
     episode, _ = await play(model, env, TURNS_OF_1K, make_slots())
@@ -203,10 +219,12 @@ async def play_long_results(model: Model, num_episodes: int) -> None:
 
 
 async def measure(model: Model, *, rounds: int, num_episodes: int) -> dict[str, object]:
-    envs = {"in a thread": InThread(), "async": Awaited()}
+    envs = {"in a thread": InThread(), "async": Awaited(), "event loop": OnLoop()}
     micros: dict[str, list[float]] = {name: [] for name in envs}
+    reference = []
     for _ in range(rounds):
         gc.collect()
+        reference.append(us_of_reference())
         for name, env in envs.items():
             micros[name].append(await us_per_turn(model, env, num_episodes))
     growth = []
@@ -220,6 +238,7 @@ async def measure(model: Model, *, rounds: int, num_episodes: int) -> dict[str, 
         env.close()
     before = await longest_pause(asyncio.sleep(1.0))
     pause = await longest_pause(play_long_results(model, 4))
+    print(f"  reference      {statistics.median(reference):8.1f} us")
     for name, values in micros.items():
         print(f"  {name:<14} {statistics.median(values):8.1f} us a turn")
     for length, values in by_context.items():
@@ -228,6 +247,8 @@ async def measure(model: Model, *, rounds: int, num_episodes: int) -> dict[str, 
     return {
         "us_per_turn": round(statistics.median(micros["in a thread"]), 1),
         "us_per_turn_async": round(statistics.median(micros["async"]), 1),
+        "us_per_turn_event_loop": round(statistics.median(micros["event loop"]), 1),
+        "us_reference": round(statistics.median(reference), 1),
         "growth": round(statistics.median(growth), 3),
         "largest_pause_ms": round(pause, 1),
         "pause_before_ms": round(before, 1),

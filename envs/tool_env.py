@@ -339,8 +339,10 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         else:
             observation = await self._messages("follow_up", action, offload)
         info: dict[str, Any] = {"reward_parts": {}, "tool_results": tuple(results)}
-        with self._entering("turn_reward"):
-            reward = turn_reward = as_number(self.turn_reward)
+        reward = turn_reward = 0.0
+        if type(self.turn_reward) is not float or self.turn_reward != 0.0:
+            with self._entering("turn_reward"):
+                reward = turn_reward = as_number(self.turn_reward)
         terminated = self._finished or (not action.tool_calls and not observation)
         if terminated:
             score = await self._score(action, offload)
@@ -351,8 +353,10 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
             info["stop_reason"] = "max_turns"
         if turn_reward:
             info["reward_parts"] = {**info["reward_parts"], "turns": turn_reward}
-        with self._entering("metrics"):
-            metrics = read_numbers(self.metrics)
+        metrics = {}
+        if type(self.metrics) is not dict or self.metrics:
+            with self._entering("metrics"):
+                metrics = read_numbers(self.metrics)
         marks = {"metrics": metrics, "role": read_text(self.role), "anchor": read_text(self.anchor)}
         info |= {name: value for name, value in marks.items() if value}
         if self.role:
