@@ -157,13 +157,15 @@ def make_slots() -> Slots:
 
 
 async def us_per_turn(model: Model, env: ToolEnv, num_episodes: int) -> float:
-    """Microseconds of CPU for each turn of episodes that grow to about 1k tokens, resets included."""
+    """Microseconds of CPU for each turn of episodes that grow to about 1k tokens, resets included: their median."""
     slots = make_slots()
     await play(model, env, TURNS_OF_1K, slots)
-    started = time.process_time()
+    seconds = []
     for _ in range(num_episodes):
+        started = time.process_time()
         await play(model, env, TURNS_OF_1K, slots)
-    return (time.process_time() - started) / num_episodes / TURNS_OF_1K * 1e6
+        seconds.append(time.process_time() - started)
+    return statistics.median(seconds) / TURNS_OF_1K * 1e6
 
 
 def us_of_reference() -> float:
