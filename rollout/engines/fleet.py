@@ -32,6 +32,8 @@ class Overload:
         return num_requests > self.ratio * fewest + self.margin
 
 
+UNKNOWN = -1
+"""In place of a policy version."""
 CROWD = Overload(ratio=1.25, margin=4)
 """How many more episodes an engine may have than the one with the fewest, for the sake of a prompt that it knows."""
 
@@ -48,6 +50,7 @@ class Traffic:
     num_lost_tokens: int = 0
     """Those of them that it had to compute again."""
     num_retractions: int = 0
+    """How often requests lost their place in a batch while the weights were the same: for want of KV."""
     num_arrivals: int = 0
     """Episodes that came from another engine."""
     num_faults: int = 0
@@ -244,7 +247,7 @@ class _Place:
         """A hash of what the episode began with."""
         self._began: _Engine | None = None
         self._num_known = 0
-        self._version = -1
+        self._version = UNKNOWN
 
     def move(self, engine: _Engine) -> None:
         """Take the place of the episode to an engine."""
@@ -277,13 +280,14 @@ class _Place:
         traffic.num_requests += 1
         traffic.num_prompt_tokens += num_prompt
         traffic.num_cached_tokens += generation.num_cached_tokens
-        traffic.num_retractions += generation.num_retractions
         if not len(generation):
             return
         first, last = int(generation.policy_versions[0]), int(generation.policy_versions[-1])
         if first == self._version and num_prompt >= self._num_known:
             traffic.num_known_tokens += self._num_known
             traffic.num_lost_tokens += max(0, self._num_known - generation.num_cached_tokens)
+        if first == last and self._version in (last, UNKNOWN):
+            traffic.num_retractions += generation.num_retractions
         # The last token that was sampled has no KV yet.
         self._num_known, self._version = num_prompt + len(generation) - 1, last
 

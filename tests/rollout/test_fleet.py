@@ -36,6 +36,7 @@ class Engine:
         self.number = number
         self.version = 0
         self.num_cached = 0
+        self.num_retractions = 0
         self.fault: Exception | None = None
         self.num_asked = 0
         self.gate = asyncio.Event()
@@ -52,6 +53,7 @@ class Engine:
             policy_versions=[self.version],
             finish_reason="stop",
             num_cached_tokens=self.num_cached,
+            num_retractions=self.num_retractions,
         )
 
 
@@ -226,6 +228,16 @@ async def test_known_tokens_that_were_computed_again_are_lost():
         later = fleet.traffic[0] - traffic
         assert (later.num_requests, later.num_prompt_tokens) == (2, 48)
         assert later.num_known_tokens == 0, "new weights, then another history"
+
+
+async def test_what_new_weights_took_out_of_a_batch_is_no_want_of_kv():
+    engine = Engine(0)
+    engine.num_retractions = 1
+    fleet = EngineFleet([engine])
+    with fleet.for_episode() as policy:
+        for engine.version, counted in [(4, 1), (4, 2), (5, 2), (5, 3)]:
+            await ask(policy)
+            assert fleet.traffic[0].num_retractions == counted
 
 
 def test_figures_are_of_all_engines_and_of_each():
