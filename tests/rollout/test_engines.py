@@ -129,6 +129,19 @@ async def test_engine_and_trainer_agree_over_what_a_token_was_drawn_from(engines
     assert abs(unrestricted - sample.behavior_logprobs)[sample.sampled].max() > 0.1
 
 
+async def test_the_filters_of_an_evaluation_pass_the_router(engines):
+    """Each leaves one token: whatever the seed, it is the likeliest."""
+    greedy = SamplingParams(max_tokens=24, seed=0, temperature=0.0)
+    alone = [
+        SamplingParams(max_tokens=24, seed=1, top_k=1),
+        SamplingParams(max_tokens=24, seed=2, top_p=1e-6),
+    ]
+    expected, *found = await generate(engines.url, [PROMPT] * 3, [greedy, *alone])
+    for generation in found:
+        assert generation.token_ids.tolist() == expected.token_ids.tolist()
+        assert generation.support is None
+
+
 @pytest.mark.catalogue("B24", "B47")
 async def test_what_was_aborted_tells_what_its_tokens_were_drawn_from(engines, control):
     sampling = [
