@@ -26,6 +26,8 @@ from megatron.core.tensor_parallel import (
     gather_from_sequence_parallel_region,
 )
 
+from polyturn.agents.sampling_support import SamplingSupport
+
 TILE_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
 """Logits worked on at a time: on a CPU what fits its cache, on a GPU what keeps temporary memory small."""
 KEPT_ELEMENTS = {"cpu": 2**25, "cuda": 2**27}
@@ -52,22 +54,42 @@ class VocabularySlice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RowSupport:
-    """What the targets of M rows were drawn from: pairs of a row and a token id, row after row."""
+    """What the targets of N rows were drawn from, on a device.
 
+    A target that was drawn from itself alone has logprob 0, entropy 0 and no gradient. The model is asked for the
+    other R rows; their supports are pairs of one of them and a token id, row after row.
+    """
+
+    open_rows: torch.Tensor
+    """[R] int64, ascending: which of the N rows they are."""
     row_of: torch.Tensor
-    """[P] int64, ascending"""
+    """[P] int64, ascending: which of the R rows each pair is of."""
     token_ids: torch.Tensor
     """[P] int64"""
     offsets: npt.NDArray[np.int64]
-    """[M + 1], on the host: where the pairs of each row begin, and the end."""
+    """[R + 1], on the host: where the pairs of each row begin, and the end."""
     is_restricted: torch.Tensor
-    """[M]: rows without pairs were drawn from the whole vocabulary."""
+    """[R]: rows without pairs were drawn from the whole vocabulary."""
+
+    @classmethod
+    def of(cls, support: SamplingSupport, device: torch.device) -> RowSupport:
+        """Of N rows as the samples have them."""
+        open_rows = np.flatnonzero(support.sizes != 1)
+        asked = support.take(open_rows)
+        return cls(
+            open_rows=torch.from_numpy(open_rows).to(device),
+            row_of=torch.from_numpy(np.repeat(np.arange(len(asked)), asked.sizes)).to(device),
+            token_ids=torch.from_numpy(asked.token_ids.astype(np.int64)).to(device),
+            offsets=asked.offsets,
+            is_restricted=torch.from_numpy(asked.sizes > 0).to(device),
+        )
 
     def restrict(self, tile: torch.Tensor, rows: slice, first_token: int) -> None:
         """Put every logit of a tile out of reach that is not among its row's.
 
         Args:
             tile: [rows, columns], contiguous; changed in place.
+            rows: among the R.
             first_token: the id of its first column.
         """
         if tile.numel() == 0:
@@ -110,9 +132,24 @@ def token_logprobs(
         support: what each target, which is among them, was drawn from; None: the whole vocabulary.
     """
     limit = KEPT_ELEMENTS[hidden.device.type] if kept_elements is None else kept_elements
+    num_rows = hidden.size(0)
+    if support is not None:
+        hidden, targets = (
+            hidden.index_select(0, support.open_rows),
+            targets.index_select(0, support.open_rows),
+        )
     wants_gradient = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     keep = wants_gradient and hidden.size(0) * columns.num_real <= limit
-    return _TokenLogprobs.apply(hidden, weight, targets, columns, temperature, entropy, keep, support)
+    logprobs, entropies = _TokenLogprobs.apply(
+        hidden, weight, targets, columns, temperature, entropy, keep, support
+    )
+    if support is None:
+        return logprobs, entropies
+    logprobs, entropies = (
+        None if found is None else found.new_zeros(num_rows).index_copy(0, support.open_rows, found)
+        for found in (logprobs, entropies)
+    )
+    return logprobs, entropies
 
 
 class _TokenLogprobs(torch.autograd.Function):

@@ -148,15 +148,7 @@ def _lay_support(
     """What the tokens were drawn from that are predicted at these of the pack's rows."""
     parts = [None if s.support is None else s.support.take(s.sampled) for s in samples]
     whole = SamplingSupport.joined(parts, [sample.num_trainable for sample in samples])
-    if whole is None:
-        return None
-    own = whole.take(own_rows)
-    return RowSupport(
-        row_of=torch.from_numpy(np.repeat(np.arange(len(own)), own.sizes)).to(device),
-        token_ids=torch.from_numpy(own.token_ids.astype(np.int64)).to(device),
-        offsets=own.offsets,
-        is_restricted=torch.from_numpy(own.sizes > 0).to(device),
-    )
+    return None if whole is None else RowSupport.of(whole.take(own_rows), device)
 
 
 def _lay_routing(

@@ -2,12 +2,12 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from polyturn.agents.sampling_support import SamplingSupport
 from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.trainer.megatron import logprob_head
 from polyturn.trainer.megatron.logprob_head import RowSupport, VocabularySlice, token_logprobs
@@ -24,25 +24,24 @@ def naive(hidden, weight, targets, temperature, drawn_from=None):
 
 
 def draw_supports(num_columns: int, targets: torch.Tensor, *, seed: int = 2) -> torch.Tensor:
-    """[N, V]: about a third of the columns and the target; in every fourth row all of them."""
+    """[N, V]: about a third of the columns and the target; of four rows the first has it alone, the last everything."""
     generator = torch.Generator().manual_seed(seed)
     drawn_from = torch.rand(len(targets), num_columns, generator=generator) < 0.3
     drawn_from[torch.arange(len(targets)), targets] = True
+    drawn_from[::4] = torch.nn.functional.one_hot(targets[::4], num_columns).bool()
     drawn_from[3::4] = True
     return drawn_from
 
 
 def as_support(drawn_from: torch.Tensor) -> RowSupport:
-    """The same as pairs, in no order within a row; rows with everything have none."""
+    """The same as lists, in no order; of rows with everything none."""
     restricted = ~drawn_from.all(1)
-    row_of, token_ids = (drawn_from & restricted[:, None]).flip(1).nonzero(as_tuple=True)
-    sizes = torch.bincount(row_of, minlength=len(drawn_from))
-    return RowSupport(
-        row_of=row_of,
-        token_ids=drawn_from.size(1) - 1 - token_ids,
-        offsets=np.concatenate([[0], np.cumsum(sizes.numpy())]),
-        is_restricted=restricted,
+    token_ids = (drawn_from & restricted[:, None]).flip(1).nonzero()[:, 1]
+    support = SamplingSupport(
+        sizes=(drawn_from.sum(1) * restricted).numpy(),
+        token_ids=(drawn_from.size(1) - 1 - token_ids).numpy(),
     )
+    return RowSupport.of(support, torch.device("cpu"))
 
 
 def alone(num_real: int) -> VocabularySlice:
@@ -226,7 +225,8 @@ def test_columns_of_several_ranks_are_those_of_one(rank_pool, num_ranks, num_col
     drawn_from = None
     if is_restricted:
         drawn_from = draw_supports(num_columns, targets)
-        drawn_from[0] = torch.arange(num_columns) == targets[0]
+        width = -(-num_columns // num_ranks)
+        drawn_from[1] = torch.arange(num_columns) // width == targets[1] // width
     expected = naive(hidden, weight, targets, 0.7, drawn_from)
     gradients = torch.autograd.grad(sum(value.sum() for value in expected), (hidden, weight))
     for kept_elements in (0, 10**6):

@@ -116,11 +116,12 @@ def test_a_prefix_in_common_keeps_what_each_sample_was_drawn_from(run):
 @pytest.mark.catalogue("B24")
 def test_a_pack_has_the_pairs_of_its_trainable_tokens_in_their_order():
     """A token that is not trained on any more leaves its pairs behind; a sample without a support has none."""
-    support = SamplingSupport(sizes=np.array([0, 2, 0, 3, 1]), token_ids=np.array([5, 9, 6, 8, 7, 4]))
-    drawn = make_sample([1, 5, 3, 7, 4], support=support, sampled=np.array([0, 1, 0, 1, 0], dtype=bool))
+    support = SamplingSupport(sizes=np.array([0, 2, 1, 3, 2]), token_ids=np.array([5, 9, 3, 6, 8, 7, 4, 6]))
+    drawn = make_sample([1, 5, 3, 7, 4], support=support, sampled=np.array([0, 1, 1, 1, 0], dtype=bool))
     pack = make_packed_batch([make_sample([1, 2]), drawn, make_sample([3, 4])], device=torch.device("cpu"))
-    assert pack.targets.tolist() == [2, 5, 7, 4]
+    assert pack.targets.tolist() == [2, 5, 3, 7, 4]
     assert pack.support is not None
+    assert pack.support.open_rows.tolist() == [0, 1, 3, 4], "the third was drawn from itself alone"
     assert pack.support.row_of.tolist() == [1, 1, 2, 2, 2]
     assert pack.support.token_ids.tolist() == [5, 9, 6, 8, 7]
     assert pack.support.offsets.tolist() == [0, 0, 2, 5, 5]
