@@ -15,8 +15,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -26,15 +24,13 @@ from megatron.core.tensor_parallel import (
     gather_from_sequence_parallel_region,
 )
 
-from polyturn.agents.sampling_support import SamplingSupport
+from polyturn.trainer.megatron.row_support import LOWEST, RowSupport
 
 TILE_ELEMENTS = {"cpu": 2**18, "cuda": 2**26}
 """Logits worked on at a time: on a CPU what fits its cache, on a GPU what keeps temporary memory small."""
 KEPT_ELEMENTS = {"cpu": 2**25, "cuda": 2**27}
 """Up to so many logits (128 MiB, 512 MiB) are kept for the backward pass."""
 MIN_TILE_SIDE = 64
-_LOWEST = -1e30
-"""Below any logit, and finite, so that 0 times it is 0."""
 
 Entropy = Literal["none", "value", "gradient"]
 """Whether entropies are computed, and whether gradients flow through them."""
@@ -50,60 +46,6 @@ class VocabularySlice:
     """The columns behind these are padding: they are never read, and their gradient is 0."""
     group: dist.ProcessGroup | None
     """The ranks that hold the other columns, too; None: there are no others."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RowSupport:
-    """What the targets of N rows were drawn from, on a device.
-
-    A target that was drawn from itself alone has logprob 0, entropy 0 and no gradient. The model is asked for the
-    other R rows; their supports are pairs of one of them and a token id, row after row.
-    """
-
-    open_rows: torch.Tensor
-    """[R] int64, ascending: which of the N rows they are."""
-    row_of: torch.Tensor
-    """[P] int64, ascending: which of the R rows each pair is of."""
-    token_ids: torch.Tensor
-    """[P] int64"""
-    offsets: npt.NDArray[np.int64]
-    """[R + 1], on the host: where the pairs of each row begin, and the end."""
-    is_restricted: torch.Tensor
-    """[R]: rows without pairs were drawn from the whole vocabulary."""
-
-    @classmethod
-    def of(cls, support: SamplingSupport, device: torch.device) -> RowSupport:
-        """Of N rows as the samples have them."""
-        open_rows = np.flatnonzero(support.sizes != 1)
-        asked = support.take(open_rows)
-        return cls(
-            open_rows=torch.from_numpy(open_rows).to(device),
-            row_of=torch.from_numpy(np.repeat(np.arange(len(asked)), asked.sizes)).to(device),
-            token_ids=torch.from_numpy(asked.token_ids.astype(np.int64)).to(device),
-            offsets=asked.offsets,
-            is_restricted=torch.from_numpy(asked.sizes > 0).to(device),
-        )
-
-    def restrict(self, tile: torch.Tensor, rows: slice, first_token: int) -> None:
-        """Put every logit of a tile out of reach that is not among its row's.
-
-        Args:
-            tile: [rows, columns], contiguous; changed in place.
-            rows: among the R.
-            first_token: the id of its first column.
-        """
-        if tile.numel() == 0:
-            return
-        low, high = (int(self.offsets[row]) for row in (rows.start, rows.stop))
-        places = self.token_ids[low:high] - first_token
-        width = tile.size(1)
-        is_here = (places >= 0) & (places < width)
-        flat = tile.view(-1)
-        targets = (self.row_of[low:high] - rows.start) * width + places.clamp(0, width - 1)
-        values = torch.where(is_here, flat[targets], _LOWEST)
-        tile.masked_fill_(self.is_restricted[rows, None], _LOWEST)
-        # Pairs of other columns share a place with one of these, and are below it.
-        flat.scatter_reduce_(0, targets, values, "amax")
 
 
 def token_logprobs(
@@ -250,7 +192,7 @@ class _RowSums:
     def start(cls, hidden: torch.Tensor, *, with_entropies: bool) -> _RowSums:
         zeros = hidden.new_zeros(hidden.size(0), dtype=_wide(hidden))
         return cls(
-            torch.full_like(zeros, _LOWEST),
+            torch.full_like(zeros, LOWEST),
             zeros.clone(),
             zeros.clone() if with_entropies else None,
             zeros.clone(),

@@ -22,7 +22,7 @@ from polyturn.trainer.data.balance import pack, pack_by_prefix, prefix_keys, spl
 from polyturn.trainer.data.prefix_tree import Node, PrefixTree, Sharing, build_tree
 from polyturn.trainer.data.samples import TrainSample
 from polyturn.trainer.megatron.attention import ContextSlice, PackedSequences, pack_lengths
-from polyturn.trainer.megatron.logprob_head import RowSupport
+from polyturn.trainer.megatron.row_support import RowSupport
 from polyturn.trainer.megatron.tree_attention import describe_tree
 
 

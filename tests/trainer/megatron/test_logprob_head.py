@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from polyturn.agents.sampling_support import SamplingSupport
 from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.trainer.megatron import logprob_head
-from polyturn.trainer.megatron.logprob_head import RowSupport, VocabularySlice, token_logprobs
+from polyturn.trainer.megatron.logprob_head import VocabularySlice, token_logprobs
+from polyturn.trainer.megatron.row_support import RowSupport
 
 
 def naive(hidden, weight, targets, temperature, drawn_from=None):
