@@ -39,6 +39,12 @@ class EpisodeLimits:
     """What the model is shown of a result, where the tool sets no limit of its own. None: all."""
 
 
+def _set() -> asyncio.Event:
+    event = asyncio.Event()
+    event.set()
+    return event
+
+
 @dataclass(frozen=True, slots=True)
 class Slots:
     """How many generation requests, and how many resets and steps of environments, run at once.
@@ -51,6 +57,8 @@ class Slots:
     steps: asyncio.Semaphore
     timeout_s: float | None = None
     """How long an episode may wait for one; None: as long as it takes."""
+    may_request: asyncio.Event = field(default_factory=_set)
+    """Cleared while the engines rest: nobody's time runs then."""
     long_renders: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(1))
     """Of threads that tokenise long texts: several would keep the event loop from the interpreter."""
 
@@ -101,6 +109,10 @@ class EpisodeTime:
         Raises:
             PolicyFault: there was no slot, or no answer, in time.
         """
+        if self.slots is not None and not self.slots.may_request.is_set():
+            asked = time.perf_counter()
+            await self.slots.may_request.wait()
+            self.seconds["queue_s"] += time.perf_counter() - asked
         if self.live is not None:
             await self._wait(self.live.enter(self), PolicyFault, "live episode")
         slot = self.slots.requests if self.slots is not None else None

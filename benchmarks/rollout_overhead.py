@@ -43,7 +43,7 @@ from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import EnginesConfig
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.registry import make
-from polyturn.rollout.collector import Collector
+from polyturn.rollout.collection import play_groups
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.fleet import EngineFleet
 from polyturn.rollout.engines.launch import Engines, LocalLauncher
@@ -51,6 +51,7 @@ from polyturn.rollout.engines.server import EngineSpec
 from polyturn.rollout.factory import open_client, token_play
 from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.limits import RolloutLimits
+from polyturn.rollout.player import EpisodePlayer
 from polyturn.tools.types import ToolCall
 
 ENVIRONMENT = "polyturn/TwoHopSearch-v0"
@@ -81,7 +82,7 @@ class AlwaysSearches:
 
 
 class Polyturn:
-    """Episodes through collector and player."""
+    """Episodes through groups, player and fleet."""
 
     def __init__(self, model: Path, url: str, shape: Shape) -> None:
         renderer = ChatRenderer(load_tokenizer(model))
@@ -93,7 +94,7 @@ class Polyturn:
         self._client = open_client(timeout_s=600)
         self._policy = EngineFleet([SGLangPolicy(client=self._client, url=url, stop_token_ids=())])
         self._shape = shape
-        self._collector = Collector(
+        self._player = EpisodePlayer(
             make_env=lambda: make(ENVIRONMENT, max_turns=None),
             tasks=make(ENVIRONMENT).tasks("train"),
             play=token_play(
@@ -108,14 +109,14 @@ class Polyturn:
     async def run(self, round_number: int) -> list[Episode]:
         """Play one round; every round has prompts of its own."""
         num_prompts = self._shape.num_episodes // SAMPLES_PER_PROMPT
-        cursor = PromptCursor(len(self._collector.tasks), seed=1, position=round_number * num_prompts)
-        groups = await self._collector.collect(
-            cursor.take(num_prompts), samples_per_prompt=SAMPLES_PER_PROMPT, policy=self._policy
+        cursor = PromptCursor(len(self._player.tasks), seed=1, position=round_number * num_prompts)
+        groups = await play_groups(
+            self._player, cursor.take(num_prompts), samples_per_prompt=SAMPLES_PER_PROMPT, policy=self._policy
         )
         return [episode for group in groups for episode in group.episodes]
 
     async def close(self) -> None:
-        self._collector.close()
+        self._player.close()
         await self._client.aclose()
 
 

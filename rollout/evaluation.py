@@ -15,11 +15,12 @@ from typing import Literal
 from polyturn.agents.episode import Episode
 from polyturn.agents.policy import Policy
 from polyturn.configs.schema.run import RunConfig
-from polyturn.rollout.collector import Collector, Group, RolloutError
+from polyturn.rollout.collection import play_groups
 from polyturn.rollout.engines.launch import Engines, LocalLauncher
 from polyturn.rollout.engines.server import EngineSpec
-from polyturn.rollout.factory import build_collector, evaluation_sampling, open_policy
-from polyturn.rollout.groups import Prompt
+from polyturn.rollout.factory import build_player, evaluation_sampling, open_policy
+from polyturn.rollout.groups import Group, Prompt
+from polyturn.rollout.player import EpisodePlayer, RolloutError
 from polyturn.rollout.store import TrajectoryStore
 
 CONFIDENCE = 0.95
@@ -100,7 +101,7 @@ class EvaluationResult:
 
 async def evaluate(
     *,
-    collector: Collector,
+    player: EpisodePlayer,
     policy: Policy,
     num_tasks: int,
     samples_per_task: int = 1,
@@ -108,15 +109,16 @@ async def evaluate(
     on_episode: Callable[[Episode], None] | None = None,
     stop: asyncio.Event | None = None,
 ) -> EvaluationResult:
-    """Play the first `num_tasks` tasks of the collector's source, all of them if there are fewer.
+    """Play the first `num_tasks` tasks of the player's source, all of them if there are fewer.
 
     The tasks and seeds are the same in every call, so results before and after training are paired.
 
     Raises:
         RolloutError: every episode failed, or the evaluation was stopped before it was complete.
     """
-    groups = await collector.collect(
-        evaluation_prompts(min(num_tasks, len(collector.tasks))),
+    groups = await play_groups(
+        player,
+        evaluation_prompts(min(num_tasks, len(player.tasks))),
         samples_per_prompt=samples_per_task,
         policy=policy,
         keep=keep,
@@ -194,7 +196,7 @@ def evaluate_model(
     settings = config.evaluation
     with tempfile.TemporaryDirectory(prefix="polyturn-evaluation-") as scratch:
         kept = directory or Path(scratch)
-        collector = build_collector(
+        player = build_player(
             config, model_path=model_path, split=settings.split, sampling=evaluation_sampling(settings)
         )
         store = TrajectoryStore(kept)
@@ -208,7 +210,7 @@ def evaluate_model(
         async def play(url: str | Sequence[str]) -> EvaluationResult:
             async with open_policy(config, model_path=model_path, url=url) as policy:
                 return await evaluate(
-                    collector=collector,
+                    player=player,
                     policy=policy,
                     num_tasks=settings.num_tasks,
                     samples_per_task=settings.samples_per_task,
@@ -224,5 +226,5 @@ def evaluate_model(
             store.forget(EVALUATION_STEP)
         finally:
             store.close()
-            collector.close()
+            player.close()
     return result

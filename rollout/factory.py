@@ -27,11 +27,11 @@ from polyturn.envs.registry import make
 from polyturn.envs.rewards.factory import make_group_rewards, make_reward
 from polyturn.envs.tasks.sources import open_tasks
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.rollout.collector import Collector, Play
 from polyturn.rollout.concurrency import Rule
 from polyturn.rollout.engines.fleet import EngineFleet, Overload
 from polyturn.rollout.engines.watch import EngineWatch
 from polyturn.rollout.limits import RolloutLimits, allow_open_files
+from polyturn.rollout.player import EpisodePlayer, Play
 from polyturn.tools.retries import Retries
 
 MAX_GENERATION_BYTES = 256 * 1024 * 1024
@@ -128,15 +128,15 @@ def evaluation_sampling(settings: EvaluationConfig) -> SamplingParams:
     )
 
 
-def build_collector(
+def build_player(
     config: RunConfig,
     *,
     model_path: Path,
     split: str,
     sampling: SamplingParams,
     with_group_rewards: bool = False,
-) -> Collector:
-    """The collector of a split's tasks, for a policy that samples tokens.
+) -> EpisodePlayer:
+    """The player of a split's tasks, for a policy that samples tokens.
 
     Raises `ValueError` when environment, tasks, rewards or tokenizer cannot be had.
     """
@@ -153,7 +153,7 @@ def build_collector(
     dialect = make_dialect(config.model.dialect)
     renderer = renderer_of(config.model, model_path, dialect)
     renderer.warm_up()
-    return Collector(
+    return EpisodePlayer(
         make_env=partial(make_chosen, default),
         make_chosen=make_chosen,
         group_rewards=make_group_rewards(config.group_rewards) if with_group_rewards else (),

@@ -51,12 +51,17 @@ class PromptCursor:
 
     def peek(self, num_prompts: int) -> list[Prompt]:
         """The next prompts, which are drawn later."""
-        return [self._at(self._position + offset) for offset in range(num_prompts)]
+        return self.peek_at(self._position, num_prompts)
 
-    def _at(self, position: int) -> Prompt:
+    def peek_at(self, position: int, num_prompts: int) -> list[Prompt]:
+        """So many prompts from a position on."""
+        return [self.at(position + offset) for offset in range(num_prompts)]
+
+    def at(self, position: int) -> Prompt:
+        """The prompt that is drawn after `position` others."""
         draw = self._order[position]
         return Prompt(
-            task_index=draw.task_index, epoch=draw.epoch, position=position, group_id=f"g{position:08d}"
+            task_index=draw.task_index, epoch=draw.epoch, position=position, group_id=group_id_at(position)
         )
 
 
@@ -83,6 +88,19 @@ class Group:
     def is_usable(self) -> bool:
         """Whether a baseline can be taken from the group: two survivors, where so many were asked for."""
         return len(self.episodes) >= min(2, self.num_expected)
+
+
+def group_id_at(position: int) -> str:
+    """The id of the group of the prompt at a position; `position_of` reads it."""
+    return f"g{position:08d}"
+
+
+def position_of(group_id: str) -> int:
+    """The position of a training prompt. Raises `ValueError` for the id of another group."""
+    digits = group_id.removeprefix("g")
+    if not digits.isdigit():
+        raise ValueError(f"{group_id!r} is no group of a training run")
+    return int(digits)
 
 
 def episode_seed(*, run_seed: int, group_id: str, sample: int, attempt: int) -> int:

@@ -6,7 +6,8 @@ import resource
 from dataclasses import dataclass
 
 from polyturn.configs.schema.deadlines import hook_timeout_s, stall_timeout_s
-from polyturn.configs.schema.run import RolloutConfig, RunConfig
+from polyturn.configs.schema.rollout import RolloutConfig
+from polyturn.configs.schema.run import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

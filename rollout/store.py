@@ -1,4 +1,4 @@
-"""The trajectories of a run: a journal of the step under way, and one columnar file per finished step."""
+"""The trajectories of a run: journals of what no step has been trained on, and one columnar file per finished step."""
 
 from __future__ import annotations
 
@@ -110,15 +110,16 @@ class StoredEpisodes:
 class TrajectoryStore:
     """Trajectories under `directory`: `trajectories/step_000001.parquet`, `journal/step_000002.journal`.
 
-    An episode is safe from the moment `journal` returns. `write_step` makes the columnar file of a step; the journal is
-    what a step is resumed from, and is kept until `forget` says that it is not needed any more.
+    An episode is safe from the moment `journal` returns. `write_step` makes the columnar file of a step; journals are
+    what a run is resumed from, and are kept until `forget` says that they are not needed any more. A journal holds the
+    prompts that are drawn for one step; where steps overlap, another may be trained on them.
     """
 
     def __init__(self, directory: Path) -> None:
         self._trajectories = directory / "trajectories"
         self._journals = directory / "journal"
         self._aside = directory / "set_aside"
-        self._open: tuple[int, Journal] | None = None
+        self._open: dict[int, Journal] = {}
         self._opening = threading.Lock()
         # One: several would keep the event loop from the interpreter.
         self._writer = ThreadPoolExecutor(1, "trajectories")
@@ -145,12 +146,11 @@ class TrajectoryStore:
         await asyncio.shield(loop.run_in_executor(self._writer, self.journal, step, episode))
 
     def journal(self, step: int, episode: Episode) -> None:
-        """Keep one attempt of the step under way, failed or not. Several threads may do so at once."""
+        """Keep one attempt of a prompt of this step, failed or not. Several threads may do so at once."""
         with self._opening:
-            if self._open is None or self._open[0] != step:
-                self._close_journal()
-                self._open = (step, Journal(self.journal_path(step)))
-            journal = self._open[1]
+            if step not in self._open:
+                self._open[step] = Journal(self.journal_path(step))
+            journal = self._open[step]
         journal.append(episode)
 
     def journaled(self, step: int) -> list[Episode]:
@@ -184,16 +184,21 @@ class TrajectoryStore:
 
     def forget(self, step: int) -> None:
         """Remove the journals of all steps up to this one: it is trained, and nothing will be played of it again."""
-        if self._open is not None and self._open[0] <= step:
-            self._close_journal()
         for number, path in _numbered(self._journals, ".journal").items():
             if number <= step:
+                self._close_journal(number)
                 path.unlink()
 
-    def set_aside(self, step: int) -> Path | None:
-        """Move what is kept of a step out of the way, so that it is played anew; where to, if there is anything."""
-        self._close_journal()
-        kept = [path for path in (self.journal_path(step), self.path(step)) if path.exists()]
+    def set_aside(self, step: int, *, journals: Iterable[int] = ()) -> Path | None:
+        """Move what is kept of a step out of the way, so that it is played anew; where to, if there is anything.
+
+        `journals` are the numbers of those that its episodes stand in; without any, that of the step.
+        """
+        numbers = sorted(set(journals)) or [step]
+        for number in numbers:
+            self._close_journal(number)
+        paths = (*map(self.journal_path, numbers), self.path(step))
+        kept = [path for path in paths if path.exists()]
         if not kept:
             return None
         name = f"step_{step:06d}"
@@ -211,16 +216,18 @@ class TrajectoryStore:
     def close(self) -> None:
         """Close the journal, with what is still being written."""
         self._writer.shutdown()
-        self._close_journal()
+        for number in list(self._open):
+            self._close_journal(number)
 
     def journal_path(self, step: int) -> Path:
         """The journal of a step."""
         return self._journals / f"step_{step:06d}.journal"
 
-    def _close_journal(self) -> None:
-        if self._open is not None:
-            self._open[1].close()
-            self._open = None
+    def _close_journal(self, step: int) -> None:
+        with self._opening:
+            journal = self._open.pop(step, None)
+        if journal is not None:
+            journal.close()
 
 
 def _numbered(folder: Path, ending: str) -> dict[int, Path]:

@@ -1,11 +1,14 @@
-"""The rollout worker of a training run: an event loop, a policy behind the router, and the collectors."""
+"""The rollout worker of a training run: an event loop in a thread of its own, where episodes are played while the
+driver trains.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import functools
+import threading
 from collections.abc import Callable, Coroutine, Sequence
-from contextlib import AsyncExitStack
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -14,83 +17,146 @@ from polyturn.agents.episode import Episode
 from polyturn.agents.policy import Policy
 from polyturn.configs.schema.run import RunConfig
 from polyturn.envs.tasks import draw_order
-from polyturn.rollout.collector import Group, RolloutError
 from polyturn.rollout.evaluation import EvaluationResult, evaluate
-from polyturn.rollout.factory import (
-    build_collector,
-    evaluation_sampling,
-    open_policy,
-    training_sampling,
-)
-from polyturn.rollout.groups import Prompt, PromptCursor
+from polyturn.rollout.factory import build_player, evaluation_sampling, open_policy, training_sampling
+from polyturn.rollout.filters import make_filter
+from polyturn.rollout.groups import Prompt, PromptCursor, position_of
+from polyturn.rollout.order import make_order
+from polyturn.rollout.player import RolloutError
+from polyturn.rollout.scheduler import Frontier, Scheduler, StepGroups
 from polyturn.rollout.store import TrajectoryStore, write_episodes
 
+DRAIN_S = 60.0
+"""How long what is under way has to end when the run is asked to stop."""
 Value = TypeVar("Value")
 OnEpisode = Callable[[Episode], None]
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutStart:
+    """Where rollout begins, or goes on."""
+
+    step: int
+    """Steps that are finished."""
+    version: int
+    """The policy version of trainer and engines."""
+    frontier: Frontier
+
+
 class RolloutWorker:
-    """Plays training prompts and held-out tasks through one router; a context manager."""
+    """Plays training prompts and held-out tasks through one router; a context manager.
+
+    Its methods are called by the driver's thread, and return when what they ask for is done.
+    """
 
     def __init__(self, config: RunConfig, *, model_path: Path, url: str | Sequence[str]) -> None:
-        """`url` is the router's, or the engines'."""
+        """`url` is the router's, or the engines'. Raises `ValueError` where the config's parts cannot be had."""
         self._config = config
         self._model_path = model_path
         self._url = url
-        self._runner = asyncio.Runner()
-        self._open = AsyncExitStack()
-        self._collector = build_collector(
+        self._order = make_order(config.rollout)
+        self._filter = make_filter(config.rollout.filter)
+        self._player = build_player(
             config,
             model_path=model_path,
             split=config.environment.train_split,
             sampling=training_sampling(config, model_path=model_path),
             with_group_rewards=True,
         )
+        self._scheduler: Scheduler | None = None
+        self._on_episode: OnEpisode | None = None
+        self._thread = threading.Thread(target=self._run_loop, name="rollout", daemon=True)
+        self._opened: Future[None] = Future()
 
     def __enter__(self) -> Self:
-        self._stop = asyncio.Event()
-        self._policy: Policy = self._run(
-            self._open.enter_async_context(
-                open_policy(self._config, model_path=self._model_path, url=self._url)
-            )
-        )
+        self._thread.start()
+        self._opened.result()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._run(self._open.aclose())
-        self._collector.close()
-        self._runner.close()
+        self._loop.call_soon_threadsafe(self._closing.set)
+        self._thread.join()
+        self._player.close()
+
+    def begin(self, start: RolloutStart, store: TrajectoryStore) -> None:
+        """Say where the run stands; episodes are played from the first `take` on.
+
+        What the store has in its journals is not played again; what is played goes there.
+        """
+        tasks, config = self._player.tasks, self._config
+        journals = _Journals(store, prompts_per_step=config.rollout.prompts_per_step)
+
+        def tell(episode: Episode) -> None:
+            if self._on_episode is not None:
+                self._on_episode(episode)
+
+        async def make() -> Scheduler:
+            return Scheduler(
+                player=self._player,
+                policy=self._policy,
+                cursor=PromptCursor(len(tasks), seed=config.seed, order=draw_order(tasks, seed=config.seed)),
+                config=config.rollout,
+                order=self._order,
+                keep_group=self._filter,
+                num_steps=config.trainer.num_steps,
+                updates_per_step=config.trainer.updates_per_step,
+                step=start.step,
+                version=start.version,
+                frontier=start.frontier,
+                finished=journals.finished,
+                keep=journals.keep,
+                on_episode=tell,
+                stop=self._stop,
+            )
+
+        self._scheduler = self._run(make())
+
+    def take(self, *, on_episode: OnEpisode) -> StepGroups | None:
+        """Wait for the groups of the next step; None when rollout was stopped before they were there.
+
+        Args:
+            on_episode: called with every attempt that ends meanwhile, in the thread of rollout.
+
+        Raises:
+            RolloutError: they cannot be had.
+        """
+        self._on_episode = on_episode
+        try:
+            return self._run(self._running.take())
+        finally:
+            self._on_episode = None
+
+    def advance(self, *, version: int, engine_step: int, engine_version: int) -> None:
+        """A step is finished; see `Scheduler.advance`."""
+
+        async def advance() -> None:
+            self._running.advance(version=version, engine_step=engine_step, engine_version=engine_version)
+
+        self._run(advance())
+
+    @property
+    def frontier(self) -> Frontier:
+        """Which prompts are done with."""
+        return self._running.frontier
+
+    def rest(self) -> None:
+        """Let no further request begin; nobody's time runs until `go_on`."""
+        self._loop.call_soon_threadsafe(self._running.collection.slots.may_request.clear)
+
+    def go_on(self) -> None:
+        """End a rest."""
+        self._loop.call_soon_threadsafe(self._running.collection.slots.may_request.set)
 
     def stop(self) -> None:
         """Let no further episode start. May be called from a signal handler or another thread."""
-        self._runner.get_loop().call_soon_threadsafe(self._stop.set)
+        self._loop.call_soon_threadsafe(self._stop.set)
 
-    def cursor(self, position: int) -> PromptCursor:
-        """The prompts of the training split from a position on."""
-        tasks, seed = self._collector.tasks, self._config.seed
-        return PromptCursor(len(tasks), seed=seed, position=position, order=draw_order(tasks, seed=seed))
-
-    def prefetch(self, prompts: Sequence[Prompt]) -> None:
-        """Read the tasks of prompts that are played later, in the background."""
-        self._collector.prefetch(prompts)
-
-    def collect(
-        self, prompts: Sequence[Prompt], *, step: int, store: TrajectoryStore, on_episode: OnEpisode
-    ) -> list[Group]:
-        """The groups of a step. What the store has in its journal is not played again; what is played goes there."""
-        return self._run(
-            self._collector.collect(
-                prompts,
-                samples_per_prompt=self._config.rollout.samples_per_prompt,
-                policy=self._policy,
-                finished=store.journaled(step),
-                keep=functools.partial(store.keep, step),
-                on_episode=on_episode,
-                stop=self._stop,
-            )
-        )
+    def drain(self) -> None:
+        """Wait for what is under way, so that it is kept; what takes too long is given up."""
+        if self._scheduler is not None:
+            self._run(self._scheduler.close(drain_s=DRAIN_S))
 
     def evaluate(self, *, step: int, trajectories: Path, on_episode: OnEpisode) -> EvaluationResult | None:
         """The held-out evaluation after `step`; None when it was stopped. Episodes go to `trajectories`."""
@@ -101,7 +167,7 @@ class RolloutWorker:
             episodes.append(episode)
             on_episode(episode)
 
-        collector = build_collector(
+        player = build_player(
             self._config,
             model_path=self._model_path,
             split=settings.split,
@@ -110,7 +176,7 @@ class RolloutWorker:
         try:
             result = self._run(
                 evaluate(
-                    collector=collector,
+                    player=player,
                     policy=self._policy,
                     num_tasks=settings.num_tasks,
                     samples_per_task=settings.samples_per_task,
@@ -123,9 +189,60 @@ class RolloutWorker:
                 return None
             raise
         finally:
-            collector.close()
+            player.close()
         write_episodes(trajectories, episodes, step=step)
         return result
 
+    @property
+    def _running(self) -> Scheduler:
+        assert self._scheduler is not None, "rollout has not begun"
+        return self._scheduler
+
     def _run(self, coroutine: Coroutine[Any, Any, Value]) -> Value:
-        return self._runner.run(coroutine)
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+
+    def _run_loop(self) -> None:
+        try:
+            asyncio.run(self._live())
+        except BaseException as fault:
+            if self._opened.done():
+                raise
+            self._opened.set_exception(fault)
+
+    async def _live(self) -> None:
+        """Hold the policy open until the worker is closed."""
+        self._loop = asyncio.get_running_loop()
+        self._closing, self._stop = asyncio.Event(), asyncio.Event()
+        async with open_policy(self._config, model_path=self._model_path, url=self._url) as policy:
+            self._policy: Policy = policy
+            self._opened.set_result(None)
+            await self._closing.wait()
+            if self._scheduler is not None:
+                await self._scheduler.close()
+
+
+class _Journals:
+    """What is kept of groups until a step is trained on them: in one journal for each step's worth of prompts."""
+
+    def __init__(self, store: TrajectoryStore, *, prompts_per_step: int) -> None:
+        self._store = store
+        self._prompts_per_step = prompts_per_step
+        self._found: dict[int, dict[str, list[Episode]]] = {}
+
+    def finished(self, prompt: Prompt) -> list[Episode]:
+        """The attempts of a prompt that are kept."""
+        number = self._number(prompt.position)
+        if number not in self._found:
+            by_group: dict[str, list[Episode]] = {}
+            for episode in self._store.journaled(number):
+                by_group.setdefault(episode.group_id, []).append(episode)
+            # Those before are asked for no more, but for one or two that others overtook.
+            self._found = {key: value for key, value in self._found.items() if value} | {number: by_group}
+        return self._found[number].pop(prompt.group_id, [])
+
+    async def keep(self, episode: Episode) -> None:
+        """Keep an attempt."""
+        await self._store.keep(self._number(position_of(episode.group_id)), episode)
+
+    def _number(self, position: int) -> int:
+        return position // self._prompts_per_step + 1

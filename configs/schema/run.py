@@ -11,12 +11,13 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
-    field_validator,
     model_validator,
 )
 
 from polyturn.configs.schema.algorithm import AlgorithmConfig
-from polyturn.configs.schema.concurrency import AdaptiveConcurrency, Concurrency, FixedConcurrency
+from polyturn.configs.schema.concurrency import AdaptiveConcurrency
+from polyturn.configs.schema.objective import TruncatedImportance
+from polyturn.configs.schema.rollout import MinP, RolloutConfig, TopP
 from polyturn.configs.schema.section import Section
 from polyturn.configs.schema.tasks import EnvironmentReward, GroupRewardConfig, RewardChoice, TaskSources
 from polyturn.configs.schema.trainer import (
@@ -31,8 +32,6 @@ from polyturn.configs.schema.trainer import (
 from polyturn.configs.sizing.hardware import GpuName
 
 Port = Annotated[int, Field(ge=0, le=65535)]
-TopP = Annotated[float, Field(gt=0, le=1)]
-MinP = Annotated[float, Field(ge=0, lt=1)]
 
 
 class EnvironmentConfig(Section):
@@ -90,57 +89,6 @@ class ModelConfig(Section):
     thoughts, the episode goes on in a new segment), or what they were when they were sampled."""
 
 
-LARGEST_TOP_K = 4096
-"""The engines record what a token was drawn from up to about so many tokens."""
-
-
-class SamplingConfig(Section):
-    """The sampling contract. What top-p, top-k and min-p leave of the vocabulary is recorded, and the trainer scores
-    over that. Penalties are refused: it could not replay them."""
-
-    temperature: Annotated[float, Field(ge=0.01)] = 1.0
-    """Of the training episodes; the trainer's logprobs are taken at it too."""
-    top_p: TopP = 1.0
-    """Draw from the likeliest tokens that have so much of the probability together; 1.0: from all."""
-    top_k: int = -1
-    """Draw from the so many likeliest tokens, 2 to 4,096; -1: from all, or from 4,096 where top_p or min_p is set."""
-    min_p: MinP = 0.0
-    """Draw from the tokens of this share of the likeliest one's probability, or more; 0.0: from all."""
-    seeded: bool = False
-    """Give every request a seed of its own, so that a synchronous run repeats."""
-
-    @field_validator("top_k")
-    @classmethod
-    def _can_be_recorded(cls, value: int) -> int:
-        if value == 1:
-            raise ValueError("top_k must not be 1: a token that is drawn from itself alone teaches nothing")
-        if value != -1 and not 1 < value <= LARGEST_TOP_K:
-            raise ValueError(
-                f"top_k must be -1 or from 2 to {LARGEST_TOP_K}, got {value}: the engines record no more of what a "
-                "token was drawn from"
-            )
-        return value
-
-    @property
-    def is_restricted(self) -> bool:
-        """Whether tokens are drawn from a part of the vocabulary."""
-        return self.top_p < 1 or self.top_k != -1 or self.min_p > 0
-
-    def finite_top_k(self, vocab_size: int) -> int:
-        """The top-k that engines are asked for: they record nothing without one."""
-        return min(LARGEST_TOP_K if self.top_k == -1 else self.top_k, vocab_size)
-
-    @property
-    def largest_support(self) -> int | None:
-        """The most tokens that one may be drawn from: more than top-k, for tokens with the probability of its last one
-        are not told apart, and engines abort what they cannot record. None where nothing is left out."""
-        return 2 * self.finite_top_k(LARGEST_TOP_K) + 64 if self.is_restricted else None
-
-    def cuts_off(self, vocab_size: int) -> bool:
-        """Whether that leaves out tokens that nobody asked to leave out."""
-        return self.is_restricted and self.top_k == -1 and vocab_size > LARGEST_TOP_K
-
-
 class RouterConfig(Section):
     """How requests are spread over the engines."""
 
@@ -182,31 +130,6 @@ class EnginesConfig(Section):
     routing_replay: bool = False
     """Record the experts that each token was sent to, and replay them in the trainer (models with experts)."""
     router: RouterConfig = RouterConfig()
-
-
-class RolloutConfig(Section):
-    """How many episodes, and how many at once."""
-
-    prompts_per_step: PositiveInt
-    """Tasks in a step: one group of episodes each."""
-    samples_per_prompt: PositiveInt
-    """Episodes of one task, which share a baseline."""
-    max_concurrent_requests: PositiveInt = 256
-    """Generation requests at once."""
-    max_concurrent_episodes: PositiveInt = 256
-    """Episodes under way at once."""
-    max_concurrent_tools: PositiveInt = 32
-    """Resets and steps of environments at once."""
-    concurrency: Concurrency = FixedConcurrency()
-    queue_timeout_s: PositiveFloat = 3600.0
-    """An episode that waits for one of these slots for so many seconds fails, and is played again."""
-    max_lost_threads: NonNegativeInt = 32
-    """The run stops when more calls of environments than this were given up, never returned, and hold their threads."""
-    max_retries: NonNegativeInt = 2
-    """How often a failed episode is played again before it is dropped and counted."""
-    max_failure_share: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """The run stops when a larger share of the attempts of one step failed, once there are enough to tell."""
-    sampling: SamplingConfig = SamplingConfig()
 
 
 class TrainerConfig(Section):
@@ -281,6 +204,9 @@ class BroadcastSync(Section):
     """Tensors are sent together up to this size."""
     timeout_s: PositiveFloat = 300.0
     """The run fails when a push takes longer."""
+    every_steps: PositiveInt = 1
+    """The engines get new weights after every so many steps, and after the last; more than 1 needs
+    rollout.max_staleness."""
     dtype: Literal["same", "fp8_block"] = "same"
     """What the engines serve: the trainer's weights as they are, or cast to FP8 in 128 x 128 blocks at each sync."""
 
@@ -291,6 +217,9 @@ class DiskSync(Section):
     kind: Literal["disk"]
     directory: Path | None = None
     """None: a folder in the run directory."""
+    every_steps: PositiveInt = 1
+    """The engines get new weights after every so many steps, and after the last; more than 1 needs
+    rollout.max_staleness."""
     dtype: Literal["same", "fp8_block"] = "same"
     """What the engines serve: the trainer's weights as they are, or cast to FP8 in 128 x 128 blocks at each sync."""
 
@@ -415,6 +344,26 @@ class RunConfig(Section):
             or self.engines.routing_replay
             or self.rollout.sampling.is_restricted
         )
+
+    @property
+    def algorithm(self) -> AlgorithmConfig:
+        """`trainer.algorithm` with the corrections that staleness asks for, where the config names none."""
+        given = self.trainer.algorithm
+        if given.corrections is not None:
+            return given
+        takes_one = given.proximal == "scored" and getattr(given.loss, "anchor", None) != "behavior"
+        default = [TruncatedImportance(kind="truncated_importance")] if takes_one else []
+        return given.model_copy(update={"corrections": default if self.rollout.max_staleness else []})
+
+    @model_validator(mode="after")
+    def _engines_keep_up(self) -> Self:
+        needed, given = self.weight_sync.every_steps - 1, self.rollout.max_staleness
+        if given < needed:
+            raise ValueError(
+                f"weight_sync.every_steps {self.weight_sync.every_steps} leaves the engines up to {needed} steps "
+                f"behind, and rollout.max_staleness allows {given}; set it to {needed} or more"
+            )
+        return self
 
 
 class SuiteEntry(Section):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import httpx
 
 from polyturn.rollout.engines.process import EngineError
+
+PauseMode = Literal["retract", "in_place", "abort"]
 
 
 class EngineControl:
@@ -64,10 +66,12 @@ class EngineControl:
         shapes: Sequence[Sequence[int]],
         group_name: str,
         weight_version: int,
+        flush_cache: bool = True,
     ) -> None:
         """Receive tensors by broadcast from rank 0, and stamp their version; blocks until they have been loaded.
 
-        One flat tensor of bytes carries all of them in order.
+        One flat tensor of bytes carries all of them in order. Without `flush_cache` the KV cache of the old weights is
+        used on; with it, an engine that is paused in place refuses, although it has taken the weights.
         """
         body = {
             "names": names,
@@ -75,15 +79,29 @@ class EngineControl:
             "shapes": shapes,
             "group_name": group_name,
             "load_format": "flattened_bucket",
-            "flush_cache": True,
+            "flush_cache": flush_cache,
             "weight_version": str(weight_version),
         }
         self._post("/update_weights_from_distributed", body)
 
-    def update_weights_from_disk(self, *, model_path: str, weight_version: int) -> None:
+    def update_weights_from_disk(
+        self, *, model_path: str, weight_version: int, flush_cache: bool = True
+    ) -> None:
         """Load the weights of a Hugging Face directory of the same architecture, and stamp their version."""
-        body = {"model_path": model_path, "flush_cache": True, "weight_version": str(weight_version)}
+        body = {"model_path": model_path, "flush_cache": flush_cache, "weight_version": str(weight_version)}
         self._post("/update_weights_from_disk", body)
+
+    def pause(self, mode: PauseMode) -> None:
+        """Let no request go on until `go_on`; those that come meanwhile wait.
+
+        `retract` gives back the KV of those under way, which is computed anew afterwards, by the weights of then;
+        `in_place` leaves it as it is; `abort` answers them with what they have.
+        """
+        self._post("/pause_generation", {"mode": mode})
+
+    def go_on(self) -> None:
+        """End a pause."""
+        self._post("/continue_generation", {})
 
     def flush_cache(self) -> None:
         """Drop the prefix cache. Refused while requests run."""

@@ -145,9 +145,9 @@ def newest_policy(config: RunConfig) -> Path:
 
 
 def _evaluate_one(config: RunConfig, model_path: Path) -> EvaluationReport:
-    from polyturn.rollout.collector import RolloutError
     from polyturn.rollout.engines.process import EngineError
     from polyturn.rollout.evaluation import evaluate_model
+    from polyturn.rollout.player import RolloutError
     from polyturn.trainer.run.progress import make_progress
 
     settings = config.evaluation

@@ -6,7 +6,7 @@ import pytest
 
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.loading.loader import load_config
-from polyturn.configs.schema.run import SamplingConfig
+from polyturn.configs.schema.rollout import SamplingConfig
 
 
 @pytest.mark.catalogue("B24")

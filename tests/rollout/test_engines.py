@@ -24,13 +24,14 @@ from polyturn.agents.ledger import Ledger
 from polyturn.agents.policy import PolicyFault, SamplingParams
 from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.schema.run import EnginesConfig, RunConfig
+from polyturn.rollout.collection import play_groups
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.fleet import EngineFleet
 from polyturn.rollout.engines.load import LoadPoller
 from polyturn.rollout.engines.process import EngineError
 from polyturn.rollout.engines.server import CPU_DEFAULTS, EngineSpec, SGLangServer
 from polyturn.rollout.evaluation import evaluate
-from polyturn.rollout.factory import build_collector, open_client, open_policy
+from polyturn.rollout.factory import build_player, open_client, open_policy
 from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.trainer.data.samples import TrainSample
@@ -385,18 +386,19 @@ def run_config(model: Path) -> RunConfig:
 
 
 async def collect(config, model, url, on_episode=None):
-    collector = build_collector(config, model_path=model, split="train", sampling=SamplingParams())
-    prompts = PromptCursor(len(collector.tasks), seed=0).take(config.rollout.prompts_per_step)
+    player = build_player(config, model_path=model, split="train", sampling=SamplingParams())
+    prompts = PromptCursor(len(player.tasks), seed=0).take(config.rollout.prompts_per_step)
     try:
         async with open_policy(config, model_path=model, url=url) as policy:
-            return await collector.collect(
+            return await play_groups(
+                player,
                 prompts,
                 samples_per_prompt=config.rollout.samples_per_prompt,
                 policy=policy,
                 on_episode=on_episode,
             )
     finally:
-        collector.close()
+        player.close()
 
 
 @pytest.mark.catalogue("B50")
@@ -426,10 +428,10 @@ async def test_a_seeded_collection_repeats_and_is_kept(engines, tiny_model, tmp_
 
 async def test_evaluation_of_a_random_model(engines, tiny_model):
     config = run_config(tiny_model)
-    collector = build_collector(config, model_path=tiny_model, split="heldout", sampling=SamplingParams())
+    player = build_player(config, model_path=tiny_model, split="heldout", sampling=SamplingParams())
     async with open_policy(config, model_path=tiny_model, url=engines.url) as policy:
-        result = await evaluate(collector=collector, policy=policy, num_tasks=8)
-    collector.close()
+        result = await evaluate(player=player, policy=policy, num_tasks=8)
+    player.close()
     assert (result.num_tasks, result.num_episodes, result.num_failed) == (8, 8, 0)
     assert result.mean == 0.0
     assert 0.0 == result.low < result.high < 0.5

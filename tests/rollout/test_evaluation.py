@@ -14,7 +14,6 @@ from polyturn.agents.policy import PolicyFault
 from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.rewards import exact_match
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.rollout.collector import Collector, RolloutError
 from polyturn.rollout.evaluation import (
     clustered_interval,
     evaluate,
@@ -23,6 +22,7 @@ from polyturn.rollout.evaluation import (
     wilson_interval,
 )
 from polyturn.rollout.limits import RolloutLimits
+from polyturn.rollout.player import EpisodePlayer, RolloutError
 from tests.support.play import message_play
 
 TASKS = ListTasks([Task.from_prompt(f"task-{i}", f"Say {i}", label=str(i)) for i in range(20)])
@@ -33,8 +33,8 @@ class Parrot(ToolEnv):
         return {"correct": exact_match(message.content, self.task.label)}
 
 
-def make_collector():
-    return Collector(
+def make_player():
+    return EpisodePlayer(
         make_env=Parrot,
         tasks=TASKS,
         play=message_play(limits=EpisodeLimits()),
@@ -48,11 +48,11 @@ def number_in(messages):
 
 
 async def run(script, **options):
-    collector = make_collector()
+    player = make_player()
     try:
-        return await evaluate(collector=collector, policy=ScriptedPolicy(script), **options)
+        return await evaluate(player=player, policy=ScriptedPolicy(script), **options)
     finally:
-        collector.close()
+        player.close()
 
 
 async def test_mean_interval_and_counts():

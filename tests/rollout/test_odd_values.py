@@ -1,6 +1,6 @@
 """Whatever a model writes and an environment hands over: an odd episode ends itself at most, and all is kept.
 
-Through the real player, chat template, collector, journal, store and resume.
+Through the real player, chat template, player, journal, store and resume.
 """
 
 import asyncio
@@ -27,11 +27,12 @@ from polyturn.agents.policy import Generation, SamplingParams
 from polyturn.configs.models import resolve_model_path
 from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.rollout.collector import Collector
+from polyturn.rollout.collection import play_groups
 from polyturn.rollout.factory import token_play
 from polyturn.rollout.groups import Prompt
 from polyturn.rollout.journal import decode_episode, encode_episode
 from polyturn.rollout.limits import RolloutLimits
+from polyturn.rollout.player import EpisodePlayer
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall
@@ -135,10 +136,11 @@ def run(directory, play, policy, odd):
         store.journal(1, episode)
 
     def collect(finished, on_episode):
-        collector = Collector(make_env=Handing, tasks=tasks, play=play, limits=limits, seed=0)
+        player = EpisodePlayer(make_env=Handing, tasks=tasks, play=play, limits=limits, seed=0)
         try:
             return asyncio.run(
-                collector.collect(
+                play_groups(
+                    player,
                     prompts,
                     samples_per_prompt=1,
                     policy=policy,
@@ -147,7 +149,7 @@ def run(directory, play, policy, odd):
                 )
             )
         finally:
-            collector.close()
+            player.close()
 
     groups = collect((), keep)
     by_task = {episode.task_id: episode for episode in played}

@@ -5,7 +5,7 @@ import sys
 
 SCRIPT = """
 import resource, sys
-from polyturn.configs.schema.run import RolloutConfig
+from polyturn.configs.schema.rollout import RolloutConfig
 from polyturn.rollout.limits import allow_open_files
 soft, hard, requests = map(int, sys.argv[1:])
 resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))

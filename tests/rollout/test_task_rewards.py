@@ -17,10 +17,11 @@ from polyturn.envs.rewards.factory import make_group_rewards
 from polyturn.envs.rewards.rubric import Criterion
 from polyturn.envs.tasks import GeneratedTasks, draw_order
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.rollout.collector import Collector, RolloutError
+from polyturn.rollout.collection import play_groups
 from polyturn.rollout.factory import check_train_split, run_reward, tasks_of
 from polyturn.rollout.groups import PromptCursor, without_group_rewards
 from polyturn.rollout.limits import RolloutLimits
+from polyturn.rollout.player import EpisodePlayer, RolloutError
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.trainer.credit.estimates import estimate_advantages, make_samples
 from polyturn.trainer.run.preflight import check_environment
@@ -57,15 +58,15 @@ def scripted(answer):
     return Policy()
 
 
-async def play(collector, answer, *, num_prompts, samples=4, **options):
-    order = draw_order(collector.tasks, seed=0)
-    prompts = PromptCursor(len(collector.tasks), seed=0, order=order).take(num_prompts)
+async def play(player, answer, *, num_prompts, samples=4, **options):
+    order = draw_order(player.tasks, seed=0)
+    prompts = PromptCursor(len(player.tasks), seed=0, order=order).take(num_prompts)
     try:
-        return await collector.collect(
-            prompts, samples_per_prompt=samples, policy=scripted(answer), **options
+        return await play_groups(
+            player, prompts, samples_per_prompt=samples, policy=scripted(answer), **options
         )
     finally:
-        collector.close()
+        player.close()
 
 
 def write_jsonl(path, rows):
@@ -108,7 +109,7 @@ async def test_a_mixture_of_files_is_trained_on_with_a_rubric(tmp_path, monkeypa
     )
     check_environment(config, ("train", "heldout"), MODEL)
     assert len(tasks_of(config, "heldout")) == 10
-    collector = Collector(
+    player = EpisodePlayer(
         make_env=partial(_graded, config),
         tasks=tasks_of(config, "train"),
         play=PLAY,
@@ -122,7 +123,7 @@ async def test_a_mixture_of_files_is_trained_on_with_a_rubric(tmp_path, monkeypa
             return "C"
         return str(2 * int(prompt.split()[1])) if count % 2 else "I do not know"
 
-    groups = await play(collector, answer, num_prompts=64)
+    groups = await play(player, answer, num_prompts=64)
     sources = Counter(group.episodes[0].task_id.split("-")[0] for group in groups)
     assert sources == {"a": 48, "b": 16}
     episodes = [episode for group in groups for episode in group.episodes]
@@ -164,9 +165,9 @@ class Grades(ToolEnv):
 TASKS = ListTasks([Task.from_prompt(f"t{i}", f"prompt {i}") for i in range(4)])
 
 
-def group_collector(reward, tasks=TASKS):
+def group_player(reward, tasks=TASKS):
     part = Criterion(name="g", weight=2.0, reward=reward)
-    return Collector(make_env=Grades, tasks=tasks, play=PLAY, limits=LIMITS, seed=0, group_rewards=[part])
+    return EpisodePlayer(make_env=Grades, tasks=tasks, play=PLAY, limits=LIMITS, seed=0, group_rewards=[part])
 
 
 async def test_a_group_reward_is_called_once_for_each_group_with_all_its_episodes():
@@ -176,7 +177,7 @@ async def test_a_group_reward_is_called_once_for_each_group_with_all_its_episode
         calls.append([(episode.task.task_id, episode.answer, episode.reward) for episode in episodes])
         return [1.0 for _ in episodes]
 
-    groups = await play(group_collector(reward), lambda prompt, count: "x" * (count + 1), num_prompts=4)
+    groups = await play(group_player(reward), lambda prompt, count: "x" * (count + 1), num_prompts=4)
     assert len(calls) == 4
     for group, call in zip(groups, sorted(calls), strict=False):
         assert len(group.episodes) == len(call) == 4
@@ -196,7 +197,7 @@ async def test_a_group_reward_that_fails_is_tried_again_and_then_the_group_is_dr
             raise RuntimeError("the judge is away")
         return [0.0 for _ in episodes]
 
-    groups = await play(group_collector(reward), lambda prompt, count: "x", num_prompts=4)
+    groups = await play(group_player(reward), lambda prompt, count: "x", num_prompts=4)
     by_task = {TASKS[group.prompt.task_index].task_id: group for group in groups}
     assert (by_task["t1"].episodes, by_task["t1"].num_dropped, by_task["t1"].num_missing) == ((), 4, 0)
     assert not by_task["t1"].is_usable
@@ -209,7 +210,7 @@ async def test_when_every_group_reward_fails_the_step_ends_with_the_reason():
         raise RuntimeError("the judge is away")
 
     with pytest.raises(RolloutError, match="the judge is away"):
-        await play(group_collector(reward), lambda prompt, count: "x", num_prompts=2)
+        await play(group_player(reward), lambda prompt, count: "x", num_prompts=2)
 
 
 @pytest.mark.catalogue("B45")
@@ -220,12 +221,12 @@ async def test_a_resumed_step_is_scored_once():
         return [float(len(episodes)) for _ in episodes]
 
     played = []
-    groups = await play(group_collector(reward), lambda p, c: "x", num_prompts=2, on_episode=played.append)
+    groups = await play(group_player(reward), lambda p, c: "x", num_prompts=2, on_episode=played.append)
     scored = [episode for group in groups for episode in group.episodes]
     assert {episode.reward for episode in played} == {1.0}
     assert {episode.reward for episode in scored} == {9.0}
     for finished in (played, scored):
-        again = await play(group_collector(reward), lambda p, c: "never", num_prompts=2, finished=finished)
+        again = await play(group_player(reward), lambda p, c: "never", num_prompts=2, finished=finished)
         assert [episode for group in again for episode in group.episodes] == scored
 
 
@@ -250,7 +251,7 @@ async def test_a_task_is_played_in_the_environment_that_it_chooses():
         return Task(task_id=f"t{index}", messages=({"role": "user", "content": "p"},), environment=choice)
 
     limits = RolloutLimits(max_concurrent_episodes=1)
-    collector = Collector(
+    player = EpisodePlayer(
         make_env=Grades,
         make_chosen=make_chosen,
         tasks=ListTasks([task(index) for index in range(3)]),
@@ -258,7 +259,7 @@ async def test_a_task_is_played_in_the_environment_that_it_chooses():
         limits=limits,
         seed=0,
     )
-    groups = await play(collector, lambda prompt, count: "four", num_prompts=9)
+    groups = await play(player, lambda prompt, count: "four", num_prompts=9)
     parts = {episode.task_id: episode.reward_parts for group in groups for episode in group.episodes}
     assert parts == {"t0": {"length": 4.0}, "t1": {"other": 10.0}, "t2": {"other": 20.0}}
     assert sorted(made) == [("o", 10.0), ("o", 20.0)], "made once and used again"
@@ -266,8 +267,8 @@ async def test_a_task_is_played_in_the_environment_that_it_chooses():
 
 async def test_endless_generated_tasks_are_read_ahead_and_played():
     tasks = GeneratedTasks(lambda index, seed: {"id": f"t{index}", "prompt": f"{index}?", "answer": index})
-    collector = group_collector(lambda episodes: [0.0 for _ in episodes], tasks)
-    groups = await play(collector, lambda prompt, count: "x", num_prompts=12)
+    player = group_player(lambda episodes: [0.0 for _ in episodes], tasks)
+    groups = await play(player, lambda prompt, count: "x", num_prompts=12)
     assert len({group.episodes[0].task_id for group in groups}) == 12
 
 
@@ -343,14 +344,14 @@ async def test_a_group_of_which_some_are_played_again_has_the_rewards_of_one_tha
     def answer(prompt, count):
         return "x"
 
-    (scored,) = await play(group_collector(reward), answer, num_prompts=1)
+    (scored,) = await play(group_player(reward), answer, num_prompts=1)
     assert [episode.reward for episode in scored.episodes] == [3.0] * 4
-    (again,) = await play(group_collector(reward), answer, num_prompts=1, finished=scored.episodes[num_lost:])
+    (again,) = await play(group_player(reward), answer, num_prompts=1, finished=scored.episodes[num_lost:])
     assert [episode.reward for episode in again.episodes] == [3.0] * 4
     assert [episode.reward_parts for episode in again.episodes] == [{"length": 1.0, "group.g": 1.0}] * 4
     raw = [without_group_rewards(episode) for episode in scored.episodes]
     assert [episode.reward for episode in raw] == [1.0] * 4
-    (from_journal,) = await play(group_collector(reward), answer, num_prompts=1, finished=raw[num_lost:])
+    (from_journal,) = await play(group_player(reward), answer, num_prompts=1, finished=raw[num_lost:])
     assert [episode.reward for episode in from_journal.episodes] == [3.0] * 4
 
 
@@ -363,12 +364,12 @@ async def test_stored_episodes_of_another_task_are_refused_with_the_way_out():
     def answer(prompt, count):
         return "x"
 
-    (group,) = await play(group_collector(reward), answer, num_prompts=1)
+    (group,) = await play(group_player(reward), answer, num_prompts=1)
     others = ListTasks([Task.from_prompt(f"t{i}", f"another prompt {i}") for i in range(4)])
     with pytest.raises(
         RolloutError, match=r"stored episode g00000000\.0\.0 is of another task .* begin a new one"
     ):
-        await play(group_collector(reward, others), answer, num_prompts=1, finished=group.episodes[:1])
+        await play(group_player(reward, others), answer, num_prompts=1, finished=group.episodes[:1])
     renamed = ListTasks([Task.from_prompt(f"u{i}", f"prompt {i}") for i in range(4)])
     with pytest.raises(RolloutError, match=r"of the task 't\d', not 'u\d'"):
-        await play(group_collector(reward, renamed), answer, num_prompts=1, finished=group.episodes[:1])
+        await play(group_player(reward, renamed), answer, num_prompts=1, finished=group.episodes[:1])

@@ -15,10 +15,11 @@ from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.rewards.rubric import Criterion
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.envs.wrappers import WrappedToolEnv
-from polyturn.rollout.collector import Collector, RolloutError
+from polyturn.rollout.collection import play_groups
 from polyturn.rollout.factory import open_client
 from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.limits import RolloutLimits
+from polyturn.rollout.player import EpisodePlayer, RolloutError
 from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall
 from tests.support.play import message_play
@@ -88,7 +89,7 @@ async def attempts_of(
     """All attempts of one collection, and its groups."""
     tasks = ListTasks([Task.from_prompt(f"t{i}", f"q{i}", label=label) for i, label in enumerate(labels)])
     attempts = []
-    collector = Collector(
+    player = EpisodePlayer(
         make_env=make_env,
         tasks=tasks,
         play=message_play(limits=EpisodeLimits(**episode_limits)),
@@ -97,14 +98,15 @@ async def attempts_of(
         group_rewards=group_rewards,
     )
     try:
-        groups = await collector.collect(
+        groups = await play_groups(
+            player,
             PromptCursor(len(tasks), seed=0).take(len(tasks)),
             samples_per_prompt=samples,
             policy=policy,
             on_episode=attempts.append,
         )
     finally:
-        collector.close()
+        player.close()
     return attempts, groups
 
 
@@ -185,7 +187,7 @@ async def test_an_asynchronous_judge_that_hangs_is_a_failure(release):
 
 
 async def test_a_judge_that_never_lets_go_is_a_stall_with_the_name_of_its_episode(release, monkeypatch):
-    monkeypatch.setattr("polyturn.rollout.collector.CANCEL_S", 0.1)
+    monkeypatch.setattr("polyturn.rollout.collection.CANCEL_S", 0.1)
 
     class Clings(Odd):
         async def grade(self, message):

@@ -5,9 +5,10 @@ import threading
 from polyturn.agents.deadlines import EpisodeLimits
 from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.rollout.collector import Collector
+from polyturn.rollout.collection import play_groups
 from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.limits import RolloutLimits
+from polyturn.rollout.player import EpisodePlayer
 from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall
 from polyturn.trainer.run.metrics import tool_metrics
@@ -52,13 +53,13 @@ class Caller:
 async def collect(name):
     limits = RolloutLimits(max_concurrent_episodes=1, max_concurrent_tools=2, max_retries=0)
     player = message_play(limits=EpisodeLimits(max_turns=4))
-    collector = Collector(make_env=Hanging, tasks=TASKS, play=player, limits=limits, seed=0)
+    player = EpisodePlayer(make_env=Hanging, tasks=TASKS, play=player, limits=limits, seed=0)
     Hanging.made = 0
     try:
         prompts = PromptCursor(len(TASKS), seed=0).take(4)
-        groups = await collector.collect(prompts, samples_per_prompt=1, policy=Caller(name))
+        groups = await play_groups(player, prompts, samples_per_prompt=1, policy=Caller(name))
     finally:
-        collector.close()
+        player.close()
     return [episode for group in groups for episode in group.episodes]
 
 

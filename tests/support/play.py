@@ -1,4 +1,4 @@
-"""How tests have a collector play policies that speak in messages."""
+"""How tests have a player play policies that speak in messages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from functools import partial
 
 from polyturn.agents.deadlines import EpisodeLimits
 from polyturn.agents.episode_loop import play_messages
-from polyturn.rollout.collector import Play
+from polyturn.rollout.player import Play
 
 
 def message_play(*, limits: EpisodeLimits) -> Play:

@@ -16,6 +16,7 @@ from polyturn.agents.episode import Episode
 from polyturn.configs.loading.loader import load_config, shipped_names
 from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.groups import Group, Prompt
+from polyturn.rollout.scheduler import StepGroups
 from polyturn.trainer.credit.estimates import StepCredit, assign_credit, make_samples
 from polyturn.trainer.data.balance import cut_into_updates, share_out
 from polyturn.trainer.data.samples import SKIPPED, TrainSample, Update, UpdateReport
@@ -102,8 +103,16 @@ def metrics_of(episodes: list[Episode], credit: StepCredit, reports: list[Update
         )
         for group_id in dict.fromkeys(episode.group_id for episode in episodes)
     ]
+    taken = StepGroups(
+        groups=tuple(groups),
+        wait_s=1.0,
+        num_filtered={},
+        num_stale=0,
+        gave_up=False,
+        num_in_play=0,
+    )
     return step_metrics(
-        groups=groups,
+        taken=taken,
         credit=credit,
         reports=reports,
         seconds={"generate": 1.0, "tools": 0.0, "train": 1.0},

@@ -260,11 +260,11 @@ def test_files_of_other_names_are_not_taken_for_steps(begun: RunDirectory) -> No
 def test_a_step_that_fails_again_is_not_played_for_ever(begun: RunDirectory) -> None:
     store, checks = TrajectoryStore(begun.path), load().checks
     store.journal(1, episode(load(), 0))
-    sentence = note_failure(begun, store, step=1, sentence="step 1: it differs", checks=checks)
+    sentence = note_failure(begun, store, step=1, journals=[1], sentence="step 1: it differs", checks=checks)
     assert sentence.startswith("step 1: it differs; its episodes are in") and "resume=true" in sentence
     assert store.journaled(1) == [] and (begun.path / "set_aside" / "step_000001-1").is_dir()
     assert resumed(begun) == [], "once may be bad luck"
-    note_failure(begun, store, step=1, sentence="step 1: it differs", checks=checks)
+    note_failure(begun, store, step=1, journals=[1], sentence="step 1: it differs", checks=checks)
     with pytest.raises(
         ValueError, match=r"failed 2 times in a row, .* step 1: it differs.* delete .*failed_check"
     ):
@@ -272,7 +272,7 @@ def test_a_step_that_fails_again_is_not_played_for_ever(begun: RunDirectory) -> 
     assert any("checks" in text for text in resumed(begun, "checks.max_logprob_difference=null"))
     forget_failure(begun, 0)
     assert begun.failure.exists(), "a checkpoint of an earlier step says nothing of it"
-    note_failure(begun, store, step=2, sentence="step 2: another", checks=checks)
+    note_failure(begun, store, step=2, journals=[2], sentence="step 2: another", checks=checks)
     assert resumed(begun) == []
     forget_failure(begun, 2)
     assert not begun.failure.exists()

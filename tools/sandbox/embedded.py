@@ -204,7 +204,7 @@ class EmbeddedBackend:
                 self._configuration(limits, cgroup), within_s=CONFIGURE_TIMEOUT_S, max_body_bytes=0
             )
             runner = NurseryRunner(nursery, number, link, cgroup)
-            # Of a runner that nobody holds any more only this much is left; a collector must not wait for locks.
+            # Of a runner that nobody holds any more only this much is left; a player must not wait for locks.
             runner.dropped = weakref.finalize(runner, self._dropped.put, (nursery, number, cgroup))
             runner.dropped.atexit = False
         except (OSError, LinkEnded, NurseryGone) as error:

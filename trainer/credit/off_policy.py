@@ -92,7 +92,7 @@ def _weigh(
     advantages = _flat(samples, [_advantages(sample) for sample in samples])
     weights, clipped = np.ones(len(behavior)), np.zeros(len(behavior), dtype=np.bool_)
     metrics: dict[str, float] = {}
-    for section in config.corrections:
+    for section in config.corrections or ():
         found = bind(CORRECTIONS, section)(
             torch.from_numpy(behavior),
             torch.from_numpy(proximal),
@@ -195,12 +195,16 @@ def _advantages(sample: TrainSample) -> npt.NDArray[np.float32]:
     return sample.advantages
 
 
-def largest_logprob_difference(samples: Iterable[TrainSample]) -> tuple[float, str]:
-    """The largest |proximal - behavior| logprob of a sampled token, and the sample where it is."""
+def largest_logprob_difference(samples: Iterable[TrainSample], *, version: int) -> tuple[float, str]:
+    """The largest |proximal - behavior| logprob of a token that the policy of that version sampled, and its sample.
+
+    Tokens of older versions differ by what has been learnt since.
+    """
     difference, where = 0.0, ""
     for sample in samples:
         assert sample.proximal_logprobs is not None
-        gap = np.abs(sample.proximal_logprobs - sample.behavior_logprobs)[sample.sampled]
+        fresh = sample.sampled & (sample.policy_versions >= version)
+        gap = np.abs(sample.proximal_logprobs - sample.behavior_logprobs)[fresh]
         # `not <=` so that a NaN is found.
         if gap.size and not gap.max() <= difference:
             difference, where = float(gap.max()), sample.sample_id

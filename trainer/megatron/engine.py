@@ -281,7 +281,7 @@ class Engine:
         """Let weights, optimizer and process groups go once nobody refers to this engine; it cannot train any more.
 
         The optimizer's shards are views of the weights, whose hooks hold the wrapped model, whose config holds the
-        optimizer: a circle through autograd's graph, where no garbage collector looks.
+        optimizer: a circle through autograd's graph, where no garbage player looks.
         """
         self.optimizer = None
         self.config.grad_scale_func = self.config.finalize_model_grads_func = self.config.no_sync_func = None

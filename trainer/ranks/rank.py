@@ -112,6 +112,7 @@ class PolicyRank(Rank):
         if self._rank != 0:
             return
         config, sync = self._config, self._config.weight_sync
+        flush_cache = config.rollout.kv_after_update == "recompute"
         engines = [EngineControl(url) for url in engine_urls]
         hf_config = orjson.loads((self._model_path / "config.json").read_bytes())
         new_checksums = partial(
@@ -137,6 +138,7 @@ class PolicyRank(Rank):
                 bucket_bytes=sync.bucket_bytes,
                 timeout_s=sync.timeout_s,
                 new_checksums=new_checksums,
+                flush_cache=flush_cache,
             )
         else:
             from polyturn.trainer.weight_sync.disk import DiskPublisher
@@ -146,6 +148,7 @@ class PolicyRank(Rank):
                 model_path=self._model_path if sync.dtype == "same" else engine_model,
                 directory=sync.directory or weights_directory,
                 new_checksums=new_checksums,
+                flush_cache=flush_cache,
             )
 
     def publish(self, version: int) -> SyncReport | None:

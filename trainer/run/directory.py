@@ -59,12 +59,17 @@ class RunState:
     policy_version: int
     """Finished weight updates."""
     prompt_position: int
-    """Prompts taken from the task source so far."""
+    """All prompts before this one are done with: trained on, filtered or dropped."""
+    prompts_ahead: tuple[int, ...] = ()
+    """Positions behind it that are done with, too."""
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Seconds by phase, over all sessions of the run."""
     maxima: Mapping[str, float] = field(default_factory=dict)
     """The largest value of each in-run check so far."""
     heldout_before: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "prompts_ahead", tuple(self.prompts_ahead))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

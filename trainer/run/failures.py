@@ -13,8 +13,8 @@ from types import FrameType, TracebackType
 from ray.exceptions import ActorDiedError, RayError
 
 from polyturn.configs.errors import ConfigError, Interrupted, RunFailure, machine_fault
-from polyturn.rollout.collector import RolloutError
 from polyturn.rollout.engines.process import EngineError
+from polyturn.rollout.player import RolloutError
 from polyturn.tools.secrets import blank_credentials
 from polyturn.trainer.checkpoints.manifest import CheckpointError
 from polyturn.trainer.run.checks import CheckFailure

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from polyturn.configs.errors import Interrupted
 from polyturn.configs.schema.run import RunConfig
-from polyturn.rollout.collector import Group
-from polyturn.rollout.engines.control import EngineControl
-from polyturn.rollout.groups import Prompt
+from polyturn.rollout.engines.control import EngineControl, PauseMode
+from polyturn.rollout.groups import Group
+from polyturn.rollout.scheduler import Frontier, StepGroups
 from polyturn.rollout.store import TrajectoryStore
-from polyturn.rollout.worker import RolloutWorker
+from polyturn.rollout.worker import RolloutStart, RolloutWorker
 from polyturn.trainer.credit.estimates import StepCredit, assign_credit, make_samples
 from polyturn.trainer.credit.off_policy import largest_logprob_difference
 from polyturn.trainer.data.balance import cut_into_updates
@@ -92,7 +92,12 @@ class TrainingLoop:
             self._sinks.append(TensorBoardSink(directory.tensorboard, last_step=state.step))
         self._store = TrajectoryStore(directory.path)
         self._checks = RunChecks(config.checks, maxima=state.maxima)
-        self._cursor = self._worker.cursor(state.prompt_position)
+        frontier = Frontier(position=state.prompt_position, ahead=tuple(state.prompts_ahead))
+        self._worker.begin(
+            RolloutStart(step=state.step, version=state.policy_version, frontier=frontier), self._store
+        )
+        self._engines_got = (state.step, state.policy_version)
+        """The step after which the engines got their weights, and the version of those."""
         self._saving: RunState | None = None
         self._warned_of_rounding = False
         self._state = state
@@ -128,26 +133,28 @@ class TrainingLoop:
         while self._state.step < self._config.trainer.num_steps and not self._guard.requested:
             step = self._state.step + 1
             watch = Stopwatch()
-            prompts = self._cursor.take(self._config.rollout.prompts_per_step)
-            groups = self._collect(step, prompts, watch)
+            taken = self._take(step, watch)
             self._complete_checkpoint(wait=False)
-            if groups is None:
+            if taken is None:
                 return
-            self._worker.prefetch(self._cursor.peek(len(prompts)))
             version = self._state.policy_version + self._config.trainer.updates_per_step
-            with self._setting_aside(step):
-                credit, reports = self._learn(step, groups, watch)
-                sync = self._sync(version, watch)
+            with self._setting_aside(step, taken.groups):
+                with self._resting():
+                    credit, reports = self._learn(step, taken.groups, watch)
+                sync = self._sync_if_due(step, version, watch)
             row = step_metrics(
-                groups=groups,
+                taken=taken,
                 credit=credit,
                 reports=reports,
                 seconds=watch.seconds,
                 total_seconds=watch.total,
                 version=version,
-                sync_bytes=sync.num_bytes,
-                adapter_correlation=sync.adapter_correlation,
+                sync_bytes=0 if sync is None else sync.num_bytes,
+                overlaps=self._config.rollout.max_staleness > 0,
+                adapter_correlation=None if sync is None else sync.adapter_correlation,
             )
+            engine_step, engine_version = self._engines_got
+            self._worker.advance(version=version, engine_step=engine_step, engine_version=engine_version)
             self._finish(step, version, {**row, **self._evaluate_between(step)}, watch)
 
     def _evaluate(self, when: str, step: int) -> Mapping[str, Any] | None:
@@ -198,7 +205,7 @@ class TrainingLoop:
             scored = self._trainer.score(make_samples(episodes))
             try:
                 credit = assign_credit(
-                    episodes, scored, trainer.algorithm, version=self._state.policy_version
+                    episodes, scored, self._config.algorithm, version=self._state.policy_version
                 )
             except ValueError as fault:
                 # What a plug-in gave: the episodes are as good as they were, and a resume begins with them.
@@ -213,7 +220,7 @@ class TrainingLoop:
         return credit, reports
 
     @contextmanager
-    def _setting_aside(self, step: int) -> Iterator[None]:
+    def _setting_aside(self, step: int, groups: Sequence[Group]) -> Iterator[None]:
         """Where a step fails by what was played in it, see to it that a resume does not meet the same again."""
         try:
             yield
@@ -222,14 +229,50 @@ class TrainingLoop:
                 self._directory,
                 self._store,
                 step=step,
+                journals={
+                    1 + group.prompt.position // self._config.rollout.prompts_per_step for group in groups
+                },
                 sentence=sentence_of(failure),
                 checks=self._config.checks,
             )
             raise StepFailure(sentence) from failure
 
+    def _sync_if_due(self, step: int, version: int, watch: Stopwatch) -> SyncReport | None:
+        """Send the weights after every so many steps, and after the last; None: not after this one."""
+        if step % self._config.weight_sync.every_steps and step != self._config.trainer.num_steps:
+            return None
+        report = self._sync(version, watch)
+        self._engines_got = (step, version)
+        return report
+
+    @contextmanager
+    def _resting(self) -> Iterator[None]:
+        """Have the engines rest, if they are to while the trainer trains: answers are cut off, and go on afterwards."""
+        if self._config.rollout.play_while_training:
+            yield
+            return
+        self._worker.rest()
+        with self._paused("abort"):
+            yield
+        self._worker.go_on()
+
+    @contextmanager
+    def _paused(self, mode: PauseMode) -> Iterator[None]:
+        """No engine goes on with a request meanwhile."""
+        for engine in self._engines:
+            engine.pause(mode)
+        try:
+            yield
+        finally:
+            for engine in self._engines:
+                engine.go_on()
+
     def _sync(self, version: int, watch: Stopwatch) -> SyncReport:
-        """Send the weights to the engines and compare them on both sides."""
-        with watch.measure("sync"):
+        """Send the weights to the engines and compare them on both sides, while no request goes on."""
+        mode: PauseMode = "retract" if self._config.rollout.kv_after_update == "recompute" else "in_place"
+        with ExitStack() as stack, watch.measure("sync"):
+            if self._config.rollout.max_staleness:
+                stack.enter_context(self._paused(mode))
             report = self._trainer.publish(version)
             if self._config.checks.enabled and self._config.checks.weights_equal:
                 for engine in self._engines:
@@ -257,34 +300,36 @@ class TrainingLoop:
         for sink in self._sinks:
             sink.close()
 
-    def _collect(self, step: int, prompts: Sequence[Prompt], watch: Stopwatch) -> list[Group] | None:
-        """The step's groups, finished ones from the journal first; None when the guard asked to stop."""
-        total = len(prompts) * self._config.rollout.samples_per_prompt
-        self._progress.phase(f"step {step}: episodes", total=total)
-        started = time.perf_counter()
-        groups = self._worker.collect(
-            prompts,
-            step=step,
-            store=self._store,
-            on_episode=lambda _: self._progress.advance(),
+    def _take(self, step: int, watch: Stopwatch) -> StepGroups | None:
+        """The step's groups; None when the guard asked to stop."""
+        rollout = self._config.rollout
+        self._progress.phase(
+            f"step {step}: episodes", total=rollout.prompts_per_step * rollout.samples_per_prompt
         )
-        seconds = time.perf_counter() - started
-        if self._guard.requested:
+        taken = self._worker.take(on_episode=lambda _: self._progress.advance())
+        if taken is None or self._guard.requested:
+            self._worker.drain()
             return None
+        if taken.gave_up:
+            self._progress.message(
+                f"step {step}: rollout.filter took {sum(taken.num_filtered.values())} groups, and the step makes do "
+                f"with {len(taken.groups)} of {rollout.prompts_per_step}"
+            )
         # Episodes overlap, so the wall time is shared out as their own seconds are.
-        tools = sum(episode.timings.tools_s for group in groups for episode in group.episodes)
-        generate = sum(episode.timings.generate_s for group in groups for episode in group.episodes)
+        episodes = [episode for group in taken.groups for episode in group.episodes]
+        tools = sum(episode.timings.tools_s for episode in episodes)
+        generate = sum(episode.timings.generate_s for episode in episodes)
         share = tools / (tools + generate) if tools + generate > 0 else 0.0
-        watch.add("tools", seconds * share)
-        watch.add("generate", seconds * (1 - share))
-        return groups
+        watch.add("tools", taken.wait_s * share)
+        watch.add("generate", taken.wait_s * (1 - share))
+        return taken
 
     def _check_step(
         self, step: int, groups: Sequence[Group], credit: StepCredit, reports: Sequence[UpdateReport]
     ) -> None:
         if self._config.trainer.algorithm.proximal == "scored":
             self._checks.initial_kl(reports[0].initial_kl, step=step)
-            difference, where = largest_logprob_difference(credit.samples)
+            difference, where = largest_logprob_difference(credit.samples, version=self._state.policy_version)
             self._checks.logprob_difference(difference, step=step, where=f"sample {where}")
         self._checks.groups(
             {group.group_id: len(group.episodes) for group in groups},
@@ -302,10 +347,12 @@ class TrainingLoop:
         """Write the step's checkpoint, then its metrics: the checkpoint is what makes it finished."""
         for phase, seconds in watch.seconds.items():
             self._stopwatch.add(phase, seconds)
+        frontier = self._worker.frontier
         self._state = RunState(
             step=step,
             policy_version=version,
-            prompt_position=self._cursor.position,
+            prompt_position=frontier.position,
+            prompts_ahead=frontier.ahead,
             seconds=dict(self._stopwatch.seconds),
             maxima=dict(self._checks.maxima),
             heldout_before=self._state.heldout_before,
@@ -338,7 +385,7 @@ class TrainingLoop:
         self._trainer.finish_checkpoint()
         self._directory.commit_checkpoint(state, keep_last=self._config.checkpoint.keep_last)
         forget_failure(self._directory, state.step)
-        self._store.forget(state.step)
+        self._store.forget(state.prompt_position // self._config.rollout.prompts_per_step)
 
     def _stop_if_asked(self) -> None:
         if self._guard.requested:

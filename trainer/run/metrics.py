@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from polyturn.agents.episode import Episode, Outcome
-from polyturn.rollout.collector import Group
+from polyturn.rollout.scheduler import StepGroups
 from polyturn.tools.types import ToolUsage
 from polyturn.trainer.credit.estimates import StepCredit
 from polyturn.trainer.credit.off_policy import largest_logprob_difference
@@ -20,19 +20,28 @@ SUCCESS_REWARD = 1.0 - 1e-6
 
 def step_metrics(
     *,
-    groups: Sequence[Group],
+    taken: StepGroups,
     credit: StepCredit,
     reports: Sequence[UpdateReport],
     seconds: Mapping[str, float],
     total_seconds: float,
     version: int,
     sync_bytes: int,
+    overlaps: bool = False,
     adapter_correlation: float | None = None,
 ) -> dict[str, float]:
-    """All figures of one step. `version` is the policy's after the step; its tokens are of earlier ones."""
+    """All figures of one step.
+
+    Args:
+        version: the policy's after the step; its tokens are of earlier ones.
+        overlaps: whether episodes of other steps are played meanwhile.
+    """
+    groups = taken.groups
     episodes = [episode for group in groups for episode in group.episodes]
-    last = reports[0].metrics[-1]
-    rollout_seconds = seconds["generate"] + seconds["tools"]
+    last, num_updates = reports[0].metrics[-1], len(reports[0].metrics)
+    before = version - num_updates
+    # Where steps overlap, what was waited for them says nothing of how long they were played.
+    rollout_seconds = total_seconds if overlaps else seconds["generate"] + seconds["tools"]
     num_sampled = sum(episode.num_sampled_tokens for episode in episodes)
     num_tokens = sum(len(segment) for episode in episodes for segment in episode.segments)
     row = {
@@ -40,20 +49,21 @@ def step_metrics(
         "group/num": float(len(groups)),
         **credit.metrics,
         "rollout/num_dropped": float(sum(group.num_dropped for group in groups)),
+        **schedule_metrics(taken),
         "rollout/sampled_tokens": float(num_sampled),
         "rollout/tokens_per_second": num_sampled / rollout_seconds if rollout_seconds > 0 else 0.0,
         "train/tokens": float(num_tokens),
         "train/tokens_per_second": num_tokens / seconds["train"] if seconds["train"] > 0 else 0.0,
         "train/initial_kl": reports[0].initial_kl,
         "train/policy_kl": last["policy_kl"],
-        "train/logprob_difference_max": largest_logprob_difference(credit.samples)[0],
+        "train/logprob_difference_max": largest_logprob_difference(credit.samples, version=before)[0],
         **{
             f"shared_prefix/{name}_saved": statistics.fmean(report.shared_prefix[name] for report in reports)
             for name in reports[0].shared_prefix
         },
         "sync/bytes": float(sync_bytes),
         "policy/version": float(version),
-        "policy/staleness_max": float(_largest_staleness(episodes, reports[0], version)),
+        **staleness_metrics(episodes, version=before, updates_per_step=num_updates),
         "seconds/step": total_seconds,
         **{f"seconds/{phase}": value for phase, value in seconds.items()},
     }
@@ -112,6 +122,8 @@ def support_metrics(samples: Sequence[TrainSample]) -> dict[str, float]:
 def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
     """Rewards, turns, tools and outcomes of the episodes that have a reward."""
     rewards = [episode.reward for episode in episodes if episode.reward is not None]
+    if not rewards:
+        return {"episode/num": 0.0}
     parts = sorted({name for episode in episodes for name in episode.reward_parts})
     counted = sorted({name for episode in episodes for name in episode.metrics})
     roles = sorted({role for episode in episodes for role in episode.role_rewards})
@@ -169,13 +181,35 @@ def tool_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
     }
 
 
-def _largest_staleness(episodes: Sequence[Episode], report: UpdateReport, version: int) -> int:
-    """Trainer version at the step's first update minus the oldest version behind a sampled token."""
-    at_start = version - len(report.metrics)
-    versions = [
-        int(segment.policy_versions[segment.sampled].min())
+def schedule_metrics(taken: StepGroups) -> dict[str, float]:
+    """How the groups of a step came about."""
+    return {
+        "rollout/in_play": float(taken.num_in_play),
+        "rollout/num_stale": float(taken.num_stale),
+        "rollout/gave_up": float(taken.gave_up),
+        "rollout/num_filtered": float(sum(taken.num_filtered.values())),
+        **{f"rollout/filtered/{reason}": float(count) for reason, count in taken.num_filtered.items()},
+    }
+
+
+def staleness_metrics(
+    episodes: Sequence[Episode], *, version: int, updates_per_step: int
+) -> dict[str, float]:
+    """How old the sampled tokens are that a step is trained on.
+
+    `policy/staleness_max` is in updates: `version`, the trainer's at the step's start, minus the oldest token's;
+    `staleness/max` and `staleness/mean` are in steps, as `rollout.max_staleness`.
+    """
+    columns = [
+        version - segment.policy_versions[segment.sampled]
         for episode in episodes
         for segment in episode.segments
         if segment.num_sampled
     ]
-    return at_start - min(versions, default=at_start)
+    ages = np.concatenate(columns) if columns else np.zeros(1, dtype=np.int64)
+    steps = np.ceil(ages / updates_per_step).clip(0)
+    return {
+        "policy/staleness_max": float(ages.max()),
+        "staleness/max": float(steps.max()),
+        "staleness/mean": float(steps.mean()),
+    }

@@ -23,7 +23,9 @@ from polyturn.envs.registry import list_environments, make
 from polyturn.rollout.checks import check_chat_template, check_prompts, check_rewards, check_tasks
 from polyturn.rollout.engines.placement import claim_port
 from polyturn.rollout.factory import check_train_split, tasks_of
+from polyturn.rollout.filters import make_filter
 from polyturn.rollout.limits import allow_open_files
+from polyturn.rollout.order import make_order
 from polyturn.rollout.whole_file import check_writable
 from polyturn.trainer.algorithms.registry import check_plugins
 from polyturn.trainer.checkpoints.manifest import MARKER, find_faults
@@ -72,6 +74,9 @@ def preflight(config: RunConfig, *, evaluated: Path | None = None, dry_run: bool
         with as_config_error():
             check_train_split(config)
         check_plugins(config.trainer.algorithm)
+        with as_config_error():
+            make_order(config.rollout)
+            make_filter(config.rollout.filter)
         check_comparison(config)
         check_fp8(config)
     model = evaluated or resolve_model_path(config.model.path, needs_weights=not is_sketch)

@@ -55,10 +55,12 @@ def format_step(step: int, num_steps: int, row: Mapping[str, float]) -> str:
     """One line about a step: reward, success, turns, speed, and where the seconds went."""
     seconds = {part: row[f"seconds/{part}"] for part in ("generate", "tools", "train", "sync")}
     split = " ".join(f"{part} {value:.1f}" for part, value in seconds.items())
+    end = f"{row['seconds/step']:.1f} s ({split})"
+    if not row["episode/num"]:
+        return f"step {step:>3}/{num_steps}  nothing to train on  {end}"
     return (
         f"step {step:>3}/{num_steps}  reward {row['reward/mean']:.3f}  success {row['success/mean']:.3f}  "
-        f"turns {row['episode/turns']:.2f}  {row['rollout/tokens_per_second']:.0f} tok/s  "
-        f"{row['seconds/step']:.1f} s ({split})"
+        f"turns {row['episode/turns']:.2f}  {row['rollout/tokens_per_second']:.0f} tok/s  {end}"
     )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import platform
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatch
 from functools import partial
@@ -28,9 +28,9 @@ from polyturn.envs.messages import TaskSource
 from polyturn.envs.registry import make
 from polyturn.envs.tasks import draw_order
 from polyturn.envs.tasks.order import source_digest, task_digest
-from polyturn.rollout.collector import other_task
 from polyturn.rollout.factory import tasks_of
-from polyturn.rollout.groups import PromptCursor
+from polyturn.rollout.groups import PromptCursor, position_of
+from polyturn.rollout.player import other_task
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.trainer.checkpoints.manifest import find_faults
 from polyturn.trainer.run.directory import FailedStep, RunDirectory
@@ -57,9 +57,10 @@ def check_resume(config: RunConfig, directory: RunDirectory, warn: Warn) -> None
         warn(f"resume: {text}")
     # Marker and sizes only; the ranks compare the checksums, each of some files.
     found = directory.sound_checkpoint(partial(find_faults, read=False), warn)
-    last_step = 0 if found is None else found[1].step
+    last_step, frontier = (0, 0) if found is None else (found[1].step, found[1].prompt_position)
     _refuse_what_fails_again(directory, last_step, config.checks)
-    _check_stored(config, TrajectoryStore(directory.path), last_step, warn)
+    whole = frontier // config.rollout.prompts_per_step
+    _check_stored(config, TrajectoryStore(directory.path), whole, warn)
     if num_damaged := num_damaged_rows(directory.metrics):
         warn(
             f"resume: {directory.metrics} is damaged: {num_damaged} of its rows cannot be read and are left out"
@@ -92,17 +93,12 @@ def _check_stored(config: RunConfig, store: TrajectoryStore, last_step: int, war
         for episode in stored.episodes:
             if episode.group_id not in checked:
                 checked.add(episode.group_id)
-                prompt = PromptCursor(len(tasks), seed=seed, position=_position(episode), order=order).peek(
-                    1
-                )[0]
+                try:
+                    position = position_of(episode.group_id)
+                except ValueError as error:
+                    raise ValueError(f"resume: the stored episode {episode.episode_id}: {error}") from error
+                prompt = PromptCursor(len(tasks), seed=seed, order=order).at(position)
                 _check_task(episode, tasks, prompt.task_index, store, step)
-
-
-def _position(episode: Episode) -> int:
-    digits = episode.group_id.removeprefix("g")
-    if not digits.isdigit():
-        raise ValueError(f"resume: the stored episode {episode.episode_id} is of no group of a training run")
-    return int(digits)
 
 
 def _check_task(episode: Episode, tasks: TaskSource, index: int, store: TrajectoryStore, step: int) -> None:
@@ -115,16 +111,23 @@ def _check_task(episode: Episode, tasks: TaskSource, index: int, store: Trajecto
 
 
 def note_failure(
-    directory: RunDirectory, store: TrajectoryStore, *, step: int, sentence: str, checks: ChecksConfig
+    directory: RunDirectory,
+    store: TrajectoryStore,
+    *,
+    step: int,
+    journals: Iterable[int],
+    sentence: str,
+    checks: ChecksConfig,
 ) -> str:
     """Remember that a step failed by what was played, and put that aside; the sentence with the way out.
 
-    Left where it is, the next session would train on the same episodes and fail as this one did.
+    Left where it is, the next session would train on the same episodes and fail as this one did. `journals` are those
+    that its episodes stand in.
     """
     before = FailedStep.read(directory.failure)
     count = 1 if before is None or before.step != step else before.count + 1
     failed = FailedStep(step=step, count=count, sentence=sentence, checks=checks.model_dump(mode="json"))
-    aside = store.set_aside(step)
+    aside = store.set_aside(step, journals=journals)
     directory.failure.write_bytes(orjson.dumps(asdict(failed)))
     where = f"; its episodes are in {aside}" if aside else ""
     return f"{sentence}{where}; resume=true plays the step anew"

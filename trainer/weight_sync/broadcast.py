@@ -57,6 +57,7 @@ class BroadcastPublisher:
         bucket_bytes: int,
         timeout_s: float,
         new_checksums: Callable[[], EngineChecksums],
+        flush_cache: bool = True,
     ) -> None:
         """Join the group with all engines.
 
@@ -67,11 +68,13 @@ class BroadcastPublisher:
             bucket_bytes: The most that is sent at once, unless one tensor is larger.
             timeout_s: Of each broadcast and each reply.
             new_checksums: Makes what computes the checksums of one update.
+            flush_cache: Whether the engines drop the KV that the old weights made.
         """
         self._engines = engines
         self._bucket_bytes = bucket_bytes
         self._timeout_s = timeout_s
         self._new_checksums = new_checksums
+        self._flush_cache = flush_cache
         # A name of its own per trainer process: an engine remembers the names of groups whose trainer has died.
         self._name = f"polyturn-{uuid.uuid4().hex[:12]}"
         self._threads = ThreadPoolExecutor(max_workers=len(engines), thread_name_prefix="weight-sync")
@@ -138,6 +141,7 @@ class BroadcastPublisher:
                 shapes=[list(tensor.shape) for _, tensor in bucket],
                 group_name=self._name,
                 weight_version=version,
+                flush_cache=self._flush_cache,
             )
             for engine in self._engines
         ]

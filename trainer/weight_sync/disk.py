@@ -28,12 +28,17 @@ class DiskPublisher:
         model_path: Path,
         directory: Path,
         new_checksums: Callable[[], EngineChecksums],
+        flush_cache: bool = True,
     ) -> None:
-        """`model_path` is the Hugging Face directory whose config and tokenizer go beside the weights."""
+        """`model_path` is the Hugging Face directory whose config and tokenizer go beside the weights.
+
+        `flush_cache`: whether the engines drop the KV that the old weights made.
+        """
         self._engines = engines
         self._model_path = model_path
         self._directory = directory
         self._new_checksums = new_checksums
+        self._flush_cache = flush_cache
         self._previous: Path | None = None
 
     def publish(self, named_tensors: Iterable[tuple[str, torch.Tensor]], *, version: int) -> SyncReport:
@@ -45,7 +50,10 @@ class DiskPublisher:
         with ThreadPoolExecutor(max_workers=len(self._engines)) as threads:
             replies = [
                 threads.submit(
-                    engine.update_weights_from_disk, model_path=str(target), weight_version=version
+                    engine.update_weights_from_disk,
+                    model_path=str(target),
+                    weight_version=version,
+                    flush_cache=self._flush_cache,
                 )
                 for engine in self._engines
             ]

@@ -105,7 +105,7 @@ FORGERIES = {
         "        for k in list(f.f_globals):\n            if 'passed' in k or 'record' in k: f.f_globals[k] = 3\n"
         "        f = f.f_back\n    return 99"
     ),
-    "the garbage collector": (
+    "the garbage player": (
         "import gc\ndef increase(x):\n    for o in gc.get_objects():\n"
         "        if isinstance(o, str) and 'assert' in o: raise ValueError(o)\n"
         "        if isinstance(o, dict) and 'nonce' in o: return x + 1\n    return 99"

@@ -70,7 +70,7 @@ def add_builtins() -> None:
 
 
 def preload(modules: tuple[str, ...], folders: tuple[str, ...]) -> None:
-    """Imports modules, and moves all objects out of the garbage collector's sight, so that forks share the memory."""
+    """Imports modules, and moves all objects out of the garbage player's sight, so that forks share the memory."""
     added = [folder for folder in folders if folder not in sys.path]
     sys.path.extend(added)
     try:

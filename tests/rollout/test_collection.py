@@ -13,9 +13,10 @@ from polyturn.agents.episode import Outcome
 from polyturn.agents.policy import PolicyFault
 from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.rollout.collector import Collector, RolloutError, episode_seed, parse_episode_id
-from polyturn.rollout.groups import PromptCursor
+from polyturn.rollout.collection import play_groups
+from polyturn.rollout.groups import PromptCursor, episode_seed, parse_episode_id
 from polyturn.rollout.limits import RolloutLimits
+from polyturn.rollout.player import EpisodePlayer, RolloutError
 from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall
 from tests.support.play import message_play
@@ -84,16 +85,16 @@ class CallThenAnswer:
 play = message_play(limits=EpisodeLimits(max_turns=8))
 
 
-def make_collector(make_env=SlowEnv, limits=FAST, seed=0, player=play):
-    return Collector(make_env=make_env, tasks=TASKS, play=player, limits=limits, seed=seed)
+def make_player(make_env=SlowEnv, limits=FAST, seed=0, player=play):
+    return EpisodePlayer(make_env=make_env, tasks=TASKS, play=player, limits=limits, seed=seed)
 
 
-async def collect(collector, policy, *, num_prompts=6, samples=3, **options):
+async def collect(player, policy, *, num_prompts=6, samples=3, **options):
     prompts = PromptCursor(len(TASKS), seed=0).take(num_prompts)
     try:
-        return await collector.collect(prompts, samples_per_prompt=samples, policy=policy, **options)
+        return await play_groups(player, prompts, samples_per_prompt=samples, policy=policy, **options)
     finally:
-        collector.close()
+        player.close()
 
 
 async def test_no_limit_is_ever_exceeded_and_each_is_reached():
@@ -104,8 +105,8 @@ async def test_no_limit_is_ever_exceeded_and_each_is_reached():
             return await play(**arguments)
 
     limits = RolloutLimits(max_concurrent_requests=3, max_concurrent_episodes=7, max_concurrent_tools=2)
-    collector = make_collector(lambda: SlowEnv(tools, 0.01), limits, player=counting_play)
-    groups = await collect(collector, CallThenAnswer(gauge=requests, seconds=0.01, num_calls=2))
+    player = make_player(lambda: SlowEnv(tools, 0.01), limits, player=counting_play)
+    groups = await collect(player, CallThenAnswer(gauge=requests, seconds=0.01, num_calls=2))
     assert (requests.most, tools.most, live.most) == (3, 2, 7)
     assert [len(group.episodes) for group in groups] == [3] * 6
 
@@ -127,8 +128,8 @@ async def test_a_request_slot_is_free_during_tool_time():
             raise RuntimeError("the other episode never got the request slot")
 
     limits = RolloutLimits(max_concurrent_requests=1, max_concurrent_episodes=2, max_retries=0)
-    collector = make_collector(lambda: SlowEnv(during_tool=wait), limits)
-    groups = await collect(collector, Watching(), num_prompts=2, samples=1)
+    player = make_player(lambda: SlowEnv(during_tool=wait), limits)
+    groups = await collect(player, Watching(), num_prompts=2, samples=1)
     assert [group.num_dropped for group in groups] == [0, 0]
 
 
@@ -147,14 +148,14 @@ async def test_what_ends_late_is_kept_like_what_ends_early():
             return AssistantMessage(content="answer")
 
     ended = []
-    collector = make_collector(limits=RolloutLimits(max_concurrent_episodes=12, max_retries=0))
+    player = make_player(limits=RolloutLimits(max_concurrent_episodes=12, max_retries=0))
     prompts = sorted(PromptCursor(len(TASKS), seed=0).take(6), key=lambda prompt: prompt.task_index)
     try:
-        groups = await collector.collect(
-            prompts, samples_per_prompt=2, policy=LongestFirst(), on_episode=ended.append
+        groups = await play_groups(
+            player, prompts, samples_per_prompt=2, policy=LongestFirst(), on_episode=ended.append
         )
     finally:
-        collector.close()
+        player.close()
     order = [prompt.group_id for prompt in prompts]
     assert ended[0].group_id == order[-1] and ended[-1].group_id == order[0]
     assert [group.group_id for group in groups] == order
@@ -165,8 +166,8 @@ async def test_what_ends_late_is_kept_like_what_ends_early():
 
 async def test_waiting_for_a_slot_is_queue_time_and_not_generation_time():
     limits = RolloutLimits(max_concurrent_requests=1, max_retries=0)
-    collector = make_collector(limits=limits)
-    groups = await collect(collector, CallThenAnswer(seconds=0.02, num_calls=0), num_prompts=6, samples=1)
+    player = make_player(limits=limits)
+    groups = await collect(player, CallThenAnswer(seconds=0.02, num_calls=0), num_prompts=6, samples=1)
     timings = [group.episodes[0].timings for group in groups]
     assert sum(timing.queue_s for timing in timings) > sum(timing.generate_s for timing in timings) > 0
 
@@ -179,7 +180,7 @@ async def test_environments_are_made_once_per_concurrent_episode_and_closed():
         return made[-1]
 
     limits = RolloutLimits(max_concurrent_episodes=3)
-    await collect(make_collector(make_env, limits), CallThenAnswer(), samples=4)
+    await collect(make_player(make_env, limits), CallThenAnswer(), samples=4)
     assert len(made) == 3
     assert all(env.closed for env in made)
 
@@ -199,7 +200,7 @@ async def test_a_failure_is_retried_with_a_fresh_attempt_then_dropped_and_never_
         return False
 
     attempts = []
-    groups = await collect(make_collector(), CallThenAnswer(fail=fail), on_episode=attempts.append)
+    groups = await collect(make_player(), CallThenAnswer(fail=fail), on_episode=attempts.append)
     by_task = {TASKS[group.prompt.task_index].task_id: group for group in groups}
     broken, flaky = by_task["task-2"], by_task["task-4"]
     assert (broken.episodes, broken.num_dropped, broken.num_retries) == ((), 3, 6)
@@ -220,19 +221,19 @@ async def test_a_group_with_one_survivor_is_not_usable():
         return messages[0]["content"] == "question 1" and fail.lucky.pop() if fail.lucky else True
 
     fail.lucky = [True, True, False]
-    collector = make_collector(limits=RolloutLimits(max_retries=0, max_concurrent_episodes=1))
+    player = make_player(limits=RolloutLimits(max_retries=0, max_concurrent_episodes=1))
     prompts = [prompt for prompt in PromptCursor(6, seed=0).take(6) if prompt.task_index == 1]
-    groups = await collector.collect(
-        prompts, samples_per_prompt=3, policy=CallThenAnswer(num_calls=0, fail=fail)
+    groups = await play_groups(
+        player, prompts, samples_per_prompt=3, policy=CallThenAnswer(num_calls=0, fail=fail)
     )
-    collector.close()
+    player.close()
     assert (len(groups[0].episodes), groups[0].num_dropped, groups[0].is_usable) == (1, 2, False)
 
 
 @pytest.mark.catalogue("B44")
 async def test_when_everything_fails_the_step_ends_with_the_reason():
     with pytest.raises(RolloutError, match=r"54 attempts failed, 54 of them with: the engine is gone"):
-        await collect(make_collector(), CallThenAnswer(fail=lambda _: True))
+        await collect(make_player(), CallThenAnswer(fail=lambda _: True))
 
 
 @pytest.mark.catalogue("B44")
@@ -241,7 +242,7 @@ async def test_a_long_row_of_failures_ends_the_step_early():
     limits = RolloutLimits(max_concurrent_episodes=4, retry_delay_s=0)
     with pytest.raises(RolloutError, match="no episode survived"):
         await collect(
-            make_collector(limits=limits),
+            make_player(limits=limits),
             CallThenAnswer(fail=lambda _: True),
             samples=100,
             on_episode=attempts.append,
@@ -253,7 +254,7 @@ async def test_a_long_row_of_failures_ends_the_step_early():
 async def test_a_wedge_ends_with_the_number_of_episodes_under_way():
     limits = RolloutLimits(stall_timeout_s=0.1)
     with pytest.raises(RolloutError, match=r"no episode ended for 0\.1 s, 18 are under way"):
-        await collect(make_collector(limits=limits), CallThenAnswer(seconds=60))
+        await collect(make_player(limits=limits), CallThenAnswer(seconds=60))
 
 
 async def test_an_unexpected_exception_is_a_failed_attempt_whose_traceback_is_kept():
@@ -273,10 +274,10 @@ async def test_an_unexpected_exception_is_a_failed_attempt_whose_traceback_is_ke
         return await play(**arguments)
 
     attempts = []
-    collector = Collector(
+    player = EpisodePlayer(
         make_env=SlowEnv, tasks=Odd(list(TASKS)), play=sometimes_broken, limits=FAST, seed=0
     )
-    groups = await collect(collector, CallThenAnswer(), on_episode=attempts.append)
+    groups = await collect(player, CallThenAnswer(), on_episode=attempts.append)
     dropped = {group.prompt.task_index: group.num_dropped for group in groups}
     assert dropped == {0: 0, 1: 3, 2: 0, 3: 3, 4: 3, 5: 0}
     failed = {episode.task_id: episode for episode in attempts if episode.outcome is Outcome.FAILED}
@@ -297,7 +298,7 @@ async def test_an_environment_that_cannot_be_made_is_a_failed_attempt():
             raise OSError("no port is free")
         return SlowEnv()
 
-    groups = await collect(make_collector(make_env), CallThenAnswer(), samples=1)
+    groups = await collect(make_player(make_env), CallThenAnswer(), samples=1)
     assert sum(len(group.episodes) for group in groups) >= 5
 
 
@@ -310,9 +311,9 @@ async def test_too_large_a_share_of_failures_stops_the_step_and_says_which_kind(
     with pytest.raises(
         RolloutError, match=r"max_failure_share allows 60%: 33 attempts failed, 33 .*\(33 policy_fault\)"
     ):
-        await collect(make_collector(limits=limits), CallThenAnswer(fail=fail), samples=10)
+        await collect(make_player(limits=limits), CallThenAnswer(fail=fail), samples=10)
     lenient = RolloutLimits(max_concurrent_episodes=4, retry_delay_s=0, max_failure_share=1.0)
-    groups = await collect(make_collector(limits=lenient), CallThenAnswer(fail=fail), samples=10)
+    groups = await collect(make_player(limits=lenient), CallThenAnswer(fail=fail), samples=10)
     assert sum(len(group.episodes) for group in groups) == 20
 
 
@@ -326,8 +327,8 @@ async def test_stop_lets_running_episodes_end_and_starts_none():
         return await play(**arguments)
 
     limits = RolloutLimits(max_concurrent_episodes=4)
-    collector = make_collector(limits=limits, player=counting_play)
-    groups = await collect(collector, CallThenAnswer(seconds=0.02), stop=stop)
+    player = make_player(limits=limits, player=counting_play)
+    groups = await collect(player, CallThenAnswer(seconds=0.02), stop=stop)
     assert len(started) == sum(len(group.episodes) for group in groups) == 4
     assert sum(group.num_missing for group in groups) == 14
 
@@ -335,7 +336,7 @@ async def test_stop_lets_running_episodes_end_and_starts_none():
 async def test_episodes_that_outlast_the_drain_are_cancelled():
     stop = asyncio.Event()
     asyncio.get_running_loop().call_later(0.05, stop.set)
-    groups = await collect(make_collector(), CallThenAnswer(seconds=60), stop=stop, drain_s=0.05)
+    groups = await collect(make_player(), CallThenAnswer(seconds=60), stop=stop, drain_s=0.05)
     assert sum(group.num_missing for group in groups) == 18
 
 
@@ -352,13 +353,13 @@ async def test_finished_episodes_of_a_stopped_collection_are_not_played_again():
     failing = {"question 3"}
     policy = CallThenAnswer(fail=lambda messages: messages[0]["content"] in failing)
     limits = RolloutLimits(max_concurrent_episodes=2, retry_delay_s=0)
-    await collect(make_collector(limits=limits), policy, on_episode=keep, stop=stop)
+    await collect(make_player(limits=limits), policy, on_episode=keep, stop=stop)
     before = list(kept)
     again = []
-    groups = await collect(make_collector(limits=limits), policy, finished=before, on_episode=again.append)
+    groups = await collect(make_player(limits=limits), policy, finished=before, on_episode=again.append)
     assert not {e.episode_id for e in before} & {e.episode_id for e in again}
     whole = []
-    uninterrupted = await collect(make_collector(limits=limits), policy, on_episode=whole.append)
+    uninterrupted = await collect(make_player(limits=limits), policy, on_episode=whole.append)
     assert {(e.episode_id, e.seed) for e in before + again} == {(e.episode_id, e.seed) for e in whole}
     assert [(g.group_id, g.num_dropped, len(g.episodes)) for g in groups] == [
         (g.group_id, g.num_dropped, len(g.episodes)) for g in uninterrupted
@@ -389,4 +390,4 @@ async def test_a_disk_that_takes_no_episode_ends_the_collection():
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        await collect(make_collector(), CallThenAnswer(), on_episode=keep)
+        await collect(make_player(), CallThenAnswer(), on_episode=keep)
