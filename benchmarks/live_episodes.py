@@ -2,7 +2,7 @@
 
     python benchmarks/live_episodes.py [--short] [--hooks own_thread|event_loop|async]
 
-Two measurements, each through the real collector, episode loop, chat template, ledger and environment steps, with mock
+Two measurements, each through the real scheduler of groups, episode loop, chat template, ledger and environment steps, with mock
 engines that take their time and nothing else:
 
 - `engine`: 2,048 live episodes, each turn of which takes 2 s on an engine without a limit. The ideal is the time of
@@ -42,10 +42,11 @@ from polyturn.agents.policy import Generation, SamplingParams
 from polyturn.configs.models import resolve_model_path
 from polyturn.envs.messages import AssistantMessage, Grade, ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.rollout.collector import Collector
+from polyturn.rollout.collection import play_groups
 from polyturn.rollout.factory import token_play
 from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.limits import RolloutLimits
+from polyturn.rollout.player import EpisodePlayer
 from polyturn.tools.tool import tool
 
 MODEL = "builtin:tiny-searcher"
@@ -153,7 +154,7 @@ async def measure(
     num_prompts = num_episodes // SAMPLES_PER_PROMPT
     tasks = ListTasks([Task.from_prompt(f"t{number}", QUESTION, label="x") for number in range(num_prompts)])
     limits = EpisodeLimits(max_turns=NUM_TURNS, max_tokens_per_episode=4096)
-    collector = Collector(
+    player = EpisodePlayer(
         make_env=make,
         tasks=tasks,
         play=token_play(renderer=renderer, dialect=HermesDialect(), limits=limits, sampling=SamplingParams()),
@@ -171,13 +172,14 @@ async def measure(
     gc.collect()
     asyncio.get_running_loop().call_later(ideal_s / 2, look)
     started, cpu_started = time.perf_counter(), time.process_time()
-    groups = await collector.collect(
+    groups = await play_groups(
+        player,
         PromptCursor(len(tasks), seed=0).take(num_prompts),
         samples_per_prompt=SAMPLES_PER_PROMPT,
         policy=policy,
     )
     wall_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
-    collector.close()
+    player.close()
     episodes = [episode for group in groups for episode in group.episodes]
     check(episodes, num_episodes)
     turns += [0] * (num_episodes - len(turns))  # those whose environment was not made yet
