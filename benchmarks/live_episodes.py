@@ -2,7 +2,7 @@
 
     python benchmarks/live_episodes.py [--short] [--hooks own_thread|event_loop|async]
 
-Two measurements, each through the real scheduler of groups, episode loop, chat template, ledger and environment steps, with mock
+Two measurements, each through the real groups, episode loop, chat template, ledger and environment steps, with mock
 engines that take their time and nothing else:
 
 - `engine`: 2,048 live episodes, each turn of which takes 2 s on an engine without a limit. The ideal is the time of
