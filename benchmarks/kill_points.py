@@ -56,6 +56,8 @@ SMALL = (
     "evaluation.before=false",
     "evaluation.after=false",
     "trainer.parallel.data=1",
+    # So that there is a router to kill.
+    "engines.router.policy=cache_aware",
     "logging.tensorboard=false",
     # So that there is a router to kill.
     "engines.router.policy=cache_aware",
@@ -106,7 +108,8 @@ class Point:
     sentence: str
     is_clear: bool
     """The session ended with one sentence, or was killed itself."""
-    num_orphans: int
+    orphans: tuple[str, ...]
+    """The names of processes that outlived the session by `GONE_WITHIN_S`."""
     seconds: float
 
 
@@ -181,15 +184,16 @@ class Session:
         self._reader.join(timeout=5)
         return code
 
-    def num_orphans(self) -> int:
-        """How many of its processes outlive it; they are killed."""
+    def orphans(self) -> tuple[str, ...]:
+        """The names of its processes that outlive it; they are killed."""
         _, alive = psutil.wait_procs(list(self.family), timeout=GONE_WITHIN_S)
-        num_left = 0
+        found = []
         for process in alive:
             with contextlib.suppress(psutil.NoSuchProcess):
-                num_left += process.status() != psutil.STATUS_ZOMBIE
-                process.kill()
-        return num_left
+                if process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(" ".join(process.cmdline())[-120:])
+                    process.kill()
+        return tuple(found)
 
 
 @contextlib.contextmanager
@@ -223,7 +227,7 @@ def kill_once(run: Path, victim: str, *, how: How, random_: random.Random) -> Po
         session.remember()
         random_.choice(targets).kill()
         code = session.end()
-        num_orphans = session.num_orphans()
+        orphans = session.orphans()
     errors = [line for line in session.lines if line.startswith("error: ")]
     is_clear = code == -9 if victim == "driver" else code == 1 and len(errors) == 1
     return Point(
@@ -235,7 +239,7 @@ def kill_once(run: Path, victim: str, *, how: How, random_: random.Random) -> Po
         exit_code=code,
         sentence=" | ".join(errors),
         is_clear=is_clear and not any("Traceback" in line for line in session.lines),
-        num_orphans=num_orphans,
+        orphans=orphans,
         seconds=round(time.monotonic() - begun, 1),
     )
 
@@ -309,7 +313,7 @@ def table_of(points: list[Point]) -> str:
         ends = Counter(point.sentence.split(";")[0][:90] or f"exit {point.exit_code}" for point in chosen)
         rows.append(
             f"{victim:16} {moment:8} {len(chosen):>6} {sum(not p.is_clear for p in chosen):>8} "
-            f"{sum(p.num_orphans for p in chosen):>8} {sum(p.seconds for p in chosen) / len(chosen):>8.1f}  "
+            f"{sum(len(p.orphans) for p in chosen):>8} {sum(p.seconds for p in chosen) / len(chosen):>8.1f}  "
             f"{ends.most_common(1)[0][0]}"
         )
     return "\n".join(rows)
@@ -379,7 +383,7 @@ def main() -> None:
         "jumping_clock": arguments.jumping_clock,
         "points": len(points),
         **found,
-        "orphans": sum(point.num_orphans for point in points),
+        "orphans": sum(len(point.orphans) for point in points),
         "unclear": sum(not point.is_clear for point in points),
         "seconds_per_point": round(sum(point.seconds for point in points) / len(points), 1),
         "victims": dict(Counter(point.victim for point in points)),

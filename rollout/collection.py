@@ -142,8 +142,7 @@ class Collection:
     def void(self, prompt: Prompt) -> None:
         """Let what was played of a group not count: it is played again under attempts of later numbers."""
         for sample in self._attempts.get(prompt.group_id, ()):
-            sample.num_void += len(sample.attempts)
-            sample.attempts.clear()
+            sample.begin_anew()
         self._scored.pop(prompt.group_id, None)
 
     def forget(self, prompt: Prompt) -> None:
@@ -159,6 +158,9 @@ class Collection:
             if number < len(samples):
                 await self._check_task(prompt, episode)
                 self._keep(samples[number], episode)
+        for sample in samples:
+            if self._is_settled(sample) and sample.has_only_passing_faults:
+                sample.begin_anew()
         jobs = [
             asyncio.create_task(self._play_sample(prompt, number, sample))
             for number, sample in enumerate(samples)
@@ -332,6 +334,18 @@ class _Sample:
     attempts: list[Episode] = field(default_factory=list)
     num_void: int = 0
     """Attempts before these, which do not count any more."""
+
+    def begin_anew(self) -> None:
+        """Let what was played not count: attempts of later numbers follow."""
+        self.num_void += len(self.attempts)
+        self.attempts.clear()
+
+    @property
+    def has_only_passing_faults(self) -> bool:
+        """Whether it might survive yet: what an earlier session gave up, on machinery that broke, is tried again."""
+        return all(
+            made.outcome is Outcome.FAILED and made.stop_reason not in LASTING for made in self.attempts
+        )
 
     @property
     def survivor(self) -> Episode | None:

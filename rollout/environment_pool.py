@@ -20,10 +20,6 @@ CLOSE_S = 30.0
 """How long an environment may take to close; at the end of the pool, all of them together."""
 MAX_MAKING = 64
 """Environments that are made at once, each in a thread."""
-QUICK_S = 0.01
-"""An environment that is made in less, and needs no thread, is made on the event loop the next time."""
-FIRST_S = 2.0
-"""How long the others of a kind wait for the first, which tells whether they can be made on the event loop."""
 
 
 @dataclass(eq=False, frozen=True, slots=True)
@@ -70,10 +66,6 @@ class EnvironmentPool:
         self._busy: list[PinnedThread | PooledEnvironment] = []
         self._closing: list[_Closing] = []
         self._making = asyncio.Semaphore(MAX_MAKING)
-        self._first: dict[str, asyncio.Future[None]] = {}
-        """Of each kind: done when its first environment is made, or could not be."""
-        self._quickly_made: set[str] = set()
-        """Kinds that need no thread, and whose latest environment was made in no time."""
 
     async def take(self, choice: EnvironmentChoice | None) -> PooledEnvironment:
         """An idle environment of the kind that a task chooses, or a new one.
@@ -85,39 +77,15 @@ class EnvironmentPool:
         idle = self._idle.get(_key(choice))
         if idle:
             return idle.pop()
-        key = _key(choice)
-        first = self._first.get(key)
-        if first is None:
-            return await self._make_first(choice)
-        if not first.done():
-            await asyncio.wait((first,), timeout=FIRST_S)
-        if key in self._quickly_made:
-            return self._made_here(choice)
         async with self._making:
             return await self._made(choice)
-
-    async def _make_first(self, choice: EnvironmentChoice | None) -> PooledEnvironment:
-        """The first of a kind, which tells how the others are made."""
-        first = self._first[_key(choice)] = asyncio.get_running_loop().create_future()
-        try:
-            return await self._made(choice)
-        finally:
-            first.set_result(None)
-
-    def _made_here(self, choice: EnvironmentChoice | None) -> PooledEnvironment:
-        """One of a kind that is made in no time: where a thousand are made, threads would wait for each other."""
-        started = time.perf_counter()
-        env = self._make(choice)
-        if time.perf_counter() - started > QUICK_S:
-            self._quickly_made.discard(_key(choice))
-        return PooledEnvironment(env, PinnedThread("environment"))
 
     async def _made(self, choice: EnvironmentChoice | None) -> PooledEnvironment:
         thread = PinnedThread("environment")
         what = "making an environment" if choice is None else f"making {choice.env_id}"
         try:
-            env, seconds = await thread(
-                partial(self._timed_make, choice), timeout_s=self._make_timeout_s, what=what
+            env: ToolEnv = await thread(
+                partial(self._make, choice), timeout_s=self._make_timeout_s, what=what
             )
         except GivenUp:
             raise EnvironmentFault(f"{what} did not end within {self._make_timeout_s:g} s") from None
@@ -128,8 +96,6 @@ class EnvironmentPool:
             env.keep_thread(thread)
         else:
             thread.shutdown()
-            if seconds < QUICK_S:
-                self._quickly_made.add(_key(choice))
         return PooledEnvironment(env, thread)
 
     def give_back(
@@ -169,11 +135,6 @@ class EnvironmentPool:
     def _close(self, pooled: PooledEnvironment) -> None:
         what = f"close of {pooled.env.env_id}"
         self._closing.append(_Closing(pooled.thread.submit(_close, pooled), what, time.monotonic()))
-
-    def _timed_make(self, choice: EnvironmentChoice | None) -> tuple[ToolEnv, float]:
-        started = time.perf_counter()
-        env = self._make(choice)
-        return env, time.perf_counter() - started
 
     def _make(self, choice: EnvironmentChoice | None) -> ToolEnv:
         if choice is None:

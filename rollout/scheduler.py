@@ -95,6 +95,8 @@ class _InPlay:
     """Of the engines' weights when its first episode began."""
     group: Group | None = None
     """Once it is complete."""
+    oldest_version: int | None = None
+    """The one behind the first tokens of its episodes, once it is complete."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -280,6 +282,8 @@ class Scheduler:
             self._refill()
         elif not group.num_missing:
             item.group = group
+            versions = [oldest_version(episode) for episode in group.episodes]
+            item.oldest_version = min((v for v in versions if v is not None), default=None)
 
     @property
     def _gave_up(self) -> bool:
@@ -387,12 +391,7 @@ class Scheduler:
 
     def _age(self, item: _InPlay) -> int:
         """How many steps the oldest token of a group is old in the next step; 0 for one that has not begun."""
-        oldest = item.begun_version
-        if item.group is not None:
-            versions = [
-                version for version in map(oldest_version, item.group.episodes) if version is not None
-            ]
-            oldest = min(versions, default=oldest)
+        oldest = item.begun_version if item.oldest_version is None else item.oldest_version
         if oldest is None:
             return 0
         return max(0, -((oldest - self._version) // self._updates_per_step))

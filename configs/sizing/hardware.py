@@ -1,8 +1,9 @@
-"""The memory of the machine at hand, and of published GPUs for plans of runs on machines that are not."""
+"""The memory of the machine at hand, and memory and speed of published GPUs for plans on machines that are not."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -38,6 +39,33 @@ GPU_GIB: Mapping[GpuName, int] = {
     "MI300X": 192,
 }
 """What a process finds free on an idle GPU, about; the smallest first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GpuPeak:
+    """What a vendor's data sheet says of one GPU: dense, in 16 bits, at boost clock."""
+
+    tflops: float
+    """BF16, or FP16 where there is no BF16; without sparsity."""
+    terabytes_per_s: float
+    """Of its memory."""
+
+
+GPU_PEAKS: Mapping[GpuName, GpuPeak] = {
+    "T4": GpuPeak(tflops=65, terabytes_per_s=0.32),
+    "L4": GpuPeak(tflops=121, terabytes_per_s=0.3),
+    "A10": GpuPeak(tflops=125, terabytes_per_s=0.6),
+    "RTX4090": GpuPeak(tflops=165, terabytes_per_s=1.01),
+    "V100-32GB": GpuPeak(tflops=125, terabytes_per_s=0.9),
+    "A100-40GB": GpuPeak(tflops=312, terabytes_per_s=1.56),
+    "L40S": GpuPeak(tflops=362, terabytes_per_s=0.86),
+    "A100-80GB": GpuPeak(tflops=312, terabytes_per_s=2.04),
+    "H100": GpuPeak(tflops=989, terabytes_per_s=3.35),
+    "H200": GpuPeak(tflops=989, terabytes_per_s=4.8),
+    "B200": GpuPeak(tflops=2250, terabytes_per_s=8.0),
+    "MI300X": GpuPeak(tflops=1307, terabytes_per_s=5.3),
+}
+"""Of the SXM or OAM form where there are several. Nobody reaches them: what is planned with takes a share."""
 
 
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))

@@ -366,6 +366,24 @@ async def test_finished_episodes_of_a_stopped_collection_are_not_played_again():
     ]
 
 
+async def test_what_an_earlier_session_gave_up_is_tried_again():
+    """Its engine had died, say: else its resume would drop the prompts, or have nothing to train on for ever."""
+    kept = []
+    with pytest.raises(RolloutError, match="every episode failed"):
+        await collect(
+            make_player(limits=FAST),
+            CallThenAnswer(fail=lambda _: True),
+            num_prompts=1,
+            on_episode=kept.append,
+        )
+    again = []
+    [group] = await collect(
+        make_player(limits=FAST), CallThenAnswer(), num_prompts=1, finished=kept, on_episode=again.append
+    )
+    assert len(group.episodes) == 3 and group.num_dropped == 0
+    assert not {e.episode_id for e in kept} & {e.episode_id for e in again}
+
+
 def test_seeds_depend_on_identity_alone():
     seeds = {
         episode_seed(run_seed=run, group_id=group, sample=sample, attempt=attempt)
