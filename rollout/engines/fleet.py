@@ -277,13 +277,15 @@ class _Place:
         return generation
 
     def _count(self, traffic: Traffic, num_prompt: int, generation: Generation) -> None:
+        keeps_prompts = traffic.num_cached_tokens > 0
         traffic.num_requests += 1
         traffic.num_prompt_tokens += num_prompt
         traffic.num_cached_tokens += generation.num_cached_tokens
         if not len(generation):
             return
         first, last = int(generation.policy_versions[0]), int(generation.policy_versions[-1])
-        if first == self._version and num_prompt >= self._num_known:
+        # An engine that samples with seeds keeps no KV of prompts, and loses none.
+        if keeps_prompts and first == self._version and num_prompt >= self._num_known:
             traffic.num_known_tokens += self._num_known
             traffic.num_lost_tokens += max(0, self._num_known - generation.num_cached_tokens)
         if first == last and self._version in (last, UNKNOWN):

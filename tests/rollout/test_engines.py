@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import httpx
-import numpy as np
 import psutil
 import pytest
 from safetensors.torch import load_file
@@ -26,10 +25,8 @@ from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.schema.run import EnginesConfig, RunConfig
 from polyturn.rollout.collection import play_groups
 from polyturn.rollout.engines.control import EngineControl
-from polyturn.rollout.engines.fleet import EngineFleet
-from polyturn.rollout.engines.load import LoadPoller
 from polyturn.rollout.engines.process import EngineError
-from polyturn.rollout.engines.server import CPU_DEFAULTS, EngineSpec, SGLangServer
+from polyturn.rollout.engines.server import EngineSpec, SGLangServer
 from polyturn.rollout.evaluation import evaluate
 from polyturn.rollout.factory import build_player, open_client, open_policy
 from polyturn.rollout.groups import PromptCursor
@@ -227,26 +224,6 @@ async def test_pause_holds_requests_and_continue_lets_them_end(engines, control)
         )
     await asyncio.to_thread(control._post, "/continue_generation", {})
     assert all(generation.finish_reason in ("stop", "length") for generation in await pending)
-
-
-async def test_the_next_turn_of_an_episode_finds_its_kv_and_the_load_is_told(engines):
-    prompt = np.arange(100, 160, dtype=np.int32)
-    async with open_client(timeout_s=60) as client:
-        [url] = engines.engine_urls
-        fleet = EngineFleet([SGLangPolicy(client=client, url=url, stop_token_ids=())])
-        with fleet.for_episode() as policy:
-            sampling = SamplingParams(max_tokens=8, seed=5)
-            first = await policy.generate(prompt_ids=prompt, sampling=sampling)
-            longer = np.concatenate([prompt, first.token_ids, prompt[:9]])
-            second = await policy.generate(prompt_ids=longer, sampling=sampling)
-        assert first.num_cached_tokens < len(prompt)
-        assert second.num_cached_tokens >= len(prompt) + len(first) - 1
-        [traffic] = fleet.traffic
-        assert (traffic.num_known_tokens, traffic.num_lost_tokens) == (len(prompt) + len(first) - 1, 0)
-        [load] = await LoadPoller([url], client=client).poll()
-    assert load is not None
-    assert load.max_tokens == CPU_DEFAULTS["max_total_tokens"]
-    assert load.num_running == load.num_waiting == 0 and 0 <= load.kv_use < 0.1
 
 
 def test_a_refused_control_call_says_why(control):

@@ -219,8 +219,8 @@ async def test_known_tokens_that_were_computed_again_are_lost():
         engine.num_cached = 5
         await ask(policy, 30)
         [traffic] = fleet.traffic
-        # 10 + 1 sampled tokens have 10 with KV; then 20.
-        assert (traffic.num_known_tokens, traffic.num_lost_tokens) == (30, 15)
+        # What the second request found shows that the engine keeps prompts. 20 + 1 sampled tokens have 20 with KV.
+        assert (traffic.num_known_tokens, traffic.num_lost_tokens) == (20, 15)
         assert (traffic.num_prompt_tokens, traffic.num_cached_tokens) == (60, 15)
         engine.version = 1
         await ask(policy, 40)
@@ -228,6 +228,14 @@ async def test_known_tokens_that_were_computed_again_are_lost():
         later = fleet.traffic[0] - traffic
         assert (later.num_requests, later.num_prompt_tokens) == (2, 48)
         assert later.num_known_tokens == 0, "new weights, then another history"
+
+
+async def test_an_engine_that_keeps_no_prompts_loses_none():
+    fleet = EngineFleet([Engine(0)])
+    with fleet.for_episode() as policy:
+        for num_tokens in (10, 20, 30):
+            await ask(policy, num_tokens)
+    assert fleet.traffic[0].num_known_tokens == 0
 
 
 async def test_what_new_weights_took_out_of_a_batch_is_no_want_of_kv():

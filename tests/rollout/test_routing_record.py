@@ -14,6 +14,8 @@ from polyturn.agents.policy import SamplingParams
 from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.schema.run import EnginesConfig
 from polyturn.rollout.engines.control import EngineControl
+from polyturn.rollout.engines.fleet import EngineFleet
+from polyturn.rollout.engines.load import LoadPoller
 from polyturn.rollout.engines.server import EngineSpec, SGLangServer
 from polyturn.rollout.factory import open_client
 from polyturn.trainer.data.samples import TrainSample
@@ -136,3 +138,24 @@ def test_the_checksums_of_stacked_experts_are_the_engines(moe_model, engine_url)
     swapped[name.format(2)], swapped[name.format(5)] = weights[name.format(5)], weights[name.format(2)]
     differing = engine_checksums(swapped, tied_embeddings=False, num_experts=8).items() ^ found.items()
     assert {key for key, _ in differing} == {"model.layers.1.mlp.experts.w2_weight"}
+
+
+async def test_the_next_turn_of_an_episode_finds_its_kv_and_the_load_is_told(engine_url):
+    """Of any engine that samples without seeds: SGLang keeps no KV of prompts where seeds count."""
+    prompt = np.arange(100, 160, dtype=np.int32)
+    async with open_client(timeout_s=120) as client:
+        fleet = EngineFleet([SGLangPolicy(client=client, url=engine_url, stop_token_ids=())])
+        sampling = SamplingParams(max_tokens=8)
+        with fleet.for_episode() as policy:
+            first = await policy.generate(prompt_ids=prompt, sampling=sampling)
+            longer = np.concatenate([prompt, first.token_ids, prompt[:9]])
+            second = await policy.generate(prompt_ids=longer, sampling=sampling)
+            num_known = len(prompt) + len(first) - 1
+            assert second.num_cached_tokens >= num_known > first.num_cached_tokens
+            await policy.generate(prompt_ids=np.concatenate([longer, second.token_ids]), sampling=sampling)
+        [traffic] = fleet.traffic
+        assert traffic.num_known_tokens > 0 and traffic.num_lost_tokens == 0
+        [load] = await LoadPoller([engine_url], client=client).poll()
+    assert load is not None
+    assert load.max_tokens == 4096
+    assert load.num_running == load.num_waiting == 0 and 0 <= load.kv_use < 0.1
