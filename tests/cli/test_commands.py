@@ -32,6 +32,7 @@ def invoke(*arguments: str) -> tuple[int, str]:
     [
         ["train"],
         ["eval"],
+        ["simulate"],
         ["convert"],
         ["doctor"],
         ["env", "list"],
@@ -49,6 +50,25 @@ def test_help_is_short_and_has_an_example(command: list[str]) -> None:
     assert code == 0
     assert f"Example: polyturn {' '.join(command)}" in text
     assert len(text.splitlines()) < 30
+
+
+def test_a_simulation_prints_figures_and_refuses_what_it_does_not_know() -> None:
+    small = ("rollout.prompts_per_step=2", "rollout.samples_per_prompt=2", "trainer.global_batch_size=4")
+    done = in_this_process(
+        "simulate", "quickstart", *small, "--nodes", "1", "--steps", "3", "--workload", "mean_tool_s=2"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 engine(s) of 1, 4 trainer rank(s)" in done.stdout and "assumed, not measured" in done.stdout
+    assert json.loads(done.stdout.splitlines()[-1])["staleness_max"] == 0
+    for arguments, sentence in (
+        (("--workload", "tial=1"), "unknown name 'tial', did you mean 'tail'?"),
+        (("--rate", "engine.kv_tokens=many"), "'many' is no number"),
+        (("--rate", "speed=1"), "say engine.NAME=VALUE or trainer.NAME=VALUE"),
+        (("--gpu", "H1000"), "did you mean 'H100'?"),
+        (("--calibrate", "no/run"), "no/run/metrics.jsonl: No such file"),
+    ):
+        refused = in_this_process("simulate", "quickstart", *small, *arguments)
+        assert refused.returncode in (1, 2) and sentence in refused.stderr, refused.stderr
 
 
 def test_dry_run_prints_config_batch_placement_memory_tasks_and_reward(

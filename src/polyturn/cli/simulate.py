@@ -32,37 +32,34 @@ def simulate(
     overrides: Overrides = None,
     nodes: Annotated[
         int | None,
-        Option("--nodes", min=1, help="Grow the recipe's engines and data-parallel ranks to so many nodes."),
+        Option("--nodes", min=1, help="Grow the recipe's engines and ranks to so many nodes."),
     ] = None,
-    gpu: Annotated[
-        str, Option("--gpu", help="Whose data sheet the assumed speeds come from; `cluster.gpu` goes before.")
-    ] = "H100",
+    gpu: Annotated[str, Option("--gpu", help="Whose data sheet; `cluster.gpu` goes before.")] = "H100",
     steps: Annotated[int, Option("--steps", min=3, help="Steps to simulate.")] = 12,
     workload: Annotated[
         list[str] | None,
-        Option("--workload", metavar="NAME=VALUE", help="What episodes are like: mean_turns=6 tail=1.5 ..."),
+        Option("--workload", metavar="NAME=VALUE", help="Episodes: mean_turns=6 tail=1.5 ..."),
     ] = None,
     rate: Annotated[
         list[str] | None,
         Option(
             "--rate",
             metavar="NAME=VALUE",
-            help="A speed in place of the assumed one: trainer.token_s=1e-6 ...",
+            help="A speed of one's own: trainer.token_s=1e-6 ...",
         ),
     ] = None,
     calibrate: Annotated[
         Path | None,
-        Option("--calibrate", metavar="RUN_DIR", help="Take speeds and episodes from a run that was made."),
+        Option("--calibrate", metavar="RUN_DIR", help="Speeds and episodes of a real run."),
     ] = None,
 ) -> None:
     """Simulate a recipe's scheduling before anyone rents GPUs.
 
-    The real scheduler, order, filter and routing over mock engines and a mock trainer, in virtual time. Without
-    --calibrate the speeds are assumed from data sheets: good for comparing policies, not for promises. The last line
-    is one JSON object.
+    Without --calibrate, speeds are assumed from data sheets: good for comparing policies, not for promises. The last
+    line is one JSON object.
 
     \b
-    Example: polyturn simulate search_r1_3b --nodes 8 rollout.max_staleness=2 --workload tail=1.5
+    Example: polyturn simulate quickstart --nodes 8 rollout.max_staleness=2 --workload tail=1.5
     """
     with reported():
         config = polyturn.load_config(recipe, *overrides or ())
