@@ -18,7 +18,7 @@ from polyturn.agents.policy import Policy
 from polyturn.configs.schema.run import RunConfig
 from polyturn.envs.tasks import draw_order
 from polyturn.rollout.evaluation import EvaluationResult, evaluate
-from polyturn.rollout.factory import build_player, evaluation_sampling, open_policy, training_sampling
+from polyturn.rollout.factory import build_player, evaluation_sampling, open_engines, training_sampling
 from polyturn.rollout.filters import make_filter
 from polyturn.rollout.groups import Prompt, PromptCursor, position_of
 from polyturn.rollout.order import make_order
@@ -44,16 +44,26 @@ class RolloutStart:
 
 
 class RolloutWorker:
-    """Plays training prompts and held-out tasks through one router; a context manager.
+    """Plays training prompts and held-out tasks through the engines of a run; a context manager.
 
     Its methods are called by the driver's thread, and return when what they ask for is done.
     """
 
-    def __init__(self, config: RunConfig, *, model_path: Path, url: str | Sequence[str]) -> None:
-        """`url` is the router's, or the engines'. Raises `ValueError` where the config's parts cannot be had."""
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        model_path: Path,
+        url: str | Sequence[str],
+        engine_urls: Sequence[str] = (),
+    ) -> None:
+        """`url` and `engine_urls` as for `open_engines`.
+
+        Raises `ValueError` where the config's parts cannot be had.
+        """
         self._config = config
         self._model_path = model_path
-        self._url = url
+        self._url, self._engine_urls = url, engine_urls
         self._order = make_order(config.rollout)
         self._filter = make_filter(config.rollout.filter)
         self._player = build_player(
@@ -193,6 +203,10 @@ class RolloutWorker:
         write_episodes(trajectories, episodes, step=step)
         return result
 
+    def engine_figures(self) -> dict[str, float]:
+        """Metrics of the engines since the last call."""
+        return self._run(self._watch.take_figures())
+
     @property
     def _running(self) -> Scheduler:
         assert self._scheduler is not None, "rollout has not begun"
@@ -213,8 +227,11 @@ class RolloutWorker:
         """Hold the policy open until the worker is closed."""
         self._loop = asyncio.get_running_loop()
         self._closing, self._stop = asyncio.Event(), asyncio.Event()
-        async with open_policy(self._config, model_path=self._model_path, url=self._url) as policy:
-            self._policy: Policy = policy
+        async with open_engines(
+            self._config, model_path=self._model_path, url=self._url, engine_urls=self._engine_urls
+        ) as watch:
+            self._watch = watch
+            self._policy: Policy = watch.fleet
             self._opened.set_result(None)
             await self._closing.wait()
             if self._scheduler is not None:

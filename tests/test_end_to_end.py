@@ -84,7 +84,11 @@ def test_the_run_directory_says_everything_that_happened(finished: Path) -> None
     assert 0 < summary["checks"]["logprob_difference"] <= 1e-4
     assert summary["checks"]["unequal_tensors"] == 0
     assert {"generate", "tools", "train", "sync", "total"} <= summary["seconds"].keys()
-    assert [row["step"] for row in read_metrics(finished / "metrics.jsonl")] == list(range(1, NUM_STEPS + 1))
+    rows = read_metrics(finished / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, NUM_STEPS + 1))
+    for row in rows:
+        assert row["engine/requests"] >= row["episode/num"] and row["engine/faults"] == 0
+        assert 0 <= row["engine/0/kv_use"] <= row["engine/0/kv_use_max"] <= 1
     assert list((finished / "tensorboard").iterdir())
     assert load_config(finished / "config.yaml").trainer.num_steps == NUM_STEPS
     assert len(list((finished / "checkpoints").iterdir())) == 2

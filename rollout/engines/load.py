@@ -139,6 +139,11 @@ class LoadPoller:
             with suppress(asyncio.CancelledError):
                 await task
 
+    @property
+    def num_samples(self) -> int:
+        """That the next figures are of."""
+        return len(self._samples)
+
     def take_figures(self) -> Mapping[str, float]:
         """Metrics of all samples since the last call: of each engine means, and the largest share of its KV."""
         samples, self._samples = self._samples, []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
 
 from polyturn.rollout.concurrency import Feedback, Limit, Rule, adapt
@@ -55,8 +55,10 @@ class EngineWatch:
         self._limit = adapt(self._limit, feedback, rule)
         live.limit = self._limit.episodes
 
-    def take_figures(self) -> Mapping[str, float]:
+    async def take_figures(self) -> dict[str, float]:
         """Metrics of what happened since the last call."""
+        if not self._poller.num_samples:
+            await self._poller.poll()
         before, self._told = self._told, self.fleet.traffic
         between = [now - earlier for now, earlier in zip(self._told, before, strict=True)]
         row = {**self._poller.take_figures(), **fleet_figures(between)}

@@ -196,16 +196,16 @@ async def test_the_limit_of_live_episodes_follows_what_the_engines_say() -> None
     await fleet.generate(prompt_ids=np.arange(3), sampling=SamplingParams())
     watch.note([calm])
     assert live.limit == 8
-    figures = watch.take_figures()
+    figures = await watch.take_figures()
     assert (figures["engine/retractions"], figures["engine/requests"]) == (1, 1)
     assert (figures["rollout/live_limit"], figures["rollout/live_waiting"]) == (8, 0)
-    assert watch.take_figures()["engine/requests"] == 0
+    assert (await watch.take_figures())["engine/requests"] == 0
 
 
 async def test_without_a_rule_the_limit_stays() -> None:
     watch = EngineWatch(EngineFleet([Full()], live=LiveEpisodes(3)), urls=[], client=httpx.AsyncClient())
     watch.note([EngineLoad(num_running=1, num_waiting=9, num_used_tokens=1, max_tokens=1)])
-    assert watch.take_figures()["rollout/live_limit"] == 3
+    assert (await watch.take_figures())["rollout/live_limit"] == 3
 
 
 ADAPTIVE = "rollout.concurrency.kind=adaptive"

@@ -142,7 +142,7 @@ class TrainingLoop:
                 with self._resting():
                     credit, reports = self._learn(step, taken.groups, watch)
                 sync = self._sync_if_due(step, version, watch)
-            row = step_metrics(
+            row = self._worker.engine_figures() | step_metrics(
                 taken=taken,
                 credit=credit,
                 reports=reports,

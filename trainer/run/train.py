@@ -65,6 +65,7 @@ def train(config: RunConfig, *, warnings: Sequence[str] | None = None) -> Path:
                     config,
                     model_path=resolve_model_path(config.model.path),
                     url=engines.request_urls,
+                    engine_urls=engines.engine_urls,
                 )
             )
             guard.subscribe(worker.stop)
