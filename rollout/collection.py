@@ -16,7 +16,7 @@ from polyturn.agents.policy import Policy
 from polyturn.envs.faults import EnvironmentFault, message_of
 from polyturn.envs.tasks.order import task_digest
 from polyturn.rollout.groups import Group, Prompt, episode_id, parse_episode_id
-from polyturn.rollout.player import EpisodePlayer, RolloutError, other_task
+from polyturn.rollout.player import Player, RolloutError, other_task
 
 DRAIN_S = 60.0
 CANCEL_S = 10.0
@@ -25,7 +25,7 @@ MIN_FAILURES_TO_GIVE_UP = 32
 
 
 async def play_groups(
-    player: EpisodePlayer,
+    player: Player,
     prompts: Sequence[Prompt],
     *,
     samples_per_prompt: int,
@@ -81,7 +81,7 @@ class Collection:
     def __init__(
         self,
         *,
-        player: EpisodePlayer,
+        player: Player,
         policy: Policy,
         samples_per_prompt: int,
         keep: Callable[[Episode], Awaitable[None]] | None = None,

@@ -47,6 +47,41 @@ class Play(Protocol):
         ...
 
 
+class Player(Protocol):
+    """Plays attempts, here or elsewhere, and knows the tasks."""
+
+    @property
+    def limits(self) -> RolloutLimits: ...
+
+    @property
+    def tasks(self) -> TaskSource: ...
+
+    @property
+    def group_rewards(self) -> Sequence[GroupCriterion]: ...
+
+    async def play(
+        self, prompt: Prompt, sample: int, attempt: int, *, policy: Policy, slots: Slots
+    ) -> Episode:
+        """Play one attempt. Whatever goes wrong in it is an episode that failed."""
+        ...
+
+    def prefetch(self, prompts: Sequence[Prompt]) -> None:
+        """Read the tasks of these prompts in the background."""
+        ...
+
+    async def task(self, prompt: Prompt) -> Task:
+        """The task of a prompt."""
+        ...
+
+    async def add_group_rewards(self, prompt: Prompt, episodes: Sequence[Episode]) -> tuple[Episode, ...]:
+        """The episodes of a prompt with the group rewards. Raises `EnvironmentFault` when one of those fails."""
+        ...
+
+    def check_threads(self) -> None:
+        """Raise `RolloutError` when too many threads are held by what never returned."""
+        ...
+
+
 class EpisodePlayer:
     """Plays prompts of one task source; environments are made once and used again. Close it at the end.
 

@@ -34,7 +34,7 @@ from polyturn.rollout.collection import Collection, end_all
 from polyturn.rollout.filters import Filter
 from polyturn.rollout.groups import Group, Prompt, PromptCursor
 from polyturn.rollout.order import GroupOrder, GroupUnderWay
-from polyturn.rollout.player import EpisodePlayer, RolloutError
+from polyturn.rollout.player import Player, RolloutError
 
 FILTERED_STEPS = 16
 """So many times the groups of a step may be filtered before it makes do with what it has."""
@@ -113,7 +113,7 @@ class Scheduler:
     def __init__(
         self,
         *,
-        player: EpisodePlayer,
+        player: Player,
         policy: Policy,
         cursor: PromptCursor,
         config: RolloutConfig,

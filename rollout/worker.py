@@ -22,7 +22,8 @@ from polyturn.rollout.factory import build_player, evaluation_sampling, open_eng
 from polyturn.rollout.filters import make_filter
 from polyturn.rollout.groups import Prompt, PromptCursor, position_of
 from polyturn.rollout.order import make_order
-from polyturn.rollout.player import RolloutError
+from polyturn.rollout.player import EpisodePlayer, RolloutError
+from polyturn.rollout.remote_players import RemotePlayers
 from polyturn.rollout.scheduler import Frontier, Scheduler, StepGroups
 from polyturn.rollout.store import TrajectoryStore, write_episodes
 
@@ -66,13 +67,15 @@ class RolloutWorker:
         self._url, self._engine_urls = url, engine_urls
         self._order = make_order(config.rollout)
         self._filter = make_filter(config.rollout.filter)
-        self._player = build_player(
+        self._player: EpisodePlayer | RemotePlayers = build_player(
             config,
             model_path=model_path,
             split=config.environment.train_split,
             sampling=training_sampling(config, model_path=model_path),
             with_group_rewards=True,
         )
+        if config.rollout.num_workers:
+            self._player = RemotePlayers(self._player, config, model_path=model_path, url=url)
         self._scheduler: Scheduler | None = None
         self._on_episode: OnEpisode | None = None
         self._thread = threading.Thread(target=self._run_loop, name="rollout", daemon=True)
@@ -154,10 +157,14 @@ class RolloutWorker:
     def rest(self) -> None:
         """Let no further request begin; nobody's time runs until `go_on`."""
         self._loop.call_soon_threadsafe(self._running.collection.slots.may_request.clear)
+        if isinstance(self._player, RemotePlayers):
+            self._player.rest()
 
     def go_on(self) -> None:
         """End a rest."""
         self._loop.call_soon_threadsafe(self._running.collection.slots.may_request.set)
+        if isinstance(self._player, RemotePlayers):
+            self._player.go_on()
 
     def stop(self) -> None:
         """Let no further episode start. May be called from a signal handler or another thread."""
@@ -232,6 +239,8 @@ class RolloutWorker:
         ) as watch:
             self._watch = watch
             self._policy: Policy = watch.fleet
+            if isinstance(self._player, RemotePlayers):
+                await self._player.wait_ready()
             self._opened.set_result(None)
             await self._closing.wait()
             if self._scheduler is not None:

@@ -154,6 +154,9 @@ class RolloutConfig(Section):
     kv_after_update: Literal["recompute", "keep"] = "recompute"
     """What becomes of the KV cache of answers under way when the weights change: computed anew by the new weights, or
     kept as the old ones made it, cached prefixes included, which is quicker and is not what the trainer scores."""
+    num_workers: NonNegativeInt = 0
+    """Processes of the Ray cluster that episodes are played in, each with environments and tools of its own; 0: the
+    driver's."""
     max_concurrent_requests: PositiveInt = 256
     """Generation requests at once."""
     max_concurrent_episodes: PositiveInt = 256

@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+import ray
 from safetensors.torch import load_file
 
 from polyturn.agents.ledger import Ledger
@@ -30,6 +31,7 @@ from polyturn.rollout.engines.server import EngineSpec, SGLangServer
 from polyturn.rollout.evaluation import evaluate
 from polyturn.rollout.factory import build_player, open_client, open_policy
 from polyturn.rollout.groups import PromptCursor
+from polyturn.rollout.remote_players import RemotePlayers
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.trainer.data.samples import TrainSample
 from tests.support.engines import engine_checksums, weight_version
@@ -412,3 +414,64 @@ async def test_evaluation_of_a_random_model(engines, tiny_model):
     assert (result.num_tasks, result.num_episodes, result.num_failed) == (8, 8, 0)
     assert result.mean == 0.0
     assert 0.0 == result.low < result.high < 0.5
+
+
+@pytest.fixture
+def private_ray():
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        _node_ip_address="127.0.0.1",
+        runtime_env={"env_vars": {"OMP_NUM_THREADS": "1"}},
+    )
+    yield
+    ray.shutdown()
+
+
+async def test_rollout_workers_play_what_one_process_plays_and_one_that_dies_loses_nothing(
+    engines, tiny_model, private_ray
+):
+    """The same episodes as in this process; of a worker that is killed, what had ended stays and the rest is played."""
+    config = run_config(tiny_model)
+    config = config.model_copy(
+        update={"rollout": config.rollout.model_copy(update={"num_workers": 2, "samples_per_prompt": 6})}
+    )
+    local = build_player(config, model_path=tiny_model, split="train", sampling=SamplingParams())
+    prompts = PromptCursor(len(local.tasks), seed=0).take(4)
+    players = RemotePlayers(local, config, model_path=tiny_model, url=engines.url)
+    await players.wait_ready()
+    kept, killed = [], []
+
+    async def keep(episode):
+        kept.append(episode)
+        if len(kept) == 3:
+            worker = next(
+                process
+                for process in psutil.Process().children(recursive=True)
+                if process.name().startswith("ray::PlayerActo")
+            )
+            killed.append(worker.pid)
+            worker.kill()
+
+    try:
+        groups = await play_groups(players, prompts, samples_per_prompt=6, policy=None, keep=keep)
+    finally:
+        await asyncio.to_thread(players.close)
+    episodes = [episode for group in groups for episode in group.episodes]
+    assert killed and [group.num_dropped for group in groups] == [0, 0, 0, 0]
+    assert [group.num_retries for group in groups] == [0, 0, 0, 0], (
+        "the death of a worker is no failed attempt"
+    )
+    assert len(kept) == len({episode.episode_id for episode in kept}) == len(episodes) == 24
+    here = await collect(
+        config.model_copy(update={"rollout": config.rollout.model_copy(update={"num_workers": 0})}),
+        tiny_model,
+        engines.url,
+    )
+    alone = {episode.episode_id: episode for group in here for episode in group.episodes}
+    assert all(
+        episode.segments[0].token_ids.tolist() == alone[episode.episode_id].segments[0].token_ids.tolist()
+        for episode in episodes
+    )
