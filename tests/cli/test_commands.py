@@ -55,7 +55,15 @@ def test_help_is_short_and_has_an_example(command: list[str]) -> None:
 def test_a_simulation_prints_figures_and_refuses_what_it_does_not_know() -> None:
     small = ("rollout.prompts_per_step=2", "rollout.samples_per_prompt=2", "trainer.global_batch_size=4")
     done = in_this_process(
-        "simulate", "quickstart", *small, "--nodes", "1", "--steps", "3", "--workload", "mean_tool_s=2"
+        "simulate",
+        "quickstart",
+        *small,
+        "--nodes",
+        "1",
+        "--steps",
+        "3",
+        "--workload",
+        "mean_tool_s=2,tail=0.5",
     )
     assert done.returncode == 0, done.stderr
     assert "2 engine(s) of 1, 4 trainer rank(s)" in done.stdout and "assumed, not measured" in done.stdout

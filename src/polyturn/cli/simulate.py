@@ -37,17 +37,11 @@ def simulate(
     gpu: Annotated[str, Option("--gpu", help="Whose data sheet; `cluster.gpu` goes before.")] = "H100",
     steps: Annotated[int, Option("--steps", min=3, help="Steps to simulate.")] = 12,
     workload: Annotated[
-        list[str] | None,
-        Option("--workload", metavar="NAME=VALUE", help="Episodes: mean_turns=6 tail=1.5 ..."),
-    ] = None,
+        str, Option("--workload", metavar="NAME=VALUE,...", help="Episodes: mean_turns=6,tail=1.5")
+    ] = "",
     rate: Annotated[
-        list[str] | None,
-        Option(
-            "--rate",
-            metavar="NAME=VALUE",
-            help="A speed of one's own: trainer.token_s=1e-6 ...",
-        ),
-    ] = None,
+        str, Option("--rate", metavar="NAME=VALUE,...", help="Speeds of one's own: trainer.token_s=1e-6")
+    ] = "",
     calibrate: Annotated[
         Path | None,
         Option("--calibrate", metavar="RUN_DIR", help="Speeds and episodes of a real run."),
@@ -74,9 +68,9 @@ def simulate(
         else:
             real = read_run(calibrate)
             rates, chosen = calibrated(real), real.workload
-        rates = _with_rates(rates, rate or [])
+        rates = _with_rates(rates, _parts(rate))
         if isinstance(chosen, LogNormalWorkload):
-            chosen = overridden(chosen, workload or [])
+            chosen = overridden(chosen, _parts(workload))
         elif workload:
             raise ConfigError("--workload does not go with --calibrate, which replays the run's episodes")
         run = run_simulation(config, rates, chosen, num_steps=steps)
@@ -112,6 +106,10 @@ def grown(config: RunConfig, *, num_gpus: int) -> RunConfig:
             "trainer": trainer.model_copy(update={"parallel": parallel}),
         }
     )
+
+
+def _parts(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def overridden(part: Part, given: Sequence[str], *, prefix: str = "") -> Part:
