@@ -76,6 +76,43 @@ def load_plugin(signature: Signature, target: str, options: Mapping[str, Any] | 
     return made
 
 
+def make_part(
+    methods: Mapping[str, Signature],
+    target: str,
+    *arguments: Any,
+    options: Mapping[str, Any],
+    **given: Any,
+) -> Any:
+    """An object with several methods, of the class that `module:name` or `path/to/file.py:name` names.
+
+    It is made as `Class(*arguments, **given, **options)`, of which `options` are the user's.
+
+    Raises:
+        ValueError: it cannot be loaded or made so, or a method is missing or cannot be called as its signature says.
+    """
+    make = load_object(target)
+    if not callable(make):
+        raise ValueError(f"{target} is of type {type(make).__name__}, not a class")
+    for option in options:
+        if option in given:
+            raise ValueError(f"{target}: {option!r} is given by the run, and is no option")
+    try:
+        found = inspect.signature(make)
+        found.bind(*arguments, **given, **options)
+    except TypeError as error:
+        names = ", ".join([*("..." for _ in arguments), *(f"{name}=..." for name in given), "**options"])
+        raise ValueError(
+            f"{target} cannot be made as {target.rpartition(':')[2]}({names}): {error}"
+        ) from error
+    made = make(*arguments, **given, **options)
+    for name, signature in methods.items():
+        method = getattr(made, name, None)
+        if not callable(method):
+            raise ValueError(f"{target} has no method {name!r}; {signature.right}")
+        check_signature(signature, method, f"{target}.{name}")
+    return made
+
+
 def check_signature(
     signature: Signature, function: Any, name: str, options: Mapping[str, Any] | None = None
 ) -> None:

@@ -12,7 +12,11 @@ from pathlib import Path
 from statistics import NormalDist, fmean
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
 from polyturn.agents.episode import Episode
+from polyturn.agents.ledger import UNSAMPLED_VERSION
 from polyturn.agents.policy import Policy
 from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.collection import play_groups
@@ -97,6 +101,15 @@ class EvaluationResult:
     num_truncated: int
     """Episodes that a limit ended."""
     mean_turns: float
+    oldest_version: int = UNSAMPLED_VERSION
+    newest_version: int = UNSAMPLED_VERSION
+    """Of the policy, behind the sampled tokens: the same unless the weights changed meanwhile; -1 where no tokens are
+    recorded."""
+
+    @property
+    def sentence(self) -> str:
+        """For people."""
+        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}] on {self.num_tasks} tasks"
 
 
 async def evaluate(
@@ -145,6 +158,13 @@ def summarise(groups: Sequence[Group]) -> EvaluationResult:
     ]
     scores = [task for task in scores if task]
     episodes = [episode for group in groups for episode in group.episodes]
+    versions = {
+        int(bound)
+        for episode in episodes
+        for segment in episode.segments
+        if segment.num_sampled
+        for bound in _bounds(segment.policy_versions[segment.sampled])
+    }
     if not scores:
         raise ValueError("no episode of the evaluation survived, so there is nothing to score")
     low, high, method = interval(scores)
@@ -158,7 +178,13 @@ def summarise(groups: Sequence[Group]) -> EvaluationResult:
         num_failed=sum(group.num_dropped for group in groups),
         num_truncated=sum(episode.outcome == "truncated" for episode in episodes),
         mean_turns=fmean(episode.num_turns for episode in episodes),
+        oldest_version=min(versions, default=UNSAMPLED_VERSION),
+        newest_version=max(versions, default=UNSAMPLED_VERSION),
     )
+
+
+def _bounds(versions: npt.NDArray[np.int32]) -> tuple[np.int32, np.int32]:
+    return versions.min(), versions.max()
 
 
 def interval(
@@ -180,6 +206,12 @@ def interval(
     if all(0.0 <= score <= 1.0 for score in flat):
         low, high = max(0.0, low), min(1.0, high)
     return low, high, "clustered"
+
+
+def local_engines(config: RunConfig, *, model_path: Path, log_directory: Path) -> Engines:
+    """The config's engines on this machine, serving a Hugging Face directory; a context manager."""
+    spec = EngineSpec.from_config(config, model_path=model_path, log_directory=log_directory)
+    return Engines(spec, LocalLauncher(spec))
 
 
 def evaluate_model(
@@ -219,8 +251,7 @@ def evaluate_model(
                 )
 
         try:
-            spec = EngineSpec.from_config(config, model_path=model_path, log_directory=kept / "logs")
-            with Engines(spec, LocalLauncher(spec)) as engines:
+            with local_engines(config, model_path=model_path, log_directory=kept / "logs") as engines:
                 result = asyncio.run(play(engines.request_urls))
             store.write_step(EVALUATION_STEP, episodes)
             store.forget(EVALUATION_STEP)

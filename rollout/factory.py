@@ -19,7 +19,7 @@ from polyturn.agents.policy import SamplingParams
 from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.schema.concurrency import AdaptiveConcurrency
 from polyturn.configs.schema.deadlines import interruption_timeout_s
-from polyturn.configs.schema.run import EvaluationConfig, ModelConfig, RunConfig
+from polyturn.configs.schema.run import EvaluationConfig, EvaluationSuite, ModelConfig, RunConfig
 from polyturn.configs.schema.tasks import EnvironmentReward, TaskSourceConfig
 from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.envs.messages import EnvironmentChoice, Reward, TaskSource
@@ -62,11 +62,18 @@ def check_train_split(config: RunConfig) -> None:
         why = "is held out by its name"
     elif split == config.evaluation.split:
         why = "is the one that evaluation.split plays"
+    elif split in (suite.split for suite in config.evaluation.suites if _is_of_the_run(suite)):
+        why = "is one that evaluation.suites play"
     else:
         return
     raise ValueError(
         f"environment.train_split: '{split}' {why}; train on another split, or say environment.train_on_heldout=true"
     )
+
+
+def _is_of_the_run(suite: EvaluationSuite) -> bool:
+    """Whether a suite plays tasks of the environment that is trained on."""
+    return suite.environment is None and suite.tasks is None
 
 
 def task_configs(config: RunConfig, split: str) -> list[TaskSourceConfig] | None:

@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from polyturn.agents.episode import Episode
 from polyturn.envs.messages import AssistantMessage, EpisodeView, Task
 from polyturn.envs.rewards.rubric import GroupCriterion, score_group
+from polyturn.envs.tasks.curriculum import Curriculum
 from polyturn.envs.tasks.order import DrawOrder, ShuffledOrder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Prompt:
-    """One draw of a task. Everything in it follows from the cursor's seed and `position`."""
+    """One draw of a task. Everything in it follows from the cursor's seed and `position`, unless a curriculum draws."""
 
     task_index: int
     epoch: int
@@ -54,7 +55,9 @@ class PromptCursor:
         return self.peek_at(self._position, num_prompts)
 
     def peek_at(self, position: int, num_prompts: int) -> list[Prompt]:
-        """So many prompts from a position on."""
+        """So many prompts from a position on; none where they depend on what comes of those before."""
+        if isinstance(self._order, Curriculum):
+            return []
         return [self.at(position + offset) for offset in range(num_prompts)]
 
     def at(self, position: int) -> Prompt:
@@ -63,6 +66,17 @@ class PromptCursor:
         return Prompt(
             task_index=draw.task_index, epoch=draw.epoch, position=position, group_id=group_id_at(position)
         )
+
+    def observe(self, prompt: Prompt, episodes: Sequence[Episode]) -> None:
+        """What came of a prompt, once: its episodes that did not fail; none where no step gets them."""
+        if isinstance(self._order, Curriculum):
+            rewards = [without_group_rewards(episode).reward for episode in episodes]
+            self._order.observe(prompt.position, [reward for reward in rewards if reward is not None])
+
+    @property
+    def curriculum(self) -> Curriculum | None:
+        """What draws by results; None where the order is fixed."""
+        return self._order if isinstance(self._order, Curriculum) else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

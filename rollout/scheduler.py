@@ -30,6 +30,7 @@ from typing import Any
 from polyturn.agents.episode import Episode
 from polyturn.agents.policy import Policy
 from polyturn.configs.schema.rollout import RolloutConfig
+from polyturn.envs.tasks.curriculum import Curriculum
 from polyturn.rollout.collection import Collection, end_all
 from polyturn.rollout.filters import Filter
 from polyturn.rollout.groups import Group, Prompt, PromptCursor
@@ -173,6 +174,11 @@ class Scheduler:
         return self._frontier
 
     @property
+    def curriculum(self) -> Curriculum | None:
+        """What draws the prompts by results, as it stands with the frontier; None where their order is fixed."""
+        return self._cursor.curriculum
+
+    @property
     def collection(self) -> Collection:
         """What is in play."""
         return self._collection
@@ -278,7 +284,7 @@ class Scheduler:
         group, reason = item.task.result()
         if reason is not None and not self._gave_up:
             self._since.filtered[reason] += 1
-            self._leave(item)
+            self._leave(item, group)
             self._refill()
         elif not group.num_missing:
             item.group = group
@@ -355,7 +361,7 @@ class Scheduler:
         if groups and not any(group.episodes for group in groups) and not gave_up:
             raise RolloutError(f"every episode failed: {self._collection.why()}")
         for item in chosen:
-            self._leave(item)
+            self._leave(item, item.group)
         self._num_given += 1
         self._refill()
         self._player.prefetch(self._cursor.peek_at(self._next, self._config.prompts_per_step))
@@ -382,8 +388,9 @@ class Scheduler:
         self._collection.void(prompt)
         return await self._play(prompt, ())
 
-    def _leave(self, item: _InPlay) -> None:
-        """A group is done with."""
+    def _leave(self, item: _InPlay, group: Group | None = None) -> None:
+        """A group is done with; None: it was dropped."""
+        self._cursor.observe(item.prompt, group.episodes if group is not None else ())
         del self._in_play[item.prompt.position]
         item.task.cancel()
         self._frontier = self._frontier.with_done(item.prompt.position)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,9 @@ from typing import Any, Self, TypeVar
 from polyturn.agents.episode import Episode
 from polyturn.agents.policy import Policy
 from polyturn.configs.schema.run import RunConfig
-from polyturn.envs.tasks import draw_order
+from polyturn.envs.messages import TaskSource
+from polyturn.envs.tasks import make_curriculum
+from polyturn.envs.tasks.order import task_digest
 from polyturn.rollout.evaluation import EvaluationResult, evaluate
 from polyturn.rollout.factory import build_player, evaluation_sampling, open_engines, training_sampling
 from polyturn.rollout.filters import make_filter
@@ -26,6 +28,7 @@ from polyturn.rollout.player import EpisodePlayer, RolloutError
 from polyturn.rollout.remote_players import RemotePlayers
 from polyturn.rollout.scheduler import Frontier, Scheduler, StepGroups
 from polyturn.rollout.store import TrajectoryStore, write_episodes
+from polyturn.rollout.suites import Suite
 
 DRAIN_S = 60.0
 """How long what is under way has to end when the run is asked to stop."""
@@ -42,6 +45,20 @@ class RolloutStart:
     version: int
     """The policy version of trainer and engines."""
     frontier: Frontier
+    curriculum: Mapping[str, Any] | None = None
+    """The state of one that draws by results."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Standing:
+    """Where rollout stands: what a checkpoint has to keep of it."""
+
+    frontier: Frontier
+    """Which prompts are done with."""
+    curriculum: Mapping[str, Any] | None
+    """The state of one that draws by results; None: prompts follow from their positions."""
+    figures: Mapping[str, float]
+    """Metrics of the curriculum."""
 
 
 class RolloutWorker:
@@ -99,7 +116,15 @@ class RolloutWorker:
         What the store has in its journals is not played again; what is played goes there.
         """
         tasks, config = self._player.tasks, self._config
-        journals = _Journals(store, prompts_per_step=config.rollout.prompts_per_step)
+        order = make_curriculum(config.curriculum, tasks, seed=config.seed)
+        cursor = PromptCursor(len(tasks), seed=config.seed, order=order)
+        if cursor.curriculum is not None and start.curriculum is not None:
+            cursor.curriculum.restore(start.curriculum)
+        journals = _Journals(
+            store,
+            prompts_per_step=config.rollout.prompts_per_step,
+            tasks=tasks if cursor.curriculum is not None else None,
+        )
 
         def tell(episode: Episode) -> None:
             if self._on_episode is not None:
@@ -109,7 +134,7 @@ class RolloutWorker:
             return Scheduler(
                 player=self._player,
                 policy=self._policy,
-                cursor=PromptCursor(len(tasks), seed=config.seed, order=draw_order(tasks, seed=config.seed)),
+                cursor=cursor,
                 config=config.rollout,
                 order=self._order,
                 keep_group=self._filter,
@@ -149,10 +174,19 @@ class RolloutWorker:
 
         self._run(advance())
 
-    @property
-    def frontier(self) -> Frontier:
-        """Which prompts are done with."""
-        return self._running.frontier
+    def standing(self) -> Standing:
+        """Where rollout stands, all of it at one moment."""
+
+        async def stand() -> Standing:
+            running = self._running
+            curriculum = running.curriculum
+            return Standing(
+                frontier=running.frontier,
+                curriculum=None if curriculum is None else curriculum.state(),
+                figures={} if curriculum is None else curriculum.metrics,
+            )
+
+        return self._run(stand())
 
     def rest(self) -> None:
         """Let no further request begin; nobody's time runs until `go_on`."""
@@ -175,39 +209,57 @@ class RolloutWorker:
         if self._scheduler is not None:
             self._run(self._scheduler.close(drain_s=DRAIN_S))
 
-    def evaluate(self, *, step: int, trajectories: Path, on_episode: OnEpisode) -> EvaluationResult | None:
-        """The held-out evaluation after `step`; None when it was stopped. Episodes go to `trajectories`."""
-        settings = self._config.evaluation
+    def evaluate(
+        self, suite: Suite, *, step: int, trajectories: Path, on_episode: OnEpisode | None = None
+    ) -> Future[EvaluationResult | None]:
+        """Begin an evaluation by the weights that the engines have, beside what else is played.
+
+        Args:
+            step: the finished step whose weights they are, for the file.
+            trajectories: the file that the episodes are written to at the end.
+            on_episode: called with every attempt that ends, in the thread of rollout.
+
+        Returns:
+            What comes of it; None where it was stopped. Raises `RolloutError` where every episode failed.
+        """
+        evaluation = self._evaluate(suite, step, trajectories, on_episode)
+        return asyncio.run_coroutine_threadsafe(evaluation, self._loop)
+
+    async def _evaluate(
+        self, suite: Suite, step: int, trajectories: Path, on_episode: OnEpisode | None
+    ) -> EvaluationResult | None:
+        settings = suite.config.evaluation
         episodes: list[Episode] = []
 
-        def keep(episode: Episode) -> None:
+        def note(episode: Episode) -> None:
             episodes.append(episode)
-            on_episode(episode)
+            if on_episode is not None:
+                on_episode(episode)
 
-        player = build_player(
-            self._config,
+        # Opening tasks and a tokenizer, and closing environments, may take seconds.
+        player = await asyncio.to_thread(
+            build_player,
+            suite.config,
             model_path=self._model_path,
             split=settings.split,
             sampling=evaluation_sampling(settings),
         )
         try:
-            result = self._run(
-                evaluate(
-                    player=player,
-                    policy=self._policy,
-                    num_tasks=settings.num_tasks,
-                    samples_per_task=settings.samples_per_task,
-                    on_episode=keep,
-                    stop=self._stop,
-                )
+            result = await evaluate(
+                player=player,
+                policy=self._policy,
+                num_tasks=settings.num_tasks,
+                samples_per_task=settings.samples_per_task,
+                on_episode=note,
+                stop=self._stop,
             )
         except RolloutError:
             if self._stop.is_set():
                 return None
             raise
         finally:
-            player.close()
-        write_episodes(trajectories, episodes, step=step)
+            await asyncio.to_thread(player.close)
+        await asyncio.to_thread(write_episodes, trajectories, episodes, step=step)
         return result
 
     def engine_figures(self) -> dict[str, float]:
@@ -250,9 +302,13 @@ class RolloutWorker:
 class _Journals:
     """What is kept of groups until a step is trained on them: in one journal for each step's worth of prompts."""
 
-    def __init__(self, store: TrajectoryStore, *, prompts_per_step: int) -> None:
+    def __init__(
+        self, store: TrajectoryStore, *, prompts_per_step: int, tasks: TaskSource | None = None
+    ) -> None:
+        """With `tasks`, what is kept of another task than a prompt is of now is passed over."""
         self._store = store
         self._prompts_per_step = prompts_per_step
+        self._tasks = tasks
         self._found: dict[int, dict[str, list[Episode]]] = {}
 
     def finished(self, prompt: Prompt) -> list[Episode]:
@@ -264,7 +320,11 @@ class _Journals:
                 by_group.setdefault(episode.group_id, []).append(episode)
             # Those before are asked for no more, but for one or two that others overtook.
             self._found = {key: value for key, value in self._found.items() if value} | {number: by_group}
-        return self._found[number].pop(prompt.group_id, [])
+        found = self._found[number].pop(prompt.group_id, [])
+        if self._tasks is None or not found:
+            return found
+        digest = task_digest(self._tasks[prompt.task_index])
+        return [episode for episode in found if episode.task_digest == digest]
 
     async def keep(self, episode: Episode) -> None:
         """Keep an attempt."""

@@ -34,6 +34,13 @@ SMALL = (
     "rollout.samples_per_prompt=4",
     "evaluation.num_tasks=16",
 )
+BESIDE = (
+    "evaluation.every_steps=2",
+    "evaluation.training_waits=before_sync",
+    "evaluation.suites=[{name: greedy, num_tasks: 4, temperature: 0, every_steps: 1}]",
+    "checkpoint.keep_best={metric: heldout/mean}",
+)
+"""Evaluations beside the steps, which change nothing of what is trained."""
 COMMAND = (sys.executable, "-m", "polyturn.cli.main")
 
 
@@ -67,7 +74,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     program = (
         "import sys, polyturn; print(polyturn.train('quickstart', *sys.argv[2:], output_dir=sys.argv[1]))"
     )
-    command = [sys.executable, "-c", program, str(tmp_path_factory.mktemp("runs")), *SMALL]
+    command = [sys.executable, "-c", program, str(tmp_path_factory.mktemp("runs")), *SMALL, *BESIDE]
     process = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
     assert process.returncode == 0, process.stdout + process.stderr
     return Path(process.stdout.strip().splitlines()[-1])
@@ -91,7 +98,38 @@ def test_the_run_directory_says_everything_that_happened(finished: Path) -> None
         assert 0 <= row["engine/0/kv_use"] <= row["engine/0/kv_use_max"] <= 1
     assert list((finished / "tensorboard").iterdir())
     assert load_config(finished / "config.yaml").trainer.num_steps == NUM_STEPS
-    assert len(list((finished / "checkpoints").iterdir())) == 2
+    best = summary["best"]
+    assert best == json.loads((finished / "best.json").read_text()) and best["metric"] == "heldout/mean"
+    kept = {path.name for path in (finished / "checkpoints").iterdir()}
+    assert kept == {"step_000003", "step_000004", f"step_{best['step']:06d}"}
+
+
+def test_evaluations_beside_the_steps_are_of_the_weights_that_they_say(finished: Path) -> None:
+    results = [orjson.loads(line) for line in (finished / "evaluation" / "results.jsonl").open("rb")]
+    rows = {row["step"]: row for row in read_metrics(finished / "metrics.jsonl")}
+    # The last step's is the one after training. The weights of the next step wait for those that are under way.
+    assert sorted((one["suite"], one["step"]) for one in results) == [
+        ("greedy", 1),
+        ("greedy", 2),
+        ("greedy", 3),
+        ("heldout", 2),
+    ]
+    for one in results:
+        assert one["version"] == one["oldest_version"] == one["newest_version"] == one["step"]
+        assert one["lag"] in (0, 1)
+        prefix = "heldout" if one["suite"] == "heldout" else "heldout/greedy"
+        assert rows[one["step"] + one["lag"]][f"{prefix}/mean"] == one["mean"]
+    assert (finished / "evaluation" / "greedy_step_000003.parquet").exists()
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["suites"]["greedy"]["after"]["num_tasks"] == 4
+    assert not any(value for row in rows.values() for key, value in row.items() if key.endswith("/skipped"))
+
+
+def test_alarms_are_watched_in_every_step(finished: Path) -> None:
+    for row in read_metrics(finished / "metrics.jsonl"):
+        watched = {name.partition("/")[2] for name in row if name.startswith("alarm/")}
+        assert {"stall_s", "failed_attempts", "uniform_groups", "truncated_episodes"} <= watched
+        assert row["alarm/stall_s"] == 0.0 and row["rollout/longest_pause_s"] > 0.0
 
 
 def test_trajectories_hold_what_was_sampled_by_which_version(finished: Path) -> None:
@@ -265,7 +303,9 @@ def test_a_run_that_is_stopped_and_killed_trains_what_an_uninterrupted_one_does(
 def test_tensor_parallel_ranks_several_updates_a_kl_and_sync_through_disk(tmp_path: Path) -> None:
     process = train(
         *SMALL,
-        "trainer.num_steps=2",
+        "trainer.num_steps=5",
+        "trainer.stop_at={metric: policy/version, at_least: 4}",
+        "curriculum.sampler={kind: difficulty, min_tasks: 1}",
         "trainer.global_batch_size=8",
         "trainer.updates_per_step=2",
         "trainer.parallel={tensor: 2, data: 1}",
@@ -273,12 +313,22 @@ def test_tensor_parallel_ranks_several_updates_a_kl_and_sync_through_disk(tmp_pa
         "weight_sync={kind: disk}",
         "evaluation.before=false",
         "evaluation.after=false",
+        "evaluation.num_tasks=4",
+        "evaluation.every_steps=1",
+        "evaluation.training_waits=never",
         f"output_dir={tmp_path}",
     )
     assert process.returncode == 0, process.stdout + process.stderr
     path = run_path(process)
     summary = orjson.loads((path / "summary.json").read_bytes())
-    assert summary["policy_version"] == 4
+    assert summary["policy_version"] == 4 and summary["steps"] == 2
+    assert "stopping after step 2: policy/version is 4, at least 4 (trainer.stop_at)" in process.stdout
+    assert summary["stopped_by"]["at_least"] == 4.0
+    results = [orjson.loads(line) for line in (path / "evaluation" / "results.jsonl").open("rb")]
+    assert results and all(one["suite"] == "heldout" and one["num_tasks"] == 4 for one in results)
+    state = orjson.loads((path / "checkpoints" / "step_000002" / "state.json").read_bytes())
+    drawn = {episode.task_id for episodes in episodes_by_step(path).values() for episode in episodes}
+    assert len(state["curriculum"]["rates"]) == len(drawn) >= 4
     assert summary["checks"]["unequal_tensors"] == 0 and summary["checks"]["initial_kl"] <= 1e-6
     rows = read_metrics(path / "metrics.jsonl")
     assert rows[0]["train/reference_kl"] >= 0 and rows[1]["train/reference_kl"] > 0

@@ -11,15 +11,24 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    field_validator,
     model_validator,
 )
 
+from polyturn.configs.schema.alarms import AlarmsConfig
 from polyturn.configs.schema.algorithm import AlgorithmConfig
 from polyturn.configs.schema.concurrency import AdaptiveConcurrency
+from polyturn.configs.schema.curriculum import CurriculumConfig
 from polyturn.configs.schema.objective import TruncatedImportance
 from polyturn.configs.schema.rollout import MinP, RolloutConfig, TopP
 from polyturn.configs.schema.section import Section
-from polyturn.configs.schema.tasks import EnvironmentReward, GroupRewardConfig, RewardChoice, TaskSources
+from polyturn.configs.schema.tasks import (
+    EnvironmentReward,
+    GroupRewardConfig,
+    OptionalReward,
+    RewardChoice,
+    TaskSources,
+)
 from polyturn.configs.schema.trainer import (
     BalanceConfig,
     CheckpointConfig,
@@ -28,6 +37,7 @@ from polyturn.configs.schema.trainer import (
     OptimizerConfig,
     ParallelConfig,
     SharedPrefix,
+    StopAt,
 )
 from polyturn.configs.sizing.hardware import GpuName
 
@@ -137,6 +147,8 @@ class TrainerConfig(Section):
 
     num_steps: PositiveInt
     """Steps of the run: episodes, updates, weight sync."""
+    stop_at: StopAt | None = None
+    """End the run earlier, when a metric has come so far."""
     global_batch_size: PositiveInt
     """Episodes per optimizer update, over all ranks."""
     updates_per_step: PositiveInt = 1
@@ -227,8 +239,8 @@ class DiskSync(Section):
 WeightSync = Annotated[BroadcastSync | DiskSync, Field(discriminator="kind")]
 
 
-class EvaluationConfig(Section):
-    """The held-out evaluation."""
+class EvaluatedTasks(Section):
+    """What is played in an evaluation, and how it is sampled."""
 
     split: str = "heldout"
     """The split whose tasks are played; never trained on."""
@@ -246,12 +258,45 @@ class EvaluationConfig(Section):
     """As `rollout.sampling.top_k`; nothing is recorded of an evaluation, so any number goes."""
     min_p: MinP = 0.0
     """As `rollout.sampling.min_p`."""
+
+
+class EvaluationSuite(EvaluatedTasks):
+    """A further held-out evaluation of a run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+    """Its figures are `heldout/NAME/mean` and so on."""
+    environment: EnvironmentConfig | None = None
+    """What is played, and its limits; null: what is trained on."""
+    reward: OptionalReward = None
+    """What grades; null: what grades the training."""
+    every_steps: NonNegativeInt | None = None
+    """Evaluate after every so many steps; 0: only before and after; null: as `evaluation.every_steps`."""
+
+
+class EvaluationConfig(EvaluatedTasks):
+    """The held-out evaluation."""
+
     before: bool = True
     """Evaluate before the first step."""
     after: bool = True
     """Evaluate after the last step."""
     every_steps: NonNegativeInt = 0
     """Evaluate after every so many steps, too; 0: only before and after."""
+    training_waits: Literal["until_done", "before_sync", "never"] = "until_done"
+    """Episodes are played on beside an evaluation between steps. until_done: the next step is trained when it is done.
+    before_sync: the next step is trained, and its weights wait for it. never: weights may change meanwhile, and the
+    versions that answered are reported."""
+    suites: list[EvaluationSuite] = []
+    """Further evaluations, by name, each with tasks and sampling of its own."""
+
+    @field_validator("suites")
+    @classmethod
+    def _names_differ(cls, suites: list[EvaluationSuite]) -> list[EvaluationSuite]:
+        names = [suite.name for suite in suites]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two suites have the name {name!r}")
+        return suites
 
 
 class ChecksConfig(Section):
@@ -301,6 +346,7 @@ class RunConfig(Section):
     resume: bool = False
     """Go on with an interrupted run from its newest checkpoint."""
     environment: EnvironmentConfig
+    curriculum: CurriculumConfig = CurriculumConfig()
     reward: RewardChoice = EnvironmentReward()
     group_rewards: list[GroupRewardConfig] = []
     model: ModelConfig
@@ -311,6 +357,7 @@ class RunConfig(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     checks: ChecksConfig = ChecksConfig()
+    alarms: AlarmsConfig = AlarmsConfig()
     logging: LoggingConfig = LoggingConfig()
     cluster: ClusterConfig = ClusterConfig()
     sglang: dict[str, Any] = {}

@@ -14,7 +14,7 @@ class Section(BaseModel):
 
 
 class Plugin(Section):
-    """A function or class of one's own (docs/algorithms.md says how it is called)."""
+    """A function or class of one's own (docs/algorithms.md and docs/tasks.md say how it is called)."""
 
     kind: Literal["plugin"]
     target: str

@@ -6,7 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    FiniteFloat,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
 
 from polyturn.configs.schema.section import Section
 
@@ -247,6 +255,32 @@ SharedPrefix = Literal["off", "group", "tree"]
 itself. tree: there, and the prefix computed once."""
 
 
+class KeepBest(Section):
+    """The checkpoint of the step that is best by a metric is kept, however old it grows; `best.json` names it."""
+
+    metric: str
+    """A key of `metrics.jsonl`, such as `heldout/mean` or `reward/mean`."""
+    mode: Literal["max", "min"] = "max"
+    """Whether more or less is better; of equal ones the earlier is kept."""
+
+
+class StopAt(Section):
+    """The run ends, as after its last step, when a metric has come so far."""
+
+    metric: str
+    """A key of `metrics.jsonl`, such as `heldout/mean`."""
+    at_least: FiniteFloat | None = None
+    """It ends at this value or more."""
+    at_most: FiniteFloat | None = None
+    """It ends at this value or less."""
+
+    @model_validator(mode="after")
+    def _has_one_bound(self) -> Self:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError("stop_at takes a metric and either at_least or at_most")
+        return self
+
+
 class CheckpointConfig(Section):
     """When the run can be resumed from, and what it begins with."""
 
@@ -254,6 +288,8 @@ class CheckpointConfig(Section):
     """Steps between checkpoints; the last step always has one."""
     keep_last: PositiveInt = 2
     """Older checkpoints are deleted."""
+    keep_best: KeepBest | None = None
+    """Keep the best one, too."""
     asynchronous: bool = True
     """Write while the next step is played: a save then costs one copy of the state, in the memory of the host."""
     load: Path | None = None

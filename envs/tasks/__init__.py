@@ -1,5 +1,6 @@
 """Tasks: the problems of an environment, and where they come from."""
 
+from polyturn.envs.tasks.curriculum import make_curriculum
 from polyturn.envs.tasks.files import JsonlTasks, ParquetTasks
 from polyturn.envs.tasks.order import draw_order
 from polyturn.envs.tasks.rows import RowKeys, RowReader
@@ -14,4 +15,5 @@ __all__ = [
     "RowReader",
     "SlicedTasks",
     "draw_order",
+    "make_curriculum",
 ]

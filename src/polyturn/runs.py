@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from polyturn.configs.errors import ConfigError, RunFailure
+from polyturn.configs.errors import ConfigError, RunFailure, as_config_error
 from polyturn.configs.loading import loader
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import RunConfig
@@ -17,6 +18,7 @@ from polyturn.packages import SERVING, require
 
 if TYPE_CHECKING:
     from polyturn.rollout.evaluation import EvaluationResult
+    from polyturn.rollout.probe import ProbeResult
 
 logger = logging.getLogger(__name__)
 
@@ -130,6 +132,97 @@ def evaluate(
     return reports
 
 
+MAX_PROBED = 1_000_000
+"""A source of more tasks, or without an end, is not probed whole."""
+
+
+def probe(
+    recipe: str | Path | RunConfig,
+    /,
+    *overrides: str,
+    output: Path,
+    model_path: str | Path | None = None,
+    num_tasks: int | None = None,
+    samples_per_task: int = 8,
+    on_warning: Callable[[str], object] = logger.warning,
+    **options: Any,
+) -> ProbeResult:
+    """Play the tasks that a recipe trains on, and write how difficult each is: `curriculum.difficulties` takes that.
+
+    Args:
+        recipe: As of `load_config`.
+        overrides: As of `load_config`.
+        output: A JSONL file, one line for each task. What it has already is not played again.
+        model_path: A Hugging Face directory or `builtin:NAME`; None: the policy that the training begins with.
+        num_tasks: The first so many tasks; None: all.
+        samples_per_task: Episodes of each task, at the temperature of the training.
+        on_warning: As of `evaluate`.
+        options: As of `load_config`.
+
+    Raises:
+        ConfigError: as of `evaluate`, or a file that is none of difficulties, or too many tasks.
+        RunFailure: as of `evaluate`.
+    """
+    config = load_config(recipe, *overrides, **options)
+    named = config.model.path if model_path is None else model_path
+    model = resolve_model_path(named, key="model_path") if isinstance(named, str) else named
+    from polyturn.rollout.factory import tasks_of
+    from polyturn.rollout.probe import left_to_probe
+    from polyturn.trainer.run.preflight import preflight
+
+    split = config.environment.train_split
+    for warning in preflight(config, evaluated=model, splits=(split,)):
+        on_warning(warning)
+    with as_config_error():
+        tasks = tasks_of(config, split)
+        num_tasks = min(num_tasks or len(tasks), len(tasks))
+        if num_tasks > MAX_PROBED:
+            raise ValueError(
+                f"the split {split!r} has more than {MAX_PROBED:,} tasks, or no end: say how many to play (--tasks N)"
+            )
+        left_to_probe(tasks, 0, output)
+    require(SERVING)
+    return _probe(config, model, output, num_tasks, samples_per_task)
+
+
+def _probe(
+    config: RunConfig, model_path: Path, output: Path, num_tasks: int, samples_per_task: int
+) -> ProbeResult:
+    from polyturn.rollout.probe import probe_model
+    from polyturn.trainer.run.progress import make_progress
+
+    progress = make_progress(config.logging.progress, num_steps=1)
+    try:
+        with _serving():
+            return probe_model(
+                config,
+                model_path=model_path,
+                output=output,
+                num_tasks=num_tasks,
+                samples_per_task=samples_per_task,
+                on_begin=lambda count: progress.phase(
+                    f"probing {count:,} tasks", total=count * samples_per_task
+                ),
+                on_episode=lambda _: progress.advance(),
+            )
+    finally:
+        progress.close()
+
+
+@contextmanager
+def _serving() -> Iterator[None]:
+    """Raise what ends the serving of a model as `RunFailure`."""
+    from polyturn.rollout.engines.process import EngineError
+    from polyturn.rollout.player import RolloutError
+
+    try:
+        yield
+    except EngineError as failure:
+        raise RunFailure(failure.sentence) from failure
+    except RolloutError as failure:
+        raise RunFailure(str(failure)) from failure
+
+
 def newest_policy(config: RunConfig) -> Path:
     """The final policy of `run_dir`, or of the newest finished run of this name. Raises ConfigError."""
     from polyturn.trainer.run.directory import runs_of
@@ -145,20 +238,15 @@ def newest_policy(config: RunConfig) -> Path:
 
 
 def _evaluate_one(config: RunConfig, model_path: Path) -> EvaluationReport:
-    from polyturn.rollout.engines.process import EngineError
     from polyturn.rollout.evaluation import evaluate_model
-    from polyturn.rollout.player import RolloutError
     from polyturn.trainer.run.progress import make_progress
 
     settings = config.evaluation
     progress = make_progress(config.logging.progress, num_steps=1)
     progress.phase("held-out evaluation", total=settings.num_tasks * settings.samples_per_task)
     try:
-        result = evaluate_model(config, model_path=model_path, on_episode=lambda _: progress.advance())
-    except EngineError as failure:
-        raise RunFailure(failure.sentence) from failure
-    except RolloutError as failure:
-        raise RunFailure(str(failure)) from failure
+        with _serving():
+            result = evaluate_model(config, model_path=model_path, on_episode=lambda _: progress.advance())
     finally:
         progress.close()
     return EvaluationReport(

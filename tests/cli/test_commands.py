@@ -33,6 +33,7 @@ def invoke(*arguments: str) -> tuple[int, str]:
         ["train"],
         ["eval"],
         ["simulate"],
+        ["probe"],
         ["convert"],
         ["doctor"],
         ["env", "list"],

@@ -6,6 +6,7 @@ One file, so that its tests share one engine.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import os
 import signal
@@ -24,6 +25,8 @@ from polyturn.agents.ledger import Ledger
 from polyturn.agents.policy import PolicyFault, SamplingParams
 from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.schema.run import EnginesConfig, RunConfig
+from polyturn.envs.tasks.rates import read_difficulties
+from polyturn.rollout import probe
 from polyturn.rollout.collection import play_groups
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.process import EngineError
@@ -475,3 +478,18 @@ async def test_rollout_workers_play_what_one_process_plays_and_one_that_dies_los
         episode.segments[0].token_ids.tolist() == alone[episode.episode_id].segments[0].token_ids.tolist()
         for episode in episodes
     )
+
+
+def test_a_probe_of_a_random_model_is_written_task_by_task_and_goes_on(
+    engines, tiny_model, tmp_path, monkeypatch
+):
+    """On the engines of this session, which it would start for itself."""
+    monkeypatch.setattr(probe, "local_engines", lambda *_, **__: contextlib.nullcontext(engines))
+    config, path = run_config(tiny_model), tmp_path / "difficulties.jsonl"
+    options = {"model_path": tiny_model, "output": path, "samples_per_task": 2}
+    begun = []
+    first = probe.probe_model(config, num_tasks=2, on_begin=begun.append, **options)
+    assert (first.num_tasks, first.never, first.num_unknown) == (2, 2, 0)
+    second = probe.probe_model(config, num_tasks=3, on_begin=begun.append, **options)
+    assert begun == [2, 1] and second.num_tasks == 3
+    assert sorted(found.task_id for found in read_difficulties(path)) == ["train-0", "train-1", "train-2"]

@@ -7,8 +7,9 @@ tensorboard/                    the same, as TensorBoard events
 trajectories/step_000001.parquet
 journal/                        episodes of the step under way, and of those that no checkpoint has yet
 set_aside/                      episodes of steps that failed a check, and were or will be played anew
-evaluation/                     trajectories of the held-out evaluations
+evaluation/                     trajectories of the held-out evaluations, and results.jsonl with those between steps
 checkpoints/step_000001/        one file per rank, trainer.json with their checksums, and state.json
+best.json                       which of them is the best, where the config says by which metric
 engine_model/                   with weights synced in FP8: what the engines are started from
 policy/                         the final policy as a Hugging Face directory
 logs/                           engines and router
@@ -21,7 +22,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -43,6 +44,7 @@ LEFT_BY_A_RUN = (
     "trajectories",
     "journal",
     "checkpoints",
+    "best.json",
     "evaluation",
     "policy",
     "summary.json",
@@ -66,7 +68,13 @@ class RunState:
     """Seconds by phase, over all sessions of the run."""
     maxima: Mapping[str, float] = field(default_factory=dict)
     """The largest value of each in-run check so far."""
+    curriculum: Mapping[str, Any] | None = None
+    """The state of a curriculum that draws by results."""
     heldout_before: Mapping[str, Any] | None = None
+    suites_before: Mapping[str, Any] = field(default_factory=dict)
+    """The same of `evaluation.suites`, by name."""
+    stopped_by: Mapping[str, Any] | None = None
+    """The section `trainer.stop_at` that has ended the run before its last step."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "prompts_ahead", tuple(self.prompts_ahead))
@@ -175,6 +183,10 @@ class RunDirectory:
         return self.path / "logs"
 
     @property
+    def best(self) -> Path:
+        return self.path / "best.json"
+
+    @property
     def weights(self) -> Path:
         return self.path / "weights"
 
@@ -195,8 +207,8 @@ class RunDirectory:
     def _partial_checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step_{step:06d}.partial"
 
-    def commit_checkpoint(self, state: RunState, *, keep_last: int) -> Path:
-        """Complete the checkpoint that the ranks wrote, and drop the oldest beyond `keep_last`."""
+    def commit_checkpoint(self, state: RunState, *, keep_last: int, kept: Set[int] = frozenset()) -> Path:
+        """Complete the checkpoint that the ranks wrote, and drop those beyond `keep_last`, but for steps `kept`."""
         partial = self._partial_checkpoint(state.step)
         write_sealed(partial / STATE, asdict(state))
         target = self.checkpoints / f"step_{state.step:06d}"
@@ -210,8 +222,13 @@ class RunDirectory:
             os.replace(partial, target)
         sync_directory(self.checkpoints)
         for old in self._complete_checkpoints()[:-keep_last]:
-            shutil.rmtree(old)
+            if _step_of(old) not in kept:
+                shutil.rmtree(old)
         return target
+
+    def complete_steps(self) -> list[int]:
+        """The steps that have a complete checkpoint, in order."""
+        return [_step_of(path) for path in self._complete_checkpoints()]
 
     def record(self, config: RunConfig, identity: Mapping[str, Any]) -> None:
         """Write what the run is of, for people as `config.yaml` and for a resume to compare with."""
@@ -276,7 +293,11 @@ class RunDirectory:
         if not self.checkpoints.is_dir():
             return []
         found = (p for p in self.checkpoints.iterdir() if STEP_NAME.match(p.name) and (p / STATE).exists())
-        return sorted(found, key=lambda path: int(path.name.removeprefix("step_")))
+        return sorted(found, key=_step_of)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step_"))
 
 
 def runs_of(name: str, output_dir: Path) -> list[Path]:

@@ -6,12 +6,12 @@ a resumed run plays only what is missing.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from polyturn.agents.episode import Episode
 from polyturn.configs.errors import Interrupted
 from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.engines.control import EngineControl, PauseMode
@@ -24,39 +24,20 @@ from polyturn.trainer.credit.off_policy import largest_logprob_difference
 from polyturn.trainer.data.balance import cut_into_updates
 from polyturn.trainer.data.samples import UpdateReport
 from polyturn.trainer.ranks.trainer import Trainer
+from polyturn.trainer.run.alarms import LONGEST_PAUSE, AlarmMonitor, StallWatch
+from polyturn.trainer.run.best import reached
 from polyturn.trainer.run.checks import CheckFailure, RunChecks
 from polyturn.trainer.run.directory import RunDirectory, RunState, write_json
 from polyturn.trainer.run.failures import InterruptGuard, StepFailure, sentence_of
+from polyturn.trainer.run.heldout import HeldOut, Results
 from polyturn.trainer.run.metrics import step_metrics
 from polyturn.trainer.run.progress import JsonLinesSink, MetricSink, ProgressDisplay, TensorBoardSink
 from polyturn.trainer.run.resume import forget_failure, installed_versions, note_failure
+from polyturn.trainer.run.stopwatch import Stopwatch
 from polyturn.trainer.weight_sync import SyncReport
 
 MIN_CORRELATION = 0.9
 """Between what LoRA's adapters add and what of it the engines get, below which a run says so."""
-
-
-@dataclass(slots=True)
-class Stopwatch:
-    """Seconds by phase: generating, tools, training and so on; and since it was made."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    started: float = field(default_factory=time.perf_counter)
-
-    @property
-    def total(self) -> float:
-        return time.perf_counter() - self.started
-
-    @contextmanager
-    def measure(self, phase: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(phase, time.perf_counter() - started)
-
-    def add(self, phase: str, seconds: float) -> None:
-        self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,10 +75,24 @@ class TrainingLoop:
         self._checks = RunChecks(config.checks, maxima=state.maxima)
         frontier = Frontier(position=state.prompt_position, ahead=tuple(state.prompts_ahead))
         self._worker.begin(
-            RolloutStart(step=state.step, version=state.policy_version, frontier=frontier), self._store
+            RolloutStart(
+                step=state.step,
+                version=state.policy_version,
+                frontier=frontier,
+                curriculum=state.curriculum,
+            ),
+            self._store,
         )
         self._engines_got = (state.step, state.policy_version)
         """The step after which the engines got their weights, and the version of those."""
+        self._alarms = AlarmMonitor(config.alarms, self._progress.message)
+        self._heldout = HeldOut(
+            config,
+            worker=self._worker,
+            directory=directory,
+            progress=self._progress,
+            stopwatch=self._stopwatch,
+        )
         self._saving: RunState | None = None
         self._warned_of_rounding = False
         self._state = state
@@ -113,9 +108,10 @@ class TrainingLoop:
         # The engines began with the weights on disk, or with those of a run that died.
         self._sync(self._state.policy_version, self._stopwatch)
         if config.before and self._state.heldout_before is None:
-            before = self._evaluate("before", self._state.step)
+            before = self._heldout.play("before", self._state.step)
             if before is not None:
-                self._state = replace(self._state, heldout_before=before)
+                others = {name: found for name, found in before.items() if name}
+                self._state = replace(self._state, heldout_before=before[""], suites_before=others)
                 self._save()
         try:
             self._take_steps()
@@ -123,17 +119,21 @@ class TrainingLoop:
             # Whatever ended the steps, what they saved is to be complete.
             self._complete_checkpoint(wait=True)
         self._stop_if_asked()
-        after = self._evaluate("after", self._state.step) if config.after else None
+        self._heldout.wait()
+        self._heldout.tell(self._state.step)
+        after = self._heldout.play("after", self._state.step) if config.after else None
         self._trainer.save_hf(self._directory.policy)
         self._summarise("finished", after)
         self._stop_if_asked()
 
     def _take_steps(self) -> None:
-        """Play and train until the last step, or until the guard asks to stop."""
-        while self._state.step < self._config.trainer.num_steps and not self._guard.requested:
+        """Play and train until the last step, or until the guard or a metric says to stop."""
+        num_steps = self._config.trainer.num_steps
+        while self._state.step < num_steps and not self._guard.requested and not self._is_stopped:
             step = self._state.step + 1
             watch = Stopwatch()
-            taken = self._take(step, watch)
+            with StallWatch(self._config.alarms, self._progress.message) as stall:
+                taken = self._take(step, watch, stall)
             self._complete_checkpoint(wait=False)
             if taken is None:
                 return
@@ -155,44 +155,21 @@ class TrainingLoop:
             )
             engine_step, engine_version = self._engines_got
             self._worker.advance(version=version, engine_step=engine_step, engine_version=engine_version)
-            self._finish(step, version, {**row, **self._evaluate_between(step)}, watch)
-
-    def _evaluate(self, when: str, step: int) -> Mapping[str, Any] | None:
-        """The held-out evaluation, as `summary.json` has it; None when it was interrupted.
-
-        Its trajectories go to a file named after `when`: `before`, `after`, or the step.
-        """
-        config = self._config.evaluation
-        moment = f"{when} training" if when in ("before", "after") else "during training"
-        self._progress.phase(
-            f"held-out evaluation {moment}", total=config.num_tasks * config.samples_per_task
-        )
-        with self._stopwatch.measure("evaluate"):
-            result = self._worker.evaluate(
-                step=step,
-                on_episode=lambda _: self._progress.advance(),
-                trajectories=self._directory.evaluation / f"{when}.parquet",
-            )
-        if result is None:
-            return None
-        self._progress.message(
-            f"held-out {moment} (step {step}): {result.mean:.3f} [{result.low:.3f}, {result.high:.3f}] on "
-            f"{result.num_tasks} tasks"
-        )
-        return asdict(result)
+            self._finish(step, version, {**row, LONGEST_PAUSE: stall.longest_pause_s}, watch)
 
     def _evaluate_between(self, step: int) -> dict[str, float]:
-        """The figures of the held-out evaluation after a step, where one is due; the last step has that at the end."""
-        config, every = self._config.evaluation, self._config.evaluation.every_steps
+        """Begin the evaluations that are due after a step; the figures of those that have ended.
+
+        With the last step all that is under way ends, and its own is that after training.
+        """
+        config = self._config.evaluation
         is_last = step == self._config.trainer.num_steps
-        if not every or step % every or (is_last and config.after):
-            return {}
-        found = self._evaluate(f"step_{step:06d}", step)
-        return {
-            f"heldout/{name}": float(value)
-            for name, value in (found or {}).items()
-            if isinstance(value, int | float)
-        }
+        if not (is_last and config.after):
+            engine_step, engine_version = self._engines_got
+            self._heldout.begin(step, engine_step=engine_step, version=engine_version)
+        if is_last or config.training_waits == "until_done":
+            self._heldout.wait()
+        return self._heldout.tell(step)
 
     def _learn(
         self, step: int, groups: Sequence[Group], watch: Stopwatch
@@ -241,6 +218,8 @@ class TrainingLoop:
         """Send the weights after every so many steps, and after the last; None: not after this one."""
         if step % self._config.weight_sync.every_steps and step != self._config.trainer.num_steps:
             return None
+        if self._config.evaluation.training_waits == "before_sync":
+            self._heldout.wait()
         report = self._sync(version, watch)
         self._engines_got = (step, version)
         return report
@@ -271,7 +250,7 @@ class TrainingLoop:
         """Send the weights to the engines and compare them on both sides, while no request goes on."""
         mode: PauseMode = "retract" if self._config.rollout.kv_after_update == "recompute" else "in_place"
         with ExitStack() as stack, watch.measure("sync"):
-            if self._config.rollout.max_staleness:
+            if self._config.rollout.max_staleness or self._heldout.is_playing:
                 stack.enter_context(self._paused(mode))
             report = self._trainer.publish(version)
             if self._config.checks.enabled and self._config.checks.weights_equal:
@@ -300,13 +279,18 @@ class TrainingLoop:
         for sink in self._sinks:
             sink.close()
 
-    def _take(self, step: int, watch: Stopwatch) -> StepGroups | None:
+    def _take(self, step: int, watch: Stopwatch, stall: StallWatch) -> StepGroups | None:
         """The step's groups; None when the guard asked to stop."""
         rollout = self._config.rollout
         self._progress.phase(
             f"step {step}: episodes", total=rollout.prompts_per_step * rollout.samples_per_prompt
         )
-        taken = self._worker.take(on_episode=lambda _: self._progress.advance())
+
+        def note(_: Episode) -> None:
+            stall.tick()
+            self._progress.advance()
+
+        taken = self._worker.take(on_episode=note)
         if taken is None or self._guard.requested:
             self._worker.drain()
             return None
@@ -344,24 +328,35 @@ class TrainingLoop:
         )
 
     def _finish(self, step: int, version: int, row: Mapping[str, float], watch: Stopwatch) -> None:
-        """Write the step's checkpoint, then its metrics: the checkpoint is what makes it finished."""
+        """Write the step's metrics and its checkpoint, which is what makes it finished."""
         for phase, seconds in watch.seconds.items():
             self._stopwatch.add(phase, seconds)
-        frontier = self._worker.frontier
+        is_last = step == self._config.trainer.num_steps or self._guard.requested
+        saves = step % self._config.checkpoint.every_steps == 0
+        if saves:
+            self._heldout.best.report(step, row)
+        standing = self._worker.standing()
+        row = {**row, **standing.figures, **self._evaluate_between(step)}
+        row = {**row, **self._alarms.watch(step, row)}
+        stopped = reached(self._config.trainer.stop_at, row)
+        if stopped is not None:
+            self._progress.message(f"stopping after step {step}: {stopped}")
         self._state = RunState(
             step=step,
             policy_version=version,
-            prompt_position=frontier.position,
-            prompts_ahead=frontier.ahead,
+            prompt_position=standing.frontier.position,
+            prompts_ahead=standing.frontier.ahead,
+            curriculum=standing.curriculum,
             seconds=dict(self._stopwatch.seconds),
             maxima=dict(self._checks.maxima),
             heldout_before=self._state.heldout_before,
+            suites_before=self._state.suites_before,
+            stopped_by=None if stopped is None else self._stop_at,
         )
-        last = step == self._config.trainer.num_steps or self._guard.requested
         for sink in self._sinks:
             sink.write(step, row)
         self._progress.step(step, row)
-        if last or step % self._config.checkpoint.every_steps == 0:
+        if is_last or saves or stopped is not None:
             with self._stopwatch.measure("checkpoint"):
                 self._save()
 
@@ -383,7 +378,9 @@ class TrainingLoop:
             return
         state, self._saving = self._saving, None
         self._trainer.finish_checkpoint()
-        self._directory.commit_checkpoint(state, keep_last=self._config.checkpoint.keep_last)
+        keep_last, kept = self._config.checkpoint.keep_last, self._heldout.best.kept()
+        self._directory.commit_checkpoint(state, keep_last=keep_last, kept=kept)
+        self._heldout.note_best()
         forget_failure(self._directory, state.step)
         self._store.forget(state.prompt_position // self._config.rollout.prompts_per_step)
 
@@ -392,14 +389,33 @@ class TrainingLoop:
             self._summarise("interrupted", None)
             raise Interrupted(self._directory.path, self._state.step)
 
-    def _summarise(self, status: str, after: Mapping[str, Any] | None) -> None:
+    @property
+    def _stop_at(self) -> Mapping[str, Any] | None:
+        config = self._config.trainer.stop_at
+        return None if config is None else config.model_dump(mode="json")
+
+    @property
+    def _is_stopped(self) -> bool:
+        """Whether a metric has ended the run; another `trainer.stop_at` lets it go on."""
+        return self._state.stopped_by is not None and self._state.stopped_by == self._stop_at
+
+    def _summarise(self, status: str, after: Results | None) -> None:
+        best, found = self._heldout.best.best, after or {}
+        before = self._state.suites_before
         summary = {
             "status": status,
             "name": self._config.name,
             "seed": self._config.seed,
             "steps": self._state.step,
             "policy_version": self._state.policy_version,
-            "heldout": {"before": self._state.heldout_before, "after": after},
+            "heldout": {"before": self._state.heldout_before, "after": found.get("")},
+            "suites": {
+                suite.name: {"before": before.get(suite.name), "after": found.get(suite.name)}
+                for suite in self._heldout.suites
+                if suite.name
+            },
+            "best": None if best is None else asdict(best),
+            "stopped_by": self._state.stopped_by,
             "seconds": {**self._stopwatch.seconds, "total": self._stopwatch.total},
             "checks": dict(self._checks.maxima),
             "versions": installed_versions(),

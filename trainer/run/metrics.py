@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from polyturn.agents.episode import Episode, Outcome
+from polyturn.rollout.groups import Group
 from polyturn.rollout.scheduler import StepGroups
 from polyturn.tools.types import ToolUsage
 from polyturn.trainer.credit.estimates import StepCredit
@@ -48,8 +49,10 @@ def step_metrics(
         **episode_metrics(episodes),
         "group/num": float(len(groups)),
         **credit.metrics,
+        "group/uniform": uniform_share(groups),
         "rollout/num_dropped": float(sum(group.num_dropped for group in groups)),
         **schedule_metrics(taken),
+        "rollout/failed_attempts": failed_share(groups),
         "rollout/sampled_tokens": float(num_sampled),
         "rollout/tokens_per_second": num_sampled / rollout_seconds if rollout_seconds > 0 else 0.0,
         "train/tokens": float(num_tokens),
@@ -57,6 +60,7 @@ def step_metrics(
         "train/initial_kl": reports[0].initial_kl,
         "train/policy_kl": last["policy_kl"],
         "train/logprob_difference_max": largest_logprob_difference(credit.samples, version=before)[0],
+        "train/rank_imbalance": rank_imbalance(credit.samples, reports),
         **{
             f"shared_prefix/{name}_saved": statistics.fmean(report.shared_prefix[name] for report in reports)
             for name in reports[0].shared_prefix
@@ -89,6 +93,26 @@ def step_metrics(
     for name in sorted(critic_names):
         row[name] = statistics.fmean(metrics[name] for metrics in reports[0].metrics if name in metrics)
     return row
+
+
+def uniform_share(groups: Sequence[Group]) -> float:
+    """The share of the groups of several episodes whose rewards are all the same; 0 where there are none."""
+    several = [{episode.reward for episode in group.episodes} for group in groups if len(group.episodes) > 1]
+    return statistics.fmean(len(rewards) == 1 for rewards in several) if several else 0.0
+
+
+def failed_share(groups: Sequence[Group]) -> float:
+    """The share of the attempts that failed; 0 where none was made."""
+    num_failed = sum(group.num_retries + group.num_dropped for group in groups)
+    num_attempts = num_failed + sum(len(group.episodes) for group in groups)
+    return num_failed / num_attempts if num_attempts else 0.0
+
+
+def rank_imbalance(samples: Sequence[TrainSample], reports: Sequence[UpdateReport]) -> float:
+    """Tokens of the busiest data-parallel rank over those of the mean one; 1 where nothing was trained on."""
+    lengths = {sample.sample_id: len(sample) for sample in samples}
+    loads = [sum(lengths[name] for name in report.trained_tokens) for report in reports]
+    return max(loads) * len(loads) / sum(loads) if any(loads) else 1.0
 
 
 def routing_metrics(samples: Sequence[TrainSample]) -> dict[str, float]:

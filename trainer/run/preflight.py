@@ -20,12 +20,14 @@ from polyturn.configs.sizing.memory import check_layout
 from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.envs.messages import TaskSource
 from polyturn.envs.registry import list_environments, make
+from polyturn.envs.tasks import make_curriculum
 from polyturn.rollout.checks import check_chat_template, check_prompts, check_rewards, check_tasks
 from polyturn.rollout.engines.placement import claim_port
 from polyturn.rollout.factory import check_train_split, tasks_of
 from polyturn.rollout.filters import make_filter
 from polyturn.rollout.limits import allow_open_files
 from polyturn.rollout.order import make_order
+from polyturn.rollout.suites import suites_of
 from polyturn.rollout.whole_file import check_writable
 from polyturn.trainer.algorithms.registry import check_plugins
 from polyturn.trainer.checkpoints.manifest import MARKER, find_faults
@@ -33,6 +35,7 @@ from polyturn.trainer.checkpoints.sources import initial_weights
 from polyturn.trainer.checkpoints.torch_dist_index import METADATA, read_index
 from polyturn.trainer.models.weight_files import check_targets, read_weight_files
 from polyturn.trainer.run.directory import RunDirectory, check_unused
+from polyturn.trainer.run.evaluations import check_evaluations
 from polyturn.trainer.run.model_checks import (
     check_critic,
     check_family,
@@ -47,11 +50,18 @@ from polyturn.trainer.run.model_checks import (
 from polyturn.trainer.run.resume import check_resume
 
 
-def preflight(config: RunConfig, *, evaluated: Path | None = None, dry_run: bool = False) -> list[str]:
+def preflight(
+    config: RunConfig,
+    *,
+    evaluated: Path | None = None,
+    splits: Sequence[str] | None = None,
+    dry_run: bool = False,
+) -> list[str]:
     """Check all that a training run, or an evaluation, needs: the one list, in its order, what costs time last.
 
     Args:
         evaluated: the model that is to be evaluated; None: the config's is to be trained.
+        splits: whose tasks are played; None: the one that is evaluated, and the one that is trained on.
         dry_run: a preset, which has no weights, will do; then nothing is asked of this machine, which is hardly the
             one that would run it. Memory is not judged: a plan is printed before that.
 
@@ -74,6 +84,7 @@ def preflight(config: RunConfig, *, evaluated: Path | None = None, dry_run: bool
         with as_config_error():
             check_train_split(config)
         check_plugins(config.trainer.algorithm)
+        check_evaluations(config)
         with as_config_error():
             make_order(config.rollout)
             make_filter(config.rollout.filter)
@@ -109,10 +120,17 @@ def preflight(config: RunConfig, *, evaluated: Path | None = None, dry_run: bool
         if not dry_run:
             check_memory(config, shape)
     # Opening an environment or a tokenizer may take seconds, and a resume reads what is stored of the run.
-    splits = (
-        (config.environment.train_split, config.evaluation.split) if trains else (config.evaluation.split,)
-    )
+    if splits is None:
+        trained_on = (config.environment.train_split,) if trains else ()
+        splits = (*trained_on, config.evaluation.split)
     check_environment(config, splits, model)
+    if trains:
+        for suite in suites_of(config)[1:]:
+            with as_config_error(f"evaluation.suites ({suite.name}): "):
+                check_environment(suite.config, (suite.config.evaluation.split,), model)
+        with as_config_error("curriculum: "):
+            tasks = tasks_of(config, config.environment.train_split)
+            make_curriculum(config.curriculum, tasks, seed=config.seed)
     if not is_sketch:
         warnings += check_template(config, model)
     if config.resume and trains and not is_sketch:

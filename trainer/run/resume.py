@@ -26,7 +26,8 @@ from polyturn.configs.schema.run import ChecksConfig, RunConfig
 from polyturn.configs.schema.trainer import ConstantSchedule
 from polyturn.envs.messages import TaskSource
 from polyturn.envs.registry import make
-from polyturn.envs.tasks import draw_order
+from polyturn.envs.tasks import make_curriculum
+from polyturn.envs.tasks.curriculum import Curriculum
 from polyturn.envs.tasks.order import source_digest, task_digest
 from polyturn.rollout.factory import tasks_of
 from polyturn.rollout.groups import PromptCursor, position_of
@@ -84,14 +85,16 @@ def _check_stored(config: RunConfig, store: TrajectoryStore, last_step: int, war
     """Raise for episodes of other tasks than the run has; warn of those that are damaged."""
     tasks = tasks_of(config, config.environment.train_split)
     seed = config.seed
-    order = draw_order(tasks, seed=seed)
+    order = make_curriculum(config.curriculum, tasks, seed=seed)
+    # Where tasks are drawn by results, what is of another task than its group is played anew.
+    is_fixed = not isinstance(order, Curriculum)
     for step in store.begun_after(last_step):
         stored = store.stored(step)
         for fault in stored.damage:
             warn(f"resume: {fault}; what it held is played again")
         checked: set[str] = set()
         for episode in stored.episodes:
-            if episode.group_id not in checked:
+            if is_fixed and episode.group_id not in checked:
                 checked.add(episode.group_id)
                 try:
                     position = position_of(episode.group_id)
@@ -153,6 +156,7 @@ RECORDED_PACKAGES = (
 DATA = (
     "seed",
     "environment.*",
+    "curriculum.*",
     "reward*",
     "group_rewards*",
     "model.dialect",
@@ -164,8 +168,9 @@ DATA = (
     "rollout.sampling.*",
 )
 """Options that decide which episodes a run plays and what they are worth."""
-COMPARED_BY_CONTENT = ("model.path", "environment.*timeout_s")
-"""But for these: a model is known by its files, and how long machinery may take is no part of a task."""
+COMPARED_BY_CONTENT = ("model.path", "environment.*timeout_s", "curriculum.difficulties")
+"""But for these: a model is known by its files, how long machinery may take is no part of a task, and what a file of
+difficulties said is in the checkpoint."""
 OF_ONE_SESSION = ("name", "resume", "run_dir", "output_dir", "checkpoint.load*", "logging.*")
 """Options that say nothing about what a run is of."""
 FREE = ("*options", "sglang", "megatron", "megatron.*", "*.weights")

@@ -21,11 +21,12 @@ from polyturn.trainer.ranks.trainer import Trainer
 from polyturn.trainer.run.cluster import start_ray
 from polyturn.trainer.run.directory import RunDirectory, RunState
 from polyturn.trainer.run.failures import InterruptGuard, as_run_failure, sentence_of
-from polyturn.trainer.run.loop import RunParts, Stopwatch, TrainingLoop
+from polyturn.trainer.run.loop import RunParts, TrainingLoop
 from polyturn.trainer.run.preflight import preflight
 from polyturn.trainer.run.progress import ProgressDisplay, make_progress
 from polyturn.trainer.run.ray_reaper import start_reaper
 from polyturn.trainer.run.resume import identify
+from polyturn.trainer.run.stopwatch import Stopwatch
 
 logger = logging.getLogger(__name__)
 

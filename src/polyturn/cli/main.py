@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from polyturn import __version__
-from polyturn.cli import convert, doctor, env, serve, simulate, train
+from polyturn.cli import convert, doctor, env, probe, serve, simulate, train
 
 app = typer.Typer(
     name="polyturn",
@@ -21,6 +21,7 @@ app = typer.Typer(
 app.command("train")(train.train)
 app.command("eval")(train.evaluate)
 app.command("simulate")(simulate.simulate)
+app.command("probe")(probe.probe)
 app.command("convert")(convert.convert)
 app.add_typer(env.app, name="env")
 app.add_typer(train.config_app, name="config")

@@ -1,0 +1,214 @@
+"""Evaluations beside training: what is due, what is skipped, how late a result is, and what of it is written down."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+from pydantic import ValidationError
+
+from polyturn.configs.errors import ConfigError
+from polyturn.configs.loading.loader import load_config
+from polyturn.configs.schema.run import RunConfig
+from polyturn.rollout.evaluation import EvaluationResult
+from polyturn.rollout.player import RolloutError
+from polyturn.rollout.suites import Suite, suites_of
+from polyturn.trainer.run.evaluations import Evaluations, check_evaluations
+
+RESULT = EvaluationResult(
+    mean=0.5,
+    low=0.25,
+    high=0.75,
+    method="wilson",
+    num_tasks=8,
+    num_episodes=8,
+    num_failed=1,
+    num_truncated=2,
+    mean_turns=3.0,
+    oldest_version=4,
+    newest_version=4,
+)
+
+
+def config_of(**evaluation: Any) -> RunConfig:
+    return load_config("quickstart").model_copy(
+        update={"evaluation": RunConfig.model_fields["evaluation"].annotation(**evaluation)}
+    )
+
+
+class Engine:
+    """Gives results when it is told to."""
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[str, int]] = []
+        self.results: list[Future[EvaluationResult | None]] = []
+
+    def play(self, suite: Suite, step: int) -> Future[EvaluationResult | None]:
+        self.begun.append((suite.name, step))
+        self.results.append(Future())
+        return self.results[-1]
+
+
+SUITES = [
+    {"name": "math", "every_steps": 3, "split": "aime", "num_tasks": 30, "temperature": 0.0},
+    {"name": "never", "every_steps": 0},
+]
+
+
+def evaluations(tmp_path: Path, engine: Engine) -> Evaluations:
+    config = config_of(every_steps=2, suites=SUITES)
+    return Evaluations(suites_of(config), engine.play, tmp_path / "evaluation" / "results.jsonl")
+
+
+def test_suites_are_due_by_themselves_with_their_own_sampling() -> None:
+    config = config_of(every_steps=2, suites=[*SUITES, {"name": "same"}])
+    suites = suites_of(config)
+    due = {step: [suite.name for suite in suites if suite.is_due(step)] for step in range(1, 7)}
+    assert due == {1: [], 2: ["", "same"], 3: ["math"], 4: ["", "same"], 5: [], 6: ["", "math", "same"]}
+    assert [suite.prefix for suite in suites] == [
+        "heldout",
+        "heldout/math",
+        "heldout/never",
+        "heldout/same",
+    ]
+    math = suites[1].config
+    assert (math.evaluation.split, math.evaluation.num_tasks, math.evaluation.temperature) == (
+        "aime",
+        30,
+        0.0,
+    )
+    assert math.environment == config.environment and suites[0].config is config
+    own = {"id": "polyturn/MathCalculator-v0", "max_turns": 2}
+    (_, other) = suites_of(config_of(suites=[{"name": "other", "environment": own}]))
+    assert (other.config.environment.id, other.config.environment.max_turns) == (own["id"], 2)
+    with pytest.raises(ValidationError, match="two suites have the name 'math'"):
+        config_of(suites=[SUITES[0], SUITES[0]])
+
+
+def test_a_result_comes_late_and_says_how_late_and_of_which_versions(tmp_path: Path) -> None:
+    engine = Engine()
+    beside = evaluations(tmp_path, engine)
+    assert beside.begin(1, engine_step=1, version=1) == [] and beside.collect(1) == []
+    assert [suite.name for suite in beside.begin(2, engine_step=2, version=2)] == [""]
+    assert beside.collect(2) == [] and beside.are_under_way
+    assert [suite.name for suite in beside.begin(3, engine_step=3, version=3)] == ["math"]
+    engine.results[0].set_result(replace(RESULT, oldest_version=2, newest_version=3))
+    engine.results[1].set_result(RESULT)
+    main, math = beside.collect(4)
+    assert (main.step, main.lag, main.version, main.is_pinned) == (2, 2, 2, False)
+    assert (math.step, math.lag, math.version, math.is_pinned) == (3, 1, 3, True)
+    assert not beside.are_under_way and beside.collect(5) == []
+    assert math.figures == {
+        "heldout/math/mean": 0.5,
+        "heldout/math/low": 0.25,
+        "heldout/math/high": 0.75,
+        "heldout/math/num_tasks": 8.0,
+        "heldout/math/num_episodes": 8.0,
+        "heldout/math/num_failed": 1.0,
+        "heldout/math/num_truncated": 2.0,
+        "heldout/math/mean_turns": 3.0,
+        "heldout/math/oldest_version": 4.0,
+        "heldout/math/newest_version": 4.0,
+        "heldout/math/step": 3.0,
+        "heldout/math/version": 3.0,
+        "heldout/math/lag": 1.0,
+        "heldout/math/pinned": 1.0,
+    }
+    lines = [orjson.loads(line) for line in (tmp_path / "evaluation" / "results.jsonl").open("rb")]
+    assert [(line["suite"], line["step"], line["lag"], line["mean"]) for line in lines] == [
+        ("heldout", 2, 2, 0.5),
+        ("math", 3, 1, 0.5),
+    ]
+
+
+def test_what_is_due_while_the_one_before_is_under_way_is_skipped_and_counted(tmp_path: Path) -> None:
+    engine = Engine()
+    beside = evaluations(tmp_path, engine)
+    for step in range(1, 7):
+        beside.begin(step, engine_step=step, version=step)
+    assert engine.begun == [("", 2), ("math", 3)]
+    assert beside.figures == {"heldout/skipped": 2.0, "heldout/math/skipped": 1.0}
+    engine.results[0].set_result(RESULT)
+    assert [one.step for one in beside.collect(6)] == [2]
+    beside.begin(8, engine_step=8, version=8)
+    assert engine.begun[-1] == ("", 8)
+    engine.results[-1].set_result(RESULT)
+    beside.begin(10, engine_step=10, version=10)
+    assert engine.begun[-1] == ("", 10), "what has ended does not stand in the way, told or not"
+    engine.results[-1].set_result(RESULT)
+    assert [(one.step, one.lag) for one in beside.collect(11)] == [(8, 3), (10, 1)]
+    assert beside.figures["heldout/skipped"] == 2.0
+
+
+def test_what_was_stopped_is_no_result_and_what_failed_is_raised(tmp_path: Path) -> None:
+    engine = Engine()
+    beside = evaluations(tmp_path, engine)
+    beside.begin(2, engine_step=2, version=2)
+    engine.results[0].set_result(None)
+    beside.wait()
+    assert beside.collect(2) == []
+    beside.begin(4, engine_step=4, version=4)
+    engine.results[1].set_exception(RolloutError("every episode failed"))
+    with pytest.raises(RolloutError):
+        beside.wait()
+    with pytest.raises(RolloutError):
+        beside.collect(4)
+    assert not (tmp_path / "evaluation").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["trainer.stop_at={metric: heldout/mean, at_least: 0.9}"], "set evaluation.every_steps"),
+        (
+            [
+                "rollout={play_while_training: false, max_staleness: 1}",
+                "evaluation.training_waits=before_sync",
+            ],
+            "when the engines rest",
+        ),
+        (
+            ["trainer.stop_at={metric: heldout/maths/mean, at_least: 0.9}"],
+            "no evaluation 'heldout/maths', did you mean 'heldout/math'",
+        ),
+        (
+            ["trainer.stop_at={metric: heldout/maen, at_least: 0.9}"],
+            "heldout has no figure 'maen', did you mean 'mean'",
+        ),
+        (
+            [
+                "checkpoint={keep_best: {metric: heldout/mean}, every_steps: 4}",
+                "evaluation.every_steps=6",
+            ],
+            "checkpoint.every_steps divide",
+        ),
+        (
+            [
+                "checkpoint.keep_best={metric: heldout/math/mean}",
+                "evaluation.training_waits=never",
+            ],
+            "is of no one checkpoint",
+        ),
+    ],
+)
+def test_figures_that_will_not_be_there_are_refused_at_the_start(overrides: list[str], message: str) -> None:
+    config = load_config("quickstart", ["evaluation.suites=[{name: math, every_steps: 2}]", *overrides])
+    with pytest.raises(ConfigError, match=message):
+        check_evaluations(config)
+
+
+def test_figures_that_will_be_there_or_are_of_other_kinds_are_taken() -> None:
+    check_evaluations(
+        load_config(
+            "quickstart",
+            [
+                "evaluation.every_steps=4",
+                "checkpoint={every_steps: 2, keep_best: {metric: heldout/mean}}",
+                "trainer.stop_at={metric: env/anything, at_most: 0}",
+            ],
+        )
+    )
