@@ -20,6 +20,12 @@ CLOSE_S = 30.0
 """How long an environment may take to close; at the end of the pool, all of them together."""
 MAX_MAKING = 64
 """Environments that are made at once, each in a thread."""
+QUICK_S = 0.01
+"""What an environment takes of a processor that is made on the event loop the next time, where it needs no thread."""
+QUICK_WALL_S = 0.25
+"""And how long it may take on a machine that is busy with other things."""
+FIRST_S = 2.0
+"""How long the others of a kind wait for the first, which tells whether they can be made on the event loop."""
 
 
 @dataclass(eq=False, frozen=True, slots=True)
@@ -78,14 +84,31 @@ class EnvironmentPool:
         if idle:
             return idle.pop()
         async with self._making:
+            if key in self._quickly_made:  # by now
+                return self._made_here(choice)
             return await self._made(choice)
+
+    async def _make_first(self, choice: EnvironmentChoice | None) -> PooledEnvironment:
+        """The first of a kind, which tells how the others are made."""
+        first = self._first[_key(choice)] = asyncio.get_running_loop().create_future()
+        try:
+            return await self._made(choice)
+        finally:
+            first.set_result(None)
+
+    def _made_here(self, choice: EnvironmentChoice | None) -> PooledEnvironment:
+        """One of a kind that is made in no time: where a thousand are made, threads would wait for each other."""
+        env, is_quick = self._timed_make(choice)
+        if not is_quick:
+            self._quickly_made.discard(_key(choice))
+        return PooledEnvironment(env, PinnedThread("environment"))
 
     async def _made(self, choice: EnvironmentChoice | None) -> PooledEnvironment:
         thread = PinnedThread("environment")
         what = "making an environment" if choice is None else f"making {choice.env_id}"
         try:
-            env: ToolEnv = await thread(
-                partial(self._make, choice), timeout_s=self._make_timeout_s, what=what
+            env, is_quick = await thread(
+                partial(self._timed_make, choice), timeout_s=self._make_timeout_s, what=what
             )
         except GivenUp:
             raise EnvironmentFault(f"{what} did not end within {self._make_timeout_s:g} s") from None
@@ -96,6 +119,8 @@ class EnvironmentPool:
             env.keep_thread(thread)
         else:
             thread.shutdown()
+            if is_quick:
+                self._quickly_made.add(_key(choice))
         return PooledEnvironment(env, thread)
 
     def give_back(
@@ -135,6 +160,13 @@ class EnvironmentPool:
     def _close(self, pooled: PooledEnvironment) -> None:
         what = f"close of {pooled.env.env_id}"
         self._closing.append(_Closing(pooled.thread.submit(_close, pooled), what, time.monotonic()))
+
+    def _timed_make(self, choice: EnvironmentChoice | None) -> tuple[ToolEnv, bool]:
+        """An environment, and whether it was made in no time."""
+        started, cpu_started = time.perf_counter(), time.thread_time()
+        env = self._make(choice)
+        took_s, cpu_s = time.perf_counter() - started, time.thread_time() - cpu_started
+        return env, cpu_s < QUICK_S and took_s < QUICK_WALL_S
 
     def _make(self, choice: EnvironmentChoice | None) -> ToolEnv:
         if choice is None:

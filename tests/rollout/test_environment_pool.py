@@ -41,7 +41,11 @@ async def until(condition):
     raise AssertionError("it never came to that")
 
 
-async def test_environments_on_the_event_loop_hold_no_threads():
+@pytest.mark.parametrize("quick_s", [0.0, 60.0])
+async def test_environments_on_the_event_loop_hold_no_threads(monkeypatch, quick_s):
+    """What is made in no time is made where it stands, once it is known; what may take long is made in threads."""
+    monkeypatch.setattr(environment_pool, "QUICK_S", quick_s)
+    monkeypatch.setattr(environment_pool, "QUICK_WALL_S", quick_s)
     before, made = threading.active_count(), []
 
     def make():
