@@ -46,6 +46,8 @@ class EnvironmentDriver:
         self._clock = clock
         self._offload = None if isinstance(env, ToolEnv) else PinnedThread("environment")
         self._num_calls_made = 0
+        self.refuses_calls = False
+        """Whether a call was answered by saying that those of the episode are used up."""
 
     @property
     def env_id(self) -> str:
@@ -90,6 +92,7 @@ class EnvironmentDriver:
             step = functools.partial(self._step_in_thread, action)
         given = await self._clock.environment(step)
         num_calls = len(action.tool_calls)
+        self.refuses_calls |= num_calls > 0 and num_allowed == 0
         self._num_calls_made += num_calls if num_allowed is None else min(num_calls, num_allowed)
         observation, reward, terminated, truncated, info = self._checked(read_step, given)
         self._clock.spent_s += sum(result.seconds for result in info.get("tool_results", ()))

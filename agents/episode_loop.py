@@ -126,10 +126,14 @@ async def play_tokens(
             if clock.is_over:
                 return _Stop(Outcome.TRUNCATED, "timeout_s")
             if generation.finish_reason == "length":
+                if len(generation) < request.max_tokens:
+                    return _Stop(Outcome.TRUNCATED, "engine_context")
                 if budget <= limits.max_tokens_per_turn:
                     return _Stop(Outcome.TRUNCATED, "max_tokens_per_episode")
                 if not action.tool_calls:
                     return _Stop(Outcome.TRUNCATED, "max_tokens_per_turn")
+            if action.tool_calls and driver.refuses_calls:
+                return _Stop(Outcome.TRUNCATED, "max_tool_calls_per_episode")
             observation, stop = record.add_step(*await driver.step(action), clock=clock)
             if stop is not None:
                 return stop
@@ -167,6 +171,8 @@ async def play_messages(
             record.add_action(action)
             if clock.is_over:
                 return _Stop(Outcome.TRUNCATED, "timeout_s")
+            if action.tool_calls and driver.refuses_calls:
+                return _Stop(Outcome.TRUNCATED, "max_tool_calls_per_episode")
             _, stop = record.add_step(*await driver.step(action), clock=clock)
             if stop is not None:
                 return stop

@@ -72,7 +72,7 @@ class EnvironmentConfig(Section):
     max_tool_calls_per_turn: PositiveInt | None = 32
     """Further calls of one message are not made, and the model is told; null: no limit."""
     max_tool_calls_per_episode: PositiveInt | None = 256
-    """As `max_tool_calls_per_turn`, over all turns."""
+    """As `max_tool_calls_per_turn`, over all turns; an episode that calls again after it was told is truncated."""
     max_tool_result_chars: PositiveInt | None = 32_768
     """A longer result is cut in the middle and says so, where its tool sets no limit of its own; null: no limit."""
 

@@ -325,6 +325,15 @@ def test_an_answer_cut_by_the_turn_limit_is_truncated_and_not_graded(chatml):
 
 
 @pytest.mark.catalogue("B42")
+def test_an_answer_that_the_engine_ends_before_any_limit_has_a_reason_of_its_own(chatml):
+    text = turn(chatml, calling("echo", text="long"))[:-3]
+    policy = Recorded([text], _renderer(chatml).stop_token_ids)
+    episode = play(policy, chatml, limits=EpisodeLimits(max_tokens_per_turn=100, max_tokens_per_episode=1000))
+    assert (episode.outcome, episode.stop_reason) == (Outcome.TRUNCATED, "engine_context")
+    assert (episode.reward, episode.segments[0].num_sampled) == (0.0, len(text))
+
+
+@pytest.mark.catalogue("B42")
 def test_a_call_cut_by_the_turn_limit_is_told_and_its_turn_closed(chatml):
     policy = Recorded(
         [turn(chatml, calling("echo", text="long " * 20)), turn(chatml, "done")],

@@ -1,5 +1,7 @@
 """How the deadlines of a run must stand to one another."""
 
+import re
+
 import pytest
 
 from polyturn.configs.errors import ConfigError
@@ -7,6 +9,7 @@ from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.deadlines import check_times, hook_timeout_s, stall_timeout_s
 from polyturn.configs.schema.run import EnvironmentConfig
 from polyturn.tools.tool import MAX_RESULT_CHARS
+from polyturn.trainer.run.preflight import check_lengths
 
 
 def config_of(*overrides):
@@ -55,3 +58,24 @@ def test_what_follows_from_the_deadlines_that_are_set():
 
 def test_the_documented_cap_of_results_is_that_of_tools():
     assert EnvironmentConfig(id="x").max_tool_result_chars == MAX_RESULT_CHARS
+
+
+@pytest.mark.parametrize(
+    ("sglang", "room"),
+    [
+        ({}, "65536 tokens (sglang.max_total_tokens, as it is on a CPU where the config says nothing)"),
+        ({"max_total_tokens": 4096}, "4096 tokens (sglang.max_total_tokens)"),
+        ({"context_length": 640}, "640 tokens (sglang.context_length)"),
+    ],
+)
+def test_an_episode_that_does_not_fit_the_engine_is_refused(sglang, room):
+    def of_length(length):
+        config = config_of(f"environment.max_tokens_per_episode={length}")
+        return config.model_copy(update={"sglang": sglang})
+
+    most = int(room.partition(" ")[0])
+    check_lengths(of_length(most))
+    with pytest.raises(
+        ConfigError, match=re.escape(f"is {most + 1}, but an engine has room for {room}; raise that")
+    ):
+        check_lengths(of_length(most + 1))

@@ -403,6 +403,15 @@ async def test_tool_calls_are_capped_by_turn_and_by_episode_and_the_model_is_tol
     assert turns[0][5] == "This call was not made: no more than 5 can be made in this turn."
     assert turns[2][0] == "This call was not made: the tool calls of this episode are used up."
     assert (episode.outcome, episode.num_tool_calls) == (Outcome.COMPLETED, 900)
+    (insists, *_), _ = await attempts_of(
+        lambda: Odd(release), Answers(calls=9), max_turns=9, max_tool_calls_per_episode=2
+    )
+    assert (insists.outcome, insists.stop_reason) == (Outcome.TRUNCATED, "max_tool_calls_per_episode")
+    assert (insists.num_tool_calls, insists.num_turns, insists.messages[-1]["role"]) == (4, 4, "assistant")
+    assert (
+        insists.messages[-2]["content"]
+        == "This call was not made: the tool calls of this episode are used up."
+    )
     unlimited, _ = await attempts_of(
         lambda: Odd(release), ManyCalls(), max_tool_calls_per_turn=None, max_tool_calls_per_episode=None
     )

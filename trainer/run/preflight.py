@@ -16,7 +16,7 @@ from polyturn.configs.models import PRESET, read_json, resolve_model_path
 from polyturn.configs.schema.deadlines import check_times
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.sizing.arithmetic import check_batch, num_cores, num_gpus
-from polyturn.configs.sizing.memory import check_layout
+from polyturn.configs.sizing.memory import CPU_KV_TOKENS, check_layout
 from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.envs.messages import TaskSource
 from polyturn.envs.registry import list_environments, make
@@ -146,6 +146,18 @@ def check_lengths(config: RunConfig) -> None:
             f"environment.max_tokens_per_turn is {limits.max_tokens_per_turn}, which leaves no room for a prompt in "
             f"environment.max_tokens_per_episode={limits.max_tokens_per_episode}"
         )
+    # An engine cuts what does not fit without a word.
+    pool = CPU_KV_TOKENS if config.engines.device == "cpu" else None
+    for key, room in (
+        ("context_length", config.sglang.get("context_length")),
+        ("max_total_tokens", config.sglang.get("max_total_tokens", pool)),
+    ):
+        if isinstance(room, int) and room < limits.max_tokens_per_episode:
+            default = "" if key in config.sglang else ", as it is on a CPU where the config says nothing"
+            raise ConfigError(
+                f"environment.max_tokens_per_episode is {limits.max_tokens_per_episode}, but an engine has room for "
+                f"{room} tokens (sglang.{key}{default}); raise that, or lower environment.max_tokens_per_episode"
+            )
 
 
 def check_seeds(config: RunConfig, *, trains: bool) -> None:
