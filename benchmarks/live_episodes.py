@@ -45,7 +45,7 @@ from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collection import play_groups
 from polyturn.rollout.factory import token_play
 from polyturn.rollout.groups import PromptCursor
-from polyturn.rollout.limits import RolloutLimits
+from polyturn.rollout.limits import RolloutLimits, spare_what_stays
 from polyturn.rollout.player import EpisodePlayer
 from polyturn.tools.tool import tool
 
@@ -229,6 +229,7 @@ def main() -> None:
         "fleet": (many, Mock(answer, turns_per_s=rate), NUM_TURNS * many / rate),
     }
     measured: dict[str, Measured] = {}
+    spare_what_stays()
     for name, (num_episodes, policy, ideal_s) in runs.items():
         if arguments.only in (None, name):
             play = functools.partial(measure, HOOKS[arguments.hooks], policy, renderer)

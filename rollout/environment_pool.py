@@ -72,6 +72,10 @@ class EnvironmentPool:
         self._busy: list[PinnedThread | PooledEnvironment] = []
         self._closing: list[_Closing] = []
         self._making = asyncio.Semaphore(MAX_MAKING)
+        self._first: dict[str, asyncio.Future[None]] = {}
+        """Of each kind: done when its first environment is made, or could not be."""
+        self._quickly_made: set[str] = set()
+        """Kinds that need no thread, and whose latest environment was made in no time."""
 
     async def take(self, choice: EnvironmentChoice | None) -> PooledEnvironment:
         """An idle environment of the kind that a task chooses, or a new one.
@@ -83,6 +87,14 @@ class EnvironmentPool:
         idle = self._idle.get(_key(choice))
         if idle:
             return idle.pop()
+        key = _key(choice)
+        first = self._first.get(key)
+        if first is None:
+            return await self._make_first(choice)
+        if not first.done():
+            await asyncio.wait((first,), timeout=FIRST_S)
+        if key in self._quickly_made:
+            return self._made_here(choice)
         async with self._making:
             if key in self._quickly_made:  # by now
                 return self._made_here(choice)

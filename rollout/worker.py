@@ -23,6 +23,7 @@ from polyturn.rollout.evaluation import EvaluationResult, evaluate
 from polyturn.rollout.factory import build_player, evaluation_sampling, open_engines, training_sampling
 from polyturn.rollout.filters import make_filter
 from polyturn.rollout.groups import Prompt, PromptCursor, position_of
+from polyturn.rollout.limits import spare_what_stays
 from polyturn.rollout.order import make_order
 from polyturn.rollout.player import EpisodePlayer, RolloutError
 from polyturn.rollout.remote_players import RemotePlayers
@@ -293,6 +294,7 @@ class RolloutWorker:
             self._policy: Policy = watch.fleet
             if isinstance(self._player, RemotePlayers):
                 await self._player.wait_ready()
+            spare_what_stays()
             self._opened.set_result(None)
             await self._closing.wait()
             if self._scheduler is not None:

@@ -3,8 +3,10 @@
 import asyncio
 import threading
 
+import pytest
+
 from polyturn.envs.faults import EnvironmentFault
-from polyturn.envs.messages import AssistantMessage, EnvironmentChoice, Task
+from polyturn.envs.messages import AssistantMessage, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout import environment_pool
 from polyturn.rollout.environment_pool import EnvironmentPool
@@ -56,13 +58,14 @@ async def test_environments_on_the_event_loop_hold_no_threads(monkeypatch, quick
     taken = await asyncio.gather(*(pool.take(None) for _ in range(200)))
     await until(lambda: threading.active_count() <= before)
     assert len({id(pooled.env) for pooled in taken}) == 200
-    assert all(env.made_in != threading.get_ident() for env in made), "making one may take long"
+    here = threading.get_ident()
+    assert [env.made_in == here for env in made] == [False] + [quick_s > 0] * 199
     for pooled in taken:
         pool.give_back(pooled, None, survived=True)
-    assert (await pool.take(None)).env is made[-1] or len(made) == 200
+    assert (await pool.take(None)).env in made, "they are used again"
     pool.close()
-    await until(lambda: sum(env.closed_in is not None for env in made) >= 199)
-    assert all(env.closed_in != threading.get_ident() for env in made)
+    await until(lambda: sum(env.closed_in is not None for env in made) == 199)
+    assert all(env.closed_in != here for env in made)
 
 
 async def test_an_environment_with_a_thread_lives_in_it_from_making_to_closing():
@@ -79,11 +82,32 @@ async def test_an_environment_with_a_thread_lives_in_it_from_making_to_closing()
     pool.close()
 
 
+async def test_a_kind_whose_first_is_slow_or_fails_does_not_hold_up_the_others(monkeypatch):
+    monkeypatch.setattr(environment_pool, "FIRST_S", 0.05)
+    release, calls = threading.Event(), []
+
+    def make():
+        calls.append(None)
+        if len(calls) == 1:
+            release.wait(30)
+            raise EnvironmentFault("the first is broken")
+        return Light()
+
+    pool = EnvironmentPool(make)
+    taking = [asyncio.create_task(pool.take(None)) for _ in range(4)]
+    await until(lambda: sum(task.done() for task in taking) == 3)
+    assert not taking[0].done()
+    release.set()
+    results = await asyncio.gather(*taking, return_exceptions=True)
+    assert [isinstance(one, EnvironmentFault) for one in results] == [True, False, False, False]
+    pool.close()
+
+
 async def test_no_more_than_so_many_are_made_at_once(monkeypatch):
     monkeypatch.setattr(environment_pool, "MAX_MAKING", 3)
     making, most, lock = 0, 0, threading.Lock()
 
-    def make(choice):
+    def make():
         nonlocal making, most
         with lock:
             making += 1
@@ -91,13 +115,10 @@ async def test_no_more_than_so_many_are_made_at_once(monkeypatch):
         threading.Event().wait(0.02)
         with lock:
             making -= 1
-        if choice.options["fails"]:
-            raise EnvironmentFault("no port is free")
         return Light()
 
-    pool = EnvironmentPool(Light, make)
-    choices = [EnvironmentChoice(env_id="x", options={"fails": number % 3 == 0}) for number in range(12)]
-    made = await asyncio.gather(*map(pool.take, choices), return_exceptions=True)
-    assert most == 3
-    assert [isinstance(one, EnvironmentFault) for one in made] == [n % 3 == 0 for n in range(12)]
+    monkeypatch.setattr(environment_pool, "QUICK_S", 0.0)
+    pool = EnvironmentPool(make)
+    made = await asyncio.gather(*(pool.take(None) for _ in range(12)))
+    assert (most, len({id(pooled.env) for pooled in made})) == (3, 12)
     pool.close()
