@@ -26,7 +26,7 @@ from polyturn.envs.messages import Task, TaskSource
 from polyturn.envs.rewards.rubric import GroupCriterion
 from polyturn.rollout.factory import build_player, open_policy, training_sampling
 from polyturn.rollout.groups import Prompt
-from polyturn.rollout.limits import RolloutLimits
+from polyturn.rollout.limits import RolloutLimits, spare_what_stays
 from polyturn.rollout.player import EpisodePlayer, RolloutError
 
 logger = logging.getLogger(__name__)
@@ -68,6 +68,7 @@ class PlayerActor:
                 policy = open_policy(config, model_path=path, url=self._url)
                 self._policy = await self._open.enter_async_context(policy)
                 self._player = player
+                spare_what_stays()
         return self._player
 
     async def wait_ready(self) -> None:
