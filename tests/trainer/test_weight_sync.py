@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -14,7 +16,7 @@ from safetensors.torch import load_file
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import EnginesConfig
 from polyturn.rollout.engines.checksums import EngineChecksums
-from polyturn.rollout.engines.control import EngineControl
+from polyturn.rollout.engines.control import EngineControl, PauseMode
 from polyturn.rollout.engines.placement import free_port
 from polyturn.rollout.engines.process import EngineError
 from polyturn.rollout.engines.server import EngineSpec, SGLangServer
@@ -24,6 +26,7 @@ from polyturn.trainer.weight_sync.disk import DiskPublisher
 from tests.support.engines import weight_version
 
 PROMPT = list(range(20, 60))
+NUM_TOKENS = 400
 
 
 @pytest.fixture(scope="module")
@@ -149,3 +152,80 @@ def test_buckets_keep_order_size_and_dtype() -> None:
     tensors.append(("half", torch.zeros(2, dtype=torch.bfloat16)))
     buckets = list(make_buckets(tensors, bucket_bytes=32))
     assert [[name for name, _ in bucket] for bucket in buckets] == [["a", "b"], ["big"], ["c"], ["half"]]
+
+
+@pytest.mark.stack
+@pytest.mark.catalogue("B47")
+@pytest.mark.parametrize("mode", ["retract", "in_place"])
+def test_an_answer_under_way_goes_on_by_the_new_weights_and_tells_which_drew_what(
+    mode: PauseMode, engine: EngineControl, model: Path, other_weights: dict[str, torch.Tensor]
+) -> None:
+    """Given back and computed anew, the KV is that of the new weights; kept, it is not, and nothing is refused."""
+    original = load_file(model / "model.safetensors")
+    publisher = BroadcastPublisher(
+        engines=[engine],
+        tensor_parallel=1,
+        address="127.0.0.1",
+        port=free_port("127.0.0.1"),
+        backend="gloo",
+        bucket_bytes=1 << 26,
+        timeout_s=60,
+        new_checksums=new_checksums,
+        flush_cache=mode == "retract",
+    )
+    publisher.publish(original.items(), version=40)
+    engine.flush_cache()
+    with ThreadPoolExecutor(1) as thread:
+        asked = thread.submit(answer, engine, num_tokens=NUM_TOKENS)
+        wait_until_running(engine)
+        engine.pause(mode)
+        try:
+            report = publisher.publish(other_weights.items(), version=41)
+            assert engine.weight_checksums() == dict(report.checksums)
+        finally:
+            engine.go_on()
+        token_ids, logprobs, versions = asked.result(timeout=120)
+    publisher.close()
+    assert [version for version, _ in versions] == ["40", "41"]
+    (_, cut), (_, end) = versions
+    assert 0 < cut < end == len(token_ids) == NUM_TOKENS
+    scored = logprobs_of(engine, token_ids)
+    # The token behind the cut was drawn from what the old weights had computed, or from the new: either is right.
+    difference = max(abs(a - b) for a, b in zip(logprobs[cut + 1 :], scored[cut + 1 :], strict=True))
+    assert (difference < 1e-3) == (mode == "retract")
+
+
+def answer(engine: EngineControl, *, num_tokens: int) -> tuple[list[int], list[float], list[tuple[str, int]]]:
+    """Tokens, logprobs, and the versions with the ends of their spans."""
+    body = {
+        "input_ids": PROMPT,
+        "sampling_params": {"temperature": 1, "max_new_tokens": num_tokens, "ignore_eos": True},
+        "return_logprob": True,
+    }
+    found = httpx.post(f"{engine.url}/generate", json=body, timeout=120).json()
+    meta = found["meta_info"]
+    spans = [(span["version"], span["end"]) for span in meta["weight_versions"]]
+    return found["output_ids"], [entry[0] for entry in meta["output_token_logprobs"]], spans
+
+
+def logprobs_of(engine: EngineControl, token_ids: list[int]) -> list[float]:
+    """What the engine's weights say of tokens behind the prompt, in one pass."""
+    engine.flush_cache()
+    body = {
+        "input_ids": [*PROMPT, *token_ids],
+        "sampling_params": {"temperature": 1, "max_new_tokens": 1},
+        "return_logprob": True,
+        "logprob_start_len": len(PROMPT) - 1,
+    }
+    found = httpx.post(f"{engine.url}/generate", json=body, timeout=120).json()
+    return [entry[0] for entry in found["meta_info"]["input_token_logprobs"][1:]]
+
+
+def wait_until_running(engine: EngineControl) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if httpx.get(f"{engine.url}/v1/loads", timeout=10).json()["loads"][0]["num_running_reqs"]:
+            time.sleep(0.05)  # some tokens more
+            return
+        time.sleep(0.01)
+    raise TimeoutError("the request never ran")
