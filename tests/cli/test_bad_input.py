@@ -274,3 +274,53 @@ def test_a_pattern_that_fits_no_parameter_is_refused_before_the_start() -> None:
     )
     fits = "trainer.optimizer.no_decay=['*word_embeddings*', 'module.module.decoder.layers.0.*']"
     assert in_this_process("train", "recipe.yaml", "--dry-run", fits).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (
+            "curriculum.sampler={kind: plugin, target: nope:X}",
+            "curriculum: cannot import 'nope': ModuleNotFoundError: No module named 'nope'; for a file, write its path "
+            "with .py",
+        ),
+        (
+            "curriculum={sampler: {kind: difficulty}, difficulties: none.jsonl}",
+            "curriculum: none.jsonl cannot be read: No such file or directory",
+        ),
+        (
+            "evaluation.suites=[{name: far, split: nothing}]",
+            "evaluation.suites, far: environment: unknown split 'nothing'; the splits are train, heldout",
+        ),
+        (
+            "evaluation.suites=[{name: far, split: train}]",
+            "environment.train_split: 'train' is one that evaluation.suites play; train on another split, or say "
+            "environment.train_on_heldout=true",
+        ),
+        (
+            "trainer.stop_at={metric: heldout/mean, at_least: 1}",
+            "trainer.stop_at.metric: heldout/mean is not measured between steps: set evaluation.every_steps, or "
+            "every_steps of the suite",
+        ),
+    ],
+)
+def test_what_a_curriculum_or_an_evaluation_lacks_is_said_before_anything_starts(
+    option: str, message: str
+) -> None:
+    assert refused(in_this_process, "train", "recipe.yaml", option) == message
+
+
+def test_a_probe_of_tasks_without_end_or_into_another_file_is_refused(workspace: Path) -> None:
+    (workspace / "sums.py").write_text(
+        "def make(index, seed):\n    return {'prompt': str(index), 'answer': index}\n"
+    )
+    endless = (
+        "environment={id: polyturn/SingleTurn-v0, tasks: {generator: 'sums.py:make'}}",
+        "reward={kind: rule, name: numeric}",
+    )
+    assert refused(in_this_process, "probe", "recipe.yaml", *endless) == (
+        "the split 'train' has more than 1,000,000 tasks, or no end: say how many to play (--tasks N)"
+    )
+    (workspace / "notes.jsonl").write_text('{"a": 1}\n')
+    message = refused(in_this_process, "probe", "recipe.yaml", "--output", "notes.jsonl", "--tasks", "2")
+    assert message.startswith("notes.jsonl:1: no line of `polyturn probe`: ")

@@ -103,6 +103,15 @@ def test_dry_run_prints_config_batch_placement_memory_tasks_and_reward(
     assert not (workspace / "runs").exists()
 
 
+def test_dry_run_lists_the_tasks_of_every_evaluation(workspace: Path) -> None:
+    suites = "evaluation.suites=[{name: sums, environment: {id: polyturn/MathCalculator-v0}, split: heldout}]"
+    done = in_this_process("train", "recipe.yaml", suites, "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert re.search(
+        r"^sums: heldout +polyturn/MathCalculator-v0's own +[0-9,]+ tasks$", done.stdout, flags=re.MULTILINE
+    )
+
+
 def test_config_show_and_schema_agree() -> None:
     _, shown = invoke("config", "show", "quickstart", "seed=3")
     _, schema = invoke("config", "schema")

@@ -27,7 +27,7 @@ from polyturn.rollout.factory import check_train_split, tasks_of
 from polyturn.rollout.filters import make_filter
 from polyturn.rollout.limits import allow_open_files
 from polyturn.rollout.order import make_order
-from polyturn.rollout.suites import suites_of
+from polyturn.rollout.suites import Suite, suites_of
 from polyturn.rollout.whole_file import check_writable
 from polyturn.trainer.algorithms.registry import check_plugins
 from polyturn.trainer.checkpoints.manifest import MARKER, find_faults
@@ -126,8 +126,7 @@ def preflight(
     check_environment(config, splits, model)
     if trains:
         for suite in suites_of(config)[1:]:
-            with as_config_error(f"evaluation.suites ({suite.name}): "):
-                check_environment(suite.config, (suite.config.evaluation.split,), model)
+            check_suite(suite, shape, model)
         with as_config_error("curriculum: "):
             tasks = tasks_of(config, config.environment.train_split)
             make_curriculum(config.curriculum, tasks, seed=config.seed)
@@ -300,6 +299,16 @@ def check_environment(config: RunConfig, splits: Sequence[str], directory: Path)
                 tokenizer_path=directory / "tokenizer.json",
                 max_tokens=config.environment.max_tokens_per_episode,
             )
+
+
+def check_suite(suite: Suite, shape: ModelShape, directory: Path) -> None:
+    """What a further evaluation plays, as is checked of that of the section `evaluation` itself."""
+    try:
+        check_lengths(suite.config)
+        check_shape(suite.config, shape, directory)
+        check_environment(suite.config, (suite.config.evaluation.split,), directory)
+    except ConfigError as error:
+        raise ConfigError(f"evaluation.suites, {suite.name}: {error}") from error
 
 
 def check_template(config: RunConfig, directory: Path) -> list[str]:

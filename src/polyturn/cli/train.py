@@ -30,6 +30,7 @@ from polyturn.envs.tasks import MixtureTasks
 from polyturn.envs.tasks.sources import source_name
 from polyturn.packages import PACKAGES
 from polyturn.rollout.factory import task_configs, tasks_of
+from polyturn.rollout.suites import suites_of
 from polyturn.runs import EvaluationReport
 from polyturn.trainer.run.model_checks import capacity_of, check_memory, critic_shape
 from polyturn.trainer.run.preflight import preflight
@@ -227,21 +228,26 @@ def _memory_row(name: str, sizes: Mapping[str, int]) -> tuple[str, str, str]:
 
 
 def _task_rows(config: RunConfig) -> list[tuple[str, str, str, str]]:
-    """Split, source, size and share of the prompts."""
-    rows = []
-    for split in dict.fromkeys((config.environment.train_split, config.evaluation.split)):
-        tasks = tasks_of(config, split)
-        if isinstance(tasks, MixtureTasks):
-            total = sum(tasks.weights)
-            rows += [
-                (split, name, _size(source), f"{weight / total:.1%} of the prompts")
-                for name, source, weight in zip(tasks.names, tasks.sources, tasks.weights, strict=True)
-            ]
-        else:
-            given = task_configs(config, split)
-            name = source_name(given[0]) if given else f"{config.environment.id}'s own"
-            rows.append((split, name, _size(tasks), ""))
+    """Split, source, size and share of the prompts; suites of the evaluation by their names."""
+    splits = dict.fromkeys((config.environment.train_split, config.evaluation.split))
+    rows = [row for split in splits for row in _rows_of(config, split, split)]
+    for suite in suites_of(config)[1:]:
+        split = suite.config.evaluation.split
+        rows += _rows_of(suite.config, split, f"{suite.name}: {split}")
     return rows
+
+
+def _rows_of(config: RunConfig, split: str, shown: str) -> list[tuple[str, str, str, str]]:
+    tasks = tasks_of(config, split)
+    if isinstance(tasks, MixtureTasks):
+        total = sum(tasks.weights)
+        return [
+            (shown, name, _size(source), f"{weight / total:.1%} of the prompts")
+            for name, source, weight in zip(tasks.names, tasks.sources, tasks.weights, strict=True)
+        ]
+    given = task_configs(config, split)
+    name = source_name(given[0]) if given else f"{config.environment.id}'s own"
+    return [(shown, name, _size(tasks), "")]
 
 
 def _size(source: TaskSource) -> str:
