@@ -104,7 +104,8 @@ def test_dry_run_prints_config_batch_placement_memory_tasks_and_reward(
 
 
 def test_dry_run_lists_the_tasks_of_every_evaluation(workspace: Path) -> None:
-    suites = "evaluation.suites=[{name: sums, environment: {id: polyturn/MathCalculator-v0}, split: heldout}]"
+    environment = "{id: polyturn/MathCalculator-v0, max_tokens_per_episode: 512}"
+    suites = f"evaluation.suites=[{{name: sums, environment: {environment}}}]"
     done = in_this_process("train", "recipe.yaml", suites, "--dry-run")
     assert done.returncode == 0, done.stderr
     assert re.search(
