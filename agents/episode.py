@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from polyturn.agents.ledger import Segment
-from polyturn.agents.policy import PolicyFault
+from polyturn.agents.policy import EngineUnavailable, PolicyFault
 from polyturn.envs.faults import EnvironmentFault, describe, message_of, printable, shortened
 from polyturn.envs.messages import Message
 from polyturn.tools.types import ToolUsage
@@ -107,6 +107,8 @@ class Episode:
 
 MAX_TRACEBACK_CHARS = 4_000
 UNEXPECTED_ERROR = "unexpected_error"
+NO_ENGINE = "no_engine"
+"""Stop reason of an attempt that no engine answered, however often each was asked."""
 PROMPT_TOO_LONG = "prompt_too_long"
 LASTING = frozenset({PROMPT_TOO_LONG})
 """Stop reasons of attempts that would fail again however often they are made."""
@@ -116,6 +118,8 @@ def failure_reason(error: BaseException) -> str:
     """The stop reason of an attempt that an exception ended."""
     if isinstance(error, EnvironmentFault):
         return "environment_fault"
+    if isinstance(error, EngineUnavailable):
+        return NO_ENGINE
     return "policy_fault" if isinstance(error, PolicyFault) else UNEXPECTED_ERROR
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from polyturn.agents.deadlines import Slots
-from polyturn.agents.episode import LASTING, Episode, Outcome, sentence_of
+from polyturn.agents.episode import LASTING, NO_ENGINE, Episode, Outcome, sentence_of
 from polyturn.agents.policy import Policy
 from polyturn.envs.faults import EnvironmentFault, message_of
 from polyturn.envs.tasks.order import task_digest
@@ -22,6 +22,9 @@ DRAIN_S = 60.0
 CANCEL_S = 10.0
 """How long episodes that were cancelled may take to end."""
 MIN_FAILURES_TO_GIVE_UP = 32
+MAX_UNANSWERED = 3
+"""So many attempts in a row that no engine answered, and twice as many as are played at once: none will answer. To drop
+their samples, as those of other failures, would lose them for good."""
 
 
 async def play_groups(
@@ -120,7 +123,7 @@ class Collection:
 
     def count_anew(self) -> None:
         """Begin to count failures: what came before says nothing of what comes."""
-        self._num_survived = self._num_failed = 0
+        self._num_survived = self._num_failed = self._num_unanswered = 0
         self._faults: Counter[str] = Counter()
         self._kinds: Counter[str] = Counter()
 
@@ -277,10 +280,15 @@ class Collection:
         failed = episode.outcome is Outcome.FAILED
         self._num_failed += failed
         self._num_survived += not failed
+        self._num_unanswered = self._num_unanswered + 1 if episode.stop_reason == NO_ENGINE else 0
         self._ended.set()
 
     def _give_up_early(self) -> None:
-        """Do not go on when too large a share of all attempts that were played here failed."""
+        """Do not go on without an engine, or when too large a share of all attempts that were played here failed."""
+        if self._num_unanswered >= max(MAX_UNANSWERED, 2 * len(self._playing)):
+            raise RolloutError(
+                f"{self._num_unanswered} attempts in a row had no answer of any engine: {self.why()}"
+            )
         num_failed, num_survived = self._num_failed, self._num_survived
         num_samples = self._samples_per_prompt * len(self._attempts)
         if num_failed <= max(MIN_FAILURES_TO_GIVE_UP, min(self._limits.max_concurrent_episodes, num_samples)):

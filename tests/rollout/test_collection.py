@@ -10,7 +10,7 @@ import pytest
 
 from polyturn.agents.deadlines import EpisodeLimits
 from polyturn.agents.episode import Outcome
-from polyturn.agents.policy import PolicyFault
+from polyturn.agents.policy import EngineUnavailable, PolicyFault
 from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collection import play_groups
@@ -364,6 +364,27 @@ async def test_finished_episodes_of_a_stopped_collection_are_not_played_again():
     assert [(g.group_id, g.num_dropped, len(g.episodes)) for g in groups] == [
         (g.group_id, g.num_dropped, len(g.episodes)) for g in uninterrupted
     ]
+
+
+async def test_nothing_is_dropped_because_no_engine_answers():
+    """One episode ends, then the engine dies: the group is not made of that one alone."""
+    kept = []
+
+    class Dies:
+        num_answers = 0
+
+        async def reply(self, *, messages, tools):
+            if self.num_answers == 2:
+                raise EngineUnavailable("connection refused", is_gone=True)
+            self.num_answers += 1
+            return await CallThenAnswer().reply(messages=messages, tools=tools)
+
+    limits = RolloutLimits(max_concurrent_episodes=1, max_retries=9, retry_delay_s=0)
+    with pytest.raises(
+        RolloutError, match=r"3 attempts in a row had no answer .*connection refused .*3 no_engine"
+    ):
+        await collect(make_player(limits=limits), Dies(), num_prompts=1, on_episode=kept.append)
+    assert [episode.stop_reason for episode in kept] == ["terminated", "no_engine", "no_engine", "no_engine"]
 
 
 async def test_what_an_earlier_session_gave_up_is_tried_again():
