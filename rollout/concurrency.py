@@ -64,10 +64,10 @@ class Rule:
     """Samples after a fall in which it does not fall again: what is under way must end first."""
 
     @classmethod
-    def from_config(cls, config: AdaptiveConcurrency, *, largest: int) -> Rule:
-        """As a run config says it."""
+    def from_config(cls, config: AdaptiveConcurrency, *, smallest: int, largest: int) -> Rule:
+        """As a run config says it, within the bounds of one rollout worker."""
         return cls(
-            smallest=config.min_episodes,
+            smallest=smallest,
             largest=largest,
             high_kv_use=config.high_kv_use,
             low_kv_use=config.low_kv_use,

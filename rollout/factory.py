@@ -30,7 +30,7 @@ from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.concurrency import Rule
 from polyturn.rollout.engines.fleet import EngineFleet, Overload
 from polyturn.rollout.engines.watch import EngineWatch
-from polyturn.rollout.limits import RolloutLimits, allow_open_files
+from polyturn.rollout.limits import RolloutLimits, allow_open_files, share_of
 from polyturn.rollout.player import EpisodePlayer, Play
 from polyturn.tools.retries import Retries
 
@@ -271,12 +271,19 @@ async def open_policy(
 
 
 def live_episodes(config: RunConfig) -> tuple[LiveEpisodes | None, Rule | None]:
-    """The episodes whose KV the engines hold, and how their number follows the engines' load; None: it does not."""
-    concurrency, largest = config.rollout.concurrency, config.rollout.max_concurrent_episodes
+    """The episodes whose KV the engines hold, and how their number follows the engines' load; None: it does not.
+
+    Each of several rollout workers has its share, and follows by itself.
+    """
+    concurrency, num_workers = config.rollout.concurrency, max(1, config.rollout.num_workers)
     if not isinstance(concurrency, AdaptiveConcurrency):
         return None, None
-    start = concurrency.start_episodes or largest
-    return LiveEpisodes(min(start, largest)), Rule.from_config(concurrency, largest=largest)
+    largest = share_of(config.rollout.max_concurrent_episodes, num_workers)
+    start = share_of(concurrency.start_episodes or config.rollout.max_concurrent_episodes, num_workers)
+    smallest = share_of(concurrency.min_episodes, num_workers)
+    return LiveEpisodes(min(start, largest)), Rule.from_config(
+        concurrency, smallest=smallest, largest=largest
+    )
 
 
 def open_client(*, timeout_s: float) -> EngineClient:

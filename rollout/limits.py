@@ -61,6 +61,11 @@ def spare_what_stays() -> None:
     gc.freeze()
 
 
+def share_of(limit: int, num_workers: int) -> int:
+    """What each of so many processes may have of a limit, at least 1."""
+    return max(1, -(-limit // num_workers))
+
+
 OTHERS = 128
 """Files of the process beside its requests: logs, journals, pipes of actors, shared libraries."""
 PER_EPISODE = 2

@@ -24,9 +24,10 @@ from polyturn.agents.policy import Policy
 from polyturn.configs.schema.run import RunConfig
 from polyturn.envs.messages import Task, TaskSource
 from polyturn.envs.rewards.rubric import GroupCriterion
-from polyturn.rollout.factory import build_player, open_policy, training_sampling
+from polyturn.rollout.engines.fleet import Traffic
+from polyturn.rollout.factory import build_player, open_engines, training_sampling
 from polyturn.rollout.groups import Prompt
-from polyturn.rollout.limits import RolloutLimits, spare_what_stays
+from polyturn.rollout.limits import RolloutLimits, share_of, spare_what_stays
 from polyturn.rollout.player import EpisodePlayer, RolloutError
 
 logger = logging.getLogger(__name__)
@@ -65,8 +66,8 @@ class PlayerActor:
                     split=config.environment.train_split,
                     sampling=training_sampling(config, model_path=path),
                 )
-                policy = open_policy(config, model_path=path, url=self._url)
-                self._policy = await self._open.enter_async_context(policy)
+                engines = open_engines(config, model_path=path, url=self._url)
+                self._watch = await self._open.enter_async_context(engines)
                 self._player = player
                 spare_what_stays()
         return self._player
@@ -78,9 +79,14 @@ class PlayerActor:
     async def play(self, prompt: Prompt, sample: int, attempt: int) -> Episode:
         """Play one attempt. Raises `RolloutError` when too many threads of this process are lost."""
         player = await self.ready()
-        episode = await player.play(prompt, sample, attempt, policy=self._policy, slots=self._slots)
+        episode = await player.play(prompt, sample, attempt, policy=self._watch.fleet, slots=self._slots)
         player.check_threads()
         return episode
+
+    async def take_traffic(self) -> list[Traffic]:
+        """By engine, what was answered to this process since the last call."""
+        await self.ready()
+        return self._watch.take_traffic()
 
     async def rest(self) -> None:
         """Let no further request begin."""
@@ -95,11 +101,6 @@ class PlayerActor:
         await self._open.aclose()
         if self._player is not None:
             await asyncio.to_thread(self._player.close)
-
-
-def share_of(limit: int, num_workers: int) -> int:
-    """What each of so many processes may have of a limit, at least 1."""
-    return max(1, -(-limit // num_workers))
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -199,6 +200,17 @@ class RemotePlayers:
             f"{MAX_DEATHS_OF_AN_ATTEMPT} rollout workers have died while {prompt.group_id}.{sample}.{attempt} was "
             "played in them; its environment may need more memory than there is, or end its process"
         )
+
+    async def take_traffic(self) -> list[list[Traffic]]:
+        """By process and engine, what was answered since the last call; one that has died, or hangs, tells nothing."""
+        asked = [
+            asyncio.wait_for(
+                asyncio.wrap_future(remote.actor.take_traffic.remote().future()), CLOSE_TIMEOUT_S
+            )
+            for remote in self._remotes
+        ]
+        told = await asyncio.gather(*asked, return_exceptions=True)
+        return [traffic for traffic in told if not isinstance(traffic, BaseException)]
 
     def _replace(self, dead: _Remote, death: RayActorError) -> None:
         """Start another process in place of one that died; whoever notices first does."""

@@ -265,7 +265,13 @@ class RolloutWorker:
 
     def engine_figures(self) -> dict[str, float]:
         """Metrics of the engines since the last call."""
-        return self._run(self._watch.take_figures())
+
+        async def take() -> dict[str, float]:
+            player = self._player
+            others = await player.take_traffic() if isinstance(player, RemotePlayers) else ()
+            return await self._watch.take_figures(others)
+
+        return self._run(take())
 
     @property
     def _running(self) -> Scheduler:

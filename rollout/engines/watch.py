@@ -55,14 +55,22 @@ class EngineWatch:
         self._limit = adapt(self._limit, feedback, rule)
         live.limit = self._limit.episodes
 
-    async def take_figures(self) -> dict[str, float]:
-        """Metrics of what happened since the last call."""
+    def take_traffic(self) -> list[Traffic]:
+        """By engine of the fleet, what was answered since the last call."""
+        before, self._told = self._told, self.fleet.traffic
+        return [now - earlier for now, earlier in zip(self._told, before, strict=True)]
+
+    async def take_figures(self, others: Sequence[Sequence[Traffic]] = ()) -> dict[str, float]:
+        """Metrics of what happened since the last call.
+
+        Args:
+            others: What fleets of other processes were answered by the same engines.
+        """
         if not self._poller.num_samples:
             await self._poller.poll()
-        before, self._told = self._told, self.fleet.traffic
-        between = [now - earlier for now, earlier in zip(self._told, before, strict=True)]
-        row = {**self._poller.take_figures(), **fleet_figures(between)}
-        if (live := self.fleet.live) is not None:
+        traffic = [sum(of_engine, Traffic()) for of_engine in zip(self.take_traffic(), *others, strict=True)]
+        row = {**self._poller.take_figures(), **fleet_figures(traffic)}
+        if (live := self.fleet.live) is not None and not others:
             row |= {
                 "rollout/live_limit": float(live.limit),
                 "rollout/live_waiting": float(live.num_waiting),

@@ -199,7 +199,8 @@ async def test_the_limit_of_live_episodes_follows_what_the_engines_say() -> None
     figures = await watch.take_figures()
     assert (figures["engine/retractions"], figures["engine/requests"]) == (1, 1)
     assert (figures["rollout/live_limit"], figures["rollout/live_waiting"]) == (8, 0)
-    assert (await watch.take_figures())["engine/requests"] == 0
+    figures = await watch.take_figures([[Traffic(num_requests=2)], [Traffic(num_requests=5)]])
+    assert figures["engine/requests"] == 7 and "rollout/live_limit" not in figures
 
 
 async def test_without_a_rule_the_limit_stays() -> None:
@@ -217,6 +218,9 @@ def test_the_config_says_where_the_limit_begins_and_how_it_moves() -> None:
     live, rule = live_episodes(config)
     assert live is not None and live.limit == 40
     assert rule == Rule(smallest=8, largest=config.rollout.max_concurrent_episodes)
+    _, rule = live_episodes(load_config("quickstart", [ADAPTIVE, "rollout.num_workers=3"]))
+    assert rule is not None
+    assert (rule.smallest, rule.largest) == (3, -(-config.rollout.max_concurrent_episodes // 3))
     assert live_episodes(load_config("quickstart")) == (None, None)
 
 

@@ -460,8 +460,10 @@ async def test_rollout_workers_play_what_one_process_plays_and_one_that_dies_los
 
     try:
         groups = await play_groups(players, prompts, samples_per_prompt=6, policy=None, keep=keep)
+        traffic = await players.take_traffic()
     finally:
         await asyncio.to_thread(players.close)
+    assert sum(one.num_requests for of_engine in traffic for one in of_engine) > 0
     episodes = [episode for group in groups for episode in group.episodes]
     assert killed and [group.num_dropped for group in groups] == [0, 0, 0, 0]
     assert [group.num_retries for group in groups] == [0, 0, 0, 0], (
