@@ -10,6 +10,9 @@ from polyturn.configs.schema.rollout import GroupFilter, MeanRange, NoFilter, No
 from polyturn.envs.plugins import Signature, load_plugin
 from polyturn.rollout.groups import Group
 
+UNIFORM = "uniform"
+"""Why groups are left out whose rewards do not differ."""
+
 
 class Filter(Protocol):
     """Judges complete groups."""
@@ -51,7 +54,7 @@ class DeviationFilter:
 
     def __call__(self, group: Group) -> str | None:
         rewards = rewards_of(group, self.reward_part)
-        return None if rewards and max(rewards) - min(rewards) > self.min_spread else "uniform"
+        return None if rewards and max(rewards) - min(rewards) > self.min_spread else UNIFORM
 
 
 @dataclass(frozen=True, slots=True)

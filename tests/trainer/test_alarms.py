@@ -150,6 +150,7 @@ def test_the_figures_behind_alarms(make_episode: Callable[..., Episode]) -> None
     groups = [of(1, 1), of(0, 1), of(0, 0, num_dropped=1, num_retries=2), of(0.5)]
     assert uniform_share(groups) == pytest.approx(2 / 3), "one episode alone cannot differ"
     assert failed_share(groups) == pytest.approx(3 / 10)
+    assert uniform_share(groups, num_filtered=5) == pytest.approx(7 / 8), "what a filter took was played, too"
     assert (uniform_share([]), failed_share([])) == (0.0, 0.0)
     samples = [make_sample(range(length), name=str(length)) for length in (2, 4, 6)]
     reports = [

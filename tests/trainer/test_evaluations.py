@@ -188,6 +188,15 @@ def test_what_was_stopped_is_no_result_and_what_failed_is_raised(tmp_path: Path)
         ),
         (
             [
+                "checkpoint.keep_best={metric: heldout/mean}",
+                "evaluation.every_steps=3",
+                "weight_sync.every_steps=2",
+                "rollout.max_staleness=1",
+            ],
+            "let weight_sync.every_steps divide the other",
+        ),
+        (
+            [
                 "checkpoint.keep_best={metric: heldout/math/mean}",
                 "evaluation.training_waits=never",
             ],

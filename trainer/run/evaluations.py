@@ -180,6 +180,11 @@ def check_evaluations(config: RunConfig) -> None:
             f"{key}: {keep.metric} is measured after every {suite.every_steps} steps, but there is a checkpoint after "
             f"every {every}: let checkpoint.every_steps divide the other"
         )
+    if suite.every_steps % config.weight_sync.every_steps:
+        raise ConfigError(
+            f"{key}: {keep.metric} is measured after every {suite.every_steps} steps, but the engines get weights "
+            f"after every {config.weight_sync.every_steps}: let weight_sync.every_steps divide the other"
+        )
     if config.evaluation.training_waits == "never":
         raise ConfigError(
             f"{key}: with evaluation.training_waits=never several versions may answer, and {keep.metric} is of no "

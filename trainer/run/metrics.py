@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from polyturn.agents.episode import Episode, Outcome
+from polyturn.rollout.filters import UNIFORM
 from polyturn.rollout.groups import Group
 from polyturn.rollout.scheduler import StepGroups
 from polyturn.tools.types import ToolUsage
@@ -49,7 +50,7 @@ def step_metrics(
         **episode_metrics(episodes),
         "group/num": float(len(groups)),
         **credit.metrics,
-        "group/uniform": uniform_share(groups),
+        "group/uniform": uniform_share(groups, num_filtered=taken.num_filtered.get(UNIFORM, 0)),
         "rollout/num_dropped": float(sum(group.num_dropped for group in groups)),
         **schedule_metrics(taken),
         "rollout/failed_attempts": failed_share(groups),
@@ -95,10 +96,14 @@ def step_metrics(
     return row
 
 
-def uniform_share(groups: Sequence[Group]) -> float:
-    """The share of the groups of several episodes whose rewards are all the same; 0 where there are none."""
+def uniform_share(groups: Sequence[Group], *, num_filtered: int = 0) -> float:
+    """The share of the groups of several episodes whose rewards are all the same; 0 where there are none.
+
+    `num_filtered` more of them were completed, and left out of the step.
+    """
     several = [{episode.reward for episode in group.episodes} for group in groups if len(group.episodes) > 1]
-    return statistics.fmean(len(rewards) == 1 for rewards in several) if several else 0.0
+    num_uniform = num_filtered + sum(len(rewards) == 1 for rewards in several)
+    return num_uniform / (num_filtered + len(several)) if num_uniform else 0.0
 
 
 def failed_share(groups: Sequence[Group]) -> float:
