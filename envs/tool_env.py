@@ -80,7 +80,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
     """Where `step_async` runs what is not `async`. In `own_thread`, one for the environment, from its making to its
     closing, code may block and keep what is bound to a thread. On the `event_loop`, which plays all other episodes too,
     code must return at once, well below a millisecond: for thousands of episodes, whose threads would cost more than
-    what they run. A tool with a `timeout_s` has a thread there all the same."""
+    what they run. A tool with a `timeout_s` has a thread there all the same. A subclass does not inherit it."""
 
     _hook_thread: PinnedThread | None = None
     _hook_loop: asyncio.Runner | None = None
@@ -88,6 +88,8 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        if "hooks_run" not in cls.__dict__:
+            cls.hooks_run = "own_thread"  # what a subclass adds may block: it says for itself
         if cls.hooks_run not in get_args(HooksRun):
             raise ValueError(
                 f"{cls.__name__}.hooks_run must be one of {', '.join(get_args(HooksRun))}, not {shown(cls.hooks_run)}"

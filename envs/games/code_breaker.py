@@ -33,6 +33,8 @@ class CodeBreakerEnv(ToolEnv):
     The reward is 1.0 for the code found within `max_guesses`, else 0.0.
     """
 
+    hooks_run = "event_loop"
+
     def __init__(
         self,
         *,

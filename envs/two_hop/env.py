@@ -197,6 +197,7 @@ class TwoHopSearchEnv(ToolEnv):
     questions are about disjoint people and employers, all in one index.
     """
 
+    hooks_run = "event_loop"  # a search takes a tenth of a millisecond
     oracle = staticmethod(oracle)
 
     def __init__(

@@ -619,6 +619,14 @@ async def test_an_environment_says_where_its_functions_run(kind, hooks, with_dea
     env.close()
 
 
+def test_a_subclass_says_for_itself_where_its_hooks_run():
+    class Adds(OnLoop):
+        def grade(self, message):
+            return {"graded": 0.0}
+
+    assert (OnLoop.hooks_run, Adds.hooks_run, Adds().needs_thread) == ("event_loop", "own_thread", True)
+
+
 def test_where_hooks_run_is_one_of_two_words():
     with pytest.raises(ValueError, match="hooks_run must be one of own_thread, event_loop, not 'thread'"):
         type("Wrong", (ToolEnv,), {"hooks_run": "thread"})
