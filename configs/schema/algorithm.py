@@ -228,10 +228,8 @@ class AlgorithmConfig(Section):
     proximal: Literal["scored", "behavior"] = "scored"
     """The logprobs of the step's start are scored by the trainer, or taken to be the sampler's: this saves a forward
     pass over every step, and the in-run checks that compare the two are off."""
-    corrections: list[Correction] | None = None
-    """What makes up for the difference of sampler and trainer; the weights of several are multiplied. null: truncated
-    importance sampling of tokens where rollout.max_staleness is more than 0 and the loss leaves room for it, else
-    nothing."""
+    corrections: list[Correction] = []
+    """What makes up for the difference of sampler and trainer; the weights of several are multiplied."""
     kl: KL = NoKL()
     reduction: Reduction = TokenMean()
     """How the losses of tokens become one number."""
@@ -272,7 +270,7 @@ class AlgorithmConfig(Section):
 
     @model_validator(mode="after")
     def _each_difference_is_corrected_once(self) -> Self:
-        weighing = [c for c in self.corrections or () if isinstance(c, CorrectionSection) and c.weighs]
+        weighing = [c for c in self.corrections if isinstance(c, CorrectionSection) and c.weighs]
         if len(weighing) > 1:
             kinds = " and ".join(repr(section.kind) for section in weighing)
             raise ValueError(
@@ -292,7 +290,7 @@ class AlgorithmConfig(Section):
         if self.proximal == "scored":
             return self
         user = None
-        if getattr(self.loss, "anchor", "behavior") == "proximal":
+        if getattr(self.loss, "anchor", "behavior") in ("proximal", None):
             user = "loss.anchor is proximal; take loss.anchor: behavior"
         elif self.corrections:
             user = "corrections compare the two; leave them out"

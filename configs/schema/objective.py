@@ -31,8 +31,8 @@ class ClipLoss(Section):
     """PPO's clipped surrogate with clip-higher (arXiv 1707.06347, 2503.14476) and dual clip (1912.09729)."""
 
     kind: Literal["clip"] = "clip"
-    anchor: Anchor = "proximal"
-    """What the ratio is against."""
+    anchor: Anchor | None = None
+    """What the ratio is against; null: `behavior` where rollout.max_staleness allows old tokens, else `proximal`."""
     clip_low: NonNegativeFloat = 0.2
     """The probability ratio is clipped below at 1 - clip_low."""
     clip_high: NonNegativeFloat = 0.28
@@ -52,8 +52,8 @@ class GSPOLoss(Section):
     form: Literal["sequence", "token"] = "sequence"
     """sequence: the gradient of the mean ratio. token: each token has its own gradient and advantage, times the same
     ratio; with one advantage for all tokens the two are equal."""
-    anchor: Anchor = "proximal"
-    """What the ratio is against."""
+    anchor: Anchor | None = None
+    """What the ratio is against; null: `behavior` where rollout.max_staleness allows old tokens, else `proximal`."""
     clip_low: NonNegativeFloat = 3e-4
     """The context's ratio is clipped below at 1 - clip_low."""
     clip_high: NonNegativeFloat = 4e-4
@@ -64,8 +64,8 @@ class LUSPOLoss(Section):
     """LUSPO: GSPO's loss times the number of tokens of the context, which undoes its length bias (arXiv 2602.05261)."""
 
     kind: Literal["luspo"]
-    anchor: Anchor = "proximal"
-    """What the ratio is against."""
+    anchor: Anchor | None = None
+    """What the ratio is against; null: `behavior` where rollout.max_staleness allows old tokens, else `proximal`."""
     clip_low: NonNegativeFloat = 3e-4
     """The context's ratio is clipped below at 1 - clip_low."""
     clip_high: NonNegativeFloat = 4e-4
@@ -76,8 +76,8 @@ class GMPOLoss(Section):
     """GMPO: the geometric mean of a context's ratios, each clipped first (arXiv 2507.20673)."""
 
     kind: Literal["gmpo"]
-    anchor: Anchor = "proximal"
-    """What the ratio is against."""
+    anchor: Anchor | None = None
+    """What the ratio is against; null: `behavior` where rollout.max_staleness allows old tokens, else `proximal`."""
     clip_low: NonNegativeFloat = 0.4
     """Where the advantage is negative, a token's log-ratio is at least -clip_low."""
     clip_high: NonNegativeFloat = 0.4
@@ -104,8 +104,8 @@ class CISPOLoss(Section):
     """CISPO: REINFORCE weighted by the detached, capped ratio: no token loses its gradient (arXiv 2506.13585)."""
 
     kind: Literal["cispo"]
-    anchor: Anchor = "proximal"
-    """What the ratio is against."""
+    anchor: Anchor | None = None
+    """What the ratio is against; null: `behavior` where rollout.max_staleness allows old tokens, else `proximal`."""
     ratio_cap: PositiveFloat = 5.0
     """The largest weight of a token: the ratio itself, not its distance from 1 (5 in arXiv 2510.13786)."""
     ratio_floor: NonNegativeFloat = 0.0
@@ -116,8 +116,8 @@ class SAPOLoss(Section):
     """SAPO: a sigmoid of the ratio in place of the clip, steeper where the advantage is negative (arXiv 2511.20347)."""
 
     kind: Literal["sapo"]
-    anchor: Anchor = "proximal"
-    """What the ratio is against."""
+    anchor: Anchor | None = None
+    """What the ratio is against; null: `behavior` where rollout.max_staleness allows old tokens, else `proximal`."""
     temperature_positive: PositiveFloat = 1.0
     """The steepness where the advantage is positive."""
     temperature_negative: PositiveFloat = 1.05

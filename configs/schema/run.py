@@ -19,7 +19,6 @@ from polyturn.configs.schema.alarms import AlarmsConfig
 from polyturn.configs.schema.algorithm import AlgorithmConfig
 from polyturn.configs.schema.concurrency import AdaptiveConcurrency
 from polyturn.configs.schema.curriculum import CurriculumConfig
-from polyturn.configs.schema.objective import TruncatedImportance
 from polyturn.configs.schema.rollout import MinP, RolloutConfig, TopP
 from polyturn.configs.schema.section import Section
 from polyturn.configs.schema.tasks import (
@@ -394,13 +393,18 @@ class RunConfig(Section):
 
     @property
     def algorithm(self) -> AlgorithmConfig:
-        """`trainer.algorithm` with the corrections that staleness asks for, where the config names none."""
+        """`trainer.algorithm` with what the ratio is against, where that depends on how old tokens may be.
+
+        Against the sampler, what older tokens have taught already is not taught again: a policy that has moved beyond
+        the clip range in the direction of an advantage since they were drawn gets no gradient from them.
+        """
         given = self.trainer.algorithm
-        if given.corrections is not None:
+        is_open = getattr(given.loss, "anchor", "proximal") is None
+        if not (is_open and self.rollout.max_staleness):
             return given
-        takes_one = given.proximal == "scored" and getattr(given.loss, "anchor", None) != "behavior"
-        default = [TruncatedImportance(kind="truncated_importance")] if takes_one else []
-        return given.model_copy(update={"corrections": default if self.rollout.max_staleness else []})
+        if any(getattr(correction, "weighs", True) for correction in given.corrections):
+            return given
+        return given.model_copy(update={"loss": given.loss.model_copy(update={"anchor": "behavior"})})
 
     @model_validator(mode="after")
     def _engines_keep_up(self) -> Self:

@@ -27,13 +27,16 @@ from polyturn.trainer.algorithms.registry import POLICY_LOSSES
 from polyturn.trainer.algorithms.tokens import TokenBatch, TokenLoss, bounded_exp, is_beyond_bound, log_ratio
 
 
-def log_ratios(batch: TokenBatch, anchor: Anchor) -> torch.Tensor:
-    """log(policy / anchor) of each token, [N], with the policy's gradient; 0 where the mask is False."""
+def log_ratios(batch: TokenBatch, anchor: Anchor | None) -> torch.Tensor:
+    """log(policy / anchor) of each token, [N], with the policy's gradient; 0 where the mask is False.
+
+    None is `proximal`.
+    """
     anchors = {"proximal": batch.proximal_logprobs, "behavior": batch.behavior_logprobs}
-    return log_ratio(batch.logprobs, anchors[anchor].detach(), batch.mask)
+    return log_ratio(batch.logprobs, anchors[anchor or "proximal"].detach(), batch.mask)
 
 
-def token_ratios(batch: TokenBatch, anchor: Anchor) -> torch.Tensor:
+def token_ratios(batch: TokenBatch, anchor: Anchor | None) -> torch.Tensor:
     """policy / anchor of each token, [N], with the policy's gradient; 1 where the mask is False."""
     return bounded_exp(log_ratios(batch, anchor))
 

@@ -161,7 +161,7 @@ def check_plugins(config: AlgorithmConfig) -> None:
         ("advantage", ADVANTAGES, config.advantage),
         ("loss", POLICY_LOSSES, config.loss),
         ("reduction", REDUCERS, config.reduction),
-        *((f"corrections.{i}", CORRECTIONS, section) for i, section in enumerate(config.corrections or ())),
+        *((f"corrections.{i}", CORRECTIONS, section) for i, section in enumerate(config.corrections)),
     )
     for key, registry, section in places:
         if isinstance(section, Plugin):

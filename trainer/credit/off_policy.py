@@ -92,7 +92,7 @@ def _weigh(
     advantages = _flat(samples, [_advantages(sample) for sample in samples])
     weights, clipped = np.ones(len(behavior)), np.zeros(len(behavior), dtype=np.bool_)
     metrics: dict[str, float] = {}
-    for section in config.corrections or ():
+    for section in config.corrections:
         found = bind(CORRECTIONS, section)(
             torch.from_numpy(behavior),
             torch.from_numpy(proximal),

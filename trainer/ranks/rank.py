@@ -168,7 +168,7 @@ class PolicyRank(Rank):
         The logprobs of the policy, unless the sampler's stand in for them; those of the reference if there is a KL;
         values if there is a critic here.
         """
-        algorithm, temperature = self._config.trainer.algorithm, self._config.rollout.sampling.temperature
+        algorithm, temperature = self._config.algorithm, self._config.rollout.sampling.temperature
         columns: dict[str, Sequence[Any]] = {}
         if algorithm.proximal == "scored":
             columns["proximal_logprobs"] = self.policy.logprobs(samples, temperature=temperature)
@@ -193,7 +193,7 @@ class PolicyRank(Rank):
         """
         trainer, policy, critic = self._config.trainer, self.policy, self.critic
         objective = Objective.from_config(
-            trainer.algorithm, temperature=self._config.rollout.sampling.temperature
+            self._config.algorithm, temperature=self._config.rollout.sampling.temperature
         )
         metrics: list[Mapping[str, float]] = []
         trained: dict[str, int] = {}

@@ -34,7 +34,7 @@ def evaluate(
     tokens = list(index) if index is not None else list(range(count))
     values = torch.tensor(logprobs or [LOGPROB] * count, dtype=dtype, requires_grad=True)
     ratios = torch.tensor(log_ratios, dtype=dtype)
-    anchor = anchor or getattr(config, "anchor", "proximal")
+    anchor = anchor or getattr(config, "anchor", None) or "proximal"
     anchored, other = values.detach() - ratios, values.detach() - 0.123
     lengths = torch.tensor([tokens.count(token) for token in tokens])
     batch = TokenBatch(

@@ -55,7 +55,7 @@ def test_a_shipped_algorithm_is_a_part_of_a_recipe(name: str, tmp_path: Path) ->
     bind(ADVANTAGES, algorithm.advantage)
     bind(POLICY_LOSSES, algorithm.loss)
     bind(REDUCERS, algorithm.reduction)
-    for section in algorithm.corrections or ():
+    for section in algorithm.corrections:
         bind(CORRECTIONS, section)
     assert Objective.from_config(algorithm, temperature=1.0).loss == algorithm.loss
 
