@@ -97,7 +97,7 @@ def test_a_result_comes_late_and_says_how_late_and_of_which_versions(tmp_path: P
     assert beside.collect(2) == [] and beside.are_under_way
     assert [suite.name for suite in beside.begin(3, engine_step=3, version=3)] == ["math"]
     engine.results[0].set_result(replace(RESULT, oldest_version=2, newest_version=3))
-    engine.results[1].set_result(RESULT)
+    engine.results[1].set_result(replace(RESULT, oldest_version=3, newest_version=3))
     main, math = beside.collect(4)
     assert (main.step, main.lag, main.version, main.is_pinned) == (2, 2, 2, False)
     assert (math.step, math.lag, math.version, math.is_pinned) == (3, 1, 3, True)
@@ -111,8 +111,8 @@ def test_a_result_comes_late_and_says_how_late_and_of_which_versions(tmp_path: P
         "heldout/math/num_failed": 1.0,
         "heldout/math/num_truncated": 2.0,
         "heldout/math/mean_turns": 3.0,
-        "heldout/math/oldest_version": 4.0,
-        "heldout/math/newest_version": 4.0,
+        "heldout/math/oldest_version": 3.0,
+        "heldout/math/newest_version": 3.0,
         "heldout/math/step": 3.0,
         "heldout/math/version": 3.0,
         "heldout/math/lag": 1.0,
@@ -123,6 +123,16 @@ def test_a_result_comes_late_and_says_how_late_and_of_which_versions(tmp_path: P
         ("heldout", 2, 2, 0.5),
         ("math", 3, 1, 0.5),
     ]
+
+
+def test_weights_that_came_before_the_first_token_are_other_weights(tmp_path: Path) -> None:
+    engine = Engine()
+    beside = evaluations(tmp_path, engine)
+    for step, oldest, newest, pinned in ((2, 3, 3, 0.0), (4, 4, 4, 1.0), (8, -1, -1, 1.0)):
+        beside.begin(step, engine_step=step, version=step)
+        engine.results[-1].set_result(replace(RESULT, oldest_version=oldest, newest_version=newest))
+        (ended,) = beside.collect(step)
+        assert ended.figures["heldout/pinned"] == pinned
 
 
 def test_what_is_due_while_the_one_before_is_under_way_is_skipped_and_counted(tmp_path: Path) -> None:

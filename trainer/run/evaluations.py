@@ -18,6 +18,7 @@ from pathlib import Path
 
 import orjson
 
+from polyturn.agents.ledger import UNSAMPLED_VERSION
 from polyturn.configs.errors import ConfigError, did_you_mean
 from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.evaluation import EvaluationResult
@@ -54,14 +55,14 @@ class Ended:
 
     @property
     def is_pinned(self) -> bool:
-        """Whether all that was sampled is of the one version; so it is where no version is recorded."""
-        return self.result.oldest_version == self.result.newest_version
+        """Whether all that was sampled is of the version that was to be evaluated; so it is where none is recorded."""
+        return {self.result.oldest_version, self.result.newest_version} <= {self.version, UNSAMPLED_VERSION}
 
     @property
     def sentence(self) -> str:
         """For people."""
         late = f", {self.lag} step{'s' * (self.lag > 1)} ago" if self.lag else ""
-        mixed = "" if self.is_pinned else ", answered by several versions"
+        mixed = "" if self.is_pinned else ", answered by other weights, too"
         return f"{self.suite.title} during training (step {self.step}{late}{mixed}): {self.result.sentence}"
 
     @property
