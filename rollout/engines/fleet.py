@@ -174,26 +174,35 @@ class EngineFleet:
         while True:
             engine = self._choose(place, prompt_ids, failed)
             place.move(engine)
-            engine.num_requests += 1
+            wait_s: float | None = 0.0
             try:
-                generation = await engine.policy.generate(prompt_ids=prompt_ids, sampling=sampling)
+                return await self._ask_one(engine, prompt_ids, sampling)
             except EngineUnavailable as fault:
-                engine.traffic.num_faults += 1
-                if fault.is_gone:
-                    engine.leave(self._clock())
                 failed.append(engine)
                 if len(failed) == len(self._engines):
                     failed.clear()
-                    if (wait_s := tries.next_wait_s()) is None:
-                        raise EngineUnavailable(
-                            f"{tries.over('no engine answers')}: {fault}", is_gone=fault.is_gone
-                        ) from fault
-                    await asyncio.sleep(wait_s)
-            else:
-                engine.come_back()
-                return generation
-            finally:
-                engine.num_requests -= 1
+                    wait_s = tries.next_wait_s()
+                if wait_s is None:
+                    message = f"{tries.over('no engine answers')}: {fault}"
+                    raise EngineUnavailable(message, is_gone=fault.is_gone) from fault
+            if wait_s:
+                await asyncio.sleep(wait_s)
+
+    async def _ask_one(
+        self, engine: _Engine, prompt_ids: npt.NDArray[np.int32], sampling: SamplingParams
+    ) -> Generation:
+        engine.num_requests += 1
+        try:
+            generation = await engine.policy.generate(prompt_ids=prompt_ids, sampling=sampling)
+        except EngineUnavailable as fault:
+            engine.traffic.num_faults += 1
+            if fault.is_gone:
+                engine.leave(self._clock())
+            raise
+        finally:
+            engine.num_requests -= 1
+        engine.come_back()
+        return generation
 
     def _choose(self, place: _Place, prompt_ids: npt.NDArray[np.int32], failed: Sequence[_Engine]) -> _Engine:
         """Where a request goes: never to those in `failed`, and to one that is gone only where there is no other."""

@@ -175,6 +175,18 @@ async def test_a_request_that_every_engine_fails_marks_none_as_gone():
     assert await ask(fleet) == 0
 
 
+async def test_a_request_that_waits_to_be_sent_again_is_not_under_way():
+    engine = Engine(0)
+    engine.fault = gone()
+    fleet = EngineFleet([engine], retries=Retries(max_retries=9, first_wait_s=0.01))
+    asking = asyncio.create_task(ask(fleet))
+    while not engine.num_asked:
+        await asyncio.sleep(0)
+    assert fleet.num_requests == [0] and not asking.done()
+    engine.fault = None
+    assert await asking == 0
+
+
 async def test_what_is_refused_is_not_asked_of_another():
     engines = [Engine(0), Engine(1)]
     engines[0].fault = PolicyFault("HTTP 400")
