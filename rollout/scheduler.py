@@ -27,7 +27,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from polyturn.agents.episode import Episode
+from polyturn.agents.episode import Episode, Outcome
 from polyturn.agents.policy import Policy
 from polyturn.configs.schema.rollout import RolloutConfig
 from polyturn.envs.tasks.curriculum import Curriculum
@@ -256,10 +256,13 @@ class Scheduler:
             self._begin(prompt, self._finished(prompt))
 
     def _begin(self, prompt: Prompt, finished: Sequence[Episode]) -> None:
-        self._put_in_play(prompt, self._play(prompt, finished))
+        # What an earlier session played of it is as old as it was then.
+        self._put_in_play(prompt, self._play(prompt, finished), begun_version=oldest_of(finished))
 
-    def _put_in_play(self, prompt: Prompt, play: Coroutine[Any, Any, _Judged]) -> None:
-        item = _InPlay(prompt=prompt, task=asyncio.create_task(play))
+    def _put_in_play(
+        self, prompt: Prompt, play: Coroutine[Any, Any, _Judged], *, begun_version: int | None = None
+    ) -> None:
+        item = _InPlay(prompt=prompt, task=asyncio.create_task(play), begun_version=begun_version)
         self._in_play[prompt.position] = item
         item.task.add_done_callback(lambda _: self._ended(item))
 
@@ -288,8 +291,7 @@ class Scheduler:
             self._refill()
         elif not group.num_missing:
             item.group = group
-            versions = [oldest_version(episode) for episode in group.episodes]
-            item.oldest_version = min((v for v in versions if v is not None), default=None)
+            item.oldest_version = oldest_of(group.episodes)
 
     @property
     def _gave_up(self) -> bool:
@@ -402,6 +404,12 @@ class Scheduler:
         if oldest is None:
             return 0
         return max(0, -((oldest - self._version) // self._updates_per_step))
+
+
+def oldest_of(episodes: Sequence[Episode]) -> int | None:
+    """The policy version behind the first tokens of several, of those that did not fail."""
+    found = (oldest_version(episode) for episode in episodes if episode.outcome is not Outcome.FAILED)
+    return min((version for version in found if version is not None), default=None)
 
 
 def oldest_version(episode: Episode) -> int | None:
