@@ -204,6 +204,15 @@ class RolloutConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _kept_caches_are_of_what_is_under_way(self) -> Self:
+        if self.kv_after_update == "keep" and not self.max_staleness:
+            raise ValueError(
+                "kv_after_update: keep has answers go on through an update of the weights, which max_staleness: 0 does "
+                "not allow; what is played after it would begin with cached prefixes of the old weights"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _what_is_cut_off_may_be_older(self) -> Self:
         if not self.play_while_training and not self.max_staleness:
             raise ValueError(

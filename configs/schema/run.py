@@ -407,6 +407,20 @@ class RunConfig(Section):
         return given.model_copy(update={"loss": given.loss.model_copy(update={"anchor": "behavior"})})
 
     @model_validator(mode="after")
+    def _the_trainer_scores_what_the_engines_draw_from(self) -> Self:
+        checks = self.checks
+        if (
+            self.rollout.kv_after_update == "keep"
+            and checks.enabled
+            and checks.max_logprob_difference is not None
+        ):
+            raise ValueError(
+                "checks.max_logprob_difference cannot hold with rollout.kv_after_update: keep, where tokens are drawn "
+                "from what older weights have computed; say null, or rollout.kv_after_update: recompute"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _engines_keep_up(self) -> Self:
         needed, given = self.weight_sync.every_steps - 1, self.rollout.max_staleness
         if given < needed:

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from polyturn.agents.episode import Episode, Outcome
 from polyturn.agents.ledger import Segment
+from polyturn.configs.errors import ConfigError
+from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.rollout import RolloutConfig
 from polyturn.envs.messages import ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
@@ -371,6 +373,16 @@ def test_options_that_contradict_each_other_are_refused():
         rollout(order={"kind": "windowed_fifo", "window": 2})
     with pytest.raises(ValueError, match="play_while_training: false"):
         rollout(play_while_training=False)
+    with pytest.raises(ValueError, match="cached prefixes of the old weights"):
+        rollout(kv_after_update="keep")
+    with pytest.raises(
+        ConfigError, match=r"max_logprob_difference cannot hold with rollout\.kv_after_update"
+    ):
+        load_config("quickstart", ["rollout.max_staleness=1", "rollout.kv_after_update=keep"])
+    with pytest.raises(
+        ConfigError, match=r"weight_sync\.every_steps 3 leaves the engines up to 2 steps behind"
+    ):
+        load_config("quickstart", ["rollout.max_staleness=1", "weight_sync.every_steps=3"])
 
 
 @given(st.sets(st.integers(0, 30)), st.randoms())
