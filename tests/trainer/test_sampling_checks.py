@@ -36,6 +36,7 @@ def test_a_top_k_that_nobody_asked_for_is_told():
     [
         (["rollout.sampling.min_p=0.1"], "rollout.sampling.min_p: SGLang cannot draw by seed"),
         (["evaluation.min_p=0.1"], "evaluation.min_p: SGLang cannot draw by seed"),
+        (["evaluation.suites=[{name: other, min_p: 0.1}]"], "suites 'other': SGLang cannot draw by seed"),
     ],
 )
 def test_min_p_does_not_go_with_seeds(overrides, problem):

@@ -165,6 +165,9 @@ def check_seeds(config: RunConfig, *, trains: bool) -> None:
     given = {"evaluation.min_p": config.evaluation.min_p}
     if trains:
         given["rollout.sampling.min_p"] = sampling.min_p
+        given |= {
+            f"min_p of evaluation.suites '{suite.name}'": suite.min_p for suite in config.evaluation.suites
+        }
     for key, min_p in given.items():
         if sampling.seeded and min_p > 0:
             raise ConfigError(
