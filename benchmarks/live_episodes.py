@@ -5,10 +5,10 @@
 Two measurements, each through the real groups, episode loop, chat template, ledger and environment steps, with mock
 engines that take their time and nothing else:
 
-- `engine`: 2,048 live episodes, each turn of which takes 2 s on an engine without a limit. The ideal is the time of
-  one episode.
-- `fleet`: 10,000 live episodes of about 2k tokens on a fleet that serves 1,500 turns a second in all, first come, first
-  served. The ideal is all turns at that rate.
+- `engine`: 2,048 live episodes of 16 turns, each turn of which takes 2 s on an engine without a limit. The ideal is the
+  time of one episode, 32 s.
+- `fleet`: 10,000 live episodes of 8 turns and about 2k tokens on a fleet that serves 1,500 turns a second in all, first
+  come, first served. The ideal is all turns at that rate.
 
 `share_of_ideal` is the ideal time over that from the first reset, the making of all environments included, to the last
 result. Fairness is read at half the ideal time: the least and the most turns that a live episode has had, and Jain's
@@ -51,18 +51,17 @@ from polyturn.tools.tool import tool
 
 MODEL = "builtin:tiny-searcher"
 SAMPLES_PER_PROMPT = 8
-NUM_TURNS = 8
-RESULT_CHARS = 520
+RESULT_CHARS = {8: 640, 16: 260}
 """With which an episode of so many turns has about 2k tokens."""
 WORDS = "The mill of Ashford was built by Mara Lindqvist in the year of the flood, as its register says. "
 QUESTION = "In which town is the employer of Mara Lindqvist based?"
 CALL = '<tool_call>\n{"name": "search", "arguments": {"query": "Mara Lindqvist"}}\n</tool_call>'
-RESULT = (WORDS * (RESULT_CHARS // len(WORDS) + 1))[:RESULT_CHARS]
 
 
 class Register(ToolEnv):
     """A tool that is a plain function, in a thread of the environment's own."""
 
+    result = ""
     num_calls = 0
     """Of the episode that is played."""
 
@@ -71,7 +70,7 @@ class Register(ToolEnv):
         """Search the register."""
         del query
         self.num_calls += 1
-        return RESULT
+        return self.result
 
     def grade(self, message: AssistantMessage) -> Grade:
         return {"correct": float(message.content == self.task.label)}
@@ -91,7 +90,7 @@ class RegisterAwaited(Register):
         """Search the register."""
         del query
         self.num_calls += 1
-        return RESULT
+        return self.result
 
     async def grade(self, message: AssistantMessage) -> Grade:  # type: ignore[override]
         return {"correct": float(message.content == self.task.label)}
@@ -128,6 +127,8 @@ class Measured:
 
     share_of_ideal: float
     cpu_share: float
+    us_per_turn: float
+    """CPU time, with the making of environments, resets and the groups."""
     tokens_per_episode: float
     fewest_turns: int
     most_turns: int
@@ -142,18 +143,21 @@ async def measure(
     renderer: ChatRenderer,
     *,
     num_episodes: int,
+    num_turns: int,
     ideal_s: float,
 ) -> Measured:
     """Play so many episodes at once."""
     envs: list[Register] = []
+    num_chars = RESULT_CHARS[num_turns]
 
     def make() -> Register:
         envs.append(make_env())
+        envs[-1].result = (WORDS * (num_chars // len(WORDS) + 1))[:num_chars]
         return envs[-1]
 
     num_prompts = num_episodes // SAMPLES_PER_PROMPT
     tasks = ListTasks([Task.from_prompt(f"t{number}", QUESTION, label="x") for number in range(num_prompts)])
-    limits = EpisodeLimits(max_turns=NUM_TURNS, max_tokens_per_episode=4096)
+    limits = EpisodeLimits(max_turns=num_turns, max_tokens_per_episode=4096)
     player = EpisodePlayer(
         make_env=make,
         tasks=tasks,
@@ -181,11 +185,13 @@ async def measure(
     wall_s, cpu_s = time.perf_counter() - started, time.process_time() - cpu_started
     player.close()
     episodes = [episode for group in groups for episode in group.episodes]
-    check(episodes, num_episodes)
+    assert len(episodes) == num_episodes, f"{len(episodes)} of {num_episodes} episodes survived"
+    check(episodes, num_turns)
     turns += [0] * (num_episodes - len(turns))  # those whose environment was not made yet
     return Measured(
         share_of_ideal=ideal_s / wall_s,
         cpu_share=cpu_s / wall_s,
+        us_per_turn=cpu_s / num_episodes / num_turns * 1e6,
         tokens_per_episode=sum(len(episode.segments[0]) for episode in episodes) / num_episodes,
         fewest_turns=min(turns),
         most_turns=max(turns),
@@ -194,11 +200,10 @@ async def measure(
     )
 
 
-def check(episodes: Sequence[Episode], num_episodes: int) -> None:
-    assert len(episodes) == num_episodes, f"{len(episodes)} of {num_episodes} episodes survived"
+def check(episodes: Sequence[Episode], num_turns: int) -> None:
     for episode in episodes:
         assert (episode.outcome, episode.stop_reason) == (Outcome.TRUNCATED, "max_turns"), episode.error
-        assert episode.num_tool_calls == episode.num_turns == NUM_TURNS
+        assert episode.num_tool_calls == episode.num_turns == num_turns
 
 
 def turn_of(tokenizer: object, text: str) -> Generation:
@@ -225,18 +230,20 @@ def main() -> None:
     renderer, answer = ChatRenderer(tokenizer), turn_of(tokenizer, CALL)
     live, many, rate = 2048 // scale // 8 * 8, 10_000 // scale, 1500 / scale
     runs = {
-        "engine": (live, Mock(answer, turn_s=2.0), NUM_TURNS * 2.0),
-        "fleet": (many, Mock(answer, turns_per_s=rate), NUM_TURNS * many / rate),
+        "engine": (live, 16, Mock(answer, turn_s=2.0), 16 * 2.0),
+        "fleet": (many, 8, Mock(answer, turns_per_s=rate), 8 * many / rate),
     }
     measured: dict[str, Measured] = {}
     spare_what_stays()
-    for name, (num_episodes, policy, ideal_s) in runs.items():
+    for name, (num_episodes, num_turns, policy, ideal_s) in runs.items():
         if arguments.only in (None, name):
             play = functools.partial(measure, HOOKS[arguments.hooks], policy, renderer)
-            one = measured[name] = asyncio.run(play(num_episodes=num_episodes, ideal_s=ideal_s))
+            one = measured[name] = asyncio.run(
+                play(num_episodes=num_episodes, num_turns=num_turns, ideal_s=ideal_s)
+            )
             print(
                 f"  {name:<7} {num_episodes:>6} episodes of {one.tokens_per_episode:,.0f} tokens: "
-                f"{one.share_of_ideal:.1%} of the ideal {ideal_s:.1f} s, CPU {one.cpu_share:.0%} of the time, "
+                f"{one.share_of_ideal:.1%} of the ideal {ideal_s:.1f} s, CPU {one.cpu_share:.0%} of the time ({one.us_per_turn:.0f} us a turn), "
                 f"{one.fewest_turns} to {one.most_turns} turns at half-time (Jain {one.jain:.4f}), "
                 f"{one.num_threads} threads",
                 flush=True,
@@ -248,6 +255,7 @@ def main() -> None:
                 "hooks": arguments.hooks,
                 "share_of_ideal": {name: round(one.share_of_ideal, 4) for name, one in measured.items()},
                 "cpu_share": {name: round(one.cpu_share, 3) for name, one in measured.items()},
+                "us_per_turn": {name: round(one.us_per_turn) for name, one in measured.items()},
                 "jain": {name: round(one.jain, 5) for name, one in measured.items()},
                 "fewest_turns": {name: one.fewest_turns for name, one in measured.items()},
                 "most_turns": {name: one.most_turns for name, one in measured.items()},
