@@ -243,7 +243,8 @@ def main() -> None:
             )
             print(
                 f"  {name:<7} {num_episodes:>6} episodes of {one.tokens_per_episode:,.0f} tokens: "
-                f"{one.share_of_ideal:.1%} of the ideal {ideal_s:.1f} s, CPU {one.cpu_share:.0%} of the time ({one.us_per_turn:.0f} us a turn), "
+                f"{one.share_of_ideal:.1%} of the ideal {ideal_s:.1f} s, CPU {one.cpu_share:.0%} of the time, "
+                f"{one.us_per_turn:.0f} us a turn, "
                 f"{one.fewest_turns} to {one.most_turns} turns at half-time (Jain {one.jain:.4f}), "
                 f"{one.num_threads} threads",
                 flush=True,
