@@ -175,6 +175,9 @@ def config_of(*overrides: str):
     )
 
 
+KEEP_KV = ("rollout.kv_after_update=keep", "checks.max_logprob_difference=null")
+
+
 def even(num_tokens: int = 200) -> ReplayedWorkload:
     """All episodes alike."""
     turn = TurnShape(num_sampled=num_tokens, num_observed=10, tool_s=0.0)
@@ -199,7 +202,7 @@ def test_playing_while_training_hides_the_shorter_of_both() -> None:
     """Even episodes: a step is rollout and training one after the other, or the longer of the two, and the sync."""
     step_s = {}
     for staleness in (0, 1):
-        config = config_of(f"rollout.max_staleness={staleness}", "rollout.kv_after_update=keep")
+        config = config_of(f"rollout.max_staleness={staleness}", *(KEEP_KV if staleness else ()))
         run = simulate(config, RATES, even(), num_steps=9)
         step_s[staleness] = report_of(run, config).step_s
     rollout_s = simulate(config_of(), RATES, even(), num_steps=3).steps[1].wait_s
@@ -231,7 +234,7 @@ def test_completion_order_is_seen_to_be_biased_and_the_order_of_drawing_is_not(t
             "rollout.max_staleness=4",
             "rollout.on_stale=drop",
             f"rollout.order={order}",
-            "rollout.kv_after_update=keep",
+            *KEEP_KV,
             "engines.num_engines=2",
         )
         run = simulate(config, replace(RATES, trainer=replace(TRAINER, token_s=0)), workload, num_steps=10)
