@@ -107,6 +107,7 @@ class Episode:
 
 MAX_TRACEBACK_CHARS = 4_000
 UNEXPECTED_ERROR = "unexpected_error"
+POLICY_FAULT = "policy_fault"
 NO_ENGINE = "no_engine"
 """Stop reason of an attempt that no engine answered, however often each was asked."""
 PROMPT_TOO_LONG = "prompt_too_long"
@@ -120,7 +121,7 @@ def failure_reason(error: BaseException) -> str:
         return "environment_fault"
     if isinstance(error, EngineUnavailable):
         return NO_ENGINE
-    return "policy_fault" if isinstance(error, PolicyFault) else UNEXPECTED_ERROR
+    return POLICY_FAULT if isinstance(error, PolicyFault) else UNEXPECTED_ERROR
 
 
 def failure_text(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from polyturn.agents.deadlines import Slots
-from polyturn.agents.episode import LASTING, NO_ENGINE, Episode, Outcome, sentence_of
+from polyturn.agents.episode import LASTING, NO_ENGINE, POLICY_FAULT, Episode, Outcome, sentence_of
 from polyturn.agents.policy import Policy
 from polyturn.envs.faults import EnvironmentFault, message_of
 from polyturn.envs.tasks.order import task_digest
@@ -162,7 +162,7 @@ class Collection:
                 await self._check_task(prompt, episode)
                 self._keep(samples[number], episode)
         for sample in samples:
-            if self._is_settled(sample) and sample.has_only_passing_faults:
+            if self._is_settled(sample) and sample.was_never_answered:
                 sample.begin_anew()
         jobs = [
             asyncio.create_task(self._play_sample(prompt, number, sample))
@@ -349,11 +349,9 @@ class _Sample:
         self.attempts.clear()
 
     @property
-    def has_only_passing_faults(self) -> bool:
-        """Whether it might survive yet: what an earlier session gave up, on machinery that broke, is tried again."""
-        return all(
-            made.outcome is Outcome.FAILED and made.stop_reason not in LASTING for made in self.attempts
-        )
+    def was_never_answered(self) -> bool:
+        """Whether only engines failed it: what an earlier session gave up as they broke is tried again."""
+        return all(made.stop_reason == POLICY_FAULT for made in self.attempts)
 
     @property
     def survivor(self) -> Episode | None:
