@@ -234,13 +234,13 @@ def main() -> None:
         "fleet": (many, 8, Mock(answer, turns_per_s=rate), 8 * many / rate),
     }
     measured: dict[str, Measured] = {}
-    spare_what_stays()
     for name, (num_episodes, num_turns, policy, ideal_s) in runs.items():
         if arguments.only in (None, name):
             play = functools.partial(measure, HOOKS[arguments.hooks], policy, renderer)
-            one = measured[name] = asyncio.run(
-                play(num_episodes=num_episodes, num_turns=num_turns, ideal_s=ideal_s)
-            )
+            with spare_what_stays():
+                one = measured[name] = asyncio.run(
+                    play(num_episodes=num_episodes, num_turns=num_turns, ideal_s=ideal_s)
+                )
             print(
                 f"  {name:<7} {num_episodes:>6} episodes of {one.tokens_per_episode:,.0f} tokens: "
                 f"{one.share_of_ideal:.1%} of the ideal {ideal_s:.1f} s, CPU {one.cpu_share:.0%} of the time, "

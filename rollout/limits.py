@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from polyturn.configs.schema.deadlines import hook_timeout_s, stall_timeout_s
@@ -51,16 +53,24 @@ class RolloutLimits:
         )
 
 
-def spare_what_stays() -> None:
+@contextmanager
+def spare_what_stays() -> Iterator[None]:
     """Let Python's garbage collector pass over all objects that there are now: modules, classes, compiled templates.
 
     Otherwise it looks at a million of them again and again while episodes are played, for more than a second each time
     in which nothing else happens. It looks less often, too: live episodes are millions of objects that are no garbage,
-    and what ends does so without it. Called once, when all is loaded and before anything is played.
+    and what ends does so without it. Entered once, when all is loaded and before anything is played; on the way out all
+    is as before, so that the process ends as any other does.
     """
+    thresholds = gc.get_threshold()
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
 
 
 GC_THRESHOLDS = (10_000, 20, 50)

@@ -69,7 +69,7 @@ class PlayerActor:
                 engines = open_engines(config, model_path=path, url=self._url)
                 self._watch = await self._open.enter_async_context(engines)
                 self._player = player
-                spare_what_stays()
+                self._open.enter_context(spare_what_stays())
         return self._player
 
     async def wait_ready(self) -> None:

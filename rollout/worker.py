@@ -300,11 +300,11 @@ class RolloutWorker:
             self._policy: Policy = watch.fleet
             if isinstance(self._player, RemotePlayers):
                 await self._player.wait_ready()
-            spare_what_stays()
-            self._opened.set_result(None)
-            await self._closing.wait()
-            if self._scheduler is not None:
-                await self._scheduler.close()
+            with spare_what_stays():
+                self._opened.set_result(None)
+                await self._closing.wait()
+                if self._scheduler is not None:
+                    await self._scheduler.close()
 
 
 class _Journals:

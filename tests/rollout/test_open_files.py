@@ -1,7 +1,10 @@
 """A run has the file descriptors that its requests need, or is refused in a sentence."""
 
+import gc
 import subprocess
 import sys
+
+from polyturn.rollout.limits import spare_what_stays
 
 SCRIPT = """
 import resource, sys
@@ -32,3 +35,11 @@ def test_the_soft_limit_grows_as_far_as_the_hard_one_lets_it_and_no_run_starts_b
     assert "=500 needs as many connections, and this process may have 300 files open" in limit_after(
         256, 300, 500
     )
+
+
+def test_the_garbage_collector_is_as_before_once_nothing_is_played():
+    """Frozen at the end of a process, libraries would report all that is theirs as leaked."""
+    thresholds, num_frozen = gc.get_threshold(), gc.get_freeze_count()
+    with spare_what_stays():
+        assert gc.get_freeze_count() > num_frozen + 10_000 and gc.get_threshold() != thresholds
+    assert (gc.get_threshold(), gc.get_freeze_count()) == (thresholds, 0)
