@@ -86,7 +86,7 @@ VICTIMS: Mapping[str, Callable[[psutil.Process], bool]] = {
         or (is_called("rollout.engines.sglang_main")(process) and not is_called("supervisor")(process))
     ),
     "router": is_called("sglang::router"),
-    "rollout worker": is_called("ray::RolloutActor"),
+    "rollout worker": is_called("ray::PlayerActor"),
 }
 """Beside the driver: which of its descendants."""
 

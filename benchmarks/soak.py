@@ -27,7 +27,7 @@ import psutil
 KINDS = {
     "driver": "polyturn.cli.main",
     "rank": "ray::PolicyRank",
-    "rollout worker": "ray::RolloutActor",
+    "rollout worker": "ray::PlayerActor",
     "engine's scheduler": "sglang::scheduler",
     "engine's server": "polyturn.rollout.engines.sglang_main",
     "router": "sglang::router",
