@@ -117,6 +117,11 @@ def position_of(group_id: str) -> int:
     return int(digits)
 
 
+def journal_of(position: int, *, prompts_per_step: int) -> int:
+    """The number of the journal that a prompt's episodes are kept in: one for each step's worth of prompts, from 1."""
+    return position // prompts_per_step + 1
+
+
 def episode_seed(*, run_seed: int, group_id: str, sample: int, attempt: int) -> int:
     """The seed of one attempt: 48 bits of SHA-256 over its identity, so independent of order and timing."""
     identity = f"{run_seed}/{group_id}/{sample}/{attempt}".encode()

@@ -132,7 +132,7 @@ class Scheduler:
     ) -> None:
         """
         Args:
-            cursor: Draws prompts; it is set to the frontier.
+            cursor: Draws prompts, by their positions.
             num_steps: Steps of the run: nothing is drawn for later ones.
             updates_per_step: By how much the policy version grows with a step.
             step: Steps that are finished.

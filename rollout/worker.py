@@ -22,7 +22,7 @@ from polyturn.envs.tasks.order import task_digest
 from polyturn.rollout.evaluation import EvaluationResult, evaluate
 from polyturn.rollout.factory import build_player, evaluation_sampling, open_engines, training_sampling
 from polyturn.rollout.filters import make_filter
-from polyturn.rollout.groups import Prompt, PromptCursor, position_of
+from polyturn.rollout.groups import Prompt, PromptCursor, journal_of, position_of
 from polyturn.rollout.limits import spare_what_stays
 from polyturn.rollout.order import make_order
 from polyturn.rollout.player import EpisodePlayer, RolloutError
@@ -339,4 +339,4 @@ class _Journals:
         await self._store.keep(self._number(position_of(episode.group_id)), episode)
 
     def _number(self, position: int) -> int:
-        return position // self._prompts_per_step + 1
+        return journal_of(position, prompts_per_step=self._prompts_per_step)

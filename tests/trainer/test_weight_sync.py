@@ -73,6 +73,22 @@ def new_checksums() -> EngineChecksums:
     return EngineChecksums(tied_embeddings=False)
 
 
+def broadcaster(
+    engine: EngineControl, *, bucket_bytes: int = 1 << 26, flush_cache: bool = True
+) -> BroadcastPublisher:
+    return BroadcastPublisher(
+        engines=[engine],
+        tensor_parallel=1,
+        address="127.0.0.1",
+        port=free_port("127.0.0.1"),
+        backend="gloo",
+        bucket_bytes=bucket_bytes,
+        timeout_s=60,
+        new_checksums=new_checksums,
+        flush_cache=flush_cache,
+    )
+
+
 @pytest.fixture(params=["broadcast", "broadcast in small buckets", "disk"])
 def publisher(
     request: pytest.FixtureRequest, engine: EngineControl, model: Path, tmp_path: Path
@@ -83,16 +99,7 @@ def publisher(
             engines=[engine], model_path=model, directory=tmp_path, new_checksums=new_checksums
         )
     else:
-        made = BroadcastPublisher(
-            engines=[engine],
-            tensor_parallel=1,
-            address="127.0.0.1",
-            port=free_port("127.0.0.1"),
-            backend="gloo",
-            bucket_bytes=1 << 26 if request.param == "broadcast" else 4096,
-            timeout_s=60,
-            new_checksums=new_checksums,
-        )
+        made = broadcaster(engine, bucket_bytes=1 << 26 if request.param == "broadcast" else 4096)
     yield made
     made.close()
 
@@ -124,16 +131,7 @@ def test_a_second_publisher_can_take_over_from_one_that_died(
     engine: EngineControl, other_weights: dict[str, torch.Tensor]
 ) -> None:
     for version in (30, 31):
-        publisher = BroadcastPublisher(
-            engines=[engine],
-            tensor_parallel=1,
-            address="127.0.0.1",
-            port=free_port("127.0.0.1"),
-            backend="gloo",
-            bucket_bytes=1 << 26,
-            timeout_s=60,
-            new_checksums=new_checksums,
-        )
+        publisher = broadcaster(engine)
         publisher.publish(other_weights.items(), version=version)
         # Not closed: its process might have been killed.
         assert weight_version(engine.url) == str(version)
@@ -162,17 +160,7 @@ def test_an_answer_under_way_goes_on_by_the_new_weights_and_tells_which_drew_wha
 ) -> None:
     """Given back and computed anew, the KV is that of the new weights; kept, it is not, and nothing is refused."""
     original = load_file(model / "model.safetensors")
-    publisher = BroadcastPublisher(
-        engines=[engine],
-        tensor_parallel=1,
-        address="127.0.0.1",
-        port=free_port("127.0.0.1"),
-        backend="gloo",
-        bucket_bytes=1 << 26,
-        timeout_s=60,
-        new_checksums=new_checksums,
-        flush_cache=mode == "retract",
-    )
+    publisher = broadcaster(engine, flush_cache=mode == "retract")
     publisher.publish(original.items(), version=40)
     engine.flush_cache()
     with ThreadPoolExecutor(1) as thread:

@@ -15,7 +15,7 @@ from polyturn.agents.episode import Episode
 from polyturn.configs.errors import Interrupted
 from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.engines.control import EngineControl, PauseMode
-from polyturn.rollout.groups import Group
+from polyturn.rollout.groups import Group, journal_of
 from polyturn.rollout.scheduler import Frontier, StepGroups
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.rollout.worker import RolloutStart, RolloutWorker
@@ -207,7 +207,8 @@ class TrainingLoop:
                 self._store,
                 step=step,
                 journals={
-                    1 + group.prompt.position // self._config.rollout.prompts_per_step for group in groups
+                    journal_of(group.prompt.position, prompts_per_step=self._config.rollout.prompts_per_step)
+                    for group in groups
                 },
                 sentence=sentence_of(failure),
                 checks=self._config.checks,
@@ -231,9 +232,11 @@ class TrainingLoop:
             yield
             return
         self._worker.rest()
-        with self._paused("abort"):
-            yield
-        self._worker.go_on()
+        try:
+            with self._paused("abort"):
+                yield
+        finally:
+            self._worker.go_on()
 
     @contextmanager
     def _paused(self, mode: PauseMode) -> Iterator[None]:
@@ -382,7 +385,8 @@ class TrainingLoop:
         self._directory.commit_checkpoint(state, keep_last=keep_last, kept=kept)
         self._heldout.note_best()
         forget_failure(self._directory, state.step)
-        self._store.forget(state.prompt_position // self._config.rollout.prompts_per_step)
+        first = journal_of(state.prompt_position, prompts_per_step=self._config.rollout.prompts_per_step)
+        self._store.forget(first - 1)
 
     def _stop_if_asked(self) -> None:
         if self._guard.requested:

@@ -30,7 +30,7 @@ from polyturn.envs.tasks import make_curriculum
 from polyturn.envs.tasks.curriculum import Curriculum
 from polyturn.envs.tasks.order import source_digest, task_digest
 from polyturn.rollout.factory import tasks_of
-from polyturn.rollout.groups import PromptCursor, position_of
+from polyturn.rollout.groups import PromptCursor, journal_of, position_of
 from polyturn.rollout.player import other_task
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.trainer.checkpoints.manifest import find_faults
@@ -60,7 +60,7 @@ def check_resume(config: RunConfig, directory: RunDirectory, warn: Warn) -> None
     found = directory.sound_checkpoint(partial(find_faults, read=False), warn)
     last_step, frontier = (0, 0) if found is None else (found[1].step, found[1].prompt_position)
     _refuse_what_fails_again(directory, last_step, config.checks)
-    whole = frontier // config.rollout.prompts_per_step
+    whole = journal_of(frontier, prompts_per_step=config.rollout.prompts_per_step) - 1
     _check_stored(config, TrajectoryStore(directory.path), whole, warn)
     if num_damaged := num_damaged_rows(directory.metrics):
         warn(
