@@ -6,7 +6,8 @@ from dataclasses import replace
 import pytest
 
 from polyturn.agents.deadlines import EpisodeLimits
-from polyturn.agents.episode_loop import observation_digest, play_messages
+from polyturn.agents.episode_loop import play_messages
+from polyturn.agents.episode_record import observation_digest
 from polyturn.agents.message_policies import ScriptedPolicy
 from polyturn.configs.schema.algorithm import AlgorithmConfig
 from polyturn.envs.messages import AssistantMessage, Task
