@@ -23,7 +23,7 @@ from polyturn.agents.chat_template import (
     ToolPrompt,
 )
 from polyturn.agents.deltas import Deltas
-from polyturn.agents.dialects import THOUGHT_MARKS, Dialect, TagDialect
+from polyturn.agents.dialects import Dialect, TagDialect
 from polyturn.agents.shielding import Shield, ShieldedEncoder, TextFinder
 from polyturn.agents.turns import (
     Block,
@@ -40,6 +40,7 @@ from polyturn.agents.turns import (
 )
 from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.envs.search.styles import Tags
+from polyturn.tools.thoughts import THOUGHT_MARKS
 from polyturn.tools.types import ToolSpec
 
 MAX_SHAPES = 4096

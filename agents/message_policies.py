@@ -9,11 +9,11 @@ from typing import Any
 
 import httpx
 
-from polyturn.agents.dialects import split_thought
 from polyturn.agents.http import Retries, post_json
 from polyturn.agents.policy import PolicyFault
 from polyturn.envs.messages import AssistantMessage, Message, Script
 from polyturn.tools.plain import printable, shown
+from polyturn.tools.thoughts import split_thought
 from polyturn.tools.types import ToolCall, ToolSpec
 
 _REASONING_KEYS = ("reasoning_content", "reasoning")

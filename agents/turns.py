@@ -19,9 +19,9 @@ from polyturn.agents.chat_template import (
     TemplateRefusal,
     call_word,
 )
-from polyturn.agents.dialects import ANY_CLOSING, ANY_OPENING, is_open
 from polyturn.agents.shielding import ShieldedEncoder
 from polyturn.configs.models import read_json
+from polyturn.tools.thoughts import ANY_CLOSING, ANY_OPENING, is_open
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
