@@ -71,6 +71,11 @@ class Episode:
     group_reward: float | None = None
     """What group rewards have added to `reward` and `role_rewards`; None: nothing has been added yet."""
     reward_parts: Mapping[str, float] = field(default_factory=dict)
+    parent_id: str = ""
+    """The id of the episode, the trunk, that this one is a branch of; empty: it is none."""
+    branch_turn: int = 0
+    """The first turn that was sampled here: those before, counted from 0, are the trunk's. 0 with a parent: it was to
+    be a branch, but the environment could not be rebuilt, so that it was played from the start."""
     role_rewards: Mapping[str, float] = field(default_factory=dict)
     """In an episode of several agents the reward of each, by `Segment.role`; one without an entry has `reward`."""
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -99,6 +104,11 @@ class Episode:
     def reward_of(self, role: str) -> float | None:
         """The reward of one role; the episode's own where the role has none of its own. None for a failed episode."""
         return self.role_rewards.get(role, self.reward)
+
+    @property
+    def is_branch(self) -> bool:
+        """Whether its first turns are another episode's."""
+        return self.branch_turn > 0
 
     @property
     def num_sampled_tokens(self) -> int:

@@ -87,6 +87,10 @@ RECORD_COLUMNS = {
 }
 """Of files whose engine recorded the experts of each token (the numbers of all tokens of a segment, in C order), or
 what each was drawn from."""
+BRANCH_COLUMNS = {"parent_id": pa.string(), "branch_turn": pa.int32()}
+"""Of files in which an episode is a branch of another, or was to be one; null for the others."""
+OPTIONAL_COLUMNS = {**RECORD_COLUMNS, **BRANCH_COLUMNS}
+"""In the order in which they stand behind the others."""
 ARRAY_COLUMNS = (*TOKEN_COLUMNS, *RECORD_COLUMNS)
 ENCODINGS = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in ("token_ids", "logprobs")}
 """Of columns whose values hardly repeat: bytes of equal weight stand together, which zstd makes more of."""
@@ -236,11 +240,11 @@ def _numbered(folder: Path, ending: str) -> dict[int, Path]:
     return {int(number): path for path in found if (number := path.stem.removeprefix("step_")).isdigit()}
 
 
-def schema_with(records: Iterable[str]) -> pa.Schema:
-    """The schema of a file that has these of `RECORD_COLUMNS`."""
+def schema_with(names: Iterable[str]) -> pa.Schema:
+    """The schema of a file that has these of `RECORD_COLUMNS` and `BRANCH_COLUMNS`."""
     schema = SCHEMA
-    for name in records:
-        schema = schema.append(pa.field(name, RECORD_COLUMNS[name]))
+    for name in names:
+        schema = schema.append(pa.field(name, OPTIONAL_COLUMNS[name]))
     return schema
 
 
@@ -250,9 +254,10 @@ def write_episodes(
     """Write a columnar file of episodes that is either complete or not there."""
     rows = [(episode, place) for episode in episodes for place in range(max(1, len(episode.segments)))]
     segments = [segment for episode in episodes for segment in episode.segments]
-    schema = schema_with(
+    recorded = [
         name for name in RECORD_COLUMNS if any(_array_of(segment, name) is not None for segment in segments)
-    )
+    ]
+    schema = schema_with([*recorded, *(BRANCH_COLUMNS if any(one.parent_id for one in episodes) else ())])
     schema = schema.with_metadata({**schema.metadata, NUM_ROWS: str(len(rows)).encode()})
     split = [name.removesuffix(".list.element") for name in ENCODINGS]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -301,7 +306,7 @@ def read_sound_episodes(path: Path) -> StoredEpisodes:
         except UNREADABLE as fault:
             what = f"{path} is damaged and cannot be read: {_said(fault)}"
             return StoredEpisodes(episodes=(), damage=(what,))
-        if not schema.equals(schema_with(name for name in RECORD_COLUMNS if name in schema.names)):
+        if not schema.equals(schema_with(name for name in OPTIONAL_COLUMNS if name in schema.names)):
             raise ValueError(f"{path} does not have the columns of a trajectory file of this version")
         rows: list[dict[str, Any]] = []
         damage: list[str] = []
@@ -438,6 +443,8 @@ def _plain_row(episode: Episode, place: int, step: int, advantages: Mapping[str,
         "role": role if episode.segments else None,
         "advantage": advantages.get(episode.part_id(role)),
         "checksum": 0,
+        "parent_id": episode.parent_id or None,
+        "branch_turn": episode.branch_turn if episode.parent_id else None,
         **{name: getattr(episode.timings, name) for name in TIMINGS},
         **{name: getattr(episode, name) for name in PLAIN_COLUMNS},
     }
@@ -474,6 +481,8 @@ def _episode(rows: Sequence[Mapping[str, Any]]) -> Episode:
         messages=tuple(orjson.loads(first["messages"])),
         segments=tuple(_segment(row) for row in rows if row["segment"] is not None),
         timings=EpisodeTimings(**{name: first[name] for name in TIMINGS}),
+        parent_id=first.get("parent_id") or "",
+        branch_turn=first.get("branch_turn") or 0,
         **{name: first[name] for name in PLAIN_COLUMNS},
     )
 

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from pydantic import (
+    Field,
+    NonNegativeFloat,
+    PositiveFloat,
+    PositiveInt,
+    ValidationError,
+    model_validator,
+)
 
 from polyturn.configs.schema.objective import (
     KL,
@@ -169,6 +176,15 @@ class GiGPOAdvantage(ScaledSection):
     """Divide by the standard deviation of what is compared, or by nothing."""
 
 
+class TreeAdvantage(ScaledSection):
+    """Tree-GRPO for episodes that branch: GRPO among the group's leaves plus GRPO among those of one tree; a turn that
+    several leaves share is worth their mean (arXiv 2509.21240, 2507.19849)."""
+
+    kind: Literal["tree_grpo"]
+    tree_weight: NonNegativeFloat = 1.0
+    """Weight of the comparison within a tree beside the one within the group."""
+
+
 class NoShaping(Section):
     """The rewards as the environment gave them."""
 
@@ -209,6 +225,7 @@ Advantage = Annotated[
     | GAEAdvantage
     | TurnAdvantage
     | GiGPOAdvantage
+    | TreeAdvantage
     | Plugin,
     Field(discriminator="kind"),
 ]
@@ -303,3 +320,52 @@ class AlgorithmConfig(Section):
                 f"proximal: behavior leaves the step's start unscored, but {user}, or proximal: scored"
             )
         return self
+
+
+class EnvironmentAlgorithm(Section):
+    """What the episodes of one environment are trained by: a loss of its own, over denominators of its own. What is not
+    set is as in `trainer.algorithm`."""
+
+    environment: str
+    """The id of the environment, such as `polyturn/TwoHopSearch-v0`."""
+    weight: PositiveFloat | None = None
+    """Of its loss in the sum; null: its share of the update's trainable tokens."""
+    reward_shaping: RewardShaping | None = None
+    """As `trainer.algorithm.reward_shaping`."""
+    truncated: Literal["train", "mask", "drop"] | None = None
+    """As `trainer.algorithm.truncated`."""
+    advantage: Advantage | None = None
+    """As `trainer.algorithm.advantage`."""
+    loss: Loss | None = None
+    """As `trainer.algorithm.loss`."""
+    corrections: list[Correction] | None = None
+    """As `trainer.algorithm.corrections`."""
+    kl: KL | None = None
+    """As `trainer.algorithm.kl`."""
+    reduction: Reduction | None = None
+    """As `trainer.algorithm.reduction`."""
+    entropy_coefficient: NonNegativeFloat | None = None
+    """As `trainer.algorithm.entropy_coefficient`."""
+
+    def over(self, base: AlgorithmConfig) -> AlgorithmConfig:
+        """The whole algorithm: `base` with what is set here in its place.
+
+        Raises:
+            ValueError: the two do not go together.
+        """
+        own = {
+            "reward_shaping": self.reward_shaping,
+            "truncated": self.truncated,
+            "advantage": self.advantage,
+            "loss": self.loss,
+            "corrections": self.corrections,
+            "kl": self.kl,
+            "reduction": self.reduction,
+            "entropy_coefficient": self.entropy_coefficient,
+        }
+        given = {name: value for name, value in own.items() if value is not None}
+        try:
+            return AlgorithmConfig.model_validate({**dict(base), **given})
+        except ValidationError as error:
+            (finding, *_) = error.errors(include_url=False)
+            raise ValueError(f"environment {self.environment}: {finding['msg']}") from error

@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from polyturn.configs.schema.alarms import AlarmsConfig
-from polyturn.configs.schema.algorithm import AlgorithmConfig
+from polyturn.configs.schema.algorithm import AlgorithmConfig, EnvironmentAlgorithm
 from polyturn.configs.schema.concurrency import AdaptiveConcurrency
 from polyturn.configs.schema.curriculum import CurriculumConfig
 from polyturn.configs.schema.rollout import MinP, RolloutConfig, TopP
@@ -164,8 +164,26 @@ class TrainerConfig(Section):
     """Samples that begin alike: each by itself, gathered in one micro-batch (`group`), or there with what they share
     computed once (`tree`). Gradients are the same."""
     algorithm: AlgorithmConfig = AlgorithmConfig()
+    algorithm_by_environment: list[EnvironmentAlgorithm] = []
+    """Environments of a mixture whose episodes are trained by an algorithm of their own; the loss is the weighted sum
+    of theirs and of that of all others together."""
     optimizer: OptimizerConfig = OptimizerConfig()
     parallel: ParallelConfig = ParallelConfig()
+
+    @property
+    def own_algorithms(self) -> dict[str, AlgorithmConfig]:
+        """By the ids of environments that have one of their own, the whole algorithm."""
+        return {own.environment: own.over(self.algorithm) for own in self.algorithm_by_environment}
+
+    @property
+    def algorithms(self) -> list[AlgorithmConfig]:
+        """All that episodes are trained by: that of environments without one of their own, then theirs."""
+        return [self.algorithm, *self.own_algorithms.values()]
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether any of them needs the logprobs of a frozen reference policy."""
+        return any(algorithm.needs_reference for algorithm in self.algorithms)
 
     @property
     def total_updates(self) -> int:
@@ -177,6 +195,20 @@ class TrainerConfig(Section):
     refresh_reference_every_steps: NonNegativeInt = 0
     """Make the policy the reference after every so many steps; 0: the reference stays what it is."""
     critic: CriticConfig = CriticConfig()
+
+    @model_validator(mode="after")
+    def _own_algorithms_stand_beside_it(self) -> Self:
+        names = [own.environment for own in self.algorithm_by_environment]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"algorithm_by_environment: {name!r} has two entries")
+        for name, algorithm in self.own_algorithms.items():
+            if getattr(algorithm.advantage, "needs_critic", False) != self.uses_critic:
+                raise ValueError(
+                    f"algorithm_by_environment: the advantage {algorithm.advantage.kind!r} of {name!r} and "
+                    f"{self.algorithm.advantage.kind!r} of trainer.algorithm must both need a critic, or neither"
+                )
+        return self
 
     @model_validator(mode="after")
     def _trees_are_whole(self) -> Self:
@@ -398,7 +430,19 @@ class RunConfig(Section):
         Against the sampler, what older tokens have taught already is not taught again: a policy that has moved beyond
         the clip range in the direction of an advantage since they were drawn gets no gradient from them.
         """
-        given = self.trainer.algorithm
+        return self._anchored(self.trainer.algorithm)
+
+    @property
+    def own_algorithms(self) -> dict[str, AlgorithmConfig]:
+        """The same of each environment in `trainer.algorithm_by_environment`, by its id."""
+        return {name: self._anchored(own) for name, own in self.trainer.own_algorithms.items()}
+
+    @property
+    def loss_weights(self) -> dict[str, float | None]:
+        """Of the losses of those environments, by id; None: by their share of the tokens."""
+        return {own.environment: own.weight for own in self.trainer.algorithm_by_environment}
+
+    def _anchored(self, given: AlgorithmConfig) -> AlgorithmConfig:
         is_open = getattr(given.loss, "anchor", "proximal") is None
         if not (is_open and self.rollout.max_staleness):
             return given

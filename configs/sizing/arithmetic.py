@@ -31,8 +31,10 @@ def check_batch(config: RunConfig) -> str:
             "rollout.prompts_per_step x rollout.samples_per_prompt must equal trainer.global_batch_size x "
             f"trainer.updates_per_step, but {sampled_side} and {trained_side}; for example set {fix}"
         )
-    advantage = trainer.algorithm.advantage
-    compares = isinstance(advantage, GroupedSection) and advantage.singletons != "batch_mean"
+    advantages = [algorithm.advantage for algorithm in trainer.algorithms]
+    compares = any(
+        isinstance(found, GroupedSection) and found.singletons != "batch_mean" for found in advantages
+    )
     if rollout.samples_per_prompt == 1 and compares:
         raise ConfigError(
             "rollout.samples_per_prompt is 1, but a group of one episode has no baseline and trains nothing; "

@@ -115,9 +115,9 @@ def estimate_memory(
         parts, host = _trained(config, counts, config.trainer.parallel)
         if config.trainer.lora is not None:
             parts, host = _with_adapters(config, parts["weights"], _adapter_parameters(config, shape, stage))
-        elif config.trainer.algorithm.needs_reference and config.trainer.device == "cpu":
+        elif config.trainer.needs_reference and config.trainer.device == "cpu":
             parts["reference"] = parts["weights"]
-        elif config.trainer.algorithm.needs_reference:
+        elif config.trainer.needs_reference:
             host += parts["weights"]
         if config.trainer.uses_critic and not config.trainer.critic_has_ranks:
             critic, critic_host = _trained(

@@ -88,7 +88,7 @@ def rates_of(config: RunConfig, gpu: GpuName, assumed: Assumptions | None = None
     pool = config.sglang.get("max_total_tokens")
     forward = 2 * active
     scored = 1 if config.trainer.algorithm.proximal == "scored" else 0
-    reference = 1 if config.trainer.algorithm.needs_reference else 0
+    reference = 1 if config.trainer.needs_reference else 0
     train_flops = 1e12 * peak.tflops * assumed.train_flops * config.trainer.num_ranks
     return Rates(
         engine=EngineRates(

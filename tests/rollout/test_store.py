@@ -7,7 +7,9 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
+import orjson
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,8 +17,16 @@ from hypothesis import strategies as st
 
 from polyturn.agents.episode import Episode, EpisodeTimings, Outcome, TurnRecord
 from polyturn.agents.ledger import Segment
-from polyturn.rollout.journal import MARK, Journal, decode_episode, encode_episode, read_journal
+from polyturn.rollout.journal import (
+    JSON_LENGTH,
+    MARK,
+    Journal,
+    decode_episode,
+    encode_episode,
+    read_journal,
+)
 from polyturn.rollout.store import (
+    BRANCH_COLUMNS,
     ROWS_PER_GROUP,
     SCHEMA,
     TrajectoryStore,
@@ -161,6 +171,34 @@ def test_a_step_that_is_set_aside_is_played_anew_and_nothing_is_lost(tmp_path):
         assert aside == tmp_path / "set_aside" / f"step_000001-{number}"
         assert sorted(path.name for path in aside.iterdir()) == ["step_000001.journal", "step_000001.parquet"]
         assert store.journaled(1) == [] and store.steps() == []
+
+
+def test_branches_have_columns_of_their_own_and_files_without_any_are_as_before(tmp_path):
+    trunk, branch, refused = FOUR[0], replace(FOUR[1], parent_id=FOUR[0].episode_id, branch_turn=2), FOUR[2]
+    refused = replace(refused, parent_id=FOUR[0].episode_id)
+    store = TrajectoryStore(tmp_path)
+    for step, written in ((1, [trunk]), (2, [trunk, branch, refused])):
+        store.write_step(step, written)
+        assert store.read_step(step) == written
+    assert not set(BRANCH_COLUMNS) & set(pq.read_schema(store.path(1)).names)
+    assert pq.read_table(store.path(2)).column("parent_id").to_pylist() == [
+        None,
+        "g00000000.0.0",
+        "g00000000.0.0",
+    ]
+    assert pq.read_table(store.path(2)).column("branch_turn").to_pylist() == [None, 2, 0]
+    assert branch.is_branch and not refused.is_branch and not trunk.is_branch
+
+
+def test_a_journal_from_before_episodes_branched_is_read():
+    content = encode_episode(FOUR[0])
+    (length,) = JSON_LENGTH.unpack_from(content)
+    values = orjson.loads(content[JSON_LENGTH.size : JSON_LENGTH.size + length])
+    del values["parent_id"], values["branch_turn"]
+    text = orjson.dumps(values)
+    assert (
+        decode_episode(JSON_LENGTH.pack(len(text)) + text + content[JSON_LENGTH.size + length :]) == FOUR[0]
+    )
 
 
 @pytest.mark.parametrize("num_lost", [2, 300])

@@ -13,7 +13,7 @@ from polyturn.configs.errors import ConfigError
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.algorithm import AlgorithmConfig
 from polyturn.trainer.algorithms.diagnostics import mismatch, mismatch_by
-from polyturn.trainer.credit.off_policy import correct, drop_unusable
+from polyturn.trainer.credit.off_policy import correct, drop_unusable, measure
 from polyturn.trainer.data.balance import cut_into_updates, share_out
 from polyturn.trainer.data.samples import TrainSample, count_samples
 from polyturn.trainer.ranks.rank import PolicyRank
@@ -53,13 +53,19 @@ def drawn_sample(
     )
 
 
+def corrected(samples, algorithm: AlgorithmConfig, *, version: int):
+    """The samples with weights, and the figures of the corrections and of the step."""
+    found = correct(samples, algorithm)
+    return found.samples, {**found.metrics, **measure([found], version=version)}
+
+
 def config(*corrections: dict[str, object]) -> AlgorithmConfig:
     return AlgorithmConfig.model_validate({"corrections": list(corrections)})
 
 
 def test_without_corrections_there_are_figures_and_no_weights():
     samples = [drawn_sample("a", [0.1, -0.2]), drawn_sample("b", [0.3])]
-    found, metrics = correct(samples, config(), version=5)
+    found, metrics = corrected(samples, config(), version=5)
     assert [sample.correction_weights for sample in found] == [None, None]
     rhos = [math.exp(x) for x in (0.1, -0.2, 0.3)]
     squares = sum(rho**2 for rho in rhos)
@@ -82,7 +88,7 @@ def test_weights_are_products_and_columns_of_their_samples():
         drawn_sample("a/1", [0.0], sequence="a"),
         drawn_sample("b", [math.log(1e3), 0.1]),
     ]
-    found, metrics = correct(
+    found, metrics = corrected(
         samples, config({"kind": "truncated_importance", "cap": 2}, {"kind": "veto"}), version=5
     )
     columns = [sample.correction_weights.tolist() for sample in found]
@@ -105,13 +111,13 @@ def test_segments_of_an_episode_are_rejected_together():
     samples = [drawn_sample("a/0", [0.0, 0.0], sequence="a"), drawn_sample("a/1", [0.9], sequence="a")]
     alone = [drawn_sample("b", [0.0, 0.0])]
     rule = {"kind": "geometric_rejection", "low": 0.9, "high": 1.2}
-    found, _ = correct([*samples, *alone], config(rule), version=5)
+    found, _ = corrected([*samples, *alone], config(rule), version=5)
     assert [s.correction_weights[s.sampled].tolist() for s in found] == [[0, 0], [0], [1, 1]]
 
 
 def test_denominators_are_those_before_rejection():
     samples = [drawn_sample("a", [0.0, 0.0]), drawn_sample("b", [math.log(1e3), 0.1])]
-    found, _ = correct(samples, config({"kind": "veto"}), version=5)
+    found, _ = corrected(samples, config({"kind": "veto"}), version=5)
     assert count_samples(found) == count_samples(samples)
     (shares,) = share_out(cut_into_updates(found, 1), 1)
     assert (shares[0].counts.num_tokens, shares[0].counts.num_sequences) == (4, 2)
@@ -119,7 +125,7 @@ def test_denominators_are_those_before_rejection():
 
 def test_figures_by_age_and_by_turn():
     samples = [drawn_sample("a", [0.5, 0.0, 1.0], versions=[5, 3, 3], turns=[0, 1, 9])]
-    _, found = correct(samples, config({"kind": "icepop", "low": 0.9, "high": 2.0}), version=5)
+    _, found = corrected(samples, config({"kind": "icepop", "low": 0.9, "high": 2.0}), version=5)
     assert found["offpolicy/age_0/tokens"] == 1 and found["offpolicy/age_2/tokens"] == 2
     assert found["offpolicy/age_0/logprob_difference_mean"] == pytest.approx(0.5)
     assert found["offpolicy/age_2/logprob_difference_mean"] == pytest.approx(0.5)
@@ -128,7 +134,7 @@ def test_figures_by_age_and_by_turn():
     assert found["offpolicy/turn_1/chi2"] == 0 and found["offpolicy/turn_1/ess"] == 1
     assert found["offpolicy/turn_8_to_15/rejected_fraction"] == 1.0
     assert not any("age_1/" in name or "turn_2/" in name for name in found)
-    _, capped = correct(samples, config({"kind": "truncated_importance", "cap": 2}), version=5)
+    _, capped = corrected(samples, config({"kind": "truncated_importance", "cap": 2}), version=5)
     assert capped["offpolicy/turn_8_to_15/clipped_fraction"] == 1.0
     assert capped["offpolicy/age_2/clipped_fraction"] == 0.5
 
@@ -141,7 +147,7 @@ def test_a_loss_against_the_sampler_clips_stale_tokens_before_the_first_update()
     ]
     for anchor, by_age in (("behavior", {0: 1 / 4, 2: 1 / 2}), ("proximal", {0: 0.0, 2: 0.0})):
         section = AlgorithmConfig.model_validate({"loss": {"kind": "clip", "anchor": anchor}})
-        _, found = correct(samples, section, version=5)
+        _, found = corrected(samples, section, version=5)
         for age, expected in by_age.items():
             assert found[f"offpolicy/age_{age}/loss_clipped_fraction"] == expected
 
@@ -169,7 +175,7 @@ def test_figures_estimate_what_they_say():
 
 
 def test_no_tokens_have_finite_figures():
-    found, metrics = correct([], config({"kind": "truncated_importance"}, {"kind": "veto"}), version=0)
+    found, metrics = corrected([], config({"kind": "truncated_importance"}, {"kind": "veto"}), version=0)
     assert found == () and all(math.isfinite(value) for value in metrics.values())
 
 
@@ -186,7 +192,7 @@ def test_a_token_without_a_finite_engine_logprob_leaves_training_and_counts(valu
     assert usable["b"].token_ids.tolist() == broken.token_ids.tolist()
     counts = count_samples(list(usable.values()))
     assert counts.num_tokens == 4 and counts.tokens_of_sequence == {"a": 3, "b": 1}
-    _, metrics = correct(list(usable.values()), config({"kind": "truncated_importance"}), version=5)
+    _, metrics = corrected(list(usable.values()), config({"kind": "truncated_importance"}), version=5)
     assert all(math.isfinite(figure) for figure in metrics.values())
 
 
@@ -208,11 +214,11 @@ def test_a_plugin_with_a_weight_that_is_not_one_is_refused(tmp_path):
     for value, fails in ((0.5, False), (-1.0, True), (math.nan, True)):
         section = {"kind": "plugin", "target": f"{tmp_path}/bad.py:bad", "options": {"value": value}}
         if not fails:
-            found, _ = correct([drawn_sample("a", [0.1])], config(section), version=5)
+            found, _ = corrected([drawn_sample("a", [0.1])], config(section), version=5)
             assert found[0].correction_weights.tolist() == [0, 0.5, 0]
             continue
         with pytest.raises(ValueError, match="one finite weight of at least 0"):
-            correct([drawn_sample("a", [0.1])], config(section), version=5)
+            corrected([drawn_sample("a", [0.1])], config(section), version=5)
 
 
 UNSCORED = ["trainer.algorithm.proximal=behavior", "trainer.algorithm.loss.anchor=behavior"]

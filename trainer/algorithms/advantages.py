@@ -55,6 +55,10 @@ class RewardPart:
     """By turn, a digest of the state in which it was taken; empty where nothing is known of the states."""
     truncated: bool = False
     """A limit ended the episode, not the task."""
+    parent_id: str = ""
+    """The `part_id` that this one is a branch of: it begins with the other's turns, which are trained on there."""
+    branch_turn: int = 0
+    """The first turn of its own; 0 where it is no branch."""
     unshaped: RewardPart | None = None
     """The part as the task paid it, where post-processing made another reward of that; None: it is as it was."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from polyturn.configs.schema.algorithm import AlgorithmConfig
 from polyturn.configs.schema.objective import ClipLoss, KLInLoss, KLInReward, NoKL, SupervisedLoss, TokenMean
+from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.section import Section
 from polyturn.trainer.algorithms.kl import k3, kl_penalty
 from polyturn.trainer.algorithms.reductions import token_weights, weighted_sum
@@ -29,6 +31,24 @@ class Objective:
     """One of `configs.schema.objective.Reduction`."""
     temperature: float = 1.0
     """The sampling temperature: logprobs are those of logits / temperature."""
+    by_environment: Mapping[str, Objective] = field(default_factory=dict)
+    """Of the environments that have one of their own; this one is then of all others together, and the loss is the
+    weighted sum of all."""
+    weight: float | None = None
+    """In that sum; None: the share of the update's trainable tokens."""
+
+    @classmethod
+    def of_run(cls, config: RunConfig) -> Objective:
+        """The objective of a run, with those of its environments."""
+        temperature = config.rollout.sampling.temperature
+        weights = config.loss_weights
+        return replace(
+            cls.from_config(config.algorithm, temperature=temperature),
+            by_environment={
+                name: replace(cls.from_config(own, temperature=temperature), weight=weights[name])
+                for name, own in config.own_algorithms.items()
+            },
+        )
 
     @classmethod
     def from_config(cls, config: AlgorithmConfig, *, temperature: float) -> Objective:
@@ -43,13 +63,16 @@ class Objective:
 
     @property
     def needs_advantages(self) -> bool:
-        """Whether its samples must have advantages and the logprobs of the step's start."""
-        return not isinstance(self.loss, SupervisedLoss)
+        """Whether samples must have advantages and the logprobs of the step's start."""
+        every = (self, *self.by_environment.values())
+        return any(not isinstance(objective.loss, SupervisedLoss) for objective in every)
 
     @property
     def needs_reference(self) -> bool:
-        """Whether its samples must have the logprobs of the reference."""
-        return isinstance(self.kl, KLInLoss) and self.kl.anchor == "reference"
+        """Whether samples must have the logprobs of the reference."""
+        every = (self, *self.by_environment.values())
+        penalties = [objective.kl for objective in every]
+        return any(isinstance(kl, KLInLoss) and kl.anchor == "reference" for kl in penalties)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +102,53 @@ def evaluate_objective(batch: TokenBatch, objective: Objective, counts: GlobalCo
         loss = loss - objective.entropy_coefficient * weighted_sum(batch.entropies, weights)
     sums, maxima = _metrics(batch, token_loss.clipped)
     return ObjectiveSums(loss=loss, sums={"loss": loss.detach(), **sums}, maxima=maxima)
+
+
+FIGURES_BY_ENVIRONMENT = ("loss", "clip_fraction", "entropy", "policy_kl")
+"""What is told of each environment that has an objective of its own, as `environment/ID/train/NAME`."""
+
+
+def figure_of(environment: str, name: str) -> str:
+    """The key of one of these figures in an update's metrics; of what has no objective of its own under `others`."""
+    return f"environment/{environment or 'others'}/train/{name}"
+
+
+def evaluate_by_environment(
+    batches: Mapping[str, TokenBatch], objective: Objective, counts: GlobalCounts
+) -> ObjectiveSums:
+    """The same of an update with several objectives: the sum over environments of weight times loss.
+
+    Each loss is over its environment's own denominators. An environment that has no token here has sums of 0, so that
+    all parts of an update have the same names.
+
+    Args:
+        batches: the part's tokens by `TrainSample.environment`, none of them empty.
+    """
+    found = {
+        name: evaluate_objective(
+            batch, objective.by_environment.get(name, objective), counts.by_environment[name]
+        )
+        for name, batch in batches.items()
+    }
+    weights = {name: _weight_of(name, objective, counts) for name in found}
+    loss = torch.stack([weights[name] * part.loss for name, part in found.items()]).sum()
+    parts = list(found.values())
+    sums = {name: torch.stack([part.sums[name] for part in parts]).sum() for name in parts[0].sums}
+    maxima = {name: torch.stack([part.maxima[name] for part in parts]).max() for name in parts[0].maxima}
+    nothing = torch.zeros_like(loss.detach())
+    by_environment = {
+        figure_of(environment, name): found[environment].sums[name] if environment in found else nothing
+        for environment in counts.by_environment
+        for name in FIGURES_BY_ENVIRONMENT
+    }
+    return ObjectiveSums(loss=loss, sums={**sums, "loss": loss.detach(), **by_environment}, maxima=maxima)
+
+
+def _weight_of(environment: str, objective: Objective, counts: GlobalCounts) -> float:
+    own = objective.by_environment.get(environment)
+    if own is not None and own.weight is not None:
+        return own.weight
+    return counts.by_environment[environment].num_tokens / max(counts.num_tokens, 1)
 
 
 def _corrections(batch: TokenBatch) -> torch.Tensor:

@@ -125,7 +125,7 @@ class Registry(Generic[P]):
 
 POLICY_LOSSES: Registry[protocols.PolicyLoss] = Registry(protocols.POLICY_LOSS, "losses")
 ADVANTAGES: Registry[protocols.AdvantageEstimator] = Registry(
-    protocols.ADVANTAGE, "group_advantages", "token_advantages"
+    protocols.ADVANTAGE, "group_advantages", "token_advantages", "tree_advantages"
 )
 CORRECTIONS: Registry[protocols.Correction] = Registry(protocols.CORRECTION, "corrections")
 REDUCERS: Registry[protocols.Reducer] = Registry(protocols.REDUCER, "reductions")
@@ -154,8 +154,11 @@ def _loaded_once(registry: Registry[Any], target: str, options: str) -> Any:
     return load_plugin(registry.signature, target, json.loads(options))
 
 
-def check_plugins(config: AlgorithmConfig) -> None:
-    """Load all plug-ins that an algorithm names. Raises ConfigError with a sentence for the first that is wrong."""
+def check_plugins(config: AlgorithmConfig, *, where: str = "trainer.algorithm") -> None:
+    """Load all plug-ins that an algorithm names. Raises ConfigError with a sentence for the first that is wrong.
+
+    `where` is the algorithm's key in the config.
+    """
     places: tuple[tuple[str, Registry[Any], Section], ...] = (
         ("reward_shaping", REWARD_POSTPROCESSORS, config.reward_shaping),
         ("advantage", ADVANTAGES, config.advantage),
@@ -168,4 +171,4 @@ def check_plugins(config: AlgorithmConfig) -> None:
             try:
                 load_plugin(registry.signature, section.target, section.options)
             except ValueError as error:
-                raise ConfigError(f"trainer.algorithm.{key}: {error}") from error
+                raise ConfigError(f"{where}.{key}: {error}") from error

@@ -76,6 +76,9 @@ class GlobalCounts:
     """Trainable tokens by sequence id. Empty: every sample is a sequence of its own."""
     tokens_of_prompt: Mapping[str, int] = field(default_factory=dict)
     """Trainable tokens by prompt id. Empty: every sample is a prompt of its own."""
+    by_environment: Mapping[str, GlobalCounts] = field(default_factory=dict)
+    """Of the samples of each environment alone, by `TrainSample.environment`. Empty: none has an algorithm of its
+    own."""
 
     @classmethod
     def of(

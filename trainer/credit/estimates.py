@@ -7,7 +7,7 @@ and counts taken here are global.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -19,8 +19,11 @@ from polyturn.trainer.algorithms.advantages import Advantages, Float32, RewardBa
 from polyturn.trainer.algorithms.kl import k1
 from polyturn.trainer.algorithms.registry import ADVANTAGES, REWARD_POSTPROCESSORS, bind
 from polyturn.trainer.algorithms.shaping import postprocess
-from polyturn.trainer.credit.off_policy import correct, drop_unusable
+from polyturn.trainer.credit.off_policy import correct, drop_unusable, measure
 from polyturn.trainer.data.samples import TrainSample
+
+COUNTED = ("num_", "tokens", "sequences")
+"""How the names of figures begin that several algorithms' are added up of."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,8 +36,12 @@ class StepCredit:
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
-def make_samples(episodes: Sequence[Episode]) -> tuple[TrainSample, ...]:
+def make_samples(
+    episodes: Sequence[Episode], *, environments: Collection[str] = ()
+) -> tuple[TrainSample, ...]:
     """One sample per segment that the policy wrote in, role by role.
+
+    `environments` are those that have an algorithm of their own, by id.
 
     Every episode must have a reward: failed ones never reach the trainer. With several agents, roles are compared with
     their like: `solver/0` and `solver/1` of all episodes of a task are one group, its critics another.
@@ -46,6 +53,7 @@ def make_samples(episodes: Sequence[Episode]) -> tuple[TrainSample, ...]:
             sample_id=f"{episode.episode_id}/{index}",
             group_id=_group_id(episode, role),
             sequence_id=episode.part_id(role),
+            environment=_algorithm_of(episode, environments),
         )
         for episode in episodes
         for role in _roles(episode)
@@ -60,21 +68,79 @@ def assign_credit(
     algorithm: AlgorithmConfig,
     *,
     version: int,
+    own_algorithms: Mapping[str, AlgorithmConfig] | None = None,
 ) -> StepCredit:
     """What each token of a step is worth, and what separates the sampler from the trainer, corrected and measured.
+
+    Where environments have algorithms of their own, each estimates advantages and corrects over the episodes of its
+    environment alone. Counts in the metrics are then of the whole step, and what the algorithms say of their episodes
+    stands under `environment/ID/`.
 
     Args:
         scored: the step's samples with the columns that the algorithm asks for, by sample id.
         version: of the policy that the step begins with.
+        own_algorithms: by environment; `algorithm` is that of all others.
 
     Raises:
         ValueError: a reward that is not finite, or a plug-in that does not keep to its protocol.
         ArithmeticError: rewards that cannot be compared, such as those whose squares no float holds.
     """
     usable, dropped = drop_unusable(scored)
-    credit = estimate_advantages(episodes, usable, algorithm)
-    samples, figures = correct(credit.samples, algorithm, version=version)
-    return replace(credit, samples=samples, metrics={**credit.metrics, **dropped, **figures})
+    own_algorithms = own_algorithms or {}
+    environments = dict.fromkeys(_algorithm_of(episode, own_algorithms) for episode in episodes) or [""]
+    parts = [
+        _Part(
+            environment=environment,
+            algorithm=own_algorithms.get(environment, algorithm),
+            credit=estimate_advantages(
+                [episode for episode in episodes if _algorithm_of(episode, own_algorithms) == environment],
+                {name: sample for name, sample in usable.items() if sample.environment == environment},
+                own_algorithms.get(environment, algorithm),
+            ),
+        )
+        for environment in environments
+    ]
+    corrected = [correct(part.credit.samples, part.algorithm) for part in parts]
+    by_id = {sample.sample_id: sample for found in corrected for sample in found.samples}
+    # As they were: what is cut into updates by order must not be sorted by environment.
+    samples = tuple(by_id[name] for name in usable if name in by_id)
+    figures = [{**part.credit.metrics, **found.metrics} for part, found in zip(parts, corrected, strict=True)]
+    return StepCredit(
+        samples=samples,
+        advantages={name: value for part in parts for name, value in part.credit.advantages.items()},
+        metrics={
+            **_joined({part.environment: row for part, row in zip(parts, figures, strict=True)}),
+            **dropped,
+            **measure(corrected, version=version),
+        },
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Part:
+    """What one algorithm made of its environment's episodes."""
+
+    environment: str
+    algorithm: AlgorithmConfig
+    credit: StepCredit
+
+
+def _algorithm_of(episode: Episode, own_algorithms: Collection[str]) -> str:
+    """The environment whose own algorithm an episode is trained by, or "" for that of all others."""
+    return episode.env_id if episode.env_id in own_algorithms else ""
+
+
+def _joined(rows: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """The figures of the step: those of its one algorithm, or of several each beside the sums of what is counted."""
+    if list(rows) == [""]:
+        return dict(rows[""])
+    joined: dict[str, float] = {}
+    for environment, row in rows.items():
+        for name, value in row.items():
+            joined[f"environment/{environment or 'others'}/{name}"] = value
+            if name.rpartition("/")[2].startswith(COUNTED):
+                joined[name] = joined.get(name, 0.0) + value
+    return joined
 
 
 def estimate_advantages(
@@ -147,6 +213,8 @@ def reward_parts(
                     turn_rewards=turn_rewards,
                     anchors=tuple(turn.anchor for turn in episode.turn_records if turn.role == role),
                     truncated=truncated,
+                    parent_id=episode.parent_id if episode.is_branch else "",
+                    branch_turn=episode.branch_turn,
                     samples=tuple(
                         TokenColumns(
                             sampled=sample.sampled,

@@ -6,7 +6,7 @@ All of this is done once a step, in the driver, where the whole step is in one p
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -35,47 +35,70 @@ def drop_unusable(samples: Mapping[str, TrainSample]) -> tuple[dict[str, TrainSa
     return usable, {"offpolicy/unusable_tokens": float(num_dropped)}
 
 
-def correct(
-    samples: Sequence[TrainSample], config: AlgorithmConfig, *, version: int
-) -> tuple[tuple[TrainSample, ...], dict[str, float]]:
-    """Give the samples the product of the config's corrections as weights, and measure how off-policy the step is.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Corrected:
+    """Samples with what their corrections say of their N trainable tokens."""
 
-    Args:
-        samples: all of the step, scored and with advantages.
-        version: of the policy that the step begins with: a token of that version has age 0.
+    samples: tuple[TrainSample, ...]
+    """With `correction_weights`, if there are corrections."""
+    rejected: npt.NDArray[np.bool_]
+    """[N]: tokens whose weight is 0."""
+    clipped: npt.NDArray[np.bool_]
+    """[N]: tokens whose weight a correction bounded."""
+    clipped_by_loss: npt.NDArray[np.bool_]
+    """[N]: tokens that the policy loss bounds before the first update."""
+    metrics: Mapping[str, float]
 
-    Returns:
-        The samples, with `correction_weights` if the config has corrections, and these figures: `offpolicy/NAME` of
-        `diagnostics.mismatch`, over all trainable tokens, by age (`offpolicy/age_0/NAME`) and by turn
-        (`offpolicy/turn_0/NAME`); `correction/KIND/NAME` of each correction; and `correction/tokens`,
-        `correction/tokens_kept`, `correction/sequences`, `correction/sequences_kept`. The loss is over the tokens and
-        sequences before rejection.
+
+def correct(samples: Sequence[TrainSample], config: AlgorithmConfig) -> Corrected:
+    """Give samples that are scored and have advantages the product of the config's corrections as weights.
+
+    The metrics are `correction/KIND/NAME` of each correction, and `correction/tokens`, `correction/tokens_kept`,
+    `correction/sequences`, `correction/sequences_kept`. The loss is over the tokens and sequences before rejection.
 
     Raises:
         ValueError: a weight that is not finite or is negative.
     """
     behavior = _flat(samples, [sample.behavior_logprobs for sample in samples])
     proximal = _flat(samples, [_proximal(sample) for sample in samples])
-    metrics: dict[str, float] = {}
-    if not len(behavior):
-        metrics = {f"offpolicy/{name}": value for name, value in mismatch(behavior, proximal).items()}
-        return tuple(samples), metrics
     weights, clipped = np.ones(len(behavior)), np.zeros(len(behavior), dtype=np.bool_)
-    if config.corrections:
+    metrics: dict[str, float] = {}
+    if config.corrections and len(behavior):
         weights, clipped, metrics = _weigh(samples, config, behavior, proximal)
         samples = _with_weights(samples, weights)
+    return Corrected(
+        samples=tuple(samples),
+        rejected=weights == 0,
+        clipped=clipped,
+        clipped_by_loss=_clipped_by_loss(samples, config) if len(behavior) else clipped,
+        metrics=metrics,
+    )
+
+
+def measure(parts: Sequence[Corrected], *, version: int) -> dict[str, float]:
+    """How off-policy a step is: `offpolicy/NAME` of `diagnostics.mismatch`, over all trainable tokens of all parts, by
+    age (`offpolicy/age_0/NAME`) and by turn (`offpolicy/turn_0/NAME`).
+
+    Args:
+        version: of the policy that the step begins with: a token of that version has age 0.
+    """
+    samples = [sample for part in parts for sample in part.samples]
+    behavior = _flat(samples, [sample.behavior_logprobs for sample in samples])
+    proximal = _flat(samples, [_proximal(sample) for sample in samples])
+    metrics = {f"offpolicy/{name}": value for name, value in mismatch(behavior, proximal).items()}
+    if not len(behavior):
+        return metrics
     ages = version - _integers(samples, [sample.policy_versions for sample in samples])
     turns = _integers(samples, [sample.turns for sample in samples])
-    metrics.update({f"offpolicy/{name}": value for name, value in mismatch(behavior, proximal).items()})
     flags = {
-        "clipped_fraction": clipped,
-        "rejected_fraction": weights == 0,
-        "loss_clipped_fraction": _clipped_by_loss(samples, config),
+        "clipped_fraction": np.concatenate([part.clipped for part in parts]),
+        "rejected_fraction": np.concatenate([part.rejected for part in parts]),
+        "loss_clipped_fraction": np.concatenate([part.clipped_by_loss for part in parts]),
     }
     for what, groups in (("age", np.maximum(ages, 0)), ("turn", turns)):
         for group, figures in mismatch_by(groups, behavior, proximal, flags).items():
             metrics.update({f"offpolicy/{what}_{group}/{name}": value for name, value in figures.items()})
-    return tuple(samples), metrics
+    return metrics
 
 
 def _weigh(

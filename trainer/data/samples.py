@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -24,6 +24,8 @@ class TrainSample:
     group_id: str
     sequence_id: str
     """What counts once in a reduction by sequence: an episode, or what one role wrote in it, over all its segments."""
+    environment: str = ""
+    """The environment whose own algorithm it is trained by; empty: by that of all that have none."""
     token_ids: npt.NDArray[np.int32]
     sampled: npt.NDArray[np.bool_]
     """The trainable mask. The first token has nothing before it and is never sampled."""
@@ -85,13 +87,14 @@ class TrainSample:
 
     @classmethod
     def from_segment(
-        cls, segment: Segment, *, sample_id: str, group_id: str, sequence_id: str
+        cls, segment: Segment, *, sample_id: str, group_id: str, sequence_id: str, environment: str = ""
     ) -> TrainSample:
         """The sample of a segment of an episode; they share their columns."""
         return cls(
             sample_id=sample_id,
             group_id=group_id,
             sequence_id=sequence_id,
+            environment=environment,
             token_ids=segment.token_ids,
             sampled=segment.sampled,
             behavior_logprobs=segment.logprobs,
@@ -146,7 +149,19 @@ class UpdateReport:
 
 
 def count_samples(samples: Sequence[TrainSample]) -> GlobalCounts:
-    """The denominators of an update of these samples: an episode counts once, whatever its number of segments."""
+    """The denominators of an update of these samples: an episode counts once, whatever its number of segments.
+
+    Where an environment has an algorithm of its own, those of each environment stand beside them.
+    """
+    environments = list(dict.fromkeys(sample.environment for sample in samples))
+    counts = _count(samples)
+    if environments in ([], [""]):
+        return counts
+    of_each = {name: _count([s for s in samples if s.environment == name]) for name in environments}
+    return replace(counts, by_environment=of_each)
+
+
+def _count(samples: Sequence[TrainSample]) -> GlobalCounts:
     return GlobalCounts.of(
         [sample.num_trainable for sample in samples],
         sequence_ids=[sample.sequence_id for sample in samples],

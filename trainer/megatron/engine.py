@@ -22,7 +22,14 @@ from megatron.core.transformer.module import Float16Module
 
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.trainer import OptimizerConfig
-from polyturn.trainer.algorithms.objective import Objective, ObjectiveSums, evaluate_objective
+from polyturn.trainer.algorithms.objective import (
+    FIGURES_BY_ENVIRONMENT,
+    Objective,
+    ObjectiveSums,
+    evaluate_by_environment,
+    evaluate_objective,
+    figure_of,
+)
 from polyturn.trainer.algorithms.tokens import GlobalCounts
 from polyturn.trainer.data.prefix_tree import Sharing
 from polyturn.trainer.data.samples import TrainSample
@@ -36,7 +43,13 @@ from polyturn.trainer.megatron.model import (
     transformer_config,
 )
 from polyturn.trainer.megatron.optimizer import make_optimizer, step
-from polyturn.trainer.megatron.packing import PackedBatch, find_bad_samples, scatter_rows, token_batch
+from polyturn.trainer.megatron.packing import (
+    PackedBatch,
+    find_bad_samples,
+    rows_by_environment,
+    scatter_rows,
+    token_batch,
+)
 from polyturn.trainer.megatron.routing_replay import RoutingReplay
 from polyturn.trainer.megatron.weights import mark_split_params
 
@@ -346,11 +359,35 @@ class Engine:
     ) -> tuple[torch.Tensor, torch.Tensor, ObjectiveSums]:
         logprobs, entropies = split_scores(self._of_all_rows(batch, scores))
         assert entropies is not None
-        tokens = token_batch(batch, objective, counts, logprobs, entropies)
-        self._bad_samples.extend(find_bad_samples(batch, tokens))
-        result = evaluate_objective(tokens, objective, counts)
+        if counts.by_environment:
+            result = self._evaluate_by_environment(batch, objective, counts, logprobs, entropies)
+        else:
+            tokens = token_batch(batch, objective, counts, logprobs, entropies)
+            self._bad_samples.extend(find_bad_samples(batch, tokens))
+            result = evaluate_objective(tokens, objective, counts)
         # The count would be a divisor of the gradient; ours is in the loss already, and `_finalize` ignores this one.
         return result.loss, torch.zeros((), dtype=torch.int, device=self.device), result
+
+    def _evaluate_by_environment(
+        self,
+        batch: PackedBatch,
+        objective: Objective,
+        counts: GlobalCounts,
+        logprobs: torch.Tensor,
+        entropies: torch.Tensor,
+    ) -> ObjectiveSums:
+        parts = {}
+        for name, (samples, rows) in rows_by_environment(batch).items():
+            own = counts.by_environment[name]
+            tokens = token_batch(samples, objective, own, logprobs[rows], entropies[rows])
+            self._bad_samples.extend(find_bad_samples(samples, tokens))
+            parts[name] = tokens
+        if not parts:
+            # A micro-batch of nothing but padding, whose gradient is 0 all the same.
+            parts[next(iter(counts.by_environment))] = token_batch(
+                batch, objective, counts, logprobs, entropies
+            )
+        return evaluate_by_environment(parts, objective, counts)
 
     def _finalize(
         self, model: list[torch.nn.Module], _num_tokens: torch.Tensor | None, **kwargs: Any
@@ -377,11 +414,19 @@ def _reduce(parts: Sequence[ObjectiveSums], counts: GlobalCounts) -> dict[str, f
     assert num_tokens == counts.num_tokens, (
         f"the ranks trained on {num_tokens:.0f} tokens, the denominator of the update is {counts.num_tokens}"
     )
+    by_environment = {}
+    for environment, own in counts.by_environment.items():
+        for name in FIGURES_BY_ENVIRONMENT:
+            total = totals.pop(figure_of(environment, name))
+            by_environment[figure_of(environment, name)] = (
+                total if name == "loss" else total / max(own.num_tokens, 1)
+            )
     loss = totals.pop("loss")
     means = {name: total / max(num_tokens, 1) for name, total in totals.items()}
     return {
         "loss": loss,
         **means,
+        **by_environment,
         **dict(zip(max_names, maxima.tolist(), strict=True)),
         "num_tokens": num_tokens,
         "num_sequences": float(counts.num_sequences),

@@ -278,8 +278,34 @@ def _fill_tree(tree: PrefixTree, multiple: int) -> PrefixTree:
     )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleRows:
+    """Some of a pack's samples, and whose each of their rows is."""
+
+    samples: tuple[TrainSample, ...]
+    sample_of_row: torch.Tensor
+    """[N]: the index in `samples`."""
+
+
+def rows_by_environment(batch: PackedBatch) -> dict[str, tuple[SampleRows, torch.Tensor]]:
+    """The pack's samples by `TrainSample.environment`, and which of the pack's rows are theirs, [N]."""
+    environments = [sample.environment for sample in batch.samples]
+    found = {}
+    for environment in dict.fromkeys(environments):
+        chosen = np.array([name == environment for name in environments])
+        numbers = torch.from_numpy(np.cumsum(chosen) - 1).to(batch.sample_of_row.device)
+        is_chosen = torch.from_numpy(chosen).to(batch.sample_of_row.device)
+        rows = is_chosen[batch.sample_of_row].nonzero().flatten()
+        samples = tuple(sample for sample in batch.samples if sample.environment == environment)
+        found[environment] = (
+            SampleRows(samples=samples, sample_of_row=numbers[batch.sample_of_row[rows]]),
+            rows,
+        )
+    return found
+
+
 def token_batch(
-    batch: PackedBatch,
+    batch: PackedBatch | SampleRows,
     objective: Objective,
     counts: GlobalCounts,
     logprobs: torch.Tensor,
@@ -330,12 +356,12 @@ def _total(sample: TrainSample, totals: Mapping[str, int], name: str) -> int:
     return totals[name] if totals and sample.num_trainable else sample.num_trainable
 
 
-def _of_rows(batch: PackedBatch, by_sample: Sequence[int]) -> torch.Tensor:
+def _of_rows(batch: PackedBatch | SampleRows, by_sample: Sequence[int]) -> torch.Tensor:
     """A number of each sample at each of its trainable tokens, int64 [N]."""
-    return torch.tensor(by_sample or [0], device=batch.rows.device)[batch.sample_of_row]
+    return torch.tensor(by_sample or [0], device=batch.sample_of_row.device)[batch.sample_of_row]
 
 
-def rows_of(batch: PackedBatch, name: str, dtype: npt.DTypeLike = np.float32) -> torch.Tensor:
+def rows_of(batch: PackedBatch | SampleRows, name: str, dtype: npt.DTypeLike = np.float32) -> torch.Tensor:
     """The samples' column of that name at the trainable tokens, [N].
 
     Raises:
@@ -350,7 +376,7 @@ def rows_of(batch: PackedBatch, name: str, dtype: npt.DTypeLike = np.float32) ->
     return torch.from_numpy(np.concatenate(parts).astype(dtype)).to(batch.sample_of_row.device)
 
 
-def find_bad_samples(batch: PackedBatch, tokens: TokenBatch) -> list[str]:
+def find_bad_samples(batch: PackedBatch | SampleRows, tokens: TokenBatch) -> list[str]:
     """A sentence for each sample with a number on a trainable token that is not finite."""
     columns = {
         "logprob": tokens.logprobs.detach(),

@@ -107,7 +107,7 @@ class MegatronPolicy:
                 adapters=describe_adapters(self.lora, linear_layers(self._engine.architecture.shape)),
             )
             self._load_initial(initial_weights(config), with_optimizer=config.checkpoint.load_optimizer)
-            self._reference = self._make_reference(config) if trainer.algorithm.needs_reference else None
+            self._reference = self._make_reference(config) if trainer.needs_reference else None
             on_failure.pop_all()
 
     @property

@@ -174,7 +174,7 @@ class PolicyRank(Rank):
             columns["proximal_logprobs"] = self.policy.logprobs(samples, temperature=temperature)
         else:
             columns["proximal_logprobs"] = [sample.behavior_logprobs for sample in samples]
-        if algorithm.needs_reference:
+        if self._config.trainer.needs_reference:
             columns["reference_logprobs"] = self.policy.reference_logprobs(samples, temperature=temperature)
         if self.critic is not None:
             columns["values"] = self.critic.values(samples)
@@ -192,9 +192,7 @@ class PolicyRank(Rank):
         level.
         """
         trainer, policy, critic = self._config.trainer, self.policy, self.critic
-        objective = Objective.from_config(
-            self._config.algorithm, temperature=self._config.rollout.sampling.temperature
-        )
+        objective = Objective.of_run(self._config)
         metrics: list[Mapping[str, float]] = []
         trained: dict[str, int] = {}
         critic_alone = critic is not None and trainer.critic_warms_up(critic.num_updates)
@@ -213,7 +211,7 @@ class PolicyRank(Rank):
                 trained[sample.sample_id] = trained.get(sample.sample_id, 0) + sample.num_trainable
         every = trainer.refresh_reference_every_steps * trainer.updates_per_step
         is_due = every and policy.num_updates and policy.num_updates % every == 0
-        if is_due and trainer.algorithm.needs_reference:
+        if is_due and trainer.needs_reference:
             policy.refresh_reference()
         return UpdateReport(
             metrics=tuple(metrics),

@@ -179,10 +179,15 @@ class TrainingLoop:
         episodes = [episode for group in groups for episode in group.episodes]
         self._progress.phase(f"step {step}: scoring")
         with watch.measure("train"):
-            scored = self._trainer.score(make_samples(episodes))
+            own_algorithms = self._config.own_algorithms
+            scored = self._trainer.score(make_samples(episodes, environments=own_algorithms))
             try:
                 credit = assign_credit(
-                    episodes, scored, self._config.algorithm, version=self._state.policy_version
+                    episodes,
+                    scored,
+                    self._config.algorithm,
+                    version=self._state.policy_version,
+                    own_algorithms=own_algorithms,
                 )
             except ValueError as fault:
                 # What a plug-in gave: the episodes are as good as they were, and a resume begins with them.

@@ -86,6 +86,12 @@ def step_metrics(
         found = [metrics[name] for metrics in reports[0].metrics if name in metrics]
         if found:
             row[f"train/{name}"] = statistics.fmean(found)
+    row.update(environment_metrics(episodes))
+    of_environments = {
+        name for metrics in reports[0].metrics for name in metrics if name.startswith("environment/")
+    }
+    for name in sorted(of_environments):
+        row[name] = statistics.fmean(metrics[name] for metrics in reports[0].metrics if name in metrics)
     row["train/skipped_updates"] = sum(metrics.get("skipped", 0.0) for metrics in reports[0].metrics)
     row["train/empty_updates"] = float(reports[0].num_empty)
     row.update(routing_metrics(credit.samples))
@@ -187,6 +193,26 @@ def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
         },
         **tool_metrics(episodes),
     }
+
+
+def environment_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
+    """What the episodes of each environment came to, where a step has several: `environment/ID/NAME`."""
+    environments = sorted({episode.env_id for episode in episodes})
+    if len(environments) < 2:
+        return {}
+    told = (
+        "reward/mean",
+        "reward/std",
+        "success/mean",
+        "episode/num",
+        "episode/turns",
+        "episode/sampled_tokens",
+    )
+    row: dict[str, float] = {}
+    for environment in environments:
+        of_one = episode_metrics([episode for episode in episodes if episode.env_id == environment])
+        row |= {f"environment/{environment}/{name}": of_one[name] for name in told if name in of_one}
+    return row
 
 
 def tool_metrics(episodes: Sequence[Episode]) -> dict[str, float]:

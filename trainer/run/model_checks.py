@@ -120,7 +120,7 @@ def check_sampling(config: RunConfig, shape: ModelShape) -> list[str]:
 def check_reference(config: RunConfig, directory: Path) -> None:
     trainer, path = config.trainer, config.model.reference_path
     refresh = trainer.refresh_reference_every_steps
-    if not trainer.algorithm.needs_reference:
+    if not trainer.needs_reference:
         for key, given in (
             ("model.reference_path", path),
             ("trainer.refresh_reference_every_steps", refresh),

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from polyturn.configs.addresses import LOOPBACK
-from polyturn.configs.errors import ConfigError, as_config_error, nearest
+from polyturn.configs.errors import ConfigError, as_config_error, did_you_mean, nearest
 from polyturn.configs.loading import upstream
 from polyturn.configs.models import PRESET, read_json, resolve_model_path
 from polyturn.configs.schema.deadlines import check_times
@@ -84,6 +84,7 @@ def preflight(
         with as_config_error():
             check_train_split(config)
         check_plugins(config.trainer.algorithm)
+        check_own_algorithms(config)
         check_evaluations(config)
         with as_config_error():
             make_order(config.rollout)
@@ -183,6 +184,21 @@ def check_comparison(config: RunConfig) -> None:
             "checks.max_logprob_difference compares trainer and engine, but trainer.algorithm.proximal=behavior leaves "
             "the trainer's logprobs unscored; set the one to null or the other to scored"
         )
+
+
+def check_own_algorithms(config: RunConfig) -> None:
+    """Check the environments of `trainer.algorithm_by_environment` and the plug-ins that they name."""
+    sources = config.environment.tasks or []
+    ids = {config.environment.id}
+    for source in sources:
+        ids |= {source.environment.id} if source.environment is not None else set()
+        ids |= {environment.id for environment in source.environments.values()}
+    for index, (name, algorithm) in enumerate(config.trainer.own_algorithms.items()):
+        where = f"trainer.algorithm_by_environment.{index}"
+        if name not in ids and not any(source.trusted_rows for source in sources):
+            near = did_you_mean(name, ids) or f"; there are {', '.join(sorted(ids))}"
+            raise ConfigError(f"{where}.environment: no task of the run is of {name!r}{near}")
+        check_plugins(algorithm, where=where)
 
 
 def check_upstream(config: RunConfig) -> None:

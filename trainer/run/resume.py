@@ -340,7 +340,7 @@ def _consequences(changed: Mapping[str, tuple[Any, Any]], config: RunConfig) -> 
                 f"the {schedule.kind} schedule of {name} ends with the run, so that its learning rates are others from "
                 f"here on: {name}.schedule.num_updates=N keeps the end that it had"
             )
-    if any(path.startswith("trainer.algorithm.") for path in changed):
+    if any(path.startswith(("trainer.algorithm.", "trainer.algorithm_by_environment")) for path in changed):
         yield "the steps before were trained with another trainer.algorithm than those that follow"
     if any(path.startswith("evaluation.") for path in changed):
         yield "evaluations before and after this point are of other episodes and cannot be compared"

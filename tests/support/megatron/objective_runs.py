@@ -42,6 +42,10 @@ def _train(
     policy = make_policy(
         path, parallel=layout, optimizer=SMOOTH, max_tokens_per_gpu=64 // layout.context, place=context.place
     )
+    if objective.by_environment:
+        names = [*objective.by_environment, ""]
+        groups = sorted({sample.group_id for sample in samples})
+        samples = [replace(s, environment=names[groups.index(s.group_id) % len(names)]) for s in samples]
     try:
         own = split_over_ranks(samples, layout.data)[policy.data_parallel_rank]
         scored = [

@@ -26,6 +26,18 @@ OBJECTIVES = [
         reduction=SequenceMean(kind="sequence_mean"),
     ),
     Objective(loss=VESPOLoss(kind="vespo"), reduction=PromptMean(kind="prompt_mean")),
+    # Environments with algorithms of their own: some ranks and micro-batches have tokens of one only.
+    Objective(
+        entropy_coefficient=0.05,
+        by_environment={
+            "a": Objective(
+                loss=GSPOLoss(kind="gspo", clip_low=0.5, clip_high=1.0),
+                kl=KLInLoss(kind="in_loss", coefficient=0.1),
+                reduction=SequenceMean(kind="sequence_mean"),
+                weight=0.7,
+            )
+        },
+    ),
 ]
 LAYOUTS = {
     "data": ParallelConfig(data=2),

@@ -463,6 +463,8 @@ ESTIMATED: dict[str, Callable[[RewardBatch, Any], Trajectories]] = {
     "ppo_gae": gae,
     "turn_level": turn_level,
     "gigpo": gigpo,
+    # No episode of the step is a branch; `test_advantages_trees` has some.
+    "tree_grpo": lambda step, c: centred(step, lambda v: standard(v, c)),
 }
 
 
