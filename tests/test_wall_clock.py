@@ -13,6 +13,7 @@ CLOCKS = {
     "date": {"today"},
 }
 READERS = {
+    "agents/sessions/server.py": "an answer of OpenAI's says when it was made",
     "tools/retries.py": "a server names the date from which it may be asked again",
     "tools/sandbox/docker_container.py": "Docker's events are asked for by its clock",
     "trainer/run/progress.py": "TensorBoard's events carry the time, which it shows",

@@ -1,0 +1,362 @@
+"""The endpoint of all sessions of a process: any program that speaks a known protocol plays an episode through it.
+
+http://127.0.0.1:PORT/sessions/SESSION/v1/chat/completions   OpenAI chat completions
+                                      /v1/responses          OpenAI responses
+                                      /v1/messages           Anthropic messages
+                                      /v1/models
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import json
+import logging
+import math
+import secrets
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NoReturn, Protocol, Self, runtime_checkable
+from urllib.parse import quote
+
+import orjson
+from aiohttp import web
+
+from polyturn.agents.episode import failure_text
+from polyturn.agents.policy import PolicyFault
+from polyturn.agents.sessions.fields import Body
+from polyturn.agents.sessions.openai_chat import openai_error, openai_stream_error, read_chat
+from polyturn.agents.sessions.requests import Completer, Completion, CompletionRequest, RequestRefused
+
+logger = logging.getLogger(__name__)
+
+MAX_BODY_BYTES = 32 << 20
+KEEP_ALIVE_S = 10.0
+"""A client that waits for a stream hears so often that its answer is being made."""
+MODEL = "policy"
+"""The name of the model; clients may call it as they like."""
+_BACKLOG = 4096
+"""Connections that wait to be taken in: all programs of a step may come at once."""
+_SHUTDOWN_S = 5.0
+
+
+class Exchange(Protocol):
+    """A request of a client, and how its answer is said in the client's protocol."""
+
+    @property
+    def request(self) -> CompletionRequest: ...
+
+    @property
+    def is_stream(self) -> bool: ...
+
+    def answer(self, completion: Completion, *, created_s: int) -> dict[str, Any]:
+        """The answer as one object. `created_s`: seconds since 1970."""
+        ...
+
+    def events(self, completion: Completion, *, created_s: int) -> Iterator[bytes]:
+        """The answer as server-sent events."""
+        ...
+
+
+@runtime_checkable
+class CountsTokens(Protocol):
+    """A completer that says how many tokens a request comes to."""
+
+    async def count_tokens(self, request: CompletionRequest) -> int:
+        """The tokens of the prompt. Raises `RequestRefused`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SessionAddress:
+    """Where the program of an episode finds its model."""
+
+    base_url: str
+    """For OpenAI's clients; ends in `/v1`."""
+    anthropic_base_url: str
+    """The same without `/v1`, for Anthropic's."""
+    api_key: str = field(repr=False)
+    """Of this attempt at the episode alone."""
+    socket_path: Path | None = None
+    """A Unix socket on which the endpoint answers too, under the same paths."""
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class _Session:
+    completer: Completer
+    key: bytes
+    running: set[asyncio.Task[Completion]] = field(default_factory=set)
+    is_closed: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Wire:
+    """A protocol: how its requests are read, and what else than answers is said in it."""
+
+    read: Callable[[Body, _Session, bool], Exchange]
+    """Of a body, a session, and whether the client has asked before. Raises `RequestRefused`."""
+    error: Callable[..., dict[str, Any]]
+    """Of a sentence, and `status`."""
+    stream_error: Callable[..., bytes]
+    """The same within a stream that has begun."""
+    keep_alive: bytes = b": keep-alive\n\n"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Problem:
+    """Why there is no answer."""
+
+    message: str
+    status: int
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+def _read_chat(body: Body, session: _Session, is_retry: bool) -> Exchange:
+    del session
+    return read_chat(body, is_retry=is_retry)
+
+
+_CHAT = _Wire(
+    read=_read_chat,
+    error=openai_error,
+    stream_error=openai_stream_error,
+)
+
+
+class SessionServer:
+    """Listens on a free port of the loopback interface, and on a Unix socket where one is wanted.
+
+    Of one event loop: that in which it is entered.
+    """
+
+    def __init__(
+        self,
+        *,
+        socket_path: Path | None = None,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        keep_alive_s: float = KEEP_ALIVE_S,
+    ) -> None:
+        """
+        Args:
+            socket_path: Where the Unix socket is made; whoever reaches it still needs a session's key.
+            max_body_bytes: Longer requests are refused.
+            keep_alive_s: A stream that waits for its answer says so this often.
+        """
+        self._socket_path = socket_path
+        self._keep_alive_s = keep_alive_s
+        self._sessions: dict[str, _Session] = {}
+        self._runner = web.AppRunner(
+            self._application(max_body_bytes),
+            access_log=None,
+            auto_decompress=False,
+            handler_cancellation=True,
+            shutdown_timeout=_SHUTDOWN_S,
+        )
+        self._port: int | None = None
+
+    async def __aenter__(self) -> Self:
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", 0, backlog=_BACKLOG).start()
+        self._port = self._runner.addresses[0][1]
+        if self._socket_path is not None:
+            await web.UnixSite(self._runner, self._socket_path, backlog=_BACKLOG).start()
+            # As open as the port is: the key is what keeps others out, and programs in sandboxes are other users.
+            self._socket_path.chmod(0o666)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for session_id in list(self._sessions):
+            self.close(session_id)
+        await self._runner.cleanup()
+        if self._socket_path is not None:
+            self._socket_path.unlink(missing_ok=True)
+
+    def open(self, session_id: str, completer: Completer) -> SessionAddress:
+        """Answer the requests of a session by `completer`, until it is closed, to whoever has the key."""
+        assert self._port is not None, "the server has not been started"
+        assert session_id not in self._sessions, f"session {session_id!r} is open already"
+        key = f"sk-{secrets.token_urlsafe(32)}"
+        self._sessions[session_id] = _Session(completer=completer, key=key.encode())
+        url = f"http://127.0.0.1:{self._port}/sessions/{quote(session_id, safe='')}"
+        return SessionAddress(
+            base_url=f"{url}/v1", anthropic_base_url=url, api_key=key, socket_path=self._socket_path
+        )
+
+    def close(self, session_id: str) -> None:
+        """End a session: what is asked of it from now on, and what it is being asked, is answered with 410."""
+        session = self._sessions.pop(session_id)
+        session.is_closed = True
+        for task in session.running:
+            task.cancel()
+
+    def _application(self, max_body_bytes: int) -> web.Application:
+        application = web.Application(middlewares=[_say_problems], client_max_size=max_body_bytes)
+        path = "/sessions/{session}/v1"
+        application.add_routes(
+            [
+                web.post(f"{path}/chat/completions", self._completion_handler(_CHAT)),
+                web.get(f"{path}/models", self._models),
+            ]
+        )
+        return application
+
+    def _completion_handler(self, wire: _Wire) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            session = self._session_of(request)
+            exchange = wire.read(await _read_body(request), session, _is_retry(request))
+            async with _running(session, exchange.request) as task:
+                await asyncio.wait({task}, timeout=self._keep_alive_s if exchange.is_stream else None)
+                if exchange.is_stream:
+                    return await self._stream(request, wire, exchange, session, task)
+                return _json(exchange.answer(_result(task, session), created_s=int(time.time())))
+
+        return handle
+
+    async def _stream(
+        self,
+        request: web.Request,
+        wire: _Wire,
+        exchange: Exchange,
+        session: _Session,
+        task: asyncio.Task[Completion],
+    ) -> web.StreamResponse:
+        """Send the events. What goes wrong before the first one has a status of its own."""
+        if task.done():
+            _result(task, session)
+        response = web.StreamResponse(
+            headers={"Content-Type": "text/event-stream; charset=utf-8", "Cache-Control": "no-cache"}
+        )
+        await response.prepare(request)
+        while not task.done():
+            await response.write(wire.keep_alive)
+            await asyncio.wait({task}, timeout=self._keep_alive_s)
+        try:
+            events = b"".join(exchange.events(_result(task, session), created_s=int(time.time())))
+        except Exception as error:  # noqa: BLE001  the border of one episode: its client is told
+            problem = _problem_of(error, request)
+            events = wire.stream_error(problem.message, status=problem.status)
+        await response.write(events)
+        await response.write_eof()
+        return response
+
+    async def _models(self, request: web.Request) -> web.Response:
+        self._session_of(request)
+        model = {"id": MODEL, "object": "model", "created": 0, "owned_by": "polyturn"}
+        return _json(
+            {"object": "list", "data": [model], "has_more": False, "first_id": MODEL, "last_id": MODEL}
+        )
+
+    def _session_of(self, request: web.Request) -> _Session:
+        """The session that a request names and has the key of."""
+        session = self._sessions.get(request.match_info["session"])
+        if session is None:
+            refuse_ended()
+        scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
+        given = [request.headers.get("x-api-key", ""), bearer.strip() if scheme.lower() == "bearer" else ""]
+        if not any(hmac.compare_digest(key.encode("utf-8", "surrogateescape"), session.key) for key in given):
+            raise RequestRefused("the key is not that of this session", status=401)
+        return session
+
+
+def refuse_ended() -> NoReturn:
+    """Say that a session is no more, with a status after which clients do not ask again."""
+    raise RequestRefused("there is no such session, or it has ended", status=410)
+
+
+@asynccontextmanager
+async def _running(session: _Session, request: CompletionRequest) -> AsyncIterator[asyncio.Task[Completion]]:
+    """The answer while it is being made. It is cancelled at the end of the block: its client may have gone."""
+    task = asyncio.ensure_future(session.completer.complete(request))
+    session.running.add(task)
+    try:
+        yield task
+    finally:
+        session.running.discard(task)
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+        if not task.cancelled():
+            task.exception()  # whoever wanted to know it has gone
+
+
+def _result(task: asyncio.Task[Completion], session: _Session) -> Completion:
+    if task.cancelled():
+        if session.is_closed:
+            refuse_ended()
+        raise RequestRefused("the request was given up", status=503)
+    return task.result()
+
+
+@web.middleware
+async def _say_problems(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Say whatever keeps a request from being answered in the form of the client's protocol."""
+    try:
+        return await handler(request)
+    except ConnectionError:
+        raise  # the client has gone, and nobody is to be told
+    except Exception as error:  # noqa: BLE001  the border of one episode: its client is told
+        problem = _problem_of(error, request)
+    answer = _json(openai_error(problem.message, status=problem.status), status=problem.status)
+    answer.headers.update(problem.headers)
+    return answer
+
+
+def _problem_of(error: Exception, request: web.Request) -> _Problem:
+    if isinstance(error, RequestRefused):
+        wait_s = error.retry_after_s
+        headers = {}
+        if wait_s is not None:
+            headers = {"Retry-After": str(math.ceil(wait_s)), "retry-after-ms": str(math.ceil(wait_s * 1000))}
+        return _Problem(message=str(error), status=error.status, headers=headers)
+    if isinstance(error, web.HTTPException):
+        message = f"{request.method} {request.path}: {error.reason}"
+        if isinstance(error, web.HTTPRequestEntityTooLarge):
+            message = "the request is larger than the endpoint takes"
+        return _Problem(message=message, status=error.status)
+    if isinstance(error, PolicyFault):
+        # What failed, and where the engines are, is no business of a program that a policy runs.
+        return _Problem(message="the engine behind the policy gave no answer", status=503)
+    logger.error("session %s: %s", request.match_info.get("session", ""), failure_text(error))
+    return _Problem(
+        message=f"the session failed ({type(error).__name__}); the log of the run says more",
+        status=500,
+        headers={"x-should-retry": "false"},
+    )
+
+
+async def _read_body(request: web.Request) -> dict[str, Any]:
+    """The body, which has to be a JSON object."""
+    if request.headers.get("Content-Encoding", "identity") != "identity":
+        raise RequestRefused("the body must not be compressed", status=415)
+    raw = await request.read()
+    try:
+        body = orjson.loads(raw)
+    except ValueError:
+        body = _loads_leniently(raw)
+    if not isinstance(body, dict):
+        raise RequestRefused(f"the body must be a JSON object, not a {type(body).__name__}")
+    return body
+
+
+def _loads_leniently(raw: bytes) -> Any:
+    """JSON with half a surrogate pair in it, which Python's clients write and orjson does not read."""
+    try:
+        return json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        raise RequestRefused(f"the body is not JSON: {str(error)[:200] or type(error).__name__}") from error
+
+
+def _is_retry(request: web.Request) -> bool:
+    return request.headers.get("x-stainless-retry-count", "0") not in ("", "0")
+
+
+def _json(value: Mapping[str, Any], *, status: int = 200) -> web.Response:
+    return web.Response(body=orjson.dumps(value), status=status, content_type="application/json")
