@@ -86,6 +86,8 @@ class EpisodeTime:
         default_factory=lambda: {"generate_s": 0.0, "tools_s": 0.0, "queue_s": 0.0}
     )
     """As `EpisodeTimings`."""
+    num_drawn_tokens: int = 0
+    """As `Episode.num_drawn_tokens`."""
 
     @classmethod
     def of(

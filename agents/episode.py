@@ -89,6 +89,8 @@ class Episode:
     """By tool: its calls, how they went and what they took; calls of no tool under `(unknown)`."""
     messages: tuple[Message, ...] = ()
     segments: tuple[Segment, ...] = ()
+    num_drawn_tokens: int = 0
+    """Tokens that engines sampled for it, counted where their answers come in; 0 where nobody counted."""
     timings: EpisodeTimings = field(default_factory=EpisodeTimings)
     error: str | None = None
     """Why it failed: a sentence, and in the lines under it a bounded traceback where there is one."""
@@ -113,6 +115,11 @@ class Episode:
     @property
     def num_sampled_tokens(self) -> int:
         return sum(segment.num_sampled for segment in self.segments)
+
+    @property
+    def num_lost_tokens(self) -> int:
+        """Tokens that engines sampled for it and that no segment has as sampled, so that nothing trains on them."""
+        return max(0, self.num_drawn_tokens - self.num_sampled_tokens)
 
 
 MAX_TRACEBACK_CHARS = 4_000

@@ -177,6 +177,7 @@ class EpisodeRecord:
             segments=tuple(
                 segment for role, ledger in ledgers.items() for segment in ledger.to_segments(role=role)
             ),
+            num_drawn_tokens=clock.num_drawn_tokens,
             timings=EpisodeTimings(**clock.seconds, total_s=time.perf_counter() - self.started),
             error=None if stop.error is None else clean_text(stop.error),
         )

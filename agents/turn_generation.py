@@ -68,6 +68,7 @@ async def generate_turn(
         ask = functools.partial(policy.generate, prompt_ids=so_far, sampling=request)
         spent_s = clock.spent_s
         part = await clock.request(ask)
+        clock.num_drawn_tokens += len(part)
         parts.append(part)
         num_sampled += len(part)
         num_routed += 0 if part.routed_experts is None else len(part.routed_experts)

@@ -62,6 +62,7 @@ SCHEMA = pa.schema(
         pa.field("turn_records", pa.list_(TURN_RECORD), nullable=False),
         pa.field("num_tool_calls", pa.int32(), nullable=False),
         pa.field("num_tool_errors", pa.int32(), nullable=False),
+        pa.field("num_drawn_tokens", pa.int64(), nullable=False),
         pa.field("tools", pa.map_(pa.string(), TOOL_USAGE), nullable=False),
         pa.field("generate_s", pa.float64(), nullable=False),
         pa.field("tools_s", pa.float64(), nullable=False),
@@ -78,7 +79,7 @@ SCHEMA = pa.schema(
         pa.field("turns", pa.list_(pa.int16())),
         pa.field("checksum", pa.uint32(), nullable=False),
     ],
-    metadata={"polyturn_trajectories": "3"},
+    metadata={"polyturn_trajectories": "4"},
 )
 RECORD_COLUMNS = {
     "routed_experts": pa.list_(pa.int16()),
@@ -465,6 +466,7 @@ PLAIN_COLUMNS = (
     "num_turns",
     "num_tool_calls",
     "num_tool_errors",
+    "num_drawn_tokens",
 )
 """Columns that are fields of `Episode` as they stand."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from polyturn.configs.schema.section import Section
 
@@ -29,5 +29,7 @@ class AlarmsConfig(Section):
     """Share of an engine's KV cache that was in use, the largest of all engines."""
     rank_imbalance: Ratio | None = 1.5
     """Tokens of the trainer's busiest data-parallel rank over those of the mean one."""
+    lost_tokens: NonNegativeInt | None = 0
+    """Tokens that engines sampled for a step's episodes and that stand in no segment to be trained on."""
     engine_imbalance: Ratio | None = 2.0
     """Requests under way at the busiest engine over those of the mean one, on average over a step."""

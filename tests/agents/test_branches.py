@@ -4,6 +4,8 @@ import asyncio
 import json
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from polyturn.agents.chat import ChatRenderer
 from polyturn.agents.deadlines import EpisodeLimits
@@ -17,7 +19,7 @@ from polyturn.envs.rewards import exact_match
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.tool import tool
 from polyturn.trainer.credit.estimates import make_samples
-from tests.support.chat_families import FAMILIES
+from tests.support.chat_families import FAMILIES, ends
 
 TASK = Task.from_prompt("t", "Who is it?", label="done")
 
@@ -109,6 +111,7 @@ def template_prompts(name, episode, **options):
 
 def check_once(episode, policy):
     """Every sampled token is sampled in one segment, as it was drawn; all else is not sampled."""
+    assert (episode.num_drawn_tokens, episode.num_lost_tokens) == (sum(map(len, policy.written)), 0)
     sampled = [
         (token, logprob, version)
         for segment in episode.segments
@@ -153,6 +156,31 @@ def test_thoughts_that_the_template_drops_begin_a_new_segment(name):
         "So.",
     ]
     assert episode.reward == 1.0
+
+
+turns = st.tuples(
+    st.sampled_from(["", "I think.", "</think>", "a\n\nb"]),
+    st.sampled_from(["more", " and more \n", "", "<|im_end|> [INST]"]),
+    st.lists(st.sampled_from(["one", 'two "q"']), max_size=2),
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(name=st.sampled_from(sorted(FAMILIES)), written=st.lists(turns, max_size=5))
+def test_whatever_is_said_every_sampled_token_is_trained_once(name, written):
+    """Thoughts, texts, calls and parallel calls in any order, in templates that keep history and that rewrite it."""
+    texts = [
+        (f"<think>\n{thought}\n</think>\n\n" if thought else "") + said + "".join(map(call, calls))
+        for thought, said, calls in written
+    ]
+    texts = [text for text in texts if "done" not in text and text.strip()]
+    end = ends(name)[0]
+    opened = name in ("qwen3-thinking", "deepseek-r1")
+    last = "so</think>done" if opened else "done"
+    episode, policy = play(name, [(text, end) for text in [*texts, last, "</think>done"]])
+    assert episode.num_turns >= len(texts) + 1
+    policy.written = policy.written[: episode.num_turns]
+    check_once(episode, policy)
 
 
 def test_history_as_it_was_sampled_is_one_segment():

@@ -28,24 +28,8 @@ from tests.support.chat_families import (
     QWEN3_THINKING,
     QWEN25,
     build,
+    ends,
 )
-
-ENDS = {
-    "llama3.1": ("<|eot_id|>", "<|eot_id|>"),
-    "glm-4": ("<|user|>", "<|observation|>"),
-    "glm-4.5": ("<|user|>", "<|observation|>"),
-    "deepseek-v3": ("<｜end▁of▁sentence｜>",) * 2,
-    "deepseek-r1": ("<｜end▁of▁sentence｜>",) * 2,
-    "mistral": ("</s>", "</s>"),
-    "gemma-2": ("<end_of_turn>",) * 2,
-    "gemma-3": ("<end_of_turn>",) * 2,
-    "gemma-4": ("<turn|>", "<|tool_response>"),
-    "gpt-oss": ("<|return|>", "<|call|>"),
-    "phi-3": ("<|end|>", "<|end|>"),
-    "cohere": ("<|END_OF_TURN_TOKEN|>",) * 2,
-    "llama2": ("</s>", "</s>"),
-}
-"""With what a policy ends a turn that answers, and one that calls; `<|im_end|>` where nothing is said."""
 
 names = st.sampled_from(sorted(FAMILIES))
 every_family = pytest.mark.parametrize("name", FAMILIES)
@@ -61,10 +45,6 @@ def renderer_of(name, **options):
 
 def id_of(name, text):
     return FAMILIES[name].tokenizer.convert_tokens_to_ids(text)
-
-
-def ends(name):
-    return ENDS.get(name, ("<|im_end|>",) * 2)
 
 
 def full_text(name, messages, *, generation=True, options=None):

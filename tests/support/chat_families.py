@@ -781,3 +781,25 @@ FAMILIES = {
         LLAMA2,
     )
 }
+
+ENDS = {
+    "llama3.1": ("<|eot_id|>", "<|eot_id|>"),
+    "glm-4": ("<|user|>", "<|observation|>"),
+    "glm-4.5": ("<|user|>", "<|observation|>"),
+    "deepseek-v3": ("<｜end▁of▁sentence｜>",) * 2,
+    "deepseek-r1": ("<｜end▁of▁sentence｜>",) * 2,
+    "mistral": ("</s>", "</s>"),
+    "gemma-2": ("<end_of_turn>",) * 2,
+    "gemma-3": ("<end_of_turn>",) * 2,
+    "gemma-4": ("<turn|>", "<|tool_response>"),
+    "gpt-oss": ("<|return|>", "<|call|>"),
+    "phi-3": ("<|end|>", "<|end|>"),
+    "cohere": ("<|END_OF_TURN_TOKEN|>",) * 2,
+    "llama2": ("</s>", "</s>"),
+}
+"""With what a policy ends a turn that answers, and one that calls; `<|im_end|>` where nothing is said."""
+
+
+def ends(name: str) -> tuple[str, str]:
+    """With what a policy ends a turn that answers, and one that calls."""
+    return ENDS.get(name, ("<|im_end|>", "<|im_end|>"))

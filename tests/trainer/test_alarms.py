@@ -27,6 +27,7 @@ QUIET = {
     "outcome/truncated": 0.5,
     "engine/0/kv_use_max": 0.95,
     "train/rank_imbalance": 1.5,
+    "ledger/lost_tokens": 0.0,
     "engine/0/running": 2.0,
     "engine/1/running": 0.0,
     "engine/1/kv_use_max": 0.1,
@@ -39,6 +40,7 @@ MORE = {
     "truncated_episodes": ("outcome/truncated", 0.51),
     "kv_use": ("engine/1/kv_use_max", 0.96),
     "rank_imbalance": ("train/rank_imbalance", 1.51),
+    "lost_tokens": ("ledger/lost_tokens", 1.0),
     "engine_imbalance": ("engine/2/running", 0.0),
 }
 """By alarm: what of that, changed so, sets it off."""

@@ -95,6 +95,11 @@ KINDS: Mapping[str, Kind] = {
         "are longer than others cannot be divided; set trainer.balance.method=karmarkar_karp, or less "
         "trainer.parallel.data and more trainer.parallel.context",
     ),
+    "lost_tokens": Kind(
+        figure="ledger/lost_tokens",
+        sentence="{value:.0f} sampled tokens of the step are in no segment, and nothing is trained on them: an agent "
+        "gave up calls that the engines had answered",
+    ),
     "engine_imbalance": Kind(
         figure="engine/*/running",
         sentence="the busiest engine has {value:.2f} times the requests of the mean one: see engines.router.policy, "

@@ -14,6 +14,7 @@ from polyturn.rollout.scheduler import StepGroups
 from polyturn.tools.types import ToolUsage
 from polyturn.trainer.credit.estimates import StepCredit
 from polyturn.trainer.credit.off_policy import largest_logprob_difference
+from polyturn.trainer.data.prefix_tree import prefix_order
 from polyturn.trainer.data.samples import TrainSample, UpdateReport
 
 SUCCESS_REWARD = 1.0 - 1e-6
@@ -48,6 +49,7 @@ def step_metrics(
     num_tokens = sum(len(segment) for episode in episodes for segment in episode.segments)
     row = {
         **episode_metrics(episodes),
+        **ledger_metrics(episodes),
         "group/num": float(len(groups)),
         **credit.metrics,
         "group/uniform": uniform_share(groups, num_filtered=taken.num_filtered.get(UNIFORM, 0)),
@@ -213,6 +215,30 @@ def environment_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
         of_one = episode_metrics([episode for episode in episodes if episode.env_id == environment])
         row |= {f"environment/{environment}/{name}": of_one[name] for name in told if name in of_one}
     return row
+
+
+def ledger_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
+    """What became of the tokens of the episodes in their segments; nothing where there are no segments.
+
+    A token is repeated where an earlier one of the same episode stands behind the same tokens, as in a branch; masked
+    where it was not sampled in its segment; lost where an engine sampled it and no segment has it as sampled.
+    """
+    lengths = [[len(segment) for segment in episode.segments] for episode in episodes]
+    num_tokens = sum(map(sum, lengths))
+    if not num_tokens:
+        return {}
+    num_repeated = sum(
+        sum(prefix_order([segment.token_ids for segment in episode.segments])[1])
+        for episode in episodes
+        if len(episode.segments) > 1
+    )
+    num_sampled = sum(episode.num_sampled_tokens for episode in episodes)
+    return {
+        "ledger/segments": statistics.fmean(map(len, lengths)),
+        "ledger/repeated": num_repeated / num_tokens,
+        "ledger/masked": 1.0 - num_sampled / num_tokens,
+        "ledger/lost_tokens": float(sum(episode.num_lost_tokens for episode in episodes)),
+    }
 
 
 def tool_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
