@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from polyturn.agents.live_episodes import LiveEpisodes
-from polyturn.agents.policy import PolicyFault
+from polyturn.agents.policy import NoSlot, PolicyFault
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.tools.tool import MAX_RESULT_CHARS
 
@@ -81,7 +81,9 @@ class EpisodeTime:
     live: LiveEpisodes | None = None
     """Those whose KV the engines hold, of which this one is to be; None: there may be any number."""
     spent_s: float = 0.0
-    """What the policy took so far."""
+    """What the policy took so far; requests that were under way at once count once."""
+    _counted_until: float = 0.0
+    _entering: asyncio.Lock = field(default_factory=asyncio.Lock)
     seconds: dict[str, float] = field(
         default_factory=lambda: {"generate_s": 0.0, "tools_s": 0.0, "queue_s": 0.0}
     )
@@ -105,21 +107,28 @@ class EpisodeTime:
     def is_over(self) -> bool:
         return self.spent_s > self.policy_s
 
-    async def request(self, ask: Callable[[], Awaitable[Value]]) -> Value:
+    async def request(
+        self, ask: Callable[[], Awaitable[Value]], *, counts: Callable[[Value], bool] | None = None
+    ) -> Value:
         """The policy's answer to one request, which waits for its slot first.
 
+        Args:
+            counts: Whether the time of an answer is the policy's; None: always.
+
         Raises:
-            PolicyFault: there was no slot, or no answer, in time.
+            NoSlot: there was no slot in time.
+            PolicyFault: there was no answer in time.
         """
         if self.slots is not None and not self.slots.may_request.is_set():
             asked = time.perf_counter()
             await self.slots.may_request.wait()
             self.seconds["queue_s"] += time.perf_counter() - asked
         if self.live is not None:
-            await self._wait(self.live.enter(self), PolicyFault, "live episode")
+            async with self._entering:  # of requests that are made at once, one enters for all
+                await self._wait(self.live.enter(self), NoSlot, "live episode")
         slot = self.slots.requests if self.slots is not None else None
         if slot is not None:
-            await self._acquire(slot, PolicyFault, "generation request")
+            await self._acquire(slot, NoSlot, "generation request")
         started = time.perf_counter()
         deadline = asyncio.timeout(self.request_timeout_s)
         try:
@@ -132,9 +141,11 @@ class EpisodeTime:
         finally:
             if slot is not None:
                 slot.release()
-            seconds = time.perf_counter() - started
-            self.seconds["generate_s"] += seconds
-        self.spent_s += seconds
+            ended = time.perf_counter()
+            self.seconds["generate_s"] += ended - started
+        if counts is None or counts(answer):
+            self.spent_s += max(0.0, ended - max(started, self._counted_until))
+            self._counted_until = ended
         return answer
 
     def end(self) -> None:

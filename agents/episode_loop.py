@@ -113,7 +113,8 @@ async def play_tokens(
             stop = await to_the_end(functools.partial(play, own_policy))
     finally:
         clock.end()
-    return record.episode(stop, driver, clock, ledgers, episode_id=episode_id, group_id=group_id, seed=seed)
+    segments = (segment for role, ledger in ledgers.items() for segment in ledger.to_segments(role=role))
+    return record.episode(stop, driver, clock, segments, episode_id=episode_id, group_id=group_id, seed=seed)
 
 
 async def play_messages(
@@ -148,4 +149,4 @@ async def play_messages(
         return Stop(Outcome.TRUNCATED, "max_turns")
 
     stop = await to_the_end(play)
-    return record.episode(stop, driver, clock, {}, episode_id=episode_id, group_id=group_id, seed=seed)
+    return record.episode(stop, driver, clock, (), episode_id=episode_id, group_id=group_id, seed=seed)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from polyturn.agents.episode import (
     failure_reason,
     failure_text,
 )
-from polyturn.agents.ledger import Ledger
+from polyturn.agents.ledger import Segment
 from polyturn.envs.hooks import current_task, is_interruption
 from polyturn.envs.messages import AssistantMessage, Message, Observation
 from polyturn.tools.plain import clean_text
@@ -100,7 +100,9 @@ class EpisodeRecord:
     ) -> tuple[Observation, Stop | None]:
         """What a step gave: what the environment answers, and how the episode ended if it did."""
         self.reward += reward
-        self.turn_records[-1] = replace(self.turn_records[-1], reward=reward)
+        if self.turn_records:
+            last = self.turn_records[-1]
+            self.turn_records[-1] = replace(last, reward=last.reward + reward)
         self._hear(observation, info)
         for name, part in info.get("reward_parts", {}).items():
             self.reward_parts[name] = self.reward_parts.get(name, 0.0) + part
@@ -131,24 +133,30 @@ class EpisodeRecord:
         """Whoever is next hears the observation."""
         self.role = info.get("role", self.role)
         self.conversations.setdefault(self.role, []).extend(observation)
-        self.messages += (_addressed(message, self.role) for message in observation)
+        self.messages += (addressed(message, self.role) for message in observation)
         self.anchors[self.role] = info.get("anchor") or observation_digest(observation)
 
     def add_action(self, action: AssistantMessage) -> None:
         """What the policy did in the next turn."""
         message = action.to_message()
         self.conversations[self.role].append(message)
-        self.messages.append(_addressed(message, self.role))
+        self.messages.append(addressed(message, self.role))
         self.num_turns += 1
         self.turn_records.append(TurnRecord(role=self.role, anchor=self.anchors[self.role]))
         self.num_tool_calls += len(action.tool_calls)
+
+    def add_answer(self, message: AssistantMessage, conversation: Observation) -> None:
+        """What the policy said to an agent's conversation, as the next turn."""
+        self.num_turns += 1
+        self.num_tool_calls += len(message.tool_calls)
+        self.turn_records.append(TurnRecord(anchor=observation_digest(conversation)))
 
     def episode(
         self,
         stop: Stop,
         driver: EnvironmentDriver,
         clock: EpisodeTime,
-        ledgers: dict[str, Ledger],
+        segments: Iterable[Segment],
         *,
         episode_id: str,
         group_id: str,
@@ -174,9 +182,7 @@ class EpisodeRecord:
             num_tool_errors=self.num_tool_errors,
             tools=self.tools,
             messages=tuple(self.messages),
-            segments=tuple(
-                segment for role, ledger in ledgers.items() for segment in ledger.to_segments(role=role)
-            ),
+            segments=tuple(segments),
             num_drawn_tokens=clock.num_drawn_tokens,
             timings=EpisodeTimings(**clock.seconds, total_s=time.perf_counter() - self.started),
             error=None if stop.error is None else clean_text(stop.error),
@@ -192,6 +198,6 @@ def observation_digest(observation: Observation) -> str:
     return digest.hexdigest()
 
 
-def _addressed(message: Message, role: str) -> Message:
+def addressed(message: Message, role: str) -> Message:
     """The message, with the name of the role that hears or says it where there are several."""
     return {**message, "name": role} if role and message["role"] != "tool" else message

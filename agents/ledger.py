@@ -118,6 +118,10 @@ class Ledger:
     def __len__(self) -> int:
         return self._length
 
+    def begin_turn(self, number: int) -> None:
+        """What is appended next is of this turn: turns of an episode may be spread over several ledgers."""
+        self._turn = number
+
     def branch(self, token_ids: Sequence[int] | npt.NDArray[np.int32]) -> None:
         """Begin a segment with these tokens, none of them sampled here; what was written so far is kept as it is."""
         self._earlier.append(self.to_segment())

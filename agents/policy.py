@@ -36,6 +36,8 @@ class SamplingParams:
     """Honoured where the engine supports seeded sampling."""
     routing_from: int = 0
     """The first token, counted from the prompt's first, whose routing is not recorded yet."""
+    stop: tuple[str, ...] = ()
+    """Texts that end the generation, beside those of the policy; they belong to it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -130,6 +132,10 @@ def live_episodes_of(policy: TokenPolicy) -> LiveEpisodes | None:
 
 class PolicyFault(RuntimeError):
     """The engine behind a policy failed: infrastructure, never a reward."""
+
+
+class NoSlot(PolicyFault):
+    """No slot for a request became free in time: asking again later may help."""
 
 
 class EngineUnavailable(PolicyFault):

@@ -66,8 +66,8 @@ class SGLangPolicy:
         for name in ("top_p", "top_k", "min_p"):
             if (value := getattr(sampling, name)) != getattr(_ALL_TOKENS, name):
                 params[name] = value
-        if self._stop_strings:
-            params["stop"] = list(self._stop_strings)
+        if stop := (*self._stop_strings, *sampling.stop):
+            params["stop"] = list(stop)
         if sampling.seed is not None:
             params["sampling_seed"] = sampling.seed
         payload = {"input_ids": prompt_ids, "sampling_params": params, "return_logprob": True}

@@ -66,8 +66,7 @@ async def generate_turn(
         )
         so_far = np.concatenate([prompt_ids, *(part.token_ids for part in parts)]) if parts else prompt_ids
         ask = functools.partial(policy.generate, prompt_ids=so_far, sampling=request)
-        spent_s = clock.spent_s
-        part = await clock.request(ask)
+        part = await clock.request(ask, counts=_is_an_answer)
         clock.num_drawn_tokens += len(part)
         parts.append(part)
         num_sampled += len(part)
@@ -80,13 +79,17 @@ async def generate_turn(
         if len(part):
             interruption.end()
         else:
-            clock.spent_s = spent_s
             await interruption.wait()
     if not num_sampled:
         raise PolicyFault("the engine sampled no token")
     if len(parts) == 1 and finish_reason == parts[0].finish_reason:
         return parts[0]
     return Generation.joined(parts, finish_reason)
+
+
+def _is_an_answer(part: Generation) -> bool:
+    """Whether the engine did what it was asked for."""
+    return len(part) > 0 or part.finish_reason != "abort"
 
 
 class Interruption:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
@@ -67,4 +68,30 @@ class Completer(Protocol):
 
     async def complete(self, request: CompletionRequest) -> Completion:
         """The answer. Cancelled where the client has gone. Raises `RequestRefused`."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SessionAddress:
+    """Where a program finds its session."""
+
+    base_url: str
+    """For clients of OpenAI's protocols: ends in `/v1`."""
+    anthropic_base_url: str
+    """For clients of Anthropic's: the same without `/v1`."""
+    api_key: str = field(repr=False)
+    """Of this episode alone."""
+    socket_path: Path | None = None
+    """A Unix socket where the same is served; None: there is none."""
+
+
+class Endpoint(Protocol):
+    """Serves sessions over HTTP."""
+
+    async def open(self, session_id: str, completer: Completer) -> SessionAddress:
+        """Serve a session, which nobody can address yet."""
+        ...
+
+    async def close(self, session_id: str) -> None:
+        """Serve it no longer."""
         ...
