@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -38,9 +37,9 @@ def finish_reason(completion: Completion) -> str:
     return "tool_calls" if has_calls else "stop"
 
 
-def arguments_text(call: Mapping[str, Any]) -> str:
+def arguments_text(arguments: Any) -> str:
     """The arguments of a call of a delivered message, as JSON text."""
-    return json.dumps(call["function"]["arguments"], ensure_ascii=False)
+    return json.dumps(arguments, ensure_ascii=False)
 
 
 def event_bytes(data: Any, *, event: str | None = None) -> bytes:

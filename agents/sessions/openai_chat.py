@@ -277,7 +277,13 @@ def _read_call(fields: Body, where: str) -> dict[str, Any]:
 
 def _calls_on_wire(message: Message) -> list[dict[str, Any]]:
     return [
-        {**call, "function": {"name": call["function"]["name"], "arguments": arguments_text(call)}}
+        {
+            **call,
+            "function": {
+                "name": call["function"]["name"],
+                "arguments": arguments_text(call["function"]["arguments"]),
+            },
+        }
         for call in message.get("tool_calls", ())
     ]
 

@@ -28,8 +28,15 @@ from aiohttp import web
 
 from polyturn.agents.episode import failure_text
 from polyturn.agents.policy import PolicyFault
+from polyturn.agents.sessions.anthropic_messages import (
+    PING,
+    anthropic_error,
+    anthropic_stream_error,
+    read_messages,
+)
 from polyturn.agents.sessions.fields import Body
 from polyturn.agents.sessions.openai_chat import openai_error, openai_stream_error, read_chat
+from polyturn.agents.sessions.openai_responses import KeptResponses, read_response, responses_stream_error
 from polyturn.agents.sessions.requests import Completer, Completion, CompletionRequest, RequestRefused
 
 logger = logging.getLogger(__name__)
@@ -90,19 +97,18 @@ class _Session:
     completer: Completer
     key: bytes
     running: set[asyncio.Task[Completion]] = field(default_factory=set)
+    kept_responses: KeptResponses = field(default_factory=KeptResponses)
     is_closed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Wire:
-    """A protocol: how its requests are read, and what else than answers is said in it."""
+    """A protocol: how its requests are read, and what else than answers its streams say."""
 
     read: Callable[[Body, _Session, bool], Exchange]
     """Of a body, a session, and whether the client has asked before. Raises `RequestRefused`."""
-    error: Callable[..., dict[str, Any]]
-    """Of a sentence, and `status`."""
     stream_error: Callable[..., bytes]
-    """The same within a stream that has begun."""
+    """The event of a sentence, and `status`, that ends a stream which has begun."""
     keep_alive: bytes = b": keep-alive\n\n"
 
 
@@ -120,11 +126,18 @@ def _read_chat(body: Body, session: _Session, is_retry: bool) -> Exchange:
     return read_chat(body, is_retry=is_retry)
 
 
-_CHAT = _Wire(
-    read=_read_chat,
-    error=openai_error,
-    stream_error=openai_stream_error,
-)
+def _read_response(body: Body, session: _Session, is_retry: bool) -> Exchange:
+    return read_response(body, session.kept_responses, is_retry=is_retry)
+
+
+def _read_messages(body: Body, session: _Session, is_retry: bool) -> Exchange:
+    del session
+    return read_messages(body, is_retry=is_retry)
+
+
+_CHAT = _Wire(read=_read_chat, stream_error=openai_stream_error)
+_RESPONSES = _Wire(read=_read_response, stream_error=responses_stream_error)
+_MESSAGES = _Wire(read=_read_messages, stream_error=anthropic_stream_error, keep_alive=PING)
 
 
 class SessionServer:
@@ -201,6 +214,9 @@ class SessionServer:
         application.add_routes(
             [
                 web.post(f"{path}/chat/completions", self._completion_handler(_CHAT)),
+                web.post(f"{path}/responses", self._completion_handler(_RESPONSES)),
+                web.post(f"{path}/messages", self._completion_handler(_MESSAGES)),
+                web.post(f"{path}/messages/count_tokens", self._count_tokens),
                 web.get(f"{path}/models", self._models),
             ]
         )
@@ -244,6 +260,13 @@ class SessionServer:
         await response.write(events)
         await response.write_eof()
         return response
+
+    async def _count_tokens(self, request: web.Request) -> web.Response:
+        session = self._session_of(request)
+        exchange = read_messages(await _read_body(request))
+        if not isinstance(session.completer, CountsTokens):
+            raise RequestRefused("this session does not count tokens", status=404)
+        return _json({"input_tokens": await session.completer.count_tokens(exchange.request)})
 
     async def _models(self, request: web.Request) -> web.Response:
         self._session_of(request)
@@ -304,7 +327,9 @@ async def _say_problems(
         raise  # the client has gone, and nobody is to be told
     except Exception as error:  # noqa: BLE001  the border of one episode: its client is told
         problem = _problem_of(error, request)
-    answer = _json(openai_error(problem.message, status=problem.status), status=problem.status)
+    is_anthropic = "anthropic-version" in request.headers or "/v1/messages" in request.path
+    error_form = anthropic_error if is_anthropic else openai_error
+    answer = _json(error_form(problem.message, status=problem.status), status=problem.status)
     answer.headers.update(problem.headers)
     return answer
 

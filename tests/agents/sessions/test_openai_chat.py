@@ -13,18 +13,8 @@ from polyturn.agents.sessions.server import SessionServer
 from polyturn.envs.messages import AssistantMessage
 from polyturn.tools.types import ToolCall
 from tests.support.completers import ScriptedCompleter, completion_of
+from tests.support.session_dialogues import ALL, ANSWER, CALLING, ONLY_CALLING
 
-CALLING = AssistantMessage(
-    content="Let me look.",
-    reasoning="It is about Mara.\nSo I search.",
-    tool_calls=(
-        ToolCall(id="call_0", name="search", arguments={"query": "Mara, née Lindqvist", "topk": 3}),
-        ToolCall(id="call_1", name="read", arguments={}),
-    ),
-    raw_text="as it was sampled",
-)
-ONLY_CALLING = AssistantMessage(tool_calls=CALLING.tool_calls[:1])
-ANSWER = AssistantMessage(content="Ashford")
 TOOLS = [
     {
         "type": "function",
@@ -45,9 +35,7 @@ async def replied(client, sent, **options):
     return await client.chat.completions.create(model="any", messages=sent, tools=TOOLS, **options)
 
 
-@pytest.mark.parametrize(
-    "answer", [CALLING, ONLY_CALLING, ANSWER, AssistantMessage(content="", reasoning="")]
-)
+@pytest.mark.parametrize("answer", ALL)
 @pytest.mark.parametrize("stream", [False, True])
 async def test_what_was_answered_comes_back_as_it_was_recorded(server, answer, stream):
     completer = ScriptedCompleter([answer])
