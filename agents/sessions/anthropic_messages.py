@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from polyturn.agents.sessions.delivery import arguments_text, delivered, event_bytes, finish_reason
 from polyturn.agents.sessions.fields import (
     Body,
     call_record,
@@ -28,6 +27,7 @@ from polyturn.agents.sessions.fields import (
 )
 from polyturn.agents.sessions.openai_chat import CONSTRAINS
 from polyturn.agents.sessions.requests import Completion, CompletionRequest, RequestRefused
+from polyturn.agents.sessions.writing import arguments_text, event_bytes
 from polyturn.envs.messages import Message
 from polyturn.tools.plain import shown
 from polyturn.tools.types import ToolSpec
@@ -70,7 +70,7 @@ class MessagesExchange:
             "type": "message",
             "role": "assistant",
             "model": self.model,
-            "content": _blocks_of(delivered(completion.message)),
+            "content": _blocks_of(completion.message.to_message()),
             **_stop_of(completion),
             "usage": {
                 "input_tokens": len(completion.prompt_ids) - num_cached,
@@ -252,7 +252,7 @@ def _in_deltas(block: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, An
 
 def _stop_of(completion: Completion) -> dict[str, Any]:
     reasons = {"length": "max_tokens", "tool_calls": "tool_use", "stop": "end_turn"}
-    reason = reasons[finish_reason(completion)]
+    reason = reasons[completion.finish_reason]
     if reason == "end_turn" and completion.stop is not None:
         return {"stop_reason": "stop_sequence", "stop_sequence": completion.stop}
     return {"stop_reason": reason, "stop_sequence": None}

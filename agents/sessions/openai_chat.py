@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from polyturn.agents.sessions.delivery import arguments_text, delivered, event_bytes, finish_reason
 from polyturn.agents.sessions.fields import (
     Body,
     call_record,
@@ -24,6 +23,7 @@ from polyturn.agents.sessions.fields import (
     with_names,
 )
 from polyturn.agents.sessions.requests import Completion, CompletionRequest, RequestRefused
+from polyturn.agents.sessions.writing import arguments_text, event_bytes
 from polyturn.envs.messages import Message
 from polyturn.tools.plain import shown
 from polyturn.tools.types import ToolSpec
@@ -80,7 +80,7 @@ class ChatExchange:
 
     def answer(self, completion: Completion, *, created_s: int) -> dict[str, Any]:
         """The answer as one object."""
-        message = delivered(completion.message)
+        message = completion.message.to_message()
         fields: dict[str, Any] = {"role": "assistant", "content": message["content"], "refusal": None}
         if calls := _calls_on_wire(message):
             fields["tool_calls"] = calls
@@ -90,7 +90,7 @@ class ChatExchange:
         choice = {
             "index": 0,
             "message": fields,
-            "finish_reason": finish_reason(completion),
+            "finish_reason": completion.finish_reason,
             **self._token_fields(completion),
         }
         return {
@@ -105,7 +105,7 @@ class ChatExchange:
 
     def events(self, completion: Completion, *, created_s: int) -> Iterator[bytes]:
         """The answer as server-sent events."""
-        message = delivered(completion.message)
+        message = completion.message.to_message()
         head = {
             "id": f"chatcmpl-{completion.completion_id}",
             "object": "chat.completion.chunk",
@@ -129,7 +129,7 @@ class ChatExchange:
             yield event_bytes(chunk({"tool_calls": [begin]}))
             rest = {"index": index, "function": {"arguments": function["arguments"]}}
             yield event_bytes(chunk({"tool_calls": [rest]}))
-        last = {"finish_reason": finish_reason(completion), **self._token_fields(completion)}
+        last = {"finish_reason": completion.finish_reason, **self._token_fields(completion)}
         yield event_bytes(chunk({}, **last))
         if self.has_usage:
             yield event_bytes({**head, "choices": [], "usage": _usage(completion)})

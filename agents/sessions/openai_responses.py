@@ -13,7 +13,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from polyturn.agents.sessions.delivery import arguments_text, delivered, event_bytes
 from polyturn.agents.sessions.fields import (
     Body,
     call_record,
@@ -31,6 +30,7 @@ from polyturn.agents.sessions.fields import (
 )
 from polyturn.agents.sessions.openai_chat import CONSTRAINS, openai_error, read_openai_choice
 from polyturn.agents.sessions.requests import Completion, CompletionRequest, RequestRefused
+from polyturn.agents.sessions.writing import arguments_text, event_bytes
 from polyturn.envs.messages import Message
 from polyturn.tools.plain import clean_text, shown
 from polyturn.tools.types import ToolSpec
@@ -111,7 +111,7 @@ class ResponsesExchange:
 
     def answer(self, completion: Completion, *, created_s: int) -> dict[str, Any]:
         """The answer as one object."""
-        message = delivered(completion.message)
+        message = completion.message.to_message()
         is_cut = completion.finish_reason == "length"
         items = _items_of(message, completion.completion_id, is_cut=is_cut, has_encrypted=self.has_encrypted)
         head = self._head(completion, created_s)

@@ -36,6 +36,8 @@ class Completion:
     completion_id: str
     """Of this answer, within its session and over all sessions of a run."""
     message: AssistantMessage
+    """Its calls could all be read: no protocol has a form for one that could not, and what was written stands in the
+    content."""
     finish_reason: Literal["stop", "length", "tool_calls"]
     stop: str | None = None
     """Which of the request's stop texts ended it."""
@@ -47,6 +49,11 @@ class Completion:
     """[T]."""
     num_cached_tokens: int = 0
     """Tokens of the prompt that the engine did not compute again."""
+
+    def __post_init__(self) -> None:
+        assert all(call.error is None for call in self.message.tool_calls), (
+            "a call that no client can be given"
+        )
 
 
 class RequestRefused(Exception):

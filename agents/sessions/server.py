@@ -37,7 +37,13 @@ from polyturn.agents.sessions.anthropic_messages import (
 from polyturn.agents.sessions.fields import Body
 from polyturn.agents.sessions.openai_chat import openai_error, openai_stream_error, read_chat
 from polyturn.agents.sessions.openai_responses import KeptResponses, read_response, responses_stream_error
-from polyturn.agents.sessions.requests import Completer, Completion, CompletionRequest, RequestRefused
+from polyturn.agents.sessions.requests import (
+    Completer,
+    Completion,
+    CompletionRequest,
+    RequestRefused,
+    SessionAddress,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +55,7 @@ MODEL = "policy"
 _BACKLOG = 4096
 """Connections that wait to be taken in: all programs of a step may come at once."""
 _SHUTDOWN_S = 5.0
+_MAX_SOCKET_PATH = 107
 
 
 class Exchange(Protocol):
@@ -76,20 +83,6 @@ class CountsTokens(Protocol):
     async def count_tokens(self, request: CompletionRequest) -> int:
         """The tokens of the prompt. Raises `RequestRefused`."""
         ...
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SessionAddress:
-    """Where the program of an episode finds its model."""
-
-    base_url: str
-    """For OpenAI's clients; ends in `/v1`."""
-    anthropic_base_url: str
-    """The same without `/v1`, for Anthropic's."""
-    api_key: str = field(repr=False)
-    """Of this attempt at the episode alone."""
-    socket_path: Path | None = None
-    """A Unix socket on which the endpoint answers too, under the same paths."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -141,9 +134,9 @@ _MESSAGES = _Wire(read=_read_messages, stream_error=anthropic_stream_error, keep
 
 
 class SessionServer:
-    """Listens on a free port of the loopback interface, and on a Unix socket where one is wanted.
+    """An `Endpoint` on a free port of the loopback interface, and on a Unix socket where one is wanted.
 
-    Of one event loop: that in which it is entered.
+    It listens from the first session on, or from where it is entered, on that event loop, until it is stopped.
     """
 
     def __init__(
@@ -158,7 +151,12 @@ class SessionServer:
             socket_path: Where the Unix socket is made; whoever reaches it still needs a session's key.
             max_body_bytes: Longer requests are refused.
             keep_alive_s: A stream that waits for its answer says so this often.
+
+        Raises:
+            ValueError: the path of the socket is longer than the system takes.
         """
+        if socket_path is not None and len(bytes(socket_path)) > _MAX_SOCKET_PATH:
+            raise ValueError(f"{socket_path}: the path of a Unix socket has at most {_MAX_SOCKET_PATH} bytes")
         self._socket_path = socket_path
         self._keep_alive_s = keep_alive_s
         self._sessions: dict[str, _Session] = {}
@@ -170,43 +168,55 @@ class SessionServer:
             shutdown_timeout=_SHUTDOWN_S,
         )
         self._port: int | None = None
+        self._starting = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
-        await self._runner.setup()
-        await web.TCPSite(self._runner, "127.0.0.1", 0, backlog=_BACKLOG).start()
-        self._port = self._runner.addresses[0][1]
-        if self._socket_path is not None:
-            await web.UnixSite(self._runner, self._socket_path, backlog=_BACKLOG).start()
-            # As open as the port is: the key is what keeps others out, and programs in sandboxes are other users.
-            self._socket_path.chmod(0o666)
+        await self._listen()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for session_id in list(self._sessions):
-            self.close(session_id)
-        await self._runner.cleanup()
-        if self._socket_path is not None:
-            self._socket_path.unlink(missing_ok=True)
+        await self.stop()
 
-    def open(self, session_id: str, completer: Completer) -> SessionAddress:
+    async def open(self, session_id: str, completer: Completer) -> SessionAddress:
         """Answer the requests of a session by `completer`, until it is closed, to whoever has the key."""
-        assert self._port is not None, "the server has not been started"
+        port = await self._listen()
         assert session_id not in self._sessions, f"session {session_id!r} is open already"
         key = f"sk-{secrets.token_urlsafe(32)}"
         self._sessions[session_id] = _Session(completer=completer, key=key.encode())
-        url = f"http://127.0.0.1:{self._port}/sessions/{quote(session_id, safe='')}"
+        url = f"http://127.0.0.1:{port}/sessions/{quote(session_id, safe='')}"
         return SessionAddress(
             base_url=f"{url}/v1", anthropic_base_url=url, api_key=key, socket_path=self._socket_path
         )
 
-    def close(self, session_id: str) -> None:
+    async def close(self, session_id: str) -> None:
         """End a session: what is asked of it from now on, and what it is being asked, is answered with 410."""
         session = self._sessions.pop(session_id)
         session.is_closed = True
         for task in session.running:
             task.cancel()
+
+    async def stop(self) -> None:
+        """End all sessions, and listen no longer."""
+        for session_id in list(self._sessions):
+            await self.close(session_id)
+        await self._runner.cleanup()
+        if self._socket_path is not None:
+            self._socket_path.unlink(missing_ok=True)
+
+    async def _listen(self) -> int:
+        """The port, on which it listens from the first call on."""
+        async with self._starting:
+            if self._port is None:
+                await self._runner.setup()
+                await web.TCPSite(self._runner, "127.0.0.1", 0, backlog=_BACKLOG).start()
+                if self._socket_path is not None:
+                    await web.UnixSite(self._runner, self._socket_path, backlog=_BACKLOG).start()
+                    # As open as the port is: keys keep others out, and programs in sandboxes are other users.
+                    self._socket_path.chmod(0o666)
+                self._port = int(self._runner.addresses[0][1])
+        return self._port
 
     def _application(self, max_body_bytes: int) -> web.Application:
         application = web.Application(middlewares=[_say_problems], client_max_size=max_body_bytes)

@@ -29,7 +29,7 @@ def client_of(address):
 @pytest.mark.parametrize("stream", [False, True])
 async def test_what_was_answered_comes_back_as_it_was_recorded(server, answer, stream):
     completer = ScriptedCompleter([answer])
-    address = server.open("episode/1", completer)
+    address = await server.open("episode/1", completer)
     async with client_of(address) as client:
         if stream:
             async with client.messages.stream(messages=[USER], **OPTIONS) as events:
@@ -65,7 +65,7 @@ async def test_the_sync_client_and_why_an_answer_ended(server):
         completion_of(ANSWER, 3, stop="END"),
     ]
     completer = ScriptedCompleter(answers)
-    address = server.open("e", completer)
+    address = await server.open("e", completer)
 
     def play():
         with anthropic.Anthropic(base_url=address.anthropic_base_url, auth_token=address.api_key) as client:
@@ -86,21 +86,21 @@ async def test_the_sync_client_and_why_an_answer_ended(server):
 
 async def test_a_stream_is_kept_alive_and_ends_in_an_error_of_its_form(server):
     completer = WaitingCompleter(ANSWER)
-    address = server.open("e", completer)
+    address = await server.open("e", completer)
     async with client_of(address) as client:
         async with client.messages.stream(messages=[USER], **OPTIONS) as events:
             completer.go.set()
             assert await events.get_final_text() == "Ashford"
         completer.go.clear()
         stream = await client.messages.create(messages=[USER], stream=True, **OPTIONS)
-        server.close("e")
+        await server.close("e")
         with pytest.raises(anthropic.APIStatusError, match="not_found_error"):
             async for _ in stream:
                 pass
 
 
 async def test_errors_have_the_form_that_the_client_reads(server):
-    address = server.open("e", ScriptedCompleter([RequestRefused("the episode is over")]))
+    address = await server.open("e", ScriptedCompleter([RequestRefused("the episode is over")]))
     async with client_of(address) as client:
         with pytest.raises(anthropic.BadRequestError, match="the episode is over"):
             await client.messages.create(messages=[USER], **OPTIONS)
@@ -120,7 +120,7 @@ class CountingCompleter(ScriptedCompleter):
 
 
 async def test_counting_tokens_where_the_session_does(server):
-    address = server.open("e", CountingCompleter([ANSWER]))
+    address = await server.open("e", CountingCompleter([ANSWER]))
     async with client_of(address) as client:
         counted = await client.messages.count_tokens(model="m", messages=[USER, USER])
     assert counted.input_tokens == 20

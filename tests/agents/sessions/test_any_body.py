@@ -177,7 +177,7 @@ async def test_the_endpoint_answers_any_body_in_its_protocols_form():
     odd = [None, True, 0, -1.5, 10**40, "", "x", [], [[]], {}, {"type": "image_url"}, float("nan")]
     seen = set()
     async with SessionServer() as server, aiohttp.ClientSession() as http:
-        address = server.open("e", ScriptedCompleter([CALLING]))
+        address = await server.open("e", ScriptedCompleter([CALLING]))
         for path, body in [("chat/completions", CHAT), ("responses", RESPONSES), ("messages", MESSAGES)]:
             if path == "responses":
                 body = {**body, "input": body["input"][:-1], "previous_response_id": None}

@@ -30,7 +30,7 @@ async def played(agent_class, answers, **options):
     """What the agent answers, and the requests that it made."""
     completer = ScriptedCompleter(answers)
     async with SessionServer() as server:
-        address = server.open("e", completer)
+        address = await server.open("e", completer)
 
         def play():
             model = OpenAIModel(model_id="policy", api_base=address.base_url, api_key=address.api_key)

@@ -43,7 +43,7 @@ def outputs(answer):
 @pytest.mark.parametrize("include", [[], ["reasoning.encrypted_content"]])
 async def test_what_was_answered_comes_back_as_it_was_recorded(server, answer, stream, include):
     completer = ScriptedCompleter([answer])
-    address = server.open("e", completer)
+    address = await server.open("e", completer)
     options = {
         "model": "any",
         "tools": TOOLS,
@@ -73,7 +73,7 @@ async def test_what_was_answered_comes_back_as_it_was_recorded(server, answer, s
 
 async def test_going_on_from_what_was_stored(server):
     completer = ScriptedCompleter([CALLING, ANSWER, ANSWER])
-    address = server.open("e", completer)
+    address = await server.open("e", completer)
     async with client_of(address) as client:
         first = await client.responses.create(
             model="m", input="Where?", instructions="A", max_output_tokens=9
@@ -112,7 +112,7 @@ def test_the_oldest_stored_response_is_dropped():
 
 
 async def test_the_sync_client_and_what_is_said_of_the_answer(server):
-    address = server.open("e", ScriptedCompleter([ANSWER, completion_of(ANSWER, 1, is_cut=True)]))
+    address = await server.open("e", ScriptedCompleter([ANSWER, completion_of(ANSWER, 1, is_cut=True)]))
 
     def play():
         with openai.OpenAI(base_url=address.base_url, api_key=address.api_key) as client:
@@ -140,10 +140,10 @@ async def test_the_sync_client_and_what_is_said_of_the_answer(server):
 
 
 async def test_a_stream_that_fails(server):
-    address = server.open("e", WaitingCompleter(ANSWER))
+    address = await server.open("e", WaitingCompleter(ANSWER))
     async with client_of(address) as client:
         stream = await client.responses.create(model="m", input="Where?", stream=True)
-        server.close("e")
+        await server.close("e")
         with pytest.raises(openai.APIError, match="ended"):
             async for _ in stream:
                 pass

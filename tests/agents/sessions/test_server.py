@@ -41,12 +41,12 @@ async def asked(http, address, body=BODY, **options):
 
 
 async def test_a_key_of_its_own_for_every_attempt(server, http):
-    first = server.open("same/id ü", ScriptedCompleter([ANSWER]))
+    first = await server.open("same/id ü", ScriptedCompleter([ANSWER]))
     assert (await asked(http, first))[0] == 200
-    server.close("same/id ü")
+    await server.close("same/id ü")
     status, answer = await asked(http, first)
     assert (status, answer["error"]["code"]) == (410, "session_ended")
-    second = server.open("same/id ü", ScriptedCompleter([ANSWER]))
+    second = await server.open("same/id ü", ScriptedCompleter([ANSWER]))
     assert first.base_url == second.base_url and first.api_key != second.api_key
     assert (await asked(http, first))[0] == 401
     assert (await asked(http, second))[0] == 200
@@ -58,15 +58,17 @@ async def test_a_key_of_its_own_for_every_attempt(server, http):
 async def test_a_unix_socket_beside_the_port(tmp_path):
     path = tmp_path / "endpoint.sock"
     async with SessionServer(socket_path=path) as server:
-        address = server.open("e", ScriptedCompleter([ANSWER]))
+        address = await server.open("e", ScriptedCompleter([ANSWER]))
         assert address.socket_path == path
         async with aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(path))) as http:
             assert (await asked(http, address))[1]["choices"][0]["message"]["content"] == "Ashford"
     assert not path.exists()
+    with pytest.raises(ValueError, match="at most 107 bytes"):
+        SessionServer(socket_path=tmp_path / ("long" * 30))
 
 
 async def test_bodies_that_are_none(server, http):
-    address = server.open("e", ScriptedCompleter([ANSWER]))
+    address = await server.open("e", ScriptedCompleter([ANSWER]))
     for body, status, says in [
         (b"", 400, "not JSON"),
         (b"{", 400, "not JSON"),
@@ -95,7 +97,7 @@ async def test_bodies_that_are_none(server, http):
 
 
 async def test_paths_and_methods_that_are_none(server, http):
-    address = server.open("e", ScriptedCompleter([ANSWER]))
+    address = await server.open("e", ScriptedCompleter([ANSWER]))
     async with http.get(f"{address.base_url}/chat/completions", headers=headers(address)) as response:
         assert response.status == 405 and "Method Not Allowed" in (await response.json())["error"]["message"]
     async with http.post(f"{address.base_url}/embeddings", headers=headers(address)) as response:
@@ -116,7 +118,7 @@ async def test_paths_and_methods_that_are_none(server, http):
     ],
 )
 async def test_what_a_session_refuses(server, http, error, status, headers, caplog):
-    address = server.open("e", ScriptedCompleter([error]))
+    address = await server.open("e", ScriptedCompleter([error]))
     async with http.post(
         f"{address.base_url}/chat/completions",
         json=BODY,
@@ -134,16 +136,16 @@ async def test_what_a_session_refuses(server, http, error, status, headers, capl
 
 async def test_clients_ask_again_where_that_helps_and_say_so(server):
     completer = ScriptedCompleter([RequestRefused("later", status=429, retry_after_s=0.01), ANSWER])
-    address = server.open("e", completer)
+    address = await server.open("e", completer)
     async with openai.AsyncOpenAI(base_url=address.base_url, api_key=address.api_key) as client:
         answer = await client.chat.completions.create(**BODY)
         assert answer.choices[0].message.content == "Ashford"
         assert [request.is_retry for request in completer.requests] == [False, True]
-        server.close("e")
+        await server.close("e")
         with pytest.raises(openai.APIStatusError, match="ended"):
             await client.chat.completions.create(**BODY)
         failing = ScriptedCompleter([ValueError("ours")])
-        client.api_key = server.open("e", failing).api_key
+        client.api_key = (await server.open("e", failing)).api_key
         with pytest.raises(openai.InternalServerError):
             await client.chat.completions.create(**BODY)
         assert len(failing.requests) == 1
@@ -153,7 +155,7 @@ async def test_clients_ask_again_where_that_helps_and_say_so(server):
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_client_that_leaves_cancels_its_request(server, http, stream):
     completer = WaitingCompleter(ANSWER)
-    address = server.open("e", completer)
+    address = await server.open("e", completer)
     asking = asyncio.create_task(asked(http, address, {**BODY, "stream": stream}))
     await completer.asked.wait()
     await asyncio.sleep(0.05)  # a stream has begun by then
@@ -163,16 +165,16 @@ async def test_a_client_that_leaves_cancels_its_request(server, http, stream):
 
 async def test_a_session_that_ends_answers_those_that_wait(server, http):
     completer = WaitingCompleter(ANSWER)
-    address = server.open("e", completer)
+    address = await server.open("e", completer)
     asking = asyncio.create_task(asked(http, address))
     await completer.asked.wait()
-    server.close("e")
+    await server.close("e")
     assert (await asking)[0] == 410 and completer.cancelled.is_set()
 
 
 async def test_a_stream_is_kept_alive_until_it_is_answered(server, http):
     completer = WaitingCompleter(ANSWER)
-    address = server.open("e", completer)
+    address = await server.open("e", completer)
     async with http.post(
         f"{address.base_url}/chat/completions", json={**BODY, "stream": True}, headers=headers(address)
     ) as response:
@@ -184,17 +186,17 @@ async def test_a_stream_is_kept_alive_until_it_is_answered(server, http):
 
 async def test_what_goes_wrong_within_a_stream_is_an_event_of_it(server):
     completer = WaitingCompleter(ANSWER)
-    address = server.open("e", completer)
+    address = await server.open("e", completer)
     async with openai.AsyncOpenAI(base_url=address.base_url, api_key=address.api_key) as client:
         stream = await client.chat.completions.create(**BODY, stream=True)
-        server.close("e")
+        await server.close("e")
         with pytest.raises(openai.APIError, match="ended"):
             async for _ in stream:
                 pass
 
 
 async def test_curl(server):
-    address = server.open("e", ScriptedCompleter([ANSWER]))
+    address = await server.open("e", ScriptedCompleter([ANSWER]))
     process = await asyncio.create_subprocess_exec(
         *("curl", "-s", f"{address.base_url}/chat/completions", "-H", f"x-api-key: {address.api_key}"),
         *("-d", json.dumps(BODY)),
