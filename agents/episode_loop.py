@@ -9,13 +9,14 @@ from polyturn.agents.chat import ChatRenderer
 from polyturn.agents.deadlines import EpisodeLimits, EpisodeTime, Slots
 from polyturn.agents.dialects import Dialect
 from polyturn.agents.environment_driver import Environment, EnvironmentDriver
-from polyturn.agents.episode import Episode, Outcome, derive_seed
+from polyturn.agents.episode import PROMPT_TOO_LONG, Episode, Outcome, derive_seed
 from polyturn.agents.episode_record import EpisodeRecord, Stop, prompt_too_long, to_the_end
 from polyturn.agents.ledger import Ledger
 from polyturn.agents.policy import (
     MessagePolicy,
     SamplingParams,
     TokenPolicy,
+    as_reply,
     live_episodes_of,
     policy_of_episode,
 )
@@ -128,7 +129,11 @@ async def play_messages(
     group_id: str,
     slots: Slots | None = None,
 ) -> Episode:
-    """Play one episode with a policy that speaks in messages: a script, a person, a remote endpoint. No tokens."""
+    """Play one episode with a policy that speaks in messages: a script, a person, a remote endpoint. No tokens.
+
+    An answer that its endpoint cut off or filtered ends the episode as truncated, ungraded, as does a conversation that
+    has become too long for the model.
+    """
     clock = EpisodeTime.of(limits, slots)
     driver = EnvironmentDriver(env, task=task, seed=seed, limits=limits, clock=clock)
     record = EpisodeRecord()
@@ -137,10 +142,20 @@ async def play_messages(
         _, tools = record.begin(*await driver.reset())
         for _ in range(limits.max_turns):
             ask = functools.partial(policy.reply, messages=record.conversation, tools=tools)
-            action = await clock.request(ask)
+            reply = as_reply(await clock.request(ask))
+            action = reply.message
+            record.count(reply.counts)
+            if reply.finish_reason == "context":
+                if not record.num_turns:
+                    return Stop(Outcome.FAILED, PROMPT_TOO_LONG, reply.problem)
+                return Stop(Outcome.TRUNCATED, "engine_context")
             record.add_action(action)
             if clock.is_over:
                 return Stop(Outcome.TRUNCATED, "timeout_s")
+            if reply.finish_reason == "length":
+                return Stop(Outcome.TRUNCATED, "max_tokens_per_turn")
+            if reply.finish_reason == "content_filter":
+                return Stop(Outcome.TRUNCATED, "content_filter")
             if action.tool_calls and driver.refuses_calls:
                 return Stop(Outcome.TRUNCATED, "max_tool_calls_per_episode")
             _, stop = record.add_step(*await driver.step(action), clock=clock)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -150,6 +150,11 @@ class EpisodeRecord:
         self.num_turns += 1
         self.num_tool_calls += len(message.tool_calls)
         self.turn_records.append(TurnRecord(anchor=observation_digest(conversation)))
+
+    def count(self, counts: Mapping[str, float]) -> None:
+        """What the policy counted in one answer."""
+        for name, value in counts.items():
+            self.metrics[name] = self.metrics.get(name, 0.0) + value
 
     def episode(
         self,

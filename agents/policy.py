@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -97,12 +97,36 @@ class TokenPolicy(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reply:
+    """An assistant message, and how it came about."""
+
+    message: AssistantMessage
+    finish_reason: Literal["stop", "length", "content_filter", "context"] = "stop"
+    """Any but `stop` truncates the episode: the message was cut off (`length`), the endpoint's filter kept it back
+    (`content_filter`), or the conversation is too long for the model and there is none (`context`)."""
+    problem: str = ""
+    """What stood in the way of a message, in words."""
+    counts: Mapping[str, float] = field(default_factory=dict)
+    """What the policy counted, such as tokens; summed over the episode among its metrics."""
+
+
 class MessagePolicy(Protocol):
     """A policy that answers a conversation: a script, a human, or a remote endpoint."""
 
-    async def reply(self, *, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> AssistantMessage:
-        """Answer the conversation with one assistant message."""
+    async def reply(
+        self, *, messages: Sequence[Message], tools: Sequence[ToolSpec]
+    ) -> AssistantMessage | Reply:
+        """Answer the conversation with one assistant message; a `Reply` where there is more to say of it.
+
+        Raises `PolicyFault` when what is behind it fails.
+        """
         ...
+
+
+def as_reply(given: AssistantMessage | Reply) -> Reply:
+    """A message that nothing more is said of is whole."""
+    return given if isinstance(given, Reply) else Reply(message=given)
 
 
 Policy = TokenPolicy | MessagePolicy

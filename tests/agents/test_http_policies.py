@@ -1,4 +1,4 @@
-"""Policies behind HTTP, against a real server that answers as SGLang and OpenAI-compatible endpoints do."""
+"""The policy of an engine, against a real server that answers as SGLang does."""
 
 import asyncio
 import json
@@ -7,16 +7,13 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpx
-import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polyturn.agents.http import Retries
-from polyturn.agents.message_policies import OpenAIPolicy, read_answer
 from polyturn.agents.policy import PolicyFault, SamplingParams
 from polyturn.agents.sglang_policy import SGLangPolicy, read_generation
-from polyturn.tools.search.retrieval import SEARCH_SPEC
 
 NO_WAIT = Retries(max_retries=2, first_wait_s=0.0)
 
@@ -246,120 +243,6 @@ def test_waits_between_tries_double_and_vary():
         assert len(set(waits)) > 1
 
 
-def reply(url, messages):
-    async def run():
-        async with httpx.AsyncClient(timeout=5) as client:
-            policy = OpenAIPolicy(client=client, base_url=url, model="m", api_key="k", retries=NO_WAIT)
-            return await policy.reply(messages=messages, tools=[SEARCH_SPEC])
-
-    return asyncio.run(run())
-
-
-def choice(**message):
-    return (200, {"choices": [{"message": {"role": "assistant", **message}}]})
-
-
-@pytest.mark.parametrize(
-    ("message", "content", "reasoning"),
-    [
-        ({"content": [{"type": "text", "text": "Ash"}, {"type": "text", "text": "ford"}]}, "Ashford", None),
-        (
-            {
-                "content": [
-                    {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]},
-                    {"type": "text", "text": "Ashford"},
-                ]
-            },
-            "Ashford",
-            "hm",
-        ),
-        ({"content": [{"type": "refusal", "refusal": "No."}]}, "No.", None),
-        ({"content": "Ashford", "reasoning_content": "hm"}, "Ashford", "hm"),
-        ({"content": "Ashford", "reasoning": "hm"}, "Ashford", "hm"),
-        ({"content": "<think>hm</think>\n\nAshford"}, "Ashford", "hm"),
-        ({"content": "hm</think>Ashford"}, "Ashford", "hm"),
-        ({"content": "<think>hm"}, "", "hm"),
-        ({"content": None}, "", None),
-    ],
-)
-def test_content_in_parts_and_reasoning_are_read(message, content, reasoning):
-    with serving(choice(**message)) as (url, _):
-        answer = reply(url, [{"role": "user", "content": "Where?"}])
-    assert (answer.content, answer.reasoning) == (content, reasoning)
-
-
-def test_content_that_is_no_text_is_a_fault():
-    for content in ([{"type": "text"}, "x"], [{"text": "x"}], 5, {"text": "x"}):
-        with (
-            serving(choice(content=content)) as (url, _),
-            pytest.raises(PolicyFault, match="holds no message"),
-        ):
-            reply(url, [{"role": "user", "content": "Where?"}])
-
-
-def test_reasoning_goes_back_with_calls_to_an_endpoint_that_gave_it():
-    call = {"id": "1", "type": "function", "function": {"name": "search", "arguments": "{}"}}
-    first, second = choice(content="", reasoning_content="hm", tool_calls=[call]), choice(content="x")
-    question = {"role": "user", "content": "Where?"}
-
-    async def run(url):
-        async with httpx.AsyncClient(timeout=5) as client:
-            policy = OpenAIPolicy(client=client, base_url=url, model="m", api_key="k", retries=NO_WAIT)
-            answer = await policy.reply(messages=[question], tools=[SEARCH_SPEC])
-            said = {"role": "assistant", "content": "a", "reasoning": "earlier"}
-            await policy.reply(messages=[question, said, question, answer.to_message()], tools=[SEARCH_SPEC])
-
-    with serving(first, second) as (url, requests):
-        asyncio.run(run(url))
-    sent = requests[1][1]["messages"]
-    assert sent[1] == {"role": "assistant", "content": "a"}
-    assert sent[3]["reasoning_content"] == "hm"
-    assert "reasoning" not in sent[3]
-
-
-def test_an_endpoint_is_asked_in_its_own_format():
-    function = {"name": "search", "arguments": {"query": "x"}}
-    messages = [
-        {"role": "user", "content": "Where?"},
-        {
-            "role": "assistant",
-            "content": "",
-            "tool_calls": [{"id": "1", "type": "function", "function": function}],
-        },
-        {"role": "tool", "content": "Here.", "tool_call_id": "1", "name": "search"},
-    ]
-    wire = {"id": "9", "type": "function", "function": {"name": "search", "arguments": '{"query": "y"}'}}
-    with serving(choice(content=None, tool_calls=[wire])) as (url, requests):
-        message = reply(url, messages)
-    assert (message.content, message.tool_calls[0].id, message.tool_calls[0].arguments) == (
-        "",
-        "9",
-        {"query": "y"},
-    )
-    path, payload, headers = requests[0]
-    assert (path, headers["Authorization"], payload["model"]) == ("/chat/completions", "Bearer k", "m")
-    assert payload["messages"][1]["tool_calls"][0]["function"]["arguments"] == '{"query": "x"}'
-    assert payload["tools"] == [SEARCH_SPEC.to_openai()]
-    assert messages[1]["tool_calls"][0]["function"]["arguments"] == {"query": "x"}, (
-        "the transcript is not touched"
-    )
-
-
-def test_calls_that_an_endpoint_garbles_are_told_to_the_model():
-    calls = [
-        {"id": str(i), "function": {"name": "search", "arguments": text}}
-        for i, text in enumerate(["{", "[]"])
-    ]
-    with serving(choice(content="x", tool_calls=calls)) as (url, _):
-        message = reply(url, [{"role": "user", "content": "Where?"}])
-    assert [call.arguments for call in message.tool_calls] == [{}, {}]
-    assert "not valid JSON" in message.tool_calls[0].error
-    assert "must be a JSON object" in message.tool_calls[1].error
-    with serving((200, {"choices": []})) as (url, _):
-        with pytest.raises(PolicyFault, match="holds no message"):
-            reply(url, [{"role": "user", "content": "Where?"}])
-
-
 ANY = st.recursive(
     st.none()
     | st.booleans()
@@ -405,24 +288,3 @@ def test_a_span_of_versions_beyond_the_tokens_takes_no_memory():
     spans = [{"version": "1", "end": 10**12}]
     with pytest.raises(PolicyFault, match="cover 4 of 3 tokens"):
         read_generation(answer(weight_versions=spans))
-
-
-@settings(max_examples=100, deadline=None)
-@given(
-    message=st.fixed_dictionaries({}, optional={"content": ANY, "tool_calls": ANY, "reasoning": ANY}) | ANY
-)
-def test_whatever_an_endpoint_answers_is_a_message_that_can_be_kept_or_a_fault(message):
-    try:
-        found, _ = read_answer({"choices": [{"message": message}]})
-    except PolicyFault:
-        return
-    orjson.dumps(found.to_message())
-
-
-@pytest.mark.parametrize("function", [{"name": 3}, {"name": "f", "arguments": {"a": 1}}])
-def test_calls_of_odd_endpoints_are_read_or_told(function):
-    call = {"id": None, "function": function}
-    message, _ = read_answer({"choices": [{"message": {"tool_calls": [call]}}]})
-    (read,) = message.tool_calls
-    assert (read.error is None) == (function["name"] == "f")
-    assert read.arguments == function.get("arguments", {})

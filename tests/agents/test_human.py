@@ -2,7 +2,7 @@
 
 import pytest
 
-from polyturn.agents.message_policies import HumanPolicy, read_line, tool_help
+from polyturn.agents.policies.human import HumanPolicy, read_line, tool_help
 from polyturn.tools.search.retrieval import SEARCH_SPEC
 
 

@@ -7,7 +7,7 @@ MODULES = (
     "agents.chat",
     "agents.dialects",
     "agents.episode_loop",
-    "agents.message_policies",
+    "agents.policies.openai",
     "agents.sglang_policy",
     "envs.registry",
     "envs.tool_env",

@@ -16,7 +16,7 @@ from polyturn.agents.dialects import HermesDialect
 from polyturn.agents.episode import Outcome, derive_seed
 from polyturn.agents.episode_loop import play_messages, play_tokens
 from polyturn.agents.ledger import UNSAMPLED_VERSION
-from polyturn.agents.message_policies import ScriptedPolicy
+from polyturn.agents.policies.scripted import ScriptedPolicy
 from polyturn.agents.policy import Generation, PolicyFault, SamplingParams
 from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.rewards import exact_match

@@ -6,7 +6,7 @@ import io
 import pytest
 import typer
 
-from polyturn.agents.message_policies import HumanPolicy
+from polyturn.agents.policies.human import HumanPolicy
 from polyturn.cli.outcome import print_error, reported, table
 from polyturn.configs.errors import ConfigError
 from polyturn.envs.messages import AssistantMessage, ListTasks, Task
@@ -34,7 +34,7 @@ def test_a_person_reads_no_escapes():
 
 @pytest.mark.parametrize("line", ["look {" + '"a": ' * 3 + "}", 'look {"a": ' + "1" * 5_000 + "}"])
 def test_a_typed_call_that_cannot_be_read_is_told(line):
-    from polyturn.agents.message_policies import read_line
+    from polyturn.agents.policies.human import read_line
     from polyturn.tools.types import ToolSpec
 
     (call,) = read_line(line, [ToolSpec(name="look", description="", parameters={})]).tool_calls

@@ -8,7 +8,7 @@ import pytest
 from polyturn.agents.deadlines import EpisodeLimits
 from polyturn.agents.episode_loop import play_messages
 from polyturn.agents.episode_record import observation_digest
-from polyturn.agents.message_policies import ScriptedPolicy
+from polyturn.agents.policies.scripted import ScriptedPolicy
 from polyturn.configs.schema.algorithm import AlgorithmConfig
 from polyturn.envs.messages import AssistantMessage, Task
 from polyturn.envs.tool_env import ToolEnv

@@ -23,7 +23,7 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics as RecordVectorSta
 from polyturn.agents.deadlines import EpisodeLimits
 from polyturn.agents.dialects import HermesDialect
 from polyturn.agents.episode_loop import play_messages
-from polyturn.agents.message_policies import ScriptedPolicy
+from polyturn.agents.policies.scripted import ScriptedPolicy
 from polyturn.envs import registry
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.registry import make

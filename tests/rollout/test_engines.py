@@ -24,6 +24,7 @@ from safetensors.torch import load_file
 from polyturn.agents.ledger import Ledger
 from polyturn.agents.policy import PolicyFault, SamplingParams
 from polyturn.agents.sglang_policy import SGLangPolicy
+from polyturn.configs.schema.endpoint import ChatEndpoint
 from polyturn.configs.schema.run import EnginesConfig, RunConfig
 from polyturn.envs.tasks.rates import read_difficulties
 from polyturn.rollout import probe
@@ -36,6 +37,8 @@ from polyturn.rollout.factory import build_player, open_client, open_policy
 from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.remote_players import RemotePlayers
 from polyturn.rollout.store import TrajectoryStore
+from polyturn.tools.chat.client import ChatClient
+from polyturn.tools.search.retrieval import SEARCH_SPEC
 from polyturn.trainer.data.samples import TrainSample
 from tests.support.engines import engine_checksums, weight_version
 
@@ -130,6 +133,23 @@ async def test_engine_and_trainer_agree_over_what_a_token_was_drawn_from(engines
         trainer.close()
     assert abs(column - sample.behavior_logprobs)[sample.sampled].max() < 1e-4
     assert abs(unrestricted - sample.behavior_logprobs)[sample.sampled].max() > 0.1
+
+
+async def test_an_engines_own_chat_endpoint_is_read_as_any_other(engines):
+    """Whole and as a stream, as a policy and as a user of an environment ask it."""
+    [url] = engines.engine_urls
+    question = [{"role": "user", "content": "Where was she born?"}]
+    answers = {}
+    for stream in (False, True):
+        endpoint = ChatEndpoint(url=f"{url}/v1", model="m", temperature=0.0, max_tokens=12, stream=stream)
+        async with contextlib.aclosing(ChatClient(endpoint)) as client:
+            answers[stream] = await client.ask(question, [SEARCH_SPEC])
+            full = await client.ask([{"role": "user", "content": "where " * 40_000}])
+            assert full.finish_reason == "context", full
+    assert answers[False].content == answers[True].content != ""
+    for answer in answers.values():
+        assert answer.usage is not None and answer.usage.prompt_tokens > 10
+        assert answer.finish_reason == ("length" if answer.usage.completion_tokens == 12 else "stop")
 
 
 async def test_the_filters_of_an_evaluation_pass_the_router(engines):

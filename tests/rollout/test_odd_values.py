@@ -22,7 +22,7 @@ from polyturn.agents.deadlines import EpisodeLimits
 from polyturn.agents.dialects import HermesDialect
 from polyturn.agents.episode import Outcome
 from polyturn.agents.episode_loop import play_messages
-from polyturn.agents.message_policies import ScriptedPolicy
+from polyturn.agents.policies.scripted import ScriptedPolicy
 from polyturn.agents.policy import Generation, SamplingParams
 from polyturn.configs.models import resolve_model_path
 from polyturn.envs.messages import AssistantMessage, ListTasks, Task

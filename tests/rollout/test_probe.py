@@ -8,7 +8,7 @@ import pytest
 
 from polyturn.agents.deadlines import EpisodeLimits
 from polyturn.agents.episode import Episode
-from polyturn.agents.message_policies import ScriptedPolicy
+from polyturn.agents.policies.scripted import ScriptedPolicy
 from polyturn.agents.policy import PolicyFault
 from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.rewards import exact_match

@@ -9,17 +9,17 @@ import pytest
 
 from polyturn.agents.deadlines import EpisodeLimits
 from polyturn.agents.episode import Outcome
-from polyturn.agents.http import Retries
-from polyturn.agents.message_policies import OpenAIPolicy
+from polyturn.agents.policies.openai import OpenAIPolicy
+from polyturn.configs.schema.endpoint import ChatEndpoint
 from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.rewards.rubric import Criterion
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.envs.wrappers import WrappedToolEnv
 from polyturn.rollout.collection import play_groups
-from polyturn.rollout.factory import open_client
 from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.limits import RolloutLimits
 from polyturn.rollout.player import EpisodePlayer, RolloutError
+from polyturn.tools.chat.client import ChatClient
 from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall
 from tests.support.play import message_play
@@ -148,12 +148,10 @@ async def test_an_engine_that_accepts_and_never_answers_fails_its_episodes(relea
     """With the same deadline for the request as for the episode."""
     server = await asyncio.start_server(lambda reader, writer: asyncio.sleep(LONG_S), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    async with open_client(timeout_s=0.3) as client:
-        policy = OpenAIPolicy(
-            client=client, base_url=f"http://127.0.0.1:{port}/v1", model="m", retries=Retries(max_retries=0)
-        )
+    endpoint = ChatEndpoint(url=f"http://127.0.0.1:{port}/v1", model="m", timeout_s=0.3)
+    async with contextlib.aclosing(ChatClient(endpoint)) as client:
         with pytest.raises(RolloutError, match="4 policy_fault"):
-            await attempts_of(lambda: Odd(release), policy, timeout_s=0.3)
+            await attempts_of(lambda: Odd(release), OpenAIPolicy(client), timeout_s=0.3)
     server.close()
 
 

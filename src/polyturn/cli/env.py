@@ -23,7 +23,8 @@ import typer
 from polyturn.agents.deadlines import EpisodeLimits
 from polyturn.agents.episode import Outcome
 from polyturn.agents.episode_loop import play_messages
-from polyturn.agents.message_policies import HumanPolicy, ScriptedPolicy
+from polyturn.agents.policies.human import HumanPolicy
+from polyturn.agents.policies.scripted import ScriptedPolicy
 from polyturn.agents.policy import MessagePolicy
 from polyturn.cli.outcome import INTERRUPTED, RUN_FAILED, print_error, reported, table
 from polyturn.configs.errors import ConfigError

@@ -10,7 +10,7 @@ from gymnasium import spaces
 from polyturn.agents.deadlines import EpisodeLimits
 from polyturn.agents.episode import Outcome
 from polyturn.agents.episode_loop import play_messages
-from polyturn.agents.message_policies import ScriptedPolicy
+from polyturn.agents.policies.scripted import ScriptedPolicy
 from polyturn.envs.adapters.text_env import NoAction, action_reader, action_text, observation_text
 from polyturn.envs.conformance.runner import CHECKS
 from polyturn.envs.faults import EnvironmentFault

@@ -1,0 +1,1 @@
+"""Policies that speak in messages, and how they are named."""
