@@ -122,6 +122,9 @@ class Episode:
         return max(0, self.num_drawn_tokens - self.num_sampled_tokens)
 
 
+BEST_OF_SAMPLES = "best_of_samples"
+"""The metric of an episode that was chosen, or in which messages were: how many were sampled for it. Its tokens are no
+samples of the policy, and cannot be trained on."""
 MAX_TRACEBACK_CHARS = 4_000
 UNEXPECTED_ERROR = "unexpected_error"
 POLICY_FAULT = "policy_fault"

@@ -10,6 +10,7 @@ from typing import Any
 
 from polyturn.agents.chat import ChatRenderer
 from polyturn.agents.dialects import HermesDialect, make_dialect
+from polyturn.agents.policies.episodes import NamedPolicy
 from polyturn.agents.turns import shape_of
 from polyturn.configs.schema.run import RunConfig
 from polyturn.envs.messages import (
@@ -27,7 +28,7 @@ from polyturn.envs.rewards.rules import check_label
 from polyturn.envs.tasks import MixtureTasks, SlicedTasks
 from polyturn.envs.tasks.files import FileTasks
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.rollout.factory import renderer_of, run_reward
+from polyturn.rollout.factory import renderer_of, run_reward, tasks_of
 from polyturn.tools.types import ToolCall, ToolSpec
 
 logger = logging.getLogger(__name__)
@@ -88,6 +89,14 @@ def check_rewards(config: RunConfig) -> None:
         make_group_rewards(config.group_rewards)
     except ValueError as error:
         raise ValueError(f"group_rewards: {error}") from error
+
+
+def check_named_policy(config: RunConfig, policy: NamedPolicy) -> None:
+    """Raise `ValueError` where a policy that is named cannot play what an evaluation plays, or nothing can."""
+    check_rewards(config)
+    with closing(make(config.environment.id, **config.environment.options)) as env:
+        policy.check(env)
+    check_tasks(config, tasks_of(config, config.evaluation.split))
 
 
 def check_tasks(config: RunConfig, source: TaskSource) -> None:

@@ -5,25 +5,27 @@ from __future__ import annotations
 import asyncio
 import math
 import tempfile
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import aclosing, closing, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from statistics import NormalDist, fmean
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from polyturn.agents.episode import Episode
 from polyturn.agents.ledger import UNSAMPLED_VERSION
-from polyturn.agents.policy import Policy
+from polyturn.agents.policies.named import make_policy
 from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.collection import play_groups
 from polyturn.rollout.engines.launch import Engines, LocalLauncher
 from polyturn.rollout.engines.server import EngineSpec
 from polyturn.rollout.factory import build_player, evaluation_sampling, open_policy
 from polyturn.rollout.groups import Group, Prompt
+from polyturn.rollout.named_play import PolicyChoice, ServedModel, named_player
 from polyturn.rollout.player import EpisodePlayer, RolloutError
 from polyturn.rollout.store import TrajectoryStore
 
@@ -79,6 +81,8 @@ def student_quantile(degrees: int) -> float:
     return Z + g1 / degrees + g2 / degrees**2 + g3 / degrees**3 + g4 / degrees**4
 
 
+Keep = Callable[[Episode], Awaitable[None]]
+Tell = Callable[[Episode], None]
 EVALUATION_STEP = 0
 """The step under which a stand-alone evaluation files its trajectories."""
 
@@ -105,6 +109,8 @@ class EvaluationResult:
     newest_version: int = UNSAMPLED_VERSION
     """Of the policy, behind the sampled tokens: the same unless the weights changed meanwhile; -1 where no tokens are
     recorded."""
+    policy: str = "model"
+    """Who played: the model that was served, or the label of a policy that was named."""
 
     @property
     def sentence(self) -> str:
@@ -115,7 +121,7 @@ class EvaluationResult:
 async def evaluate(
     *,
     player: EpisodePlayer,
-    policy: Policy,
+    policy: Any,
     num_tasks: int,
     samples_per_task: int = 1,
     keep: Callable[[Episode], Awaitable[None]] | None = None,
@@ -124,7 +130,8 @@ async def evaluate(
 ) -> EvaluationResult:
     """Play the first `num_tasks` tasks of the player's source, all of them if there are fewer.
 
-    The tasks and seeds are the same in every call, so results before and after training are paired.
+    The tasks and seeds are the same in every call, so results before and after training are paired. `policy` is what
+    the player's episodes are played with.
 
     Raises:
         RolloutError: every episode failed, or the evaluation was stopped before it was complete.
@@ -218,44 +225,96 @@ def evaluate_model(
     config: RunConfig,
     *,
     model_path: Path,
+    policy: PolicyChoice | None = None,
     directory: Path | None = None,
     on_episode: Callable[[Episode], None] | None = None,
 ) -> EvaluationResult:
     """Serve a Hugging Face directory, evaluate it on the config's held-out tasks, and stop the engines.
 
-    With `directory`, trajectories and the engines' logs are kept there.
+    With `directory`, trajectories and the engines' logs are kept there. With `policy`, one that is made of the model
+    plays in its place.
     """
     settings = config.evaluation
+    sampling = evaluation_sampling(settings)
     with tempfile.TemporaryDirectory(prefix="polyturn-evaluation-") as scratch:
         kept = directory or Path(scratch)
-        player = build_player(
-            config, model_path=model_path, split=settings.split, sampling=evaluation_sampling(settings)
-        )
-        store = TrajectoryStore(kept)
-        episodes: list[Episode] = []
+        if policy is None:
+            player = build_player(config, model_path=model_path, split=settings.split, sampling=sampling)
+        else:
+            player = named_player(config)
 
-        def tell(episode: Episode) -> None:
-            episodes.append(episode)
-            if on_episode is not None:
-                on_episode(episode)
+        async def play(url: str | Sequence[str], keep: Keep, tell: Tell) -> EvaluationResult:
+            async with open_policy(config, model_path=model_path, url=url) as fleet:
+                if policy is None:
+                    return await _evaluate(config, player, fleet, keep, tell)
+                model = ServedModel(config, model_path=model_path, policy=fleet, sampling=sampling)
+                named = make_policy(policy.name, policy.options, model=model)
+                async with aclosing(named):
+                    result = await _evaluate(config, player, named, keep, tell)
+                return replace(result, policy=named.label)
 
-        async def play(url: str | Sequence[str]) -> EvaluationResult:
-            async with open_policy(config, model_path=model_path, url=url) as policy:
-                return await evaluate(
-                    player=player,
-                    policy=policy,
-                    num_tasks=settings.num_tasks,
-                    samples_per_task=settings.samples_per_task,
-                    keep=partial(store.keep, EVALUATION_STEP),
-                    on_episode=tell,
-                )
+        with (
+            closing(player),
+            _kept(kept, on_episode) as (keep, tell),
+            local_engines(config, model_path=model_path, log_directory=kept / "logs") as engines,
+        ):
+            return asyncio.run(play(engines.request_urls, keep, tell))
 
-        try:
-            with local_engines(config, model_path=model_path, log_directory=kept / "logs") as engines:
-                result = asyncio.run(play(engines.request_urls))
-            store.write_step(EVALUATION_STEP, episodes)
-            store.forget(EVALUATION_STEP)
-        finally:
-            store.close()
-            player.close()
-    return result
+
+def evaluate_policy(
+    config: RunConfig,
+    policy: PolicyChoice,
+    *,
+    directory: Path | None = None,
+    on_episode: Callable[[Episode], None] | None = None,
+) -> EvaluationResult:
+    """Evaluate a policy that no model is served for: an endpoint, a script, a person. See `evaluate_model`.
+
+    Raises `ValueError` where it cannot be had, or cannot play the environment.
+    """
+    named = make_policy(policy.name, policy.options)
+
+    async def play(player: EpisodePlayer, keep: Keep, tell: Tell) -> EvaluationResult:
+        async with aclosing(named):
+            result = await _evaluate(config, player, named, keep, tell)
+        return replace(result, policy=named.label)
+
+    with tempfile.TemporaryDirectory(prefix="polyturn-evaluation-") as scratch:
+        with (
+            closing(named_player(config, plays_alone=named.plays_alone)) as player,
+            _kept(directory or Path(scratch), on_episode) as (keep, tell),
+        ):
+            return asyncio.run(play(player, keep, tell))
+
+
+async def _evaluate(
+    config: RunConfig, player: EpisodePlayer, policy: Any, keep: Keep, tell: Tell
+) -> EvaluationResult:
+    settings = config.evaluation
+    return await evaluate(
+        player=player,
+        policy=policy,
+        num_tasks=settings.num_tasks,
+        samples_per_task=settings.samples_per_task,
+        keep=keep,
+        on_episode=tell,
+    )
+
+
+@contextmanager
+def _kept(directory: Path, on_episode: Callable[[Episode], None] | None) -> Iterator[tuple[Keep, Tell]]:
+    """What keeps the episodes of an evaluation as they end, and as one file at its end."""
+    store = TrajectoryStore(directory)
+    episodes: list[Episode] = []
+
+    def tell(episode: Episode) -> None:
+        episodes.append(episode)
+        if on_episode is not None:
+            on_episode(episode)
+
+    try:
+        yield partial(store.keep, EVALUATION_STEP), tell
+        store.write_step(EVALUATION_STEP, episodes)
+        store.forget(EVALUATION_STEP)
+    finally:
+        store.close()

@@ -147,6 +147,20 @@ def build_player(
 
     Raises `ValueError` when environment, tasks, rewards or tokenizer cannot be had.
     """
+    dialect = make_dialect(config.model.dialect)
+    renderer = renderer_of(config.model, model_path, dialect)
+    renderer.warm_up()
+    play = token_play(renderer=renderer, dialect=dialect, limits=episode_limits(config), sampling=sampling)
+    return player_of(config, split=split, play=play, with_group_rewards=with_group_rewards)
+
+
+def player_of(
+    config: RunConfig, *, split: str, play: Play, with_group_rewards: bool = False
+) -> EpisodePlayer:
+    """The player of a split's tasks, each episode of which `play` plays.
+
+    Raises `ValueError` when environment, tasks or rewards cannot be had.
+    """
     environment = config.environment
     default = EnvironmentChoice(env_id=environment.id, options=environment.options)
     graded_by = run_reward(config)
@@ -157,20 +171,12 @@ def build_player(
             env.graded_by = graded_by
         return env
 
-    dialect = make_dialect(config.model.dialect)
-    renderer = renderer_of(config.model, model_path, dialect)
-    renderer.warm_up()
     return EpisodePlayer(
         make_env=partial(make_chosen, default),
         make_chosen=make_chosen,
         group_rewards=make_group_rewards(config.group_rewards) if with_group_rewards else (),
         tasks=tasks_of(config, split),
-        play=token_play(
-            renderer=renderer,
-            dialect=dialect,
-            limits=episode_limits(config),
-            sampling=sampling,
-        ),
+        play=play,
         limits=RolloutLimits.from_config(config),
         seed=config.seed,
     )

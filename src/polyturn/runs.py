@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,7 @@ from polyturn.packages import SERVING, require
 
 if TYPE_CHECKING:
     from polyturn.rollout.evaluation import EvaluationResult
+    from polyturn.rollout.named_play import PolicyChoice
     from polyturn.rollout.probe import ProbeResult
 
 logger = logging.getLogger(__name__)
@@ -32,8 +33,8 @@ class EvaluationReport:
     options: Mapping[str, Any]
     """Arguments of its constructor."""
     split: str
-    model_path: Path
-    """The Hugging Face directory of the policy."""
+    model_path: Path | None
+    """The Hugging Face directory of the policy; None: no model was served."""
     result: EvaluationResult
     """The mean reward with its 95 % interval, and what was counted."""
 
@@ -92,6 +93,8 @@ def evaluate(
     /,
     *overrides: str,
     model_path: str | Path | None = None,
+    policy: str = "model",
+    policy_options: Mapping[str, Any] | None = None,
     on_warning: Callable[[str], object] = logger.warning,
     on_report: Callable[[EvaluationReport], object] | None = None,
     **options: Any,
@@ -102,6 +105,8 @@ def evaluate(
         recipe: As of `load_config`, or a suite, which has several environments.
         overrides: As of `load_config`.
         model_path: A Hugging Face directory or `builtin:NAME`; None: the policy of the newest finished run.
+        policy: Who plays, by name (docs/policies.md). No engine starts for one that is not made of the model.
+        policy_options: Of the policy.
         on_warning: Is told what may be wrong, such as of the chat template.
         on_report: Is told of each environment when it is done.
         options: As of `load_config`.
@@ -114,6 +119,36 @@ def evaluate(
         RunFailure: an engine did not come up or died, or every episode failed.
     """
     configs = _configs(recipe, (*overrides, *_as_overrides(options)))
+    from polyturn.agents.policies.named import make_policy, serves_model
+    from polyturn.rollout.checks import check_named_policy
+    from polyturn.rollout.named_play import PolicyChoice
+
+    choice = PolicyChoice(name=policy, options=policy_options or {})
+    with as_config_error("policy: "):
+        is_served = serves_model(choice.name, choice.options)
+        model = None
+        if not is_served:
+            named = make_policy(choice.name, choice.options)
+            for config in configs:
+                check_named_policy(config, named)
+    if is_served:
+        model = _model_to_evaluate(configs, model_path, on_warning)
+    elif model_path is not None:
+        raise ConfigError(
+            f"policy: {policy!r} is not made of a model, so that model_path={model_path} is not played"
+        )
+    reports = []
+    for config in configs:
+        reports.append(_evaluate_one(config, model, choice))
+        if on_report is not None:
+            on_report(reports[-1])
+    return reports
+
+
+def _model_to_evaluate(
+    configs: Sequence[RunConfig], model_path: str | Path | None, on_warning: Callable[[str], object]
+) -> Path:
+    """The model's directory, when all that its evaluation needs is there. Raises ConfigError."""
     if model_path is None:
         model_path = newest_policy(configs[0])
     elif isinstance(model_path, str):
@@ -124,12 +159,7 @@ def evaluate(
         for warning in preflight(config, evaluated=model_path):
             on_warning(warning)
     require(SERVING)
-    reports = []
-    for config in configs:
-        reports.append(_evaluate_one(config, model_path))
-        if on_report is not None:
-            on_report(reports[-1])
-    return reports
+    return model_path
 
 
 MAX_PROBED = 1_000_000
@@ -237,8 +267,8 @@ def newest_policy(config: RunConfig) -> Path:
     )
 
 
-def _evaluate_one(config: RunConfig, model_path: Path) -> EvaluationReport:
-    from polyturn.rollout.evaluation import evaluate_model
+def _evaluate_one(config: RunConfig, model_path: Path | None, choice: PolicyChoice) -> EvaluationReport:
+    from polyturn.rollout.evaluation import evaluate_model, evaluate_policy
     from polyturn.trainer.run.progress import make_progress
 
     settings = config.evaluation
@@ -246,7 +276,13 @@ def _evaluate_one(config: RunConfig, model_path: Path) -> EvaluationReport:
     progress.phase("held-out evaluation", total=settings.num_tasks * settings.samples_per_task)
     try:
         with _serving():
-            result = evaluate_model(config, model_path=model_path, on_episode=lambda _: progress.advance())
+            if model_path is None:
+                result = evaluate_policy(config, choice, on_episode=lambda _: progress.advance())
+            else:
+                policy = None if choice.name == "model" else choice
+                result = evaluate_model(
+                    config, model_path=model_path, policy=policy, on_episode=lambda _: progress.advance()
+                )
     finally:
         progress.close()
     return EvaluationReport(

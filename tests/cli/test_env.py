@@ -130,6 +130,17 @@ def test_the_oracle_plays() -> None:
     ]
 
 
+def test_any_policy_plays_and_is_watched() -> None:
+    code, out, _ = invoke("play", ENV_ID, "--policy", "oracle", "--task", "train-4")
+    assert (code, out) == invoke("play", ENV_ID, "--oracle", "--task", "train-4")[:2]
+    options = [
+        text for one in ("policy=oracle", "num_samples=2", "by=grade") for text in ("--policy-option", one)
+    ]
+    code, out, _ = invoke("play", ENV_ID, "--policy", "best_of", *options)
+    assert code == 0
+    assert out.splitlines()[-1] == "completed (terminated) after 2 turns: reward 1 (right 1)"
+
+
 def test_a_limit_of_turns_truncates() -> None:
     _, out, _ = invoke("play", ENV_ID, "--oracle", "--max-turns", "1")
     assert out.splitlines()[-1] == "truncated (max_turns) after 1 turns: reward 0"
@@ -161,6 +172,9 @@ def test_input_that_ends_early() -> None:
         (["play", ENV_ID, "largest=0"], "largest must be at least 1"),
         (["show", ENV_ID, "smallest=1"], "smallest"),
         (["play", "tests/Mute-v0", "--oracle"], "tests/Mute-v0 has no scripted oracle"),
+        (["play", ENV_ID, "--policy", "nobody"], "there is no policy 'nobody'"),
+        (["play", ENV_ID, "--policy", "model"], "the policy 'model' is one that is served"),
+        (["play", ENV_ID, "--policy", "random", "--policy-option", "x"], "'x' is not of the form key=value"),
     ],
 )
 def test_bad_input(arguments: list[str], message: str) -> None:

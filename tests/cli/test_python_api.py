@@ -52,3 +52,35 @@ def test_what_ends_a_run_is_a_run_failure_with_its_sentence(monkeypatch: pytest.
     monkeypatch.setattr(run, "train", ended)
     with pytest.raises(polyturn.RunFailure, match=r"^MemoryError: cannot allocate 4 GiB$"):
         polyturn.train("recipe.yaml")
+
+
+@pytest.mark.usefixtures("workspace")
+def test_a_policy_that_is_named_is_evaluated_without_a_model_and_without_engines() -> None:
+    """On the held-out tasks of the recipe, with the same seeds and the same interval as a model."""
+    told: list[polyturn.EvaluationReport] = []
+    for policy, mean in (("oracle", 1.0), ("random", 0.0)):
+        reports = polyturn.evaluate(
+            "recipe.yaml", "evaluation.num_tasks=8", policy=policy, on_report=told.append
+        )
+        assert reports == told[-1:]
+        result = reports[0].result
+        assert (result.mean, result.policy, reports[0].model_path) == (mean, policy, None)
+        assert (result.num_tasks, result.num_failed) == (8, 0)
+    best = polyturn.evaluate(
+        "recipe.yaml",
+        "evaluation.num_tasks=2",
+        policy="best_of",
+        policy_options={"policy": "oracle", "num_samples": 2, "by": "grade"},
+    )[0].result
+    assert best.policy.startswith("best of 2 episodes by the environment's grade (an upper bound")
+    for policy, options, words in (
+        ("oracel", {}, r"^policy: there is no policy 'oracel', did you mean 'oracle'"),
+        ("oracle", {"a": 1}, r"^policy: the policy 'oracle' has no options"),
+        ("scripted:nowhere.py:f", {}, r"^policy: nowhere.py: no such file"),
+        ("best_of", {"policy": "model", "by": "x.py:f"}, r"there is no finished run of 'test'"),
+    ):
+        with pytest.raises(polyturn.ConfigError, match=words):
+            polyturn.evaluate("recipe.yaml", policy=policy, policy_options=options)
+    with pytest.raises(polyturn.ConfigError, match="'oracle' is not made of a model"):
+        polyturn.evaluate("recipe.yaml", policy="oracle", model_path="model")
+    assert not Path("runs").exists()

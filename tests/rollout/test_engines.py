@@ -21,7 +21,9 @@ import pytest
 import ray
 from safetensors.torch import load_file
 
+from polyturn.agents.episode import BEST_OF_SAMPLES
 from polyturn.agents.ledger import Ledger
+from polyturn.agents.policies.named import make_policy
 from polyturn.agents.policy import PolicyFault, SamplingParams
 from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.schema.endpoint import ChatEndpoint
@@ -35,10 +37,12 @@ from polyturn.rollout.engines.server import EngineSpec, SGLangServer
 from polyturn.rollout.evaluation import evaluate
 from polyturn.rollout.factory import build_player, open_client, open_policy
 from polyturn.rollout.groups import PromptCursor
+from polyturn.rollout.named_play import ServedModel, named_player
 from polyturn.rollout.remote_players import RemotePlayers
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.tools.chat.client import ChatClient
 from polyturn.tools.search.retrieval import SEARCH_SPEC
+from polyturn.trainer.credit.estimates import make_samples
 from polyturn.trainer.data.samples import TrainSample
 from tests.support.engines import engine_checksums, weight_version
 
@@ -437,6 +441,21 @@ async def test_evaluation_of_a_random_model(engines, tiny_model):
     assert (result.num_tasks, result.num_episodes, result.num_failed) == (8, 8, 0)
     assert result.mean == 0.0
     assert 0.0 == result.low < result.high < 0.5
+
+
+async def test_the_best_of_a_served_models_episodes_is_no_data_to_train_on(engines, tiny_model):
+    config = run_config(tiny_model)
+    player, episodes = named_player(config), []
+    choice = {"policy": "model", "num_samples": 2, "by": "grade"}
+    async with open_policy(config, model_path=tiny_model, url=engines.url) as policy:
+        model = ServedModel(config, model_path=tiny_model, policy=policy, sampling=SamplingParams())
+        best = make_policy("best_of", choice, model=model)
+        await evaluate(player=player, policy=best, num_tasks=2, on_episode=episodes.append)
+    player.close()
+    assert [episode.metrics[BEST_OF_SAMPLES] for episode in episodes] == [2.0, 2.0]
+    assert all(episode.num_sampled_tokens for episode in episodes)
+    with pytest.raises(ValueError, match="is the best of 2 samples"):
+        make_samples(episodes)
 
 
 @pytest.fixture

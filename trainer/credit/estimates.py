@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from polyturn.agents.episode import Episode, Outcome
+from polyturn.agents.episode import BEST_OF_SAMPLES, Episode, Outcome
 from polyturn.configs.schema.algorithm import AlgorithmConfig, NoShaping
 from polyturn.configs.schema.objective import KLInReward
 from polyturn.trainer.algorithms.advantages import Advantages, Float32, RewardBatch, RewardPart, TokenColumns
@@ -45,7 +45,16 @@ def make_samples(
 
     Every episode must have a reward: failed ones never reach the trainer. With several agents, roles are compared with
     their like: `solver/0` and `solver/1` of all episodes of a task are one group, its critics another.
+
+    Raises:
+        ValueError: an episode was chosen among several: its tokens are no samples of the policy.
     """
+    for episode in episodes:
+        if BEST_OF_SAMPLES in episode.metrics:
+            raise ValueError(
+                f"episode {episode.episode_id} is the best of {episode.metrics[BEST_OF_SAMPLES]:g} samples: its tokens "
+                "are likelier among the chosen than among the sampled; train without best_of, which is for evaluations"
+            )
     assert all(episode.reward is not None for episode in episodes), "a failed episode is never trained on"
     return tuple(
         TrainSample.from_segment(

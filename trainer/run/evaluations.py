@@ -200,7 +200,7 @@ def _suite_measured(config: RunConfig, metric: str, key: str) -> Suite:
     if prefix not in suites:
         hint = did_you_mean(prefix, suites) or f"; there are {', '.join(suites)}"
         raise ConfigError(f"{key}: there is no evaluation {prefix!r}{hint}")
-    known = [field.name for field in fields(EvaluationResult) if field.name != "method"]
+    known = [field.name for field in fields(EvaluationResult) if field.name not in ("method", "policy")]
     if figure not in known:
         hint = did_you_mean(figure, known) or f"; it has {', '.join(known)}"
         raise ConfigError(f"{key}: {prefix} has no figure {figure!r}{hint}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import difflib
 import importlib.util
 import inspect
@@ -21,17 +22,16 @@ from typing import Annotated, Any
 import typer
 
 from polyturn.agents.deadlines import EpisodeLimits
-from polyturn.agents.episode import Outcome
-from polyturn.agents.episode_loop import play_messages
-from polyturn.agents.policies.human import HumanPolicy
-from polyturn.agents.policies.scripted import ScriptedPolicy
-from polyturn.agents.policy import MessagePolicy
+from polyturn.agents.episode import Episode, Outcome
+from polyturn.agents.policies.episodes import MessageEpisodes, NamedPolicy
+from polyturn.agents.policies.named import make_policy
+from polyturn.agents.policy import MessagePolicy, Reply, as_reply
+from polyturn.cli.options import PolicyName, PolicyOptions, read_options
 from polyturn.cli.outcome import INTERRUPTED, RUN_FAILED, print_error, reported, table
-from polyturn.configs.errors import ConfigError
-from polyturn.configs.loading.yaml_tree import read_value
+from polyturn.configs.errors import ConfigError, as_config_error
 from polyturn.envs.conformance.runner import CHECKS, check_isolated
 from polyturn.envs.conformance.subject import Unavailable
-from polyturn.envs.messages import AssistantMessage, Message, Task
+from polyturn.envs.messages import Message, Task
 from polyturn.envs.registry import find, list_environments, make
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.whole_file import removed_on_failure
@@ -47,17 +47,6 @@ Options = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Arguments of the environment's constructor."),
 ]
-
-
-def read_options(options: Sequence[str] | None) -> dict[str, Any]:
-    """The values of `key=value` arguments, read as YAML. Raises ConfigError."""
-    arguments: dict[str, Any] = {}
-    for option in options or ():
-        key, equals, text = option.partition("=")
-        if not equals or not key.isidentifier():
-            raise ConfigError(f"command line: '{option}' is not of the form key=value")
-        arguments[key] = read_value(text, "command line", key).plain()
-    return arguments
 
 
 @app.command("list")
@@ -105,42 +94,33 @@ def play(
     split: Annotated[str, typer.Option(help="Where the task is drawn from.")] = "train",
     task: Annotated[str | None, typer.Option(metavar="ID", help="Play this task.")] = None,
     max_turns: Annotated[int, typer.Option(min=1, help="The episode is truncated after so many.")] = 32,
+    policy: PolicyName = "human",
+    policy_options: PolicyOptions = None,
     oracle: Annotated[
-        bool, typer.Option("--oracle", help="Watch the environment's scripted oracle.")
+        bool, typer.Option("--oracle", help="As --policy oracle: watch the environment's scripted oracle.")
     ] = False,
 ) -> None:
-    """Play an episode in the terminal.
+    """Play an episode in the terminal, or watch a policy play it.
 
     Answer in one line, or call a tool by its name and a JSON object.
 
     \b
     Example: polyturn env play polyturn/TwoHopSearch-v0 --seed 3
     """
-    with reported():
+    with reported(), as_config_error():
         env = make_environment(env_id, options)
-        lines = _Lines()
-        policy: MessagePolicy = (
-            _narrated_oracle(env) if oracle else HumanPolicy(read=lines.read, write=typer.echo)
-        )
+        player = watched(make_policy("oracle" if oracle else policy, read_options(policy_options)))
+        player.check(env)
         chosen = _choose_task(env, split=split, task=task, seed=seed)
     # A pending read of the terminal would hold up any tidier end on Ctrl-C, and there is nothing to save.
     previous = signal.signal(signal.SIGINT, signal.SIG_DFL)
     limits = EpisodeLimits(max_turns=max_turns, timeout_s=24 * 3600.0)
-    episode_of = play_messages(
-        env=env,
-        policy=policy,
-        task=chosen,
-        seed=seed,
-        limits=limits,
-        episode_id="play-0",
-        group_id="play-0",
-    )
     try:
-        episode = asyncio.run(episode_of)
+        episode = asyncio.run(_play_one(player, env, chosen, seed=seed, limits=limits))
     finally:
         signal.signal(signal.SIGINT, previous)
         env.close()
-    if lines.have_ended:
+    if (episode.error or "").startswith("EOFError"):
         typer.echo("\nthe input ended before the episode did", err=True)
         raise typer.Exit(INTERRUPTED)
     if episode.outcome is Outcome.FAILED:
@@ -153,19 +133,13 @@ def play(
     )
 
 
-class _Lines:
-    """What is typed at the terminal."""
-
-    def __init__(self) -> None:
-        self.have_ended = False
-
-    def read(self, prompt: str) -> str:
-        """The next line. Raises `EOFError` when there are no more, which fails the episode."""
-        try:
-            return input(prompt)
-        except EOFError:
-            self.have_ended = True
-            raise
+async def _play_one(
+    player: NamedPolicy, env: ToolEnv, task: Task, *, seed: int, limits: EpisodeLimits
+) -> Episode:
+    async with contextlib.aclosing(player):
+        return await player.play(
+            env=env, task=task, seed=seed, limits=limits, episode_id="play-0", group_id="play-0"
+        )
 
 
 def _choose_task(env: ToolEnv, *, split: str, task: str | None, seed: int) -> Task:
@@ -184,28 +158,33 @@ def _choose_task(env: ToolEnv, *, split: str, task: str | None, seed: int) -> Ta
         raise ConfigError(str(error)) from error
 
 
-def _narrated_oracle(env: ToolEnv) -> ScriptedPolicy:
-    """The environment's `oracle(messages, tools)`, with all that it sees and says printed."""
-    script = getattr(env, "oracle", None)
-    if script is None:
-        raise ConfigError(f"{env.env_id} has no scripted oracle; play it yourself, without --oracle")
-    shown = 0
+def watched(player: NamedPolicy) -> NamedPolicy:
+    """The policy, with all that it sees and says printed; a person sees that anyway, and types the rest."""
+    if not isinstance(player, MessageEpisodes) or player.plays_alone:
+        return player
+    make = player.make
+    return MessageEpisodes(player.label, lambda env, seed: _Watched(make(env, seed)), client=player.client)
 
-    def narrated(messages: Sequence[Message], tools: Sequence[ToolSpec]) -> AssistantMessage:
-        nonlocal shown
-        for message in messages[shown:]:
+
+class _Watched:
+    """A policy whose conversation is printed."""
+
+    def __init__(self, policy: MessagePolicy) -> None:
+        self._policy = policy
+        self._num_shown = 0
+
+    async def reply(self, *, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> Reply:
+        for message in messages[self._num_shown :]:
             if message["role"] != "assistant":
                 typer.echo(printable(f"[{message['role']}] {message['content']}"))
-        shown = len(messages)
-        reply: AssistantMessage = script(messages, tools)
-        for call in reply.tool_calls:
+        self._num_shown = len(messages)
+        reply = as_reply(await self._policy.reply(messages=messages, tools=tools))
+        for call in reply.message.tool_calls:
             arguments = json.dumps(dict(call.arguments), ensure_ascii=False)
             typer.echo(printable(f"[assistant] {call.name} {arguments}"))
-        if reply.content:
-            typer.echo(printable(f"[assistant] {reply.content}"))
+        if reply.message.content:
+            typer.echo(printable(f"[assistant] {reply.message.content}"))
         return reply
-
-    return ScriptedPolicy(narrated)
 
 
 def make_environment(env_id: str, options: list[str] | None) -> ToolEnv:

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 import polyturn
+from polyturn.cli.options import PolicyName, PolicyOptions, read_options
 from polyturn.cli.outcome import reported, table
 from polyturn.configs.loading.loader import dump_config, is_suite, json_schema
 from polyturn.configs.models import resolve_model_path
@@ -88,8 +89,10 @@ def evaluate(
             help="A Hugging Face directory or builtin:NAME; without it the newest finished run's policy.",
         ),
     ] = None,
+    policy: PolicyName = "model",
+    policy_options: PolicyOptions = None,
 ) -> None:
-    """Score a policy on held-out tasks.
+    """Score a policy on held-out tasks: a model, or one that is named.
 
     Prints the mean with its 95 % interval; the last line is one JSON object.
 
@@ -101,12 +104,17 @@ def evaluate(
             recipe_or_suite,
             *overrides or (),
             model_path=None if model is None else resolve_model_path(model, key="--model"),
+            policy=policy,
+            policy_options=read_options(policy_options),
             on_warning=print_warning,
             on_report=_print_report,
         )
         results = [_as_json(report) for report in reports]
-        whole = {"suite": recipe_or_suite, "model": str(reports[0].model_path), "results": results}
-        typer.echo(f"model: {reports[0].model_path}")
+        whole = {"suite": recipe_or_suite, "model": results[0]["model"], "results": results}
+        if reports[0].result.policy != "model":
+            typer.echo(f"policy: {reports[0].result.policy}")
+        if reports[0].model_path is not None:
+            typer.echo(f"model: {reports[0].model_path}")
         typer.echo(json.dumps(whole if is_suite(recipe_or_suite) else results[0]))
 
 
@@ -124,7 +132,8 @@ def _as_json(report: EvaluationReport) -> dict[str, Any]:
         "environment": report.environment,
         "options": report.options,
         "split": report.split,
-        "model": str(report.model_path),
+        "model": None if report.model_path is None else str(report.model_path),
+        "policy": result.policy,
         "mean": result.mean,
         "low": result.low,
         "high": result.high,

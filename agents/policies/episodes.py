@@ -1,0 +1,109 @@
+"""Policies that play whole episodes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+from polyturn.agents.deadlines import EpisodeLimits, Slots
+from polyturn.agents.episode import Episode
+from polyturn.agents.episode_loop import play_messages
+from polyturn.agents.policy import MessagePolicy
+from polyturn.envs.messages import Task
+from polyturn.envs.tool_env import ToolEnv
+from polyturn.tools.chat.client import ChatClient
+
+
+class NamedPolicy(Protocol):
+    """Plays episodes, each as if there were no other."""
+
+    @property
+    def label(self) -> str:
+        """What reports call it."""
+        ...
+
+    @property
+    def plays_alone(self) -> bool:
+        """Whether it plays one episode at a time."""
+        ...
+
+    def check(self, env: ToolEnv) -> None:
+        """Raise `ValueError` where it cannot play an environment of this kind."""
+        ...
+
+    async def play(
+        self,
+        *,
+        env: ToolEnv,
+        task: Task,
+        seed: int,
+        limits: EpisodeLimits,
+        episode_id: str,
+        group_id: str,
+        slots: Slots | None = None,
+    ) -> Episode:
+        """Play one episode. What raises in it is an episode that failed."""
+        ...
+
+    async def aclose(self) -> None:
+        """Free what it holds."""
+        ...
+
+
+class MessageEpisodes:
+    """Plays each episode with a policy of its own that speaks in messages."""
+
+    def __init__(
+        self,
+        label: str,
+        make: Callable[[ToolEnv, int], MessagePolicy],
+        *,
+        plays_alone: bool = False,
+        client: ChatClient | None = None,
+    ) -> None:
+        """
+        Args:
+            make: The policy of an episode, from the environment under all wrappers and the episode's seed. Raises
+                `ValueError` for an environment that it cannot play.
+            client: Closed at the end.
+        """
+        self.label = label
+        self.make = make
+        self.plays_alone = plays_alone
+        self.client = client
+
+    def check(self, env: ToolEnv) -> None:
+        """Make a policy, and play nothing."""
+        self.make(_inner(env), 0)
+
+    async def play(
+        self,
+        *,
+        env: ToolEnv,
+        task: Task,
+        seed: int,
+        limits: EpisodeLimits,
+        episode_id: str,
+        group_id: str,
+        slots: Slots | None = None,
+    ) -> Episode:
+        """Play one episode."""
+        return await play_messages(
+            env=env,
+            policy=self.make(_inner(env), seed),
+            task=task,
+            seed=seed,
+            limits=limits,
+            episode_id=episode_id,
+            group_id=group_id,
+            slots=slots,
+        )
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        if self.client is not None:
+            await self.client.aclose()
+
+
+def _inner(env: Any) -> ToolEnv:
+    return cast(ToolEnv, env.unwrapped)
