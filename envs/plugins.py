@@ -37,10 +37,15 @@ class Signature:
     """Types that nothing of the kind returns: one as the annotation is a mistake."""
 
     @property
+    def article(self) -> str:
+        """What stands before `what`."""
+        return "an" if self.what[0] in "aeiou" else "a"
+
+    @property
     def right(self) -> str:
         """The end of every message about a wrong plug-in."""
         either = ", or the same with `async def`" if self.may_be_async else ""
-        return f"a {self.what} is `{self.text}`{either}"
+        return f"{self.article} {self.what} is `{self.text}`{either}"
 
     @property
     def right_method(self) -> str:
@@ -125,7 +130,9 @@ def check_signature(
     try:
         found.bind(*signature.arguments, **(options or {}))
     except TypeError as error:
-        raise ValueError(f"{name}{found} cannot be called as a {signature.what}: {error}; {right}") from error
+        raise ValueError(
+            f"{name}{found} cannot be called as {signature.article} {signature.what}: {error}; {right}"
+        ) from error
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
     names = [parameter.name for parameter in found.parameters.values() if parameter.kind in positional]
     for given, expected in zip(names, signature.arguments, strict=False):

@@ -244,7 +244,7 @@ def evaluate_model(
             player = named_player(config)
 
         async def play(url: str | Sequence[str], keep: Keep, tell: Tell) -> EvaluationResult:
-            async with open_policy(config, model_path=model_path, url=url) as fleet:
+            async with open_policy(config, model_path=model_path, url=url) as fleet, player.serves:
                 if policy is None:
                     return await _evaluate(config, player, fleet, keep, tell)
                 model = ServedModel(config, model_path=model_path, policy=fleet, sampling=sampling)

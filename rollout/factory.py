@@ -4,25 +4,33 @@ behind the engines.
 
 from __future__ import annotations
 
+import secrets
+import tempfile
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
+from polyturn.agents.agent_play import AgentSettings, load_agent, play_agent
 from polyturn.agents.chat import ChatRenderer, load_tokenizer, make_renderer
 from polyturn.agents.connections import EngineClient
 from polyturn.agents.deadlines import EpisodeLimits
-from polyturn.agents.dialects import Dialect, make_dialect
+from polyturn.agents.dialects import Dialect, TagDialect, make_dialect
 from polyturn.agents.episode_loop import play_tokens
 from polyturn.agents.live_episodes import LiveEpisodes
 from polyturn.agents.policy import SamplingParams
+from polyturn.agents.sessions.matching import make_rule
+from polyturn.agents.sessions.requests import Endpoint
+from polyturn.agents.sessions.server import SessionServer
 from polyturn.agents.sglang_policy import SGLangPolicy
+from polyturn.configs.schema.agent import AgentConfig
 from polyturn.configs.schema.concurrency import AdaptiveConcurrency
 from polyturn.configs.schema.deadlines import interruption_timeout_s
 from polyturn.configs.schema.run import EvaluationConfig, EvaluationSuite, ModelConfig, RunConfig
 from polyturn.configs.schema.tasks import EnvironmentReward, TaskSourceConfig
 from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.envs.messages import EnvironmentChoice, Reward, TaskSource
+from polyturn.envs.plugins import load_object
 from polyturn.envs.registry import make
 from polyturn.envs.rewards.factory import make_group_rewards, make_reward
 from polyturn.envs.tasks.sources import open_tasks
@@ -150,14 +158,31 @@ def build_player(
     dialect = make_dialect(config.model.dialect)
     renderer = renderer_of(config.model, model_path, dialect)
     renderer.warm_up()
-    play = token_play(renderer=renderer, dialect=dialect, limits=episode_limits(config), sampling=sampling)
-    return player_of(config, split=split, play=play, with_group_rewards=with_group_rewards)
+    limits = episode_limits(config)
+    if config.agent is None:
+        play = token_play(renderer=renderer, dialect=dialect, limits=limits, sampling=sampling)
+        return player_of(config, split=split, play=play, with_group_rewards=with_group_rewards)
+    server = make_server(config.agent)
+    play = agent_play(
+        config.agent,
+        endpoint=server,
+        renderer=renderer,
+        dialect=dialect,
+        limits=limits,
+        sampling=sampling,
+    )
+    return player_of(config, split=split, play=play, with_group_rewards=with_group_rewards, serves=server)
 
 
 def player_of(
-    config: RunConfig, *, split: str, play: Play, with_group_rewards: bool = False
+    config: RunConfig,
+    *,
+    split: str,
+    play: Play,
+    with_group_rewards: bool = False,
+    serves: AbstractAsyncContextManager[object] | None = None,
 ) -> EpisodePlayer:
-    """The player of a split's tasks, each episode of which `play` plays.
+    """The player of a split's tasks, each episode of which `play` plays; `serves` is what that needs open.
 
     Raises `ValueError` when environment, tasks or rewards cannot be had.
     """
@@ -179,6 +204,7 @@ def player_of(
         play=play,
         limits=RolloutLimits.from_config(config),
         seed=config.seed,
+        serves=serves,
     )
 
 
@@ -223,6 +249,58 @@ def token_play(
 ) -> Play:
     """Episodes of a policy that samples tokens."""
     return partial(play_tokens, renderer=renderer, dialect=dialect, limits=limits, sampling=sampling)
+
+
+def agent_play(
+    agent: AgentConfig,
+    *,
+    endpoint: Endpoint | None,
+    renderer: ChatRenderer,
+    dialect: Dialect,
+    limits: EpisodeLimits,
+    sampling: SamplingParams,
+) -> Play:
+    """Episodes of an agent of the user's own.
+
+    Raises:
+        ValueError: it cannot be loaded, or there is nothing to go on from between its requests.
+    """
+    if isinstance(dialect, TagDialect):
+        raise ValueError(
+            "model.dialect: tags have their conversations in one assistant turn, and an agent asks for turns; use a "
+            "dialect of tool calls"
+        )
+    settings = AgentSettings(
+        matching=make_rule(agent.matching),
+        policy_errors=tuple(load_exception(name) for name in agent.policy_errors),
+        grade_truncated=agent.grade_truncated,
+    )
+    return partial(
+        play_agent,
+        agent=load_agent(agent.target, agent.options),
+        endpoint=endpoint,
+        renderer=renderer,
+        dialect=dialect,
+        limits=limits,
+        sampling=sampling,
+        settings=settings,
+    )
+
+
+def make_server(agent: AgentConfig) -> SessionServer | None:
+    """What serves the sessions of an agent's episodes; None: nothing does. The Unix socket is for sandboxes."""
+    if not agent.serve:
+        return None
+    folder = Path(tempfile.gettempdir()) / f"polyturn-sessions-{secrets.token_hex(6)}"
+    return SessionServer(socket_path=folder / "endpoint.sock")
+
+
+def load_exception(target: str) -> type[BaseException]:
+    """The exception that `module:name` names. Raises `ValueError` where it is none."""
+    found = load_object(target)
+    if not (isinstance(found, type) and issubclass(found, Exception)):
+        raise ValueError(f"agent.policy_errors: {target} is no exception")
+    return found
 
 
 @asynccontextmanager

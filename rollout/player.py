@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -104,6 +105,7 @@ class EpisodePlayer:
         seed: int,
         make_chosen: Callable[[EnvironmentChoice], ToolEnv] | None = None,
         group_rewards: Sequence[GroupCriterion] = (),
+        serves: AbstractAsyncContextManager[object] | None = None,
     ) -> None:
         """
         Args:
@@ -111,7 +113,10 @@ class EpisodePlayer:
             tasks: What prompts are about; what is not in memory is read ahead by threads.
             make_chosen: Makes the environment that a task chooses; None: there are no such tasks.
             group_rewards: Added to the rewards of a group as soon as all its episodes are there.
+            serves: What `play` needs open in the event loop; None: nothing.
         """
+        self.serves = serves or nullcontext()
+        """To be entered in the event loop before the first episode, once."""
         self.tasks = tasks
         self.group_rewards = tuple(group_rewards)
         self._prefetched = None if isinstance(tasks, ListTasks) else PrefetchedTasks(tasks)

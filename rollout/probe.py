@@ -155,7 +155,7 @@ def probe_model(
     async def play(
         url: Sequence[str] | str, indices: Sequence[int], write: Callable[[Difficulty], None]
     ) -> None:
-        async with open_policy(config, model_path=model_path, url=url) as policy:
+        async with open_policy(config, model_path=model_path, url=url) as policy, player.serves:
             await probe(
                 player=player,
                 policy=policy,

@@ -68,6 +68,7 @@ class PlayerActor:
                 )
                 engines = open_engines(config, model_path=path, url=self._url)
                 self._watch = await self._open.enter_async_context(engines)
+                await self._open.enter_async_context(player.serves)
                 self._player = player
                 self._open.enter_context(spare_what_stays())
         return self._player

@@ -8,6 +8,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -92,7 +93,9 @@ class RolloutWorker:
             sampling=training_sampling(config, model_path=model_path),
             with_group_rewards=True,
         )
+        self._serves = self._player.serves
         if config.rollout.num_workers:
+            self._serves = nullcontext()
             self._player = RemotePlayers(self._player, config, model_path=model_path, url=url)
         self._scheduler: Scheduler | None = None
         self._on_episode: OnEpisode | None = None
@@ -246,14 +249,15 @@ class RolloutWorker:
             sampling=evaluation_sampling(settings),
         )
         try:
-            result = await evaluate(
-                player=player,
-                policy=self._policy,
-                num_tasks=settings.num_tasks,
-                samples_per_task=settings.samples_per_task,
-                on_episode=note,
-                stop=self._stop,
-            )
+            async with player.serves:
+                result = await evaluate(
+                    player=player,
+                    policy=self._policy,
+                    num_tasks=settings.num_tasks,
+                    samples_per_task=settings.samples_per_task,
+                    on_episode=note,
+                    stop=self._stop,
+                )
         except RolloutError:
             if self._stop.is_set():
                 return None
@@ -293,9 +297,10 @@ class RolloutWorker:
         """Hold the policy open until the worker is closed."""
         self._loop = asyncio.get_running_loop()
         self._closing, self._stop = asyncio.Event(), asyncio.Event()
-        async with open_engines(
+        engines = open_engines(
             self._config, model_path=self._model_path, url=self._url, engine_urls=self._engine_urls
-        ) as watch:
+        )
+        async with engines as watch, self._serves:
             self._watch = watch
             self._policy: Policy = watch.fleet
             if isinstance(self._player, RemotePlayers):

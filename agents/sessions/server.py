@@ -148,7 +148,8 @@ class SessionServer:
     ) -> None:
         """
         Args:
-            socket_path: Where the Unix socket is made; whoever reaches it still needs a session's key.
+            socket_path: Where the Unix socket is made, and a folder for it if there is none. Whoever reaches it still
+                needs a session's key.
             max_body_bytes: Longer requests are refused.
             keep_alive_s: A stream that waits for its answer says so this often.
 
@@ -168,6 +169,7 @@ class SessionServer:
             shutdown_timeout=_SHUTDOWN_S,
         )
         self._port: int | None = None
+        self._made_folder = False
         self._starting = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
@@ -204,6 +206,8 @@ class SessionServer:
         await self._runner.cleanup()
         if self._socket_path is not None:
             self._socket_path.unlink(missing_ok=True)
+            if self._made_folder:
+                self._socket_path.parent.rmdir()
 
     async def _listen(self) -> int:
         """The port, on which it listens from the first call on."""
@@ -212,6 +216,8 @@ class SessionServer:
                 await self._runner.setup()
                 await web.TCPSite(self._runner, "127.0.0.1", 0, backlog=_BACKLOG).start()
                 if self._socket_path is not None:
+                    self._made_folder = not self._socket_path.parent.exists()
+                    self._socket_path.parent.mkdir(parents=True, exist_ok=True)
                     await web.UnixSite(self._runner, self._socket_path, backlog=_BACKLOG).start()
                     # As open as the port is: keys keep others out, and programs in sandboxes are other users.
                     self._socket_path.chmod(0o666)

@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from polyturn.configs.schema.agent import AgentConfig
 from polyturn.configs.schema.alarms import AlarmsConfig
 from polyturn.configs.schema.algorithm import AlgorithmConfig, EnvironmentAlgorithm
 from polyturn.configs.schema.concurrency import AdaptiveConcurrency
@@ -377,6 +378,7 @@ class RunConfig(Section):
     resume: bool = False
     """Go on with an interrupted run from its newest checkpoint."""
     environment: EnvironmentConfig
+    agent: AgentConfig | None = None
     curriculum: CurriculumConfig = CurriculumConfig()
     reward: RewardChoice = EnvironmentReward()
     group_rewards: list[GroupRewardConfig] = []

@@ -9,6 +9,7 @@ import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from polyturn.agents.dialects import make_dialect
 from polyturn.configs.addresses import LOOPBACK
 from polyturn.configs.errors import ConfigError, as_config_error, did_you_mean, nearest
 from polyturn.configs.loading import upstream
@@ -23,7 +24,14 @@ from polyturn.envs.registry import list_environments, make
 from polyturn.envs.tasks import make_curriculum
 from polyturn.rollout.checks import check_chat_template, check_prompts, check_rewards, check_tasks
 from polyturn.rollout.engines.placement import claim_port
-from polyturn.rollout.factory import check_train_split, tasks_of
+from polyturn.rollout.factory import (
+    agent_play,
+    check_train_split,
+    episode_limits,
+    renderer_of,
+    tasks_of,
+    training_sampling,
+)
 from polyturn.rollout.filters import make_filter
 from polyturn.rollout.limits import allow_open_files
 from polyturn.rollout.order import make_order
@@ -133,10 +141,26 @@ def preflight(
             make_curriculum(config.curriculum, tasks, seed=config.seed)
     if not is_sketch:
         warnings += check_template(config, model)
+        check_agent(config, model)
     if config.resume and trains and not is_sketch:
         with as_config_error():
             check_resume(config, RunDirectory.to_resume(config), warnings.append)
     return warnings
+
+
+def check_agent(config: RunConfig, model: Path) -> None:
+    if config.agent is None:
+        return
+    dialect = make_dialect(config.model.dialect)
+    with as_config_error("agent: "):
+        agent_play(
+            config.agent,
+            endpoint=None,
+            renderer=renderer_of(config.model, model, dialect),
+            dialect=dialect,
+            limits=episode_limits(config),
+            sampling=training_sampling(config, model_path=model),
+        )
 
 
 def check_lengths(config: RunConfig) -> None:

@@ -156,6 +156,7 @@ RECORDED_PACKAGES = (
 DATA = (
     "seed",
     "environment.*",
+    "agent*",
     "curriculum.*",
     "reward*",
     "group_rewards*",

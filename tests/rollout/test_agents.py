@@ -1,0 +1,87 @@
+"""A run whose config names an agent: it plays the episodes, here through a real client and the real endpoint."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from polyturn.agents.chat import load_tokenizer
+from polyturn.agents.deadlines import Slots
+from polyturn.agents.episode import Outcome
+from polyturn.agents.policy import SamplingParams
+from polyturn.configs.errors import ConfigError
+from polyturn.configs.loading.loader import load_config
+from polyturn.configs.models import resolve_model_path
+from polyturn.rollout.factory import build_player
+from polyturn.rollout.groups import PromptCursor
+from polyturn.trainer.run.preflight import preflight
+from tests.support.policies import Says
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "agents"
+"""Agents as their authors write them."""
+
+
+def config_of(agent, **options):
+    overrides = [f"agent.target={agent}", *(f"{key}={value}" for key, value in options.items())]
+    return load_config("quickstart", overrides)
+
+
+def play(config, say):
+    model = resolve_model_path(config.model.path)
+    player = build_player(config, model_path=model, split="heldout", sampling=SamplingParams())
+    (prompt,) = PromptCursor(len(player.tasks), seed=0).take(1)
+    task = player.tasks[prompt.task_index]
+    policy = Says(load_tokenizer(model), lambda number: say(number, task))
+    slots = Slots(asyncio.Semaphore(4), asyncio.Semaphore(4))
+
+    async def run():
+        async with player.serves:
+            return await player.play(prompt, 0, 0, policy=policy, slots=slots)
+
+    try:
+        return asyncio.run(run()), policy
+    finally:
+        player.close()
+
+
+def say_right(number, task):
+    if not number:
+        return '<tool_call>\n{"name": "search", "arguments": {"query": "Mara Lindqvist"}}\n</tool_call>'
+    return task.label
+
+
+@pytest.mark.parametrize("name", ["tool_loop.py:play", "openai_client.py:play"])
+def test_an_agent_of_the_config_plays(name):
+    episode, policy = play(config_of(EXAMPLES / name), say_right)
+    assert (episode.outcome, episode.reward) == (Outcome.COMPLETED, 1.0), episode.error
+    (segment,) = episode.segments
+    assert segment.token_ids[segment.sampled].tolist() == [*policy.written[0][1], *policy.written[1][1]]
+    assert episode.tools["search"].num_calls == 1
+
+
+def test_slimes_hook_after_its_edit():
+    config = config_of(EXAMPLES / "custom_generate.py:custom_generate", **{"agent.options": "{max_turns: 2}"})
+    episode, policy = play(config, lambda number, task: f"<calc>2 * {number} + 1</calc>")
+    assert episode.outcome is Outcome.COMPLETED and episode.reward == 0.0
+    assert [message["content"] for message in episode.messages[-3:]] == [
+        "<calc>2 * 0 + 1</calc>", "Result: 1", "<calc>2 * 1 + 1</calc>"
+    ]  # fmt: skip
+    assert episode.num_turns == len(policy.written) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"agent.target": f"{EXAMPLES}/tool_loop.py:plai"}, "did you mean 'play'"),
+        ({"agent.target": "json:dumps"}, "async def play"),
+        ({"agent.matching": "strict"}, "exact, loose, role_and_content"),
+        ({"agent.policy_errors": "[json:dumps]"}, "json:dumps is no exception"),
+        ({"agent.options": "{turns: 3}"}, "turns"),
+        ({"model.dialect": "search_r1"}, "a dialect of tool calls"),
+    ],
+)
+def test_what_is_wrong_with_an_agent_is_told_before_anything_starts(options, told):
+    given = {"agent.target": f"{EXAMPLES}/tool_loop.py:play", **options}
+    config = load_config("quickstart", [f"{key}={value}" for key, value in given.items()])
+    with pytest.raises(ConfigError, match=told):
+        preflight(config, dry_run=True)
