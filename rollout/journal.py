@@ -24,9 +24,10 @@ import pyarrow as pa
 from polyturn.agents.episode import Episode, EpisodeTimings, Outcome, TurnRecord
 from polyturn.agents.ledger import TOKEN_COLUMNS, Segment
 from polyturn.agents.sampling_support import SamplingSupport
+from polyturn.rollout.older_formats import JOURNAL_FORMAT, LaterFormat
 from polyturn.tools.types import ToolUsage
 
-MARK = b"\xffPT3"
+MARK = b"\xffPT%d" % JOURNAL_FORMAT
 """Begins every record."""
 HEAD = struct.Struct("<4sIQQI")
 """The mark, the body's CRC-32, its length, its length when it is no longer compressed, and the CRC-32 of these four."""
@@ -65,7 +66,9 @@ class Journal:
         self.path = path
         self._lock = threading.Lock()
         self._file: BinaryIO = path.open("ab")
-        torn = [record.start for record in _records(path.read_bytes()) if record.is_torn]
+        content = path.read_bytes()
+        _refuse_later(path, content)
+        torn = [record.start for record in _records(content) if record.is_torn]
         if torn:
             self._file.truncate(torn[0])
 
@@ -99,11 +102,16 @@ class Journal:
 
 
 def read_journal(path: Path) -> JournalContents:
-    """The episodes of a journal whose bytes are those that were written, and what is damaged; none without a file."""
+    """The episodes of a journal whose bytes are those that were written, and what is damaged; none without a file.
+
+    Raises `LaterFormat` for the journal of a later release.
+    """
     if not path.exists():
         return JournalContents(episodes=(), damage=(), num_truncated=0)
     episodes, damage, num_truncated = [], [], 0
-    for number, record in enumerate(_records(path.read_bytes()), start=1):
+    content = path.read_bytes()
+    _refuse_later(path, content)
+    for number, record in enumerate(_records(content), start=1):
         if record.is_torn:
             num_truncated = 1
             continue
@@ -116,6 +124,15 @@ def read_journal(path: Path) -> JournalContents:
                 f"{path}: record {number}, bytes {record.start} to {record.end}, is damaged: {fault}"
             )
     return JournalContents(episodes=tuple(episodes), damage=tuple(damage), num_truncated=num_truncated)
+
+
+def _refuse_later(path: Path, content: bytes) -> None:
+    """Raise `LaterFormat` where the first head is sound and has the mark of one: else it would be taken for damage."""
+    head, number = content[: HEAD.size], content[len(MARK) - 1 : len(MARK)]
+    if len(head) < HEAD.size or not number.isdigit() or int(number) <= JOURNAL_FORMAT:
+        return
+    if head.startswith(MARK[:-1]) and zlib.crc32(head[:HEAD_CHECKED]) == HEAD.unpack(head)[-1]:
+        raise LaterFormat(path, int(number), newest=JOURNAL_FORMAT)
 
 
 def _record_of(episode: Episode) -> bytes:

@@ -1,10 +1,13 @@
-"""The trajectories of a run: journals of what no step has been trained on, and one columnar file per finished step."""
+"""The trajectories of a run: journals of what no step has been trained on, and one columnar file per finished step.
+
+The module is long because what a row holds is said in it three times, side by side: as columns, as a row of an episode
+is made, and as an episode is made of rows.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import threading
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
@@ -20,7 +23,16 @@ import pyarrow.parquet as pq
 from polyturn.agents.episode import Episode, EpisodeTimings, Outcome, TurnRecord
 from polyturn.agents.ledger import TOKEN_COLUMNS, Segment
 from polyturn.agents.sampling_support import SamplingSupport
-from polyturn.rollout.journal import Journal, read_journal
+from polyturn.rollout.journal import Journal, JournalContents, read_journal
+from polyturn.rollout.older_formats import (
+    FORMAT,
+    FORMAT_KEY,
+    LaterFormat,
+    format_of,
+    older_lines,
+    older_rows,
+)
+from polyturn.rollout.row_checksums import row_checksums, sound_rows
 from polyturn.rollout.whole_file import whole_file
 from polyturn.tools.types import ToolUsage
 
@@ -79,7 +91,7 @@ SCHEMA = pa.schema(
         pa.field("turns", pa.list_(pa.int16())),
         pa.field("checksum", pa.uint32(), nullable=False),
     ],
-    metadata={"polyturn_trajectories": "4"},
+    metadata={FORMAT_KEY: str(FORMAT).encode()},
 )
 RECORD_COLUMNS = {
     "routed_experts": pa.list_(pa.int16()),
@@ -139,7 +151,7 @@ class TrajectoryStore:
 
     def begun_after(self, step: int) -> list[int]:
         """The later steps of which anything is kept, in order."""
-        kept = {**_numbered(self._trajectories, ".parquet"), **_numbered(self._journals, ".journal")}
+        kept = {number for number, _ in self._journal_files()} | set(self.steps())
         return sorted(number for number in kept if number > step)
 
     async def keep(self, step: int, episode: Episode) -> None:
@@ -167,9 +179,9 @@ class TrajectoryStore:
 
         They are the journal's; what that lacks is taken from the step's columnar file, if it got so far.
         """
-        contents = read_journal(self.journal_path(step))
-        found = {episode.episode_id: episode for episode in contents.episodes}
-        damage = contents.damage
+        contents, older = read_journal(self.journal_path(step)), _read_older(self._older_journal_path(step))
+        found = {episode.episode_id: episode for episode in (*older.episodes, *contents.episodes)}
+        damage = older.damage + contents.damage
         if (damage or not found) and self.path(step).exists():
             stored = _read_whatever_is_sound(self.path(step))
             found = {episode.episode_id: episode for episode in stored.episodes} | found
@@ -189,7 +201,7 @@ class TrajectoryStore:
 
     def forget(self, step: int) -> None:
         """Remove the journals of all steps up to this one: it is trained, and nothing will be played of it again."""
-        for number, path in _numbered(self._journals, ".journal").items():
+        for number, path in self._journal_files():
             if number <= step:
                 self._close_journal(number)
                 path.unlink()
@@ -202,8 +214,8 @@ class TrajectoryStore:
         numbers = sorted(set(journals)) or [step]
         for number in numbers:
             self._close_journal(number)
-        paths = (*map(self.journal_path, numbers), self.path(step))
-        kept = [path for path in paths if path.exists()]
+        of_journals = [path for number, path in self._journal_files() if number in numbers]
+        kept = [path for path in (*of_journals, self.path(step)) if path.exists()]
         if not kept:
             return None
         name = f"step_{step:06d}"
@@ -227,6 +239,17 @@ class TrajectoryStore:
     def journal_path(self, step: int) -> Path:
         """The journal of a step."""
         return self._journals / f"step_{step:06d}.journal"
+
+    def _older_journal_path(self, step: int) -> Path:
+        """The journal of a step, as earlier releases wrote it."""
+        return self._journals / f"step_{step:06d}.jsonl"
+
+    def _journal_files(self) -> list[tuple[int, Path]]:
+        """All journals with their numbers, of whatever release."""
+        return [
+            *_numbered(self._journals, ".journal").items(),
+            *_numbered(self._journals, ".jsonl").items(),
+        ]
 
     def _close_journal(self, step: int) -> None:
         with self._opening:
@@ -295,9 +318,12 @@ def read_episodes(path: Path) -> list[Episode]:
 def read_sound_episodes(path: Path) -> StoredEpisodes:
     """The episodes of a columnar file whose bytes are those that were written, and what is damaged.
 
+    Earlier releases' files are read, too; in the oldest ones, which have no checksums, not all damage is found.
+
     Raises:
         FileNotFoundError: it is not there.
-        ValueError: it has the columns of another release.
+        LaterFormat: a later release wrote it.
+        ValueError: it has the columns of no release.
     """
     with path.open("rb") as opened:
         try:
@@ -307,26 +333,60 @@ def read_sound_episodes(path: Path) -> StoredEpisodes:
         except UNREADABLE as fault:
             what = f"{path} is damaged and cannot be read: {_said(fault)}"
             return StoredEpisodes(episodes=(), damage=(what,))
-        if not schema.equals(schema_with(name for name in OPTIONAL_COLUMNS if name in schema.names)):
-            raise ValueError(f"{path} does not have the columns of a trajectory file of this version")
+        number = _format_of(path, schema)
         rows: list[dict[str, Any]] = []
         damage: list[str] = []
         for group in range(num_groups):
             try:
-                rows += _sound_rows(file.read_row_group(group))
+                table = file.read_row_group(group)
+                rows += (
+                    sound_rows(table, ARRAY_COLUMNS)
+                    if number == FORMAT
+                    else older_rows(table, number, ARRAY_COLUMNS)
+                )
             except UNREADABLE as fault:
                 damage.append(f"{path}: row group {group} is damaged: {_said(fault)}")
-    if len(rows) != expected and not damage:
+    if number > 1 and len(rows) != expected and not damage:
         damage.append(
             f"{path} is damaged: {len(rows)} of its rows have the checksum that they were written with"
         )
     return StoredEpisodes(episodes=tuple(_whole_episodes(rows)), damage=tuple(damage))
 
 
+def check_format(path: Path) -> None:
+    """Whether the columns of a file are read here. Raises as `read_sound_episodes`, and `ValueError` for damage."""
+    with path.open("rb") as opened:
+        try:
+            schema = pq.ParquetFile(opened).schema_arrow
+        except UNREADABLE as fault:
+            raise ValueError(f"{path} is damaged and cannot be read: {_said(fault)}") from fault
+    _format_of(path, schema)
+
+
+def _format_of(path: Path, schema: pa.Schema) -> int:
+    """The number of a file's format. Raises as `format_of`."""
+    is_ours = schema.equals(schema_with(name for name in OPTIONAL_COLUMNS if name in schema.names))
+    return FORMAT if is_ours else format_of(path, schema)
+
+
+def _read_older(path: Path) -> JournalContents:
+    """A journal of an earlier release."""
+    lines = list(older_lines(path))
+    return JournalContents(
+        episodes=tuple(line for _, line in lines if isinstance(line, Episode)),
+        damage=tuple(
+            f"{path}: line {number} is damaged: {line}" for number, line in lines if isinstance(line, str)
+        ),
+        num_truncated=0,
+    )
+
+
 def _read_whatever_is_sound(path: Path) -> StoredEpisodes:
-    """The same, of a file of another release nothing: what it held is played again."""
+    """The same, of a file of no release nothing: what it held is played again. Raises `LaterFormat`."""
     try:
         return read_sound_episodes(path)
+    except LaterFormat:
+        raise
     except ValueError as fault:
         return StoredEpisodes(episodes=(), damage=(str(fault),))
 
@@ -341,50 +401,9 @@ def _whole_episodes(rows: Sequence[Mapping[str, Any]]) -> Iterator[Episode]:
             yield _episode(of_one)
 
 
-def _sound_rows(table: pa.Table) -> list[dict[str, Any]]:
-    """The rows that have the checksum that they were written with, each with its arrays, or None, under their names."""
-    checksums = row_checksums(table)
-    arrays = {name: _values(table.column(name)) for name in ARRAY_COLUMNS if name in table.column_names}
-    plain = table.drop_columns(list(arrays)).to_pylist()
-    return [
-        {**row, **{name: values[index] for name, values in arrays.items()}}
-        for index, row in enumerate(plain)
-        if row["checksum"] == checksums[index]
-    ]
-
-
 def _said(fault: BaseException) -> str:
     """The first line of what a library says."""
     return (str(fault).splitlines() or [type(fault).__name__])[0]
-
-
-def row_checksums(table: pa.Table) -> list[int]:
-    """The CRC-32 of each row's values but `checksum`: of the numbers of its arrays and of the rest as JSON."""
-    names = [name for name in ARRAY_COLUMNS if name in table.column_names]
-    arrays = [_values(table.column(name)) for name in names]
-    found = []
-    for index, row in enumerate(table.drop_columns([*names, "checksum"]).to_pylist()):
-        value = zlib.crc32(orjson.dumps(row))
-        for values in arrays:
-            array = values[index]
-            value = value if array is None else zlib.crc32(array.tobytes(), value)
-        found.append(value)
-    return found
-
-
-def _values(column: pa.ChunkedArray) -> list[npt.NDArray[Any] | None]:
-    """The array of each row, None where there is null."""
-    found: list[npt.NDArray[Any] | None] = []
-    for chunk in column.chunks:
-        starts = chunk.offsets.to_numpy()
-        values = chunk.values.to_numpy(zero_copy_only=False)
-        found += [
-            values[start:end] if is_there else None
-            for start, end, is_there in zip(
-                starts[:-1], starts[1:], chunk.is_valid().to_pylist(), strict=True
-            )
-        ]
-    return found
 
 
 def _table(
@@ -404,7 +423,8 @@ def _table(
     ]
     table = pa.Table.from_arrays(columns, schema=schema)
     place = schema.get_field_index("checksum")
-    return table.set_column(place, schema.field(place), pa.array(row_checksums(table), pa.uint32()))
+    checksums = pa.array(row_checksums(table, ARRAY_COLUMNS), pa.uint32())
+    return table.set_column(place, schema.field(place), checksums)
 
 
 def _array_of(segment: Segment, name: str) -> npt.NDArray[Any] | None:

@@ -6,10 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -28,43 +27,18 @@ from polyturn.rollout.limits import spare_what_stays
 from polyturn.rollout.order import make_order
 from polyturn.rollout.player import EpisodePlayer, RolloutError
 from polyturn.rollout.remote_players import RemotePlayers
-from polyturn.rollout.scheduler import Frontier, Scheduler, StepGroups
+from polyturn.rollout.scheduler import Scheduler, StepGroups
+from polyturn.rollout.source import OnEpisode, RolloutStart, Standing
 from polyturn.rollout.store import TrajectoryStore, write_episodes
 from polyturn.rollout.suites import Suite
 
 DRAIN_S = 60.0
 """How long what is under way has to end when the run is asked to stop."""
 Value = TypeVar("Value")
-OnEpisode = Callable[[Episode], None]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RolloutStart:
-    """Where rollout begins, or goes on."""
-
-    step: int
-    """Steps that are finished."""
-    version: int
-    """The policy version of trainer and engines."""
-    frontier: Frontier
-    curriculum: Mapping[str, Any] | None = None
-    """The state of one that draws by results."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Standing:
-    """Where rollout stands: what a checkpoint has to keep of it."""
-
-    frontier: Frontier
-    """Which prompts are done with."""
-    curriculum: Mapping[str, Any] | None
-    """The state of one that draws by results; None: prompts follow from their positions."""
-    figures: Mapping[str, float]
-    """Metrics of the curriculum."""
 
 
 class RolloutWorker:
-    """Plays training prompts and held-out tasks through the engines of a run; a context manager.
+    """The `StepSource` that plays training prompts, and held-out tasks, through engines; a context manager.
 
     Its methods are called by the driver's thread, and return when what they ask for is done.
     """
@@ -156,14 +130,7 @@ class RolloutWorker:
         self._scheduler = self._run(make())
 
     def take(self, *, on_episode: OnEpisode) -> StepGroups | None:
-        """Wait for the groups of the next step; None when rollout was stopped before they were there.
-
-        Args:
-            on_episode: called with every attempt that ends meanwhile, in the thread of rollout.
-
-        Raises:
-            RolloutError: they cannot be had.
-        """
+        """See `StepSource`; `on_episode` is called in the thread of rollout."""
         self._on_episode = on_episode
         try:
             return self._run(self._running.take())
@@ -216,16 +183,7 @@ class RolloutWorker:
     def evaluate(
         self, suite: Suite, *, step: int, trajectories: Path, on_episode: OnEpisode | None = None
     ) -> Future[EvaluationResult | None]:
-        """Begin an evaluation by the weights that the engines have, beside what else is played.
-
-        Args:
-            step: the finished step whose weights they are, for the file.
-            trajectories: the file that the episodes are written to at the end.
-            on_episode: called with every attempt that ends, in the thread of rollout.
-
-        Returns:
-            What comes of it; None where it was stopped. Raises `RolloutError` where every episode failed.
-        """
+        """See `StepSource`; `on_episode` is called in the thread of rollout."""
         evaluation = self._evaluate(suite, step, trajectories, on_episode)
         return asyncio.run_coroutine_threadsafe(evaluation, self._loop)
 

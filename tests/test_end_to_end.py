@@ -167,6 +167,20 @@ def test_evaluation_serves_the_final_policy_on_the_same_tasks(finished: Path, tm
     assert 0 <= result["low"] <= result["mean"] <= result["high"] <= 1
 
 
+def test_a_replay_without_engines_learns_the_same_weights(finished: Path, tmp_path: Path) -> None:
+    path = tmp_path / "replayed"
+    process = train(*SMALL, f"run_dir={path}", "--replay", str(finished))
+    assert process.returncode == 0, process.stdout + process.stderr
+    assert not list((path / "logs").glob("engine*"))
+    assert episodes_by_step(path) == episodes_by_step(finished)
+    ours, theirs = (list((where / "policy").glob("*.safetensors")) for where in (path, finished))
+    assert [file.read_bytes() for file in ours] == [file.read_bytes() for file in theirs]
+    for row, other in zip(
+        *(read_metrics(where / "metrics.jsonl") for where in (path, finished)), strict=True
+    ):
+        assert (row["train/loss"], row["train/grad_norm"]) == (other["train/loss"], other["train/grad_norm"])
+
+
 @pytest.fixture
 def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Starts a training in the background; none outlives the test."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -154,6 +155,9 @@ class RolloutConfig(Section):
     kv_after_update: Literal["recompute", "keep"] = "recompute"
     """What becomes of the KV cache of answers under way when the weights change: computed anew by the new weights, or
     kept as the old ones made it, cached prefixes included, which is quicker and is not what the trainer scores."""
+    replay: Path | None = None
+    """The run directory whose steps are trained on, as they are stored there, in place of playing: no engines are
+    started, and nothing is evaluated."""
     num_workers: NonNegativeInt = 0
     """Processes of the Ray cluster that episodes are played in, each with environments and tools of its own; 0: the
     driver's."""

@@ -69,9 +69,10 @@ def placement(config: RunConfig) -> list[Placed]:
     """
     engines, trainer = config.engines, config.trainer
     rows = []
-    if not config.asks_engines_directly:
+    num_engines = engines.num_engines if config.rollout.replay is None else 0
+    if num_engines and not config.asks_engines_directly:
         rows.append(Placed(name="router", device="cpu", note=f"port {engines.router.port or 'free'}"))
-    for index in range(engines.num_engines):
+    for index in range(num_engines):
         port = engines.port + index if engines.port else "free"
         rows.append(
             Placed(
@@ -104,7 +105,8 @@ def placement(config: RunConfig) -> list[Placed]:
 def num_gpus(config: RunConfig) -> int:
     """GPUs that the run needs: engines and trainer ranks have their own."""
     engines, trainer = config.engines, config.trainer
-    for_engines = engines.num_engines * engines.tensor_parallel if engines.device == "cuda" else 0
+    has_engines = engines.device == "cuda" and config.rollout.replay is None
+    for_engines = engines.num_engines * engines.tensor_parallel if has_engines else 0
     return for_engines + (trainer.num_ranks if trainer.device == "cuda" else 0)
 
 

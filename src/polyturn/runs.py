@@ -162,6 +162,28 @@ def _model_to_evaluate(
     return model_path
 
 
+def roll_out(
+    recipe: str | Path | RunConfig,
+    /,
+    *overrides: str,
+    on_warning: Callable[[str], object] = logger.warning,
+    **options: Any,
+) -> Path:
+    """Play the episodes of a recipe's steps by the weights of `model.path`, and store them; the run directory.
+
+    `train(recipe, rollout={"replay": path})` trains on it. Arguments and exceptions are those of `evaluate`, and
+    `Interrupted` is.
+    """
+    config = load_config(recipe, *overrides, **options)
+    from polyturn.trainer.run.rollout_only import check_rollout_only
+    from polyturn.trainer.run.rollout_only import roll_out as run
+
+    for warning in check_rollout_only(config):
+        on_warning(warning)
+    require()
+    return run(config)
+
+
 MAX_PROBED = 1_000_000
 """A source of more tasks, or without an end, is not probed whole."""
 

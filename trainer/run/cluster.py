@@ -57,7 +57,7 @@ def check_cluster(config: RunConfig, nodes: Sequence[Node]) -> None:
         raise ConfigError(
             f"the trainer asks for {trainer.num_ranks} CPUs, one a rank, but the cluster has {shown}"
         )
-    if engines.device == "cuda":
+    if engines.device == "cuda" and config.rollout.replay is None:
         room = sum(node.num_gpus // engines.tensor_parallel for node in nodes)
         if room < engines.num_engines:
             raise ConfigError(

@@ -12,6 +12,7 @@ checkpoints/step_000001/        one file per rank, trainer.json with their check
 best.json                       which of them is the best, where the config says by which metric
 engine_model/                   with weights synced in FP8: what the engines are started from
 policy/                         the final policy as a Hugging Face directory
+rollout.json                    of one that only plays: where it stands
 logs/                           engines and router
 summary.json                    how it went
 """
@@ -185,6 +186,10 @@ class RunDirectory:
     @property
     def best(self) -> Path:
         return self.path / "best.json"
+
+    @property
+    def rollout(self) -> Path:
+        return self.path / "rollout.json"
 
     @property
     def weights(self) -> Path:

@@ -10,8 +10,8 @@ from typing import Any
 
 from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.evaluation import EvaluationResult
+from polyturn.rollout.source import StepSource
 from polyturn.rollout.suites import Suite, suites_of
-from polyturn.rollout.worker import RolloutWorker
 from polyturn.trainer.run.best import BestCheckpoint
 from polyturn.trainer.run.directory import RunDirectory
 from polyturn.trainer.run.evaluations import Evaluations
@@ -29,7 +29,7 @@ class HeldOut:
         self,
         config: RunConfig,
         *,
-        worker: RolloutWorker,
+        worker: StepSource,
         directory: RunDirectory,
         progress: ProgressDisplay,
         stopwatch: Stopwatch,

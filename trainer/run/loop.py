@@ -17,8 +17,8 @@ from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.engines.control import EngineControl, PauseMode
 from polyturn.rollout.groups import Group, journal_of
 from polyturn.rollout.scheduler import Frontier, StepGroups
+from polyturn.rollout.source import RolloutStart, StepSource
 from polyturn.rollout.store import TrajectoryStore
-from polyturn.rollout.worker import RolloutStart, RolloutWorker
 from polyturn.trainer.credit.estimates import StepCredit, assign_credit, make_samples
 from polyturn.trainer.credit.off_policy import largest_logprob_difference
 from polyturn.trainer.data.balance import cut_into_updates
@@ -48,7 +48,8 @@ class RunParts:
     directory: RunDirectory
     trainer: Trainer
     engine_urls: Sequence[str]
-    worker: RolloutWorker
+    """Empty where the steps are replayed."""
+    worker: StepSource
     progress: ProgressDisplay
     guard: InterruptGuard
     stopwatch: Stopwatch
@@ -105,8 +106,9 @@ class TrainingLoop:
             StepFailure: what was played in a step cannot be trained on, or a check failed. Its episodes are set aside.
         """
         config = self._config.evaluation
-        # The engines began with the weights on disk, or with those of a run that died.
-        self._sync(self._state.policy_version, self._stopwatch)
+        if self._engines:
+            # They began with the weights on disk, or with those of a run that died.
+            self._sync(self._state.policy_version, self._stopwatch)
         if config.before and self._state.heldout_before is None:
             before = self._heldout.play("before", self._state.step)
             if before is not None:
@@ -221,8 +223,9 @@ class TrainingLoop:
             raise StepFailure(sentence) from failure
 
     def _sync_if_due(self, step: int, version: int, watch: Stopwatch) -> SyncReport | None:
-        """Send the weights after every so many steps, and after the last; None: not after this one."""
-        if step % self._config.weight_sync.every_steps and step != self._config.trainer.num_steps:
+        """Send the weights after every so many steps, and after the last; None: not after this one, or to nobody."""
+        is_due = step % self._config.weight_sync.every_steps == 0 or step == self._config.trainer.num_steps
+        if not is_due or not self._engines:
             return None
         if self._config.evaluation.training_waits == "before_sync":
             self._heldout.wait()

@@ -55,6 +55,7 @@ from polyturn.trainer.run.model_checks import (
     check_sampling,
     check_shared_prefix,
 )
+from polyturn.trainer.run.replay import check_replay
 from polyturn.trainer.run.resume import check_resume
 
 
@@ -101,9 +102,11 @@ def preflight(
         check_fp8(config)
     model = evaluated or resolve_model_path(config.model.path, needs_weights=not is_sketch)
     # What this machine has.
+    has_engines = config.rollout.replay is None or not trains
     if not is_sketch:
         check_gpus(config, trains=trains)
-        check_ports(config)
+        if has_engines:
+            check_ports(config)
     if trains and not is_sketch:
         check_cores(config)
         with as_config_error():
@@ -142,9 +145,17 @@ def preflight(
     if not is_sketch:
         warnings += check_template(config, model)
         check_agent(config, model)
+    if not has_engines:
+        check_replay(config, warnings.append)
     if config.resume and trains and not is_sketch:
         with as_config_error():
-            check_resume(config, RunDirectory.to_resume(config), warnings.append)
+            directory = RunDirectory.to_resume(config)
+            if directory.rollout.exists():
+                raise ConfigError(
+                    f"resume: {directory.path} was only played, by `polyturn rollout`; train on it with "
+                    f"rollout.replay={directory.path} and another run_dir"
+                )
+            check_resume(config, directory, warnings.append)
     return warnings
 
 

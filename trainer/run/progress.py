@@ -53,7 +53,7 @@ def make_progress(kind: Literal["auto", "bar", "plain"], *, num_steps: int) -> P
 
 def format_step(step: int, num_steps: int, row: Mapping[str, float]) -> str:
     """One line about a step: reward, success, turns, speed, and where the seconds went."""
-    seconds = {part: row[f"seconds/{part}"] for part in ("generate", "tools", "train", "sync")}
+    seconds = {part: row.get(f"seconds/{part}", 0.0) for part in ("generate", "tools", "train", "sync")}
     split = " ".join(f"{part} {value:.1f}" for part, value in seconds.items())
     end = f"{row['seconds/step']:.1f} s ({split})"
     if not row["episode/num"]:
@@ -132,7 +132,10 @@ class LiveProgress:
                 f"{row['success/mean']:.3f}",
                 f"{row['episode/turns']:.2f}",
                 f"{row['rollout/tokens_per_second']:.0f}",
-                *(f"{row[f'seconds/{part}']:.1f} s" for part in ("generate", "tools", "train", "sync")),
+                *(
+                    f"{row.get(f'seconds/{part}', 0.0):.1f} s"
+                    for part in ("generate", "tools", "train", "sync")
+                ),
             )
         return Group(table, self._bars)
 

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
-import ray
-
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.engines.launch import Engines
-from polyturn.rollout.engines.ray_launcher import RayLauncher
-from polyturn.rollout.engines.server import EngineSpec
-from polyturn.rollout.worker import RolloutWorker
 from polyturn.trainer.checkpoints.manifest import CheckpointError
 from polyturn.trainer.ranks.trainer import Trainer
-from polyturn.trainer.run.cluster import start_ray
 from polyturn.trainer.run.directory import RunDirectory, RunState
-from polyturn.trainer.run.failures import InterruptGuard, as_run_failure, sentence_of
+from polyturn.trainer.run.failures import InterruptGuard, as_run_failure
 from polyturn.trainer.run.loop import RunParts, TrainingLoop
+from polyturn.trainer.run.parts import begin_engines, begin_ray, ignoring_dead_actors, step_source
 from polyturn.trainer.run.preflight import preflight
 from polyturn.trainer.run.progress import ProgressDisplay, make_progress
-from polyturn.trainer.run.ray_reaper import start_reaper
 from polyturn.trainer.run.resume import identify
 from polyturn.trainer.run.stopwatch import Stopwatch
-
-logger = logging.getLogger(__name__)
 
 
 def train(config: RunConfig, *, warnings: Sequence[str] | None = None) -> Path:
@@ -61,27 +52,21 @@ def train(config: RunConfig, *, warnings: Sequence[str] | None = None) -> Path:
             # From here on Ctrl-C drains; before, there is nothing to save.
             guard = stack.enter_context(InterruptGuard())
             guard.subscribe(lambda: progress.message("stopping: what is under way is finished and saved"))
-            worker = stack.enter_context(
-                RolloutWorker(
-                    config,
-                    model_path=resolve_model_path(config.model.path),
-                    url=engines.request_urls,
-                    engine_urls=engines.engine_urls,
-                )
-            )
+            worker = stack.enter_context(step_source(config, engines))
             guard.subscribe(worker.stop)
             parts = RunParts(
                 config=config,
                 directory=directory,
                 trainer=trainer,
-                engine_urls=engines.engine_urls,
+                engine_urls=() if engines is None else engines.engine_urls,
                 worker=worker,
                 progress=progress,
                 guard=guard,
                 stopwatch=stopwatch,
             )
             state = _restore(parts)
-            trainer.connect(engines.engine_urls, directory.weights, directory.engine_model)
+            if engines is not None:
+                trainer.connect(engines.engine_urls, directory.weights, directory.engine_model)
             # Once the run stands where it goes on from.
             directory.record(config, identity)
             stack.enter_context(closing(loop := TrainingLoop(parts, state)))
@@ -116,46 +101,19 @@ def _restore(parts: RunParts) -> RunState:
 @contextmanager
 def _running_stack(
     config: RunConfig, directory: RunDirectory, progress: ProgressDisplay, stopwatch: Stopwatch
-) -> Iterator[tuple[Trainer, Engines]]:
-    """Start Ray, the trainer's ranks, the engines and the router; end them all on the way out."""
-    model_path = resolve_model_path(config.model.path)
+) -> Iterator[tuple[Trainer, Engines | None]]:
+    """Start Ray, the trainer's ranks and, unless the run replays another, the engines; end all on the way out."""
     directory.logs.mkdir(exist_ok=True)
+    replays = config.rollout.replay is not None
     with ExitStack() as stack, stopwatch.measure("start") as _:
-        progress.phase("starting Ray, the trainer's ranks and the engines")
-        start_ray(config)
-        if config.cluster.address is None:
-            stack.callback(start_reaper(directory.logs / "reaper.log").stop)
-        stack.callback(ray.shutdown)
-        served = model_path if config.weight_sync.dtype == "same" else _fp8_model(model_path, directory)
-        spec = EngineSpec.from_config(config, model_path=served, log_directory=directory.logs)
-        engines = Engines(spec, RayLauncher(spec))
-        stack.callback(_ignoring_dead_actors(engines.stop))
-        engines.start()
-        trainer = Trainer(config, model_path=model_path)
-        stack.callback(_ignoring_dead_actors(trainer.close))
+        progress.phase("starting Ray and the trainer's ranks" + ("" if replays else ", and the engines"))
+        begin_ray(stack, config, directory)
+        engines = None if replays else begin_engines(stack, config, directory)
+        trainer = Trainer(config, model_path=resolve_model_path(config.model.path))
+        stack.callback(ignoring_dead_actors(trainer.close))
         trainer.build()
-        engines.wait_ready()
+        if engines is not None:
+            engines.wait_ready()
         running = stack.pop_all()
     with running:
         yield trainer, engines
-
-
-def _fp8_model(model_path: Path, directory: RunDirectory) -> Path:
-    """The model as engines must be started to take FP8 weights; made once a run."""
-    from polyturn.trainer.models.hf_directory import FP8Cast
-
-    if not directory.engine_model.exists():
-        FP8Cast(model_path).write(directory.engine_model)
-    return directory.engine_model
-
-
-def _ignoring_dead_actors(close: Callable[[], None]) -> Callable[[], None]:
-    """On the way out an actor may have died already: that must not hide why."""
-
-    def attempt() -> None:
-        try:
-            close()
-        except (ray.exceptions.RayError, RuntimeError) as fault:
-            logger.info("closing: %s", sentence_of(fault))
-
-    return attempt

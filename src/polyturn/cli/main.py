@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from polyturn import __version__
-from polyturn.cli import convert, doctor, env, probe, serve, simulate, train
+from polyturn.cli import convert, doctor, env, probe, rollout, serve, simulate, train
 
 app = typer.Typer(
     name="polyturn",
@@ -19,6 +19,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("train")(train.train)
+app.command("rollout")(rollout.rollout)
 app.command("eval")(train.evaluate)
 app.command("simulate")(simulate.simulate)
 app.command("probe")(probe.probe)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -44,12 +45,24 @@ Overrides = Annotated[
 ]
 
 
+UNEVALUATED: Mapping[str, Any] = {"before": False, "after": False, "every_steps": 0, "suites": []}
+"""The section `evaluation` of a run without engines."""
+
+
 def train(
     recipe: Recipe,
     overrides: Overrides = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Check everything, print what would run, and start nothing.")
     ] = False,
+    replay: Annotated[
+        Path | None,
+        typer.Option(
+            "--replay",
+            metavar="RUN",
+            help="Train on the steps that a run directory holds; without engines and evaluations.",
+        ),
+    ] = None,
 ) -> None:
     """Train a policy.
 
@@ -59,7 +72,8 @@ def train(
     Example: polyturn train quickstart seed=1 trainer.optimizer.learning_rate=1e-6
     """
     with reported():
-        config = polyturn.load_config(recipe, *overrides or ())
+        options = {} if replay is None else {"rollout": {"replay": replay}, "evaluation": UNEVALUATED}
+        config = polyturn.load_config(recipe, *overrides or (), **options)
         if dry_run:
             for warning in preflight(config, dry_run=True):
                 print_warning(warning)
@@ -215,8 +229,9 @@ def _print_memory(config: RunConfig, shape: ModelShape) -> None:
         for stage, rank in enumerate(ranks):
             which = f" of stage {stage}" if parallel.pipeline > 1 else ""
             rows.append(_memory_row(f"{name}{which} (x {of_a_stage})", rank.parts))
-    engines = config.engines.num_engines * config.engines.tensor_parallel
-    rows.append(_memory_row(f"engine rank (x {engines})", estimate.engine))
+    if config.rollout.replay is None:
+        engines = config.engines.num_engines * config.engines.tensor_parallel
+        rows.append(_memory_row(f"engine rank (x {engines})", estimate.engine))
     typer.echo(table(rows))
     host = max(rank.host for rank in (*estimate.stages, *estimate.critic))
     if host:

@@ -1,0 +1,81 @@
+"""The processes of a run, begun one after the other and ended together: Ray, the engines, and what gives steps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import ray
+
+from polyturn.configs.models import resolve_model_path
+from polyturn.configs.schema.run import RunConfig
+from polyturn.rollout.engines.launch import Engines
+from polyturn.rollout.engines.ray_launcher import RayLauncher
+from polyturn.rollout.engines.server import EngineSpec
+from polyturn.rollout.replay import ReplayedSteps
+from polyturn.rollout.source import StepSource
+from polyturn.rollout.worker import RolloutWorker
+from polyturn.trainer.run.cluster import start_ray
+from polyturn.trainer.run.directory import RunDirectory
+from polyturn.trainer.run.failures import sentence_of
+from polyturn.trainer.run.ray_reaper import start_reaper
+
+logger = logging.getLogger(__name__)
+
+
+def begin_ray(stack: ExitStack, config: RunConfig, directory: RunDirectory) -> None:
+    """Join the config's Ray cluster, or start one, until the stack ends."""
+    start_ray(config)
+    if config.cluster.address is None:
+        stack.callback(start_reaper(directory.logs / "reaper.log").stop)
+    stack.callback(ray.shutdown)
+
+
+def begin_engines(stack: ExitStack, config: RunConfig, directory: RunDirectory) -> Engines:
+    """Start the engines, until the stack ends; they are to be waited for."""
+    model_path = resolve_model_path(config.model.path)
+    served = model_path if config.weight_sync.dtype == "same" else _fp8_model(model_path, directory)
+    spec = EngineSpec.from_config(config, model_path=served, log_directory=directory.logs)
+    engines = Engines(spec, RayLauncher(spec))
+    stack.callback(ignoring_dead_actors(engines.stop))
+    engines.start()
+    return engines
+
+
+@contextmanager
+def step_source(config: RunConfig, engines: Engines | None) -> Iterator[StepSource]:
+    """What gives the run its steps: they are played on the engines, or replayed where there are none."""
+    if engines is None:
+        assert config.rollout.replay is not None, "without engines there is something to replay"
+        yield ReplayedSteps(config.rollout.replay, samples_per_prompt=config.rollout.samples_per_prompt)
+        return
+    with RolloutWorker(
+        config,
+        model_path=resolve_model_path(config.model.path),
+        url=engines.request_urls,
+        engine_urls=engines.engine_urls,
+    ) as worker:
+        yield worker
+
+
+def ignoring_dead_actors(close: Callable[[], None]) -> Callable[[], None]:
+    """On the way out an actor may have died already: that must not hide why."""
+
+    def attempt() -> None:
+        try:
+            close()
+        except (ray.exceptions.RayError, RuntimeError) as fault:
+            logger.info("closing: %s", sentence_of(fault))
+
+    return attempt
+
+
+def _fp8_model(model_path: Path, directory: RunDirectory) -> Path:
+    """The model as engines must be started to take FP8 weights; made once a run."""
+    from polyturn.trainer.models.hf_directory import FP8Cast
+
+    if not directory.engine_model.exists():
+        FP8Cast(model_path).write(directory.engine_model)
+    return directory.engine_model
