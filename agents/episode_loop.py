@@ -11,6 +11,7 @@ from polyturn.agents.dialects import Dialect
 from polyturn.agents.environment_driver import Environment, EnvironmentDriver
 from polyturn.agents.episode import PROMPT_TOO_LONG, Episode, Outcome, derive_seed
 from polyturn.agents.episode_record import EpisodeRecord, Stop, prompt_too_long, to_the_end
+from polyturn.agents.forking import NOT_REBUILT, Fork, rebuild
 from polyturn.agents.ledger import Ledger
 from polyturn.agents.policy import (
     MessagePolicy,
@@ -38,6 +39,7 @@ async def play_tokens(
     group_id: str,
     sampling: SamplingParams | None = None,
     slots: Slots | None = None,
+    fork: Fork | None = None,
 ) -> Episode:
     """Play one episode with a policy that samples tokens.
 
@@ -52,9 +54,12 @@ async def play_tokens(
         seed: Of the environment, and of the requests: that of a turn is `derive_seed(seed, turn, 0)`.
         sampling: The temperature; its `max_tokens` and `seed` give way to `limits` and `seed`.
         slots: What other episodes share with this one; None: nothing.
+        fork: Begin as a branch of another episode, in whose seed the environment is reset. Where that cannot be
+            rebuilt, the episode fails with the stop reason `BRANCH_REFUSED`. None: play from the start.
     """
     clock = EpisodeTime.of(limits, slots, live=live_episodes_of(policy))
-    driver = EnvironmentDriver(env, task=task, seed=seed, limits=limits, clock=clock)
+    env_seed = seed if fork is None else fork.seed
+    driver = EnvironmentDriver(env, task=task, seed=env_seed, limits=limits, clock=clock)
     record = EpisodeRecord()
     ledgers: dict[str, Ledger] = {}
     histories: dict[str, History] = {}
@@ -62,7 +67,22 @@ async def play_tokens(
 
     async def play(policy: TokenPolicy) -> Stop:
         observation, tools = record.begin(*await driver.reset())
-        for turn in range(limits.max_turns):
+        if fork is not None:
+            rebuilt = await rebuild(
+                fork,
+                observation,
+                driver=driver,
+                record=record,
+                renderer=renderer,
+                dialect=dialect,
+                clock=clock,
+            )
+            if rebuilt is None:
+                return NOT_REBUILT
+            observation = rebuilt
+            ledgers[record.role] = Ledger.behind(fork.prefix)
+            histories[record.role] = renderer.history(tools)
+        for turn in range(record.num_turns, limits.max_turns):
             if record.role not in ledgers:
                 ledgers[record.role], histories[record.role] = Ledger(), renderer.history(tools)
             ledger, history = ledgers[record.role], histories[record.role]
@@ -115,7 +135,10 @@ async def play_tokens(
     finally:
         clock.end()
     segments = (segment for role, ledger in ledgers.items() for segment in ledger.to_segments(role=role))
-    return record.episode(stop, driver, clock, segments, episode_id=episode_id, group_id=group_id, seed=seed)
+    episode = record.episode(
+        stop, driver, clock, segments, episode_id=episode_id, group_id=group_id, seed=seed
+    )
+    return episode if fork is None else replace(episode, parent_id=fork.parent_id, branch_turn=fork.turn)
 
 
 async def play_messages(

@@ -90,6 +90,25 @@ class Ledger:
         self._earlier: list[Segment] = []
         self._begin()
 
+    @classmethod
+    def behind(cls, prefix: Segment) -> Ledger:
+        """A ledger that goes on behind another's tokens: none of them was sampled here, and their turns are over."""
+        ledger = cls()
+        ledger._extend(
+            prefix.token_ids,
+            sampled=False,
+            logprobs=0.0,
+            policy_versions=UNSAMPLED_VERSION,
+            turns=prefix.turns,
+        )
+        ledger._turn = int(prefix.turns[-1]) + 1
+        if prefix.routed_experts is not None:
+            # The last token's is not known before the engine has gone on from it.
+            rows = prefix.routed_experts[:-1]
+            unknown = np.flatnonzero((rows == UNKNOWN_EXPERT).any(1))
+            ledger._routed.append(rows[: unknown[0] if len(unknown) else len(rows)])
+        return ledger
+
     def _begin(self) -> None:
         """Begin a segment, with columns of its own: those of the one before are left as they are."""
         self._columns: dict[str, npt.NDArray[Any]] = {

@@ -82,6 +82,11 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
     code must return at once, well below a millisecond: for thousands of episodes, whose threads would cost more than
     what they run. A tool with a `timeout_s` has a thread there all the same. A subclass does not inherit it."""
 
+    is_replayable: bool = False
+    """Whether the environment can be rebuilt: reset with the same seed and task, and stepped with the same actions, it
+    says the same, whoever played in between. Then episodes can branch in it (`rollout.branching`); the conformance kit
+    holds those to it that say so. A subclass does not inherit it."""
+
     _hook_thread: PinnedThread | None = None
     _hook_loop: asyncio.Runner | None = None
     metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012  as Gymnasium types it
@@ -90,6 +95,8 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         super().__init_subclass__(**options)
         if "hooks_run" not in cls.__dict__:
             cls.hooks_run = "own_thread"  # what a subclass adds may block: it says for itself
+        if "is_replayable" not in cls.__dict__:
+            cls.is_replayable = False  # as above: what it adds may draw from anywhere
         if cls.hooks_run not in get_args(HooksRun):
             raise ValueError(
                 f"{cls.__name__}.hooks_run must be one of {', '.join(get_args(HooksRun))}, not {shown(cls.hooks_run)}"

@@ -12,6 +12,7 @@ from polyturn.agents.chat import ChatRenderer
 from polyturn.agents.dialects import HermesDialect, make_dialect
 from polyturn.agents.policies.episodes import NamedPolicy
 from polyturn.agents.turns import shape_of
+from polyturn.configs.schema.branching import NoBranching
 from polyturn.configs.schema.run import RunConfig
 from polyturn.envs.messages import (
     AssistantMessage,
@@ -97,6 +98,19 @@ def check_named_policy(config: RunConfig, policy: NamedPolicy) -> None:
     with closing(make(config.environment.id, **config.environment.options)) as env:
         policy.check(env)
     check_tasks(config, tasks_of(config, config.evaluation.split))
+
+
+def check_branching(config: RunConfig) -> None:
+    """Raise `ValueError` where episodes are to branch in the run's only environment, and cannot."""
+    environment = config.environment
+    if isinstance(config.rollout.branching, NoBranching) or environment.tasks is not None:
+        return
+    with closing(make(environment.id, **environment.options)) as env:
+        if not env.is_replayable:
+            raise ValueError(
+                f"rollout.branching: {environment.id} does not say that it can be rebuilt from its seed and actions "
+                "(is_replayable), so that every sample would be played from the start; set rollout.branching.kind=none"
+            )
 
 
 def check_tasks(config: RunConfig, source: TaskSource) -> None:

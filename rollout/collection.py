@@ -12,9 +12,11 @@ from typing import Any
 
 from polyturn.agents.deadlines import Slots
 from polyturn.agents.episode import LASTING, NO_ENGINE, POLICY_FAULT, Episode, Outcome, sentence_of
+from polyturn.agents.forking import Fork
 from polyturn.agents.policy import Policy
 from polyturn.envs.faults import EnvironmentFault, message_of
 from polyturn.envs.tasks.order import task_digest
+from polyturn.rollout.branching import Branching, orphans
 from polyturn.rollout.groups import Group, Prompt, episode_id, parse_episode_id
 from polyturn.rollout.player import Player, RolloutError, other_task
 
@@ -87,6 +89,7 @@ class Collection:
         player: Player,
         policy: Policy,
         samples_per_prompt: int,
+        branching: Branching | None = None,
         keep: Callable[[Episode], Awaitable[None]] | None = None,
         on_episode: Callable[[Episode], None] | None = None,
         on_start: Callable[[Prompt], None] | None = None,
@@ -94,6 +97,7 @@ class Collection:
     ) -> None:
         """
         Args:
+            branching: Which samples branch from others of their group; None: none does.
             keep: Awaited with every attempt that ends, failed ones included, before it counts as ended.
             on_episode: Called with the same, behind `keep`.
             on_start: Called when an attempt of a prompt's group begins to be played.
@@ -105,6 +109,7 @@ class Collection:
         self._policy = policy
         self._limits = limits
         self._samples_per_prompt = samples_per_prompt
+        self._branching = branching
         self._write = keep
         self._on_episode = on_episode or (lambda _: None)
         self._on_start = on_start or (lambda _: None)
@@ -164,10 +169,13 @@ class Collection:
         for sample in samples:
             if self._is_settled(sample) and sample.was_never_answered:
                 sample.begin_anew()
-        jobs = [
-            asyncio.create_task(self._play_sample(prompt, number, sample))
-            for number, sample in enumerate(samples)
-        ]
+        left = orphans(sample.survivor for sample in samples)
+        for sample in samples:
+            if sample.survivor is not None and sample.survivor.episode_id in left:
+                sample.begin_anew()
+        jobs: list[asyncio.Task[None]] = []
+        for number, sample in enumerate(samples):
+            jobs.append(asyncio.create_task(self._play_sample(prompt, number, sample, jobs)))
         try:
             await asyncio.gather(*jobs)
         finally:
@@ -220,21 +228,24 @@ class Collection:
                     f"no episode ended for {limit:g} s, {len(self._playing)} are under way{oldest}{so_far}"
                 ) from None
 
-    async def _play_sample(self, prompt: Prompt, number: int, sample: _Sample) -> None:
-        """Play one sample until it survives or has failed too often."""
+    async def _play_sample(
+        self, prompt: Prompt, number: int, sample: _Sample, jobs: Sequence[asyncio.Task[None]]
+    ) -> None:
+        """Play one sample until it survives or has failed too often; `jobs` do so with all of the group."""
         while not self._is_settled(sample):
             if sample.attempts and self._limits.retry_delay_s:
                 await self._delay(self._limits.retry_delay_s * 2 ** (len(sample.attempts) - 1))
+            attempt = sample.num_void + len(sample.attempts)
+            fork = await self._fork(prompt, number, attempt, jobs)
             async with self._episodes:
                 if self.stop.is_set():
                     return
-                attempt = sample.num_void + len(sample.attempts)
                 identity = episode_id(prompt.group_id, number, attempt)
                 self._playing[identity] = None
                 self._on_start(prompt)
                 try:
                     episode = await self._player.play(
-                        prompt, number, attempt, policy=self._policy, slots=self.slots
+                        prompt, number, attempt, policy=self._policy, slots=self.slots, fork=fork
                     )
                 finally:
                     del self._playing[identity]
@@ -245,6 +256,22 @@ class Collection:
             self._on_episode(episode)
             self._give_up_early()
             self._player.check_threads()
+
+    async def _fork(
+        self, prompt: Prompt, number: int, attempt: int, jobs: Sequence[asyncio.Task[None]]
+    ) -> Fork | None:
+        """Where an attempt branches from the trunk of its sample, once that has ended; None: nowhere.
+
+        Where the trunk failed for good, another one takes its place.
+        """
+        if self._branching is None:
+            return None
+        for place in self._branching.trunks_of(number):
+            await asyncio.wait([jobs[place]])
+            trunk = self._attempts[prompt.group_id][place].survivor
+            if trunk is not None:
+                return self._branching.fork(trunk, sample=number, attempt=attempt)
+        return None
 
     async def _score(self, prompt: Prompt) -> None:
         """Add the group rewards. Where they fail for good the group loses its episodes."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any, Protocol
 
 from polyturn.agents.deadlines import Slots
 from polyturn.agents.episode import Episode, Outcome, failure_reason, failure_text
+from polyturn.agents.forking import BRANCH_REFUSED, Fork
 from polyturn.agents.policy import Policy
 from polyturn.envs.hooks import current_task, is_interruption
 from polyturn.envs.messages import EnvironmentChoice, ListTasks, Task, TaskSource
@@ -43,8 +45,9 @@ class Play(Protocol):
         episode_id: str,
         group_id: str,
         slots: Slots,
+        fork: Fork | None = None,
     ) -> Episode:
-        """`slots` are what episodes wait for."""
+        """`slots` are what episodes wait for. With a `fork` it begins as a branch; only then is that given."""
         ...
 
 
@@ -61,9 +64,20 @@ class Player(Protocol):
     def group_rewards(self) -> Sequence[GroupCriterion]: ...
 
     async def play(
-        self, prompt: Prompt, sample: int, attempt: int, *, policy: Policy, slots: Slots
+        self,
+        prompt: Prompt,
+        sample: int,
+        attempt: int,
+        *,
+        policy: Policy,
+        slots: Slots,
+        fork: Fork | None = None,
     ) -> Episode:
-        """Play one attempt. Whatever goes wrong in it is an episode that failed."""
+        """Play one attempt. Whatever goes wrong in it is an episode that failed.
+
+        Args:
+            fork: Play it as this branch of another episode, or from the start where the environment cannot be rebuilt.
+        """
         ...
 
     def prefetch(self, prompts: Sequence[Prompt]) -> None:
@@ -126,9 +140,20 @@ class EpisodePlayer:
         self._pool = EnvironmentPool(make_env, make_chosen, make_timeout_s=limits.environment_timeout_s)
 
     async def play(
-        self, prompt: Prompt, sample: int, attempt: int, *, policy: Policy, slots: Slots
+        self,
+        prompt: Prompt,
+        sample: int,
+        attempt: int,
+        *,
+        policy: Policy,
+        slots: Slots,
+        fork: Fork | None = None,
     ) -> Episode:
-        """Play one attempt. Whatever goes wrong in it is an episode that failed."""
+        """Play one attempt. Whatever goes wrong in it is an episode that failed.
+
+        Args:
+            fork: Play it as this branch of another episode, or from the start where the environment cannot be rebuilt.
+        """
         own_task = current_task()
         task: Task | None = None
         digest = ""
@@ -137,7 +162,9 @@ class EpisodePlayer:
         try:
             task = await self.task(prompt)
             digest = task_digest(task)
-            episode = await self._play_task(task, prompt, seed, identity, policy=policy, slots=slots)
+            episode = await self._play_task(
+                task, prompt, seed, identity, policy=policy, slots=slots, fork=fork
+            )
             return replace(episode, task_digest=digest)
         except BaseException as error:
             if is_interruption(error, own_task):
@@ -157,25 +184,45 @@ class EpisodePlayer:
             )
 
     async def _play_task(
-        self, task: Task, prompt: Prompt, seed: int, identity: str, *, policy: Policy, slots: Slots
+        self,
+        task: Task,
+        prompt: Prompt,
+        seed: int,
+        identity: str,
+        *,
+        policy: Policy,
+        slots: Slots,
+        fork: Fork | None,
     ) -> Episode:
         """Play in an environment of the pool."""
         pooled = await self._pool.take(task.environment)
+        play = partial(
+            self._play,
+            env=pooled.env,
+            policy=policy,
+            task=task,
+            seed=seed,
+            episode_id=identity,
+            group_id=prompt.group_id,
+            slots=slots,
+        )
         survived = False
         try:
-            episode = await self._play(
-                env=pooled.env,
-                policy=policy,
-                task=task,
-                seed=seed,
-                episode_id=identity,
-                group_id=prompt.group_id,
-                slots=slots,
-            )
+            episode = await (play() if fork is None else self._play_branch(pooled.env, play, fork))
             survived = episode.outcome is not Outcome.FAILED
         finally:
             self._pool.give_back(pooled, task.environment, survived=survived)
         return episode
+
+    async def _play_branch(
+        self, env: ToolEnv, play: Callable[..., Awaitable[Episode]], fork: Fork
+    ) -> Episode:
+        """Play a branch, or where the environment cannot be rebuilt from the start."""
+        if env.is_replayable:
+            episode = await play(fork=fork)
+            if episode.stop_reason != BRANCH_REFUSED or not env.is_reusable:
+                return episode
+        return replace(await play(), parent_id=fork.parent_id)
 
     def check_threads(self) -> None:
         """Raise `RolloutError` when too many threads are held by what never returned."""

@@ -20,6 +20,7 @@ from ray.exceptions import RayActorError, RayError
 
 from polyturn.agents.deadlines import Slots
 from polyturn.agents.episode import Episode
+from polyturn.agents.forking import Fork
 from polyturn.agents.policy import Policy
 from polyturn.configs.schema.run import RunConfig
 from polyturn.envs.messages import Task, TaskSource
@@ -77,10 +78,12 @@ class PlayerActor:
         """Wait until episodes can be played. Raises as `ready` does."""
         await self.ready()
 
-    async def play(self, prompt: Prompt, sample: int, attempt: int) -> Episode:
+    async def play(self, prompt: Prompt, sample: int, attempt: int, fork: Fork | None) -> Episode:
         """Play one attempt. Raises `RolloutError` when too many threads of this process are lost."""
         player = await self.ready()
-        episode = await player.play(prompt, sample, attempt, policy=self._watch.fleet, slots=self._slots)
+        episode = await player.play(
+            prompt, sample, attempt, policy=self._watch.fleet, slots=self._slots, fork=fork
+        )
         player.check_threads()
         return episode
 
@@ -174,10 +177,11 @@ class RemotePlayers:
         *,
         policy: Policy,  # noqa: ARG002 (each process has its own)
         slots: Slots,  # noqa: ARG002
+        fork: Fork | None = None,
     ) -> Episode:
         """Play one attempt where the fewest are under way; where its process dies, in another one.
 
-        `policy` and `slots` are those of this process, which nothing is played in.
+        `policy` and `slots` are those of this process, which nothing is played in; `fork` goes with the attempt.
 
         Raises:
             RolloutError: process after process has died under this attempt.
@@ -186,7 +190,7 @@ class RemotePlayers:
             remote = min(self._remotes, key=lambda one: one.num_playing)
             remote.num_playing += 1
             try:
-                reference = remote.actor.play.remote(prompt, sample, attempt)
+                reference = remote.actor.play.remote(prompt, sample, attempt, fork)
                 try:
                     episode: Episode = await asyncio.wrap_future(reference.future())
                 except asyncio.CancelledError:

@@ -31,6 +31,7 @@ from polyturn.agents.episode import Episode, Outcome
 from polyturn.agents.policy import Policy
 from polyturn.configs.schema.rollout import RolloutConfig
 from polyturn.envs.tasks.curriculum import Curriculum
+from polyturn.rollout.branching import Branching
 from polyturn.rollout.collection import Collection, end_all
 from polyturn.rollout.filters import Filter
 from polyturn.rollout.groups import Group, Prompt, PromptCursor
@@ -122,6 +123,7 @@ class Scheduler:
         keep_group: Filter,
         num_steps: int,
         updates_per_step: int,
+        branching: Branching | None = None,
         step: int = 0,
         version: int = 0,
         frontier: Frontier | None = None,
@@ -135,6 +137,7 @@ class Scheduler:
             cursor: Draws prompts, by their positions.
             num_steps: Steps of the run: nothing is drawn for later ones.
             updates_per_step: By how much the policy version grows with a step.
+            branching: See `Collection`.
             step: Steps that are finished.
             version: The policy version that trainer and engines have.
             finished: Attempts of a prompt that were made before; asked for when its group begins.
@@ -161,6 +164,7 @@ class Scheduler:
             player=player,
             policy=policy,
             samples_per_prompt=config.samples_per_prompt,
+            branching=branching,
             keep=keep,
             on_episode=on_episode,
             on_start=self._note_start,

@@ -19,6 +19,7 @@ from polyturn.configs.schema.run import RunConfig
 from polyturn.envs.messages import TaskSource
 from polyturn.envs.tasks import make_curriculum
 from polyturn.envs.tasks.order import task_digest
+from polyturn.rollout.branching import make_branching
 from polyturn.rollout.evaluation import EvaluationResult, evaluate
 from polyturn.rollout.factory import build_player, evaluation_sampling, open_engines, training_sampling
 from polyturn.rollout.filters import make_filter
@@ -60,6 +61,7 @@ class RolloutWorker:
         self._url, self._engine_urls = url, engine_urls
         self._order = make_order(config.rollout)
         self._filter = make_filter(config.rollout.filter)
+        self._branching = make_branching(config.rollout, seed=config.seed)
         self._player: EpisodePlayer | RemotePlayers = build_player(
             config,
             model_path=model_path,
@@ -118,6 +120,7 @@ class RolloutWorker:
                 keep_group=self._filter,
                 num_steps=config.trainer.num_steps,
                 updates_per_step=config.trainer.updates_per_step,
+                branching=self._branching,
                 step=start.step,
                 version=start.version,
                 frontier=start.frontier,

@@ -15,6 +15,7 @@ from pydantic import (
     model_validator,
 )
 
+from polyturn.configs.schema.branching import Branching, NoBranching
 from polyturn.configs.schema.concurrency import Concurrency, FixedConcurrency
 from polyturn.configs.schema.section import Plugin, Section
 
@@ -135,6 +136,8 @@ class RolloutConfig(Section):
     """Tasks in a step: one group of episodes each."""
     samples_per_prompt: PositiveInt
     """Episodes of one task, which share a baseline."""
+    branching: Branching = NoBranching()
+    """Whether some samples of a group begin as branches of others, from a turn of theirs on."""
     max_staleness: NonNegativeInt = 0
     """How many steps old a token may be when it is trained on. 0: a step is played by the weights that it trains; 1: it
     is played while the step before is trained on; more: episodes go on through as many updates of the weights."""
@@ -179,6 +182,13 @@ class RolloutConfig(Section):
     sampling: SamplingConfig = SamplingConfig()
 
     @property
+    def num_trunks(self) -> int:
+        """Samples of a group that are played from the start."""
+        if isinstance(self.branching, NoBranching):
+            return self.samples_per_prompt
+        return self.branching.num_trunks or max(1, self.samples_per_prompt // 2)
+
+    @property
     def window(self) -> int:
         """Groups that a windowed order chooses from."""
         given = self.order.window if isinstance(self.order, WindowedOrder) else None
@@ -188,6 +198,15 @@ class RolloutConfig(Section):
     def num_spare(self) -> int:
         """Groups in play beyond what steps need."""
         return round((self.oversample - 1) * self.prompts_per_step)
+
+    @model_validator(mode="after")
+    def _something_is_left_to_branch(self) -> Self:
+        if not isinstance(self.branching, NoBranching) and self.num_trunks >= self.samples_per_prompt:
+            raise ValueError(
+                f"branching: {self.num_trunks} of {self.samples_per_prompt} samples_per_prompt are trunks, so that "
+                "none is left to branch from them; set branching.num_trunks to less, or branching.kind to none"
+            )
+        return self
 
     @model_validator(mode="after")
     def _what_is_left_over_goes_somewhere(self) -> Self:

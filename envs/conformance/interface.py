@@ -27,7 +27,7 @@ from polyturn.envs.conformance.subject import (
     play_async,
     policy_of,
 )
-from polyturn.envs.messages import AssistantMessage, Message
+from polyturn.envs.messages import AssistantMessage, Message, script_of
 from polyturn.envs.tool_env import ToolEnv
 
 _NO_SPEC = "Not able to test alternative render modes"
@@ -191,6 +191,25 @@ def check_seeds(subject: Subject) -> str:
     if len(task_ids) == 1 and num_tasks > 1 and subject.num_tasks > 4:
         raise Nonconforming("every seed gives the same task: let the seed draw it, as ToolEnv.reset does")
     return f"{subject.num_tasks} seeds, {len(POLICIES)} policies, 2 instances"
+
+
+def check_replay(subject: Subject) -> str:
+    """What says that it can be rebuilt answers the same actions in the same way, whatever was played in between."""
+    with subject.open() as env, subject.open() as other:
+        if not env.is_replayable:
+            return "does not say is_replayable, so episodes never branch in it: not checked"
+        for seed in range(subject.num_tasks):
+            for name in POLICIES:
+                trace = play(env, policy_of(env, name, seed), seed=seed)
+                actions = [turn.action for turn in trace.turns]
+                again = play(other, script_of(iter(actions).__next__), seed=seed, max_turns=len(actions))
+                if where := difference(trace, again):
+                    raise Nonconforming(
+                        f"the actions of the {name} policy with seed {seed} are answered in two ways: {where}; "
+                        "episodes cannot branch from such: let all follow from the seed, the task and the actions, or "
+                        "do not say is_replayable"
+                    )
+    return f"{subject.num_tasks} seeds, {len(POLICIES)} policies, stepped again in another instance"
 
 
 def check_global_random_state(subject: Subject) -> str:

@@ -136,6 +136,7 @@ class CustomerServiceEnv(ToolEnv):
             if self._llm
             else None
         )
+        self.is_replayable = self._llm is None
         super().__init__(tasks=tasks, split=split, max_turns=max_turns, render_mode=render_mode)
 
     def tasks(self, split: str) -> TaskSource:

@@ -34,6 +34,7 @@ class CodeBreakerEnv(ToolEnv):
     """
 
     hooks_run = "event_loop"
+    is_replayable = True
 
     def __init__(
         self,

@@ -109,6 +109,8 @@ NUM_TASKS = 400
 class TreasureHuntEnv(ToolEnv):
     """The reward is 1.0 when the treasure is taken before the turns run out, else 0.0."""
 
+    is_replayable = True
+
     def __init__(
         self,
         *,

@@ -100,6 +100,8 @@ class MathEnv(ToolEnv):
     compare is `verdict_too_costly`. A verdict that says nothing about the answer is a fault, and no zero.
     """
 
+    is_replayable = True
+
     def __init__(
         self,
         *,
@@ -239,6 +241,8 @@ class GSM8KEnv(MathEnv):
 
     Takes the options of `MathEnv`; any form of answer counts by default.
     """
+
+    is_replayable = True
 
     def __init__(self, *, answer_format: AnswerFormat = "any", **options: Any) -> None:
         super().__init__(answer_format=answer_format, **options)

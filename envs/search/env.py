@@ -221,6 +221,8 @@ class SearchEnv(ToolEnv):
     Without options it plays over the two-hop world: 1,500 questions a split, an index of 3,696 passages.
     """
 
+    is_replayable = True
+
     def __init__(
         self,
         *,

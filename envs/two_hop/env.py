@@ -198,6 +198,7 @@ class TwoHopSearchEnv(ToolEnv):
     """
 
     hooks_run = "event_loop"  # a search takes a tenth of a millisecond
+    is_replayable = True
     oracle = staticmethod(oracle)
 
     def __init__(

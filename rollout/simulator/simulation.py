@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from polyturn.agents.deadlines import EpisodeLimits, EpisodeTime, Slots
 from polyturn.agents.episode import Episode, EpisodeTimings, Outcome
+from polyturn.agents.forking import Fork
 from polyturn.agents.ledger import Segment
 from polyturn.agents.policy import Generation, Policy, SamplingParams, TokenPolicy, policy_of_episode
 from polyturn.configs.schema.run import RunConfig
@@ -102,9 +103,17 @@ class _SimulatedPlayer(EpisodePlayer):
         self._episode_limits = EpisodeLimits(timeout_s=FOREVER_S, request_timeout_s=FOREVER_S)
 
     async def play(
-        self, prompt: Prompt, sample: int, attempt: int, *, policy: Policy, slots: Slots
+        self,
+        prompt: Prompt,
+        sample: int,
+        attempt: int,
+        *,
+        policy: Policy,
+        slots: Slots,
+        fork: Fork | None = None,
     ) -> Episode:
         """One attempt: requests and tool calls in turn."""
+        assert fork is None, "a simulated episode branches from no other"
         shape = self._workload(position=prompt.position, sample=sample, attempt=attempt)
         self.prompts[prompt.position] = shape.num_prompt
         if not attempt:

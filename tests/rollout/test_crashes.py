@@ -41,8 +41,8 @@ class Player(EpisodePlayer):
         super().__init__(make_env=ToolEnv, tasks=TASKS, play=None, limits=limits, seed=0)
         self.run = run
 
-    async def play(self, prompt, sample, attempt, *, policy, slots):
-        del policy, slots
+    async def play(self, prompt, sample, attempt, *, policy, slots, fork):
+        del policy, slots, fork
         self.run.num_played += 1
         identity, serial = episode_id(prompt.group_id, sample, attempt), self.run.num_played
         version, draws = self.run.version, random.Random(f"{identity}/{serial}")

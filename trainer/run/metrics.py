@@ -55,6 +55,7 @@ def step_metrics(
         "group/uniform": uniform_share(groups, num_filtered=taken.num_filtered.get(UNIFORM, 0)),
         "rollout/num_dropped": float(sum(group.num_dropped for group in groups)),
         **schedule_metrics(taken),
+        **branch_metrics(episodes),
         "rollout/failed_attempts": failed_share(groups),
         "rollout/sampled_tokens": float(num_sampled),
         "rollout/tokens_per_second": num_sampled / rollout_seconds if rollout_seconds > 0 else 0.0,
@@ -259,6 +260,17 @@ def tool_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
             ("seconds_max", usage.max_seconds),
             ("queue_seconds", usage.queue_s),
         )
+    }
+
+
+def branch_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
+    """How many episodes branch from others, and how many could not; nothing where none was to."""
+    meant = [episode.is_branch for episode in episodes if episode.parent_id]
+    if not meant:
+        return {}
+    return {
+        "rollout/branches": float(sum(meant)),
+        "rollout/branches_refused": float(len(meant) - sum(meant)),
     }
 
 

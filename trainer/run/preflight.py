@@ -22,7 +22,13 @@ from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.envs.messages import TaskSource
 from polyturn.envs.registry import list_environments, make
 from polyturn.envs.tasks import make_curriculum
-from polyturn.rollout.checks import check_chat_template, check_prompts, check_rewards, check_tasks
+from polyturn.rollout.checks import (
+    check_branching,
+    check_chat_template,
+    check_prompts,
+    check_rewards,
+    check_tasks,
+)
 from polyturn.rollout.engines.placement import claim_port
 from polyturn.rollout.factory import (
     agent_play,
@@ -137,6 +143,8 @@ def preflight(
         splits = (*trained_on, config.evaluation.split)
     check_environment(config, splits, model)
     if trains:
+        with as_config_error():
+            check_branching(config)
         for suite in suites_of(config)[1:]:
             check_suite(suite, shape, model)
         with as_config_error("curriculum: "):

@@ -167,6 +167,7 @@ DATA = (
     "rollout.prompts_per_step",
     "rollout.samples_per_prompt",
     "rollout.sampling.*",
+    "rollout.branching.*",
 )
 """Options that decide which episodes a run plays and what they are worth."""
 COMPARED_BY_CONTENT = ("model.path", "environment.*timeout_s", "curriculum.difficulties")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import random
 import re
@@ -29,6 +30,8 @@ from polyturn.tools.types import ToolCall
 
 class Sums(ToolEnv):
     """Good: add two numbers with a tool, then say the sum."""
+
+    is_replayable = True
 
     def begin(self, task):
         self.bonus = int(self.np_random.integers(100))
@@ -405,6 +408,16 @@ class NotVectorisable(Sums):
         self.observation_space.roles = frozenset({"system", "user", "tool", str(id(self))})
 
 
+class CannotBeRebuilt(Sums):
+    """The oracle never sees it: it knows the task without reading."""
+
+    is_replayable = True
+    numbers = itertools.count()
+
+    def begin(self, task):
+        return [*super().begin(task), {"role": "user", "content": f"This is question {next(self.numbers)}."}]
+
+
 BROKEN = [
     ("gymnasium", UnseededReset, "check_env"),
     ("spaces", NoModelInTheSpace, "not in the observation space"),
@@ -421,6 +434,7 @@ BROKEN = [
     ("seeds", DrawsFromTheClock, "gives two episodes"),
     ("seeds", RemembersTheLastEpisode, "keep nothing from the last episode"),
     ("seeds", IgnoresTheSeed, "every seed gives the same task"),
+    ("replay", CannotBeRebuilt, "are answered in two ways"),
     ("global_random_state", SeedsEverybody, "generator of random:"),
     ("global_random_state", DrawsFromEverybody, "generator of numpy:"),
     ("append_only", ChangesWhatItSaid, "changed later"),
