@@ -314,9 +314,12 @@ def test_a_run_that_is_stopped_and_killed_trains_what_an_uninterrupted_one_does(
     assert sum(ours[key] == theirs[key] for key in theirs) >= 0.9 * len(theirs)
 
 
-def test_tensor_parallel_ranks_several_updates_a_kl_and_sync_through_disk(tmp_path: Path) -> None:
+def test_tensor_parallel_ranks_several_updates_a_kl_sync_through_disk_and_branches(tmp_path: Path) -> None:
     process = train(
         *SMALL,
+        "rollout.branching={kind: entropy, num_trunks: 2}",
+        "trainer.algorithm.advantage.kind=tree_grpo",
+        "trainer.shared_prefix=tree",
         "trainer.num_steps=5",
         "trainer.stop_at={metric: policy/version, at_least: 4}",
         "curriculum.sampler={kind: difficulty, min_tasks: 1}",
@@ -346,3 +349,13 @@ def test_tensor_parallel_ranks_several_updates_a_kl_and_sync_through_disk(tmp_pa
     assert summary["checks"]["unequal_tensors"] == 0 and summary["checks"]["initial_kl"] <= 1e-6
     rows = read_metrics(path / "metrics.jsonl")
     assert rows[0]["train/reference_kl"] >= 0 and rows[1]["train/reference_kl"] > 0
+    for row, episodes in zip(rows, episodes_by_step(path).values(), strict=True):
+        branches = [episode for episode in episodes if episode.is_branch]
+        by_id = {episode.episode_id: episode for episode in episodes}
+        assert row["rollout/branches"] == row["tree/num_branches"] == len(branches) > 0
+        assert row["rollout/branches_refused"] == 0 and row["shared_prefix/tokens_saved"] > 0
+        for branch in branches:
+            (ours,), (theirs,) = branch.segments, by_id[branch.parent_id].segments
+            first = int(ours.sampled.argmax())
+            assert ours.token_ids[:first].tolist() == theirs.token_ids[:first].tolist()
+            assert theirs.turns[first] == branch.branch_turn and theirs.sampled[first]

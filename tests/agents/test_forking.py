@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import pickle
 
 import numpy as np
 import pytest
@@ -115,7 +116,7 @@ def test_a_branch_that_goes_on_as_its_trunk_did_is_the_same_episode(name, texts)
     for turn in fork_turns(trunk):
         env = Dice()
         asyncio.run(env.reset_async(seed=77, options={"task": TASK}))
-        fork = fork_at(trunk, turn)
+        fork = pickle.loads(pickle.dumps(fork_at(trunk, turn)))  # as another process gets it
         branch, policy = play(name, texts[turn:], env=env, fork=fork, seed=9, number=turn)
         assert (branch.parent_id, branch.branch_turn, branch.is_branch) == (trunk.episode_id, turn, True)
         assert policy.prompts == drawn.prompts[turn:], "the policy sees what it saw"

@@ -43,7 +43,7 @@ from polyturn.trainer.algorithms.registry import ADVANTAGES
 def tree_grpo(step: RewardBatch, config: TreeAdvantage) -> Advantages:
     """Tree-GRPO (arXiv 2509.21240): a leaf's advantage is GRPO's among all leaves of the group (inter-tree) plus GRPO's
     among the leaves of its tree (intra-tree). The paper trains on shared turns once for each leaf; here they are
-    trained on once, with the mean, as are the shared tokens of ARPO (arXiv 2507.19849).
+    trained on once, with the mean, as in the hard estimation of ARPO (arXiv 2507.19849).
 
     A leaf alone in its tree, or in a tree whose leaves do not differ, has no intra-tree advantage; without branches
     this is GRPO. A trunk that is not in the step, such as one that was dropped, still makes its branches one tree.
