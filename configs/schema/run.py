@@ -18,6 +18,7 @@ from pydantic import (
 from polyturn.configs.schema.agent import AgentConfig
 from polyturn.configs.schema.alarms import AlarmsConfig
 from polyturn.configs.schema.algorithm import AlgorithmConfig, EnvironmentAlgorithm
+from polyturn.configs.schema.branching import NoBranching
 from polyturn.configs.schema.concurrency import AdaptiveConcurrency
 from polyturn.configs.schema.curriculum import CurriculumConfig
 from polyturn.configs.schema.rollout import MinP, RolloutConfig, TopP
@@ -398,6 +399,15 @@ class RunConfig(Section):
     megatron: dict[str, Any] = {}
     """Further fields of Megatron-core's TransformerConfig, checked against the installed package's own. Under `ddp`
     and `optimizer`, fields of its DistributedDataParallelConfig and OptimizerConfig."""
+
+    @model_validator(mode="after")
+    def _an_agent_is_not_branched(self) -> Self:
+        if self.agent is not None and not isinstance(self.rollout.branching, NoBranching):
+            raise ValueError(
+                "rollout.branching: an agent of one's own (agent.target) cannot be taken back to a turn of another "
+                "episode; set rollout.branching.kind: none"
+            )
+        return self
 
     @model_validator(mode="after")
     def _concurrency_can_follow(self) -> Self:

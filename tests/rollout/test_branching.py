@@ -17,11 +17,13 @@ from polyturn.agents.dialects import HermesDialect
 from polyturn.agents.episode import Episode, Outcome
 from polyturn.agents.ledger import Segment
 from polyturn.agents.policy import Generation, PolicyFault, SamplingParams
+from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.algorithm import AlgorithmConfig
 from polyturn.configs.schema.rollout import RolloutConfig
 from polyturn.envs.messages import ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.branching import at_any_turn, at_largest_rise, make_branching
+from polyturn.rollout.checks import check_branching
 from polyturn.rollout.collection import Collection
 from polyturn.rollout.factory import token_play
 from polyturn.rollout.groups import PromptCursor, parse_episode_id
@@ -347,3 +349,19 @@ def test_trunks_are_shared_out_and_something_is_left_to_branch():
     assert rollout_config({"kind": "none"}).num_trunks == 4
     with pytest.raises(ValueError, match="none is left to branch"):
         rollout_config({"kind": "entropy", "num_trunks": 4})
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("agent.target=agents.py:play",), "an agent of one's own"),
+        (
+            ("environment.id=polyturn/SolveCritiqueSelect-v0",),
+            "SolveCritiqueSelect-v0 does not say that it can be rebuilt",
+        ),
+    ],
+)
+def test_what_cannot_branch_at_all_is_refused_before_a_run(overrides, words):
+    with pytest.raises(ValueError, match=words):
+        check_branching(load_config("quickstart", ["rollout.branching.kind=turns", *overrides]))
+    check_branching(load_config("quickstart", ["rollout.branching.kind=turns"]))
