@@ -111,6 +111,11 @@ BUILTIN: tuple[EnvironmentInfo, ...] = (
         description="Write a program; what it prints is graded (rows in the form of LiveCodeBench).",
     ),
     EnvironmentInfo(
+        env_id="polyturn/Harbor-v0",
+        entry_point="polyturn.envs.harbor.env:HarborEnv",
+        description="Tasks of Harbor and Terminal-Bench: a shell in the task's container, graded by the task's tests.",
+    ),
+    EnvironmentInfo(
         env_id="polyturn/GSM8K-v0",
         entry_point="polyturn.envs.math.env:GSM8KEnv",
         description="School problems in words (arXiv 2110.14168): a sample, or the whole from a file.",

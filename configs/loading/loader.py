@@ -38,6 +38,7 @@ __all__ = [
     "json_schema",
     "load_config",
     "load_section",
+    "read_section",
     "shipped_names",
 ]
 
@@ -107,12 +108,17 @@ def _load(section: type[S], path: Path, overrides: Sequence[str]) -> tuple[S, Tr
     for override in overrides:
         tree = merge(tree, _read_override(override, section), section)
     tree = _name_default_kinds(tree, section)
+    return read_section(section, tree), tree
+
+
+def read_section(section: type[S], tree: Tree) -> S:
+    """What was written, as a pydantic section. Raises ConfigError, one line for each thing that is wrong."""
     problems = list(_unknown_keys(tree, section, section, ""))
     if problems:
         raise ConfigError("\n".join(problems))
     try:
         # JSON mode is strict about numbers and text, yet takes text for a path.
-        return section.model_validate_json(json.dumps(tree.plain()), strict=True), tree
+        return section.model_validate_json(json.dumps(tree.plain()), strict=True)
     except ValidationError as error:
         raise ConfigError("\n".join(explain(error, tree, section))) from error
 

@@ -22,8 +22,29 @@ _HEADER = struct.Struct(">BxxxL")
 
 https://docs.docker.com/reference/api/engine (attach to a container, stream format)
 """
-_STDOUT, _STDERR = 1, 2
+STDOUT, STDERR = 1, 2
 _KEPT_BYTES_OF_STDERR = 4096
+
+
+class Pieces:
+    """Reads the stream of a container or command without a terminal: which stream each piece belongs to."""
+
+    def __init__(self) -> None:
+        self._pending = b""
+
+    def feed(self, data: bytes) -> list[tuple[int, bytes]]:
+        """Every piece that is whole now: 1 for stdout or 2 for stderr, and what was written."""
+        data = self._pending + data
+        pieces, start = [], 0
+        while len(data) - start >= _HEADER.size:
+            stream, length = _HEADER.unpack_from(data, start)
+            end = start + _HEADER.size + length
+            if end > len(data):
+                break
+            pieces.append((stream, data[start + _HEADER.size : end]))
+            start = end
+        self._pending = data[start:]
+        return pieces
 
 
 class AttachedLink(Link):
@@ -33,7 +54,7 @@ class AttachedLink(Link):
         """`attached` is what `Container.attach_socket` gives; it must be attached before the container starts."""
         super().__init__(getattr(attached, "_sock", attached))
         self._attached = attached
-        self._pending = b""
+        self._pieces = Pieces()
         self._stderr = b""
 
     @property
@@ -52,20 +73,11 @@ class AttachedLink(Link):
 
     def _feed(self, data: bytes) -> None:
         """Hands on every whole piece."""
-        data = self._pending + data
-        start = 0
-        while len(data) - start >= _HEADER.size:
-            stream, length = _HEADER.unpack_from(data, start)
-            end = start + _HEADER.size + length
-            if end > len(data):
-                break
-            piece = data[start + _HEADER.size : end]
-            if stream == _STDOUT:
+        for stream, piece in self._pieces.feed(data):
+            if stream == STDOUT:
                 self._decoder.feed(piece)
-            elif stream == _STDERR:
+            elif stream == STDERR:
                 self._stderr = (self._stderr + piece)[-_KEPT_BYTES_OF_STDERR:]
-            start = end
-        self._pending = data[start:]
 
 
 class ContainerRunner(Runner):
