@@ -13,7 +13,7 @@ from enum import StrEnum
 
 from polyturn.agents.ledger import Segment
 from polyturn.agents.policy import EngineUnavailable, PolicyFault
-from polyturn.envs.faults import EnvironmentFault, describe, message_of, printable, shortened
+from polyturn.envs.faults import EnvironmentFault, UserFault, describe, message_of, printable, shortened
 from polyturn.envs.messages import Message
 from polyturn.tools.types import ToolUsage
 
@@ -128,6 +128,8 @@ samples of the policy, and cannot be trained on."""
 MAX_TRACEBACK_CHARS = 4_000
 UNEXPECTED_ERROR = "unexpected_error"
 POLICY_FAULT = "policy_fault"
+USER_FAULT = "user_fault"
+"""Stop reason of an attempt whose simulated user could not be played."""
 NO_ENGINE = "no_engine"
 """Stop reason of an attempt that no engine answered, however often each was asked."""
 PROMPT_TOO_LONG = "prompt_too_long"
@@ -137,6 +139,8 @@ LASTING = frozenset({PROMPT_TOO_LONG})
 
 def failure_reason(error: BaseException) -> str:
     """The stop reason of an attempt that an exception ended."""
+    if isinstance(error, UserFault):
+        return USER_FAULT
     if isinstance(error, EnvironmentFault):
         return "environment_fault"
     if isinstance(error, EngineUnavailable):

@@ -14,6 +14,10 @@ class EnvironmentFault(RuntimeError):
     """
 
 
+class UserFault(EnvironmentFault):
+    """A simulated user could not be played: its model failed, or would not keep to its script."""
+
+
 def describe(error: BaseException) -> str:
     """Type and message of an exception in one line."""
     message = message_of(error)

@@ -11,7 +11,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from polyturn.agents.deadlines import Slots
-from polyturn.agents.episode import LASTING, NO_ENGINE, POLICY_FAULT, Episode, Outcome, sentence_of
+from polyturn.agents.episode import (
+    LASTING,
+    NO_ENGINE,
+    POLICY_FAULT,
+    USER_FAULT,
+    Episode,
+    Outcome,
+    sentence_of,
+)
 from polyturn.agents.forking import Fork
 from polyturn.agents.policy import Policy
 from polyturn.envs.faults import EnvironmentFault, message_of
@@ -353,6 +361,11 @@ class Collection:
             num_expected=self._samples_per_prompt,
             num_dropped=num_dropped,
             num_retries=num_retries,
+            num_user_faults=sum(
+                episode.stop_reason == USER_FAULT
+                for sample in self._attempts[prompt.group_id]
+                for episode in sample.attempts
+            ),
         )
 
     def _is_settled(self, sample: _Sample) -> bool:

@@ -28,6 +28,7 @@ from polyturn.rollout.groups import Group, Prompt
 from polyturn.rollout.named_play import PolicyChoice, ServedModel, named_player
 from polyturn.rollout.player import EpisodePlayer, RolloutError
 from polyturn.rollout.store import TrajectoryStore
+from polyturn.rollout.user_faults import user_fault_share
 
 CONFIDENCE = 0.95
 Z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
@@ -109,6 +110,11 @@ class EvaluationResult:
     newest_version: int = UNSAMPLED_VERSION
     """Of the policy, behind the sampled tokens: the same unless the weights changed meanwhile; -1 where no tokens are
     recorded."""
+    user_fault_share: float = 0.0
+    """Of the episodes with a simulated user that did not succeed, the share in which that had broken its script; 0
+    where there is none."""
+    num_user_faults: int = 0
+    """Attempts that failed because a simulated user could not be played: excluded from everything above."""
     policy: str = "model"
     """Who played: the model that was served, or the label of a policy that was named."""
 
@@ -185,6 +191,8 @@ def summarise(groups: Sequence[Group]) -> EvaluationResult:
         num_failed=sum(group.num_dropped for group in groups),
         num_truncated=sum(episode.outcome == "truncated" for episode in episodes),
         mean_turns=fmean(episode.num_turns for episode in episodes),
+        user_fault_share=user_fault_share(episodes) or 0.0,
+        num_user_faults=sum(group.num_user_faults for group in groups),
         oldest_version=min(versions, default=UNSAMPLED_VERSION),
         newest_version=max(versions, default=UNSAMPLED_VERSION),
     )

@@ -92,6 +92,8 @@ class Group:
     """Episodes that still failed after all retries."""
     num_retries: int
     """Failed attempts that were played again."""
+    num_user_faults: int = 0
+    """Failed attempts, of both kinds, whose simulated user could not be played."""
 
     @property
     def num_missing(self) -> int:

@@ -1,24 +1,16 @@
-"""Customers: what they want, with the facts that they know and what a right answer does and says; and who plays them.
-
-A customer is scripted, or played by a language model behind an OpenAI-compatible endpoint.
-"""
+"""Customers: what they want, the facts that they know, what a right answer does and says; and one that is scripted."""
 
 from __future__ import annotations
 
 import datetime
 import random
 import re
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
-
-import httpx
+from typing import Any, Literal
 
 from polyturn.envs.customer_service.shop import TODAY, Customer, Order, Shop, dollars, make_address
-from polyturn.envs.faults import EnvironmentFault
-from polyturn.tools.retries import Retries, Tries, asked_wait_s, may_pass
-from polyturn.tools.secrets import blank_credentials, public_url
+from polyturn.envs.users.user import Briefing
 
 Kind = Literal[
     "cancel",
@@ -76,6 +68,35 @@ class Scenario:
             for action in request.actions:
                 getattr(changed, action.tool)(**action.arguments)
         return changed
+
+
+def briefing_of(scenario: Scenario) -> Briefing:
+    """What whoever plays the customer is told: no right answer, and no change that is wanted of the shop."""
+    facts = [*scenario.identity.values()]
+    for request in scenario.requests:
+        facts += request.facts.values()
+    return Briefing(
+        role="a customer in a chat with a shop's agent",
+        requests=tuple(request.opening for request in scenario.requests),
+        facts=tuple(dict.fromkeys(facts)),
+        values=_VALUES,
+        topics=tuple(_topics(request) for request in scenario.requests),
+    )
+
+
+_VALUES = (
+    re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]+"),
+    re.compile(r"\bA\d{4}\b", re.IGNORECASE),
+    re.compile(r"(?<![\w.-])\d{5}(?![\w-])"),
+)
+"""Email addresses, order numbers and postcodes."""
+
+
+def _topics(request: Request) -> tuple[str, ...]:
+    """Texts of which one is said where a request is talked about."""
+    if request.order_id is not None:
+        return (request.order_id,)
+    return tuple(str(action.arguments["email"]) for action in request.actions)
 
 
 def make_scenario(shop: Shop, customer: Customer, rng: random.Random) -> Scenario:
@@ -276,23 +297,13 @@ _DONE = _pattern(
 )
 
 
-class UserSimulator(Protocol):
-    """A customer in one conversation."""
-
-    def opening(self) -> str:
-        """What the customer says first."""
-        ...
-
-    def reply(self, message: str) -> str | None:
-        """The answer to the agent; None when the customer leaves."""
-        ...
-
-
 class ScriptedUser:
     """Answers what is asked, confirms what is proposed, and says the next request when the last one is settled.
 
     Deterministic: the same messages get the same answers.
     """
+
+    may_lose_patience = True
 
     def __init__(self, scenario: Scenario) -> None:
         self._scenario = scenario
@@ -358,92 +369,3 @@ class ScriptedUser:
         self._said -= set(self._request.facts)
         self._num_unhelpful = 0
         return f"There is something else. {self._request.opening}"
-
-
-LEAVES = "###END###"
-"""What the model writes when the customer leaves."""
-
-_INSTRUCTIONS = """You play a customer in a chat with a shop's agent. Stay in the role; write short messages.
-Bring up your requests one at a time, in this order:
-{requests}
-What you know and tell only when asked:
-{facts}
-Invent nothing that is not written here. Say yes when the agent proposes what you asked for.
-When all requests are settled or refused for good, answer with {leaves} and nothing else."""
-
-
-class LLMUser:
-    """Asks the model for each of the customer's messages.
-
-    An endpoint that fails is an `EnvironmentFault`: a customer that could not speak is no failure of the agent.
-    """
-
-    def __init__(
-        self, scenario: Scenario, *, client: httpx.Client, base_url: str, model: str, timeout_s: float = 60.0
-    ) -> None:
-        """`timeout_s` is for each of the model's messages, retries included."""
-        self._client, self._timeout_s = client, timeout_s
-        self._url = f"{base_url.rstrip('/')}/chat/completions"
-        self._model = model
-        facts = [*scenario.identity.values()]
-        for request in scenario.requests:
-            facts += request.facts.values()
-        instructions = _INSTRUCTIONS.format(
-            requests="\n".join(f"- {request.opening}" for request in scenario.requests),
-            facts="\n".join(f"- {fact}" for fact in dict.fromkeys(facts)),
-            leaves=LEAVES,
-        )
-        # Seen from the customer, the agent is the user and the customer the assistant.
-        self._messages: list[dict[str, str]] = [
-            {"role": "system", "content": instructions},
-            {"role": "user", "content": "Hello, how can I help you?"},
-        ]
-
-    def opening(self) -> str:
-        """The model's first message."""
-        text = self._ask()
-        if text is None:
-            raise EnvironmentFault(f"{public_url(self._url)}: the customer left before saying anything")
-        return text
-
-    def reply(self, message: str) -> str | None:
-        """The model's answer; None when it leaves."""
-        self._messages.append({"role": "user", "content": message})
-        return self._ask()
-
-    def _ask(self) -> str | None:
-        try:
-            text = _content(self._answer().json())
-        except (httpx.HTTPError, ValueError) as error:
-            raise EnvironmentFault(
-                f"{public_url(self._url)}: the customer cannot speak: {blank_credentials(str(error))}"
-            ) from error
-        self._messages.append({"role": "assistant", "content": text})
-        return None if LEAVES in text else text
-
-    def _answer(self) -> httpx.Response:
-        """The endpoint's answer, within `timeout_s` with all retries. Raises `httpx.HTTPError`."""
-        body = {"model": self._model, "messages": self._messages, "temperature": 0.0}
-        tries = Tries(Retries(deadline_s=self._timeout_s))
-        while True:
-            try:
-                response = self._client.post(self._url, json=body, timeout=max(0.001, tries.left_s))
-            except httpx.ConnectError:
-                wait_s = tries.next_wait_s()
-                if wait_s is None:
-                    raise
-            else:
-                wait_s = tries.next_wait_s(asked_wait_s(response.headers))
-                if wait_s is None or not may_pass(response.status_code):
-                    return response.raise_for_status()
-            time.sleep(wait_s)
-
-
-def _content(answer: Any) -> str:
-    try:
-        text = answer["choices"][0]["message"]["content"]
-    except (KeyError, IndexError, TypeError) as error:
-        raise ValueError(f"the answer holds no message: {str(answer)[:200]}") from error
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError("the answer is empty")
-    return text

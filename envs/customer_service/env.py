@@ -11,16 +11,13 @@ import importlib.resources
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
-
-import httpx
+from typing import Any
 
 from polyturn.envs.customer_service.customers import (
-    LLMUser,
     Request,
     Scenario,
     ScriptedUser,
-    UserSimulator,
+    briefing_of,
     make_scenario,
 )
 from polyturn.envs.customer_service.shop import (
@@ -34,7 +31,10 @@ from polyturn.envs.customer_service.shop import (
 )
 from polyturn.envs.messages import AssistantMessage, ListTasks, Message, Task, TaskSource, known_split
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.tools.bounded_answers import BoundedSyncTransport
+from polyturn.envs.users.model import ModelUser, shared_chat, user_endpoint
+from polyturn.envs.users.user import User, load_user
+from polyturn.envs.users.watch import WatchedUser
+from polyturn.tools.chat.client import BlockingChat
 from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall, ToolError, ToolSpec
 
@@ -100,10 +100,8 @@ class CustomerServiceEnv(ToolEnv):
         self,
         *,
         shop_seed: int = 1,
-        user: Literal["scripted", "llm"] = "scripted",
-        user_url: str | None = None,
-        user_model: str | None = None,
-        user_timeout_s: float = 60.0,
+        user: str = "scripted",
+        user_options: Mapping[str, Any] | None = None,
         split: str = "train",
         max_turns: int | None = 30,
         tasks: TaskSource | None = None,
@@ -112,31 +110,22 @@ class CustomerServiceEnv(ToolEnv):
         """
         Args:
             shop_seed: Which shop, customers and scenarios.
-            user: Who plays the customer.
-            user_url: The OpenAI-compatible endpoint of an "llm" customer, up to and with `/v1`.
-            user_model: The model's name there.
-            user_timeout_s: How long it may take to answer.
+            user: Who plays the customer: `scripted`; `model`, behind an OpenAI-compatible endpoint; or a class of one's
+                own, by `module:name` or `path/to/file.py:name` (docs/users.md).
+            user_options: Of `model`: url, model, and what else `ChatEndpoint` has; of a class: keyword arguments.
             split: `train` or `heldout`; they share no customer.
             max_turns: Tool calls and messages together.
             tasks: Take the place of the shop's own scenarios; each has a `Scenario` as its label.
             render_mode: None or "ansi".
 
         Raises:
-            ValueError: an unknown split or kind of user, or an "llm" user without url or model.
+            ValueError: an unknown split or user, or options that the user does not take.
         """
         known_split(split, SPLITS)
-        if user not in ("scripted", "llm"):
-            raise ValueError(f"user must be 'scripted' or 'llm', not {user!r}")
-        if user == "llm" and not (user_url and user_model):
-            raise ValueError("user 'llm' needs user_url and user_model")
-        self._shop_seed, self._user_timeout_s = shop_seed, user_timeout_s
-        self._llm = (user_url, user_model) if user_url and user_model and user == "llm" else None
-        self._client = (
-            httpx.Client(timeout=user_timeout_s, transport=BoundedSyncTransport(httpx.HTTPTransport()))
-            if self._llm
-            else None
-        )
-        self.is_replayable = self._llm is None
+        self._shop_seed, self._user_kind, self._user_options = shop_seed, user, dict(user_options or {})
+        self._chat = self._open_chat()
+        self._make_user(shop_tasks(shop_seed, split)[0].label)
+        self.is_replayable = user == "scripted"
         super().__init__(tasks=tasks, split=split, max_turns=max_turns, render_mode=render_mode)
 
     def tasks(self, split: str) -> TaskSource:
@@ -150,14 +139,15 @@ class CustomerServiceEnv(ToolEnv):
         self._scenario: Scenario = task.label
         self._shop = base_shop(self._shop_seed).copy()
         self._customer: Customer | None = None
-        self._written: list[str] = []
-        self._user = self._make_user()
-        return [*task.messages, {"role": "user", "content": self._user.opening()}]
+        self._user = WatchedUser(self._make_user(self._scenario), briefing_of(self._scenario))
+        opening = self._user.opening()
+        self.metrics.update(self._user.metrics)
+        return [*task.messages, {"role": "user", "content": opening}]
 
     def follow_up(self, message: AssistantMessage) -> Sequence[Message]:
         """The customer's answer; nothing when they leave."""
-        self._written.append(message.content)
-        reply = self._user.reply(message.content)
+        reply = self._user.reply(message)
+        self.metrics.update(self._user.metrics)
         return [] if reply is None else [{"role": "user", "content": reply}]
 
     def grade(self, message: AssistantMessage) -> Mapping[str, float]:
@@ -165,7 +155,7 @@ class CustomerServiceEnv(ToolEnv):
         del message
         expected = self._scenario.expected(base_shop(self._shop_seed))
         records = self._shop == expected
-        said = "\n".join(self._written)
+        said = "\n".join(self._user.heard)
         told = num_claims(said) <= MAX_CLAIMS and all(
             any(is_said(way, said) for way in ways)
             for request in self._scenario.requests
@@ -178,12 +168,6 @@ class CustomerServiceEnv(ToolEnv):
         """Asks for the email address, looks everything up, proposes, acts and reports."""
         del tools
         return oracle_message(self.task.label, messages)
-
-    def close(self) -> None:
-        """Close the connection to an "llm" customer."""
-        super().close()
-        if self._client is not None:
-            self._client.close()
 
     # The tools.
 
@@ -278,14 +262,30 @@ class CustomerServiceEnv(ToolEnv):
         self._count_change()
         return _account(self._customer)
 
-    def _make_user(self) -> UserSimulator:
-        if self._llm is None:
-            return ScriptedUser(self._scenario)
-        assert self._client is not None
-        url, model = self._llm
-        return LLMUser(
-            self._scenario, client=self._client, base_url=url, model=model, timeout_s=self._user_timeout_s
-        )
+    def _open_chat(self) -> BlockingChat | None:
+        """The endpoint of a customer that a model plays. Raises `ValueError`."""
+        if self._user_kind == "scripted" and self._user_options:
+            raise ValueError(
+                f"user 'scripted' has no options, so none of the name {next(iter(self._user_options))!r}"
+            )
+        if self._user_kind != "model":
+            return None
+        try:
+            return shared_chat(user_endpoint(self._user_options))
+        except ValueError as error:
+            raise ValueError(f"user_options: {error}") from error
+
+    def _make_user(self, scenario: Scenario) -> User:
+        if self._user_kind == "scripted":
+            return ScriptedUser(scenario)
+        if self._chat is not None:
+            return ModelUser(briefing_of(scenario), self._chat)
+        if ":" not in self._user_kind:
+            raise ValueError(
+                f"user must be 'scripted', 'model', or a class by module:name or path/to/file.py:name, not "
+                f"{self._user_kind!r}"
+            )
+        return load_user(self._user_kind, briefing_of(scenario), self._user_options)
 
     def _identify(self, found: Any) -> dict[str, Any]:
         customer = next(iter(found), None)

@@ -11,18 +11,23 @@ from polyturn.agents.deadlines import EpisodeLimits
 from polyturn.agents.episode import Outcome
 from polyturn.agents.policies.scripted import ScriptedPolicy
 from polyturn.agents.policy import PolicyFault
+from polyturn.envs.faults import UserFault
 from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.rewards import exact_match
 from polyturn.envs.tool_env import ToolEnv
+from polyturn.rollout.collection import play_groups
 from polyturn.rollout.evaluation import (
     clustered_interval,
     evaluate,
+    evaluation_prompts,
     interval,
     student_quantile,
+    summarise,
     wilson_interval,
 )
 from polyturn.rollout.limits import RolloutLimits
 from polyturn.rollout.player import EpisodePlayer, RolloutError
+from polyturn.rollout.user_faults import user_fault_share
 from tests.support.play import message_play
 
 TASKS = ListTasks([Task.from_prompt(f"task-{i}", f"Say {i}", label=str(i)) for i in range(20)])
@@ -165,3 +170,47 @@ def test_equal_binary_scores_still_have_an_interval():
     assert (high, method) == (1.0, "wilson")
     assert low == pytest.approx(wilson_interval(10, 10)[0])
     assert interval([[0.3]]) == (0.3, 0.3, "none")
+
+
+class Talks(Parrot):
+    """The customer of every third task breaks its script, that of every fifth cannot be played."""
+
+    def begin(self, task):
+        number = int(task.label)
+        if number % 5 == 0:
+            raise UserFault("the simulated user cannot speak")
+        self.metrics["user_broke_script"] = float(number % 3 == 0)
+        return task.messages
+
+
+async def test_failures_of_simulated_users_are_told_from_those_of_the_policy():
+    """Of 16 that are played 5 have a user that broke its script; the policy fails on 3, 6, 9, 7 and 8."""
+    tasks, attempts = ListTasks([TASKS[i] for i in range(20)]), []
+    player = EpisodePlayer(
+        make_env=Talks,
+        tasks=tasks,
+        play=message_play(limits=EpisodeLimits()),
+        limits=RolloutLimits(max_retries=1, retry_delay_s=0),
+        seed=0,
+    )
+
+    def script(messages, tools):
+        number = number_in(messages)
+        return AssistantMessage(content="x" if number in (3, 6, 9, 7, 8) else str(number))
+
+    groups = await play_groups(
+        player,
+        evaluation_prompts(20),
+        samples_per_prompt=1,
+        policy=ScriptedPolicy(script),
+        on_episode=attempts.append,
+    )
+    player.close()
+    result = summarise(groups)
+    assert (result.num_episodes, result.num_failed, result.num_user_faults) == (16, 4, 8)
+    assert result.user_fault_share == 3 / 5
+    assert {a.stop_reason for a in attempts if a.outcome is Outcome.FAILED} == {"user_fault"}
+    metrics = pytest.importorskip("polyturn.trainer.run.metrics", reason="training is not installed")
+    assert metrics.user_metrics(groups) == {"user/fault_share": 0.6, "user/failed_attempts": 8.0}
+    assert metrics.user_metrics([]) == {}
+    assert user_fault_share(()) is None

@@ -11,14 +11,12 @@ from polyturn.agents.episode import Episode, Outcome
 from polyturn.rollout.filters import UNIFORM
 from polyturn.rollout.groups import Group
 from polyturn.rollout.scheduler import StepGroups
+from polyturn.rollout.user_faults import SUCCESS_REWARD, user_fault_share
 from polyturn.tools.types import ToolUsage
 from polyturn.trainer.credit.estimates import StepCredit
 from polyturn.trainer.credit.off_policy import largest_logprob_difference
 from polyturn.trainer.data.prefix_tree import prefix_order
 from polyturn.trainer.data.samples import TrainSample, UpdateReport
-
-SUCCESS_REWARD = 1.0 - 1e-6
-"""An episode whose reward reaches this counts as a success."""
 
 
 def step_metrics(
@@ -53,6 +51,7 @@ def step_metrics(
         "group/num": float(len(groups)),
         **credit.metrics,
         "group/uniform": uniform_share(groups, num_filtered=taken.num_filtered.get(UNIFORM, 0)),
+        **user_metrics(groups),
         "rollout/num_dropped": float(sum(group.num_dropped for group in groups)),
         **schedule_metrics(taken),
         **branch_metrics(episodes),
@@ -103,6 +102,17 @@ def step_metrics(
     for name in sorted(critic_names):
         row[name] = statistics.fmean(metrics[name] for metrics in reports[0].metrics if name in metrics)
     return row
+
+
+def user_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """What simulated users are to blame for: failed attempts, and the share of the episodes without success.
+
+    The share is absent where there is no such episode, and both where no user took part.
+    """
+    share = user_fault_share(episode for group in groups for episode in group.episodes)
+    num_faults = sum(group.num_user_faults for group in groups)
+    figures = {} if share is None else {"user/fault_share": share}
+    return figures | ({"user/failed_attempts": float(num_faults)} if figures or num_faults else {})
 
 
 def uniform_share(groups: Sequence[Group], *, num_filtered: int = 0) -> float:

@@ -11,12 +11,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from polyturn.envs.customer_service.customers import LEAVES, MAX_UNHELPFUL, ScriptedUser
+from polyturn.envs.customer_service.customers import MAX_UNHELPFUL, ScriptedUser
 from polyturn.envs.customer_service.env import MAX_CLAIMS, SPLITS, CustomerServiceEnv, base_shop, is_said
 from polyturn.envs.customer_service.shop import TODAY
-from polyturn.envs.faults import EnvironmentFault
+from polyturn.envs.faults import UserFault
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.registry import make
+from polyturn.envs.users.model import LEAVES
 from polyturn.tools.types import ToolCall
 
 ENV_ID = "polyturn/CustomerService-v0"
@@ -117,7 +118,8 @@ def test_a_change_that_nobody_asked_for_spoils_a_right_answer(env):
     )
     reward, _, info = play(env, task, lambda messages, tools: next(steps))
     assert reward == 0.0
-    assert info["metrics"] == {"num_changes": 2.0, "records_right": 0.0, "customer_told": 1.0}
+    talk = dict.fromkeys(("user_leaks", "user_contradictions", "user_left_early", "user_broke_script"), 0.0)
+    assert info["metrics"] == {**talk, "num_changes": 2.0, "records_right": 0.0, "customer_told": 1.0}
 
 
 def test_a_late_return_goes_through_in_the_system_but_is_against_the_policy(env):
@@ -263,8 +265,15 @@ def test_said_means_said_as_a_whole():
     ("options", "words"),
     [
         ({"split": "test"}, "unknown split 'test'; the splits are train, heldout"),
-        ({"user": "human"}, "user must be 'scripted' or 'llm', not 'human'"),
-        ({"user": "llm"}, "needs user_url and user_model"),
+        ({"user": "human"}, "user must be 'scripted', 'model', or a class by module:name .*, not 'human'"),
+        ({"user_options": {"url": "x"}}, "user 'scripted' has no options, so none of the name 'url'"),
+        ({"user": "model"}, "user_options: url: Field required"),
+        (
+            {"user": "model", "user_options": {"url": "http://x/v1", "modl": "m"}},
+            "modl: .*, did you mean 'model'",
+        ),
+        ({"user": "nowhere.py:Customer"}, "nowhere.py: no such file"),
+        ({"user": "string:Template"}, "has no method 'opening'; a user's opening is"),
     ],
 )
 def test_bad_options_are_named(options, words):
@@ -301,7 +310,7 @@ def endpoint():
 
 def test_a_model_plays_the_customer(endpoint):
     url, replies, seen = endpoint
-    env = make(ENV_ID, user="llm", user_url=url, user_model="m")
+    env = make(ENV_ID, user="model", user_options={"url": url, "model": "m", "max_retries": 0})
     task = task_with(env, "cancel")
     replies += ["I want to cancel.", "Yes.", f"Thanks. {LEAVES}"]
     steps = iter(
@@ -330,8 +339,8 @@ def test_a_model_plays_the_customer(endpoint):
 @pytest.mark.parametrize("replies_given", [[None], ["  "], [LEAVES]])
 def test_a_customer_who_cannot_speak_is_a_fault(endpoint, replies_given):
     url, replies, _ = endpoint
-    env = make(ENV_ID, user="llm", user_url=url, user_model="m")
+    env = make(ENV_ID, user="model", user_options={"url": url, "model": "m", "max_retries": 0})
     replies += replies_given
-    with pytest.raises(EnvironmentFault):
+    with pytest.raises(UserFault):
         env.reset(seed=0)
     env.close()

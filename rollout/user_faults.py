@@ -1,0 +1,25 @@
+"""Which failures are the simulated user's, and not the policy's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from polyturn.agents.episode import Episode
+
+SUCCESS_REWARD = 1.0 - 1e-6
+"""An episode that is paid as much succeeded."""
+BROKE_SCRIPT = "user_broke_script"
+"""The metric of an episode with a simulated user: 1 where that broke its script, else 0 (`envs/users/watch.py`)."""
+
+
+def user_fault_share(episodes: Iterable[Episode]) -> float | None:
+    """Of the episodes with a simulated user that did not succeed, the share in which that had broken its script.
+
+    None where there is no such episode.
+    """
+    broke = [
+        episode.metrics[BROKE_SCRIPT] > 0
+        for episode in episodes
+        if BROKE_SCRIPT in episode.metrics and episode.reward is not None and episode.reward < SUCCESS_REWARD
+    ]
+    return sum(broke) / len(broke) if broke else None
