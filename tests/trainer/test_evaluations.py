@@ -106,6 +106,8 @@ def test_a_result_comes_late_and_says_how_late_and_of_which_versions(tmp_path: P
         "heldout/math/mean": 0.5,
         "heldout/math/low": 0.25,
         "heldout/math/high": 0.75,
+        "heldout/math/user_fault_share": 0.0,
+        "heldout/math/num_user_faults": 0.0,
         "heldout/math/num_tasks": 8.0,
         "heldout/math/num_episodes": 8.0,
         "heldout/math/num_failed": 1.0,
