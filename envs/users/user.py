@@ -49,9 +49,9 @@ class User(Protocol):
 
 
 METHODS: Mapping[str, Signature] = {
-    "opening": Signature(what="user's opening", arguments=(), text="def opening(self) -> str"),
+    "opening": Signature(what="opening of a user", arguments=(), text="def opening(self) -> str"),
     "reply": Signature(
-        what="user's reply", arguments=("message",), text="def reply(self, message: str) -> str | None"
+        what="reply of a user", arguments=("message",), text="def reply(self, message: str) -> str | None"
     ),
 }
 

@@ -273,7 +273,7 @@ def test_said_means_said_as_a_whole():
             "modl: .*, did you mean 'model'",
         ),
         ({"user": "nowhere.py:Customer"}, "nowhere.py: no such file"),
-        ({"user": "string:Template"}, "has no method 'opening'; a user's opening is"),
+        ({"user": "string:Template"}, "has no method 'opening'; an opening of a user is"),
     ],
 )
 def test_bad_options_are_named(options, words):

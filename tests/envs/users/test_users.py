@@ -364,5 +364,7 @@ def test_a_user_of_ones_own_is_named_by_its_file(tmp_path):
     assert env.step(say("bye"))[2]
     with pytest.raises(ValueError, match=r"cannot be made as Echo\(..., \*\*options\)"):
         CustomerServiceEnv(user=f"{path}:Echo", user_options={"loud": True})
-    with pytest.raises(ValueError, match=r"cannot be called as a user's reply: .*def reply\(self, message"):
+    with pytest.raises(
+        ValueError, match=r"cannot be called as a reply of a user: .*def reply\(self, message"
+    ):
         load_user(f"{path}:Deaf", BRIEFING, {})
