@@ -22,7 +22,7 @@ from polyturn.agents.chat_template import (
     TemplateRefusal,
     ToolPrompt,
 )
-from polyturn.agents.deltas import Deltas
+from polyturn.agents.deltas import Deltas, searched_texts
 from polyturn.agents.dialects import Dialect, TagDialect
 from polyturn.agents.shielding import Shield, ShieldedEncoder, TextFinder
 from polyturn.agents.turns import (
@@ -30,6 +30,7 @@ from polyturn.agents.turns import (
     History,
     Outline,
     Shape,
+    Sought,
     TurnEnd,
     find_turn_end,
     keeps_turn,
@@ -37,6 +38,7 @@ from polyturn.agents.turns import (
     model_stop_ids,
     shape_of,
     tail,
+    words_in,
 )
 from polyturn.envs.messages import AssistantMessage, Message
 from polyturn.envs.search.styles import Tags
@@ -122,10 +124,16 @@ class ChatRenderer:
         frame = (self._plain.frame | self._calling.frame) & self._encoder.marks
         thoughts = {*THOUGHT_MARKS, *THOUGHT_MARKS.values()}
         self._own = TextFinder((frame | (self._encoder.special & self._encoder.marks)) - thoughts)
+        source = tokenizer.chat_template
+        searched = (
+            searched_texts(each) for each in (source.values() if isinstance(source, Mapping) else (source,))
+        )
+        self._sought = Sought(
+            frozenset(itertools.chain(*searched)), foreign=self._encoder.foreign, own=self._own
+        )
         self._outlines: dict[bool, Outline] = {}
         self._num_outlines = 0
         self._shown: set[tuple[Shape, bool]] = set()
-        source = tokenizer.chat_template
         self._deltas = Deltas(
             # One with another template where there are tools is asked every time.
             source if isinstance(source, str) and not self._template.needs_tools else None,
@@ -170,7 +178,7 @@ class ChatRenderer:
         Raises:
             ValueError: the template refuses the conversation.
         """
-        self._check_shown(shape_of(messages, with_tools=bool(tools)))
+        self._check_shown(shape_of(messages, with_tools=bool(tools), sought=self._sought))
         shield = self._shield(messages, tools)
         return self._encoder.encode(self._template.render(shield.messages, shield.tools), shield)
 
@@ -193,7 +201,7 @@ class ChatRenderer:
         if (known := self._deltas.text(observation)) is not None:
             text, end = known
         else:
-            self._check_shown(shape_of(observation, with_tools=False), behind_turn=True)
+            self._check_shown(shape_of(observation, with_tools=False, sought=self._sought), behind_turn=True)
             shield = self._shield(observation, tools if self._template.needs_tools else ())
             text, end = self._behind_turn(shield.messages, shield.tools, shield.fresh_word())
         start = text.find(end.close) if end.close else -1
@@ -223,7 +231,7 @@ class ChatRenderer:
         """What answers `continues` for one conversation again and again as it grows, looking at new messages alone."""
         with_tools = bool(tools)
         empty = self._outlines.setdefault(with_tools, Outline(with_tools=with_tools))
-        return History(empty, self._keeps_before)
+        return History(empty, self._keeps_before, self._sought)
 
     def continues_shape(self, shape: Shape) -> bool:
         """As `continues`, of conversations of a shape."""
@@ -315,6 +323,11 @@ class ChatRenderer:
             return True
         tools = [PROBE_TOOL] if shape.with_tools else []
         observation = messages[last + 1 :]
+        calls = bool(observation) and observation[0]["role"] == "tool"
+        end = self._calling if calls else self._plain
+        if end.close not in end.stops or self.form.joins(messages[last]):
+            # The policy's own end of a turn, or its thought beside a text and a call, stands there in no history.
+            return False
         try:
             before = self._template.render(messages[:last], tools)
             whole = self._template.render(messages, tools)
@@ -337,7 +350,7 @@ class ChatRenderer:
             else self._template.render(messages, tools)
         )
         for message in messages:
-            if message["role"] != "assistant" and message["content"] not in text:
+            if message["role"] != "assistant" and any(w not in text for w in words_in(message["content"])):
                 raise TemplateRefusal(
                     f"the chat template leaves a message of the role {message['role']!r} out of a conversation of "
                     f"{', '.join(each.role for each in shape.messages)}"

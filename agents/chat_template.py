@@ -48,6 +48,7 @@ To call one, write its name and its arguments as JSON:
 <tool_call>
 {{"name": ..., "arguments": {{...}}}}
 </tool_call>"""
+REASONING_KEYS = ("reasoning_content", "reasoning", "thinking")
 _PARTS = ("text", "input_text", "output_text")
 
 
@@ -77,6 +78,16 @@ class TemplateForm:
     """A call's arguments are JSON text, not an object."""
     one_call: bool = False
     """The template knows one call per message; results of several can follow it all the same."""
+    one_text: bool = False
+    """Beside a call it knows a thought or a text, not both: the text stands behind the thought (gpt-oss)."""
+    text_parts: bool = False
+    """A content is a list of one part with the text (models that see images)."""
+    tools_listed: bool = False
+    """Where there are no tools it wants an empty list of them."""
+
+    def joins(self, message: Mapping[str, Any]) -> bool:
+        """Whether a message has a text that is put behind its thought, because of `one_text`."""
+        return self.one_text and all(message.get(key) for key in ("reasoning", "content", "tool_calls"))
 
     def call_id(self, name: str, number: int) -> str:
         """The id of an episode's call of that number, counted from 0."""
@@ -107,6 +118,8 @@ class TemplateForm:
     def _prepare(self, message: Mapping[str, Any]) -> dict[str, Any]:
         taken = {**message, "content": _text_of(message.get("content"))}
         reasoning = taken.pop("reasoning", None)
+        if self.joins(message):
+            reasoning, taken["content"] = f"{reasoning}\n\n{taken['content']}", ""
         if reasoning and self.reasoning_key:
             taken[self.reasoning_key] = reasoning
         elif reasoning:
@@ -156,9 +169,15 @@ class ChatTemplate:
             isinstance(tokenizer.chat_template, Mapping) and "tool_use" in tokenizer.chat_template
         )
         """Whether it is another template with tools than without, or shows calls only where there are tools."""
+        self.tool_fault = ""
+        """Why calls and results are no matter of the template's."""
         self.form = TemplateForm()
-        self.form = self._learn_roles()
+        self._learn_contents()
+        self._learn_roles()
         self._learn_tools(tool_prompt)
+        self._learn_thoughts_of_calls()
+        if not self.form.folds_system and self._loses_system():
+            self.form = replace(self.form, folds_system=True)
 
     def render(
         self,
@@ -190,11 +209,13 @@ class ChatTemplate:
     def _render(
         self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]], *, generation: bool
     ) -> str:
+        if self.form.text_parts:
+            messages = [_with_parts(message) for message in messages]
         try:
             return str(
                 self._tokenizer.apply_chat_template(
                     list(messages),
-                    tools=list(tools) or None,
+                    tools=list(tools) or ([] if self.form.tools_listed else None),
                     tokenize=False,
                     add_generation_prompt=generation,
                     **self._options,
@@ -218,19 +239,67 @@ class ChatTemplate:
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ValueError(f"the chat template reads no option {name!r}{hint}")
 
-    def _learn_roles(self) -> TemplateForm:
+    def _learn_contents(self) -> None:
+        """Whether a content is text, and what stands for no tools; as in most templates where nothing shows a text."""
+        for parts, listed in product((False, True), (False, True)):
+            self.form = TemplateForm(text_parts=parts, tools_listed=listed)
+            if self._shows([USER], [{"role": "user", "content": USER}]):
+                return
+        self.form = TemplateForm()
+
+    def _learn_roles(self) -> None:
         user = {"role": "user", "content": USER}
         system = {"role": "system", "content": SYSTEM}
-        form = TemplateForm()
         if not self._shows([SYSTEM, USER], [system, user]):
-            form = replace(form, folds_system=True)
+            self.form = replace(self.form, folds_system=True)
         if not self._shows([ANSWER, USER], [{"role": "user", "content": ANSWER}, user]):
-            form = replace(form, merges_users=True)
-        for key in ("reasoning_content", "reasoning", "thinking"):
+            self.form = replace(self.form, merges_users=True)
+        for key in REASONING_KEYS:
             reply = {"role": "assistant", "content": ANSWER, key: THOUGHT}
             if self._shows([THOUGHT, ANSWER], [user, reply], generation=False):
-                return replace(form, reasoning_key=key)
-        return form
+                self.form = replace(self.form, reasoning_key=key)
+                return
+
+    def _learn_thoughts_of_calls(self) -> None:
+        """Under which name a thought is shown that stands beside a call, and whether a text may stand there, too."""
+        if self.form.calls_as_text:
+            return
+        keys = (self.form.reasoning_key,) if self.form.reasoning_key else REASONING_KEYS
+        for key in keys:
+            self.form = replace(self.form, reasoning_key=key)
+            if self._shows_call(reasoning=THOUGHT, content=""):
+                joined = not self._shows_call(reasoning=THOUGHT, content=ANSWER, words=())
+                self.form = replace(self.form, one_text=joined)
+                return
+        if len(keys) > 1:
+            self.form = replace(self.form, reasoning_key=None)
+
+    def _shows_call(self, *, reasoning: str, content: str, words: Sequence[str] = (THOUGHT,)) -> bool:
+        """Whether these words are shown of a turn that calls a tool and its result."""
+        messages, tools = self._called({"content": content, "reasoning": reasoning})
+        try:
+            text = self.render(messages, tools)
+        except TemplateRefusal:
+            return False
+        return all(word in text for word in words)
+
+    def _called(self, turn: Mapping[str, Any]) -> tuple[list[Mapping[str, Any]], Sequence[Mapping[str, Any]]]:
+        """A question, a turn that calls a tool, and the result; with the tools that they need."""
+        result = {"role": "tool", "name": NAME, "tool_call_id": self.form.call_id(NAME, 0), "content": RESULT}
+        called = {"role": "assistant", **turn, "tool_calls": self.stand_in_calls([result])}
+        return [{"role": "user", "content": USER}, called, result], [PROBE_TOOL] if self.needs_tools else ()
+
+    def _loses_system(self) -> bool:
+        """Whether the system message is shown at first, and not any more once a turn is behind it (Mistral Nemo)."""
+        system, user = {"role": "system", "content": SYSTEM}, {"role": "user", "content": USER}
+        answered = [user, {"role": "assistant", "content": ANSWER}, user]
+        for messages, tools in ((answered, ()), self._called({"content": ""})):
+            try:
+                if SYSTEM not in self.render([system, *messages], tools):
+                    return True
+            except TemplateRefusal:
+                continue
+        return False
 
     def _learn_tools(self, tool_prompt: ToolPrompt) -> None:
         """Find the form in which the template writes a call and its result; else they are text."""
@@ -244,18 +313,28 @@ class ChatTemplate:
                 roles, call_ids=call_ids, without_content=without_content, arguments_as_text=as_text
             )
             try:
+                self.render([{"role": "user", "content": USER}], [PROBE_TOOL])
                 self._try_tools(1)
                 self._learn_parallel()
                 return
             except TemplateRefusal as error:
                 faults.append(str(error))
         self.needs_tools = needs[0]
+        self.tool_fault = next(iter(faults), "")
         if tool_prompt == "template":
             raise ValueError(
                 f"{faults[0]}; model.tool_prompt: text has tools written as text in system and user messages"
             )
-        shows_results = tool_prompt == "auto" and self._shows_results_alone()
+        shows_results = tool_prompt == "auto" and self._takes_tools() and self._shows_results_alone()
         self.form = replace(roles, calls_as_text=True, results_as_text=not shows_results)
+
+    def _takes_tools(self) -> bool:
+        try:
+            self.render([{"role": "user", "content": USER}], [PROBE_TOOL])
+        except TemplateRefusal as error:
+            self.tool_fault = str(error)
+            return False
+        return True
 
     def _shows_results_alone(self) -> bool:
         """Whether one result and two are shown behind a turn in which no call is."""
@@ -335,6 +414,14 @@ PROBE_TOOL: Mapping[str, Any] = {
 def call_word(number: int) -> str:
     """The argument of a stand-in call."""
     return f"Wargument{number}w"
+
+
+def _with_parts(message: Mapping[str, Any]) -> dict[str, Any]:
+    content = message["content"]
+    return {
+        **message,
+        "content": [{"type": "text", "text": content}] if isinstance(content, str) else content,
+    }
 
 
 def _with_results_as_text(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -13,6 +13,8 @@ from typing import Any, TypeVar
 
 import jinja2
 from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 
 from polyturn.agents.chat_template import TemplateRefusal
 from polyturn.envs.messages import Message
@@ -116,11 +118,67 @@ def sought_texts(template: str) -> frozenset[str] | None:
 
     Names of roles that it compares a message's role with are left out. None for a template that cannot be read.
     """
+    tree = _tree(template)
+    return None if tree is None else frozenset(filter(None, _sought(tree)))
+
+
+def searched_texts(template: str) -> frozenset[str]:
+    """Of those the texts that it looks for within others, by `in` or a method such as `split`: `</think>`, `/no_think`.
+
+    Names, single characters and white space are left out: nothing tells them from the keys of mappings, and they stand
+    in nearly every text.
+    """
+    tree = _tree(template)
+    found = () if tree is None else _searched(tree)
+    return frozenset(text for text in found if len(text) > 1 and text.strip() and not text.isidentifier())
+
+
+def _tree(template: str) -> nodes.Template | None:
+    environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols", _GenerationTag])
     try:
-        tree = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template)
+        return environment.parse(template)
     except jinja2.TemplateError:
         return None
-    return frozenset(filter(None, _sought(tree)))
+
+
+SEARCHES = frozenset(
+    ("count", "endswith", "find", "index", "partition", "removeprefix", "removesuffix", "replace", "rfind")
+) | {"rpartition", "rsplit", "split", "startswith"}
+"""Methods and filters that look for their argument in a text."""
+
+
+def _searched(tree: nodes.Template) -> Iterator[str]:
+    named: dict[str, list[str]] = {}
+    for assigned in tree.find_all(nodes.Assign):
+        if isinstance(assigned.target, nodes.Name):
+            named.setdefault(assigned.target.name, []).extend(_texts_in(assigned.node))
+    for node in tree.find_all((nodes.Compare, nodes.Call, nodes.Filter)):
+        if isinstance(node, nodes.Compare):
+            operands = [node.expr] if any(each.op in ("in", "notin") for each in node.ops) else []
+        else:
+            called = node.name if isinstance(node, nodes.Filter) else _name(node.node)
+            operands = list(node.args) if called in SEARCHES else []
+        for operand in operands:
+            yield from _texts_in(operand)
+            if isinstance(operand, nodes.Name):
+                yield from named.get(operand.name, ())
+
+
+def _texts_in(node: nodes.Node) -> list[str]:
+    """The texts that are written in an expression."""
+    constants = (node, *node.find_all(nodes.Const))
+    return [one.value for one in constants if isinstance(one, nodes.Const) and isinstance(one.value, str)]
+
+
+class _GenerationTag(Extension):
+    """`{% generation %}...{% endgeneration %}`, which templates for training put around what the model writes."""
+
+    tags = frozenset({"generation"})
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        """What stands in it, as if the tag were not there."""
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
 
 
 def _sought(tree: nodes.Node) -> Iterator[str]:
@@ -131,12 +189,7 @@ def _sought(tree: nodes.Node) -> Iterator[str]:
             operands = ()
         else:
             operands = tuple(node.iter_child_nodes(exclude=("node",)))
-        texts = [
-            one.value
-            for operand in operands
-            for one in (operand, *operand.find_all(nodes.Const))
-            if isinstance(one, nodes.Const) and isinstance(one.value, str)
-        ]
+        texts = [text for operand in operands for text in _texts_in(operand)]
         # What begins or ends with white space is not put in by us at all.
         strips = isinstance(node, nodes.Call) and _name(node.node) in ("strip", "lstrip", "rstrip")
         yield from (text for text in texts if not (strips and text.isspace()))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -19,7 +20,7 @@ from polyturn.agents.chat_template import (
     TemplateRefusal,
     call_word,
 )
-from polyturn.agents.shielding import ShieldedEncoder
+from polyturn.agents.shielding import ShieldedEncoder, TextFinder
 from polyturn.configs.models import read_json
 from polyturn.tools.thoughts import ANY_CLOSING, ANY_OPENING, is_open
 
@@ -220,6 +221,42 @@ def _as_ids(value: Any) -> set[int]:
     return {int(item) for item in values if isinstance(item, int) and not isinstance(item, bool)}
 
 
+MAX_PIECES = 8
+
+
+class Sought:
+    """Texts that a template looks for within others, as `/no_think`: what it makes of a message may hang on them."""
+
+    def __init__(self, texts: Iterable[str] = (), *, foreign: TextFinder, own: TextFinder) -> None:
+        """
+        Args:
+            foreign: What the template never sees in the messages of others.
+            own: What it never sees in the assistant's.
+        """
+        texts = tuple(texts)
+        self._of_others = TextFinder(text for text in texts if not any(foreign.find(text)))
+        self._of_assistant = TextFinder(text for text in texts if not any(own.find(text)))
+
+    def pieces(self, role: str, content: Any) -> Pieces:
+        """What is found in a message's content, in order, with None for what is around; of many the first and last."""
+        finder = self._of_assistant if role == "assistant" else self._of_others
+        if not isinstance(content, str) or not finder.may_find(content):
+            return ()
+        pieces: list[str | None] = []
+        position = 0
+        for start, end in finder.find(content):
+            pieces += [None, content[start:end]] if start > position else [content[start:end]]
+            position = end
+        if pieces and position < len(content):
+            pieces.append(None)
+        half = MAX_PIECES // 2
+        return tuple(pieces if len(pieces) <= MAX_PIECES else [*pieces[:half], *pieces[-half:]])
+
+
+Pieces = tuple[str | None, ...]
+NOTHING_SOUGHT = Sought(foreign=TextFinder(()), own=TextFinder(()))
+
+
 class MessageShape(NamedTuple):
     """A message without its texts."""
 
@@ -228,17 +265,26 @@ class MessageShape(NamedTuple):
     reasoning: bool | None = None
     """Whether it thought something; None: it did not think at all."""
     num_calls: int = 0
+    pieces: Pieces = ()
+    """As `Sought.pieces`; empty where nothing is found."""
 
     @classmethod
-    def of(cls, message: Mapping[str, Any]) -> MessageShape:
+    def of(cls, message: Mapping[str, Any], sought: Sought = NOTHING_SOUGHT) -> MessageShape:
         """The shape of a message."""
-        reasoning = message.get("reasoning")
+        reasoning, content = message.get("reasoning"), message.get("content")
         return cls(
             message["role"],
-            bool(message.get("content")),
+            bool(content),
             None if reasoning is None else bool(reasoning),
             len(message.get("tool_calls") or ()),
+            sought.pieces(message["role"], content),
         )
+
+    def content(self, number: int) -> str:
+        """A content of this shape, of words of its own."""
+        if not self.pieces:
+            return f"W{number}content" if self.has_content else ""
+        return "".join(piece or f"W{number}content{place}w" for place, piece in enumerate(self.pieces))
 
 
 class Shape(NamedTuple):
@@ -248,9 +294,16 @@ class Shape(NamedTuple):
     with_tools: bool = False
 
 
-def shape_of(messages: Sequence[Mapping[str, Any]], *, with_tools: bool) -> Shape:
+def shape_of(
+    messages: Sequence[Mapping[str, Any]], *, with_tools: bool, sought: Sought = NOTHING_SOUGHT
+) -> Shape:
     """The shape of a conversation."""
-    return Shape(tuple(map(MessageShape.of, messages)), with_tools)
+    return Shape(tuple(MessageShape.of(message, sought) for message in messages), with_tools)
+
+
+def words_in(content: str) -> list[str]:
+    """The words of a `MessageShape.content`, without what a template looks for."""
+    return re.findall(r"W\d+content(?:\d+w)?", content)
 
 
 Block = tuple[MessageShape, ...]
@@ -294,10 +347,13 @@ class Outline:
 class History:
     """One conversation as a template sees it, read message by message as it grows."""
 
-    def __init__(self, outline: Outline, keeps: Callable[[Outline, Block], bool]) -> None:
+    def __init__(
+        self, outline: Outline, keeps: Callable[[Outline, Block], bool], sought: Sought = NOTHING_SOUGHT
+    ) -> None:
         """`outline` is the empty one, `keeps` says whether a template leaves what is before a block as it was."""
         self._outline = outline
         self._keeps = keeps
+        self._sought = sought
         self._block: Block = ()
         self._num_read = 0
 
@@ -313,7 +369,7 @@ class History:
             messages: The whole conversation. Those that were there at the last call are not looked at again.
         """
         for place in range(self._num_read, len(messages)):
-            shape = MessageShape.of(messages[place])
+            shape = MessageShape.of(messages[place], self._sought)
             if shape.role == "assistant" and self._block:
                 self._outline = self._outline.followed_by(self._block)
                 self._block = ()
@@ -330,10 +386,7 @@ def messages_of(shape: Shape, form: TemplateForm) -> tuple[list[dict[str, Any]],
     messages: list[dict[str, Any]] = []
     last, num_calls, unanswered = None, 0, [form.call_id(NAME, 0)]
     for index, each in enumerate(shape.messages):
-        message: dict[str, Any] = {
-            "role": each.role,
-            "content": f"W{index}content" if each.has_content else "",
-        }
+        message: dict[str, Any] = {"role": each.role, "content": each.content(index)}
         if each.role == "assistant":
             last = index
             if each.reasoning is not None:

@@ -236,7 +236,7 @@ def _tool_notes(renderer: ChatRenderer, specs: tuple[ToolSpec, ...]) -> list[str
         notes.append(
             "the chat template has no tools: specs and results are written as text (model.tool_prompt)"
         )
-    elif not renderer.shows_tools(specs):
+    elif not _shows_tools(renderer, specs):
         notes.append(
             "the chat template does not show tools to the model: the task's own messages must describe them, or set "
             "model.tool_prompt: text"
@@ -249,6 +249,15 @@ def _tool_notes(renderer: ChatRenderer, specs: tuple[ToolSpec, ...]) -> list[str
                 "read; set model.tool_prompt: text to have the model told how to call"
             )
     return notes
+
+
+def _shows_tools(renderer: ChatRenderer, specs: tuple[ToolSpec, ...]) -> bool:
+    try:
+        return renderer.shows_tools(specs)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} where it is given the environment's tools; model.tool_prompt: text has them written as text"
+        ) from error
 
 
 def _history_notes(renderer: ChatRenderer, *, with_tools: bool) -> list[str]:

@@ -40,6 +40,10 @@ class Family:
     tools_as_text: bool = False
     """Whether the template has no place for tool results."""
     call_id: str = "call_{}"
+    text_parts: bool = False
+    """Whether a content is a list of parts."""
+    tools_listed: bool = False
+    """Whether there has to be a list of tools, if an empty one."""
 
     @functools.cached_property
     def tokenizer(self) -> PreTrainedTokenizerFast:
@@ -759,6 +763,221 @@ LLAMA2 = Family(
 {%- endfor -%}""",
 )
 
+SMOLLM3 = Family(
+    name="smollm3",
+    special=("<|endoftext|>", "<|im_start|>", "<|im_end|>"),
+    plain=("<think>", "</think>", "<tool_call>", "</tool_call>"),
+    eos="<|im_end|>",
+    template="""{%- set mode = '/think' if enable_thinking | default(true) else '/no_think' -%}
+{%- set system = messages[0].content if messages[0].role == 'system' else '' -%}
+{%- if '/no_think' in system %}{% set mode = '/no_think' %}{% endif -%}
+<|im_start|>system
+Today Date: {{ strftime_now('%d %B %Y') }}
+{{ system.replace('/no_think', '') }}
+{%- for tool in tools or [] %}{{ '\n' + (tool | tojson) }}{% endfor -%}<|im_end|>
+{% for message in messages -%}
+{%- if message.role in ('user', 'tool') -%}
+<|im_start|>user
+{{ message.content }}<|im_end|>
+{% elif message.role == 'assistant' -%}
+<|im_start|>assistant
+{{ '<think>\n\n</think>\n' if mode == '/no_think' else '' }}{{ message.content.lstrip('\n') }}<|im_end|>
+{% endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}<|im_start|>assistant
+{{ '<think>\n\n</think>\n' if mode == '/no_think' else '' }}
+{%- endif -%}""",
+)
+
+MISTRAL_NEMO = Family(
+    name="mistral-nemo",
+    special=MISTRAL.special,
+    eos="</s>",
+    bos="<s>",
+    call_id="call{:05d}",
+    template=MISTRAL.template.replace(
+        "(ns.system if loop.index0 == ns.last_user else '')", "(ns.system if loop.last else '')"
+    ),
+)
+
+LLAMA32 = Family(
+    name="llama3.2",
+    special=LLAMA31.special,
+    eos="<|eot_id|>",
+    bos="<|begin_of_text|>",
+    listed_eos=LLAMA31.listed_eos,
+    template="""{%- if date_string is not defined -%}
+{%- if strftime_now is defined %}{% set date_string = strftime_now('%d %b %Y') %}
+{%- else %}{% set date_string = '26 Jul 2024' %}{% endif -%}
+{%- endif -%}"""
+    + LLAMA31.template.replace("{{ system }}", "Today Date: {{ date_string }}\n\n{{ system }}"),
+)
+
+MINIMAX_M2 = Family(
+    name="minimax-m2",
+    special=("]!p~[", "]~!b[", "]~b]", "[e~["),
+    plain=("<think>", "</think>", "<minimax:tool_call>", "</minimax:tool_call>"),
+    eos="[e~[",
+    bos="]~!b[",
+    template="""{%- set ns = namespace(last_user=-1, thought='', text='') -%}
+{{- ']~!b[' + ']~b]system\n' -}}
+{{- messages[0].content if messages[0].role == 'system' else 'You are a helpful assistant.' -}}
+{%- for tool in tools or [] %}{{ '\n<tool>' + (tool.function | tojson) + '</tool>' }}{% endfor -%}
+{{- '[e~[\n' -}}
+{%- for message in messages -%}
+{%- if message.role == 'user' %}{% set ns.last_user = loop.index0 %}{% endif -%}
+{%- endfor -%}
+{%- for message in messages -%}
+{%- if message.role == 'user' -%}
+{{- ']~b]user\n' + message.content + '[e~[\n' -}}
+{%- elif message.role == 'assistant' -%}
+{{- ']~b]ai\n' -}}
+{%- set ns.text = message.content or '' -%}
+{%- set ns.thought = message.reasoning_content or '' -%}
+{%- if '</think>' in ns.text -%}
+{%- set ns.thought = ns.text.split('</think>')[0].split('<think>')[-1].strip('\n') -%}
+{%- set ns.text = ns.text.split('</think>')[-1].strip('\n') -%}
+{%- endif -%}
+{%- if ns.thought and loop.index0 > ns.last_user %}{{ '<think>\n' + ns.thought + '\n</think>\n\n' }}{% endif -%}
+{{- ns.text -}}
+{%- if message.tool_calls -%}
+{{- '\n<minimax:tool_call>\n' -}}
+{%- for call in message.tool_calls -%}
+{{- '<invoke name="' + call.function.name + '">' -}}
+{%- for key, value in call.function.arguments.items() -%}
+{{- '\n<parameter name="' + key + '">' + (value if value is string else value | tojson) + '</parameter>' -}}
+{%- endfor -%}
+{{- '\n</invoke>\n' -}}
+{%- endfor -%}
+{{- '</minimax:tool_call>' -}}
+{%- endif -%}
+{{- '[e~[\n' -}}
+{%- elif message.role == 'tool' -%}
+{%- if loop.first or messages[loop.index0 - 1].role != 'tool' %}{{ ']~b]tool' }}{% endif -%}
+{{- '\n<response>' + message.content + '</response>' -}}
+{%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{ '[e~[\n' }}{% endif -%}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ ']~b]ai\n<think>\n' }}{% endif -%}""",
+)
+
+QWEN3_CODER = Family(
+    name="qwen3-coder",
+    special=QWEN3.special,
+    plain=("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>"),
+    eos="<|im_end|>",
+    listed_eos=QWEN3.listed_eos,
+    template=QWEN25.template.replace(
+        """{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}
+</tool_call>""",
+        """<function={{ call.function.name }}>
+{% for key, value in call.function.arguments | items -%}
+<parameter={{ key }}>
+{{ value if value is string else value | tojson }}
+</parameter>
+{% endfor -%}
+</function>
+</tool_call>""",
+    ).replace("</tools><|im_end|>", "</tools>\nYou may call several at once.<|im_end|>"),
+)
+
+GEMMA4_THOUGHTS = Family(
+    name="gemma-4-thoughts",
+    special=GEMMA4.special,
+    eos="<eos>",
+    bos="<bos>",
+    listed_eos=GEMMA4.listed_eos,
+    template=GEMMA4.template.replace(
+        "{{ (message.content or '') | trim }}",
+        """{%- if message.reasoning and message.tool_calls -%}
+<|channel>thought
+{{ message.reasoning }}
+<channel|>
+{%- endif -%}
+{{ (message.content or '').split('<channel|>')[-1] | trim }}""",
+    ).removesuffix("{% endif -%}")
+    + """{{ '<|channel>thought\\n<channel|>' if not enable_thinking | default(false) else '' }}{% endif -%}""",
+)
+
+DEEPSEEK_V31 = Family(
+    name="deepseek-v3.1",
+    special=DEEPSEEK_V3.special,
+    plain=_DEEPSEEK_PLAIN,
+    eos=DEEPSEEK_V3.eos,
+    bos=DEEPSEEK_V3.bos,
+    arguments_as_text=True,
+    template=_DEEPSEEK_BODY.replace(
+        "{% else %}<｜Assistant｜>{% endif %}", "{% else %}<｜Assistant｜></think>{% endif %}"
+    )
+    + "{{ '<think>' if thinking | default(false) else '</think>' }}{%- endif -%}",
+)
+
+HERMES2 = Family(
+    name="hermes-2-pro",
+    tools_listed=True,
+    special=("<|begin_of_text|>", "<|end_of_text|>", "<|im_start|>", "<|im_end|>"),
+    eos="<|im_end|>",
+    bos="<|begin_of_text|>",
+    template="""{{- bos_token -}}
+<|im_start|>system
+{% for tool in tools %}{{ tool | tojson }}{{ '\n' }}{% endfor -%}<|im_end|>
+{% for message in messages -%}
+{%- if message.role == 'tool' -%}
+{%- if loop.first or messages[loop.index0 - 1].role != 'tool' -%}<|im_start|>tool
+{% endif -%}
+{{ '<tool_response>\n' + message.content + '\n</tool_response>\n' }}
+{%- if loop.last or messages[loop.index0 + 1].role != 'tool' -%}<|im_end|>
+{% endif -%}
+{%- else -%}
+<|im_start|>{{ message.role }}
+{{ message.content or '' }}
+{%- for call in message.tool_calls or [] -%}
+{{ '\n<tool_call>\n{"name": "' + call.function.name + '", "arguments": ' + (call.function.arguments | tojson) }}}
+</tool_call>
+{%- endfor -%}<|im_end|>
+{% endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}<|im_start|>assistant
+{% endif -%}""",
+)
+
+LLAVA = Family(
+    name="llava",
+    text_parts=True,
+    special=("<s>", "</s>", "<unk>", "<image>"),
+    eos="</s>",
+    bos="<s>",
+    tools_as_text=True,
+    template="""{{- bos_token -}}
+{%- for message in messages -%}
+{%- if message.role == 'system' -%}
+<<SYS>>
+{{ message.content[0].text }}<</SYS>>
+{% elif message.role == 'user' -%}
+[INST]
+{%- for part in message.content if part.type == 'image' %}<image>{% endfor -%}
+{%- for part in message.content if part.type == 'text' %} {{ part.text }} {% endfor -%}[/INST]
+{%- elif message.role == 'assistant' -%}
+{%- for part in message.content %} {{ part.text }} {% endfor -%}{{ eos_token }}
+{%- endif -%}
+{%- endfor -%}""",
+)
+
+FALCON = Family(
+    name="falcon",
+    special=("<|endoftext|>", ">>TITLE<<"),
+    eos="<|endoftext|>",
+    tools_as_text=True,
+    template="""{%- for message in messages -%}
+{%- if not loop.first %}{{ '\n' }}{% endif -%}
+{%- if message.role == 'system' -%}System: {{ message.content }}
+{%- elif message.role == 'user' -%}User: {{ message.content }}
+{%- elif message.role == 'assistant' -%}Falcon: {{ message.content }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt %}{{ '\nFalcon:' }}{% endif -%}""",
+)
+
 FAMILIES = {
     family.name: family
     for family in (
@@ -779,6 +998,16 @@ FAMILIES = {
         PHI3,
         COHERE,
         LLAMA2,
+        SMOLLM3,
+        MISTRAL_NEMO,
+        LLAMA32,
+        MINIMAX_M2,
+        QWEN3_CODER,
+        GEMMA4_THOUGHTS,
+        DEEPSEEK_V31,
+        HERMES2,
+        LLAVA,
+        FALCON,
     )
 }
 
@@ -796,6 +1025,13 @@ ENDS = {
     "phi-3": ("<|end|>", "<|end|>"),
     "cohere": ("<|END_OF_TURN_TOKEN|>",) * 2,
     "llama2": ("</s>", "</s>"),
+    "mistral-nemo": ("</s>", "</s>"),
+    "llama3.2": ("<|eot_id|>", "<|eot_id|>"),
+    "minimax-m2": ("[e~[", "[e~["),
+    "gemma-4-thoughts": ("<turn|>", "<|tool_response>"),
+    "deepseek-v3.1": ("<｜end▁of▁sentence｜>",) * 2,
+    "llava": ("</s>", "</s>"),
+    "falcon": ("<|endoftext|>",) * 2,
 }
 """With what a policy ends a turn that answers, and one that calls; `<|im_end|>` where nothing is said."""
 
