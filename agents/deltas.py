@@ -153,9 +153,10 @@ def _searched(tree: nodes.Template) -> Iterator[str]:
         if isinstance(assigned.target, nodes.Name):
             named.setdefault(assigned.target.name, []).extend(_texts_in(assigned.node))
     for node in tree.find_all((nodes.Compare, nodes.Call, nodes.Filter)):
-        if isinstance(node, nodes.Compare):
-            operands = [node.expr] if any(each.op in ("in", "notin") for each in node.ops) else []
-        else:
+        operands: list[nodes.Expr] = []
+        if isinstance(node, nodes.Compare) and any(each.op in ("in", "notin") for each in node.ops):
+            operands = [node.expr]
+        elif isinstance(node, nodes.Call | nodes.Filter):
             called = node.name if isinstance(node, nodes.Filter) else _name(node.node)
             operands = list(node.args) if called in SEARCHES else []
         for operand in operands:
@@ -173,7 +174,7 @@ def _texts_in(node: nodes.Node) -> list[str]:
 class _GenerationTag(Extension):
     """`{% generation %}...{% endgeneration %}`, which templates for training put around what the model writes."""
 
-    tags = frozenset({"generation"})
+    tags = {"generation"}  # noqa: RUF012 - as jinja2 declares it
 
     def parse(self, parser: Parser) -> nodes.Node:
         """What stands in it, as if the tag were not there."""
