@@ -12,7 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from polyturn.agents.chat import ChatRenderer
 from polyturn.agents.deadlines import EpisodeLimits, EpisodeTime, Slots
@@ -22,7 +22,8 @@ from polyturn.agents.episode import Episode, Outcome, derive_seed
 from polyturn.agents.episode_record import EpisodeRecord, Stop, to_the_end
 from polyturn.agents.policy import SamplingParams, TokenPolicy, live_episodes_of, policy_of_episode
 from polyturn.agents.sessions.matching import MessageKey, loose
-from polyturn.agents.sessions.requests import Completer, CompletionRequest, Endpoint, SessionAddress
+from polyturn.agents.sessions.offers import Offer, Offers, Worth
+from polyturn.agents.sessions.requests import Completer, CompletionRequest, SessionAddress
 from polyturn.agents.sessions.session import Session
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.messages import AssistantMessage, Message, Task, is_async
@@ -31,8 +32,25 @@ from polyturn.tools.types import ToolSpec
 
 AGENT_ENDED = "agent_ended"
 """Stop reason of an episode whose agent returned before the environment had come to an end."""
+REWARDED = "rewarded"
+"""Stop reason of an episode whose agent gave it a reward from elsewhere."""
 CANCEL_GRACE_S = 10.0
 """So long an agent may take to end after it was cancelled; then it is left behind."""
+
+
+class Endpoint(Protocol):
+    """Serves sessions over HTTP."""
+
+    offers: Offers
+
+    async def open(self, session_id: str, completer: Completer) -> SessionAddress:
+        """Serve a session, which nobody can address yet."""
+
+    async def close(self, session_id: str) -> None:
+        """Serve it no longer."""
+
+    async def offers_address(self) -> tuple[str, str]:
+        """Where programs outside take up episodes, and the key for it."""
 
 
 class AgentEpisode:
@@ -47,9 +65,10 @@ class AgentEpisode:
         tools: tuple[ToolSpec, ...],
         env: Environment,
         seed: int,
+        endpoint: Endpoint | None,
         address: SessionAddress | None,
         complete: Completer,
-        step: Callable[[AssistantMessage], Awaitable[tuple[Message, ...] | None]],
+        stage: _Stage,
     ) -> None:
         self.episode_id = episode_id
         self.task = task
@@ -62,9 +81,10 @@ class AgentEpisode:
         self.seed = seed
         self.metrics: dict[str, float] = {}
         """What the agent counts: it goes into the episode's metrics."""
+        self._endpoint = endpoint
         self._address = address
         self._complete = complete
-        self._step = step
+        self._stage = stage
 
     @property
     def address(self) -> SessionAddress:
@@ -112,7 +132,43 @@ class AgentEpisode:
         Returns:
             What it answers: results of tools, a user's reply; None when the episode has ended with it.
         """
-        return await self._step(AssistantMessage(content=message) if isinstance(message, str) else message)
+        return await self._stage.step(
+            AssistantMessage(content=message) if isinstance(message, str) else message
+        )
+
+    def end(self, reward: float) -> None:
+        """End the episode with a reward that comes from elsewhere, in place of the environment's grade."""
+        self._stage.end(reward)
+
+    async def offers_address(self) -> tuple[str, str]:
+        """Where programs outside take up the episodes that are offered, and the key for it."""
+        return await self._served.offers_address()
+
+    async def offer(self) -> Worth:
+        """Offer the episode to programs outside, and wait until one has played it and says what it was worth.
+
+        Until one has taken it up, nobody's time runs.
+        """
+        offer = Offer(
+            session_id=self.episode_id,
+            task_id=self.task.task_id if self.task is not None else "",
+            messages=self.messages,
+            tools=self.tools,
+            address=self.address,
+        )
+        offers = self._served.offers
+        offers.add(offer)
+        try:
+            await self._stage.wait(offer.taken.wait())
+            return await offer.worth
+        finally:
+            offers.withdraw(self.episode_id)
+
+    @property
+    def _served(self) -> Endpoint:
+        if self._endpoint is None:
+            raise ValueError("this episode's session is not served over HTTP (agent.serve)")
+        return self._endpoint
 
 
 Agent = Callable[[AgentEpisode], Awaitable[AssistantMessage | str | None]]
@@ -209,9 +265,10 @@ async def play_agent(
             tools=tuple(tools),
             env=env,
             seed=derive_seed(seed, "agent"),
+            endpoint=endpoint,
             address=address,
             complete=session,
-            step=stage.step,
+            stage=stage,
         )
         try:
             return await stage.play(agent, given, settings)
@@ -278,6 +335,18 @@ class _Stage:
             observation, self._stop = self._record.add_step(*stepped, clock=self._clock)
             self._session.is_closed = self._stop is not None
         return observation if self._stop is None else None
+
+    def end(self, reward: float) -> None:
+        """As `AgentEpisode.end`."""
+        if self._stop is None:
+            self._record.reward += reward
+            self._stop = Stop(Outcome.COMPLETED, REWARDED)
+            self._session.is_closed = True
+
+    async def wait(self, event: Awaitable[object]) -> None:
+        """Wait for something that is not the agent's time."""
+        with self._waiting():
+            await event
 
     async def _until_done(self, running: asyncio.Future[Any]) -> None:
         """Wait until the agent has ended, or its time has."""

@@ -11,7 +11,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
-from polyturn.agents.agent_play import AgentSettings, load_agent, play_agent
+from polyturn.agents.agent_play import AgentSettings, Endpoint, load_agent, play_agent
 from polyturn.agents.chat import ChatRenderer, load_tokenizer, make_renderer
 from polyturn.agents.connections import EngineClient
 from polyturn.agents.deadlines import EpisodeLimits
@@ -20,7 +20,6 @@ from polyturn.agents.episode_loop import play_tokens
 from polyturn.agents.live_episodes import LiveEpisodes
 from polyturn.agents.policy import SamplingParams
 from polyturn.agents.sessions.matching import make_rule
-from polyturn.agents.sessions.requests import Endpoint
 from polyturn.agents.sessions.server import SessionServer
 from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.schema.agent import AgentConfig

@@ -15,6 +15,7 @@ from polyturn.tools.plain import clean_text, recordable, shown, unfit
 from polyturn.tools.types import ToolSpec
 
 MAX_STOPS = 16
+LARGEST_NUMBER = 1e30
 
 Body = Mapping[str, Any]
 """A decoded JSON object."""
@@ -58,6 +59,13 @@ def read_name(body: Body, name: str, where: str = "") -> str:
     if not value:
         raise RequestRefused(f"{_path(where, name)} must not be empty")
     return value
+
+
+def read_number(value: Any, where: str) -> float:
+    """A finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < LARGEST_NUMBER:
+        raise RequestRefused(f"{where} must be a number, not {shown(value)}")
+    return float(value)
 
 
 def read_flag(body: Body, name: str) -> bool:

@@ -90,15 +90,3 @@ class SessionAddress:
     """Of this episode alone."""
     socket_path: Path | None = None
     """A Unix socket where the same is served; None: there is none."""
-
-
-class Endpoint(Protocol):
-    """Serves sessions over HTTP."""
-
-    async def open(self, session_id: str, completer: Completer) -> SessionAddress:
-        """Serve a session, which nobody can address yet."""
-        ...
-
-    async def close(self, session_id: str) -> None:
-        """Serve it no longer."""
-        ...

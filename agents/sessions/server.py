@@ -4,6 +4,8 @@ http://127.0.0.1:PORT/sessions/SESSION/v1/chat/completions   OpenAI chat complet
                                       /v1/responses          OpenAI responses
                                       /v1/messages           Anthropic messages
                                       /v1/models
+http://127.0.0.1:PORT/episodes                               takes up an episode that is offered to programs outside
+http://127.0.0.1:PORT/sessions/SESSION/end                   says what it was worth
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ from polyturn.agents.sessions.anthropic_messages import (
     anthropic_stream_error,
     read_messages,
 )
-from polyturn.agents.sessions.fields import Body
+from polyturn.agents.sessions.fields import Body, read_number, read_object
+from polyturn.agents.sessions.offers import Offers, Worth
 from polyturn.agents.sessions.openai_chat import openai_error, openai_stream_error, read_chat
 from polyturn.agents.sessions.openai_responses import KeptResponses, read_response, responses_stream_error
 from polyturn.agents.sessions.requests import (
@@ -161,6 +164,7 @@ class SessionServer:
         self._socket_path = socket_path
         self._keep_alive_s = keep_alive_s
         self._sessions: dict[str, _Session] = {}
+        self.offers = Offers()
         self._runner = web.AppRunner(
             self._application(max_body_bytes),
             access_log=None,
@@ -209,6 +213,10 @@ class SessionServer:
             if self._made_folder:
                 self._socket_path.parent.rmdir()
 
+    async def offers_address(self) -> tuple[str, str]:
+        """Where programs take up the episodes that are offered, and the key for it."""
+        return f"http://127.0.0.1:{await self._listen()}", self.offers.key
+
     async def _listen(self) -> int:
         """The port, on which it listens from the first call on."""
         async with self._starting:
@@ -234,6 +242,8 @@ class SessionServer:
                 web.post(f"{path}/messages", self._completion_handler(_MESSAGES)),
                 web.post(f"{path}/messages/count_tokens", self._count_tokens),
                 web.get(f"{path}/models", self._models),
+                web.post("/episodes", self._take_episode),
+                web.post("/sessions/{session}/end", self._end_episode),
             ]
         )
         return application
@@ -284,6 +294,33 @@ class SessionServer:
             raise RequestRefused("this session does not count tokens", status=404)
         return _json({"input_tokens": await session.completer.count_tokens(exchange.request)})
 
+    async def _take_episode(self, request: web.Request) -> web.Response:
+        if not _has_key(request, self.offers.key.encode()):
+            raise RequestRefused("the key is not that of this endpoint's episodes", status=401)
+        offer = self.offers.take()
+        return _json(
+            {
+                "session_id": offer.session_id,
+                "task_id": offer.task_id,
+                "messages": offer.messages,
+                "tools": [tool.to_openai() for tool in offer.tools],
+                "base_url": offer.address.base_url,
+                "anthropic_base_url": offer.address.anthropic_base_url,
+                "api_key": offer.address.api_key,
+            }
+        )
+
+    async def _end_episode(self, request: web.Request) -> web.Response:
+        self._session_of(request)
+        body = await _read_body(request)
+        metrics = read_object(body.get("metrics") or {}, "metrics")
+        worth = Worth(
+            reward=read_number(body.get("reward"), "reward"),
+            metrics={name: read_number(value, f"metrics.{name}") for name, value in metrics.items()},
+        )
+        self.offers.end(request.match_info["session"], worth)
+        return _json({"ended": True})
+
     async def _models(self, request: web.Request) -> web.Response:
         self._session_of(request)
         model = {"id": MODEL, "object": "model", "created": 0, "owned_by": "polyturn"}
@@ -296,11 +333,16 @@ class SessionServer:
         session = self._sessions.get(request.match_info["session"])
         if session is None:
             refuse_ended()
-        scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
-        given = [request.headers.get("x-api-key", ""), bearer.strip() if scheme.lower() == "bearer" else ""]
-        if not any(hmac.compare_digest(key.encode("utf-8", "surrogateescape"), session.key) for key in given):
+        if not _has_key(request, session.key):
             raise RequestRefused("the key is not that of this session", status=401)
         return session
+
+
+def _has_key(request: web.Request, key: bytes) -> bool:
+    """Whether a request comes with a key, in either of the ways in which clients send it."""
+    scheme, _, bearer = request.headers.get("Authorization", "").partition(" ")
+    given = [request.headers.get("x-api-key", ""), bearer.strip() if scheme.lower() == "bearer" else ""]
+    return any(hmac.compare_digest(each.encode("utf-8", "surrogateescape"), key) for each in given)
 
 
 def refuse_ended() -> NoReturn:

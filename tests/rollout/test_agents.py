@@ -1,9 +1,12 @@
 """A run whose config names an agent: it plays the episodes, here through a real client and the real endpoint."""
 
 import asyncio
+import json
 from pathlib import Path
 
+import httpx
 import pytest
+from openai import AsyncOpenAI
 
 from polyturn.agents.chat import load_tokenizer
 from polyturn.agents.deadlines import Slots
@@ -67,6 +70,38 @@ def test_slimes_hook_after_its_edit():
         "<calc>2 * 0 + 1</calc>", "Result: 1", "<calc>2 * 1 + 1</calc>"
     ]  # fmt: skip
     assert episode.num_turns == len(policy.written) == 2
+
+
+async def test_a_program_outside_takes_an_episode_up_and_says_what_it_was_worth(tmp_path):
+    config = config_of(
+        "polyturn.agents.online:OnlineAgent", **{"agent.options": f"{{file: {tmp_path}/online.json}}"}
+    )
+
+    async def program():
+        while not (tmp_path / "online.json").exists():
+            await asyncio.sleep(0.01)
+        assert (tmp_path / "online.json").stat().st_mode & 0o077 == 0
+        told = json.loads((tmp_path / "online.json").read_text())
+        own = {"Authorization": f"Bearer {told['api_key']}"}
+        async with httpx.AsyncClient(base_url=told["url"]) as client:
+            assert (await client.post("/episodes")).status_code == 401
+            taken = (await client.post("/episodes", headers=own)).json()
+            none = await client.post("/episodes", headers=own)
+            assert (none.status_code, none.headers["Retry-After"]) == (429, "1")
+            async with AsyncOpenAI(base_url=taken["base_url"], api_key=taken["api_key"]) as model:
+                await model.chat.completions.create(model="policy", messages=taken["messages"])
+            end, key = f"/sessions/{taken['session_id']}/end", {"x-api-key": taken["api_key"]}
+            assert (await client.post(end, headers=own, json={"reward": 1})).status_code == 401
+            assert (await client.post(end, headers=key, json={"reward": "much"})).status_code == 400
+            worth = {"reward": 0.7, "metrics": {"num_clicks": 3}}
+            assert (await client.post(end, headers=key, json=worth)).status_code == 200
+
+    outside = asyncio.create_task(program())
+    (episode, policy) = await asyncio.to_thread(play, config, lambda number, task: "Ashford")
+    await outside
+    assert (episode.outcome, episode.stop_reason) == (Outcome.COMPLETED, "rewarded")
+    assert (episode.reward, episode.metrics["num_clicks"]) == (0.7, 3.0)
+    assert episode.num_sampled_tokens == len(policy.written[0][1])
 
 
 @pytest.mark.parametrize(
