@@ -17,7 +17,7 @@ from polyturn.configs.loading import loader, yaml_tree
 from polyturn.configs.loading.loader import dump_config, json_schema, load_config
 from polyturn.configs.loading.validation import field_paths
 from polyturn.configs.schema.objective import KLInLoss, NoKL
-from polyturn.configs.schema.run import DiskSync, RunConfig, Section
+from polyturn.configs.schema.run import RunConfig, Section
 from polyturn.configs.schema.tasks import (
     EnvironmentReward,
     RubricPart,
@@ -25,6 +25,7 @@ from polyturn.configs.schema.tasks import (
     RuleReward,
     TaskSourceConfig,
 )
+from polyturn.configs.schema.weight_sync import DiskSync
 
 MINIMAL = """\
 name: small

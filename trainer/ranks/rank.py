@@ -17,8 +17,9 @@ import orjson
 import ray
 
 from polyturn.configs.addresses import bind_address
-from polyturn.configs.schema.run import BroadcastSync, RunConfig
+from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.trainer import ParallelConfig
+from polyturn.configs.schema.weight_sync import BroadcastSync
 from polyturn.rollout.engines.checksums import EngineChecksums
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.placement import assigned_gpus, free_port, gpu_environment

@@ -1,0 +1,41 @@
+"""How new weights get to the engines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, PositiveFloat, PositiveInt
+
+from polyturn.configs.schema.section import Section
+
+
+class BroadcastSync(Section):
+    """Weights go to the engines by process-group broadcast, in buckets."""
+
+    kind: Literal["broadcast"] = "broadcast"
+    bucket_bytes: PositiveInt = 512 * 1024 * 1024
+    """Tensors are sent together up to this size."""
+    timeout_s: PositiveFloat = 300.0
+    """The run fails when a push takes longer."""
+    every_steps: PositiveInt = 1
+    """The engines get new weights after every so many steps, and after the last; more than 1 needs
+    rollout.max_staleness."""
+    dtype: Literal["same", "fp8_block"] = "same"
+    """What the engines serve: the trainer's weights as they are, or cast to FP8 in 128 x 128 blocks at each sync."""
+
+
+class DiskSync(Section):
+    """Weights go to the engines through a Hugging Face directory that all hosts see."""
+
+    kind: Literal["disk"]
+    directory: Path | None = None
+    """None: a folder in the run directory."""
+    every_steps: PositiveInt = 1
+    """The engines get new weights after every so many steps, and after the last; more than 1 needs
+    rollout.max_staleness."""
+    dtype: Literal["same", "fp8_block"] = "same"
+    """What the engines serve: the trainer's weights as they are, or cast to FP8 in 128 x 128 blocks at each sync."""
+
+
+WeightSync = Annotated[BroadcastSync | DiskSync, Field(discriminator="kind")]
