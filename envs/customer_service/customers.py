@@ -85,11 +85,11 @@ def briefing_of(scenario: Scenario) -> Briefing:
 
 
 _VALUES = (
-    re.compile(r"[\w.+-]+@[\w-]+\.[\w.-]+"),
+    re.compile(r"(?<![\w.+-])[\w.+-]{1,64}@[\w-]{1,63}(?:\.[\w-]{1,63}){1,4}"),
     re.compile(r"\bA\d{4}\b", re.IGNORECASE),
     re.compile(r"(?<![\w.-])\d{5}(?![\w-])"),
 )
-"""Email addresses, order numbers and postcodes."""
+"""Email addresses, order numbers and postcodes; in time linear in a text's length."""
 
 
 def _topics(request: Request) -> tuple[str, ...]:

@@ -84,6 +84,8 @@ SCENARIOS_PER_CUSTOMER = 4
 MAX_FOUND = 10
 MAX_CLAIMS = 12
 """An agent that says more different amounts and dates than this is guessing, and has told the customer nothing."""
+MAX_CLAIMS_PER_MESSAGE = 4
+"""A message that says more of them tells the customer none."""
 _AMOUNT_OR_DATE = re.compile(
     r"(?<!\d)\d++\.\d\d\b|\d{4}-\d\d-\d\d|\b\d{1,2} [A-Z][a-z]{2,8}\b|\b[A-Z][a-z]{2,8} \d{1,2}\b"
 )
@@ -155,8 +157,9 @@ class CustomerServiceEnv(ToolEnv):
         del message
         expected = self._scenario.expected(base_shop(self._shop_seed))
         records = self._shop == expected
-        said = "\n".join(self._user.heard)
-        told = num_claims(said) <= MAX_CLAIMS and all(
+        heard = self._user.heard
+        said = "\n".join(text for text in heard if num_claims(text) <= MAX_CLAIMS_PER_MESSAGE)
+        told = num_claims("\n".join(heard)) <= MAX_CLAIMS and all(
             any(is_said(way, said) for way in ways)
             for request in self._scenario.requests
             for ways in request.told

@@ -25,7 +25,8 @@ class Briefing:
     facts: tuple[str, ...] = ()
     """Sentences that it says when it is asked."""
     values: tuple[re.Pattern[str], ...] = ()
-    """What its values look like, such as email addresses: one of a message is in the briefing, or the agent said it."""
+    """What its values look like, such as email addresses: one of a message is in the briefing, or the agent said it.
+    They are searched for in what a model wrote: in time linear in its length."""
     topics: tuple[tuple[str, ...], ...] = ()
     """For each request texts of which one has been said, by whomever, once the request was talked about."""
     greeting: str = "Hello, how can I help you?"

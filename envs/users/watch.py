@@ -40,7 +40,8 @@ _OUT_OF_ROLE = re.compile(
     re.IGNORECASE,
 )
 _ASKS_TO_CONFIRM = re.compile(
-    r"\b(shall I|should I|do you want me to|would you like me to|may I (go ahead|proceed)|do you confirm)\b[^?]*\?",
+    r"\b(shall I|should I|do you want me to|would you like me to|may I (go ahead|proceed)|do you confirm)\b"
+    r"[^?\n]{0,300}\?",
     re.IGNORECASE,
 )
 _CALL_TEXT = re.compile(r"<tool_call>.*?(?:</tool_call>|\Z)", re.DOTALL)

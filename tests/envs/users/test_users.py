@@ -368,3 +368,12 @@ def test_a_user_of_ones_own_is_named_by_its_file(tmp_path):
         ValueError, match=r"cannot be called as a reply of a user: .*def reply\(self, message"
     ):
         load_user(f"{path}:Deaf", BRIEFING, {})
+
+
+def test_what_an_agent_writes_is_looked_at_in_linear_time():
+    """A hundred thousand characters that each of the patterns begins to match again and again."""
+    env = CustomerServiceEnv()
+    for hard in ("a.b-c" * 20_000, "shall I " * 12_000, "<tool_call>" * 9_000, "A100" * 25_000):
+        env.reset(options={"task": TASKS[0]})
+        env.step(say(hard))
+        env.step(say(hard + "@"))
