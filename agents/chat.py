@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ import numpy.typing as npt
 
 from polyturn.agents.chat_template import (
     PROBE_TOOL,
+    TODAY,
     USER,
     ChatTemplate,
     TemplateForm,
@@ -52,8 +54,11 @@ HistoryRule = Literal["template", "sampled"]
 """What becomes of earlier turns: what the template makes of them, or what they were when they were sampled."""
 
 
-def load_tokenizer(path: str | Path) -> Any:
+def load_tokenizer(path: str | Path, *, template: Path | None = None) -> Any:
     """The `transformers` tokenizer of a model directory.
+
+    Args:
+        template: The file of a chat template in place of the directory's own.
 
     Raises:
         ValueError: the directory is missing, a file of its tokenizer is damaged, or there is no chat template.
@@ -67,14 +72,35 @@ def load_tokenizer(path: str | Path) -> Any:
     except Exception as error:  # a damaged file gives an error of any kind, out of Rust a plain Exception
         told = " ".join(str(error).split())[:600]
         raise ValueError(f"{path}: its tokenizer cannot be read: {type(error).__name__}: {told}") from error
-    template = tokenizer.chat_template
-    if not template:
+    if template is not None:
+        tokenizer.chat_template = read_template(template)
+        return tokenizer
+    found = tokenizer.chat_template
+    if not found:
         raise ValueError(f"{path}: the tokenizer has no chat template")
-    if not all(
-        isinstance(one, str) for one in (template.values() if isinstance(template, dict) else (template,))
-    ):
+    if not all(isinstance(one, str) for one in (found.values() if isinstance(found, dict) else (found,))):
         raise ValueError(f"{path}: the tokenizer's chat template is no text")
     return tokenizer
+
+
+def read_template(path: Path) -> str:
+    """The chat template in a file of its own. Raises `ValueError` where there is none."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ValueError(f"the chat template {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"the chat template {path} is not UTF-8 text") from error
+    if not text.strip():
+        raise ValueError(f"the chat template {path} is empty")
+    return text
+
+
+def asks_for_date(path: Path, *, template: Path | None = None) -> bool:
+    """Whether the chat template of a model directory, or of that file, asks what day it is."""
+    own = (path / "chat_template.jinja", path / "tokenizer_config.json")
+    files = [template] if template is not None else [*own, *(path / "additional_chat_templates").glob("*")]
+    return any(file.is_file() and TODAY.encode() in file.read_bytes() for file in files)
 
 
 class ChatRenderer:
@@ -95,6 +121,7 @@ class ChatRenderer:
         template_options: Mapping[str, Any] | None = None,
         tool_prompt: ToolPrompt = "auto",
         history: HistoryRule = "template",
+        day: date | None = None,
     ) -> None:
         """
         Args:
@@ -102,11 +129,12 @@ class ChatRenderer:
             template_options: Further variables of the template, such as `enable_thinking`.
             tool_prompt: Who writes tool specs, calls and results.
             history: Whether `continues` heeds what the template makes of earlier turns.
+            day: What a template is told that asks for the date; None: today.
         """
         self._tokenizer = tokenizer
         self._history = history
         self._encoder = ShieldedEncoder(tokenizer)
-        self._template = ChatTemplate(tokenizer, options=template_options, tool_prompt=tool_prompt)
+        self._template = ChatTemplate(tokenizer, options=template_options, tool_prompt=tool_prompt, day=day)
         known = model_stop_ids(tokenizer)
         self._plain = self._turn_end(known, calls=False)
         stops = {*known, *self._ids_of(self._plain.stops)}
@@ -388,12 +416,13 @@ def make_renderer(
     template_options: Mapping[str, Any] | None = None,
     tool_prompt: ToolPrompt = "auto",
     history: HistoryRule = "template",
+    day: date | None = None,
 ) -> ChatRenderer:
     """The renderer that a dialect's conversations need. Raises `ValueError` as `ChatRenderer` does."""
     if isinstance(dialect, TagDialect):
-        return ContinuationRenderer(tokenizer, tags=dialect.tags, template_options=template_options)
+        return ContinuationRenderer(tokenizer, tags=dialect.tags, template_options=template_options, day=day)
     return ChatRenderer(
-        tokenizer, template_options=template_options, tool_prompt=tool_prompt, history=history
+        tokenizer, template_options=template_options, tool_prompt=tool_prompt, history=history, day=day
     )
 
 
@@ -406,9 +435,14 @@ class ContinuationRenderer(ChatRenderer):
     """
 
     def __init__(
-        self, tokenizer: Any, *, tags: Tags, template_options: Mapping[str, Any] | None = None
+        self,
+        tokenizer: Any,
+        *,
+        tags: Tags,
+        template_options: Mapping[str, Any] | None = None,
+        day: date | None = None,
     ) -> None:
-        super().__init__(tokenizer, template_options=template_options, history="sampled")
+        super().__init__(tokenizer, template_options=template_options, history="sampled", day=day)
         self._tags = tags
 
     @property

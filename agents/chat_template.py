@@ -8,13 +8,17 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import date, datetime, time
 from itertools import product
 from typing import Any, Literal
 
 ToolPrompt = Literal["auto", "template", "text"]
 """Who writes tool specs, calls and results: the template, or Polyturn as text; auto: the template where it can."""
 
+TODAY = "strftime_now"
+"""What templates call to be told the date, in the format that they give; what it tells is pinned."""
 OWNED_OPTIONS = (
+    TODAY,
     "messages",
     "tools",
     "documents",
@@ -159,12 +163,25 @@ class ChatTemplate:
     """The chat template of a tokenizer, with what it makes of messages known."""
 
     def __init__(
-        self, tokenizer: Any, *, options: Mapping[str, Any] | None = None, tool_prompt: ToolPrompt = "auto"
+        self,
+        tokenizer: Any,
+        *,
+        options: Mapping[str, Any] | None = None,
+        tool_prompt: ToolPrompt = "auto",
+        day: date | None = None,
     ) -> None:
-        """Raises `ValueError` for an option that the template does not read, and where it renders no conversation."""
+        """
+        Args:
+            day: That is told as the present one; None: today, and that day from now on.
+
+        Raises:
+            ValueError: an option that the template does not read, or it renders no conversation.
+        """
         self._tokenizer = tokenizer
         self._options = dict(options or {})
         self._check_options()
+        midnight = datetime.combine(day or date.today(), time())
+        self._options[TODAY] = midnight.strftime
         self.needs_tools = (
             isinstance(tokenizer.chat_template, Mapping) and "tool_use" in tokenizer.chat_template
         )

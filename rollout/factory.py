@@ -213,8 +213,9 @@ def renderer_of(model: ModelConfig, model_path: Path, dialect: Dialect) -> ChatR
     Raises `ValueError` when there is no tokenizer, or when its chat template cannot be used.
     """
     return make_renderer(
-        load_tokenizer(model_path),
+        load_tokenizer(model_path, template=model.template),
         dialect,
+        day=model.template_date,
         template_options=model.template_options,
         tool_prompt=model.tool_prompt,
         history=model.history,

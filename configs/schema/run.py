@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -91,6 +92,11 @@ class ModelConfig(Section):
     """The reference of a KL penalty, written like `path`; null: the weights that the run begins with."""
     dialect: Literal["hermes", "search_r1", "asearcher", "r1_searcher", "research"] = "hermes"
     """How the model writes its actions: JSON tool calls (hermes), or the tags of a style of search."""
+    template: Path | None = None
+    """A chat template in place of the model's own, a Jinja file (docs/templates.md); the trained policy gets it too."""
+    template_date: date | None = None
+    """The day that a chat template is told that asks for it (`strftime_now`), such as 2026-01-31; null: that on which
+    the run began, which a resume keeps."""
     template_options: dict[str, Any] = {}
     """Further variables of the chat template in every rendering, such as `enable_thinking: false`."""
     tool_prompt: Literal["auto", "template", "text"] = "auto"

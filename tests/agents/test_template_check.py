@@ -1,10 +1,11 @@
 """What is told about a model's chat template before a run, and what its directory names."""
 
 import json
+from datetime import date
 
 import pytest
 
-from polyturn.agents.chat import load_tokenizer
+from polyturn.agents.chat import asks_for_date, load_tokenizer
 from polyturn.agents.dialects import make_dialect
 from polyturn.configs.loading.loader import load_config
 from polyturn.rollout.checks import check_chat_template
@@ -66,6 +67,41 @@ def test_what_cannot_be_used_is_refused(tmp_path):
         check_chat_template(config_of(tool_prompt="template"), directory)
     with pytest.raises(ValueError, match="reads no option 'enable_thinking'"):
         check_chat_template(config_of(template_options={"enable_thinking": False}), directory)
+
+
+def test_a_template_of_ones_own_takes_the_place_of_the_models(tmp_path):
+    directory, own = saved("qwen2.5", tmp_path / "model"), tmp_path / "own.jinja"
+    own.write_text(FAMILIES["qwen3"].template)
+    assert check_chat_template(config_of(), directory) == []
+    (note,) = check_chat_template(config_of(template=own), directory)
+    assert "rewrites earlier turns behind a user's message" in note
+    for text, why in (
+        ("{% if %}", "refuses a conversation of user"),
+        (" ", "is empty"),
+        (b"\xff", "is not UTF-8"),
+        (None, "cannot be read: No such file"),
+    ):
+        own.unlink(missing_ok=True)
+        if text is not None:
+            own.write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(ValueError, match=why):
+            check_chat_template(config_of(template=own), directory)
+
+
+@pytest.mark.parametrize("dialect", ["hermes", "search_r1"])
+def test_what_day_it_is_stays_what_it_was_told_to_be(dialect, tmp_path):
+    directory = saved("llama3.2", tmp_path)
+    tokenizer = load_tokenizer(directory)
+    model = config_of(template_date=date(2026, 1, 31)).model
+    renderer = renderer_of(model, directory, make_dialect(dialect))
+    assert "Today Date: 31 Jan 2026" in tokenizer.decode(renderer.start([{"role": "user", "content": "q"}]))
+    given = config_of(template_options={"date_string": "1 May"}).model
+    renderer = renderer_of(given, directory, make_dialect(dialect))
+    assert "Today Date: 1 May" in tokenizer.decode(renderer.start([{"role": "user", "content": "q"}]))
+    assert asks_for_date(directory)
+    assert not asks_for_date(saved("qwen3", tmp_path / "other"))
+    with pytest.raises(ValueError, match="'strftime_now' is set by rendering"):
+        check_chat_template(config_of(template_options={"strftime_now": 1}), directory)
 
 
 @pytest.mark.parametrize("dialect", ["hermes", "search_r1"])

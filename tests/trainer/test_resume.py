@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,13 @@ from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.trainer.run.directory import RunDirectory
 from polyturn.trainer.run.progress import JsonLinesSink, read_metrics
-from polyturn.trainer.run.resume import check_resume, forget_failure, identify, note_failure
+from polyturn.trainer.run.resume import (
+    check_resume,
+    forget_failure,
+    identify,
+    note_failure,
+    with_template_date,
+)
 
 ROWS = [{"prompt": f"what is {i} + {i}?", "answer": str(2 * i)} for i in range(20)]
 RECIPE = """\
@@ -165,6 +172,43 @@ def test_another_model_at_the_same_path_is_refused(begun: RunDirectory) -> None:
         ValueError, match=r"the config, tokenizer or weights in builtin:tiny-searcher are others"
     ):
         resumed(begun)
+
+
+DATED = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}{{ strftime_now('%d %b %Y') }}{{ m.content }}{% endfor %}"
+)
+
+
+def test_a_chat_template_of_ones_own_is_told_by_its_text_and_keeps_its_day(recipe: Path) -> None:
+    (recipe / "own.jinja").write_text(DATED)
+    config = load("model.template=own.jinja")
+    began = with_template_date(config)
+    assert began.model.template_date == date.today()
+    assert with_template_date(load()).model.template_date is None, "nobody asks for it"
+    earlier = load("model.template=own.jinja", "model.template_date=2026-01-31")
+    assert with_template_date(earlier) == earlier
+    directory = RunDirectory.create(earlier)
+    directory.record(earlier, asdict(identify(earlier)))
+    assert resumed(directory, "model.template=own.jinja") == []
+    again = with_template_date(load("model.template=own.jinja", "resume=true"))
+    assert again.model.template_date == date(2026, 1, 31)
+    (recipe / "own.jinja").rename(recipe / "moved.jinja")
+    told = resumed(directory, "model.template=moved.jinja")
+    assert len(told) == 1 and "model.template is moved.jinja, the run began with own.jinja" in told[0]
+    (recipe / "moved.jinja").write_text(DATED + "!")
+    for override, why in (
+        (
+            "model.template=moved.jinja",
+            "the chat template, model.template=moved.jinja, is another than it was",
+        ),
+        (
+            "model.template_date=2026-02-01",
+            "model.template_date is 2026-02-01, the run began with 2026-01-31",
+        ),
+        ("model.template=null", "the chat template, model.template=None, is another"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            resumed(directory, override)
 
 
 def test_code_and_packages_that_have_changed_are_told(begun: RunDirectory) -> None:

@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from polyturn.agents.chat import read_template
 from polyturn.agents.episode import Episode
 from polyturn.configs.errors import Interrupted
 from polyturn.configs.schema.run import RunConfig
@@ -124,9 +125,17 @@ class TrainingLoop:
         self._heldout.wait()
         self._heldout.tell(self._state.step)
         after = self._heldout.play("after", self._state.step) if config.after else None
-        self._trainer.save_hf(self._directory.policy)
+        self._save_policy()
         self._summarise("finished", after)
         self._stop_if_asked()
+
+    def _save_policy(self) -> None:
+        self._trainer.save_hf(self._directory.policy)
+        template = self._config.model.template
+        if template is not None:
+            # The policy has learnt to answer to that one, and is served with the one in its directory.
+            text = read_template(template)
+            (self._directory.policy / "chat_template.jinja").write_text(text, encoding="utf-8")
 
     def _take_steps(self) -> None:
         """Play and train until the last step, or until the guard or a metric says to stop."""

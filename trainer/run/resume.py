@@ -12,6 +12,7 @@ import inspect
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from datetime import date
 from fnmatch import fnmatch
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +21,7 @@ from typing import Any
 
 import orjson
 
+from polyturn.agents.chat import asks_for_date, read_template
 from polyturn.agents.episode import Episode
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import ChecksConfig, RunConfig
@@ -42,6 +44,24 @@ MAX_FAILURES = 2
 """A step that failed so often in a row is not played again without a change."""
 
 
+def with_template_date(config: RunConfig) -> RunConfig:
+    """The config with the day that the chat template is told, if it asks for it and the config names none.
+
+    That of a run that goes on is the day on which it began.
+    """
+    model = config.model
+    if model.template_date is not None or not asks_for_date(
+        resolve_model_path(model.path), template=model.template
+    ):
+        return config
+    day = date.today()
+    if config.resume:
+        recorded = RunDirectory.to_resume(config).recorded().get("config", {}).get("model", {})
+        if isinstance(recorded, Mapping) and recorded.get("template_date"):
+            day = date.fromisoformat(recorded["template_date"])
+    return config.model_copy(update={"model": model.model_copy(update={"template_date": day})})
+
+
 def check_resume(config: RunConfig, directory: RunDirectory, warn: Warn) -> None:
     """Compare the run with what the config makes of it, and read what is stored of its unfinished steps.
 
@@ -51,6 +71,7 @@ def check_resume(config: RunConfig, directory: RunDirectory, warn: Warn) -> None
     Raises:
         ValueError: the run cannot go on so; one sentence with the way out.
     """
+    config = with_template_date(config)
     differences = compare(directory.recorded(), identify(config), config)
     if differences.refused:
         raise ValueError(refusal(differences, directory.path))
@@ -161,6 +182,7 @@ DATA = (
     "reward*",
     "group_rewards*",
     "model.dialect",
+    "model.template_date",
     "model.template_options*",
     "model.tool_prompt",
     "model.history",
@@ -170,7 +192,7 @@ DATA = (
     "rollout.branching.*",
 )
 """Options that decide which episodes a run plays and what they are worth."""
-COMPARED_BY_CONTENT = ("model.path", "environment.*timeout_s", "curriculum.difficulties")
+COMPARED_BY_CONTENT = ("model.path", "model.template", "environment.*timeout_s", "curriculum.difficulties")
 """But for these: a model is known by its files, how long machinery may take is no part of a task, and what a file of
 difficulties said is in the checkpoint."""
 OF_ONE_SESSION = ("name", "resume", "run_dir", "output_dir", "checkpoint.load*", "logging.*")
@@ -200,6 +222,8 @@ class Identity:
     """Digest of the file that the environment's class stands in."""
     model: str
     """Digest of the model's config, tokenizer and templates, and of the sizes of its weights."""
+    template: str
+    """Digest of the file `model.template`; empty without."""
     versions: Mapping[str, str]
 
 
@@ -227,6 +251,9 @@ def identify(config: RunConfig) -> Identity:
         tools=_digest(orjson.dumps(specs, default=str, option=orjson.OPT_SORT_KEYS)),
         code=code,
         model=model_digest(resolve_model_path(config.model.path)),
+        template=""
+        if config.model.template is None
+        else _digest(read_template(config.model.template).encode()),
         versions=installed_versions(),
     )
 
@@ -246,6 +273,7 @@ def compare(old: Mapping[str, Any], new: Identity, config: RunConfig) -> Differe
         ("tasks", f"the tasks of the split {config.environment.train_split!r} are others than they were"),
         ("tools", f"the environment {config.environment.id} describes other tools than it did"),
         ("model", f"the config, tokenizer or weights in {config.model.path} are others than they were"),
+        ("template", f"the chat template, model.template={config.model.template}, is another than it was"),
     ):
         if name in old and old[name] != getattr(new, name):
             refused.append(what)

@@ -18,7 +18,7 @@ from polyturn.trainer.run.loop import RunParts, TrainingLoop
 from polyturn.trainer.run.parts import begin_engines, begin_ray, ignoring_dead_actors, step_source
 from polyturn.trainer.run.preflight import preflight
 from polyturn.trainer.run.progress import ProgressDisplay, make_progress
-from polyturn.trainer.run.resume import identify
+from polyturn.trainer.run.resume import identify, with_template_date
 from polyturn.trainer.run.stopwatch import Stopwatch
 
 
@@ -38,6 +38,7 @@ def train(config: RunConfig, *, warnings: Sequence[str] | None = None) -> Path:
     """
     if warnings is None:
         warnings = preflight(config)
+    config = with_template_date(config)
     identity = asdict(identify(config))
     directory = RunDirectory.to_resume(config) if config.resume else RunDirectory.create(config)
     progress = make_progress(config.logging.progress, num_steps=config.trainer.num_steps)
