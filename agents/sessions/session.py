@@ -196,6 +196,10 @@ class Session:
             self._record(answer)
         return answer.completion
 
+    async def count_tokens(self, request: CompletionRequest) -> int:
+        """The tokens that a request's answer would be sampled behind. Raises `RequestRefused`."""
+        return len(await self._render(self._prompt(request)))
+
     @property
     def last_message(self) -> AssistantMessage | None:
         """The newest answer of the main conversation; None before the first."""
@@ -285,6 +289,9 @@ class Session:
         try:
             self._refuse_what_is_over()
             prompt = self._prompt(request)
+            if prompt.extends and prompt.parent is not None:
+                # From here on no other request appends to the line, whatever this one waits for.
+                prompt.parent.line.is_busy = True
             answer = await self._sample(request, prompt)
         except BaseException as error:
             if prompt is not None and prompt.extends and prompt.parent is not None:
@@ -316,7 +323,7 @@ class Session:
             raise RequestRefused(f"the episode is over: {self.limit}={value:g} is reached")
 
     def _prompt(self, request: CompletionRequest) -> _Prompt:
-        """What a request goes on from. No other request appends to the line of that until this one has ended."""
+        """What a request goes on from."""
         messages, tools = request.messages, request.tools
         if not messages or messages[-1]["role"] == "assistant":
             raise RequestRefused("a conversation must end with a message that an answer can follow")
@@ -328,7 +335,6 @@ class Session:
             if history.continues(messages) and not any(message["role"] == "assistant" for message in new):
                 line = parent.line
                 extends = not line.is_busy and parent.num_tokens == len(line.ledger)
-                line.is_busy |= extends
                 return _Prompt(
                     messages=messages,
                     new=new,

@@ -239,6 +239,21 @@ def test_a_template_that_drops_earlier_thoughts_begins_a_line_and_keeps_the_conv
     check_recorded_once(session, policy)
 
 
+def test_tokens_are_counted_without_an_answer():
+    session, policy = make_session(lambda number: "yes")
+
+    async def converse():
+        request = ask(user("one"))
+        counted = await session.count_tokens(request)
+        first = await session.complete(request)
+        assert counted == len(first.prompt_ids)
+        more = ask(user("one"), first.message.to_message(), user("two"))
+        assert await session.count_tokens(more) == len((await session.complete(more)).prompt_ids)
+
+    asyncio.run(converse())
+    assert len(session.segments()) == 1 and len(policy.written) == 2
+
+
 def test_limits_are_told_and_end_the_session():
     session, _ = make_session(lambda number: "yes", max_turns=2, max_tokens=200)
 
