@@ -289,10 +289,12 @@ class ChatRenderer:
         turn = {"role": "assistant", "content": "", "tool_calls": self._template.stand_in_calls([result])}
         head = [{"role": "user", "content": USER}]
         try:
-            before = self._template.render(head)
+            befores = [self._template.render(head, generation=generation) for generation in (True, False)]
             text = self._template.render([*head, turn], generation=False)
         except TemplateRefusal:
             return None
+        # A head that opens a thought is not that of a turn in a history.
+        before = next((before for before in befores if text.startswith(before)), "")
         close = self._calling.close
         return text.removeprefix(before).partition(close)[0] if close else text.removeprefix(before)
 

@@ -110,7 +110,8 @@ async def play_tokens(
             interruption = Interruption(limits.interruption_timeout_s)
             generation = await generate_turn(policy, ledger.token_ids, request, seeds, clock, interruption)
             ledger.append_generation(generation)
-            parsed = dialect.parse(renderer.decode(generation.token_ids), in_thought=in_thought)
+            text = renderer.decode(generation.token_ids)
+            parsed = dialect.parse(text, in_thought=in_thought, tools=tools)
             action = renderer.with_call_ids(parsed, record.num_tool_calls)
             record.add_action(action)
             if clock.is_over:

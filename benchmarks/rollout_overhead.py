@@ -76,7 +76,7 @@ class Shape:
 class AlwaysSearches:
     """A dialect that takes every answer for a search, so that no episode ends before its last turn."""
 
-    def parse(self, text: str, *, in_thought: bool = False) -> AssistantMessage:  # noqa: ARG002
+    def parse(self, text: str, *, in_thought: bool = False, tools: object = ()) -> AssistantMessage:  # noqa: ARG002
         call = ToolCall(id="call", name="search", arguments={"query": text[:40] or "town"})
         return AssistantMessage(content="", tool_calls=(call,), raw_text=text)
 

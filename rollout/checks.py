@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from polyturn.agents.chat import ChatRenderer
-from polyturn.agents.dialects import HermesDialect, make_dialect
+from polyturn.agents.dialects import Dialect, HermesDialect, TagDialect
 from polyturn.agents.policies.episodes import NamedPolicy
 from polyturn.agents.turns import shape_of
 from polyturn.configs.schema.branching import NoBranching
@@ -29,7 +29,7 @@ from polyturn.envs.rewards.rules import check_label
 from polyturn.envs.tasks import MixtureTasks, SlicedTasks
 from polyturn.envs.tasks.files import FileTasks
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.rollout.factory import renderer_of, run_reward, tasks_of
+from polyturn.rollout.factory import dialect_of, renderer_of, run_reward, tasks_of
 from polyturn.tools.types import ToolCall, ToolSpec
 
 logger = logging.getLogger(__name__)
@@ -218,19 +218,21 @@ def check_chat_template(config: RunConfig, directory: Path) -> list[str]:
     Raises:
         ValueError: the run cannot use it.
     """
-    dialect = make_dialect(config.model.dialect)
+    dialect = dialect_of(config.model, directory)
     renderer = renderer_of(config.model, directory, dialect)
     notes: list[str] = []
-    if isinstance(dialect, HermesDialect):
+    if not isinstance(dialect, TagDialect):
         with closing(make(config.environment.id, **config.environment.options)) as env:
             specs = env.toolset.specs
-        notes += _tool_notes(renderer, specs) if specs else ()
+        notes += _tool_notes(renderer, specs, dialect, config.model.dialect) if specs else ()
         if config.model.history == "template":
             notes += _history_notes(renderer, with_tools=bool(specs))
     return notes
 
 
-def _tool_notes(renderer: ChatRenderer, specs: tuple[ToolSpec, ...]) -> list[str]:
+def _tool_notes(
+    renderer: ChatRenderer, specs: tuple[ToolSpec, ...], dialect: Dialect, name: str
+) -> list[str]:
     notes = []
     if renderer.form.results_as_text:
         notes.append(
@@ -241,12 +243,17 @@ def _tool_notes(renderer: ChatRenderer, specs: tuple[ToolSpec, ...]) -> list[str
             "the chat template does not show tools to the model: the task's own messages must describe them, or set "
             "model.tool_prompt: text"
         )
-    if not renderer.form.calls_as_text and (written := renderer.written_call()) is not None:
-        read = HermesDialect().parse(written)
+    if renderer.form.calls_as_text:
+        if not isinstance(dialect, HermesDialect):
+            notes.append(
+                f"calls are written as text in the way of model.dialect: hermes, which {name} does not read"
+            )
+    elif (written := renderer.written_call()) is not None:
+        read = dialect.parse(written, tools=specs)
         if not any(call.error is None for call in read.tool_calls):
             notes.append(
-                f"the chat template writes tool calls as {written.strip()!r}, which model.dialect: hermes does not "
-                "read; set model.tool_prompt: text to have the model told how to call"
+                f"the chat template writes tool calls as {written.strip()!r}, which model.dialect: {name} does not "
+                "read; set model.dialect: auto, or model.tool_prompt: text to have the model told how to call"
             )
     return notes
 

@@ -154,7 +154,7 @@ def build_player(
 
     Raises `ValueError` when environment, tasks, rewards or tokenizer cannot be had.
     """
-    dialect = make_dialect(config.model.dialect)
+    dialect = dialect_of(config.model, model_path)
     renderer = renderer_of(config.model, model_path, dialect)
     renderer.warm_up()
     limits = episode_limits(config)
@@ -205,6 +205,12 @@ def player_of(
         seed=config.seed,
         serves=serves,
     )
+
+
+def dialect_of(model: ModelConfig, model_path: Path) -> Dialect:
+    """What reads the text of turns, as the config's model section says. Raises `ValueError` where it cannot be had."""
+    recovers = model.malformed_calls == "recover"
+    return make_dialect(model.dialect, recovers=recovers, directory=model_path, template_file=model.template)
 
 
 def renderer_of(model: ModelConfig, model_path: Path, dialect: Dialect) -> ChatRenderer:
@@ -316,7 +322,7 @@ async def open_engines(
     allow_open_files(config.rollout)
     is_direct = not isinstance(url, str)
     urls = (url,) if isinstance(url, str) else tuple(url)
-    renderer = renderer_of(config.model, model_path, make_dialect(config.model.dialect))
+    renderer = renderer_of(config.model, model_path, dialect_of(config.model, model_path))
     deadline_s, router = config.engines.request_timeout_s, config.engines.router
     live, rule = live_episodes(config)
     async with open_client(timeout_s=deadline_s) as client:

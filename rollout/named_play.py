@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from polyturn.agents.deadlines import EpisodeLimits
-from polyturn.agents.dialects import make_dialect
 from polyturn.agents.episode import Episode
 from polyturn.agents.episode_loop import play_tokens
 from polyturn.agents.policies.episodes import NamedPolicy
 from polyturn.agents.policy import SamplingParams, TokenPolicy
 from polyturn.configs.schema.run import RunConfig
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.rollout.factory import episode_limits, player_of, renderer_of
+from polyturn.rollout.factory import dialect_of, episode_limits, player_of, renderer_of
 from polyturn.rollout.player import EpisodePlayer
 
 
@@ -37,7 +36,7 @@ class ServedModel:
         self, config: RunConfig, *, model_path: Path, policy: TokenPolicy, sampling: SamplingParams
     ) -> None:
         """Raises `ValueError` when tokenizer or chat template cannot be used."""
-        dialect = make_dialect(config.model.dialect)
+        dialect = dialect_of(config.model, model_path)
         renderer = renderer_of(config.model, model_path, dialect)
         renderer.warm_up()
         self.label = str(model_path)

@@ -411,7 +411,7 @@ class Session:
         """The message that was sampled, why it is over, and the stop text that ended it."""
         text, stop = cut_at(self._renderer.decode(generation.token_ids), request.stop)
         in_thought = self._renderer.opens_thought(prompt.messages, is_first=False)
-        message = self._dialect.parse(text, in_thought=in_thought)
+        message = self._dialect.parse(text, in_thought=in_thought, tools=request.tools)
         if any(call.error for call in message.tool_calls):
             # No protocol has a form for it: the program sees what the policy wrote.
             thought, content = split_thought(text)

@@ -16,6 +16,7 @@ from pydantic import (
     model_validator,
 )
 
+from polyturn.configs.dialects import check_dialect
 from polyturn.configs.schema.agent import AgentConfig
 from polyturn.configs.schema.alarms import AlarmsConfig
 from polyturn.configs.schema.algorithm import AlgorithmConfig, EnvironmentAlgorithm
@@ -90,8 +91,13 @@ class ModelConfig(Section):
     """Of the weights, in trainer and engines."""
     reference_path: str | None = None
     """The reference of a KL penalty, written like `path`; null: the weights that the run begins with."""
-    dialect: Literal["hermes", "search_r1", "asearcher", "r1_searcher", "research"] = "hermes"
-    """How the model writes its actions: JSON tool calls (hermes), or the tags of a style of search."""
+    dialect: str = "hermes"
+    """How the model writes its actions: `hermes`, `json` or `pythonic` tool calls; the tags of a style of search
+    (`search_r1`, `asearcher`, `r1_searcher`, `research`); a parser of SGLang (`sglang:NAME`, or with a reasoning parser
+    `sglang:NAME/REASONING`); `module:Class` or `file.py:Class` of one's own; auto: as its chat template does."""
+    malformed_calls: Literal["recover", "explain"] = "recover"
+    """What becomes of a tool call with a slip that leaves one meaning, such as a comma too many: it is made, or the
+    model is told."""
     template: Path | None = None
     """A chat template in place of the model's own, a Jinja file (docs/templates.md); the trained policy gets it too."""
     template_date: date | None = None
@@ -105,6 +111,12 @@ class ModelConfig(Section):
     history: Literal["template", "sampled"] = "template"
     """What becomes of earlier turns: what the chat template makes of them (where it rewrites them, as by dropping
     thoughts, the episode goes on in a new segment), or what they were when they were sampled."""
+
+    @field_validator("dialect")
+    @classmethod
+    def _dialect_exists(cls, dialect: str) -> str:
+        check_dialect(dialect)
+        return dialect
 
 
 class RouterConfig(Section):

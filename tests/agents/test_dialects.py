@@ -1,18 +1,22 @@
 """The Hermes dialect: every text has a message, and a call that cannot be read says why."""
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from polyturn.agents.dialects import HermesDialect, make_dialect
+from polyturn.envs.messages import AssistantMessage
+from polyturn.tools.types import ToolCall
 
 CALL = '<tool_call>\n{"name": "search", "arguments": {"query": "x"}}\n</tool_call>'
 
 
 def parse(text):
-    return HermesDialect().parse(text)
+    return HermesDialect(recovers=False).parse(text)
 
 
 def test_calls_and_the_text_around_them():
@@ -139,5 +143,38 @@ def test_any_text_has_a_message_that_can_be_written_down(text):
 
 def test_dialects_by_name():
     assert isinstance(make_dialect("hermes"), HermesDialect)
-    with pytest.raises(ValueError, match="unknown dialect 'xml'; the dialects are hermes"):
-        make_dialect("xml")
+    with pytest.raises(ValueError, match="unknown dialect 'verilog'; the dialects are hermes"):
+        make_dialect("verilog")
+    with pytest.raises(ValueError, match="unknown dialect 'hermess', did you mean 'hermes'"):
+        make_dialect("hermess")
+
+
+def test_the_documented_dialect_works():
+    text = (Path(__file__).parents[2] / "docs" / "dialects.md").read_text(encoding="utf-8")
+    block = re.search(r"```python\n(.*?)```", text, re.DOTALL)
+    names = {"ToolCall": ToolCall, "AssistantMessage": AssistantMessage}
+    exec(compile(block[1], "docs/dialects.md", "exec"), names)
+    (call,) = names["Shouts"]().parse("I look.\nCALL search: Ida").tool_calls
+    assert (call.id, call.name, call.arguments) == ("call_0", "search", {"query": "Ida"})
+
+
+OWN_DIALECT = """
+from polyturn.envs.messages import AssistantMessage
+
+class Shouts:
+    def parse(self, text, *, in_thought=False, tools=()):
+        return AssistantMessage(content=text.upper(), raw_text=text)
+
+class Silent:
+    def parse(self, text):
+        return AssistantMessage()
+"""
+
+
+def test_a_dialect_of_ones_own_is_named_by_its_file(tmp_path):
+    (tmp_path / "own.py").write_text(OWN_DIALECT)
+    assert make_dialect(f"{tmp_path}/own.py:Shouts").parse("hm").content == "HM"
+    with pytest.raises(ValueError, match="cannot be called as a dialect"):
+        make_dialect(f"{tmp_path}/own.py:Silent")
+    with pytest.raises(ValueError, match="has no 'Shout', did you mean 'Shouts'"):
+        make_dialect(f"{tmp_path}/own.py:Shout")

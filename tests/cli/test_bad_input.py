@@ -50,6 +50,23 @@ def test_unknown_key_on_the_command_line() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("dialect", "words"),
+    [
+        ("hermess", "unknown dialect 'hermess', did you mean 'hermes'?"),
+        ("qwen3_codr", "unknown dialect 'qwen3_codr', did you mean 'sglang:qwen3_coder'?"),
+        (
+            "sglang:kimi_k22",
+            "the installed SGLang has no tool-call parser 'kimi_k22', did you mean 'sglang:kimi_k2'?",
+        ),
+    ],
+)
+def test_unknown_dialect(dialect: str, words: str) -> None:
+    assert refused(in_this_process, "train", "recipe.yaml", f"model.dialect={dialect}", "--dry-run") == (
+        f"command line: model.dialect: {words}"
+    )
+
+
 def test_wrong_type() -> None:
     assert refused(in_this_process, "train", "recipe.yaml", "trainer.num_steps=many") == (
         "command line: 'trainer.num_steps' must be an integer, got 'many'"

@@ -9,7 +9,6 @@ import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from polyturn.agents.dialects import make_dialect
 from polyturn.configs.addresses import LOOPBACK
 from polyturn.configs.errors import ConfigError, as_config_error, did_you_mean, nearest
 from polyturn.configs.loading import upstream
@@ -33,6 +32,7 @@ from polyturn.rollout.engines.placement import claim_port
 from polyturn.rollout.factory import (
     agent_play,
     check_train_split,
+    dialect_of,
     episode_limits,
     renderer_of,
     tasks_of,
@@ -170,7 +170,8 @@ def preflight(
 def check_agent(config: RunConfig, model: Path) -> None:
     if config.agent is None:
         return
-    dialect = make_dialect(config.model.dialect)
+    with as_config_error():
+        dialect = dialect_of(config.model, model)
     with as_config_error("agent: "):
         agent_play(
             config.agent,

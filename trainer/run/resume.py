@@ -182,6 +182,7 @@ DATA = (
     "reward*",
     "group_rewards*",
     "model.dialect",
+    "model.malformed_calls",
     "model.template_date",
     "model.template_options*",
     "model.tool_prompt",

@@ -175,12 +175,15 @@ READERS: dict[str, Callable[[str], object]] = {
         f"the form of {name}": lambda reply, own=own: styles.is_well_formed([reply, reply], own)
         for name, own in TAGS.items()
     },
-    **{f"the dialect {name}": make_dialect(name).parse for name in ("hermes", *TAGS)},
+    **{f"the dialect {name}": make_dialect(name).parse for name in ("hermes", "json", "pythonic", *TAGS)},
 }
 MODULES = (
     *(f"polyturn.envs.rewards.{name}" for name in ("answers", "rules")),
     *(f"polyturn.envs.rewards.math.{name}" for name in ("extract", "tokens", "answers", "units", "decide")),
-    *("polyturn.envs.search.styles", "polyturn.agents.dialects"),
+    *(
+        "polyturn.envs.search.styles",
+        *(f"polyturn.agents.dialects.{name}" for name in ("hermes", "bare_json", "python_calls", "repair")),
+    ),
     *("polyturn.envs.customer_service.customers", "polyturn.envs.customer_service.env"),
 )
 
