@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import math
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from statistics import NormalDist, fmean
@@ -110,6 +110,8 @@ class EvaluationResult:
     newest_version: int = UNSAMPLED_VERSION
     """Of the policy, behind the sampled tokens: the same unless the weights changed meanwhile; -1 where no tokens are
     recorded."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What environments and policies counted, such as tokens of an endpoint: the means over episodes that have it."""
     user_fault_share: float = 0.0
     """Of the episodes with a simulated user that did not succeed, the share in which that had broken its script; 0
     where there is none."""
@@ -191,11 +193,21 @@ def summarise(groups: Sequence[Group]) -> EvaluationResult:
         num_failed=sum(group.num_dropped for group in groups),
         num_truncated=sum(episode.outcome == "truncated" for episode in episodes),
         mean_turns=fmean(episode.num_turns for episode in episodes),
+        metrics=mean_metrics(episodes),
         user_fault_share=user_fault_share(episodes) or 0.0,
         num_user_faults=sum(group.num_user_faults for group in groups),
         oldest_version=min(versions, default=UNSAMPLED_VERSION),
         newest_version=max(versions, default=UNSAMPLED_VERSION),
     )
+
+
+def mean_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
+    """By name what episodes counted: the mean over those that have it."""
+    names = sorted({name for episode in episodes for name in episode.metrics})
+    return {
+        name: fmean(episode.metrics[name] for episode in episodes if name in episode.metrics)
+        for name in names
+    }
 
 
 def _bounds(versions: npt.NDArray[np.int32]) -> tuple[np.int32, np.int32]:

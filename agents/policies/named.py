@@ -12,7 +12,7 @@ best_of            the best of several samples of another of these
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
@@ -30,6 +30,7 @@ from polyturn.envs.plugins import load_plugin
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.chat.client import ChatClient
 
+Options = TypeVar("Options", bound=Section)
 NAMES = ("oracle", "random", "human", "scripted:TARGET", "openai:URL", "model", "best_of")
 
 
@@ -53,7 +54,7 @@ def make_policy(
     if kind == "openai" and target:
         return _openai(target, options)
     if kind == "best_of" and not colon:
-        return _best_of(options, model)
+        return _best_of(_read(BestOf, options, "best_of"), model)
     if name in (*_PLAIN, "model") and options:
         raise ValueError(f"the policy {name!r} has no options, so none of the name {next(iter(options))!r}")
     if name == "model":
@@ -121,8 +122,7 @@ def _openai(url: str, options: dict[str, Any]) -> MessageEpisodes:
     return MessageEpisodes(f"{endpoint.model} at {client.where}", make, client=client)
 
 
-def _best_of(options: dict[str, Any], model: NamedPolicy | None) -> NamedPolicy:
-    settings = _read(BestOf, options, "best_of")
+def _best_of(settings: BestOf, model: NamedPolicy | None) -> NamedPolicy:
     inner = make_policy(settings.policy, settings.options, model=model)
     choice = make_choice(settings)
     label = f"best of {settings.num_samples} {settings.per}s by {choice.label} of {inner.label}"
@@ -141,9 +141,8 @@ def _best_of(options: dict[str, Any], model: NamedPolicy | None) -> NamedPolicy:
     return MessageEpisodes(label, make_best, plays_alone=inner.plays_alone, client=inner.client)
 
 
-def _read(section: type[Any], options: dict[str, Any], what: str) -> Any:
+def _read(section: type[Options], options: dict[str, Any], what: str) -> Options:
     """The options as a section of the config. Raises `ValueError`."""
-    assert issubclass(section, Section)
     try:
         return section.model_validate(options)
     except ValidationError as error:

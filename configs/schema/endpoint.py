@@ -14,7 +14,7 @@ class ChatEndpoint(Section):
     """A model that answers `POST {url}/chat/completions`."""
 
     url: Annotated[str, Field(pattern=r"^https?://[^/\s]+")]
-    """Up to and with `/v1`. A query, as Azure's `?api-version=...`, stays at the end."""
+    """Up to and with `/v1`. A query, as Azure's `?api-version=...`, stays at the end; no key may be in it."""
     model: str
     """The model's name there."""
     api_key_file: Path | None = None

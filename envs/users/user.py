@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import NoneType
 from typing import Any, Protocol
 
 from polyturn.envs.plugins import Signature, make_part
@@ -49,10 +50,19 @@ class User(Protocol):
         ...
 
 
+_NO_TEXT = (bytes, float, int, bool, list, tuple, dict)
 METHODS: Mapping[str, Signature] = {
-    "opening": Signature(what="opening of a user", arguments=(), text="def opening(self) -> str"),
+    "opening": Signature(
+        what="opening of a user",
+        arguments=(),
+        text="def opening(self) -> str",
+        wrong_results=(*_NO_TEXT, NoneType),
+    ),
     "reply": Signature(
-        what="reply of a user", arguments=("message",), text="def reply(self, message: str) -> str | None"
+        what="reply of a user",
+        arguments=("message",),
+        text="def reply(self, message: str) -> str | None",
+        wrong_results=_NO_TEXT,
     ),
 }
 

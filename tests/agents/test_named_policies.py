@@ -3,22 +3,27 @@
 import asyncio
 import contextlib
 import random
+import re
+from pathlib import Path
 
 import pytest
+import yaml
 
 from polyturn.agents.deadlines import EpisodeLimits
 from polyturn.agents.episode import BEST_OF_SAMPLES, Outcome
 from polyturn.agents.policies.best_of import BestOfTurns, make_choice
 from polyturn.agents.policies.episodes import MessageEpisodes
-from polyturn.agents.policies.named import make_policy, serves_model
+from polyturn.agents.policies.named import NAMES, make_policy, serves_model
 from polyturn.agents.policies.scripted import ScriptedPolicy
 from polyturn.agents.policy import PolicyFault, Reply
+from polyturn.configs.schema.endpoint import ChatEndpoint
 from polyturn.configs.schema.policies import BestOf
 from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall
 from tests.support.chat_server import chat_server, message
+from tests.support.option_readers import Readers
 
 TASK = Task.from_prompt("t", "Say 7", label="7")
 
@@ -293,6 +298,38 @@ async def test_a_message_by_a_score_and_a_fault_among_the_samples(scripts):
         await best_of_turns([replies[0], PolicyFault("gone")]).reply(messages=[], tools=[])
     with pytest.raises(PolicyFault, match="KeyError"):
         await best_of_turns(replies, by=f"{scripts}:raises").reply(messages=[], tools=[])
+
+
+def documented(heading):
+    """The names in the first column of the table under a heading of docs/policies.md, with their defaults."""
+    text = (Path(__file__).parents[2] / "docs/policies.md").read_text().partition(f"{heading}\n")[2]
+    table = re.search(r"(?:^\|.*\n)+", text, re.MULTILINE)[0].splitlines()[2:]
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in table]
+    return {name: row[1].strip("`") for row in cells for name in re.findall(r"`([\w:]+)`", row[0])}
+
+
+@pytest.mark.parametrize(("heading", "section"), [("## Endpoints", ChatEndpoint), ("## Best of n", BestOf)])
+def test_the_documented_options_are_those_that_there_are_and_each_is_read(heading, section):
+    found = documented(heading)
+    assert found.keys() == section.model_fields.keys() - {"url"}
+    for name, default in found.items():
+        field = section.model_fields[name]
+        assert field.is_required() == (default == ""), name
+        told = yaml.safe_load({"none": "null"}.get(default, default))
+        assert field.is_required() or field.get_default() == told, name
+    reads = Readers().read
+    assert [name for name in section.model_fields if (section, name) not in reads] == []
+
+
+async def test_the_documented_script_plays(tmp_path):
+    text = (Path(__file__).parents[2] / "docs/policies.md").read_text()
+    path = tmp_path / "my_agent.py"
+    path.write_text(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1])
+    assert (await play(make_policy(f"scripted:{path}:play"))).messages[-1]["content"] == "I do not know."
+
+
+def test_the_documented_names_are_those_that_there_are():
+    assert set(documented("# Policies")) == set(NAMES)
 
 
 async def test_what_was_chosen_among_several_cannot_be_trained_on():

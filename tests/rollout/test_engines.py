@@ -28,7 +28,10 @@ from polyturn.agents.policy import PolicyFault, SamplingParams
 from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.schema.endpoint import ChatEndpoint
 from polyturn.configs.schema.run import EnginesConfig, RunConfig
+from polyturn.envs.faults import UserFault
 from polyturn.envs.tasks.rates import read_difficulties
+from polyturn.envs.users.model import ModelUser, shared_chat, user_endpoint
+from polyturn.envs.users.user import Briefing
 from polyturn.rollout import probe
 from polyturn.rollout.collection import play_groups
 from polyturn.rollout.engines.control import EngineControl
@@ -151,6 +154,10 @@ async def test_an_engines_own_chat_endpoint_is_read_as_any_other(engines):
             full = await client.ask([{"role": "user", "content": "where " * 40_000}])
             assert full.finish_reason == "context", full
     assert answers[False].content == answers[True].content != ""
+    options = {"url": f"{url}/v1", "model": "m", "max_tokens": 4}
+    user = ModelUser(Briefing(role="a guest", requests=("A room.",)), shared_chat(user_endpoint(options)))
+    with pytest.raises(UserFault, match=r"has no whole message \(finish_reason length\)"):
+        await asyncio.to_thread(user.opening)
     for answer in answers.values():
         assert answer.usage is not None and answer.usage.prompt_tokens > 10
         assert answer.finish_reason == ("length" if answer.usage.completion_tokens == 12 else "stop")

@@ -209,6 +209,7 @@ async def test_failures_of_simulated_users_are_told_from_those_of_the_policy():
     result = summarise(groups)
     assert (result.num_episodes, result.num_failed, result.num_user_faults) == (16, 4, 8)
     assert result.user_fault_share == 3 / 5
+    assert result.metrics == {"user_broke_script": 5 / 16}
     assert {a.stop_reason for a in attempts if a.outcome is Outcome.FAILED} == {"user_fault"}
     metrics = pytest.importorskip("polyturn.trainer.run.metrics", reason="training is not installed")
     assert metrics.user_metrics(groups) == {"user/fault_share": 0.6, "user/failed_attempts": 8.0}

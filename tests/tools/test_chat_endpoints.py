@@ -495,6 +495,7 @@ async def test_azures_address_and_key(tmp_path):
 async def test_a_key_that_an_endpoint_says_back_is_not_said(tmp_path, caplog):
     key = tmp_path / "key"
     key.write_text(KEY)
+    caplog.set_level("DEBUG")
     says = {"error": {"message": f"Incorrect API key provided: {KEY}. Bearer {KEY}"}}
     for answer in (Answer(status=401, body=says), Answer(status=500, body=says), Answer(body=says)):
         fault, server = await ask(answer, key=key, max_retries=0)
@@ -508,12 +509,14 @@ async def test_a_key_that_an_endpoint_says_back_is_not_said(tmp_path, caplog):
     ("options", "words"),
     [
         ({"headers": {"Authorization": f"Bearer {KEY}"}}, "'Authorization' looks like a secret"),
+        ({"url": f"http://x/v1?key={KEY}"}, "url: 'key' looks like a secret"),
+        ({"url": "http://me:pass1234@x/v1"}, "url: 'password' looks like a secret"),
         ({"api_key_file": "/nowhere/key"}, "/nowhere/key cannot be read"),
     ],
 )
 def test_secrets_are_in_files(options, words):
     with pytest.raises(ValueError, match=words):
-        ChatClient(ChatEndpoint(url="http://x/v1", model="m", **options))
+        ChatClient(ChatEndpoint(**{"url": "http://x/v1", "model": "m", **options}))
 
 
 def test_a_file_of_two_keys_is_none(tmp_path):

@@ -97,7 +97,8 @@ def test_a_result_comes_late_and_says_how_late_and_of_which_versions(tmp_path: P
     assert beside.collect(2) == [] and beside.are_under_way
     assert [suite.name for suite in beside.begin(3, engine_step=3, version=3)] == ["math"]
     engine.results[0].set_result(replace(RESULT, oldest_version=2, newest_version=3))
-    engine.results[1].set_result(replace(RESULT, oldest_version=3, newest_version=3))
+    counted = {"user_leaks": 0.5}
+    engine.results[1].set_result(replace(RESULT, oldest_version=3, newest_version=3, metrics=counted))
     main, math = beside.collect(4)
     assert (main.step, main.lag, main.version, main.is_pinned) == (2, 2, 2, False)
     assert (math.step, math.lag, math.version, math.is_pinned) == (3, 1, 3, True)
@@ -106,6 +107,7 @@ def test_a_result_comes_late_and_says_how_late_and_of_which_versions(tmp_path: P
         "heldout/math/mean": 0.5,
         "heldout/math/low": 0.25,
         "heldout/math/high": 0.75,
+        "heldout/math/env/user_leaks": 0.5,
         "heldout/math/user_fault_share": 0.0,
         "heldout/math/num_user_faults": 0.0,
         "heldout/math/num_tasks": 8.0,

@@ -30,15 +30,16 @@ class ChatClient:
     """The client of one endpoint, for one event loop."""
 
     def __init__(self, endpoint: ChatEndpoint) -> None:
-        """Sends nothing yet. Raises `ValueError` for a key that cannot be read, or a header that holds a secret."""
+        """Sends nothing yet. Raises `ValueError` for a key that cannot be read, or a secret in a header or the url."""
         self.endpoint = endpoint
-        for name, _ in secrets_in_mapping(endpoint.headers):
+        in_headers = [("headers", name) for name, _ in secrets_in_mapping(endpoint.headers)]
+        for option, name in in_headers + [("url", name) for name, _ in secrets_in_url(endpoint.url)]:
             raise ValueError(
-                f"headers: {name!r} looks like a secret, and configs are stored; put it into a file and name that with "
-                "api_key_file and api_key_header"
+                f"{option}: {name!r} looks like a secret, and configs are stored; put it into a file and name that "
+                "with api_key_file and api_key_header"
             )
         key = None if endpoint.api_key_file is None else read_key(endpoint.api_key_file)
-        self._secrets = Secrets([*secrets_in_url(endpoint.url), *([("api key", key)] if key else [])])
+        self._secrets = Secrets([("api key", key)] if key else [])
         self._headers = {"Content-Type": "application/json", **endpoint.headers}
         if key is not None:
             is_bearer = endpoint.api_key_header.lower() == "authorization"

@@ -11,7 +11,7 @@ counted: a queue of them would fall behind for ever.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -68,13 +68,18 @@ class Ended:
     @property
     def figures(self) -> dict[str, float]:
         """For `metrics.jsonl`."""
+        counted = {f"env/{name}": value for name, value in self.result.metrics.items()}
         numbers = {
-            name: float(value) for name, value in asdict(self.result).items() if not isinstance(value, str)
+            name: float(value)
+            for name, value in asdict(self.result).items()
+            if not isinstance(value, str | Mapping)
         }
         own = {"step": self.step, "version": self.version, "lag": self.lag, "pinned": self.is_pinned}
         return {
             f"{self.suite.prefix}/{name}": value
-            for name, value in (numbers | {name: float(value) for name, value in own.items()}).items()
+            for name, value in (
+                counted | numbers | {name: float(value) for name, value in own.items()}
+            ).items()
         }
 
 
@@ -200,7 +205,9 @@ def _suite_measured(config: RunConfig, metric: str, key: str) -> Suite:
     if prefix not in suites:
         hint = did_you_mean(prefix, suites) or f"; there are {', '.join(suites)}"
         raise ConfigError(f"{key}: there is no evaluation {prefix!r}{hint}")
-    known = [field.name for field in fields(EvaluationResult) if field.name not in ("method", "policy")]
+    known = [
+        field.name for field in fields(EvaluationResult) if field.name not in ("method", "policy", "metrics")
+    ]
     if figure not in known:
         hint = did_you_mean(figure, known) or f"; it has {', '.join(known)}"
         raise ConfigError(f"{key}: {prefix} has no figure {figure!r}{hint}")

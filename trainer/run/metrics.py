@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from polyturn.agents.episode import Episode, Outcome
+from polyturn.rollout.evaluation import mean_metrics
 from polyturn.rollout.filters import UNIFORM
 from polyturn.rollout.groups import Group
 from polyturn.rollout.scheduler import StepGroups
@@ -173,7 +174,6 @@ def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
     if not rewards:
         return {"episode/num": 0.0}
     parts = sorted({name for episode in episodes for name in episode.reward_parts})
-    counted = sorted({name for episode in episodes for name in episode.metrics})
     roles = sorted({role for episode in episodes for role in episode.role_rewards})
     return {
         "reward/mean": statistics.fmean(rewards),
@@ -188,12 +188,7 @@ def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
             )
             for role in roles
         },
-        **{
-            f"env/{name}": statistics.fmean(
-                episode.metrics[name] for episode in episodes if name in episode.metrics
-            )
-            for name in counted
-        },
+        **{f"env/{name}": value for name, value in mean_metrics(episodes).items()},
         "success/mean": statistics.fmean(reward >= SUCCESS_REWARD for reward in rewards),
         "episode/num": float(len(episodes)),
         "episode/turns": statistics.fmean(episode.num_turns for episode in episodes),

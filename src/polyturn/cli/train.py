@@ -154,6 +154,7 @@ def _as_json(report: EvaluationReport) -> dict[str, Any]:
         "num_tasks": result.num_tasks,
         "num_episodes": result.num_episodes,
         "num_failed": result.num_failed,
+        "metrics": dict(result.metrics),
         "user_fault_share": result.user_fault_share,
         "num_user_faults": result.num_user_faults,
     }

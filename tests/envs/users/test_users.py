@@ -3,6 +3,7 @@
 import asyncio
 import random
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -377,3 +378,15 @@ def test_what_an_agent_writes_is_looked_at_in_linear_time():
         env.reset(options={"task": TASKS[0]})
         env.step(say(hard))
         env.step(say(hard + "@"))
+
+
+def test_the_documented_user_plays(tmp_path):
+    text = (Path(__file__).parents[3] / "docs/users.md").read_text()
+    path = tmp_path / "terse.py"
+    path.write_text(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1])
+    env = CustomerServiceEnv(user=f"{path}:Terse")
+    task = next(task for task in TASKS if len(task.label.requests) == 2)
+    observation, _ = env.reset(options={"task": task})
+    observation = (*observation, *env.step(say("I see."))[0])
+    assert [m["content"] for m in observation[1:]] == [request.opening for request in task.label.requests]
+    assert env.step(say("I see."))[2]
