@@ -10,8 +10,10 @@ from typing import Any
 
 from polyturn.agents.chat import ChatRenderer
 from polyturn.agents.dialects import Dialect, HermesDialect, TagDialect
+from polyturn.agents.dialects.families import dialect_of_model
 from polyturn.agents.policies.episodes import NamedPolicy
 from polyturn.agents.turns import shape_of
+from polyturn.configs.dialects import AUTO
 from polyturn.configs.schema.branching import NoBranching
 from polyturn.configs.schema.run import RunConfig
 from polyturn.envs.messages import (
@@ -221,6 +223,9 @@ def check_chat_template(config: RunConfig, directory: Path) -> list[str]:
     dialect = dialect_of(config.model, directory)
     renderer = renderer_of(config.model, directory, dialect)
     notes: list[str] = []
+    if config.model.dialect == AUTO:
+        name = dialect_of_model(directory, config.model.template)
+        notes.append(f"model.dialect: auto reads calls as `{name}` does")
     if not isinstance(dialect, TagDialect):
         with closing(make(config.environment.id, **config.environment.options)) as env:
             specs = env.toolset.specs

@@ -133,6 +133,7 @@ FORMATS: dict[str, CallFormat] = {
         frames=("to=functions.",),
         head="<|start|>assistant",
         tail="<|call|>",
+        scanned=("<|",),
         spellings=(
             # As its own template writes calls of earlier turns, and without the word that says that JSON follows.
             (

@@ -52,7 +52,10 @@ class SGLangDialect:
         self._name, self._reasoning_name = parser, reasoning_parser
         detector = self._sglang.make_parser(self._sglang.tools_of(()), parser).detector
         self._format = FORMATS.get(parser) or _format_of(detector)
-        self._reader = CallReader(example=self._format.example, recovers=recovers)
+        example = self._format.example
+        if parser in FORMATS:
+            example += " to call the tool NAME with KEY set to VALUE"
+        self._reader = CallReader(example=example, recovers=recovers)
         self._begins = _any_of(self._format.begins)
         self._marks = _any_of((*self._format.begins, *self._format.frames, *self._format.scanned))
         self._tools: tuple[Sequence[ToolSpec], list[Any]] = ((), self._sglang.tools_of(()))
@@ -73,13 +76,22 @@ class SGLangDialect:
             return AssistantMessage(content="", tool_calls=(lost,), raw_text=text)
         try:
             reasoning, rest = self._split(whole, in_thought)
-            # A reasoning parser may lose a call, too.
-            looked_at = whole if self._reasoning_name else rest
-            content, calls = self._read(rest, looked_at, tools)
+            # A reasoning parser may lose a call, too: it is looked for in all but the thought.
+            outside = whole.replace(reasoning or "", "", 1) if self._reasoning_name else rest
+            content, items = self._parse(rest, tools)
+            calls = self._calls(items, outside)
         except Exception as error:  # noqa: BLE001 - the border to code that may raise anything on what a model wrote
-            told = self._reader.unreadable(0, f"SGLang's parser failed with {type(error).__name__}")
-            return AssistantMessage(content="", tool_calls=(told,) if num_marks else (), raw_text=text)
-        return AssistantMessage(content=content, reasoning=reasoning, tool_calls=calls, raw_text=text)
+            told = self._reader.unreadable(0, f"its parser failed with {type(error).__name__}")
+            return AssistantMessage(
+                content="" if num_marks else text, tool_calls=(told,) if num_marks else (), raw_text=text
+            )
+        if not items:
+            # SGLang's content is all of the text, or none, where it lost a call.
+            mark = self._marks.search(rest)
+            content = (content or rest) if not calls else rest[: mark.start()] if mark else ""
+        return AssistantMessage(
+            content=content.strip(), reasoning=reasoning, tool_calls=tuple(calls), raw_text=text
+        )
 
     def bare_parser(self, tools: Sequence[ToolSpec]) -> Callable[[str], tuple[str, list[Any]]]:
         """SGLang's parser without anything of ours: what it makes of a text, its errors included."""
@@ -113,45 +125,43 @@ class SGLangDialect:
             return None, text.removeprefix(self._format.head)
         return (thought.strip() if thought else None), rest or ""
 
-    def _read(self, rest: str, looked_at: str, tools: Sequence[ToolSpec]) -> tuple[str, tuple[ToolCall, ...]]:
-        """The content, and the calls with an error for each that was lost."""
+    def _parse(self, rest: str, tools: Sequence[ToolSpec]) -> tuple[str, list[Any]]:
+        """What SGLang makes of a text behind its thoughts: content, and calls of whatever tools."""
         known = self._sglang_tools(tools)
         content, items = self._sglang.parse(rest, known, self._name)
-        if not items and self._format.names:
-            names = set(re.findall(self._format.names, rest)) - {tool.function.name for tool in known}
-            if names:
-                unknown = [ToolSpec(name=name, description="", parameters={}) for name in sorted(names)]
-                content, items = self._sglang.parse(
-                    rest, [*known, *self._sglang.tools_of(unknown)], self._name
-                )
+        if items or not self._format.names:
+            return content, items
+        names = set(re.findall(self._format.names, rest)) - {tool.function.name for tool in known}
+        if not names:
+            return content, items
+        unknown = [ToolSpec(name=name, description="", parameters={}) for name in sorted(names)]
+        return self._sglang.parse(rest, [*known, *self._sglang.tools_of(unknown)], self._name)
+
+    def _calls(self, items: Sequence[Any], outside: str) -> list[ToolCall]:
+        """The calls that came out of a text, and one with an error for those that did not."""
         written = [str(item.parameters) for item in items]
-        num_begun = _count(self._begins, looked_at) - sum(_count(self._begins, one) for one in written)
-        if not items:
-            found = self._marks.search(looked_at)
-            if num_begun <= 0 and not any(frame in looked_at for frame in self._format.frames):
-                return (content or rest).strip(), ()
-            lost = self._reader.unreadable(0, "SGLang's parser found no whole call")
-            before = "" if found is None or looked_at is not rest else rest[: found.start()].strip()
-            return before, (lost,)
         calls = [
             self._call(item.name, one, number)
             for number, (item, one) in enumerate(zip(items, written, strict=True))
         ]
-        if num_begun == len(calls) and self._arguments_are_lost(calls, looked_at, written):
+        num_begun = _count(self._begins, outside) - sum(_count(self._begins, one) for one in written)
+        if not calls:
+            if num_begun <= 0 and not any(frame in outside for frame in self._format.frames):
+                return []
+            return [self._reader.unreadable(0, "what was begun is no whole call")]
+        if num_begun == len(calls) and self._arguments_are_lost(calls, outside, written):
+            told = "an argument could not be read, or stands there twice"
             calls = [
-                self._reader.unreadable(
-                    number, "an argument could not be read, or stands there twice", name=call.name
-                )
-                for number, call in enumerate(calls)
+                self._reader.unreadable(number, told, name=call.name) for number, call in enumerate(calls)
             ]
         ends = self._format.ends
-        if ends and max(_net(end, looked_at, written) for end in ends) < num_begun:
+        if ends and max(_net(end, outside, written) for end in ends) < num_begun:
             told = f"it was not closed by {ends[0]}"
             calls[-1] = self._reader.unreadable(len(calls) - 1, told, name=calls[-1].name)
         if num_begun > len(calls):
-            told = f"{num_begun} calls were begun, and SGLang's parser found {len(calls)}"
+            told = f"{num_begun} calls were begun, and {len(calls)} could be read"
             calls.append(self._reader.unreadable(len(calls), told))
-        return content.strip(), tuple(calls)
+        return calls
 
     def _call(self, name: Any, written: str, number: int) -> ToolCall:
         name = name.strip() if isinstance(name, str) else ""
@@ -240,7 +250,7 @@ def _format_of(detector: Any) -> CallFormat:
         for name in names
         if isinstance(mark := getattr(detector, name, None), str) and mark.strip()
     )
-    return CallFormat(begins=begins or ("<tool_call>",), example="it as the chat template does")
+    return CallFormat(begins=begins or ("<tool_call>",), example="calls as the chat template does")
 
 
 def _any_of(texts: Sequence[str]) -> re.Pattern[str]:

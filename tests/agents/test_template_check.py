@@ -51,6 +51,27 @@ def test_what_one_may_not_expect_is_told(name, words, tmp_path):
         assert word in note
 
 
+@pytest.mark.parametrize(
+    ("name", "dialect", "words"),
+    [
+        ("qwen2.5", "auto", ["auto reads calls as `hermes` does"]),
+        ("llama3.1", "auto", ["auto reads calls as `json` does", "rewrites earlier turns"]),
+        ("llama3.1", "json", ["rewrites earlier turns"]),
+        ("qwen2.5", "pythonic", ["which model.dialect: pythonic does not read; set model.dialect: auto"]),
+        (
+            "gemma-3",
+            "json",
+            ["has no tools", "in the way of model.dialect: hermes, which json does not read"],
+        ),
+    ],
+)
+def test_each_dialect_is_tried_on_what_the_template_writes(name, dialect, words, tmp_path):
+    notes = check_chat_template(config_of(dialect=dialect), saved(name, tmp_path))
+    assert len(notes) == len(words), notes
+    for note, word in zip(notes, words, strict=True):
+        assert word in note
+
+
 def test_without_tools_nothing_is_told_of_them(tmp_path):
     assert check_chat_template(config_of("polyturn/Math-v0"), saved("gemma-3", tmp_path)) == []
 
