@@ -52,6 +52,8 @@ class Segment:
     none. None where it recorded nothing at all."""
     support: SamplingSupport | None = None
     """What each sampled token was drawn from. None where nothing was left out of the vocabulary."""
+    teacher_logprobs: npt.NDArray[np.float32] | None = None
+    """[T]: what the teachers say of each sampled token, at temperature 1; 0.0 elsewhere. None where none was asked."""
 
     def __post_init__(self) -> None:
         for name, dtype in TOKEN_COLUMNS.items():
@@ -63,11 +65,13 @@ class Segment:
             "routed experts of other tokens"
         )
         assert self.support is None or len(self.support) == len(self), "a support of other tokens"
+        taught = self.teacher_logprobs
+        assert taught is None or taught.shape == (len(self),), "a teacher's logprobs of other tokens"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Segment):
             return NotImplemented
-        columns = (*TOKEN_COLUMNS, "routed_experts")
+        columns = (*TOKEN_COLUMNS, "routed_experts", "teacher_logprobs")
         return (
             self.role == other.role
             and self.support == other.support

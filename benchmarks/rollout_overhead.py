@@ -40,7 +40,7 @@ from polyturn.agents.episode import Episode, derive_seed
 from polyturn.agents.policy import SamplingParams
 from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.models import resolve_model_path
-from polyturn.configs.schema.run import EnginesConfig
+from polyturn.configs.schema.engines import EnginesConfig
 from polyturn.envs.messages import AssistantMessage
 from polyturn.envs.registry import make
 from polyturn.rollout.collection import play_groups
@@ -398,7 +398,6 @@ def main() -> None:
             dtype="float32",
             seeded=True,
             log_directory=Path(scratch),
-            has_router=False,
         )
         with Engines(spec, LocalLauncher(spec)) as engines, closing(ServingBench()) as serving:
             [url] = engines.engine_urls

@@ -30,7 +30,7 @@ import psutil
 from polyturn.agents.live_episodes import LiveEpisodes
 from polyturn.agents.policy import SamplingParams
 from polyturn.agents.sglang_policy import SGLangPolicy
-from polyturn.configs.schema.run import EnginesConfig, RouterConfig
+from polyturn.configs.schema.engines import EnginesConfig, RouterConfig
 from polyturn.rollout.concurrency import Rule
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.fleet import EngineFleet, Traffic
@@ -242,7 +242,6 @@ def main() -> None:
             seeded=False,
             log_directory=Path(scratch),
             sglang={"max_total_tokens": room},
-            has_router=False,
         )
         engines = stack.enter_context(Engines(spec, LocalLauncher(spec)))
         urls: dict[str, Sequence[str]] = {way: engines.engine_urls for way in DIRECT if way in arguments.ways}

@@ -7,7 +7,7 @@ from __future__ import annotations
 import secrets
 import tempfile
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -39,6 +39,7 @@ from polyturn.rollout.engines.fleet import EngineFleet, Overload
 from polyturn.rollout.engines.watch import EngineWatch
 from polyturn.rollout.limits import RolloutLimits, allow_open_files, share_of
 from polyturn.rollout.player import EpisodePlayer, Play
+from polyturn.rollout.teachers import Teachers
 from polyturn.tools.retries import Retries
 
 MAX_GENERATION_BYTES = 256 * 1024 * 1024
@@ -149,8 +150,11 @@ def build_player(
     split: str,
     sampling: SamplingParams,
     with_group_rewards: bool = False,
+    with_teachers: bool = False,
 ) -> EpisodePlayer:
     """The player of a split's tasks, for a policy that samples tokens.
+
+    Group rewards and teachers have their part in what is trained on, and none in an evaluation.
 
     Raises `ValueError` when environment, tasks, rewards or tokenizer cannot be had.
     """
@@ -160,7 +164,13 @@ def build_player(
     limits = episode_limits(config)
     if config.agent is None:
         play = token_play(renderer=renderer, dialect=dialect, limits=limits, sampling=sampling)
-        return player_of(config, split=split, play=play, with_group_rewards=with_group_rewards)
+        return player_of(
+            config,
+            split=split,
+            play=play,
+            with_group_rewards=with_group_rewards,
+            with_teachers=with_teachers,
+        )
     server = make_server(config.agent)
     play = agent_play(
         config.agent,
@@ -170,7 +180,14 @@ def build_player(
         limits=limits,
         sampling=sampling,
     )
-    return player_of(config, split=split, play=play, with_group_rewards=with_group_rewards, serves=server)
+    return player_of(
+        config,
+        split=split,
+        play=play,
+        with_group_rewards=with_group_rewards,
+        with_teachers=with_teachers,
+        serves=server,
+    )
 
 
 def player_of(
@@ -179,6 +196,7 @@ def player_of(
     split: str,
     play: Play,
     with_group_rewards: bool = False,
+    with_teachers: bool = False,
     serves: AbstractAsyncContextManager[object] | None = None,
 ) -> EpisodePlayer:
     """The player of a split's tasks, each episode of which `play` plays; `serves` is what that needs open.
@@ -188,6 +206,7 @@ def player_of(
     environment = config.environment
     default = EnvironmentChoice(env_id=environment.id, options=environment.options)
     graded_by = run_reward(config)
+    teachers = Teachers.from_config(config.teachers) if with_teachers else None
 
     def make_chosen(choice: EnvironmentChoice) -> ToolEnv:
         env = make(choice.env_id, **choice.options)
@@ -203,7 +222,8 @@ def player_of(
         play=play,
         limits=RolloutLimits.from_config(config),
         seed=config.seed,
-        serves=serves,
+        serves=_all_of(serves, teachers),
+        teachers=teachers,
     )
 
 
@@ -211,6 +231,16 @@ def dialect_of(model: ModelConfig, model_path: Path) -> Dialect:
     """What reads the text of turns, as the config's model section says. Raises `ValueError` where it cannot be had."""
     recovers = model.malformed_calls == "recover"
     return make_dialect(model.dialect, recovers=recovers, directory=model_path, template_file=model.template)
+
+
+@asynccontextmanager
+async def _all_of(*parts: AbstractAsyncContextManager[object] | None) -> AsyncIterator[None]:
+    """Those that there are, entered in order."""
+    async with AsyncExitStack() as stack:
+        for part in parts:
+            if part is not None:
+                await stack.enter_async_context(part)
+        yield
 
 
 def renderer_of(model: ModelConfig, model_path: Path, dialect: Dialect) -> ChatRenderer:

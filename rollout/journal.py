@@ -202,12 +202,15 @@ def encode_episode(episode: Episode) -> bytes:
         support = segment.support
         if support is not None:
             columns += [support.sizes.tobytes(), support.token_ids.tobytes()]
+        if segment.teacher_logprobs is not None:
+            columns.append(segment.teacher_logprobs.tobytes())
         segments.append(
             {
                 "role": segment.role,
                 "num_tokens": len(segment),
                 "routing_width": None if routing is None else routing.shape[1],
                 "support_size": None if support is None else len(support.token_ids),
+                "is_taught": segment.teacher_logprobs is not None,
             }
         )
     plain = {field.name: getattr(episode, field.name) for field in fields(Episode)}
@@ -238,9 +241,15 @@ class _Columns:
         self._start = start
 
     def segment(
-        self, *, role: str, num_tokens: int, routing_width: int | None, support_size: int | None = None
+        self,
+        *,
+        role: str,
+        num_tokens: int,
+        routing_width: int | None,
+        support_size: int | None = None,
+        is_taught: bool = False,
     ) -> Segment:
-        """The next segment, in memory of its own."""
+        """The next segment, in memory of its own. What has a default is missing in journals of earlier releases."""
         columns = {name: self._take(dtype, num_tokens) for name, dtype in TOKEN_COLUMNS.items()}
         routing = None
         if routing_width is not None:
@@ -249,7 +258,8 @@ class _Columns:
         if support_size is not None:
             sizes, token_ids = (self._take(np.int32, count) for count in (num_tokens, support_size))
             support = SamplingSupport(sizes=sizes, token_ids=token_ids)
-        return Segment(**columns, role=role, routed_experts=routing, support=support)
+        taught = self._take(np.float32, num_tokens) if is_taught else None
+        return Segment(**columns, role=role, routed_experts=routing, support=support, teacher_logprobs=taught)
 
     def _take(self, dtype: type[np.generic], count: int) -> Any:
         column = np.frombuffer(self._content, dtype=dtype, count=count, offset=self._start).copy()

@@ -25,6 +25,7 @@ from polyturn.rollout.groups import (
     episode_seed,
 )
 from polyturn.rollout.limits import RolloutLimits
+from polyturn.rollout.teachers import Teachers
 from polyturn.tools.threads import PinnedThread
 
 
@@ -120,6 +121,7 @@ class EpisodePlayer:
         make_chosen: Callable[[EnvironmentChoice], ToolEnv] | None = None,
         group_rewards: Sequence[GroupCriterion] = (),
         serves: AbstractAsyncContextManager[object] | None = None,
+        teachers: Teachers | None = None,
     ) -> None:
         """
         Args:
@@ -128,6 +130,7 @@ class EpisodePlayer:
             make_chosen: Makes the environment that a task chooses; None: there are no such tasks.
             group_rewards: Added to the rewards of a group as soon as all its episodes are there.
             serves: What `play` needs open in the event loop; None: nothing.
+            teachers: Asked of the tokens of every episode that did not fail.
         """
         self.serves = serves or nullcontext()
         """To be entered in the event loop before the first episode, once."""
@@ -135,6 +138,7 @@ class EpisodePlayer:
         self.group_rewards = tuple(group_rewards)
         self._prefetched = None if isinstance(tasks, ListTasks) else PrefetchedTasks(tasks)
         self._play = play
+        self._teachers = teachers
         self.limits = limits
         self._seed = seed
         self._pool = EnvironmentPool(make_env, make_chosen, make_timeout_s=limits.environment_timeout_s)
@@ -165,6 +169,8 @@ class EpisodePlayer:
             episode = await self._play_task(
                 task, prompt, seed, identity, policy=policy, slots=slots, fork=fork
             )
+            if self._teachers is not None and episode.outcome is not Outcome.FAILED:
+                episode = await self._teachers.teach(episode, task)
             return replace(episode, task_digest=digest)
         except BaseException as error:
             if is_interruption(error, own_task):

@@ -66,6 +66,7 @@ class PlayerActor:
                     model_path=path,
                     split=config.environment.train_split,
                     sampling=training_sampling(config, model_path=path),
+                    with_teachers=True,
                 )
                 engines = open_engines(config, model_path=path, url=self._url)
                 self._watch = await self._open.enter_async_context(engines)

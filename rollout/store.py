@@ -97,15 +97,18 @@ RECORD_COLUMNS = {
     "routed_experts": pa.list_(pa.int16()),
     "support_sizes": pa.list_(pa.int32()),
     "support_token_ids": pa.list_(pa.int32()),
+    "teacher_logprobs": pa.list_(pa.float32()),
 }
 """Of files whose engine recorded the experts of each token (the numbers of all tokens of a segment, in C order), or
-what each was drawn from."""
+what each was drawn from, or with what a teacher said of each."""
 BRANCH_COLUMNS = {"parent_id": pa.string(), "branch_turn": pa.int32()}
 """Of files in which an episode is a branch of another, or was to be one; null for the others."""
 OPTIONAL_COLUMNS = {**RECORD_COLUMNS, **BRANCH_COLUMNS}
 """In the order in which they stand behind the others."""
 ARRAY_COLUMNS = (*TOKEN_COLUMNS, *RECORD_COLUMNS)
-ENCODINGS = {f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in ("token_ids", "logprobs")}
+ENCODINGS = {
+    f"{name}.list.element": "BYTE_STREAM_SPLIT" for name in ("token_ids", "logprobs", "teacher_logprobs")
+}
 """Of columns whose values hardly repeat: bytes of equal weight stand together, which zstd makes more of."""
 ROWS_PER_GROUP = 8
 """Parquet compresses and checks so many rows together: damage costs no more than these."""
@@ -283,7 +286,8 @@ def write_episodes(
     ]
     schema = schema_with([*recorded, *(BRANCH_COLUMNS if any(one.parent_id for one in episodes) else ())])
     schema = schema.with_metadata({**schema.metadata, NUM_ROWS: str(len(rows)).encode()})
-    split = [name.removesuffix(".list.element") for name in ENCODINGS]
+    encodings = {name: how for name, how in ENCODINGS.items() if name.partition(".")[0] in schema.names}
+    split = [name.partition(".")[0] for name in encodings]
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         whole_file(path) as file,
@@ -292,7 +296,7 @@ def write_episodes(
             schema,
             compression="zstd",
             use_dictionary=[name for name in schema.names if name not in split],
-            column_encoding=ENCODINGS,
+            column_encoding=encodings,
             write_page_checksum=True,
             # Nothing checks them, and a reader that filters by them would pass rows over.
             write_statistics=False,
@@ -518,5 +522,12 @@ def _segment(row: Mapping[str, Any]) -> Segment:
         support = SamplingSupport(
             sizes=row["support_sizes"].copy(), token_ids=row["support_token_ids"].copy()
         )
+    taught = row.get("teacher_logprobs")
     columns = {name: row[name].copy() for name in TOKEN_COLUMNS}
-    return Segment(**columns, role=row["role"], routed_experts=routing, support=support)
+    return Segment(
+        **columns,
+        role=row["role"],
+        routed_experts=routing,
+        support=support,
+        teacher_logprobs=None if taught is None else taught.copy(),
+    )

@@ -68,6 +68,7 @@ class RolloutWorker:
             split=config.environment.train_split,
             sampling=training_sampling(config, model_path=model_path),
             with_group_rewards=True,
+            with_teachers=not config.rollout.num_workers,
         )
         self._serves = self._player.serves
         if config.rollout.num_workers:

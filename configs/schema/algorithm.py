@@ -64,6 +64,12 @@ class ScaledSection(GroupedSection):
     """A group whose rewards differ by less counts as uniform: dividing by its deviation would blow noise up."""
 
 
+class NoAdvantage(AdvantageSection):
+    """No advantage of the reward: what `distillation` adds, or a KL in the loss, is all that is trained on."""
+
+    kind: Literal["none"]
+
+
 class GroupAdvantage(ScaledSection):
     """GRPO: (r - mean of the group) / (std of the group + epsilon) (arXiv 2402.03300)."""
 
@@ -185,6 +191,23 @@ class TreeAdvantage(ScaledSection):
     """Weight of the comparison within a tree beside the one within the group."""
 
 
+class NoDistillation(Section):
+    """Teachers have no part in the advantage."""
+
+    kind: Literal["none"] = "none"
+
+
+class DistillationInAdvantage(Section):
+    """Each token's advantage gets coefficient (log teacher - log proximal): minus an estimate of the reverse KL to the
+    teacher at this token (arXiv 2306.08543; Thinking Machines 2025; docs/distillation.md)."""
+
+    kind: Literal["in_advantage"]
+    coefficient: PositiveFloat = 1.0
+    """Weight of that beside the advantage of the reward."""
+    max_difference: PositiveFloat | None = None
+    """The difference of logprobs is bounded to so much on both sides; null: it is not, as the KL's gradient wants."""
+
+
 class NoShaping(Section):
     """The rewards as the environment gave them."""
 
@@ -226,9 +249,11 @@ Advantage = Annotated[
     | TurnAdvantage
     | GiGPOAdvantage
     | TreeAdvantage
+    | NoAdvantage
     | Plugin,
     Field(discriminator="kind"),
 ]
+Distillation = Annotated[NoDistillation | DistillationInAdvantage, Field(discriminator="kind")]
 RewardShaping = Annotated[NoShaping | OverlongShaping | Plugin, Field(discriminator="kind")]
 
 
@@ -241,6 +266,8 @@ class AlgorithmConfig(Section):
     truncated: Literal["train", "mask", "drop"] = "train"
     """Episodes that a limit ended: like others, or compared with but not trained on, or as if never played."""
     advantage: Advantage = GroupAdvantage()
+    distillation: Distillation = NoDistillation()
+    """What teachers add to the advantages."""
     loss: Loss = ClipLoss()
     proximal: Literal["scored", "behavior"] = "scored"
     """The logprobs of the step's start are scored by the trainer, or taken to be the sampler's: this saves a forward
@@ -258,6 +285,13 @@ class AlgorithmConfig(Section):
         """Whether the logprobs of a frozen reference policy are needed."""
         return isinstance(self.kl, KLInReward) or (
             isinstance(self.kl, KLInLoss) and self.kl.anchor == "reference"
+        )
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the logprobs of a teacher are needed."""
+        return isinstance(self.distillation, DistillationInAdvantage) or (
+            isinstance(self.kl, KLInLoss) and self.kl.anchor == "teacher"
         )
 
     @model_validator(mode="after")
@@ -336,6 +370,8 @@ class EnvironmentAlgorithm(Section):
     """As `trainer.algorithm.truncated`."""
     advantage: Advantage | None = None
     """As `trainer.algorithm.advantage`."""
+    distillation: Distillation | None = None
+    """As `trainer.algorithm.distillation`."""
     loss: Loss | None = None
     """As `trainer.algorithm.loss`."""
     corrections: list[Correction] | None = None
@@ -357,6 +393,7 @@ class EnvironmentAlgorithm(Section):
             "reward_shaping": self.reward_shaping,
             "truncated": self.truncated,
             "advantage": self.advantage,
+            "distillation": self.distillation,
             "loss": self.loss,
             "corrections": self.corrections,
             "kl": self.kl,

@@ -31,6 +31,7 @@ def stall_timeout_s(config: RunConfig) -> float:
     A queue moves as the requests in it end, so its own deadline is not part of this.
     """
     waits = config.engines.request_timeout_s + 2 * hook_timeout_s(config) + interruption_timeout_s(config)
+    waits += max((teacher.request_timeout_s for teacher in config.teachers), default=0.0)
     return 2 * config.environment.episode_timeout_s + waits
 
 

@@ -313,9 +313,9 @@ class KLInLoss(Section):
     """How the divergence is estimated from the sampled tokens."""
     ratio: Literal["none", "detached", "differentiated"] = "none"
     """Each token's estimate is multiplied by policy / behavior: not at all, without its gradient, or with it."""
-    anchor: Literal["reference", "proximal", "behavior"] = "reference"
-    """The policy that ours is kept near: the frozen reference, the trainer's at the start of the step, or the
-    sampler's."""
+    anchor: Literal["reference", "proximal", "behavior", "teacher"] = "reference"
+    """The policy that ours is kept near: the frozen reference, the trainer's at the start of the step, the sampler's,
+    or the teacher (docs/distillation.md)."""
     coefficient: PositiveFloat = 1e-3
     """Weight of the penalty in the loss."""
 

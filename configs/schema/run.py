@@ -23,6 +23,7 @@ from polyturn.configs.schema.algorithm import AlgorithmConfig, EnvironmentAlgori
 from polyturn.configs.schema.branching import NoBranching
 from polyturn.configs.schema.concurrency import AdaptiveConcurrency
 from polyturn.configs.schema.curriculum import CurriculumConfig
+from polyturn.configs.schema.engines import EnginesConfig, ServedModel, TeacherConfig
 from polyturn.configs.schema.rollout import MinP, RolloutConfig, TopP
 from polyturn.configs.schema.section import Section
 from polyturn.configs.schema.tasks import (
@@ -44,8 +45,6 @@ from polyturn.configs.schema.trainer import (
 )
 from polyturn.configs.schema.weight_sync import BroadcastSync, WeightSync
 from polyturn.configs.sizing.hardware import GpuName
-
-Port = Annotated[int, Field(ge=0, le=65535)]
 
 
 class EnvironmentConfig(Section):
@@ -117,49 +116,6 @@ class ModelConfig(Section):
     def _dialect_exists(cls, dialect: str) -> str:
         check_dialect(dialect)
         return dialect
-
-
-class RouterConfig(Section):
-    """How requests are spread over the engines."""
-
-    policy: Literal["sticky", "least_loaded", "cache_aware", "round_robin", "random", "power_of_two"] = (
-        "sticky"
-    )
-    """sticky: an episode stays on one engine, which has its KV, unless that is overloaded or gone; least_loaded: each
-    request goes where the fewest are under way. Both ask the engines themselves; the others are policies of
-    sglang-router, which then stands in front."""
-    overload_ratio: Annotated[float, Field(ge=1)] = 1.5
-    """sticky: an episode leaves an engine that has more requests under way than so many times the fewest of any ..."""
-    overload_margin: PositiveInt = 16
-    """... and this many beside."""
-    host: str = "127.0.0.1"
-    """The address that sglang-router listens on, or a name of this machine's."""
-    port: Port = 0
-    """Of sglang-router; 0 picks a free port."""
-
-
-class EnginesConfig(Section):
-    """The SGLang servers."""
-
-    num_engines: PositiveInt = 1
-    """SGLang servers, each with a full copy of the weights."""
-    tensor_parallel: PositiveInt = 1
-    """Ranks that share one engine's weights."""
-    device: Literal["cpu", "cuda"] = "cuda"
-    """What the engines run on."""
-    host: str | None = None
-    """The address that the engines listen on, each on its host; null: loopback, or in a Ray cluster that was joined the
-    address by which its node is known. Others are told the node's address in place of 0.0.0.0 and ::."""
-    port: Port = 0
-    """The first engine's port; the others follow. 0 picks free ports."""
-    start_timeout_s: PositiveFloat = 600.0
-    """The run fails when an engine is not ready by then."""
-    request_timeout_s: PositiveFloat = 300.0
-    """A generation request without an answer fails after so many seconds, retries included, and its episode is played
-    again; less than `environment.episode_timeout_s`."""
-    routing_replay: bool = False
-    """Record the experts that each token was sent to, and replay them in the trainer (models with experts)."""
-    router: RouterConfig = RouterConfig()
 
 
 class TrainerConfig(Section):
@@ -374,6 +330,8 @@ class RunConfig(Section):
     model: ModelConfig
     rollout: RolloutConfig
     engines: EnginesConfig = EnginesConfig()
+    teachers: list[TeacherConfig] = []
+    """Models that the policy is distilled from."""
     trainer: TrainerConfig
     weight_sync: WeightSync = BroadcastSync()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -387,6 +345,19 @@ class RunConfig(Section):
     megatron: dict[str, Any] = {}
     """Further fields of Megatron-core's TransformerConfig, checked against the installed package's own. Under `ddp`
     and `optimizer`, fields of its DistributedDataParallelConfig and OptimizerConfig."""
+
+    @property
+    def served_models(self) -> list[ServedModel]:
+        """Models beside the policy; none where nothing is played."""
+        return [] if self.rollout.replay is not None else [*self.teachers]
+
+    @model_validator(mode="after")
+    def _served_models_have_names_of_their_own(self) -> Self:
+        names = [model.name for model in self.served_models]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two teachers have the name {name!r}")
+        return self
 
     @model_validator(mode="after")
     def _an_agent_is_not_branched(self) -> Self:

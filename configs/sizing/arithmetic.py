@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.schema.algorithm import GroupedSection
+from polyturn.configs.schema.engines import ServedModel
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.trainer import ParallelConfig
 
@@ -81,6 +82,8 @@ def placement(config: RunConfig) -> list[Placed]:
                 note=f"tensor {engines.tensor_parallel}, port {port}",
             )
         )
+    for model in config.served_models:
+        rows += _places_of(model)
     for rank in range(trainer.parallel.world_size):
         threads = f", {trainer.threads_per_rank} thread(s)" if trainer.device == "cpu" else ""
         rows.append(
@@ -102,12 +105,27 @@ def placement(config: RunConfig) -> list[Placed]:
     return rows
 
 
+def _places_of(model: ServedModel) -> list[Placed]:
+    """The engines of a teacher or a judge, where they are the run's own."""
+    servers = model.engines
+    if not model.is_managed:
+        return []
+    return [
+        Placed(
+            name=f"{model.name} engine {index}",
+            device=_devices(servers.device, servers.tensor_parallel),
+            note=f"tensor {servers.tensor_parallel}, port {servers.port + index if servers.port else 'free'}",
+        )
+        for index in range(servers.num_engines)
+    ]
+
+
 def num_gpus(config: RunConfig) -> int:
     """GPUs that the run needs: engines and trainer ranks have their own."""
     engines, trainer = config.engines, config.trainer
-    has_engines = engines.device == "cuda" and config.rollout.replay is None
-    for_engines = engines.num_engines * engines.tensor_parallel if has_engines else 0
-    return for_engines + (trainer.num_ranks if trainer.device == "cuda" else 0)
+    for_engines = engines.num_gpus if config.rollout.replay is None else 0
+    served = sum(model.engines.num_gpus for model in config.served_models if model.is_managed)
+    return for_engines + served + (trainer.num_ranks if trainer.device == "cuda" else 0)
 
 
 def num_cores() -> int:

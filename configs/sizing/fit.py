@@ -25,6 +25,7 @@ from polyturn.configs.sizing.memory import (
     token_bytes,
 )
 from polyturn.configs.sizing.model_shape import ModelShape
+from polyturn.configs.sizing.served import served_memory
 
 GIB = 1 << 30
 TIGHT = 0.85
@@ -102,6 +103,11 @@ def _needs(config: RunConfig, shape: ModelShape, critic_shape: ModelShape | None
             yield Need(what="a critic rank takes", bytes=most, advice="critic")
     if config.engines.device == "cuda":
         yield Need(what="an engine rank takes", bytes=_engine_bytes(config, shape, estimate), advice="engine")
+    for served in served_memory(config):
+        if served.model.engines.device == "cuda":
+            yield Need(
+                what=f"an engine rank of {served.model.name} takes", bytes=served.total, advice="served"
+            )
     yield Need(
         what="all processes together take", bytes=host_bytes(config, estimate), advice="host", of_host=True
     )
@@ -125,13 +131,19 @@ def host_bytes(config: RunConfig, estimate: MemoryEstimate) -> int:
         total += of_a_stage * sum(rank.host + (0 if on_gpu else rank.total) for rank in ranks)
     if config.engines.device == "cpu":
         total += config.engines.num_engines * config.engines.tensor_parallel * sum(estimate.engine.values())
-    return total
+    return total + sum(
+        served.num_ranks * served.total
+        for served in served_memory(config)
+        if served.model.engines.device == "cpu"
+    )
 
 
 def _advice(config: RunConfig, shape: ModelShape, need: Need, have: int) -> str:
     """What would fit, to be put behind the sentence that says what does not."""
     if need.advice == "engine":
         return _engine_advice(config, shape, have)
+    if need.advice == "served":
+        return "; give its engines more tensor_parallel"
     if need.advice == "host":
         return "; use a smaller model, fewer ranks or engines, or model.dtype=bfloat16"
     if need.advice == "critic":

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from polyturn.configs.errors import ConfigError
+from polyturn.configs.schema.engines import ServersConfig
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.configs.sizing.model_shape import (
@@ -131,7 +133,13 @@ def estimate_memory(
     return MemoryEstimate(
         stages=tuple(stages),
         critic=tuple(_critic_ranks(config, critic_shape or shape)),
-        engine=_engine_memory(config, shape),
+        engine=engine_memory(
+            shape,
+            servers=config.engines,
+            dtype=config.model.dtype,
+            sglang=config.sglang,
+            in_fp8=config.weight_sync.dtype == "fp8_block",
+        ),
     )
 
 
@@ -221,12 +229,7 @@ def check_layout(config: RunConfig, shape: ModelShape) -> None:
             f"heads and {shape.num_kv_heads} key-value heads"
         )
     # An engine copies key-value heads where it has more ranks than them.
-    tensor = config.engines.tensor_parallel
-    if shape.num_heads % tensor or (shape.num_kv_heads % tensor and tensor % shape.num_kv_heads):
-        raise ConfigError(
-            f"engines.tensor_parallel is {tensor}, which must divide the model's {shape.num_heads} attention heads, "
-            f"and divide its {shape.num_kv_heads} key-value heads or be divided by them"
-        )
+    check_engine_layout(config.engines, shape, section="engines")
     num_experts = shape.experts.num_experts if shape.experts else 1
     if num_experts % parallel.expert:
         raise ConfigError(
@@ -242,6 +245,16 @@ def check_layout(config: RunConfig, shape: ModelShape) -> None:
             )
     stage_parameters(shape, parallel, user_stage_sizes(config))
     _check_recomputing(config, shape)
+
+
+def check_engine_layout(servers: ServersConfig, shape: ModelShape, *, section: str) -> None:
+    """Whether an engine's ranks can share the model's heads. Raises ConfigError, which names the section."""
+    tensor = servers.tensor_parallel
+    if shape.num_heads % tensor or (shape.num_kv_heads % tensor and tensor % shape.num_kv_heads):
+        raise ConfigError(
+            f"{section}.tensor_parallel is {tensor}, which must divide the model's {shape.num_heads} attention heads, "
+            f"and divide its {shape.num_kv_heads} key-value heads or be divided by them"
+        )
 
 
 def _check_recomputing(config: RunConfig, shape: ModelShape) -> None:
@@ -296,19 +309,27 @@ def user_stage_sizes(config: RunConfig) -> StageSizes:
     )
 
 
-def _engine_memory(config: RunConfig, shape: ModelShape) -> dict[str, int]:
-    size, tensor = BYTES[config.model.dtype], config.engines.tensor_parallel
+def engine_memory(
+    shape: ModelShape,
+    *,
+    servers: ServersConfig,
+    dtype: str,
+    sglang: Mapping[str, Any],
+    in_fp8: bool = False,
+) -> dict[str, int]:
+    """Bytes by part of one tensor-parallel rank of engines that serve a model."""
+    size, tensor = BYTES[dtype], servers.tensor_parallel
     split = Split(tensor=tensor, expert_tensor=tensor)
     whole = shape.on_stage(range(shape.num_layers), split, first=True, last=True).total
     layers = shape.on_stage(range(shape.num_layers), split, first=False, last=False).total
     parts = {"weights": size * whole}
-    if config.weight_sync.dtype == "fp8_block":
+    if in_fp8:
         parts["weights"] = size * (whole - layers) + layers + 4 * layers // 128**2
-    pool = config.sglang.get("max_total_tokens")
-    if pool is None and config.engines.device == "cpu":
+    pool = sglang.get("max_total_tokens")
+    if pool is None and servers.device == "cpu":
         pool = CPU_KV_TOKENS
     if isinstance(pool, int):
-        parts["kv cache"] = pool * token_bytes(config, shape)
+        parts["kv cache"] = pool * size * shape.cache_elements(tensor_parallel=tensor)
     return parts
 
 

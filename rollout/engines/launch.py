@@ -51,8 +51,10 @@ Launcher = Callable[[int], Engine]
 class LocalLauncher:
     """Engines are processes of this host: they share out its free ports, and the GPUs that this process sees."""
 
-    def __init__(self, spec: EngineSpec) -> None:
+    def __init__(self, spec: EngineSpec, *, first_gpu: int = 0) -> None:
+        """`first_gpu`: how many of the GPUs that are seen are others'."""
         self._spec = spec
+        self._first_gpu = first_gpu
         self._ports: set[int] = set()
 
     def __call__(self, index: int) -> SGLangServer:
@@ -61,7 +63,9 @@ class LocalLauncher:
         server = SGLangServer(
             self._spec,
             index=index,
-            gpus=gpus_of_engine(index, config.tensor_parallel, os.environ) if on_gpu else (),
+            gpus=gpus_of_engine(index, config.tensor_parallel, os.environ, first_gpu=self._first_gpu)
+            if on_gpu
+            else (),
             avoid_ports=self._ports,
         )
         self._ports.add(server.port)
@@ -91,13 +95,12 @@ class Engines:
         waiting = self._engines
         while waiting := [engine for engine in waiting if not engine.ready()]:
             time.sleep(POLL_S)
-        if not self._spec.has_router:
+        if self._spec.router is None:
             return
-        config = self._spec.config
         self._router = Router(
-            config=config.router,
+            config=self._spec.router,
             worker_urls=self.engine_urls,
-            request_timeout_s=config.request_timeout_s,
+            request_timeout_s=self._spec.request_timeout_s,
             log_path=self._spec.log_directory / "router.log",
         )
         self._router.start()
@@ -112,7 +115,7 @@ class Engines:
     @property
     def request_urls(self) -> str | list[str]:
         """Where generation requests go: to the router, or to the engines themselves."""
-        return self.url if self._spec.has_router else self.engine_urls
+        return self.engine_urls if self._spec.router is None else self.url
 
     @property
     def engine_urls(self) -> list[str]:

@@ -15,13 +15,18 @@ from polyturn.configs.addresses import bind_address
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
-def gpus_of_engine(index: int, tensor_parallel: int, environment: Mapping[str, str]) -> tuple[str, ...]:
+def gpus_of_engine(
+    index: int, tensor_parallel: int, environment: Mapping[str, str], *, first_gpu: int = 0
+) -> tuple[str, ...]:
     """The GPUs of an engine of a host, as `CUDA_VISIBLE_DEVICES` names them: of those visible here, its own share.
+
+    Those before `first_gpu` are others'.
 
     Raises:
         ValueError: fewer are visible.
     """
-    first, behind = index * tensor_parallel, (index + 1) * tensor_parallel
+    first = first_gpu + index * tensor_parallel
+    behind = first + tensor_parallel
     if VISIBLE not in environment:
         return tuple(str(number) for number in range(first, behind))
     visible = [gpu.strip() for gpu in environment[VISIBLE].split(",") if gpu.strip()]

@@ -24,7 +24,8 @@ from polyturn.configs.addresses import (
     http_url,
 )
 from polyturn.configs.loading.upstream import find_problems
-from polyturn.configs.schema.run import EnginesConfig, RouterConfig, RunConfig
+from polyturn.configs.schema.engines import RouterConfig, ServersConfig
+from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.engines.placement import claim_port, free_port, gpu_environment
 from polyturn.rollout.engines.process import EngineError, SupervisedProcess
 
@@ -54,9 +55,9 @@ ENVIRONMENT: Mapping[str, str] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineSpec:
-    """What all engines of a run have in common."""
+    """What engines that serve one model have in common."""
 
-    config: EnginesConfig
+    config: ServersConfig
     model_path: Path
     """The Hugging Face directory that they serve."""
     dtype: str
@@ -67,8 +68,14 @@ class EngineSpec:
     sglang: Mapping[str, Any] = field(default_factory=dict)
     """Further server arguments in snake case, as a user wrote them."""
     seed: int = 0
-    has_router: bool = False
-    """Whether a router stands in front of them; its policy is then one of sglang-router's."""
+    section: str = "engines"
+    """Which of the config they are of, for messages and the names of their logs."""
+    router: RouterConfig | None = None
+    """What stands in front of them; its policy is then one of sglang-router's. None: they are asked directly."""
+    request_timeout_s: float = 300.0
+    """How long that waits for an answer."""
+    records_routing: bool = False
+    """Whether they record the experts that each token was sent to."""
     largest_support: int | None = None
     """The most tokens of one support that they tell; None: SGLang's own limit."""
 
@@ -76,7 +83,9 @@ class EngineSpec:
     def from_config(cls, config: RunConfig, *, model_path: Path, log_directory: Path) -> Self:
         """As a run config describes them."""
         return cls(
-            has_router=not config.asks_engines_directly,
+            router=None if config.asks_engines_directly else config.engines.router,
+            request_timeout_s=config.engines.request_timeout_s,
+            records_routing=config.engines.routing_replay,
             config=config.engines,
             model_path=model_path,
             dtype=config.model.dtype,
@@ -114,14 +123,16 @@ class SGLangServer:
         host = own_address if config.host is None else config.host
         self.host = advertised_address(bind_address(host), own=own_address)
         port = config.port + index if config.port else 0
-        self.port = claim_port(host, port, section="engines", avoid=avoid_ports)
+        self.port = claim_port(host, port, section=spec.section, avoid=avoid_ports)
         self._timeout_s = config.start_timeout_s
         self._rendezvous = Path(tempfile.gettempdir()) / f"polyturn-rendezvous-{uuid.uuid4().hex}"
         arguments = server_arguments(spec, host=bind_address(host), port=self.port, index=index)
         on_cpu = config.device == "cpu"
         self.process = SupervisedProcess(
             [sys.executable, "-m", "polyturn.rollout.engines.sglang_main", *arguments],
-            name=f"SGLang server {index}",
+            name=f"SGLang server {index}"
+            if spec.section == "engines"
+            else f"SGLang server {index} of {spec.section}",
             log_path=spec.log_directory / f"engine_{index}.log",
             environment={
                 **ENVIRONMENT,
@@ -199,7 +210,7 @@ def server_arguments(spec: EngineSpec, *, port: int, host: str = LOOPBACK, index
         # Every engine samples its own stream when requests carry no seed.
         "random_seed": (spec.seed + index) % 2**31,
         "enable_deterministic_inference": spec.seeded,
-        "enable_return_routed_experts": config.routing_replay,
+        "enable_return_routed_experts": spec.records_routing,
         "sampling_mask_max_tokens": spec.largest_support,
         "skip_server_warmup": True,
         "log_level_http": "warning",

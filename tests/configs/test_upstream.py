@@ -28,7 +28,7 @@ from polyturn.configs.loading.sglang_options import (
     set_by_polyturn,
 )
 from polyturn.configs.loading.upstream import accepts
-from polyturn.configs.schema.run import EnginesConfig
+from polyturn.configs.schema.engines import EnginesConfig
 from polyturn.rollout.engines.server import CPU_DEFAULTS, EngineSpec, server_arguments
 
 needs_sglang = pytest.mark.skipif(
@@ -85,7 +85,8 @@ def test_every_server_argument_is_open_or_owned() -> None:
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_the_command_line_sets_what_the_table_says(device: Literal["cpu", "cuda"]) -> None:
     spec = EngineSpec(
-        config=EnginesConfig(device=device, routing_replay=True),
+        config=EnginesConfig(device=device),
+        records_routing=True,
         model_path=Path("m"),
         log_directory=Path("logs"),
         dtype="float32",

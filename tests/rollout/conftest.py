@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from polyturn.configs.schema.run import EnginesConfig, RouterConfig
+from polyturn.configs.schema.engines import EnginesConfig, RouterConfig
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.launch import Engines, LocalLauncher
 from polyturn.rollout.engines.server import EngineSpec
@@ -69,11 +69,11 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def engines(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engines]:
     """One engine with seeded sampling behind the router."""
     spec = EngineSpec(
-        config=EnginesConfig(device="cpu", start_timeout_s=240, router=RouterConfig(policy="cache_aware")),
+        config=EnginesConfig(device="cpu", start_timeout_s=240),
         model_path=tiny_model,
         dtype="float32",
         seeded=True,
-        has_router=True,
+        router=RouterConfig(policy="cache_aware"),
         log_directory=tmp_path_factory.mktemp("engines"),
     )
     with Engines(spec, LocalLauncher(spec)) as running:

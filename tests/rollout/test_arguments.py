@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from polyturn.configs.schema.run import EnginesConfig
+from polyturn.configs.schema.engines import EnginesConfig
 from polyturn.rollout.engines.launch import Engines, LocalLauncher
 from polyturn.rollout.engines.server import EngineSpec, SGLangServer, command_line, server_arguments
 from polyturn.rollout.engines.sglang_main import is_for_cpu

@@ -27,7 +27,8 @@ from polyturn.agents.policies.named import make_policy
 from polyturn.agents.policy import PolicyFault, SamplingParams
 from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.schema.endpoint import ChatEndpoint
-from polyturn.configs.schema.run import EnginesConfig, RunConfig
+from polyturn.configs.schema.engines import EnginesConfig, TeacherConfig
+from polyturn.configs.schema.run import RunConfig
 from polyturn.envs.faults import UserFault
 from polyturn.envs.tasks.rates import read_difficulties
 from polyturn.envs.users.model import ModelUser, shared_chat, user_endpoint
@@ -309,7 +310,7 @@ def test_a_server_that_dies_at_start_says_why(tmp_path):
 DRIVER = """
 import sys
 from pathlib import Path
-from polyturn.configs.schema.run import EnginesConfig
+from polyturn.configs.schema.engines import EnginesConfig
 from polyturn.rollout.engines.server import EngineSpec, SGLangServer
 spec = EngineSpec(config=EnginesConfig(device="cpu"), model_path=Path(sys.argv[1]), dtype="float32", seeded=False,
                   log_directory=Path(sys.argv[2]))
@@ -541,3 +542,26 @@ def test_a_probe_of_a_random_model_is_written_task_by_task_and_goes_on(
     second = probe.probe_model(config, num_tasks=3, on_begin=begun.append, **options)
     assert begun == [2, 1] and second.num_tasks == 3
     assert sorted(found.task_id for found in read_difficulties(path)) == ["train-0", "train-1", "train-2"]
+
+
+async def test_a_teacher_that_is_the_policy_says_what_it_said(engines, tiny_model):
+    """Scored as given tokens, by a real engine, they have the logprobs that they were drawn with."""
+    teacher = {"name": "same", "path": str(tiny_model), "urls": engines.engine_urls}
+    config = run_config(tiny_model)
+    config = config.model_copy(update={"teachers": [TeacherConfig.model_validate(teacher)]})
+    player = build_player(
+        config, model_path=tiny_model, split="train", sampling=SamplingParams(), with_teachers=True
+    )
+    [prompt] = PromptCursor(len(player.tasks), seed=0).take(1)
+    try:
+        async with open_policy(config, model_path=tiny_model, url=engines.url) as policy, player.serves:
+            [group] = await play_groups(player, [prompt], samples_per_prompt=3, policy=policy)
+    finally:
+        player.close()
+    assert len(group.episodes) == 3
+    for episode in group.episodes:
+        for segment in episode.segments:
+            assert segment.num_sampled > 1
+            assert segment.teacher_logprobs == pytest.approx(segment.logprobs, abs=1e-4)
+            assert not segment.teacher_logprobs[~segment.sampled].any()
+        assert 0 < episode.metrics["teacher_seconds"] < episode.timings.total_s + 60

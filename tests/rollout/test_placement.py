@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyturn.configs.addresses import advertised_address, bind_address, http_url
-from polyturn.configs.schema.run import EnginesConfig, RouterConfig
+from polyturn.configs.schema.engines import EnginesConfig, RouterConfig
 from polyturn.rollout.engines.launch import LocalLauncher
 from polyturn.rollout.engines.placement import assigned_gpus, claim_port, gpus_of_engine, is_free
 from polyturn.rollout.engines.server import EngineSpec, Router, SGLangServer

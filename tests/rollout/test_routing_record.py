@@ -12,7 +12,7 @@ import pytest
 from polyturn.agents.ledger import Ledger
 from polyturn.agents.policy import SamplingParams
 from polyturn.agents.sglang_policy import SGLangPolicy
-from polyturn.configs.schema.run import EnginesConfig
+from polyturn.configs.schema.engines import EnginesConfig
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.fleet import EngineFleet
 from polyturn.rollout.engines.load import LoadPoller
@@ -61,7 +61,8 @@ def moe_model(tiny_model, tmp_path_factory) -> Path:
 def engine_url(moe_model, tmp_path_factory) -> Iterator[str]:
     """An engine that serves it and records the routing."""
     spec = EngineSpec(
-        config=EnginesConfig(device="cpu", routing_replay=True, start_timeout_s=400),
+        config=EnginesConfig(device="cpu", start_timeout_s=400),
+        records_routing=True,
         model_path=moe_model,
         sglang={"max_total_tokens": 4096, "max_running_requests": 4},
         dtype="float32",

@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+import numpy as np
 import orjson
 import pyarrow.parquet as pq
 import pytest
@@ -27,6 +28,7 @@ from polyturn.rollout.journal import (
 )
 from polyturn.rollout.store import (
     BRANCH_COLUMNS,
+    OPTIONAL_COLUMNS,
     ROWS_PER_GROUP,
     SCHEMA,
     TrajectoryStore,
@@ -58,7 +60,11 @@ def segments(draw):
     )
     columns = list(zip(*rows, strict=True)) or [()] * 5
     names = ("token_ids", "sampled", "logprobs", "policy_versions", "turns")
-    return Segment(**{name: tuple(column) for name, column in zip(names, columns, strict=True)})
+    taught = draw(st.none() | st.lists(FLOAT32, min_size=len(rows), max_size=len(rows)))
+    return Segment(
+        **{name: tuple(column) for name, column in zip(names, columns, strict=True)},
+        teacher_logprobs=None if taught is None else np.array(taught, dtype=np.float32),
+    )
 
 
 def usages():
@@ -136,7 +142,8 @@ def test_columnar_round_trip(tmp_path, written):
     store.write_step(7, written, advantages={e.episode_id: 0.5 for e in written[:2]})
     assert store.read_step(7) == written
     table = pq.read_table(store.path(7))
-    assert table.schema.equals(SCHEMA)
+    optional = set(OPTIONAL_COLUMNS) & set(table.column_names)
+    assert table.drop_columns(sorted(optional)).schema.equals(SCHEMA)
     assert table.num_rows == sum(max(1, len(episode.segments)) for episode in written)
     with_advantage = {row["episode_id"] for row in table.to_pylist() if row["advantage"] is not None}
     assert with_advantage == {episode.episode_id for episode in written[:2]}
@@ -191,11 +198,25 @@ def test_branches_have_columns_of_their_own_and_files_without_any_are_as_before(
     assert branch.is_branch and not refused.is_branch and not trunk.is_branch
 
 
-def test_a_journal_from_before_episodes_branched_is_read():
+def test_what_teachers_said_has_a_column_of_its_own_and_files_without_any_are_as_before(tmp_path):
+    (segment, *rest) = FOUR[0].segments
+    said = np.linspace(-2, 0, len(segment), dtype=np.float32)
+    taught = replace(FOUR[0], segments=(replace(segment, teacher_logprobs=said), *rest))
+    store = TrajectoryStore(tmp_path)
+    for step, written in ((1, [FOUR[0]]), (2, [taught, FOUR[1]])):
+        store.write_step(step, written)
+        assert store.read_step(step) == written
+        assert ("teacher_logprobs" in pq.read_schema(store.path(step)).names) == (step == 2)
+    assert taught != FOUR[0] and decode_episode(encode_episode(taught)) == taught
+
+
+def test_a_journal_from_before_episodes_branched_or_had_teachers_is_read():
     content = encode_episode(FOUR[0])
     (length,) = JSON_LENGTH.unpack_from(content)
     values = orjson.loads(content[JSON_LENGTH.size : JSON_LENGTH.size + length])
     del values["parent_id"], values["branch_turn"]
+    for segment in values["segments"]:
+        del segment["is_taught"]
     text = orjson.dumps(values)
     assert (
         decode_episode(JSON_LENGTH.pack(len(text)) + text + content[JSON_LENGTH.size + length :]) == FOUR[0]

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from polyturn.configs.models import resolve_model_path
-from polyturn.configs.schema.run import EnginesConfig
+from polyturn.configs.schema.engines import EnginesConfig
 from polyturn.rollout.engines.checksums import EngineChecksums
 from polyturn.rollout.engines.control import EngineControl, PauseMode
 from polyturn.rollout.engines.placement import free_port

@@ -17,6 +17,7 @@ from polyturn.configs.schema.algorithm import (
     GroupAdvantage,
     LeaveOneOutAdvantage,
     MaxRLAdvantage,
+    NoAdvantage,
     OptimalBaselineAdvantage,
 )
 from polyturn.trainer.algorithms.advantages import (
@@ -35,6 +36,18 @@ from polyturn.trainer.algorithms.advantages import (
     telling_rewards,
 )
 from polyturn.trainer.algorithms.registry import ADVANTAGES
+
+
+@ADVANTAGES.register("none", formula="A = 0", paper="Thinking Machines 2025", config=NoAdvantage)
+def no_advantage(step: RewardBatch, config: NoAdvantage) -> Advantages:
+    """Nothing is compared, and nothing left out: what a teacher says of each token is added elsewhere."""
+    compared = Compared(
+        advantages=(0.0,) * len(step.parts),
+        trainable=(True,) * len(step.parts),
+        uniform=(False,) * len(step.parts),
+        metrics={},
+    )
+    return finish_compared(step, compared, config=config)
 
 
 @ADVANTAGES.register(

@@ -82,9 +82,10 @@ def kl_penalty(batch: TokenBatch, config: KLInLoss) -> torch.Tensor:
         "reference": batch.reference_logprobs,
         "proximal": batch.proximal_logprobs,
         "behavior": batch.behavior_logprobs,
+        "teacher": batch.teacher_logprobs,
     }
     anchor = anchors[config.anchor]
-    assert anchor is not None, "a KL penalty to the reference needs reference logprobs"
+    assert anchor is not None, f"a KL penalty to the {config.anchor} needs {config.anchor} logprobs"
     values: torch.Tensor = KL_ESTIMATORS[config.estimator].function(
         batch.logprobs, anchor.detach(), batch.mask
     )

@@ -47,6 +47,8 @@ class TokenBatch:
     """Of the trainer's policy at the start of the step."""
     reference_logprobs: torch.Tensor | None = None
     """Of the frozen reference policy; only where the objective has a KL to it."""
+    teacher_logprobs: torch.Tensor | None = None
+    """Of the teachers, at temperature 1; None where one of the tokens has none."""
     correction_weights: torch.Tensor | None = None
     """What each token's policy loss is multiplied by, 0 for rejected ones; None where nothing is corrected."""
 

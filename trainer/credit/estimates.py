@@ -13,12 +13,13 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from polyturn.agents.episode import BEST_OF_SAMPLES, Episode, Outcome
-from polyturn.configs.schema.algorithm import AlgorithmConfig, NoShaping
+from polyturn.configs.schema.algorithm import AlgorithmConfig, DistillationInAdvantage, NoShaping
 from polyturn.configs.schema.objective import KLInReward
 from polyturn.trainer.algorithms.advantages import Advantages, Float32, RewardBatch, RewardPart, TokenColumns
 from polyturn.trainer.algorithms.kl import k1
 from polyturn.trainer.algorithms.registry import ADVANTAGES, REWARD_POSTPROCESSORS, bind
 from polyturn.trainer.algorithms.shaping import postprocess
+from polyturn.trainer.credit.distillation import add_distillation, distillation_figures
 from polyturn.trainer.credit.off_policy import correct, drop_unusable, measure
 from polyturn.trainer.data.samples import TrainSample
 
@@ -121,6 +122,7 @@ def assign_credit(
             **_joined({part.environment: row for part, row in zip(parts, figures, strict=True)}),
             **dropped,
             **measure(corrected, version=version),
+            **distillation_figures(samples),
         },
     )
 
@@ -172,6 +174,9 @@ def estimate_advantages(
         batch = postprocess(batch, bind(REWARD_POSTPROCESSORS, algorithm.reward_shaping))
     found = bind(ADVANTAGES, algorithm.advantage)(batch)
     _check(found, batch)
+    if isinstance(algorithm.distillation, DistillationInAdvantage):
+        samples_of = [by_part.get(part.part_id, ()) for part in parts]
+        found = add_distillation(found, samples_of, algorithm.distillation)
     masked = [algorithm.truncated == "mask" and part.truncated for part in parts]
     samples = tuple(
         _with_estimates(sample, found, index, number)

@@ -39,6 +39,8 @@ class TrainSample:
     """Of the policy at the start of the step."""
     reference_logprobs: npt.NDArray[np.float32] | None = None
     """Of the frozen reference policy."""
+    teacher_logprobs: npt.NDArray[np.float32] | None = None
+    """Of the teachers, at temperature 1; None where none was asked."""
     advantages: npt.NDArray[np.float32] | None = None
     """None until they have been estimated, and for what is taught rather than reinforced."""
     values: npt.NDArray[np.float32] | None = None
@@ -62,6 +64,7 @@ class TrainSample:
             self.turns,
             self.proximal_logprobs,
             self.reference_logprobs,
+            self.teacher_logprobs,
             self.advantages,
             self.values,
             self.returns,
@@ -102,6 +105,7 @@ class TrainSample:
             turns=segment.turns,
             routed_experts=segment.routed_experts,
             support=segment.support,
+            teacher_logprobs=segment.teacher_logprobs,
         )
 
 

@@ -328,6 +328,9 @@ def token_batch(
         advantages = rows_of(batch, "advantages")
     if objective.needs_reference:
         reference = rows_of(batch, "reference_logprobs")
+    taught = None
+    if all(sample.teacher_logprobs is not None for sample in samples):
+        taught = rows_of(batch, "teacher_logprobs")
     corrections = None
     if any(sample.correction_weights is not None for sample in samples):
         corrections = rows_of(batch, "correction_weights")
@@ -347,6 +350,7 @@ def token_batch(
         behavior_logprobs=behavior,
         proximal_logprobs=proximal,
         reference_logprobs=reference,
+        teacher_logprobs=taught,
         correction_weights=corrections,
     )
 
@@ -386,6 +390,8 @@ def find_bad_samples(batch: PackedBatch | SampleRows, tokens: TokenBatch) -> lis
     }
     if tokens.reference_logprobs is not None:
         columns["reference logprob"] = tokens.reference_logprobs
+    if tokens.teacher_logprobs is not None:
+        columns["teacher's logprob"] = tokens.teacher_logprobs
     if tokens.correction_weights is not None:
         columns["correction weight"] = tokens.correction_weights
     table = torch.stack(list(columns.values()))

@@ -14,8 +14,10 @@ from ray._private import ray_constants
 
 from polyturn.configs.addresses import without_brackets
 from polyturn.configs.errors import ConfigError, RunFailure
+from polyturn.configs.schema.engines import ServersConfig
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.sizing.arithmetic import num_gpus
+from polyturn.configs.sizing.served import managed_models
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,11 +59,13 @@ def check_cluster(config: RunConfig, nodes: Sequence[Node]) -> None:
         raise ConfigError(
             f"the trainer asks for {trainer.num_ranks} CPUs, one a rank, but the cluster has {shown}"
         )
-    if engines.device == "cuda" and config.rollout.replay is None:
-        room = sum(node.num_gpus // engines.tensor_parallel for node in nodes)
-        if room < engines.num_engines:
+    sections: list[tuple[str, ServersConfig]] = [] if config.rollout.replay else [("engines", engines)]
+    sections += [(f"{model.name}'s engines", model.engines) for model in managed_models(config)]
+    for name, servers in sections:
+        room = sum(node.num_gpus // servers.tensor_parallel for node in nodes)
+        if servers.device == "cuda" and room < servers.num_engines:
             raise ConfigError(
-                f"{engines.num_engines} engine(s) with engines.tensor_parallel={engines.tensor_parallel} need so many "
+                f"{servers.num_engines} engine(s) with {name}.tensor_parallel={servers.tensor_parallel} need so many "
                 f"GPUs each on one node, but the cluster has {shown}"
             )
     wanted, gpus = num_gpus(config), sum(node.num_gpus for node in nodes)

@@ -11,6 +11,7 @@ import ray
 
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import RunConfig
+from polyturn.rollout.engines.groups import ServedGroups
 from polyturn.rollout.engines.launch import Engines
 from polyturn.rollout.engines.ray_launcher import RayLauncher
 from polyturn.rollout.engines.server import EngineSpec
@@ -42,6 +43,14 @@ def begin_engines(stack: ExitStack, config: RunConfig, directory: RunDirectory) 
     stack.callback(ignoring_dead_actors(engines.stop))
     engines.start()
     return engines
+
+
+def begin_groups(stack: ExitStack, config: RunConfig, directory: RunDirectory) -> ServedGroups:
+    """Start the engines of the models beside the policy, until the stack ends; they are to be waited for."""
+    groups = ServedGroups(config, log_directory=directory.logs, make_launcher=RayLauncher)
+    stack.callback(ignoring_dead_actors(groups.stop))
+    groups.start()
+    return groups
 
 
 @contextmanager

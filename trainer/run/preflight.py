@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from polyturn.configs.addresses import LOOPBACK
-from polyturn.configs.errors import ConfigError, as_config_error, did_you_mean, nearest
+from polyturn.configs.errors import ConfigError, as_config_error, nearest
 from polyturn.configs.loading import upstream
 from polyturn.configs.models import PRESET, read_json, resolve_model_path
 from polyturn.configs.schema.deadlines import check_times
@@ -63,6 +63,7 @@ from polyturn.trainer.run.model_checks import (
 )
 from polyturn.trainer.run.replay import check_replay
 from polyturn.trainer.run.resume import check_resume
+from polyturn.trainer.run.served_checks import check_environment_id, check_served_models, check_teachers
 
 
 def preflight(
@@ -124,6 +125,9 @@ def preflight(
         check_weights(model)
         check_tokenizer(model, shape)
     check_shape(config, shape, model)
+    check_served_models(config, trains=trains, is_sketch=is_sketch)
+    if trains and not is_sketch and config.rollout.replay is None:
+        check_teachers(config, model)
     if is_sketch:
         check_family(model)
     elif trains:
@@ -232,16 +236,9 @@ def check_comparison(config: RunConfig) -> None:
 
 def check_own_algorithms(config: RunConfig) -> None:
     """Check the environments of `trainer.algorithm_by_environment` and the plug-ins that they name."""
-    sources = config.environment.tasks or []
-    ids = {config.environment.id}
-    for source in sources:
-        ids |= {source.environment.id} if source.environment is not None else set()
-        ids |= {environment.id for environment in source.environments.values()}
     for index, (name, algorithm) in enumerate(config.trainer.own_algorithms.items()):
         where = f"trainer.algorithm_by_environment.{index}"
-        if name not in ids and not any(source.trusted_rows for source in sources):
-            near = did_you_mean(name, ids) or f"; there are {', '.join(sorted(ids))}"
-            raise ConfigError(f"{where}.environment: no task of the run is of {name!r}{near}")
+        check_environment_id(config, name, f"{where}.environment")
         check_plugins(algorithm, where=where)
 
 

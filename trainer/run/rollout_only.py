@@ -9,6 +9,7 @@ from pathlib import Path
 from polyturn.configs.errors import ConfigError, Interrupted, as_config_error
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import RunConfig
+from polyturn.rollout.engines.groups import with_urls
 from polyturn.rollout.factory import check_train_split
 from polyturn.rollout.filters import make_filter
 from polyturn.rollout.groups import journal_of
@@ -20,7 +21,7 @@ from polyturn.trainer.checkpoints.manifest import read_sealed, write_sealed
 from polyturn.trainer.run.directory import RunDirectory, RunState
 from polyturn.trainer.run.failures import InterruptGuard, as_run_failure
 from polyturn.trainer.run.metrics import episode_metrics
-from polyturn.trainer.run.parts import begin_engines, begin_ray, step_source
+from polyturn.trainer.run.parts import begin_engines, begin_groups, begin_ray, step_source
 from polyturn.trainer.run.preflight import check_run_directory, preflight
 from polyturn.trainer.run.progress import ProgressDisplay, make_progress
 from polyturn.trainer.run.resume import check_resume, identify
@@ -80,9 +81,11 @@ def roll_out(config: RunConfig) -> Path:
             progress.phase("starting Ray and the engines")
             begin_ray(stack, config, directory)
             engines = begin_engines(stack, config, directory)
+            groups = begin_groups(stack, config, directory)
             engines.wait_ready()
+            groups.wait_ready()
             guard = stack.enter_context(InterruptGuard())
-            source = stack.enter_context(step_source(config, engines))
+            source = stack.enter_context(step_source(with_urls(config, groups.urls), engines))
             guard.subscribe(source.stop)
             directory.record(config, identity)
             play_steps(config, directory, source, progress, guard)

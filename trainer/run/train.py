@@ -9,13 +9,20 @@ from pathlib import Path
 
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import RunConfig
+from polyturn.rollout.engines.groups import ServedGroups, with_urls
 from polyturn.rollout.engines.launch import Engines
 from polyturn.trainer.checkpoints.manifest import CheckpointError
 from polyturn.trainer.ranks.trainer import Trainer
 from polyturn.trainer.run.directory import RunDirectory, RunState
 from polyturn.trainer.run.failures import InterruptGuard, as_run_failure
 from polyturn.trainer.run.loop import RunParts, TrainingLoop
-from polyturn.trainer.run.parts import begin_engines, begin_ray, ignoring_dead_actors, step_source
+from polyturn.trainer.run.parts import (
+    begin_engines,
+    begin_groups,
+    begin_ray,
+    ignoring_dead_actors,
+    step_source,
+)
 from polyturn.trainer.run.preflight import preflight
 from polyturn.trainer.run.progress import ProgressDisplay, make_progress
 from polyturn.trainer.run.resume import identify, with_template_date
@@ -49,14 +56,17 @@ def train(config: RunConfig, *, warnings: Sequence[str] | None = None) -> Path:
     try:
         with ExitStack() as stack:
             stack.enter_context(as_run_failure(directory))
-            trainer, engines = stack.enter_context(_running_stack(config, directory, progress, stopwatch))
+            trainer, engines, groups = stack.enter_context(
+                _running_stack(config, directory, progress, stopwatch)
+            )
+            running = with_urls(config, groups.urls)
             # From here on Ctrl-C drains; before, there is nothing to save.
             guard = stack.enter_context(InterruptGuard())
             guard.subscribe(lambda: progress.message("stopping: what is under way is finished and saved"))
-            worker = stack.enter_context(step_source(config, engines))
+            worker = stack.enter_context(step_source(running, engines))
             guard.subscribe(worker.stop)
             parts = RunParts(
-                config=config,
+                config=running,
                 directory=directory,
                 trainer=trainer,
                 engine_urls=() if engines is None else engines.engine_urls,
@@ -102,19 +112,22 @@ def _restore(parts: RunParts) -> RunState:
 @contextmanager
 def _running_stack(
     config: RunConfig, directory: RunDirectory, progress: ProgressDisplay, stopwatch: Stopwatch
-) -> Iterator[tuple[Trainer, Engines | None]]:
-    """Start Ray, the trainer's ranks and, unless the run replays another, the engines; end all on the way out."""
+) -> Iterator[tuple[Trainer, Engines | None, ServedGroups]]:
+    """Start Ray, the trainer's ranks, the models beside the policy and, unless the run replays another, its engines;
+    end all on the way out."""
     directory.logs.mkdir(exist_ok=True)
     replays = config.rollout.replay is not None
     with ExitStack() as stack, stopwatch.measure("start") as _:
         progress.phase("starting Ray and the trainer's ranks" + ("" if replays else ", and the engines"))
         begin_ray(stack, config, directory)
         engines = None if replays else begin_engines(stack, config, directory)
+        groups = begin_groups(stack, config, directory)
         trainer = Trainer(config, model_path=resolve_model_path(config.model.path))
         stack.callback(ignoring_dead_actors(trainer.close))
         trainer.build()
         if engines is not None:
             engines.wait_ready()
+        groups.wait_ready()
         running = stack.pop_all()
     with running:
-        yield trainer, engines
+        yield trainer, engines, groups

@@ -27,6 +27,7 @@ from polyturn.configs.sizing.arithmetic import check_batch, placement
 from polyturn.configs.sizing.fit import judge
 from polyturn.configs.sizing.memory import estimate_memory, human_bytes
 from polyturn.configs.sizing.model_shape import ModelShape
+from polyturn.configs.sizing.served import served_memory
 from polyturn.envs.messages import TaskSource
 from polyturn.envs.tasks import MixtureTasks
 from polyturn.envs.tasks.sources import source_name
@@ -235,6 +236,8 @@ def _print_memory(config: RunConfig, shape: ModelShape) -> None:
     if config.rollout.replay is None:
         engines = config.engines.num_engines * config.engines.tensor_parallel
         rows.append(_memory_row(f"engine rank (x {engines})", estimate.engine))
+    for served in served_memory(config):
+        rows.append(_memory_row(f"{served.model.name} engine rank (x {served.num_ranks})", served.parts))
     typer.echo(table(rows))
     host = max(rank.host for rank in (*estimate.stages, *estimate.critic))
     if host:

@@ -448,6 +448,7 @@ def gigpo(step: RewardBatch, config: Any) -> Trajectories:
 
 
 ESTIMATED: dict[str, Callable[[RewardBatch, Any], Trajectories]] = {
+    "none": lambda step, c: centred(step, lambda v: [0.0] * len(v)),
     "grpo": lambda step, c: centred(step, lambda v: standard(v, c)),
     "dr_grpo": lambda step, c: centred(step, lambda v: [x - mean(v) for x in v]),
     "rloo": lambda step, c: centred(step, lambda v: [x - (sum(v) - x) / (len(v) - 1) for x in v]),

@@ -1,0 +1,112 @@
+"""The SGLang servers of a run: those of the policy, and those of frozen models beside it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+
+from polyturn.configs.schema.section import Section
+
+Port = Annotated[int, Field(ge=0, le=65535)]
+GroupName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+
+
+class RouterConfig(Section):
+    """How requests are spread over the engines."""
+
+    policy: Literal["sticky", "least_loaded", "cache_aware", "round_robin", "random", "power_of_two"] = (
+        "sticky"
+    )
+    """sticky: an episode stays on one engine, which has its KV, unless that is overloaded or gone; least_loaded: each
+    request goes where the fewest are under way. Both ask the engines themselves; the others are policies of
+    sglang-router, which then stands in front."""
+    overload_ratio: Annotated[float, Field(ge=1)] = 1.5
+    """sticky: an episode leaves an engine that has more requests under way than so many times the fewest of any ..."""
+    overload_margin: PositiveInt = 16
+    """... and this many beside."""
+    host: str = "127.0.0.1"
+    """The address that sglang-router listens on, or a name of this machine's."""
+    port: Port = 0
+    """Of sglang-router; 0 picks a free port."""
+
+
+class ServersConfig(Section):
+    """SGLang servers that serve one model."""
+
+    num_engines: PositiveInt = 1
+    """SGLang servers, each with a full copy of the weights."""
+    tensor_parallel: PositiveInt = 1
+    """Ranks that share one engine's weights."""
+    device: Literal["cpu", "cuda"] = "cuda"
+    """What the engines run on."""
+    host: str | None = None
+    """The address that the engines listen on, each on its host; null: loopback, or in a Ray cluster that was joined the
+    address by which its node is known. Others are told the node's address in place of 0.0.0.0 and ::."""
+    port: Port = 0
+    """The first engine's port; the others follow. 0 picks free ports."""
+    start_timeout_s: PositiveFloat = 600.0
+    """The run fails when an engine is not ready by then."""
+
+    @property
+    def num_gpus(self) -> int:
+        """GPUs of all of them."""
+        return self.num_engines * self.tensor_parallel if self.device == "cuda" else 0
+
+
+class EnginesConfig(ServersConfig):
+    """The SGLang servers."""
+
+    request_timeout_s: PositiveFloat = 300.0
+    """A generation request without an answer fails after so many seconds, retries included, and its episode is played
+    again; less than `environment.episode_timeout_s`."""
+    routing_replay: bool = False
+    """Record the experts that each token was sent to, and replay them in the trainer (models with experts)."""
+    router: RouterConfig = RouterConfig()
+
+
+class ServedModel(Section):
+    """A frozen model beside the policy: the run starts engines for it and ends them, or it is served elsewhere."""
+
+    name: GroupName
+    """What it is called in metrics, logs and other sections."""
+    path: str | None = None
+    """Its Hugging Face directory, written like `model.path`."""
+    urls: list[str] = []
+    """Servers that serve it already; none: the run starts engines for it."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of the weights in the engines of the run."""
+    engines: ServersConfig = ServersConfig()
+    """The engines of the run that serve it."""
+    sglang: dict[str, Any] = {}
+    """Further arguments of these engines, as the section `sglang` of the policy's."""
+
+    @property
+    def is_managed(self) -> bool:
+        """Whether the run starts engines for it."""
+        return not self.urls
+
+    @model_validator(mode="after")
+    def _is_served_somewhere(self) -> Self:
+        if self.path is None and not self.urls:
+            raise ValueError(f"{self.name}: give path, for which the run starts engines, or urls of servers")
+        return self
+
+
+class TeacherConfig(ServedModel):
+    """A model whose logprobs of the policy's tokens are asked for when an episode has ended (docs/distillation.md)."""
+
+    path: str
+    """Its Hugging Face directory, written like `model.path`: its tokenizer must be the policy's, and it is looked at
+    although servers elsewhere serve it."""
+
+    environments: list[str] | None = None
+    """The ids of the environments whose episodes it teaches, unless a task names another teacher; null: all."""
+    weight: PositiveFloat = 1.0
+    """Against other teachers of the same episode: their logprobs are averaged so."""
+    max_concurrent_requests: PositiveInt = 64
+    """Segments that are scored at once, by each process that plays episodes."""
+    request_timeout_s: PositiveFloat = 300.0
+    """A segment without logprobs by then, waiting and retries included, makes the attempt fail: it is played again."""
+    max_retries: NonNegativeInt = 3
+    """After an engine that cannot be reached, a 5xx, 408, 425 or 429; other failures are not tried again."""
