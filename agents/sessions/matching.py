@@ -50,6 +50,9 @@ def role_and_content(message: Message) -> Hashable:
     return message["role"], message["content"].strip()
 
 
+_in_one_order = json.JSONEncoder(
+    sort_keys=True, default=str
+).encode  # made once: `json.dumps` makes one a call
 _RULES: Mapping[str, MessageKey] = {"exact": exact, "loose": loose, "role_and_content": role_and_content}
 
 
@@ -71,10 +74,7 @@ def make_rule(name: str) -> MessageKey:
 
 def tools_key(tools: Sequence[ToolSpec]) -> Hashable:
     """What two offers of tools have in common that are the same: they stand at the head of the conversation."""
-    return tuple(
-        (tool.name, tool.description, json.dumps(tool.parameters, sort_keys=True, default=str))
-        for tool in tools
-    )
+    return tuple((tool.name, tool.description, _in_one_order(tool.parameters)) for tool in tools)
 
 
 def _call_key(call: Mapping[str, Any]) -> tuple[str, str]:
@@ -85,7 +85,7 @@ def _call_key(call: Mapping[str, Any]) -> tuple[str, str]:
             arguments = json.loads(arguments)
         except (ValueError, RecursionError):
             return function["name"], arguments
-    return function["name"], json.dumps(arguments, sort_keys=True, default=str)
+    return function["name"], _in_one_order(arguments)
 
 
 @dataclass(slots=True)
