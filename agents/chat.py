@@ -196,6 +196,25 @@ class ChatRenderer:
         """What is done to messages for this template."""
         return self._template.form
 
+    @property
+    def template(self) -> ChatTemplate:
+        """The template, and what was found out of it."""
+        return self._template
+
+    @property
+    def beginning(self) -> tuple[int | None, bool]:
+        """The tokenizer's token for the beginning of a text, and whether it adds that to what it is given."""
+        token = self._tokenizer.bos_token_id
+        return token, token is not None and token in self._tokenizer("a")["input_ids"][:1]
+
+    def text_of(self, token_ids: Sequence[int]) -> str:
+        """The text of tokens, those that mark something included."""
+        return self._encoder.decode(list(token_ids))
+
+    def plain_ids(self, text: str) -> list[int]:
+        """The tokens of a text by itself, none of which marks something."""
+        return self._encode_text(text)
+
     def warm_up(self) -> None:
         """Do at once what the first text with a mark in it would have to wait for: seconds with a large vocabulary."""
         self._encode_text(next(iter(self._encoder.marks), ""))

@@ -196,6 +196,12 @@ class ChatTemplate:
         if not self.form.folds_system and self._loses_system():
             self.form = replace(self.form, folds_system=True)
 
+    @property
+    def source(self) -> str:
+        """The text of the template; of several, one behind the other."""
+        template = self._tokenizer.chat_template
+        return "\n".join(template.values()) if isinstance(template, Mapping) else str(template)
+
     def render(
         self,
         messages: Sequence[Mapping[str, Any]],
@@ -244,8 +250,7 @@ class ChatTemplate:
             ) from error
 
     def _check_options(self) -> None:
-        template = self._tokenizer.chat_template
-        text = "\n".join(template.values()) if isinstance(template, Mapping) else str(template)
+        text = self.source
         for name in self._options:
             if name in OWNED_OPTIONS:
                 raise ValueError(f"template option {name!r} is set by rendering and cannot be given")

@@ -12,6 +12,7 @@ from polyturn.agents.chat import ChatRenderer
 from polyturn.agents.dialects import Dialect, HermesDialect, TagDialect
 from polyturn.agents.dialects.families import dialect_of_model
 from polyturn.agents.policies.episodes import NamedPolicy
+from polyturn.agents.template_check import first_fault
 from polyturn.agents.turns import shape_of
 from polyturn.configs.dialects import AUTO
 from polyturn.configs.schema.branching import NoBranching
@@ -232,6 +233,7 @@ def check_chat_template(config: RunConfig, directory: Path) -> list[str]:
         notes += _tool_notes(renderer, specs, dialect, config.model.dialect) if specs else ()
         if config.model.history == "template":
             notes += _history_notes(renderer, with_tools=bool(specs))
+            _check_turn_by_turn(renderer)
     return notes
 
 
@@ -270,6 +272,16 @@ def _shows_tools(renderer: ChatRenderer, specs: tuple[ToolSpec, ...]) -> bool:
         raise ValueError(
             f"{error} where it is given the environment's tools; model.tool_prompt: text has them written as text"
         ) from error
+
+
+def _check_turn_by_turn(renderer: ChatRenderer) -> None:
+    fault = first_fault(renderer)
+    if fault is not None:
+        raise ValueError(
+            f"the chat template renders a conversation whole otherwise than turn by turn: behind {fault.before!r} "
+            f"stands {fault.template!r}, not {fault.turn_by_turn!r}; model.history: sampled keeps turns as they were "
+            "sampled, and model.template takes another template"
+        )
 
 
 def _history_notes(renderer: ChatRenderer, *, with_tools: bool) -> list[str]:

@@ -4,13 +4,15 @@ import json
 from datetime import date
 
 import pytest
+from tokenizers.processors import TemplateProcessing
 
-from polyturn.agents.chat import asks_for_date, load_tokenizer
+from polyturn.agents.chat import ChatRenderer, asks_for_date, load_tokenizer
 from polyturn.agents.dialects import make_dialect
+from polyturn.agents.template_check import check_template
 from polyturn.configs.loading.loader import load_config
 from polyturn.rollout.checks import check_chat_template
 from polyturn.rollout.factory import renderer_of
-from tests.support.chat_families import FAMILIES, build
+from tests.support.chat_families import FAMILIES, build, ends
 
 
 def config_of(environment="polyturn/TwoHopSearch-v0", **model):
@@ -88,6 +90,75 @@ def test_what_cannot_be_used_is_refused(tmp_path):
         check_chat_template(config_of(tool_prompt="template"), directory)
     with pytest.raises(ValueError, match="reads no option 'enable_thinking'"):
         check_chat_template(config_of(template_options={"enable_thinking": False}), directory)
+
+
+CUTS = "{{ m.content if loop.last else m.content[:20] }}"
+"""A template that cuts long messages once they are no longer the last: nothing in it looks for a text."""
+
+
+def cutting(tmp_path):
+    own = tmp_path / "cutting.jinja"
+    body = "{%- if message.role == 'user' or (message.role == 'system' and not loop.first) -%}\n"
+    said = "<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>"
+    template = FAMILIES["qwen2.5"].template
+    assert body + said in template
+    own.write_text(
+        template.replace(
+            body + said, body + said.replace("{{ message.content }}", CUTS.replace("m.", "message."))
+        )
+    )
+    return own
+
+
+def test_a_template_that_differs_silently_is_refused_with_the_place(tmp_path):
+    directory, own = saved("qwen2.5", tmp_path / "model"), cutting(tmp_path)
+    with pytest.raises(ValueError, match=r"whole otherwise than turn by turn: behind .*Wfollow0x"):
+        check_chat_template(config_of(template=own), directory)
+    assert check_chat_template(config_of(template=own, history="sampled"), directory) == []
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gpt-oss", "mistral-nemo", "llava", "falcon", "smollm3"])
+def test_what_is_said_of_a_template_is_so(name):
+    renderer = ChatRenderer(FAMILIES[name].tokenizer)
+    report = check_template(renderer)
+    assert report.fault is None and report.num_conversations > 5
+    facts = dict(report.facts)
+    assert facts["contents"] == ("lists of parts" if name == "llava" else "text")
+    assert facts["system message"].startswith(
+        "has a place" if name != "mistral-nemo" else "none, or it gets lost"
+    )
+    assert ("date" in facts) is (name == "smollm3")
+    assert all(repr(end) in facts["a turn ends with"] for end in ends(name))
+    by_what = {case.what: case.difference for case in report.cases}
+    behind_answer = by_what["a user's message behind an answer"]
+    if name == "falcon":
+        assert "<|endoftext|>" in behind_answer.turn_by_turn + behind_answer.before
+        assert "<|endoftext|>" not in behind_answer.template
+    if name == "gpt-oss":
+        assert "<|return|>" in behind_answer.turn_by_turn and "<|end|>" in behind_answer.template
+    assert (by_what["a result behind a call"] is None) is (name != "falcon")
+
+
+@pytest.mark.parametrize(
+    ("written", "adds", "says"),
+    [
+        ("", False, "writes no '<s>'"),
+        ("", True, "writes no '<s>'; the tokenizer would, and is not let"),
+        ("<s>", True, "writes '<s>', once; the tokenizer would add another, and is not let"),
+        ("<s><s>", False, "writes '<s>' TWICE"),
+    ],
+)
+def test_a_text_begins_once(written, adds, says):
+    tokenizer = build(FAMILIES["llama2"])
+    tokenizer.chat_template = written + FAMILIES["phi-3"].template.replace("<|end|>", "</s>")
+    if adds:
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<s> $A", special_tokens=[("<s>", tokenizer.bos_token_id)]
+        )
+    renderer = ChatRenderer(tokenizer)
+    assert says in dict(check_template(renderer).facts)["beginning of text"]
+    begins = renderer.start([{"role": "user", "content": "q"}])
+    assert begins.count(tokenizer.bos_token_id) == written.count("<s>")
 
 
 def test_a_template_of_ones_own_takes_the_place_of_the_models(tmp_path):

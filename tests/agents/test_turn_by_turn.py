@@ -150,6 +150,36 @@ def _without_marks(text, renderer, tokenizer):
     return text
 
 
+def rendered_by(name, num_turns):
+    """Characters that a template writes in a conversation of so many turns, each of which it has to be asked about."""
+    tokenizer = build(FAMILIES[name])
+    renderer, written = ChatRenderer(tokenizer), []
+    apply = tokenizer.apply_chat_template
+
+    def counted(*arguments, **options):
+        text = apply(*arguments, **options)
+        written.append(len(text))
+        return text
+
+    tokenizer.apply_chat_template = counted
+    messages, history = [{"role": "user", "content": "q"}], renderer.history()
+    renderer.start(messages)
+    for number in range(num_turns):
+        turn = Turn(thought=None, content="", queries=("b",), answers=(f" {'word ' * 40}{number} ",))
+        message, observation = messages_of(turn, renderer.form, number)
+        messages += [message, *observation]
+        assert history.continues(messages)
+        renderer.extend(observation, last_token_id=renderer.stop_token_ids[-1])
+    return sum(written)
+
+
+@pytest.mark.parametrize("name", ["qwen2.5", "mistral", "gemma-4", "kimi-k2"])
+def test_a_conversation_costs_as_much_as_it_is_long(name):
+    """What a turn costs does not grow with the turns before it."""
+    few, more, most = (rendered_by(name, num_turns) for num_turns in (10, 20, 40))
+    assert most - more == pytest.approx(2 * (more - few), rel=0.05)
+
+
 def test_what_a_template_looks_for_in_a_system_message_is_heeded():
     """SmolLM3 puts an empty thought before each turn where the system message says `/no_think`."""
     renderer = RENDERERS["smollm3"]

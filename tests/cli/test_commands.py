@@ -36,6 +36,7 @@ def invoke(*arguments: str) -> tuple[int, str]:
         ["probe"],
         ["convert"],
         ["doctor"],
+        ["template", "check"],
         ["env", "list"],
         ["env", "show"],
         ["env", "play"],
