@@ -148,6 +148,12 @@ class EpisodeTime:
             self._counted_until = ended
         return answer
 
+    def take_back(self, seconds: float) -> None:
+        """So much of what the last request took was no time of the policy, but of a queue."""
+        self.spent_s = max(0.0, self.spent_s - seconds)
+        self.seconds["generate_s"] = max(0.0, self.seconds["generate_s"] - seconds)
+        self.seconds["queue_s"] += seconds
+
     def end(self) -> None:
         """The episode asks nothing more."""
         if self.live is not None:

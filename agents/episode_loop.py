@@ -168,6 +168,7 @@ async def play_messages(
             ask = functools.partial(policy.reply, messages=record.conversation, tools=tools)
             reply = as_reply(await clock.request(ask))
             action = reply.message
+            clock.take_back(reply.waited_s)
             record.count(reply.counts)
             if reply.finish_reason == "context":
                 if not record.num_turns:

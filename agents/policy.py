@@ -109,6 +109,8 @@ class Reply:
     """What stood in the way of a message, in words."""
     counts: Mapping[str, float] = field(default_factory=dict)
     """What the policy counted, such as tokens; summed over the episode among its metrics."""
+    waited_s: float = 0.0
+    """Of the time that the answer took, what nobody wrote in: waits that an endpoint asked for, tries that failed."""
 
 
 class MessagePolicy(Protocol):

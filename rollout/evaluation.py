@@ -301,7 +301,7 @@ def evaluate_policy(
 
     with tempfile.TemporaryDirectory(prefix="polyturn-evaluation-") as scratch:
         with (
-            closing(named_player(config, plays_alone=named.plays_alone)) as player,
+            closing(named_player(config, max_at_once=named.max_at_once)) as player,
             _kept(directory or Path(scratch), on_episode) as (keep, tell),
         ):
             return asyncio.run(play(player, keep, tell))

@@ -30,7 +30,7 @@ class PolicyChoice:
 class ServedModel:
     """The policy `model`: tokens of engines, as an evaluation samples them."""
 
-    plays_alone = False
+    max_at_once = None
 
     def __init__(
         self, config: RunConfig, *, model_path: Path, policy: TokenPolicy, sampling: SamplingParams
@@ -55,16 +55,19 @@ class ServedModel:
         """Whoever opened the engines closes them."""
 
 
-def named_player(config: RunConfig, *, plays_alone: bool = False) -> EpisodePlayer:
+def named_player(config: RunConfig, *, max_at_once: int | None = None) -> EpisodePlayer:
     """The player of the held-out tasks, for policies that are named.
 
     Raises `ValueError` when environment, tasks or rewards cannot be had.
     """
-    if plays_alone:
-        rollout = config.rollout.model_copy(
-            update={"max_concurrent_episodes": 1, "max_concurrent_requests": 1, "max_concurrent_tools": 1}
-        )
-        config = config.model_copy(update={"rollout": rollout})
+    if max_at_once is not None:
+        # What waits for an endpoint waits here, where that is nobody's time.
+        rollout = config.rollout
+        at_once = {
+            name: min(max_at_once, getattr(rollout, name))
+            for name in ("max_concurrent_episodes", "max_concurrent_requests")
+        }
+        config = config.model_copy(update={"rollout": rollout.model_copy(update=at_once)})
     play = partial(_play, limits=episode_limits(config))
     return player_of(config, split=config.evaluation.split, play=play)
 

@@ -99,7 +99,11 @@ class BestOfTurns:
             scores = [await self._choice.score_of(messages, each.message) for each in whole]
             chosen = whole[scores.index(max(scores))]
         counts = _summed(each.counts for each in replies)
-        return replace(chosen, counts={**counts, BEST_OF_SAMPLES: float(self._num_samples)})
+        return replace(
+            chosen,
+            counts={**counts, BEST_OF_SAMPLES: float(self._num_samples)},
+            waited_s=min(each.waited_s for each in replies),
+        )
 
 
 class BestOfEpisodes:
@@ -110,8 +114,8 @@ class BestOfEpisodes:
         self.label = label
 
     @property
-    def plays_alone(self) -> bool:
-        return self._inner.plays_alone
+    def max_at_once(self) -> int | None:
+        return self._inner.max_at_once
 
     def check(self, env: ToolEnv) -> None:
         """What the policy itself says."""

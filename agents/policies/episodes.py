@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol, cast
 
 from polyturn.agents.deadlines import EpisodeLimits, Slots
@@ -12,6 +13,9 @@ from polyturn.agents.policy import MessagePolicy
 from polyturn.envs.messages import Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.chat.client import ChatClient
+
+MARGIN_S = 5.0
+"""So much later than the endpoint's client an episode gives up: the client says what was wrong."""
 
 
 class NamedPolicy(Protocol):
@@ -23,8 +27,8 @@ class NamedPolicy(Protocol):
         ...
 
     @property
-    def plays_alone(self) -> bool:
-        """Whether it plays one episode at a time."""
+    def max_at_once(self) -> int | None:
+        """How many episodes it plays at once; None: any number."""
         ...
 
     def check(self, env: ToolEnv) -> None:
@@ -58,18 +62,19 @@ class MessageEpisodes:
         label: str,
         make: Callable[[ToolEnv, int], MessagePolicy],
         *,
-        plays_alone: bool = False,
+        max_at_once: int | None = None,
         client: ChatClient | None = None,
     ) -> None:
         """
         Args:
             make: The policy of an episode, from the environment under all wrappers and the episode's seed. Raises
                 `ValueError` for an environment that it cannot play.
-            client: Closed at the end.
+            max_at_once: How many episodes it plays at once; None: any number.
+            client: Of the endpoint that is asked, whose deadline then holds for a request. Closed at the end.
         """
         self.label = label
         self.make = make
-        self.plays_alone = plays_alone
+        self.max_at_once = max_at_once
         self.client = client
 
     def check(self, env: ToolEnv) -> None:
@@ -88,6 +93,8 @@ class MessageEpisodes:
         slots: Slots | None = None,
     ) -> Episode:
         """Play one episode."""
+        if self.client is not None:
+            limits = replace(limits, request_timeout_s=self.client.endpoint.timeout_s + MARGIN_S)
         return await play_messages(
             env=env,
             policy=self.make(_inner(env), seed),

@@ -62,7 +62,7 @@ def make_policy(
             raise ValueError("the policy 'model' is one that is served, and nothing is served here")
         return model
     if name in _PLAIN:
-        return MessageEpisodes(name, _PLAIN[name], plays_alone=name == "human")
+        return MessageEpisodes(name, _PLAIN[name], max_at_once=1 if name == "human" else None)
     if kind in ("scripted", "openai"):
         what = "module:name or path/to/file.py:name" if kind == "scripted" else "its URL, up to and with /v1"
         raise ValueError(f"the policy {kind!r} is written with {what}, as {kind}:...")
@@ -119,7 +119,12 @@ def _openai(url: str, options: dict[str, Any]) -> MessageEpisodes:
         del env, seed
         return OpenAIPolicy(client)
 
-    return MessageEpisodes(f"{endpoint.model} at {client.where}", make, client=client)
+    return MessageEpisodes(
+        f"{endpoint.model} at {client.where}",
+        make,
+        max_at_once=endpoint.max_concurrent_requests,
+        client=client,
+    )
 
 
 def _best_of(settings: BestOf, model: NamedPolicy | None) -> NamedPolicy:
@@ -138,7 +143,18 @@ def _best_of(settings: BestOf, model: NamedPolicy | None) -> NamedPolicy:
     def make_best(env: ToolEnv, seed: int) -> MessagePolicy:
         return BestOfTurns(make(env, seed), settings.num_samples, choice)
 
-    return MessageEpisodes(label, make_best, plays_alone=inner.plays_alone, client=inner.client)
+    most = inner.max_at_once
+    if most is not None and most < settings.num_samples:
+        raise ValueError(
+            f"best_of: {settings.num_samples} samples of a turn are asked for at once, and {settings.policy!r} takes "
+            f"{most}; raise its max_concurrent_requests, or take per 'episode'"
+        )
+    return MessageEpisodes(
+        label,
+        make_best,
+        max_at_once=None if most is None else most // settings.num_samples,
+        client=inner.client,
+    )
 
 
 def _read(section: type[Options], options: dict[str, Any], what: str) -> Options:

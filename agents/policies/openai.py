@@ -41,6 +41,7 @@ class OpenAIPolicy:
             finish_reason=answer.finish_reason,
             problem=answer.problem,
             counts=_counts(answer),
+            waited_s=answer.waited_s,
         )
 
     def _to_wire(self, message: Message) -> dict[str, Any]:

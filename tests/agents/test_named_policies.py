@@ -163,6 +163,7 @@ async def test_an_endpoint_plays_and_is_named_without_secrets(tmp_path):
         ("best_of", {"policy": "oracle", "num_samples": 1}, "num_samples: "),
         ("best_of", {"policy": "oracle", "per": "turn", "by": "grade"}, "a turn has no grade"),
         ("best_of", {"policy": "oracle", "by": "grade", "by_options": {"a": 1}}, "'grade' has none"),
+        ("best_of", {"policy": "human", "per": "turn"}, "4 samples of a turn .* 'human' takes 1; raise"),
         ("best_of", {"policy": "oracle", "by": "best"}, "not of the form module:name"),
     ],
 )
@@ -191,7 +192,7 @@ def test_what_is_made_of_a_served_model_is_known_before_one_is():
 class Model:
     """Stands where a served model does: it plays, and speaks no messages."""
 
-    label, plays_alone = "model", False
+    label, max_at_once = "model", None
 
     def check(self, env):
         pass
@@ -235,9 +236,11 @@ async def test_the_majority_of_episodes_and_of_messages():
     for per in ("episode", "turn"):
         async with chat_server(*map(message, said)) as server:
             options = {"policy": f"openai:{server.url}", "num_samples": 4, "per": per}
-            options["options"] = {"model": "m", "max_concurrent_requests": 1}
-            episode = await play(make_policy("best_of", options))
-        assert episode.messages[-1]["content"] == " 7.", per
+            options["options"] = {"model": "m", "max_concurrent_requests": 4}
+            policy = make_policy("best_of", options)
+            assert policy.max_at_once == {"episode": 4, "turn": 1}[per]
+            episode = await play(policy)
+        assert episode.messages[-1]["content"].strip(" .") == "7", per
         assert len(server.requests) == 4
 
 

@@ -42,14 +42,14 @@ async def policy_of(*answers, **options):
             yield OpenAIPolicy(client), server
 
 
-async def play(*answers, **options):
+async def play(*answers, limits=EpisodeLimits(), **options):  # noqa: B008  a value that nobody changes
     async with policy_of(*answers, **options) as (policy, server):
         episode = await play_messages(
             env=Place(),
             policy=policy,
             task=Task.from_prompt("t", "Where?"),
             seed=0,
-            limits=EpisodeLimits(),
+            limits=limits,
             episode_id="e",
             group_id="g",
         )
@@ -113,6 +113,15 @@ async def test_a_conversation_that_outgrows_the_model_is_truncated_and_a_prompt_
     episode, _ = await play(full)
     assert (episode.outcome, episode.stop_reason) == (Outcome.FAILED, PROMPT_TOO_LONG)
     assert episode.error == "900 of 512 tokens"
+
+
+async def test_a_wait_that_an_endpoint_asks_for_is_not_the_policys_time():
+    later = Answer(status=429, body={}, headers={"Retry-After": "1.1"})
+    episode, server = await play(
+        later, message("Ashford"), limits=EpisodeLimits(timeout_s=1.0, request_timeout_s=60)
+    )
+    assert (episode.outcome, episode.reward, len(server.requests)) == (Outcome.COMPLETED, 1.0, 2)
+    assert episode.timings.queue_s > 1.1
 
 
 async def test_a_refusal_is_an_answer_and_is_counted():

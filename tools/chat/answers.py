@@ -79,6 +79,8 @@ class ChatAnswer:
     """None where the endpoint counts nothing."""
     problem: str = ""
     """What the endpoint said in place of an answer."""
+    waited_s: float = 0.0
+    """Before the request that was answered: for one of the client's slots, in tries that failed and between tries."""
 
 
 def read_answer(answer: Any) -> ChatAnswer:

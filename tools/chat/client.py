@@ -6,7 +6,9 @@ import asyncio
 import json
 import re
 import threading
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +59,13 @@ class ChatClient:
         Raises:
             ChatFault: it failed at every try, took too long, was refused, or cannot be read.
         """
-        body = orjson.dumps(self._payload(messages, tools))
+        body, asked = orjson.dumps(self._payload(messages, tools)), time.monotonic()
         async with self._slots:
             tries = Tries(self._retries)
             while True:
+                waited_s = time.monotonic() - asked
                 try:
-                    return await self._try(body, tries.left_s)
+                    return replace(await self._try(body, tries.left_s), waited_s=waited_s)
                 except PassingFault as fault:
                     wait_s = tries.next_wait_s(fault.asked_wait_s)
                     if wait_s is None:

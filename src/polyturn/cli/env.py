@@ -160,7 +160,7 @@ def _choose_task(env: ToolEnv, *, split: str, task: str | None, seed: int) -> Ta
 
 def watched(player: NamedPolicy) -> NamedPolicy:
     """The policy, with all that it sees and says printed; a person sees that anyway, and types the rest."""
-    if not isinstance(player, MessageEpisodes) or player.plays_alone:
+    if not isinstance(player, MessageEpisodes) or player.label == "human":
         return player
     make = player.make
     return MessageEpisodes(player.label, lambda env, seed: _Watched(make(env, seed)), client=player.client)
