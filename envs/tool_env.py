@@ -57,7 +57,7 @@ from polyturn.tools.types import ToolCall, ToolResult, ToolSpec
 
 Value = TypeVar("Value")
 State = TypeVar("State", bound=StatefulTool)
-HooksRun = Literal["own_thread", "event_loop"]
+HooksRun = Literal["own_thread", "event_loop", "own_process"]
 StepResult = tuple[Observation, float, bool, bool, dict[str, Any]]
 _RESET_OPTIONS = ("task", "split")
 CLOSE_S = 60.0
@@ -80,7 +80,9 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
     """Where `step_async` runs what is not `async`. In `own_thread`, one for the environment, from its making to its
     closing, code may block and keep what is bound to a thread. On the `event_loop`, which plays all other episodes too,
     code must return at once, well below a millisecond: for thousands of episodes, whose threads would cost more than
-    what they run. A tool with a `timeout_s` has a thread there all the same. A subclass does not inherit it."""
+    what they run. A tool with a `timeout_s` has a thread there all the same. In `own_process` rollout keeps the whole
+    environment in a process of its own (`envs.process_env`), so that code may hold the interpreter. A subclass does not
+    inherit it."""
 
     is_replayable: bool = False
     """Whether the environment can be rebuilt: reset with the same seed and task, and stepped with the same actions, it

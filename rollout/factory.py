@@ -30,6 +30,7 @@ from polyturn.configs.schema.tasks import EnvironmentReward, TaskSourceConfig
 from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.envs.messages import EnvironmentChoice, Reward, TaskSource
 from polyturn.envs.plugins import load_object
+from polyturn.envs.process_env import make_for_rollout
 from polyturn.envs.registry import make
 from polyturn.envs.rewards.factory import make_group_rewards, make_reward
 from polyturn.envs.tasks.sources import open_tasks
@@ -209,10 +210,7 @@ def player_of(
     teachers = Teachers.from_config(config.teachers) if with_teachers else None
 
     def make_chosen(choice: EnvironmentChoice) -> ToolEnv:
-        env = make(choice.env_id, **choice.options)
-        if graded_by is not None:
-            env.graded_by = graded_by
-        return env
+        return make_for_rollout(choice.env_id, graded_by=graded_by, **choice.options)
 
     return EpisodePlayer(
         make_env=partial(make_chosen, default),

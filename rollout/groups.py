@@ -100,11 +100,6 @@ class Group:
         """Episodes that were not played because the collection was stopped."""
         return self.num_expected - len(self.episodes) - self.num_dropped
 
-    @property
-    def is_usable(self) -> bool:
-        """Whether a baseline can be taken from the group: two survivors, where so many were asked for."""
-        return len(self.episodes) >= min(2, self.num_expected)
-
 
 def group_id_at(position: int) -> str:
     """The id of the group of the prompt at a position; `position_of` reads it."""

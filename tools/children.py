@@ -55,6 +55,15 @@ def end_child(process: subprocess.Popen[Any], *, wait_s: float = 0.0) -> None:
     process.wait()
 
 
+def how_it_ended(status: int) -> str:
+    """An exit status in words, whether a signal is told as Python does (-9) or as a shell does (137)."""
+    number = -status if status < 0 else status - 128
+    try:
+        return f"was killed by {signal.Signals(number).name}"
+    except ValueError:
+        return f"ended with status {status}"
+
+
 @functools.lru_cache(maxsize=1)
 def _starter(owner: int) -> Any:
     """The thread that starts this process's children; a fork gets one of its own."""

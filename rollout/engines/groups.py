@@ -87,6 +87,10 @@ class ServedGroups:
             for model in self._models
         }
 
+    def ended(self) -> list[str]:
+        """Sentences of what has ended by itself, with the names of the models."""
+        return [f"{name}: {how}" for name, engines in self._groups.items() for how in engines.ended()]
+
     def stop(self) -> None:
         """End every process; returns when they are gone. A second call does nothing."""
         with ExitStack() as stack:

@@ -35,6 +35,10 @@ class Engine(Protocol):
         """
         ...
 
+    def ended(self) -> str | None:
+        """How it ended by itself, as a sentence; None while it runs, and where nobody can tell."""
+        ...
+
     def release(self) -> None:
         """Begin to end it; returns at once."""
         ...
@@ -121,6 +125,12 @@ class Engines:
     def engine_urls(self) -> list[str]:
         """Each engine itself, by its number."""
         return [engine.url for engine in self._engines]
+
+    def ended(self) -> list[str]:
+        """Sentences of what has ended by itself, of the router and the engines that were ready."""
+        found = [] if self._router is None else [self._router.process.ended()]
+        found += [engine.ended() for engine in self._engines]
+        return [how for how in found if how is not None]
 
     def stop(self) -> None:
         """End every process; returns when they are gone. A second call does nothing."""

@@ -13,6 +13,8 @@ from typing import Self
 
 import httpx
 
+from polyturn.tools.children import how_it_ended
+
 GRACE_S = 1.0
 """Seconds from SIGTERM to SIGKILL."""
 
@@ -125,11 +127,16 @@ class SupervisedProcess:
         while not self.answers(url, timeout_s=timeout_s):
             time.sleep(0.1)
 
+    def ended(self) -> str | None:
+        """How the command ended, as a sentence; None while it runs."""
+        assert self._process is not None, f"{self.name} was not started"
+        status = self._process.poll()
+        return None if status is None else f"{self.name} {how_it_ended(status)}"
+
     def check(self) -> None:
         """Raise `EngineError` with the log's tail unless the command is running."""
-        if not self.alive():
-            assert self._process is not None, f"{self.name} was not started"
-            raise EngineError(f"{self.name} ended with status {self._process.returncode}; {self._where()}")
+        if (how := self.ended()) is not None:
+            raise EngineError(f"{how}; {self._where()}")
 
     def _where(self) -> str:
         return f"the end of its log {self.log_path}:\n{self.log_tail()}"

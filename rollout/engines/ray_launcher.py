@@ -18,6 +18,7 @@ from polyturn.rollout.engines.server import EngineSpec, SGLangServer
 logger = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 20.0
+ENDED_TIMEOUT_S = 5.0
 
 
 class EngineActor:
@@ -45,6 +46,9 @@ class EngineActor:
         self._server.wait_ready()
         return self._server.url
 
+    def ended(self) -> str | None:
+        return None if self._server is None else self._server.ended()
+
     def stop(self) -> None:
         if self._server is not None:
             self._server.stop()
@@ -55,6 +59,7 @@ class RayEngine:
 
     def __init__(self, spec: EngineSpec, index: int) -> None:
         config = spec.config
+        self._index = index
         num_gpus = config.tensor_parallel if config.device == "cuda" else 0
         # The trainer's ranks are counted as CPUs; engines take turns with them, so they ask for none.
         self._actor = ray.remote(EngineActor).options(num_cpus=0, num_gpus=num_gpus).remote(spec, index)
@@ -74,6 +79,15 @@ class RayEngine:
         if ray.wait([self._started], timeout=0)[0]:
             self._url = ray.get(self._started)
         return self._url is not None
+
+    def ended(self) -> str | None:
+        try:
+            how: str | None = ray.get(self._actor.ended.remote(), timeout=ENDED_TIMEOUT_S)
+        except ray.exceptions.GetTimeoutError:
+            return None
+        except ray.exceptions.RayError:
+            return f"the process that holds SGLang server {self._index} has died"
+        return how
 
     def release(self) -> None:
         if self._stopped is None:

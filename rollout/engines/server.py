@@ -162,6 +162,10 @@ class SGLangServer:
         """Wait until the server has generated a token. Raises as `ready` does."""
         self.process.wait_until(f"{self.url}/health_generate", timeout_s=self._timeout_s)
 
+    def ended(self) -> str | None:
+        """How the server ended by itself, as a sentence; None while it runs."""
+        return self.process.ended()
+
     def release(self) -> None:
         """Begin to end the server; returns at once."""
         self.process.release()

@@ -73,6 +73,7 @@ class EngineWatch:
         if (live := self.fleet.live) is not None and not others:
             row |= {
                 "rollout/live_limit": float(live.limit),
+                "rollout/live_episodes": float(live.num_in),
                 "rollout/live_waiting": float(live.num_waiting),
                 "rollout/live_pauses": float(live.num_pauses),
             }

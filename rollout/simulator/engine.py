@@ -131,11 +131,6 @@ class SimulatedEngine:
         self._is_paused = False
         self._serial = 0
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether anything is under way."""
-        return bool(self._num_running or self._prefilling or self._waiting)
-
     async def generate(self, *, prompt_ids: npt.NDArray[np.int32], sampling: SamplingParams) -> Generation:
         """`sampling.max_tokens` tokens."""
         request = _Request(

@@ -627,8 +627,10 @@ def test_a_subclass_says_for_itself_where_its_hooks_run():
     assert (OnLoop.hooks_run, Adds.hooks_run, Adds().needs_thread) == ("event_loop", "own_thread", True)
 
 
-def test_where_hooks_run_is_one_of_two_words():
-    with pytest.raises(ValueError, match="hooks_run must be one of own_thread, event_loop, not 'thread'"):
+def test_where_hooks_run_is_one_of_three_words():
+    with pytest.raises(
+        ValueError, match="hooks_run must be one of own_thread, event_loop, own_process, not 'thread'"
+    ):
         type("Wrong", (ToolEnv,), {"hooks_run": "thread"})
 
 

@@ -204,7 +204,6 @@ async def test_a_failure_is_retried_with_a_fresh_attempt_then_dropped_and_never_
     by_task = {TASKS[group.prompt.task_index].task_id: group for group in groups}
     broken, flaky = by_task["task-2"], by_task["task-4"]
     assert (broken.episodes, broken.num_dropped, broken.num_retries) == ((), 3, 6)
-    assert not broken.is_usable
     assert (len(flaky.episodes), flaky.num_dropped, flaky.num_retries) == (3, 0, 3)
     for group in groups:
         assert all(episode.reward == 1.0 for episode in group.episodes), "a failure was scored"
@@ -216,7 +215,7 @@ async def test_a_failure_is_retried_with_a_fresh_attempt_then_dropped_and_never_
     assert len({episode.seed for episode in attempts}) == len(attempts)
 
 
-async def test_a_group_with_one_survivor_is_not_usable():
+async def test_a_group_keeps_its_one_survivor():
     def fail(messages):
         return messages[0]["content"] == "question 1" and fail.lucky.pop() if fail.lucky else True
 
@@ -227,7 +226,7 @@ async def test_a_group_with_one_survivor_is_not_usable():
         player, prompts, samples_per_prompt=3, policy=CallThenAnswer(num_calls=0, fail=fail)
     )
     player.close()
-    assert (len(groups[0].episodes), groups[0].num_dropped, groups[0].is_usable) == (1, 2, False)
+    assert (len(groups[0].episodes), groups[0].num_dropped, groups[0].num_missing) == (1, 2, 0)
 
 
 @pytest.mark.catalogue("B44")

@@ -199,6 +199,7 @@ async def test_the_limit_of_live_episodes_follows_what_the_engines_say() -> None
     figures = await watch.take_figures()
     assert (figures["engine/retractions"], figures["engine/requests"]) == (1, 1)
     assert (figures["rollout/live_limit"], figures["rollout/live_waiting"]) == (8, 0)
+    assert figures["rollout/live_episodes"] == live.num_in == 11
     figures = await watch.take_figures([[Traffic(num_requests=2)], [Traffic(num_requests=5)]])
     assert figures["engine/requests"] == 7 and "rollout/live_limit" not in figures
 

@@ -167,6 +167,7 @@ def test_a_command_that_dies_takes_its_children_with_it_and_leaves_its_log(tmp_p
     process.start()
     with pytest.raises(EngineError, match=r"(?s)engine 0 ended with status 7; .*the disk is full"):
         process.wait_until("http://127.0.0.1:9/health", timeout_s=20)
+    assert process.ended() == "engine 0 ended with status 7"
     assert wait_gone([int(pid) for pid in pids.read_text().split()]) == []
     process.stop()
 

@@ -200,7 +200,6 @@ async def test_a_group_reward_that_fails_is_tried_again_and_then_the_group_is_dr
     groups = await play(group_player(reward), lambda prompt, count: "x", num_prompts=4)
     by_task = {TASKS[group.prompt.task_index].task_id: group for group in groups}
     assert (by_task["t1"].episodes, by_task["t1"].num_dropped, by_task["t1"].num_missing) == ((), 4, 0)
-    assert not by_task["t1"].is_usable
     assert [len(by_task[task].episodes) for task in ("t0", "t2", "t3")] == [4, 4, 4]
     assert tried == {"t0": 1, "t1": 2, "t2": 2, "t3": 1}
 

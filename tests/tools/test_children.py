@@ -12,7 +12,7 @@ import time
 import psutil
 import pytest
 
-from polyturn.tools.children import end_child, start_child
+from polyturn.tools.children import end_child, how_it_ended, start_child
 
 CHILD = """
 import sys, time
@@ -94,3 +94,18 @@ def test_a_child_whose_owner_is_gone_before_it_can_say_so_ends():
 def test_a_program_that_cannot_be_started_is_told():
     with pytest.raises(FileNotFoundError):
         start_child(["/no/such/program"])
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (-9, "was killed by SIGKILL"),
+        (137, "was killed by SIGKILL"),
+        (143, "was killed by SIGTERM"),
+        (1, "ended with status 1"),
+        (0, "ended with status 0"),
+        (255, "ended with status 255"),
+    ],
+)
+def test_a_status_is_told_in_words(status: int, words: str) -> None:
+    assert how_it_ended(status) == words

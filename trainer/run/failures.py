@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import signal
 import threading
 import traceback
@@ -78,6 +79,7 @@ def as_run_failure(directory: RunDirectory) -> Iterator[None]:
     Raises:
         RunFailure: in place of any other exception but bad input and an interrupt.
     """
+    killed_before = num_oom_kills()
     try:
         yield
     except (ConfigError, Interrupted):
@@ -85,7 +87,13 @@ def as_run_failure(directory: RunDirectory) -> Iterator[None]:
     except Exception as failure:
         where = _keep(failure, directory.logs / "failure.log")
         again = f"; resume=true run_dir={directory.path} goes on" if directory.config.exists() else ""
-        raise RunFailure(f"{sentence_of(failure)}{where}{again}") from failure
+        killed = num_oom_kills() - killed_before
+        memory = (
+            f"; the kernel killed {killed} process(es) of this machine for want of memory"
+            if killed > 0
+            else ""
+        )
+        raise RunFailure(f"{sentence_of(failure)}{memory}{where}{again}") from failure
 
 
 def sentence_of(failure: BaseException) -> str:
@@ -94,7 +102,7 @@ def sentence_of(failure: BaseException) -> str:
     if isinstance(failure, RayError) and isinstance(cause, BaseException):
         return sentence_of(cause)
     if isinstance(failure, ActorDiedError):
-        return "a process of the run was killed or crashed: by the kernel, where memory ran out"
+        return _death_of(failure)
     if isinstance(failure, OSError) and failure.strerror:
         return machine_fault(failure)
     lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
@@ -105,6 +113,34 @@ def sentence_of(failure: BaseException) -> str:
     if isinstance(failure, SAY_IT_ALL):
         return " ".join(lines)
     return f"{type(failure).__name__}: {lines[0]}"
+
+
+ACTORS = {
+    "PolicyRank": "a rank of the policy",
+    "CriticRank": "a rank of the critic",
+    "EngineActor": "the process that holds an engine",
+    "PlayerActor": "a rollout worker",
+}
+
+
+def _death_of(failure: ActorDiedError) -> str:
+    """Which process died, as far as Ray tells. What killed it leaves no word of why."""
+    said = dict(re.findall(r"^\s*(class_name|pid|ip): (\S+)$", str(failure), flags=re.MULTILINE))
+    who = ACTORS.get(said.get("class_name", ""), "a process of the run")
+    where = f" (process {said['pid']} on {said['ip']})" if {"pid", "ip"} <= said.keys() else ""
+    return f"{who}{where} was killed or crashed"
+
+
+VMSTAT = Path("/proc/vmstat")
+
+
+def num_oom_kills() -> int:
+    """Processes that the kernel of this machine has killed for want of memory so far; 0 where it does not tell."""
+    try:
+        counters = dict(line.split() for line in VMSTAT.read_text().splitlines())
+    except OSError:
+        return 0
+    return int(counters.get("oom_kill", 0))
 
 
 def _keep(failure: BaseException, log: Path) -> str:

@@ -149,9 +149,8 @@ class TrainingLoop:
             if taken is None:
                 return
             version = self._state.policy_version + self._config.trainer.updates_per_step
-            with self._setting_aside(step, taken.groups):
-                with self._resting():
-                    credit, reports = self._learn(step, taken.groups, watch)
+            with self._setting_aside(step, taken.groups), self._resting():
+                credit, reports = self._learn(step, taken.groups, watch)
                 sync = self._sync_if_due(step, version, watch)
             row = self._worker.engine_figures() | step_metrics(
                 taken=taken,
@@ -244,7 +243,9 @@ class TrainingLoop:
 
     @contextmanager
     def _resting(self) -> Iterator[None]:
-        """Have the engines rest, if they are to while the trainer trains: answers are cut off, and go on afterwards."""
+        """Have the engines rest, if they are to while the trainer trains: answers are cut off, and go on afterwards, by
+        the new weights where those are due.
+        """
         if self._config.rollout.play_while_training:
             yield
             return
@@ -270,7 +271,8 @@ class TrainingLoop:
         """Send the weights to the engines and compare them on both sides, while no request goes on."""
         mode: PauseMode = "retract" if self._config.rollout.kv_after_update == "recompute" else "in_place"
         with ExitStack() as stack, watch.measure("sync"):
-            if self._config.rollout.max_staleness or self._heldout.is_playing:
+            rollout = self._config.rollout
+            if (rollout.max_staleness and rollout.play_while_training) or self._heldout.is_playing:
                 stack.enter_context(self._paused(mode))
             report = self._trainer.publish(version)
             if self._config.checks.enabled and self._config.checks.weights_equal:

@@ -13,8 +13,10 @@ from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.engines.groups import ServedGroups
 from polyturn.rollout.engines.launch import Engines
+from polyturn.rollout.engines.process import EngineError
 from polyturn.rollout.engines.ray_launcher import RayLauncher
 from polyturn.rollout.engines.server import EngineSpec
+from polyturn.rollout.player import RolloutError
 from polyturn.rollout.replay import ReplayedSteps
 from polyturn.rollout.source import StepSource
 from polyturn.rollout.worker import RolloutWorker
@@ -22,6 +24,7 @@ from polyturn.trainer.run.cluster import start_ray
 from polyturn.trainer.run.directory import RunDirectory
 from polyturn.trainer.run.failures import sentence_of
 from polyturn.trainer.run.ray_reaper import start_reaper
+from polyturn.trainer.weight_sync import WeightSyncError
 
 logger = logging.getLogger(__name__)
 
@@ -67,6 +70,18 @@ def step_source(config: RunConfig, engines: Engines | None) -> Iterator[StepSour
         engine_urls=engines.engine_urls,
     ) as worker:
         yield worker
+
+
+@contextmanager
+def naming_what_ended(*served: Engines | ServedGroups | None) -> Iterator[None]:
+    """Where something fails, and the router or an engine has ended, say that first: the one follows from the other."""
+    try:
+        yield
+    except (EngineError, RolloutError, WeightSyncError, ray.exceptions.RayError) as failure:
+        ended = [how for each in served if each is not None for how in each.ended()]
+        if not ended:
+            raise
+        raise EngineError(f"{'; '.join(ended)}: {sentence_of(failure)}") from failure
 
 
 def ignoring_dead_actors(close: Callable[[], None]) -> Callable[[], None]:

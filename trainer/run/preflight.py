@@ -18,8 +18,10 @@ from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.sizing.arithmetic import check_batch, num_cores, num_gpus
 from polyturn.configs.sizing.memory import CPU_KV_TOKENS, check_layout
 from polyturn.configs.sizing.model_shape import ModelShape
+from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.messages import TaskSource
-from polyturn.envs.registry import list_environments, make
+from polyturn.envs.process_env import make_for_rollout
+from polyturn.envs.registry import list_environments
 from polyturn.envs.tasks import make_curriculum
 from polyturn.rollout.checks import (
     check_branching,
@@ -35,6 +37,7 @@ from polyturn.rollout.factory import (
     dialect_of,
     episode_limits,
     renderer_of,
+    run_reward,
     tasks_of,
     training_sampling,
 )
@@ -342,7 +345,10 @@ def open_tasks(config: RunConfig, split: str) -> TaskSource:
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
         raise ConfigError(f"environment.id: there is no environment '{environment.id}'; {hint}")
     with as_config_error("environment: "):
-        make(environment.id, **environment.options).close()
+        try:
+            make_for_rollout(environment.id, graded_by=run_reward(config), **environment.options).close()
+        except EnvironmentFault as fault:
+            raise ConfigError(f"environment: {fault}") from fault
         return tasks_of(config, split)
 
 

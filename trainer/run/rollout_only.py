@@ -21,7 +21,13 @@ from polyturn.trainer.checkpoints.manifest import read_sealed, write_sealed
 from polyturn.trainer.run.directory import RunDirectory, RunState
 from polyturn.trainer.run.failures import InterruptGuard, as_run_failure
 from polyturn.trainer.run.metrics import episode_metrics
-from polyturn.trainer.run.parts import begin_engines, begin_groups, begin_ray, step_source
+from polyturn.trainer.run.parts import (
+    begin_engines,
+    begin_groups,
+    begin_ray,
+    naming_what_ended,
+    step_source,
+)
 from polyturn.trainer.run.preflight import check_run_directory, preflight
 from polyturn.trainer.run.progress import ProgressDisplay, make_progress
 from polyturn.trainer.run.resume import check_resume, identify
@@ -84,6 +90,7 @@ def roll_out(config: RunConfig) -> Path:
             groups = begin_groups(stack, config, directory)
             engines.wait_ready()
             groups.wait_ready()
+            stack.enter_context(naming_what_ended(engines, groups))
             guard = stack.enter_context(InterruptGuard())
             source = stack.enter_context(step_source(with_urls(config, groups.urls), engines))
             guard.subscribe(source.stop)

@@ -21,6 +21,7 @@ from polyturn.trainer.run.parts import (
     begin_groups,
     begin_ray,
     ignoring_dead_actors,
+    naming_what_ended,
     step_source,
 )
 from polyturn.trainer.run.preflight import preflight
@@ -59,6 +60,7 @@ def train(config: RunConfig, *, warnings: Sequence[str] | None = None) -> Path:
             trainer, engines, groups = stack.enter_context(
                 _running_stack(config, directory, progress, stopwatch)
             )
+            stack.enter_context(naming_what_ended(engines, groups))
             running = with_urls(config, groups.urls)
             # From here on Ctrl-C drains; before, there is nothing to save.
             guard = stack.enter_context(InterruptGuard())

@@ -1,0 +1,372 @@
+"""Environments in processes of their own: what blocks or holds the interpreter in one holds up nothing but its episode.
+
+    player's process                       child, `python -m polyturn.envs.process_env OWNER`
+    ProcessEnv.reset_async ---Reset--->    env.reset
+                           <--Given----    observation and info
+    ProcessEnv.step_async  ---Step---->    env.step
+
+A message is a pickle behind its length: both ends are this package, and the child runs code that its user trusts. It is
+a place for slow code, no sandbox. A child plays one episode after the other; it ends with its owner, and Ctrl-C is not
+for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import pickle
+import select
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, BinaryIO
+
+import gymnasium
+from gymnasium.envs.registration import load_env_creator
+
+from polyturn.envs.faults import EnvironmentFault, describe, message_of
+from polyturn.envs.hooks import StepLimits
+from polyturn.envs.messages import AssistantMessage, Observation, Reward
+from polyturn.envs.registry import find, make, register
+from polyturn.envs.spaces import ReplySpace
+from polyturn.envs.tool_env import StepResult, ToolEnv
+from polyturn.envs.wrappers import WrappedToolEnv
+from polyturn.tools.children import end_child, end_with, how_it_ended, start_child
+from polyturn.tools.threads import Offload
+from polyturn.tools.tool import OutOfTime
+from polyturn.tools.types import ToolSpec
+
+LENGTH = struct.Struct("<Q")
+START_S = 120.0
+"""How long a child may take to start and to make its environment."""
+MARGIN_S = 10.0
+"""How much longer than the limits of a reset or step its answer is waited for: the child sees to them itself."""
+CLOSE_S = 5.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Make:
+    """Make the environment; answered by its tools."""
+
+    env_id: str
+    entry_point: str
+    """`module:name`, for an id that is not registered in the child."""
+    registered: Mapping[str, Any]
+    """Arguments of the constructor that it was registered with."""
+    options: Mapping[str, Any]
+    graded_by: Reward | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reset:
+    """Begin an episode."""
+
+    seed: int | None
+    options: Mapping[str, Any] | None
+    limits: StepLimits
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """Answer a message."""
+
+    action: AssistantMessage
+    limits: StepLimits
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Given:
+    """What a call gave."""
+
+    value: Any
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Failed:
+    """A call raised."""
+
+    sentence: str
+    is_out_of_time: bool
+    """The policy's time for its tool calls was over; else something behind the environment failed."""
+
+
+Request = Make | Reset | Step
+
+
+def make_for_rollout(env_id: str, /, *, graded_by: Reward | None = None, **options: Any) -> ToolEnv:
+    """As `make`, in a process of its own where the environment's class says `hooks_run = "own_process"`.
+
+    Args:
+        graded_by: What grades in place of the environment's `grade`; None: nothing does.
+
+    Raises:
+        ValueError: as `make`; or another process could not import the environment, or what grades cannot be sent there.
+        EnvironmentFault: the process died, or did not get so far in time.
+    """
+    find(env_id)
+    creator = gymnasium.registry[env_id].entry_point
+    kind = load_env_creator(creator) if isinstance(creator, str) else creator
+    if isinstance(kind, type) and issubclass(kind, ToolEnv) and kind.hooks_run == "own_process":
+        return ProcessEnv(env_id, options, graded_by=graded_by)
+    env = make(env_id, **options)
+    inner = env.inner if isinstance(env, WrappedToolEnv) else env
+    if inner.hooks_run == "own_process":
+        # It is a function that makes it, so that nobody could know before.
+        env.close()
+        return ProcessEnv(env_id, options, graded_by=graded_by)
+    if graded_by is not None:
+        env.graded_by = graded_by
+    return env
+
+
+class ProcessEnv(ToolEnv):
+    """Stands for an environment that lives in a child. Close it at the end."""
+
+    needs_thread = True  # type: ignore[assignment]  # it waits in one for the child
+
+    def __init__(self, env_id: str, options: Mapping[str, Any], *, graded_by: Reward | None = None) -> None:
+        """Start the child and have it make the environment. Raises as `make_for_rollout`."""
+        super().__init__()
+        self._id = env_id
+        info = find(env_id)
+        if info.entry_point.startswith("__main__:"):
+            raise ValueError(
+                f"{env_id} says hooks_run = 'own_process', but no other process can import it from the program itself; "
+                "move it into a module"
+            )
+        self._child: _Child | None = _Child()
+        try:
+            self._tools: tuple[ToolSpec, ...] = self._ask(
+                Make(
+                    env_id=env_id,
+                    entry_point=info.entry_point,
+                    registered=info.kwargs,
+                    options=options,
+                    graded_by=graded_by,
+                ),
+                START_S,
+            )
+        except BaseException:
+            self.close()
+            raise
+        self.action_space = ReplySpace(self._tools)
+
+    @property
+    def env_id(self) -> str:
+        return self._id
+
+    @property
+    def tools(self) -> tuple[ToolSpec, ...]:
+        return self._tools
+
+    @property
+    def is_reusable(self) -> bool:
+        return super().is_reusable and self._child is not None and self._child.is_alive
+
+    def close(self) -> None:
+        """Let the child close its environment, and end it."""
+        self._done = True
+        child, self._child = self._child, None
+        if child is not None:
+            child.close()
+        if self._hook_thread is not None:
+            self._hook_thread.shutdown()
+
+    def _waits(self) -> bool:
+        # The child runs an event loop of its own where its environment needs one.
+        return False
+
+    async def _reset(
+        self, seed: int | None, options: dict[str, Any] | None, offload: Offload
+    ) -> tuple[Observation, dict[str, Any]]:
+        self._task = (options or {}).get("task")
+        request = Reset(seed=seed, options=options, limits=self.step_limits)
+        given: tuple[Observation, dict[str, Any]] = await self._answer(request, offload)
+        return given
+
+    async def _step(self, action: AssistantMessage, offload: Offload) -> StepResult:
+        if action not in self.action_space:
+            raise ValueError(f"an action is an AssistantMessage, not {type(action).__name__}")
+        given: StepResult = await self._answer(Step(action=action, limits=self.step_limits), offload)
+        return given
+
+    async def _answer(self, request: Reset | Step, offload: Offload) -> Any:
+        limits = request.limits
+        hooks_s, tools_s = limits.hook_timeout_s, limits.tools_timeout_s
+        timeout_s = None
+        if hooks_s is not None and tools_s is not None:
+            # Setting up tools and `begin`, or `follow_up` and a grade that another reward may go with.
+            timeout_s = 3 * hooks_s + tools_s + MARGIN_S
+        return await offload(functools.partial(self._ask, request, timeout_s))
+
+    def _ask(self, request: Request, timeout_s: float | None) -> Any:
+        """The child's answer. Raises `EnvironmentFault`, after which the child is gone, and `OutOfTime`."""
+        if self._child is None:
+            raise EnvironmentFault(f"{self._id}: its process has ended")
+        try:
+            answer = self._child.ask(request, timeout_s)
+        except (_ChildEnded, TimeoutError) as fault:
+            self._child.kill()
+            raise EnvironmentFault(f"{self._id}: {fault}") from fault
+        if isinstance(answer, Given):
+            return answer.value
+        if answer.is_out_of_time:
+            raise OutOfTime(answer.sentence)
+        if isinstance(request, Make):
+            raise ValueError(answer.sentence)
+        raise EnvironmentFault(answer.sentence)
+
+
+class _ChildEnded(Exception):
+    """The process has ended, and this is how."""
+
+
+@dataclass(slots=True)
+class _Child:
+    """A process that holds an environment. One call at a time."""
+
+    _process: subprocess.Popen[bytes] = field(default_factory=lambda: _start())
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.poll() is None
+
+    def ask(self, request: Request, timeout_s: float | None) -> Given | Failed:
+        """Raises `_ChildEnded`, `TimeoutError` where no answer came in time, and `ValueError`: it cannot be sent."""
+        try:
+            message = pickle.dumps(request)
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"hooks_run = 'own_process': what the environment is given cannot be sent to another process: {error}"
+            ) from error
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(LENGTH.pack(len(message)) + message)
+            self._process.stdin.flush()
+        except (BrokenPipeError, ValueError) as error:
+            raise self._end() from error
+        (length,) = LENGTH.unpack(self._read(LENGTH.size, deadline))
+        answer: Given | Failed = pickle.loads(self._read(length, deadline))
+        return answer
+
+    def _read(self, num_bytes: int, deadline: float | None) -> bytes:
+        assert self._process.stdout is not None
+        stdout = self._process.stdout.fileno()
+        poll = select.poll()
+        poll.register(stdout, select.POLLIN)
+        parts: list[bytes] = []
+        while num_bytes:
+            left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+            if not poll.poll(None if left_s is None else left_s * 1000):
+                raise TimeoutError("its process did not answer in time, and was killed")
+            part = os.read(stdout, min(num_bytes, 1 << 20))
+            if not part:
+                raise self._end()
+            parts.append(part)
+            num_bytes -= len(part)
+        return b"".join(parts)
+
+    def _end(self) -> _ChildEnded:
+        return _ChildEnded(f"its process {how_it_ended(self._process.wait())}")
+
+    def close(self) -> None:
+        """Let it close its environment: it does at the end of its input."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended
+            self._process.stdin.close()
+        end_child(self._process, wait_s=CLOSE_S)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+
+    def kill(self) -> None:
+        end_child(self._process)
+
+
+def _start() -> subprocess.Popen[bytes]:
+    return start_child(
+        [sys.executable, "-m", "polyturn.envs.process_env", str(os.getpid())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        # What this program can import, the child can.
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+    )
+
+
+class _Held:
+    """The environment in the child."""
+
+    env: ToolEnv | None = None
+
+    def answer(self, request: Request) -> Any:
+        """What a request asks for. Raises what the environment raises."""
+        if isinstance(request, Make):
+            self.env = _made(request)
+            return self.env.tools
+        assert self.env is not None, "nothing was made"
+        self.env.unwrapped.step_limits = request.limits  # type: ignore[attr-defined]
+        if isinstance(request, Reset):
+            options = None if request.options is None else dict(request.options)
+            return self.env.reset(seed=request.seed, options=options)
+        return self.env.step(request.action)
+
+    def close(self) -> None:
+        """Close it."""
+        if self.env is not None:
+            self.env.close()
+
+
+def _made(request: Make) -> ToolEnv:
+    try:
+        find(request.env_id)
+    except ValueError:
+        register(request.env_id, request.entry_point, kwargs=dict(request.registered))
+    env = make(request.env_id, **request.options)
+    if request.graded_by is not None:
+        env.graded_by = request.graded_by
+    return env
+
+
+def serve(requests: BinaryIO, answers: BinaryIO) -> None:
+    """Answer requests until there are no more."""
+    held = _Held()
+    try:
+        while len(head := requests.read(LENGTH.size)) == LENGTH.size:
+            (length,) = LENGTH.unpack(head)
+            request: Request = pickle.loads(requests.read(length))
+            message = _message(held, request)
+            answers.write(LENGTH.pack(len(message)) + message)
+            answers.flush()
+    finally:
+        held.close()
+
+
+def _message(held: _Held, request: Request) -> bytes:
+    """The answer to a request as bytes, whatever comes of it."""
+    try:
+        return pickle.dumps(Given(value=held.answer(request)))
+    except OutOfTime as error:
+        return pickle.dumps(Failed(sentence=str(error), is_out_of_time=True))
+    except Exception as error:  # noqa: BLE001  the border of one episode
+        is_fault = isinstance(error, EnvironmentFault)
+        sentence = message_of(error) if is_fault else describe(error)
+        return pickle.dumps(Failed(sentence=sentence, is_out_of_time=False))
+
+
+def main(owner: int) -> None:
+    """Serve the owner through standard input and output, which is taken away from everything that prints."""
+    end_with(owner)
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    serve(sys.stdin.buffer, answers)
+
+
+if __name__ == "__main__":
+    # What is pickled is of the module by its own name.
+    from polyturn.envs.process_env import main as named_main
+
+    named_main(int(sys.argv[1]))
