@@ -390,8 +390,8 @@ class _Sample:
 
     @property
     def was_never_answered(self) -> bool:
-        """Whether only engines failed it: what an earlier session gave up as they broke is tried again."""
-        return all(made.stop_reason == POLICY_FAULT for made in self.attempts)
+        """Whether only engines, or models of users, failed it: what was given up as they broke is tried again."""
+        return all(made.stop_reason in (POLICY_FAULT, USER_FAULT) for made in self.attempts)
 
     @property
     def survivor(self) -> Episode | None:

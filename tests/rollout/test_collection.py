@@ -11,6 +11,7 @@ import pytest
 from polyturn.agents.deadlines import EpisodeLimits
 from polyturn.agents.episode import Outcome
 from polyturn.agents.policy import EngineUnavailable, PolicyFault
+from polyturn.envs.faults import UserFault
 from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collection import play_groups
@@ -386,12 +387,20 @@ async def test_nothing_is_dropped_because_no_engine_answers():
     assert [episode.stop_reason for episode in kept] == ["terminated", "no_engine", "no_engine", "no_engine"]
 
 
-async def test_what_an_earlier_session_gave_up_is_tried_again():
+class WithoutUser(SlowEnv):
+    """Talks with a user whose model is down."""
+
+    def begin(self, task):
+        raise UserFault("the simulated user cannot speak")
+
+
+@pytest.mark.parametrize("make_env", [SlowEnv, WithoutUser])
+async def test_what_an_earlier_session_gave_up_is_tried_again(make_env):
     """Its engine had died, say: else its resume would drop the prompts, or have nothing to train on for ever."""
     kept = []
     with pytest.raises(RolloutError, match="every episode failed"):
         await collect(
-            make_player(limits=FAST),
+            make_player(make_env, limits=FAST),
             CallThenAnswer(fail=lambda _: True),
             num_prompts=1,
             on_episode=kept.append,
