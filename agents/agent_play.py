@@ -113,6 +113,11 @@ class AgentEpisode:
         """A Unix socket where the session is served too."""
         return self.address.socket_path
 
+    @property
+    def has_asked(self) -> bool:
+        """Whether the policy was asked anything yet."""
+        return self._stage.has_been_asked
+
     async def reply(
         self, messages: Sequence[Message], tools: Sequence[ToolSpec] | None = None
     ) -> AssistantMessage:
@@ -347,6 +352,11 @@ class _Stage:
         """Wait for something that is not the agent's time."""
         with self._waiting():
             await event
+
+    @property
+    def has_been_asked(self) -> bool:
+        """Whether the policy was asked anything yet."""
+        return self._session.has_been_asked()
 
     async def _until_done(self, running: asyncio.Future[Any]) -> None:
         """Wait until the agent has ended, or its time has."""

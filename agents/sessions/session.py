@@ -229,6 +229,10 @@ class Session:
         ]
         return (*(of_main[-1].messages if of_main else ()), *named)
 
+    def has_been_asked(self) -> bool:
+        """Whether there was any request, answered or not."""
+        return bool(self._num_asked or self._num_refused)
+
     def counts(self) -> SessionCounts:
         """What happened so far."""
         by_conversation: dict[int, list[Line]] = {}

@@ -11,7 +11,7 @@ from polyturn.envs.harbor.task_directory import SHIPPED, HarborTask, find_tasks,
 from polyturn.envs.harbor.trial import ImagePolicy, Trial, TrialOptions, prepare_image
 from polyturn.envs.messages import AssistantMessage, ListTasks, Message, Script, Task, TaskSource, script_of
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.tools.sandbox.container import Container, Containers
+from polyturn.tools.sandbox.container import AgentContainer, Containers
 from polyturn.tools.sandbox.container_command import CommandResult
 from polyturn.tools.sandbox.container_image import HiddenImage
 from polyturn.tools.sandbox.sandbox import SandboxUnavailable
@@ -136,9 +136,16 @@ class HarborEnv(ToolEnv):
         self._trial = Trial(self._containers, found, self._images[found.folder], self._options)
         return task.messages
 
-    def container(self) -> Container:
-        """The container of the episode, for a program that acts in it. Raises ContainerFailed."""
-        return self._current().container()
+    def agent_container(self) -> AgentContainer:
+        """The container of the episode, for a program that acts in it in place of `bash`. Raises ContainerFailed."""
+        trial = self._current()
+        user = trial.task.agent_user
+        return AgentContainer(
+            containers=self._containers,
+            container=trial.container(),
+            user=None if user is None else str(user),
+            timeout_s=self._left_s,
+        )
 
     @tool
     def bash(self, command: str, timeout_s: float | None = None) -> str:

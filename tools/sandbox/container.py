@@ -16,7 +16,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, Protocol, Self, runtime_checkable
 
 from polyturn.tools.sandbox.container_command import (
     KILL_S,
@@ -291,6 +291,15 @@ class Container:
         """Writes a folder, or a file, of this machine there; those named may be executed. Raises ContainerFailed."""
         self.put(tree_archive(source, target, executable=executable))
 
+    def put_bytes(self, data: bytes, target: str) -> None:
+        """Writes a file that everybody in the container may read and run. Raises ContainerFailed."""
+        archive = io.BytesIO()
+        with tarfile.open(fileobj=archive, mode="w") as tar:
+            entry = tarfile.TarInfo(target.strip("/"))
+            entry.size, entry.mode = len(data), 0o755
+            tar.addfile(entry, io.BytesIO(data))
+        self.put(archive.getvalue())
+
     def make_folders(self, *folders: str) -> None:
         """Makes folders that everybody in the container may write to. Raises ContainerFailed."""
         archive = io.BytesIO()
@@ -392,6 +401,27 @@ class Container:
                 self.handle.reload()  # it may be the container that is not found
                 return
             yield from pieces
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AgentContainer:
+    """The container of an episode, where a program may act as the agent."""
+
+    containers: Containers
+    container: Container
+    user: str | None
+    """Who the agent is there; None: the image's user."""
+    timeout_s: float
+    """Seconds that the task gives it; may be infinite."""
+
+
+@runtime_checkable
+class OffersContainer(Protocol):
+    """An environment whose tasks are done in a container."""
+
+    def agent_container(self) -> AgentContainer:
+        """That of the episode which has begun; once it is graded there is none. Raises ContainerFailed."""
+        ...
 
 
 def tree_archive(source: Path, target: str, *, executable: Sequence[str] = ()) -> bytes:

@@ -51,7 +51,7 @@ class CommandResult:
         return self.status == "ended" and self.exit_code == 0
 
 
-class _Kept:
+class Kept:
     """The beginning and the end of what was written."""
 
     def __init__(self, max_bytes: int) -> None:
@@ -101,7 +101,7 @@ class Command:
         Raises ContainerFailed.
         """
         start = time.monotonic()
-        kept = _Kept(max_output_bytes)
+        kept = Kept(max_output_bytes)
         with docker_errors("running a command"), contextlib.closing(self):
             status = self._read(kept, start + timeout_s, max_written_bytes)
             if status != "ended":
@@ -141,7 +141,7 @@ class Command:
             response.close()
         self._attached.close()
 
-    def _read(self, kept: _Kept, deadline: float, max_written_bytes: int) -> CommandStatus:
+    def _read(self, kept: Kept, deadline: float, max_written_bytes: int) -> CommandStatus:
         look_s, next_look, ended_at = _FIRST_LOOK_S, time.monotonic() + _LAST_LOOK_S, None
         while True:
             now = time.monotonic()
@@ -168,7 +168,7 @@ class Command:
                     return "disk_limit"
                 next_look = time.monotonic() + _LAST_LOOK_S
 
-    def _take(self, kept: _Kept, stream: int, piece: bytes) -> None:
+    def _take(self, kept: Kept, stream: int, piece: bytes) -> None:
         """The first line of the standard output is the number of the process."""
         if not self._has_pid.is_set() and stream == STDOUT:
             self._pid += piece

@@ -123,7 +123,7 @@ def test_an_image_that_cannot_be_built_is_no_reward(make_env: MakeEnv, tmp_path:
 def test_a_daemon_that_is_gone_is_no_reward(make_env: MakeEnv, tmp_path: Path) -> None:
     env = make_env(write_task(tmp_path / "task"))
     env.reset(seed=0)
-    env.container()
+    env.agent_container()
     adapter = env._containers.client.api._custom_adapter
     path, adapter.socket_path = adapter.socket_path, "/nonexistent"
     adapter.pools.clear()
@@ -132,7 +132,7 @@ def test_a_daemon_that_is_gone_is_no_reward(make_env: MakeEnv, tmp_path: Path) -
     adapter.socket_path = path
     adapter.pools.clear()
     env.reset(seed=0)
-    env.container().handle.remove(force=True)  # by somebody else
+    env.agent_container().container.handle.remove(force=True)  # by somebody else
     with pytest.raises(EnvironmentFault, match="No such container"):
         env.step(AssistantMessage(content="Done."))
 
@@ -186,7 +186,7 @@ def test_time_and_memory_have_limits(make_env: MakeEnv, tmp_path: Path, client: 
     )
     env = make_env(task)
     env.reset(seed=0)
-    limits = env.container().handle.attrs["HostConfig"]
+    limits = env.agent_container().container.handle.attrs["HostConfig"]
     assert (limits["NanoCpus"], limits["Memory"], limits["MemorySwap"]) == (500_000_000, 64 << 20, 64 << 20)
     assert (limits["NetworkMode"], limits["PidsLimit"], limits["Privileged"]) == ("none", 512, False)
     assert limits["Binds"] is None
