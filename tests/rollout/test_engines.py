@@ -12,16 +12,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import httpx
+import numpy as np
 import psutil
 import pytest
 import ray
 from safetensors.torch import load_file
 
-from polyturn.agents.episode import BEST_OF_SAMPLES
+from polyturn.agents.episode import BEST_OF_SAMPLES, Episode, Outcome
 from polyturn.agents.ledger import Ledger
 from polyturn.agents.policies.named import make_policy
 from polyturn.agents.policy import PolicyFault, SamplingParams
@@ -43,7 +46,10 @@ from polyturn.rollout.factory import build_player, open_client, open_policy
 from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.named_play import ServedModel, named_player
 from polyturn.rollout.remote_players import RemotePlayers
+from polyturn.rollout.scheduler import Frontier
+from polyturn.rollout.source import RolloutStart
 from polyturn.rollout.store import TrajectoryStore
+from polyturn.rollout.worker import RolloutWorker
 from polyturn.tools.chat.client import ChatClient
 from polyturn.tools.search.retrieval import SEARCH_SPEC
 from polyturn.trainer.credit.estimates import make_samples
@@ -527,6 +533,91 @@ async def test_rollout_workers_play_what_one_process_plays_and_one_that_dies_los
         episode.segments[0].token_ids.tolist() == alone[episode.episode_id].segments[0].token_ids.tolist()
         for episode in episodes
     )
+
+
+async def test_answers_that_a_rest_cuts_off_go_on_from_their_tokens_by_the_new_version(
+    engines, control, tiny_model, tmp_path
+):
+    """`play_while_training: false`. What was sampled before the rest is kept, and what comes behind goes on from it.
+
+    The weights of both versions are the same.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = run_config(tiny_model)
+    rollout = {
+        "prompts_per_step": 2,
+        "samples_per_prompt": 2,
+        "max_staleness": 1,
+        "play_while_training": False,
+    }
+    config = config.model_copy(
+        update={
+            "rollout": config.rollout.model_copy(update=rollout),
+            "trainer": config.trainer.model_copy(update={"num_steps": 2}),
+            "environment": config.environment.model_copy(update={"max_tokens_per_turn": 48, "max_turns": 2}),
+        }
+    )
+
+    has_ended = threading.Event()
+
+    def rest(worker: RolloutWorker) -> None:
+        """As a step of the trainer does, while others are under way."""
+        assert has_ended.wait(timeout=60)
+        worker.rest()
+        control.pause("abort")
+        control.update_weights_from_disk(model_path=str(tiny_model), weight_version=1)
+        control.go_on()
+        worker.go_on()
+
+    def play() -> list[Episode]:
+        with (
+            contextlib.closing(TrajectoryStore(tmp_path)) as store,
+            RolloutWorker(
+                config, model_path=tiny_model, url=engines.url, engine_urls=engines.engine_urls
+            ) as worker,
+            ThreadPoolExecutor(1) as trainer,
+        ):
+            worker.begin(RolloutStart(step=0, version=0, frontier=Frontier()), store)
+            training = trainer.submit(rest, worker)
+            first = worker.take(on_episode=lambda _: has_ended.set())
+            training.result()
+            worker.advance(version=1, engine_step=1, engine_version=1)
+            second = worker.take(on_episode=lambda _: None)
+        assert first is not None and second is not None
+        return [episode for taken in (first, second) for group in taken.groups for episode in group.episodes]
+
+    try:
+        rested = await asyncio.to_thread(play)
+    finally:
+        control.update_weights_from_disk(model_path=str(tiny_model), weight_version=0)
+    assert {episode.outcome for episode in rested} <= {Outcome.COMPLETED, Outcome.TRUNCATED}
+    whole = await collect(
+        config.model_copy(update={"rollout": config.rollout.model_copy(update={"prompts_per_step": 4})}),
+        tiny_model,
+        engines.url,
+    )
+    at_once = {episode.episode_id: episode for group in whole for episode in group.episodes}
+    assert len(rested) == len(at_once) == 8
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    num_cut_off = 0
+    for episode in rested:
+        (ours,), (theirs,) = episode.segments, at_once[episode.episode_id].segments
+        (renewed,) = np.nonzero(ours.policy_versions == 1)
+        num_kept = renewed[0] if len(renewed) else len(ours)
+        kept = slice(0, num_kept)
+        assert ours.token_ids[kept].tolist() == theirs.token_ids[kept].tolist()
+        assert set(ours.policy_versions[num_kept:][ours.sampled[num_kept:]].tolist()) <= {1}
+        num_cut_off += 0 < num_kept < len(ours) and bool(ours.sampled[num_kept - 1])
+        with torch.no_grad():
+            logits = model(torch.tensor(ours.token_ids[None], dtype=torch.long)).logits[0, :-1]
+        scored = torch.log_softmax(logits, -1).gather(
+            1, torch.tensor(ours.token_ids[1:, None], dtype=torch.long)
+        )
+        sampled = ours.sampled[1:]
+        np.testing.assert_allclose(ours.logprobs[1:][sampled], scored[:, 0].numpy()[sampled], atol=1e-4)
+    assert num_cut_off, "no answer was under way"
 
 
 def test_a_probe_of_a_random_model_is_written_task_by_task_and_goes_on(
