@@ -390,9 +390,10 @@ def table_of(sessions: Sequence[SessionRecord]) -> str:
     for (victim, moment), count in sorted(counts.items()):
         ended = [one for one in sessions if one.last == (victim, moment)]
         ends = Counter(one.sentence.split(";")[0][:90] or f"exit {one.exit_code}" for one in ended)
+        end = ends.most_common(1)[0][0] if ends else "others were killed after it in all sessions"
         rows.append(
             f"{victim:16} {moment:8} {count:>6} {len(ended):>9} {sum(not one.is_clear for one in ended):>8} "
-            f"{sum(len(one.orphans) for one in ended):>8}  {ends.most_common(1)[0][0] if ends else 'it goes on'}"
+            f"{sum(len(one.orphans) for one in ended):>8}  {end}"
         )
     return "\n".join(rows)
 
