@@ -75,6 +75,7 @@ async def play_tokens(
                 record=record,
                 renderer=renderer,
                 dialect=dialect,
+                tools=tools,
                 clock=clock,
             )
             if rebuilt is None:

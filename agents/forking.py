@@ -8,6 +8,7 @@ tokens, none of them sampled: they are trained on in the trunk.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ from polyturn.agents.episode_record import EpisodeRecord, Stop, observation_dige
 from polyturn.agents.ledger import Segment
 from polyturn.envs.messages import Observation
 from polyturn.tools.tool import OutOfTime
+from polyturn.tools.types import ToolSpec
 
 BRANCH_REFUSED = "branch_refused"
 """Stop reason of an attempt whose environment could not be rebuilt: it is played from the start."""
@@ -113,6 +115,7 @@ async def rebuild(
     record: EpisodeRecord,
     renderer: ChatRenderer,
     dialect: Dialect,
+    tools: Sequence[ToolSpec],
     clock: EpisodeTime,
 ) -> Observation | None:
     """Step the trunk's answers again, from the reset's `observation` on; all of it is recorded.
@@ -121,7 +124,7 @@ async def rebuild(
     """
     for turn, answer in enumerate(fork.answers):
         in_thought = renderer.opens_thought(observation, is_first=turn == 0)
-        parsed = dialect.parse(renderer.decode(answer), in_thought=in_thought)
+        parsed = dialect.parse(renderer.decode(answer), in_thought=in_thought, tools=tools)
         action = renderer.with_call_ids(parsed, record.num_tool_calls)
         record.add_action(action)
         try:

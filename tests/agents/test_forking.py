@@ -77,6 +77,14 @@ class Writes:
         )
 
 
+class KnowsTools(HermesDialect):
+    """As a dialect that takes the types of arguments from the tools: it reads the trunk's turns as they were read."""
+
+    def parse(self, text, *, in_thought=False, tools=()):
+        assert [spec.name for spec in tools] == ["roll"]
+        return super().parse(text, in_thought=in_thought, tools=tools)
+
+
 def play(name, texts, *, env=None, fork=None, seed=1, number=0):
     tokenizer = FAMILIES[name].tokenizer
     policy = Writes(tokenizer, texts, number=number)
@@ -85,7 +93,7 @@ def play(name, texts, *, env=None, fork=None, seed=1, number=0):
             env=env or Dice(),
             policy=policy,
             renderer=ChatRenderer(tokenizer),
-            dialect=HermesDialect(),
+            dialect=KnowsTools(),
             task=TASK,
             seed=seed,
             limits=EpisodeLimits(max_turns=8, max_tokens_per_turn=500, max_tokens_per_episode=5000),
