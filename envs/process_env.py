@@ -21,6 +21,7 @@ import struct
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -28,7 +29,7 @@ from typing import Any, BinaryIO
 import gymnasium
 from gymnasium.envs.registration import load_env_creator
 
-from polyturn.envs.faults import EnvironmentFault, describe, message_of
+from polyturn.envs.faults import EnvironmentFault, UserFault, describe, message_of, printable
 from polyturn.envs.hooks import StepLimits
 from polyturn.envs.messages import AssistantMessage, Observation, Reward
 from polyturn.envs.registry import find, make, register
@@ -89,12 +90,23 @@ class Given:
 class Failed:
     """A call raised."""
 
+    kind: str
+    """One of `KINDS`: whose fault it is."""
     sentence: str
-    is_out_of_time: bool
-    """The policy's time for its tool calls was over; else something behind the environment failed."""
+    trace: str
+    """Where it was raised in the child."""
 
 
 Request = Make | Reset | Step
+KINDS: Mapping[str, type[Exception]] = {
+    "user": UserFault,
+    "environment": EnvironmentFault,
+    "out_of_time": OutOfTime,
+}
+
+
+class RaisedInChild(Exception):
+    """What an exception of the child is raised from: its text is the traceback there."""
 
 
 def make_for_rollout(env_id: str, /, *, graded_by: Reward | None = None, **options: Any) -> ToolEnv:
@@ -204,7 +216,7 @@ class ProcessEnv(ToolEnv):
         return await offload(functools.partial(self._ask, request, timeout_s))
 
     def _ask(self, request: Request, timeout_s: float | None) -> Any:
-        """The child's answer. Raises `EnvironmentFault`, after which the child is gone, and `OutOfTime`."""
+        """The child's answer. Raises what of `KINDS` the environment raised, or that the child is gone."""
         if self._child is None:
             raise EnvironmentFault(f"{self._id}: its process has ended")
         try:
@@ -214,11 +226,8 @@ class ProcessEnv(ToolEnv):
             raise EnvironmentFault(f"{self._id}: {fault}") from fault
         if isinstance(answer, Given):
             return answer.value
-        if answer.is_out_of_time:
-            raise OutOfTime(answer.sentence)
-        if isinstance(request, Make):
-            raise ValueError(answer.sentence)
-        raise EnvironmentFault(answer.sentence)
+        kind = ValueError if isinstance(request, Make) else KINDS[answer.kind]
+        raise kind(answer.sentence) from RaisedInChild(answer.trace)
 
 
 class _ChildEnded(Exception):
@@ -349,12 +358,13 @@ def _message(held: _Held, request: Request) -> bytes:
     """The answer to a request as bytes, whatever comes of it."""
     try:
         return pickle.dumps(Given(value=held.answer(request)))
-    except OutOfTime as error:
-        return pickle.dumps(Failed(sentence=str(error), is_out_of_time=True))
     except Exception as error:  # noqa: BLE001  the border of one episode
-        is_fault = isinstance(error, EnvironmentFault)
-        sentence = message_of(error) if is_fault else describe(error)
-        return pickle.dumps(Failed(sentence=sentence, is_out_of_time=False))
+        kind = next((name for name, kind in KINDS.items() if isinstance(error, kind)), None)
+        sentence = describe(error) if kind is None else message_of(error)
+        # A fault says itself what failed: where it came from is what it was made of.
+        origin = error if kind is None else error.__cause__ or error
+        trace = printable("".join(traceback.format_exception(origin)))
+        return pickle.dumps(Failed(kind=kind or "environment", sentence=sentence, trace=trace))
 
 
 def main(owner: int) -> None:

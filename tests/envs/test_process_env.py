@@ -11,8 +11,9 @@ from typing import Any
 import psutil
 import pytest
 
+from polyturn.agents.episode import failure_text
 from polyturn.envs import process_env
-from polyturn.envs.faults import EnvironmentFault
+from polyturn.envs.faults import EnvironmentFault, UserFault
 from polyturn.envs.hooks import StepLimits
 from polyturn.envs.messages import AssistantMessage, EpisodeView, Task
 from polyturn.envs.process_env import ProcessEnv, make_for_rollout
@@ -94,6 +95,15 @@ async def test_what_it_gives_is_what_it_gives_here_and_the_process_is_kept(pool:
     assert observation[0]["content"] == str(first)
     assert turns >= 10, "the event loop stood still"
 
+    with pytest.raises(UserFault, match=r"^the user left$"):
+        await again.env.step_async(call("leave"))
+    await again.env.reset_async(seed=3, options={"task": TASK})
+    with pytest.raises(
+        EnvironmentFault, match=r"tool 'fail' failed on task 't': .*the backend is gone"
+    ) as fault:
+        await again.env.step_async(call("fail"))
+    assert "process_envs.py" in failure_text(fault.value), "where in the child"
+    await again.env.reset_async(seed=3, options={"task": TASK})
     with pytest.raises(EnvironmentFault, match=f"{APART}: its process was killed by SIGKILL"):
         await again.env.step_async(call("die"))
     assert not again.env.is_reusable

@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 
+from polyturn.envs.faults import UserFault
 from polyturn.envs.messages import AssistantMessage, Grade, ListTasks, Task
 from polyturn.envs.rewards import exact_match
 from polyturn.envs.tool_env import HooksRun, ToolEnv
@@ -32,6 +33,16 @@ class Holder(ToolEnv):
     def draw(self) -> int:
         """A number of the episode's seed."""
         return int(self.np_random.integers(1_000_000))
+
+    @tool
+    def leave(self) -> int:
+        """End the episode by the user's fault."""
+        raise UserFault("the user left")
+
+    @tool
+    def fail(self) -> int:
+        """End the episode."""
+        raise RuntimeError("the backend is gone")
 
     @tool
     def die(self) -> int:
