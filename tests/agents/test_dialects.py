@@ -9,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyturn.agents.dialects import HermesDialect, make_dialect
+from polyturn.agents.dialects.registry import OWN
+from polyturn.configs.dialects import DIALECTS
 from polyturn.envs.messages import AssistantMessage
+from polyturn.envs.search.styles import TAGS
 from polyturn.tools.types import ToolCall
 
 CALL = '<tool_call>\n{"name": "search", "arguments": {"query": "x"}}\n</tool_call>'
@@ -149,8 +152,18 @@ def test_dialects_by_name():
         make_dialect("hermess")
 
 
+PAGE = Path(__file__).parents[2] / "docs" / "dialects.md"
+
+
+def test_the_names_of_the_config_are_those_that_there_are_and_are_documented():
+    assert {*DIALECTS} == {*OWN, *TAGS}
+    text = PAGE.read_text(encoding="utf-8")
+    for name in (*DIALECTS, "auto"):
+        assert f"| `{name}`" in text or f", `{name}`" in text, name
+
+
 def test_the_documented_dialect_works():
-    text = (Path(__file__).parents[2] / "docs" / "dialects.md").read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     block = re.search(r"```python\n(.*?)```", text, re.DOTALL)
     names = {"ToolCall": ToolCall, "AssistantMessage": AssistantMessage}
     exec(compile(block[1], "docs/dialects.md", "exec"), names)

@@ -11,7 +11,7 @@ from polyturn.agents.dialects import make_dialect
 from polyturn.agents.template_check import check_template
 from polyturn.configs.loading.loader import load_config
 from polyturn.rollout.checks import check_chat_template
-from polyturn.rollout.factory import renderer_of
+from polyturn.rollout.factory import dialect_of, renderer_of
 from tests.support.chat_families import FAMILIES, build, ends
 
 
@@ -72,6 +72,14 @@ def test_each_dialect_is_tried_on_what_the_template_writes(name, dialect, words,
     assert len(notes) == len(words), notes
     for note, word in zip(notes, words, strict=True):
         assert word in note
+
+
+@pytest.mark.parametrize(("choice", "is_made"), [("recover", True), ("explain", False)])
+def test_what_becomes_of_malformed_calls_is_the_configs_choice(choice, is_made, tmp_path):
+    model = config_of(malformed_calls=choice).model
+    text = '<tool_call>{"name": "search", "arguments": {},}</tool_call>'
+    (call,) = dialect_of(model, tmp_path).parse(text).tool_calls
+    assert (call.error is None) == is_made
 
 
 def test_without_tools_nothing_is_told_of_them(tmp_path):
