@@ -2,14 +2,13 @@
 
 import asyncio
 import json
+from pathlib import Path
 
 import anthropic
-import anyio.to_thread
 import openai
 import pytest
-from smolagents import OpenAIModel, Tool, ToolCallingAgent
 
-from polyturn.agents.agent_play import play_agent
+from polyturn.agents.agent_play import load_agent, play_agent
 from polyturn.agents.chat import ChatRenderer
 from polyturn.agents.deadlines import EpisodeLimits
 from polyturn.agents.dialects import HermesDialect
@@ -94,19 +93,6 @@ async def messages_agent(episode):
             messages.append({"role": "user", "content": results})
 
 
-async def framework_agent(episode):
-    class Search(Tool):
-        name, description, output_type = "search", "Look it up.", "string"
-        inputs = {"query": {"type": "string", "description": "Who."}}  # noqa: RUF012  its own form
-
-        def forward(self, query: str) -> str:
-            return episode.env.search(query)
-
-    model = OpenAIModel(model_id="m", api_base=episode.base_url, api_key=episode.api_key)
-    agent = ToolCallingAgent(tools=[Search()], model=model, verbosity_level=0, max_steps=3)
-    return await anyio.to_thread.run_sync(agent.run, episode.messages[-1]["content"])
-
-
 def played(agent, *texts):
     tokenizer = FAMILIES["qwen3"].tokenizer
     policy = Says(tokenizer, lambda number: texts[min(number, len(texts) - 1)])
@@ -141,7 +127,8 @@ def test_a_conversation_over_http_is_one_line_of_sampled_tokens(agent):
 
 
 def test_a_framework_that_writes_its_calls_as_text_has_a_line_for_each_of_its_conversations():
-    episode, policy = played(framework_agent, THINKING_CALL, FINAL)
+    example = Path(__file__).parents[3] / "examples" / "agents" / "smolagents_agent.py"
+    episode, policy = played(load_agent(f"{example}:play"), THINKING_CALL, FINAL)
     assert (episode.outcome, episode.reward) == (Outcome.COMPLETED, 1.0), episode.error
     assert len(episode.segments) == 2
     assert sum(segment.num_sampled for segment in episode.segments) == sum(
