@@ -352,7 +352,6 @@ def open_engine(kind: str, model: Path, scratch: Path) -> Iterator[tuple[str, Ca
         dtype="float32",
         seeded=True,
         log_directory=scratch,
-        has_router=False,
     )
     with Engines(spec, LocalLauncher(spec)) as engines:
         [url] = engines.engine_urls
