@@ -21,6 +21,7 @@ from polyturn.agents.ledger import UNSAMPLED_VERSION
 from polyturn.agents.policies.named import make_policy
 from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.collection import play_groups
+from polyturn.rollout.engines.groups import judged
 from polyturn.rollout.engines.launch import Engines, LocalLauncher
 from polyturn.rollout.engines.server import EngineSpec
 from polyturn.rollout.factory import build_player, evaluation_sampling, open_policy
@@ -258,27 +259,28 @@ def evaluate_model(
     sampling = evaluation_sampling(settings)
     with tempfile.TemporaryDirectory(prefix="polyturn-evaluation-") as scratch:
         kept = directory or Path(scratch)
-        if policy is None:
-            player = build_player(config, model_path=model_path, split=settings.split, sampling=sampling)
-        else:
-            player = named_player(config)
+        with judged(config, log_directory=kept / "logs") as config:
+            if policy is None:
+                player = build_player(config, model_path=model_path, split=settings.split, sampling=sampling)
+            else:
+                player = named_player(config)
 
-        async def play(url: str | Sequence[str], keep: Keep, tell: Tell) -> EvaluationResult:
-            async with open_policy(config, model_path=model_path, url=url) as fleet, player.serves:
-                if policy is None:
-                    return await _evaluate(config, player, fleet, keep, tell)
-                model = ServedModel(config, model_path=model_path, policy=fleet, sampling=sampling)
-                named = make_policy(policy.name, policy.options, model=model)
-                async with aclosing(named):
-                    result = await _evaluate(config, player, named, keep, tell)
-                return replace(result, policy=named.label)
+            async def play(url: str | Sequence[str], keep: Keep, tell: Tell) -> EvaluationResult:
+                async with open_policy(config, model_path=model_path, url=url) as fleet, player.serves:
+                    if policy is None:
+                        return await _evaluate(config, player, fleet, keep, tell)
+                    model = ServedModel(config, model_path=model_path, policy=fleet, sampling=sampling)
+                    named = make_policy(policy.name, policy.options, model=model)
+                    async with aclosing(named):
+                        result = await _evaluate(config, player, named, keep, tell)
+                    return replace(result, policy=named.label)
 
-        with (
-            closing(player),
-            _kept(kept, on_episode) as (keep, tell),
-            local_engines(config, model_path=model_path, log_directory=kept / "logs") as engines,
-        ):
-            return asyncio.run(play(engines.request_urls, keep, tell))
+            with (
+                closing(player),
+                _kept(kept, on_episode) as (keep, tell),
+                local_engines(config, model_path=model_path, log_directory=kept / "logs") as engines,
+            ):
+                return asyncio.run(play(engines.request_urls, keep, tell))
 
 
 def evaluate_policy(
@@ -300,9 +302,11 @@ def evaluate_policy(
         return replace(result, policy=named.label)
 
     with tempfile.TemporaryDirectory(prefix="polyturn-evaluation-") as scratch:
+        kept = directory or Path(scratch)
         with (
-            closing(named_player(config, max_at_once=named.max_at_once)) as player,
-            _kept(directory or Path(scratch), on_episode) as (keep, tell),
+            judged(config, log_directory=kept / "logs") as graded,
+            closing(named_player(graded, max_at_once=named.max_at_once)) as player,
+            _kept(kept, on_episode) as (keep, tell),
         ):
             return asyncio.run(play(player, keep, tell))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -18,6 +19,7 @@ from polyturn.envs.messages import Task, TaskSource
 from polyturn.envs.tasks.order import task_digest
 from polyturn.envs.tasks.rates import ROUNDING, Difficulty, read_difficulties
 from polyturn.rollout.collection import play_groups
+from polyturn.rollout.engines.groups import judged
 from polyturn.rollout.evaluation import local_engines
 from polyturn.rollout.factory import build_player, open_policy, training_sampling
 from polyturn.rollout.groups import Prompt
@@ -145,40 +147,42 @@ def probe_model(
         ValueError: `output` is no file of difficulties.
         RolloutError: every episode failed.
     """
-    player = build_player(
-        config,
-        model_path=model_path,
-        split=config.environment.train_split,
-        sampling=training_sampling(config, model_path=model_path),
-    )
-
-    async def play(
-        url: Sequence[str] | str, indices: Sequence[int], write: Callable[[Difficulty], None]
-    ) -> None:
-        async with open_policy(config, model_path=model_path, url=url) as policy, player.serves:
-            await probe(
-                player=player,
-                policy=policy,
-                task_indices=indices,
-                samples_per_task=samples_per_task,
-                success_reward=config.curriculum.success_reward,
-                write=write,
-                on_episode=on_episode,
+    with (
+        tempfile.TemporaryDirectory(prefix="polyturn-probe-") as scratch,
+        judged(config, log_directory=Path(scratch)) as graded,
+        closing(
+            build_player(
+                graded,
+                model_path=model_path,
+                split=config.environment.train_split,
+                sampling=training_sampling(config, model_path=model_path),
             )
+        ) as player,
+    ):
 
-    try:
+        async def play(
+            url: Sequence[str] | str, indices: Sequence[int], write: Callable[[Difficulty], None]
+        ) -> None:
+            async with open_policy(config, model_path=model_path, url=url) as policy, player.serves:
+                await probe(
+                    player=player,
+                    policy=policy,
+                    task_indices=indices,
+                    samples_per_task=samples_per_task,
+                    success_reward=config.curriculum.success_reward,
+                    write=write,
+                    on_episode=on_episode,
+                )
+
         indices = left_to_probe(player.tasks, num_tasks, output)
         if on_begin is not None:
             on_begin(len(indices))
         if indices:
             with (
                 DifficultyFile(output) as file,
-                tempfile.TemporaryDirectory(prefix="polyturn-probe-") as logs,
+                local_engines(config, model_path=model_path, log_directory=Path(scratch)) as engines,
             ):
-                with local_engines(config, model_path=model_path, log_directory=Path(logs)) as engines:
-                    asyncio.run(play(engines.request_urls, indices, file.write))
-    finally:
-        player.close()
+                asyncio.run(play(engines.request_urls, indices, file.write))
     return ProbeResult.of(read_difficulties(output))
 
 

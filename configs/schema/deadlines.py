@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.schema.run import RunConfig
-from polyturn.configs.schema.tasks import RemoteReward, RubricReward
+from polyturn.configs.schema.tasks import JudgeReward, RemoteReward, RubricReward
 
 MIN_INTERRUPTION_S = 600.0
 
@@ -63,11 +63,11 @@ def check_times(config: RunConfig) -> None:
 def _service_deadlines(config: RunConfig) -> Iterator[tuple[str, float]]:
     """The deadlines of the services that grade, with their keys."""
     for key, grader in [("reward", config.reward), *_rewards_of_tasks(config)]:
-        if isinstance(grader, RemoteReward):
+        if isinstance(grader, RemoteReward | JudgeReward):
             yield f"{key}.deadline_s", grader.deadline_s
         elif isinstance(grader, RubricReward):
             for index, part in enumerate(grader.parts):
-                if isinstance(part.reward, RemoteReward):
+                if isinstance(part.reward, RemoteReward | JudgeReward):
                     yield f"{key}.parts.{index}.reward.deadline_s", part.reward.deadline_s
 
 

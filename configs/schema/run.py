@@ -332,6 +332,8 @@ class RunConfig(Section):
     engines: EnginesConfig = EnginesConfig()
     teachers: list[TeacherConfig] = []
     """Models that the policy is distilled from."""
+    judges: list[ServedModel] = []
+    """Models that grade, by rewards of the kind `judge`."""
     trainer: TrainerConfig
     weight_sync: WeightSync = BroadcastSync()
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -348,15 +350,15 @@ class RunConfig(Section):
 
     @property
     def served_models(self) -> list[ServedModel]:
-        """Models beside the policy; none where nothing is played."""
-        return [] if self.rollout.replay is not None else [*self.teachers]
+        """The teachers, then the judges; none where nothing is played."""
+        return [] if self.rollout.replay is not None else [*self.teachers, *self.judges]
 
     @model_validator(mode="after")
     def _served_models_have_names_of_their_own(self) -> Self:
         names = [model.name for model in self.served_models]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"two teachers have the name {name!r}")
+                raise ValueError(f"two teachers or judges have the name {name!r}")
         return self
 
     @model_validator(mode="after")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BeforeValidator,
@@ -12,6 +14,7 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    model_validator,
 )
 
 from polyturn.configs.schema.section import Section
@@ -68,8 +71,78 @@ class RemoteReward(Section):
     """Then one request tries whether the service is back."""
 
 
+JUDGE_PROMPT = """Grade the answer to the question below, from {low} (worthless) to {high} (perfect).
+
+Question:
+{question}
+
+Answer:
+{answer}
+
+Say in a sentence or two what is right and wrong about the answer. End with a line `Score: N`."""
+
+
+class JudgeReward(Section):
+    """A model that grades by a prompt (docs/judges.md). What it does not grade is a fault, never a reward of 0."""
+
+    kind: Literal["judge"]
+    judge: str | None = None
+    """A name of `judges`: a model that the run serves, or knows where it is served."""
+    urls: list[Annotated[str, Field(pattern=r"^https?://[^/\s]+")]] = []
+    """In place of a name: OpenAI-compatible addresses, up to and with `/v1`, asked in turn."""
+    model: str = "default"
+    """The model's name there; SGLang takes any."""
+    api_key_file: Path | None = None
+    """A file that holds the key and nothing else, sent as `Authorization: Bearer KEY`; null sends none."""
+    prompt: str = JUDGE_PROMPT
+    """What is asked, with {question} (the task's messages), {conversation} (all messages), {answer}, {label}, {low} and
+    {high} in it; other braces are left as they are."""
+    pattern: str = r"(?i)score[^\w-]*(-?\d+(?:\.\d+)?)"
+    """A regular expression; its first group in the last place of the reply where it matches, thoughts left out, is the
+    grade."""
+    values: dict[str, FiniteFloat] = {}
+    """What the group is worth, such as `{yes: 1, no: 0}`, whatever its case; empty: it is a number from `low` to
+    `high`, and the reward (number - low) / (high - low)."""
+    low: FiniteFloat = 0.0
+    """The worst grade."""
+    high: FiniteFloat = 10.0
+    """The best grade."""
+    temperature: NonNegativeFloat = 0.0
+    """Of the judge's reply."""
+    max_tokens: PositiveInt = 512
+    """Of the judge's reply, thoughts included."""
+    request: dict[str, Any] = {}
+    """Further fields of each request, such as `chat_template_kwargs`."""
+    max_concurrent_requests: PositiveInt = 16
+    """Replies that are waited for at once, in each process that plays episodes."""
+    deadline_s: PositiveFloat = 120.0
+    """From the end of an episode to its reward, queue and retries included; then it is a fault."""
+    max_retries: NonNegativeInt = 3
+    """After a connection that failed, a 5xx, 408, 425 or 429, or a reply without a grade; then it is a fault."""
+    breaker_failures: PositiveInt = 8
+    """So many failed requests in a row, and none is sent for breaker_reset_s."""
+    breaker_reset_s: PositiveFloat = 10.0
+    """Then one request tries whether the judge is back."""
+
+    @model_validator(mode="after")
+    def _can_be_asked_and_read(self) -> Self:
+        if (self.judge is None) == (not self.urls):
+            raise ValueError(
+                "a judge is asked at `judge`, a name of `judges`, or at `urls`: give one of them"
+            )
+        try:
+            groups = re.compile(self.pattern).groups
+        except re.error as error:
+            raise ValueError(f"pattern: {error}") from error
+        if groups < 1:
+            raise ValueError("pattern: it has no group, which would be the grade")
+        if self.low >= self.high:
+            raise ValueError(f"low {self.low:g} must be below high {self.high:g}")
+        return self
+
+
 PartReward = Annotated[
-    EnvironmentReward | RuleReward | FunctionReward | RemoteReward, Field(discriminator="kind")
+    EnvironmentReward | RuleReward | FunctionReward | RemoteReward | JudgeReward, Field(discriminator="kind")
 ]
 
 
@@ -92,7 +165,7 @@ class RubricReward(Section):
 
 
 RewardChoice = Annotated[
-    EnvironmentReward | RuleReward | FunctionReward | RemoteReward | RubricReward,
+    EnvironmentReward | RuleReward | FunctionReward | RemoteReward | JudgeReward | RubricReward,
     Field(discriminator="kind"),
 ]
 
@@ -111,7 +184,7 @@ NamedRewards = Annotated[
 """Rewards by name, or a list of rules' names."""
 
 OptionalReward = Annotated[
-    EnvironmentReward | RuleReward | FunctionReward | RemoteReward | RubricReward | None,
+    EnvironmentReward | RuleReward | FunctionReward | RemoteReward | JudgeReward | RubricReward | None,
     Field(discriminator="kind"),
 ]
 

@@ -14,6 +14,7 @@ from polyturn.configs.schema.tasks import (
     EnvironmentReward,
     FunctionReward,
     GroupRewardConfig,
+    JudgeReward,
     RemoteReward,
     RewardChoice,
     RubricReward,
@@ -54,6 +55,8 @@ def make_reward(config: RewardChoice) -> Reward:
         return load_plugin(REWARD, config.target, config.options)
     if isinstance(config, RemoteReward):
         return _remote(config)
+    if isinstance(config, JudgeReward):
+        return _judge(config.model_dump_json())
     assert isinstance(config, RubricReward)
     parts = []
     for part in config.parts:
@@ -108,3 +111,10 @@ def _remote(config: RemoteReward) -> Reward:
     from polyturn.envs.rewards.remote import RemoteGrader
 
     return RemoteGrader(config)
+
+
+@functools.lru_cache(maxsize=32)
+def _judge(config: str) -> Reward:
+    from polyturn.envs.rewards.judge import JudgeGrader
+
+    return JudgeGrader(JudgeReward.model_validate_json(config))

@@ -13,7 +13,7 @@ import json
 import queue
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,7 +35,7 @@ _NEVER_ARRIVED = (httpx.ConnectError, httpx.ConnectTimeout, httpx.RemoteProtocol
 
 
 @dataclass(frozen=True, slots=True)
-class _Waiting:
+class Waiting:
     """An episode on its way to a reward."""
 
     task_id: str
@@ -59,11 +59,13 @@ class RemoteGrader:
         if url.scheme not in ("http", "https") or not url.host:
             raise ValueError(f"url: {public_url(config.url)!r} is not an http(s) address")
         self._config = config
-        self._waiting: queue.Queue[_Waiting | None] = queue.Queue()
+        self._waiting: queue.Queue[Waiting | None] = queue.Queue()
         self._url = public_url(config.url)
         self._client = httpx.Client(
             transport=BoundedSyncTransport(httpx.HTTPTransport(trust_env=False)), trust_env=False
         )
+        self._headers: Mapping[str, str] = {}
+        """Beside the type of the content."""
         self._breaker = CircuitBreaker(threshold=config.breaker_failures, cooldown_s=config.breaker_reset_s)
         self._gathering = threading.Lock()
         self._starting = threading.Lock()
@@ -71,7 +73,7 @@ class RemoteGrader:
 
     async def __call__(self, episode: EpisodeView) -> RewardValue:
         deadline = time.monotonic() + self._config.deadline_s
-        waiting = _Waiting(episode.task.task_id, _body(episode), deadline)
+        waiting = Waiting(episode.task.task_id, self._encode(episode), deadline)
         self._start()
         self._waiting.put(waiting)
         try:
@@ -109,13 +111,13 @@ class RemoteGrader:
                 try:
                     self._send(batch)
                 except EnvironmentFault as fault:
-                    _settle(batch, fault)
+                    settle(batch, fault)
                 except Exception as error:  # noqa: BLE001  nobody else could tell those who wait
-                    _settle(batch, EnvironmentFault(f"{self._url}: {type(error).__name__}: {error}"))
+                    settle(batch, EnvironmentFault(f"{self._url}: {type(error).__name__}: {error}"))
             if is_last:
                 return
 
-    def _gather(self) -> tuple[list[_Waiting], bool]:
+    def _gather(self) -> tuple[list[Waiting], bool]:
         """Up to a batch of what comes within `linger_s` of the first, and whether to end after it."""
         first = self._waiting.get()
         if first is None:
@@ -131,9 +133,9 @@ class RemoteGrader:
             batch.append(item)
         return batch, False
 
-    def _send(self, batch: Sequence[_Waiting]) -> None:
+    def _send(self, batch: Sequence[Waiting]) -> None:
         """Post a batch until it is answered, and hand out the rewards. Raises `EnvironmentFault`."""
-        content = orjson.dumps({"episodes": [item.body for item in batch]})
+        content = self._content(batch)
         deadline = max(item.deadline for item in batch)
         tries = Tries(
             Retries(
@@ -146,8 +148,9 @@ class RemoteGrader:
         while True:
             problem, asked_s, answer = self._post(content, deadline)
             if answer is not None:
-                _hand_out(answer, batch, self._url)
-                return
+                problem = self._read(answer, batch)
+                if not problem:
+                    return
             wait_s = tries.next_wait_s(asked_s)
             if wait_s is None:
                 raise EnvironmentFault(tries.over(problem, asked_s))
@@ -195,10 +198,10 @@ class RemoteGrader:
 
         Raises `httpx.HTTPError`.
         """
-        headers = {"content-type": "application/json"}
+        headers = {"content-type": "application/json", **self._headers}
         left = max(0.001, deadline - time.monotonic())
         with self._client.stream(
-            "POST", self._config.url, content=content, headers=headers, timeout=left
+            "POST", self._next_url(), content=content, headers=headers, timeout=left
         ) as response:
             parts = []
             for part in response.iter_bytes():
@@ -206,6 +209,26 @@ class RemoteGrader:
                 if time.monotonic() > deadline:
                     raise httpx.ReadTimeout("the answer takes too long", request=response.request)
             return response.status_code, asked_wait_s(response.headers), b"".join(parts)
+
+    def _encode(self, episode: EpisodeView) -> orjson.Fragment:
+        """What is sent of an episode."""
+        return _body(episode)
+
+    def _content(self, batch: Sequence[Waiting]) -> bytes:
+        """The body of a request."""
+        return orjson.dumps({"episodes": [item.body for item in batch]})
+
+    def _read(self, answer: Any, batch: Sequence[Waiting]) -> str:
+        """Hand out the rewards; or else what is wrong with the answer and may be right next time.
+
+        Raises `EnvironmentFault`.
+        """
+        _hand_out(answer, batch, self._url)
+        return ""
+
+    def _next_url(self) -> str:
+        """Where the next request goes."""
+        return self._config.url
 
     def _too_late(self) -> str:
         return f"{self._url} gave no reward within {self._config.deadline_s:g} s"
@@ -229,7 +252,7 @@ def _body(episode: EpisodeView) -> orjson.Fragment:
         return orjson.Fragment(json.dumps(body))
 
 
-def _hand_out(answer: Any, batch: Sequence[_Waiting], url: str) -> None:
+def _hand_out(answer: Any, batch: Sequence[Waiting], url: str) -> None:
     rewards = answer.get("rewards") if isinstance(answer, dict) else None
     if not isinstance(rewards, list) or len(rewards) != len(batch):
         got = f"{len(rewards)} rewards" if isinstance(rewards, list) else f"{answer!r:.100}"
@@ -238,17 +261,17 @@ def _hand_out(answer: Any, batch: Sequence[_Waiting], url: str) -> None:
         )
     for item, reward in zip(batch, rewards, strict=True):
         if reward is None:
-            _settle([item], EnvironmentFault(f"{url} could not grade task {item.task_id!r}"))
+            settle([item], EnvironmentFault(f"{url} could not grade task {item.task_id!r}"))
             continue
         try:
             as_score(reward)
         except ValueError as error:
-            _settle([item], EnvironmentFault(f"{url}: {error}"))
+            settle([item], EnvironmentFault(f"{url}: {error}"))
             continue
-        _settle([item], reward)
+        settle([item], reward)
 
 
-def _settle(batch: Sequence[_Waiting], outcome: Any) -> None:
+def settle(batch: Sequence[Waiting], outcome: Any) -> None:
     for item in batch:
         try:
             if isinstance(outcome, Exception):

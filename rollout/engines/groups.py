@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+
+from pydantic import BaseModel
 
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.engines import ServedModel
 from polyturn.configs.schema.run import RunConfig
+from polyturn.configs.schema.tasks import JudgeReward
 from polyturn.rollout.engines.launch import Engines, Launcher, LocalLauncher
 from polyturn.rollout.engines.server import EngineSpec
 
@@ -36,7 +39,11 @@ def group_spec(config: RunConfig, model: ServedModel, *, log_directory: Path) ->
 
 def section_of(config: RunConfig, model: ServedModel) -> str:
     """Where the config names it."""
-    return f"teachers.{[teacher.name for teacher in config.teachers].index(model.name)}"
+    for section, models in (("teachers", [*config.teachers]), ("judges", config.judges)):
+        names = [other.name for other in models]
+        if model.name in names:
+            return f"{section}.{names.index(model.name)}"
+    raise AssertionError(f"{model.name} is of no section")
 
 
 class ServedGroups:
@@ -51,13 +58,15 @@ class ServedGroups:
         *,
         log_directory: Path,
         make_launcher: Callable[[EngineSpec], Launcher] | None = None,
+        judges_alone: bool = False,
     ) -> None:
         """Choose places; nothing starts. Raises `ValueError` where there are none, or a model is not there.
 
         Args:
             make_launcher: None: on this host, on the GPUs behind those of the policy's engines.
+            judges_alone: Whether nothing is trained, so that no teacher is needed.
         """
-        models = config.served_models
+        models = config.judges if judges_alone else config.served_models
         self._models = models
         self._groups: dict[str, Engines] = {}
         next_gpu = config.engines.num_gpus
@@ -113,10 +122,50 @@ class ServedGroups:
 
 
 def with_urls(config: RunConfig, urls: Mapping[str, tuple[str, ...]]) -> RunConfig:
-    """The config in which every served model says where it is asked: what plays episodes reads it there."""
+    """The config in which every teacher, and every reward that a judge gives, says where it is asked: what plays
+    episodes reads it there."""
 
     teachers = [
         teacher.model_copy(update={"urls": list(urls.get(teacher.name, teacher.urls))})
         for teacher in config.teachers
     ]
-    return config.model_copy(update={"teachers": teachers})
+    at_judges = {
+        judge.name: [f"{url.rstrip('/').removesuffix('/v1')}/v1" for url in urls.get(judge.name, ())]
+        for judge in config.judges
+    }
+    served: RunConfig = _at_judges(config, at_judges)
+    return served.model_copy(update={"teachers": teachers})
+
+
+@contextmanager
+def judged(config: RunConfig, *, log_directory: Path) -> Iterator[RunConfig]:
+    """The config with the judges that it names served on this host meanwhile; nothing is trained."""
+    with ServedGroups(config, log_directory=log_directory, judges_alone=True) as groups:
+        yield with_urls(config, groups.urls)
+
+
+def judge_rewards(value: Any) -> Iterator[JudgeReward]:
+    """All judges' rewards anywhere in a part of a config."""
+    if isinstance(value, JudgeReward):
+        yield value
+    elif isinstance(value, BaseModel):
+        yield from judge_rewards(list(dict(value).values()))
+    elif isinstance(value, Mapping):
+        yield from judge_rewards(list(value.values()))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from judge_rewards(item)
+
+
+def _at_judges(value: Any, urls: Mapping[str, list[str]]) -> Any:
+    """The part of a config with the addresses in every judge's reward that names one of them."""
+    if isinstance(value, JudgeReward):
+        found = urls.get(value.judge or "")
+        return value.model_copy(update={"judge": None, "urls": found}) if found else value
+    if not any(True for _ in judge_rewards(value)):
+        return value
+    if isinstance(value, BaseModel):
+        return value.model_copy(update={name: _at_judges(part, urls) for name, part in dict(value).items()})
+    if isinstance(value, Mapping):
+        return {name: _at_judges(part, urls) for name, part in value.items()}
+    return [_at_judges(part, urls) for part in value]

@@ -29,16 +29,20 @@ from polyturn.agents.ledger import Ledger
 from polyturn.agents.policies.named import make_policy
 from polyturn.agents.policy import PolicyFault, SamplingParams
 from polyturn.agents.sglang_policy import SGLangPolicy
+from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.endpoint import ChatEndpoint
 from polyturn.configs.schema.engines import EnginesConfig, TeacherConfig
 from polyturn.configs.schema.run import RunConfig
-from polyturn.envs.faults import UserFault
+from polyturn.envs.faults import EnvironmentFault, UserFault
+from polyturn.envs.messages import AssistantMessage, EpisodeView, Task
+from polyturn.envs.rewards.factory import make_reward
 from polyturn.envs.tasks.rates import read_difficulties
 from polyturn.envs.users.model import ModelUser, shared_chat, user_endpoint
 from polyturn.envs.users.user import Briefing
 from polyturn.rollout import probe
 from polyturn.rollout.collection import play_groups
 from polyturn.rollout.engines.control import EngineControl
+from polyturn.rollout.engines.groups import judged
 from polyturn.rollout.engines.process import EngineError
 from polyturn.rollout.engines.server import EngineSpec, SGLangServer
 from polyturn.rollout.evaluation import evaluate
@@ -656,3 +660,19 @@ async def test_a_teacher_that_is_the_policy_says_what_it_said(engines, tiny_mode
             assert segment.teacher_logprobs == pytest.approx(segment.logprobs, abs=1e-4)
             assert not segment.teacher_logprobs[~segment.sampled].any()
         assert 0 < episode.metrics["teacher_seconds"] < episode.timings.total_s + 60
+
+
+async def test_an_engine_of_the_run_judges(engines):
+    """A random model says nothing of use; that it said something is worth 1 here."""
+    (url,) = engines.engine_urls
+    given = {"kind": "judge", "judge": "self", "pattern": "()", "values": {"": 1.0}, "max_tokens": 4}
+    config = load_config("quickstart").model_dump()
+    config |= {"reward": given, "judges": [{"name": "self", "urls": [url]}]}
+    with judged(RunConfig.model_validate(config), log_directory=Path("nowhere")) as served:
+        grader = make_reward(served.reward)
+    task = Task.from_prompt("t", "?")
+    answer = AssistantMessage(content="!")
+    assert await grader(EpisodeView(task=task, message=answer, messages=task.messages)) == 1.0
+    with pytest.raises(EnvironmentFault, match="no grade"):
+        never = served.reward.model_copy(update={"pattern": "(never)", "values": {}, "max_retries": 0})
+        await make_reward(never)(EpisodeView(task=task, message=answer, messages=task.messages))

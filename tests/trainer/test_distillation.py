@@ -224,7 +224,7 @@ def test_a_teacher_with_other_tokens_is_refused(tmp_path):
 
 
 def test_names_are_of_one_model_each_and_a_model_is_served_somewhere():
-    with pytest.raises(ValueError, match="two teachers have the name 'same'"):
+    with pytest.raises(ValueError, match="two teachers or judges have the name 'same'"):
         configured(IN_ADVANTAGE, SELF, SELF)
     with pytest.raises(ValueError, match=r"teachers\.1"):
         configured(IN_ADVANTAGE, SELF, {"name": "nowhere"})

@@ -66,7 +66,12 @@ from polyturn.trainer.run.model_checks import (
 )
 from polyturn.trainer.run.replay import check_replay
 from polyturn.trainer.run.resume import check_resume
-from polyturn.trainer.run.served_checks import check_environment_id, check_served_models, check_teachers
+from polyturn.trainer.run.served_checks import (
+    check_environment_id,
+    check_judges,
+    check_served_models,
+    check_teachers,
+)
 
 
 def preflight(
@@ -128,6 +133,7 @@ def preflight(
         check_weights(model)
         check_tokenizer(model, shape)
     check_shape(config, shape, model)
+    check_judges(config)
     check_served_models(config, trains=trains, is_sketch=is_sketch)
     if trains and not is_sketch and config.rollout.replay is None:
         check_teachers(config, model)

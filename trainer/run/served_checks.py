@@ -12,7 +12,7 @@ from polyturn.configs.schema.engines import ServedModel, TeacherConfig
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.sizing.memory import check_engine_layout
 from polyturn.configs.sizing.model_shape import ModelShape
-from polyturn.rollout.engines.groups import section_of
+from polyturn.rollout.engines.groups import judge_rewards, section_of
 from polyturn.rollout.engines.placement import claim_port
 
 
@@ -41,7 +41,7 @@ def check_served_models(config: RunConfig, *, trains: bool = True, is_sketch: bo
         trains: an evaluation has no teachers.
         is_sketch: for a plan: nothing is asked of this machine, and weights need not be there.
     """
-    for model in config.served_models if trains else []:
+    for model in config.served_models if trains else config.judges:
         section = section_of(config, model)
         if not model.is_managed:
             continue
@@ -52,6 +52,21 @@ def check_served_models(config: RunConfig, *, trains: bool = True, is_sketch: bo
             raise ConfigError(f"{section}: {problem}")
         if not is_sketch and config.cluster.address is None:
             _check_ports(model, f"{section}.engines")
+
+
+def check_judges(config: RunConfig) -> None:
+    """Raise ConfigError where a reward names a judge that there is not, or nothing names one that there is."""
+    names = [judge.name for judge in config.judges]
+    asked = [reward.judge for reward in judge_rewards(config) if reward.judge is not None]
+    for name in asked:
+        if name not in names:
+            near = did_you_mean(name, names) or f"; there are {', '.join(names) or 'none'}"
+            raise ConfigError(f"a reward of the kind judge names {name!r}, which is none of `judges`{near}")
+    for name in names:
+        if name not in asked:
+            raise ConfigError(
+                f"judges: nothing names {name!r}; a reward of the kind judge does, with judge: {name}"
+            )
 
 
 def check_teachers(config: RunConfig, directory: Path) -> None:

@@ -19,6 +19,7 @@ from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.tasks import (
     EnvironmentReward,
     FunctionReward,
+    JudgeReward,
     RemoteReward,
     RubricReward,
     RuleReward,
@@ -35,6 +36,7 @@ from polyturn.packages import PACKAGES
 from polyturn.rollout.factory import task_configs, tasks_of
 from polyturn.rollout.suites import suites_of
 from polyturn.runs import EvaluationReport
+from polyturn.tools.secrets import public_url
 from polyturn.trainer.run.model_checks import capacity_of, check_memory, critic_shape
 from polyturn.trainer.run.preflight import preflight
 
@@ -297,9 +299,13 @@ def _reward_rows(config: RunConfig) -> list[tuple[str, str, str]]:
     return rows + groups
 
 
-def _shown(reward: EnvironmentReward | RuleReward | FunctionReward | RemoteReward) -> str:
+def _shown(
+    reward: EnvironmentReward | RuleReward | FunctionReward | RemoteReward | JudgeReward,
+) -> str:
     if isinstance(reward, EnvironmentReward):
         return "the environment's own grade"
+    if isinstance(reward, JudgeReward):
+        return f"judge {reward.judge or ', '.join(public_url(url) for url in reward.urls)}"
     named = (
         reward.url
         if isinstance(reward, RemoteReward)
