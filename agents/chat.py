@@ -20,13 +20,12 @@ from polyturn.agents.chat_template import (
     TODAY,
     USER,
     ChatTemplate,
-    TemplateForm,
-    TemplateRefusal,
     ToolPrompt,
 )
 from polyturn.agents.deltas import Deltas, searched_texts
 from polyturn.agents.dialects import Dialect, TagDialect
 from polyturn.agents.shielding import Shield, ShieldedEncoder, TextFinder
+from polyturn.agents.template_form import TemplateForm, TemplateRefusal
 from polyturn.agents.turns import (
     Block,
     History,

@@ -16,7 +16,7 @@ from jinja2 import nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 
-from polyturn.agents.chat_template import TemplateRefusal
+from polyturn.agents.template_form import TemplateRefusal
 from polyturn.envs.messages import Message
 
 End = TypeVar("End")

@@ -12,7 +12,8 @@ from itertools import product
 from typing import Any
 
 from polyturn.agents.chat import ChatRenderer
-from polyturn.agents.chat_template import TODAY, TemplateRefusal
+from polyturn.agents.chat_template import TODAY
+from polyturn.agents.template_form import TemplateRefusal
 from polyturn.agents.turns import shape_of
 from polyturn.envs.messages import Message
 from polyturn.tools.types import ToolSpec

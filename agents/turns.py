@@ -16,11 +16,10 @@ from polyturn.agents.chat_template import (
     RESULT,
     USER,
     ChatTemplate,
-    TemplateForm,
-    TemplateRefusal,
     call_word,
 )
 from polyturn.agents.shielding import ShieldedEncoder, TextFinder
+from polyturn.agents.template_form import TemplateForm, TemplateRefusal
 from polyturn.configs.models import read_json
 from polyturn.tools.thoughts import ANY_CLOSING, ANY_OPENING, is_open
 

@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from polyturn.agents.chat import ChatRenderer
-from polyturn.agents.chat_template import TemplateRefusal
+from polyturn.agents.template_form import TemplateRefusal
 from polyturn.agents.turns import shape_of
 from polyturn.tools.search.retrieval import SEARCH_SPEC
 from tests.support.chat_families import (

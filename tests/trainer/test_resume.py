@@ -192,6 +192,8 @@ def test_a_chat_template_of_ones_own_is_told_by_its_text_and_keeps_its_day(recip
     assert resumed(directory, "model.template=own.jinja") == []
     again = with_template_date(load("model.template=own.jinja", "resume=true"))
     assert again.model.template_date == date(2026, 1, 31)
+    replay = load("model.template=own.jinja", f"rollout.replay={directory.path}", "run_dir=other")
+    assert with_template_date(replay) == replay.model_copy(update={"model": again.model})
     (recipe / "own.jinja").rename(recipe / "moved.jinja")
     told = resumed(directory, "model.template=moved.jinja")
     assert len(told) == 1 and "model.template is moved.jinja, the run began with own.jinja" in told[0]

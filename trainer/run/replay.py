@@ -8,7 +8,7 @@ from polyturn.configs.errors import ConfigError
 from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.store import TrajectoryStore, check_format
 from polyturn.trainer.run.directory import RunDirectory
-from polyturn.trainer.run.resume import Differences, compare, identify
+from polyturn.trainer.run.resume import Differences, compare, identify, with_template_date
 
 KEY = "rollout.replay"
 BEGINS_WITH = ("load", "load_optimizer")
@@ -46,6 +46,7 @@ def check_replay(config: RunConfig, warn: Callable[[str], None]) -> None:
         for step in range(1, config.trainer.num_steps + 1):
             check_format(store.path(step))
         recorded = directory.recorded()
+        config = with_template_date(config)
         differences = compare(recorded, identify(config), config)
     except ValueError as error:
         raise ConfigError(f"{KEY}: {error}") from error

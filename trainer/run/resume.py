@@ -47,16 +47,20 @@ MAX_FAILURES = 2
 def with_template_date(config: RunConfig) -> RunConfig:
     """The config with the day that the chat template is told, if it asks for it and the config names none.
 
-    That of a run that goes on is the day on which it began.
+    That of a run that goes on is the day on which it began, and that of a replay the one of what it replays.
     """
     model = config.model
     if model.template_date is not None or not asks_for_date(
         resolve_model_path(model.path), template=model.template
     ):
         return config
-    day = date.today()
+    day, before = date.today(), None
     if config.resume:
-        recorded = RunDirectory.to_resume(config).recorded().get("config", {}).get("model", {})
+        before = RunDirectory.to_resume(config)
+    elif config.rollout.replay is not None:
+        before = RunDirectory(config.rollout.replay)
+    if before is not None:
+        recorded = before.recorded().get("config", {}).get("model", {})
         if isinstance(recorded, Mapping) and recorded.get("template_date"):
             day = date.fromisoformat(recorded["template_date"])
     return config.model_copy(update={"model": model.model_copy(update={"template_date": day})})

@@ -30,7 +30,7 @@ from polyturn.trainer.run.parts import (
 )
 from polyturn.trainer.run.preflight import check_run_directory, preflight
 from polyturn.trainer.run.progress import ProgressDisplay, make_progress
-from polyturn.trainer.run.resume import check_resume, identify
+from polyturn.trainer.run.resume import check_resume, identify, with_template_date
 
 VERSION = 0
 """Of the policy: its weights do not change."""
@@ -76,6 +76,7 @@ def roll_out(config: RunConfig) -> Path:
         RunFailure: it ended before the last step; what is stored is kept.
         Interrupted: Ctrl-C; the same.
     """
+    config = with_template_date(config)
     identity = asdict(identify(config))
     directory = RunDirectory.to_resume(config) if config.resume else RunDirectory.create(config)
     progress = make_progress(config.logging.progress, num_steps=config.trainer.num_steps)
