@@ -146,6 +146,14 @@ class EpisodePolicies(Protocol):
         ...
 
 
+@runtime_checkable
+class ChatEngines(Protocol):
+    """A policy whose engines answer chat requests, too: of simulated users that they play."""
+
+    chat_urls: tuple[str, ...]
+    """Up to and with `/v1`; empty where it is not known."""
+
+
 def policy_of_episode(policy: TokenPolicy) -> AbstractContextManager[TokenPolicy]:
     """The policy that one episode is played with: one of its own, or what all episodes share."""
     return policy.for_episode() if isinstance(policy, EpisodePolicies) else nullcontext(policy)

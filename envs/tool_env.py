@@ -182,6 +182,10 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         """Raise `ValueError` for a label that `grade` can pay no answer for. Asked of tasks before a run starts."""
         del label
 
+    engine_urls: tuple[str, ...] = ()
+    """Where the engines of the policy that plays answer chat requests, up to and with `/v1`: for simulated users that
+    they play. Whoever plays sets it; empty where there are none."""
+
     graded_by: Reward | None = None
     """Grades in place of `grade` where it is set. A task's own reward goes before both."""
 

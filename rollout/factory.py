@@ -371,6 +371,7 @@ async def open_engines(
             overload=Overload(ratio=router.overload_ratio, margin=router.overload_margin),
             live=live,
             retries=Retries(deadline_s=deadline_s),
+            chat_urls=[f"{each}/v1" for each in urls],
         )
         watch = EngineWatch(
             fleet, urls=urls if is_direct else engine_urls, client=client, is_direct=is_direct, rule=rule

@@ -16,7 +16,7 @@ from polyturn.agents.policy import SamplingParams, TokenPolicy
 from polyturn.configs.schema.run import RunConfig
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.factory import dialect_of, episode_limits, player_of, renderer_of
-from polyturn.rollout.player import EpisodePlayer
+from polyturn.rollout.player import EpisodePlayer, offer_engines
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +40,7 @@ class ServedModel:
         renderer = renderer_of(config.model, model_path, dialect)
         renderer.warm_up()
         self.label = str(model_path)
+        self._policy = policy
         self._play = partial(
             play_tokens, renderer=renderer, dialect=dialect, sampling=sampling, policy=policy
         )
@@ -49,6 +50,7 @@ class ServedModel:
 
     async def play(self, **episode: Any) -> Episode:
         """Play one episode."""
+        offer_engines(episode["env"], self._policy)
         return await self._play(**episode)
 
     async def aclose(self) -> None:

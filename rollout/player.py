@@ -6,12 +6,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from polyturn.agents.deadlines import Slots
 from polyturn.agents.episode import Episode, Outcome, failure_reason, failure_text
 from polyturn.agents.forking import BRANCH_REFUSED, Fork
-from polyturn.agents.policy import Policy
+from polyturn.agents.policy import ChatEngines, Policy
 from polyturn.envs.hooks import current_task, is_interruption
 from polyturn.envs.messages import EnvironmentChoice, ListTasks, Task, TaskSource
 from polyturn.envs.rewards.rubric import GroupCriterion
@@ -202,6 +202,7 @@ class EpisodePlayer:
     ) -> Episode:
         """Play in an environment of the pool."""
         pooled = await self._pool.take(task.environment)
+        offer_engines(pooled.env, policy)
         play = partial(
             self._play,
             env=pooled.env,
@@ -272,6 +273,11 @@ class EpisodePlayer:
             )
         finally:
             self._pool.watch(thread)
+
+
+def offer_engines(env: ToolEnv, policy: Any) -> None:
+    """Tell an environment where the policy's engines answer chat requests."""
+    cast(ToolEnv, env.unwrapped).engine_urls = policy.chat_urls if isinstance(policy, ChatEngines) else ()
 
 
 def other_task(episode: Episode, task: Task) -> str:

@@ -31,10 +31,9 @@ from polyturn.envs.customer_service.shop import (
 )
 from polyturn.envs.messages import AssistantMessage, ListTasks, Message, Task, TaskSource, known_split
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.envs.users.model import ModelUser, shared_chat, user_endpoint
+from polyturn.envs.users.model import ModelUser, check_chat, open_chat
 from polyturn.envs.users.user import User, load_user
 from polyturn.envs.users.watch import WatchedUser
-from polyturn.tools.chat.client import BlockingChat
 from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall, ToolError, ToolSpec
 
@@ -125,8 +124,7 @@ class CustomerServiceEnv(ToolEnv):
         """
         known_split(split, SPLITS)
         self._shop_seed, self._user_kind, self._user_options = shop_seed, user, dict(user_options or {})
-        self._chat = self._open_chat()
-        self._make_user(shop_tasks(shop_seed, split)[0].label)
+        self._check_user(shop_tasks(shop_seed, split)[0].label)
         self.is_replayable = user == "scripted"
         super().__init__(tasks=tasks, split=split, max_turns=max_turns, render_mode=render_mode)
 
@@ -141,7 +139,7 @@ class CustomerServiceEnv(ToolEnv):
         self._scenario: Scenario = task.label
         self._shop = base_shop(self._shop_seed).copy()
         self._customer: Customer | None = None
-        self._user = WatchedUser(self._make_user(self._scenario), briefing_of(self._scenario))
+        self._user = WatchedUser(self._make_user(task), briefing_of(self._scenario))
         opening = self._user.opening()
         self.metrics.update(self._user.metrics)
         return [*task.messages, {"role": "user", "content": opening}]
@@ -265,30 +263,31 @@ class CustomerServiceEnv(ToolEnv):
         self._count_change()
         return _account(self._customer)
 
-    def _open_chat(self) -> BlockingChat | None:
-        """The endpoint of a customer that a model plays. Raises `ValueError`."""
-        if self._user_kind == "scripted" and self._user_options:
+    def _check_user(self, scenario: Scenario) -> None:
+        """Raise `ValueError` for a user that there is not, or options that it does not take."""
+        kind, options = self._user_kind, self._user_options
+        if kind == "model":
+            try:
+                check_chat(options)
+            except ValueError as error:
+                raise ValueError(f"user_options: {error}") from error
+        elif kind == "scripted" and options:
+            raise ValueError(f"user 'scripted' has no options, so none of the name {next(iter(options))!r}")
+        elif kind != "scripted" and ":" not in kind:
             raise ValueError(
-                f"user 'scripted' has no options, so none of the name {next(iter(self._user_options))!r}"
+                f"user must be 'scripted', 'model', or a class by module:name or path/to/file.py:name, not {kind!r}"
             )
-        if self._user_kind != "model":
-            return None
-        try:
-            return shared_chat(user_endpoint(self._user_options))
-        except ValueError as error:
-            raise ValueError(f"user_options: {error}") from error
+        elif kind != "scripted":
+            load_user(kind, briefing_of(scenario), options)
 
-    def _make_user(self, scenario: Scenario) -> User:
+    def _make_user(self, task: Task) -> User:
+        scenario: Scenario = task.label
         if self._user_kind == "scripted":
             return ScriptedUser(scenario)
-        if self._chat is not None:
-            return ModelUser(briefing_of(scenario), self._chat)
-        if ":" not in self._user_kind:
-            raise ValueError(
-                f"user must be 'scripted', 'model', or a class by module:name or path/to/file.py:name, not "
-                f"{self._user_kind!r}"
-            )
-        return load_user(self._user_kind, briefing_of(scenario), self._user_options)
+        briefing, options = briefing_of(scenario), self._user_options
+        if self._user_kind == "model":
+            return ModelUser(briefing, open_chat(options, engine_urls=self.engine_urls, talk=task.task_id))
+        return load_user(self._user_kind, briefing, options)
 
     def _identify(self, found: Any) -> dict[str, Any]:
         customer = next(iter(found), None)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -15,7 +16,7 @@ from polyturn.envs.faults import UserFault
 from polyturn.envs.users.user import Briefing
 from polyturn.envs.users.watch import FRAME
 from polyturn.tools.chat.answers import ChatFault
-from polyturn.tools.chat.client import BlockingChat
+from polyturn.tools.chat.client import BlockingChat, ChatClient
 
 LEAVES = "###END###"
 """What the model writes when the user leaves. An agent that writes it is not heard to."""
@@ -78,8 +79,21 @@ class ModelUser:
         return None if LEAVES in answer.content else answer.content
 
 
-def user_endpoint(options: Mapping[str, Any]) -> ChatEndpoint:
-    """The endpoint that a user's options describe. Raises `ValueError` with one sentence."""
+ENGINES = "engines"
+"""In place of a URL: the engines of the run itself."""
+
+
+def user_endpoint(options: Mapping[str, Any], *, engine_url: str = "http://engines/v1") -> ChatEndpoint:
+    """The endpoint that a user's options describe.
+
+    Args:
+        engine_url: Where the url is `engines`: that of an engine.
+
+    Raises:
+        ValueError: an option is wrong; one sentence says which.
+    """
+    if options.get("url") == ENGINES:
+        options = {"model": "policy", **options, "url": engine_url}
     try:
         return ChatEndpoint.model_validate({**DEFAULTS, **options})
     except ValidationError as error:
@@ -92,6 +106,26 @@ def user_endpoint(options: Mapping[str, Any]) -> ChatEndpoint:
 def shared_chat(endpoint: ChatEndpoint) -> BlockingChat:
     """The one client that all users of an endpoint share in this process, and with it the endpoint's limits."""
     return _shared(json.dumps(endpoint.model_dump(mode="json"), sort_keys=True))
+
+
+def check_chat(options: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for options that `open_chat` would not take, before there is a talk."""
+    ChatClient(user_endpoint(options))
+
+
+def open_chat(options: Mapping[str, Any], *, engine_urls: Sequence[str], talk: str) -> BlockingChat:
+    """The client for a talk; of several engines each has its share of the talks, by their names.
+
+    Raises:
+        ValueError: as `user_endpoint`.
+        UserFault: the url is `engines`, and there are none.
+    """
+    if options.get("url") != ENGINES:
+        return shared_chat(user_endpoint(options))
+    if not engine_urls:
+        raise UserFault("the simulated user is to be played by the run's engines, and the policy has none")
+    url = engine_urls[zlib.crc32(talk.encode("utf-8", "replace")) % len(engine_urls)]
+    return shared_chat(user_endpoint(options, engine_url=url))
 
 
 @functools.lru_cache(maxsize=32)

@@ -114,15 +114,18 @@ class EngineFleet:
         overload: Overload | None = None,
         live: LiveEpisodes | None = None,
         retries: Retries | None = None,
+        chat_urls: Sequence[str] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """
         Args:
             policies: One an engine, which make no retries of their own.
             live: Which episodes may ask; None: all.
+            chat_urls: Where the engines answer chat requests, up to and with `/v1`.
         """
         assert policies, "at least one engine"
         self.live = live
+        self.chat_urls = tuple(chat_urls)
         self._engines = [_Engine(policy=policy) for policy in policies]
         self._sticky = sticky
         self._overload = overload or Overload()

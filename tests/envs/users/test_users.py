@@ -17,9 +17,10 @@ from polyturn.envs.customer_service.customers import ScriptedUser, briefing_of
 from polyturn.envs.customer_service.env import CustomerServiceEnv, base_shop
 from polyturn.envs.faults import UserFault
 from polyturn.envs.messages import AssistantMessage
-from polyturn.envs.users.model import LEAVES, ModelUser, shared_chat, user_endpoint
+from polyturn.envs.users.model import LEAVES, ModelUser, open_chat, shared_chat, user_endpoint
 from polyturn.envs.users.user import Briefing, load_user
 from polyturn.envs.users.watch import FRAME, MAX_ASKED_AGAIN, NUM_WORDS, WatchedUser
+from polyturn.rollout.player import offer_engines
 from polyturn.tools.chat.answers import ChatAnswer, ChatFault
 from polyturn.tools.types import ToolCall
 from tests.support.chat_server import Answer, chat_server, message
@@ -238,7 +239,7 @@ def test_random_talks_keep_every_promise(seed, played_by_model):
         else ScriptedUser(scenario)
     )
     recorder, env = Recorder(inner), ENV
-    env._make_user = lambda scenario: recorder
+    env._make_user = lambda task: recorder
     watch, replayed, said, done = WatchedUser(Says(), briefing_of(scenario)), base_shop(1).copy(), [], False
     try:
         observation, _ = env.reset(options={"task": task})
@@ -390,3 +391,41 @@ def test_the_documented_user_plays(tmp_path):
     observation = (*observation, *env.step(say("I see."))[0])
     assert [m["content"] for m in observation[1:]] == [request.opening for request in task.label.requests]
     assert env.step(say("I see."))[2]
+
+
+async def test_the_runs_own_engines_play_the_user():
+    """The player tells the environment where they are; a policy without engines has none, which is a fault."""
+    task = TASKS[0]
+
+    class Engines(ScriptedPolicy):
+        def __init__(self, chat_urls):
+            super().__init__(ENV.oracle)
+            self.chat_urls = chat_urls
+
+    env = CustomerServiceEnv(user="model", user_options={"url": "engines", "max_retries": 0})
+    async with chat_server(message("Cancel it."), message(LEAVES)) as server:
+        offer_engines(env, Engines((server.url,)))
+        observation, _ = await env.reset_async(options={"task": task})
+        assert observation[-1]["content"] == "Cancel it."
+        assert (await env.step_async(say("Done.")))[2]
+        offer_engines(env, ScriptedPolicy(ENV.oracle))
+        with pytest.raises(UserFault, match="by the run's engines, and the policy has none"):
+            await env.reset_async(options={"task": task})
+    assert [asked["model"] for asked in server.requests] == ["policy", "policy"]
+    env.close()
+    urls = ("http://a/v1", "http://b/v1")
+    used = {open_chat({"url": "engines"}, engine_urls=urls, talk=str(i)).where for i in range(20)}
+    assert used == {f"{url}/chat/completions" for url in urls}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"url": "engines", "temprature": 1}, "user_options: temprature: .*, did you mean 'temperature'"),
+        ({"url": "engine", "model": "m"}, "user_options: url: "),
+        ({"url": "http://x/v1", "model": "m", "api_key_file": "/nowhere"}, "/nowhere cannot be read"),
+    ],
+)
+def test_what_is_wrong_with_a_users_endpoint_is_said_when_the_environment_is_made(options, words):
+    with pytest.raises(ValueError, match=words):
+        CustomerServiceEnv(user="model", user_options=options)
