@@ -330,7 +330,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--turns", type=int, default=4, help="calls of a session")
     parser.add_argument("--tokens", type=int, default=64, help="sampled tokens of an answer")
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each number of sessions")
-    parser.add_argument("--short", action="store_true", help="2 rounds")
+    parser.add_argument("--short", action="store_true", help="2 rounds of 2 calls a session")
     parser.add_argument(
         "--engines", nargs="+", choices=["served", "timed"], default=["served", "timed"], help="behind both"
     )
@@ -388,7 +388,8 @@ def main() -> None:
         return
     rounds = 2 if arguments.short else arguments.rounds
     measured: dict[str, dict[int, list[Measured]]] = {}
-    shape = Shape(num_sessions=0, num_turns=arguments.turns, tokens_per_turn=arguments.tokens)
+    num_turns = 2 if arguments.short else arguments.turns
+    shape = Shape(num_sessions=0, num_turns=num_turns, tokens_per_turn=arguments.tokens)
     with tempfile.TemporaryDirectory() as scratch:
         model = without_end(untrained_model(Path(scratch) / "m"), Path(scratch) / "served")
         renderer = ChatRenderer(load_tokenizer(model))
