@@ -19,7 +19,7 @@ import pytest
 from polyturn.agents.episode import Episode
 from polyturn.agents.ledger import UNSAMPLED_VERSION
 from polyturn.configs.loading.loader import load_config
-from polyturn.configs.models import resolve_model_path
+from polyturn.configs.models import MODELS_DIRECTORY, resolve_model_path
 from polyturn.rollout.journal import read_journal
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.trainer.run.progress import read_metrics
@@ -271,8 +271,11 @@ def test_a_run_that_is_stopped_and_killed_trains_what_an_uninterrupted_one_does(
     start: Callable[..., subprocess.Popen[str]],
     family: dict[psutil.Process, str],
 ) -> None:
-    path = tmp_path / "run"
-    overrides = [*SMALL, f"run_dir={path}"]
+    path, own = tmp_path / "run", tmp_path / "own.jinja"
+    # It writes what the model's own writes, and asks for the day.
+    shipped = (MODELS_DIRECTORY / "tiny-searcher" / "chat_template.jinja").read_text()
+    own.write_text("{%- set year = strftime_now('%Y') -%}" + shipped)
+    overrides = [*SMALL, f"run_dir={path}", f"model.template={own}"]
 
     stopped = start(*overrides)
     output_until(stopped, "step   1/")
@@ -304,7 +307,11 @@ def test_a_run_that_is_stopped_and_killed_trains_what_an_uninterrupted_one_does(
     assert process.returncode == 0, process.stdout + process.stderr
     assert f"{damaged} is damaged" in process.stdout and f"going on from {older}" in process.stdout
     assert run_path(process) == path
-    assert [row["step"] for row in read_metrics(path / "metrics.jsonl")] == list(range(1, NUM_STEPS + 1))
+    rows = read_metrics(path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, NUM_STEPS + 1))
+    assert {(row["ledger/segments"], row["ledger/lost_tokens"]) for row in rows} == {(1.0, 0.0)}
+    assert load_config(path / "config.yaml").model.template_date is not None, "the day was pinned"
+    assert (path / "policy" / "chat_template.jinja").read_text() == own.read_text()
     assert prompts_by_step(path) == prompts_by_step(finished)
     # The first step began from the same weights: the same tokens, but for the odd one where rounding decides.
     ours, theirs = (
