@@ -35,6 +35,7 @@ from polyturn.configs.schema.engines import EnginesConfig, TeacherConfig
 from polyturn.configs.schema.run import RunConfig
 from polyturn.envs.faults import EnvironmentFault, UserFault
 from polyturn.envs.messages import AssistantMessage, EpisodeView, Task
+from polyturn.envs.registry import make
 from polyturn.envs.rewards.factory import make_reward
 from polyturn.envs.tasks.rates import read_difficulties
 from polyturn.envs.users.model import ModelUser, shared_chat, user_endpoint
@@ -49,6 +50,7 @@ from polyturn.rollout.evaluation import evaluate
 from polyturn.rollout.factory import build_player, open_client, open_policy
 from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.named_play import ServedModel, named_player
+from polyturn.rollout.player import offer_engines
 from polyturn.rollout.remote_players import RemotePlayers
 from polyturn.rollout.scheduler import Frontier
 from polyturn.rollout.source import RolloutStart
@@ -469,6 +471,8 @@ async def test_the_best_of_a_served_models_episodes_is_no_data_to_train_on(engin
         model = ServedModel(config, model_path=tiny_model, policy=policy, sampling=SamplingParams())
         best = make_policy("best_of", choice, model=model)
         await evaluate(player=player, policy=best, num_tasks=2, on_episode=episodes.append)
+        offer_engines(told := make("polyturn/CustomerService-v0"), policy)
+        assert told.engine_urls == policy.chat_urls == (f"{engines.url}/v1",)
     player.close()
     assert [episode.metrics[BEST_OF_SAMPLES] for episode in episodes] == [2.0, 2.0]
     assert all(episode.num_sampled_tokens for episode in episodes)
