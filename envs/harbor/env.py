@@ -51,7 +51,6 @@ class HarborEnv(ToolEnv):
         storage_mb: int = 10240,
         build_network: str = "default",
         docker_host: str | None = None,
-        runtime: str | None = None,
         split: str = "train",
         max_turns: int | None = None,
         render_mode: str | None = None,
@@ -74,7 +73,6 @@ class HarborEnv(ToolEnv):
             storage_mb: For files of a container beyond its image, where the task does not say.
             build_network: Of commands while an image is built: `default`, `none` or `host`.
             docker_host: The daemon's address; None: DOCKER_HOST, or the usual socket.
-            runtime: `runsc` plays in gVisor, where the daemon knows it.
             split: Which tasks; `train`, or a folder of `path`.
             max_turns: Calls and the answer together; None leaves limits to the caller.
             render_mode: None or "ansi".
@@ -108,7 +106,7 @@ class HarborEnv(ToolEnv):
             self._check(_read(folder))
         super().__init__(split=split, max_turns=max_turns, render_mode=render_mode)
         try:
-            self._containers = Containers(host=docker_host, runtime=runtime)
+            self._containers = Containers(host=docker_host)
         except SandboxUnavailable as error:
             raise ValueError(
                 f"polyturn/Harbor-v0 plays in Docker containers, and {error}; "

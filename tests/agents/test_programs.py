@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
-import time
 from pathlib import Path
 from typing import Any
 
@@ -200,10 +199,8 @@ def test_nothing_outlives_an_episode(place: str, then: str, options: dict[str, A
 def test_an_episode_that_is_over_ends_its_program(place: str, tmp_path: Path) -> None:
     mark = f"mark-{tmp_path.name}-{place}"
     code = SPREADS.format(ask=ASK, mark=mark, then="time.sleep(60)")
-    started = time.monotonic()
     episode = play(program(code, place=place), tmp_path, timeout_s=2.0)
     assert (episode.outcome, episode.stop_reason) == (Outcome.TRUNCATED, "timeout_s")
-    assert time.monotonic() - started < 20
     assert alive(mark) == []
     assert list(Path("/tmp").glob("polyturn-program-*")) == []
 

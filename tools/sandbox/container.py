@@ -31,6 +31,9 @@ from polyturn.tools.sandbox.docker_daemon import Owner, connect, remove, sweep
 from polyturn.tools.sandbox.sandbox import MIB
 
 NetworkMode = Literal["none", "bridge"]
+RUNTIME = "runc"
+"""Not gVisor, even where that is the daemon's default: it keeps files in its own memory, from where neither the daemon
+nor the next start of the container gets them, and shares no network with a helper."""
 
 CAPABILITIES = ("CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "NET_BIND_SERVICE", "SETGID", "SETUID")
 """What root inside may do: to own files and processes of the container. Not to make devices, raw packets or mounts."""
@@ -63,14 +66,12 @@ class Containers:
 
     Args:
         host: The daemon's address; by default what DOCKER_HOST says, or the usual socket.
-        runtime: `runsc` runs the containers in gVisor, where the daemon knows it.
 
     Raises SandboxUnavailable, naming the probe that failed.
     """
 
-    def __init__(self, *, host: str | None = None, runtime: str | None = None) -> None:
-        self.client, self.maps_users = connect(host, runtime)
-        self.runtime = runtime
+    def __init__(self, *, host: str | None = None) -> None:
+        self.client, _ = connect(host, None)
         self._id = uuid.uuid4().hex
         self._owner = Owner.this_process()
         self._keeps_disk_limits = True
@@ -91,9 +92,7 @@ class Containers:
         workdir: str | None = None,
     ) -> Container:
         """A container of that image, which the daemon has, that waits for commands. Raises ContainerFailed."""
-        options = container_options(
-            limits, network=network, environment=environment or {}, workdir=workdir, runtime=self.runtime
-        )
+        options = container_options(limits, network=network, environment=environment or {}, workdir=workdir)
         with docker_errors(f"starting a container of {image}"):
             handle = self._create(image, limits, options)
             try:
@@ -110,6 +109,7 @@ class Containers:
                 image,
                 entrypoint=command[:1],
                 command=command[1:],
+                runtime=RUNTIME,
                 network_mode=f"container:{container.id}",
                 labels=self._owner.labels(self._id),
                 **options,
@@ -166,12 +166,12 @@ def container_options(
     network: NetworkMode,
     environment: Mapping[str, str],
     workdir: str | None,
-    runtime: str | None,
 ) -> dict[str, Any]:
     """The keyword arguments of `client.containers.create`, beside image, command and labels."""
     from docker.types import LogConfig, Ulimit
 
     options: dict[str, Any] = {
+        "runtime": RUNTIME,
         "hostname": "task",
         "network_mode": network,
         "environment": dict(environment),
@@ -190,8 +190,6 @@ def container_options(
     }
     if workdir is not None:
         options["working_dir"] = workdir
-    if runtime is not None:
-        options["runtime"] = runtime
     return options
 
 

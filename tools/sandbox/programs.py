@@ -166,8 +166,6 @@ def check_reach(containers: Containers) -> None:
         raise ValueError(
             "a program in a container reaches its session only where the Docker daemon is this machine's"
         )
-    if containers.runtime is not None:
-        raise ValueError(f"a program in a container of {containers.runtime} cannot reach its session")
 
 
 class LocalPlace:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -85,21 +84,11 @@ def test_what_is_graded_is_out_of_the_agents_sight_and_reach(make_env: MakeEnv, 
     assert trace.reward == 1.0
 
 
-def test_services_may_stay_for_the_tests(make_env: MakeEnv, tmp_path: Path) -> None:
-    test = (
-        "#!/bin/bash\ngrep -qs service /proc/[0-9]*/cmdline; echo $((1 - $?)) > /logs/verifier/reward.txt\n"
-    )
-    task = write_task(tmp_path / "task", test=test)
-    start = "printf 'while :; do sleep 1; done' > /service.sh; setsid bash /service.sh &"
-    assert play(make_env(task, keep_processes=True), calling(start), seed=0).reward == 1.0
-
-
 @pytest.mark.parametrize(
     ("test", "options", "says"),
     [
         ("#!/bin/bash\necho no tests here\n", {}, "no reward file .exit code 0; it printed: no tests here"),
         ("#!/bin/bash\nsleep 60\n", {"verifier_timeout_s": 0.3}, "did not end by themselves .timeout"),
-        ("#!/bin/bash\necho nan > /logs/verifier/reward.txt\n", {}, "must be a finite number"),
     ],
 )
 def test_a_verifier_that_fails_is_no_reward(
@@ -137,15 +126,13 @@ def test_a_daemon_that_is_gone_is_no_reward(make_env: MakeEnv, tmp_path: Path) -
         env.step(AssistantMessage(content="Done."))
 
 
-@pytest.mark.parametrize(
-    "breaking", ["rm -rf /usr/bin /bin", "printf '#!/bin/sh\\nexit 3\\n' > /bin/bash", "kill -9 -1"]
-)
+@pytest.mark.parametrize("breaking", ["rm -rf /usr/bin /bin", "printf '#!/bin/sh\\nexit 3\\n' > /bin/bash"])
 def test_an_agent_that_breaks_the_verifier_earns_nothing(
     make_env: MakeEnv, tmp_path: Path, breaking: str
 ) -> None:
     trace = play(make_env(write_task(tmp_path / "task")), calling(breaking), seed=0)
-    broken = trace.turns[-1].info["metrics"]["verifier_broken_by_agent"]
-    assert (trace.reward, broken) == ((1.0, 0.0) if breaking.startswith("kill") else (0.0, 1.0))
+    assert trace.reward == 0.0
+    assert trace.turns[-1].info["metrics"]["verifier_broken_by_agent"] == 1.0
 
 
 def test_a_call_ends_and_says_how(make_env: MakeEnv, tmp_path: Path) -> None:
@@ -154,10 +141,10 @@ def test_a_call_ends_and_says_how(make_env: MakeEnv, tmp_path: Path) -> None:
         max_output_chars=400,
         command_timeout_s=20,
     )
-    start = time.monotonic()
     trace = play(
         env,
         calling(
+            "kill -9 -1",
             "echo out; echo err >&2; exit 3",
             "sleep 30 & echo started",
             "seq 100000",
@@ -166,7 +153,7 @@ def test_a_call_ends_and_says_how(make_env: MakeEnv, tmp_path: Path) -> None:
         ),
         seed=0,
     )
-    first, background, long, full, rights = said(trace)
+    _, first, background, long, full, rights = said(trace)
     assert sorted(first.splitlines()) == ["[exit code 3]", "err", "out"]
     assert background == "started"
     assert (
@@ -177,23 +164,26 @@ def test_a_call_ends_and_says_how(make_env: MakeEnv, tmp_path: Path) -> None:
     )
     assert full == "[It was ended, because the machine's disk is full: remove what is not needed.]"
     assert rights.split() == ["CapEff:", "00000000000004fb", "NoNewPrivs:", "1"]
-    assert time.monotonic() - start < 20
+    assert trace.reward == 1.0
 
 
 def test_time_and_memory_have_limits(make_env: MakeEnv, tmp_path: Path, client: Any) -> None:
     task = write_task(
-        tmp_path / "task", toml="[agent]\ntimeout_sec = 1.5\n", environment="cpus = 0.5\nmemory_mb = 64"
+        tmp_path / "task", toml="[agent]\ntimeout_sec = 3\n", environment="cpus = 0.5\nmemory_mb = 64"
     )
     env = make_env(task)
-    env.reset(seed=0)
-    limits = env.agent_container().container.handle.attrs["HostConfig"]
+    created: list[dict[str, Any]] = []
+
+    def act(messages: Any, tools: Any) -> AssistantMessage:
+        created.append(env.agent_container().container.handle.attrs["HostConfig"])
+        return calling("sleep 30")(messages, tools)
+
+    trace = play(env, act, seed=0)
+    (limits,) = created
     assert (limits["NanoCpus"], limits["Memory"], limits["MemorySwap"]) == (500_000_000, 64 << 20, 64 << 20)
     assert (limits["NetworkMode"], limits["PidsLimit"], limits["Privileged"]) == ("none", 512, False)
     assert limits["Binds"] is None
-    trace = play(env, calling("sleep 0.2", "sleep 30", "echo never"), seed=0)
-    assert "It was ended after 1" in said(trace)[1]
-    assert said(trace)[1].endswith("[The time for this task is used up.]")
-    assert len(trace.turns) == 2
+    assert said(trace) == ["[It was ended after 3 s.]\n[The time for this task is used up.]"]
     assert trace.reward == 1.0
     assert trace.turns[-1].info["metrics"]["out_of_time"] == 1.0
 
@@ -213,10 +203,8 @@ def test_a_network_takes_the_tasks_word_and_the_users(tmp_path: Path, docker_hos
         TrialOptions(network=network).has_network(task) for network in (True, False) for task in (public, off)
     ]
     assert allowed == [True, False, False, False]
-    options = container_options(
-        ContainerLimits(), network="bridge", environment={}, workdir=None, runtime="runsc"
-    )
-    assert (options["network_mode"], options["runtime"]) == ("bridge", "runsc")
+    options = container_options(ContainerLimits(), network="bridge", environment={}, workdir=None)
+    assert (options["network_mode"], options["runtime"]) == ("bridge", "runc")
 
 
 def test_an_image_is_built_once_for_each_state_of_its_folder(
@@ -236,15 +224,17 @@ def test_an_image_is_built_once_for_each_state_of_its_folder(
     assert len({image.id for image in client.images.list("polyturn-task")} - ids) == 1
 
 
-def test_a_health_check_is_waited_for(make_env: MakeEnv, tmp_path: Path) -> None:
+def test_a_health_check_is_waited_for_and_services_may_stay(make_env: MakeEnv, tmp_path: Path) -> None:
     check = "[environment.healthcheck]\ninterval_sec = 0.05\nretries = {}\ncommand = '{}'"
     slow = "echo x >> /checks; [ $(wc -l < /checks) -ge 2 ]"
-    trace = play(
-        make_env(write_task(tmp_path / "slow", environment=check.format(3, slow))),
-        calling("cat /checks"),
-        seed=0,
+    test = (
+        "#!/bin/bash\ngrep -qs service /proc/[0-9]*/cmdline; echo $((1 - $?)) > /logs/verifier/reward.txt\n"
     )
+    task = write_task(tmp_path / "slow", test=test, environment=check.format(3, slow))
+    start = "cat /checks; echo 'while :; do sleep 1; done' > /service.sh; setsid bash /service.sh &"
+    trace = play(make_env(task, keep_processes=True), calling(start), seed=0)
     assert said(trace) == ["x\nx"]
+    assert trace.reward == 1.0
     with pytest.raises(EnvironmentFault, match="the health check of task 'never' fails"):
         play(
             make_env(write_task(tmp_path / "never", environment=check.format(1, "false"))),
