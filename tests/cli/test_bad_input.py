@@ -82,9 +82,9 @@ def test_missing_model_directory() -> None:
 
 
 def test_tokenizer_larger_than_the_vocabulary(workspace: Path) -> None:
-    write_model(workspace / "mismatch", num_tokens=21)
+    write_model(workspace / "mismatch", num_tokens=261)
     assert refused(in_this_process, "train", "recipe.yaml", "model.path=mismatch") == (
-        "model.path: the tokenizer in mismatch has 21 tokens, but the model's vocab_size is 20; "
+        "model.path: the tokenizer in mismatch has 261 tokens, but the model's vocab_size is 260; "
         "they are not of one model"
     )
 
@@ -256,7 +256,7 @@ def test_a_damaged_file_of_a_model_is_named(workspace: Path, name: str, text: st
 def test_weights_that_are_not_those_of_the_config_are_named_before_anything_starts(workspace: Path) -> None:
     model, other = write_model(workspace / "rows"), write_model(workspace / "other")
     write_zeros(model / "model.safetensors", SHAPE | {"vocab_size": 19})
-    told = "model.safetensors: model.embed_tokens.weight has the shape [19, 8], and config.json calls for [20, 8]"
+    told = "model.safetensors: model.embed_tokens.weight has the shape [19, 8], and config.json calls for [260, 8]"
     assert refused(in_this_process, "train", "recipe.yaml", "model.path=rows") == f"model.path: rows/{told}"
     assert (
         refused(in_this_process, "train", "recipe.yaml", "model.path=other", "checkpoint.load=rows")

@@ -8,13 +8,15 @@ import struct
 from pathlib import Path
 from typing import Any
 
+from tokenizers import pre_tokenizers
+
 from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.trainer.base_model.initial import CHAT_TEMPLATE_PATH
 from polyturn.trainer.models.weight_files import expected_tensors
 
 SHAPE: dict[str, Any] = {
     "model_type": "qwen3",
-    "vocab_size": 20,
+    "vocab_size": 260,
     "hidden_size": 8,
     "intermediate_size": 16,
     "num_hidden_layers": 1,
@@ -27,13 +29,21 @@ SHAPE: dict[str, Any] = {
 }
 
 
-def write_model(directory: Path, *, num_tokens: int = 20, **changes: Any) -> Path:
+def write_model(directory: Path, *, num_tokens: int = 260, **changes: Any) -> Path:
     """The files that preflight reads: shape, tokenizer, chat template and a safetensors file of zeros."""
     directory.mkdir()
     (directory / "config.json").write_text(json.dumps(SHAPE | changes))
-    vocabulary = {f"t{index}": index for index in range(num_tokens - 1)}
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    others = [f"t{index}" for index in range(num_tokens - 1 - len(letters))]
+    vocabulary = {text: index for index, text in enumerate([*letters, *others])}
     added = [{"id": num_tokens - 1, "content": "<|im_end|>", "special": True}]
-    tokenizer = {"model": {"type": "BPE", "vocab": vocabulary, "merges": []}, "added_tokens": added}
+    by_bytes = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    tokenizer = {
+        "model": {"type": "BPE", "vocab": vocabulary, "merges": []},
+        "added_tokens": added,
+        "pre_tokenizer": by_bytes,
+        "decoder": by_bytes,
+    }
     (directory / "tokenizer.json").write_text(json.dumps(tokenizer))
     (directory / "chat_template.jinja").write_text(CHAT_TEMPLATE_PATH.read_text(encoding="utf-8"))
     write_zeros(directory / "model.safetensors", SHAPE | changes | {"model_type": SHAPE["model_type"]})

@@ -36,7 +36,7 @@ def algorithm_config(tmp_path: Path, name: str, *overrides: str) -> RunConfig:
 
 def scored(samples: tuple[TrainSample, ...]) -> dict[str, TrainSample]:
     """With every column that an algorithm may ask for."""
-    columns = ("proximal_logprobs", "reference_logprobs", "values")
+    columns = ("proximal_logprobs", "reference_logprobs", "teacher_logprobs", "values")
     return {
         sample.sample_id: replace(
             sample, **{name: np.full(len(sample), -1.0, dtype=np.float32) for name in columns}

@@ -125,7 +125,7 @@ def test_wrong_ones_are_refused(
         load_plugin(registry.signature, target.format(module=module), options)
     sentence = str(caught.value)
     assert told in sentence and "\n" not in sentence
-    assert f"a {registry.what} is `{registry.signature.text}`" in sentence
+    assert f"{registry.signature.article} {registry.what} is `{registry.signature.text}`" in sentence
 
 
 def test_a_class_is_told_its_method(module: Path) -> None:
@@ -183,6 +183,6 @@ def test_a_wrong_plugin_ends_preflight(key: str, section: dict[str, Any], module
     algorithm = AlgorithmConfig.model_validate(written)
     config = load_config("quickstart")
     config = config.model_copy(update={"trainer": config.trainer.model_copy(update={"algorithm": algorithm})})
-    with pytest.raises(ConfigError, match=rf"^trainer\.algorithm\.{key}: .*; a .* is `def ") as caught:
+    with pytest.raises(ConfigError, match=rf"^trainer\.algorithm\.{key}: .*; an? .* is `def ") as caught:
         preflight(config)
     assert "\n" not in str(caught.value)
