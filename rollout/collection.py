@@ -391,7 +391,7 @@ class _Sample:
     @property
     def was_never_answered(self) -> bool:
         """Whether only engines, or models of users, failed it: what was given up as they broke is tried again."""
-        return all(made.stop_reason in (POLICY_FAULT, USER_FAULT) for made in self.attempts)
+        return all(made.stop_reason in (NO_ENGINE, POLICY_FAULT, USER_FAULT) for made in self.attempts)
 
     @property
     def survivor(self) -> Episode | None:

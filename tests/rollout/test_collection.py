@@ -5,11 +5,12 @@ import itertools
 import sys
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
 from polyturn.agents.deadlines import EpisodeLimits
-from polyturn.agents.episode import Outcome
+from polyturn.agents.episode import NO_ENGINE, POLICY_FAULT, Outcome
 from polyturn.agents.policy import EngineUnavailable, PolicyFault
 from polyturn.envs.faults import UserFault
 from polyturn.envs.messages import AssistantMessage, ListTasks, Task
@@ -411,6 +412,25 @@ async def test_what_an_earlier_session_gave_up_is_tried_again(make_env):
     )
     assert len(group.episodes) == 3 and group.num_dropped == 0
     assert not {e.episode_id for e in kept} & {e.episode_id for e in again}
+
+
+async def test_sessions_that_no_engine_answered_do_not_use_up_the_attempts_together():
+    """A few in each of them, and the sample would be given up although nothing is wrong with it."""
+    kept = []
+    with pytest.raises(RolloutError, match="every episode failed"):
+        await collect(
+            make_player(limits=FAST),
+            CallThenAnswer(fail=lambda _: True),
+            num_prompts=1,
+            on_episode=kept.append,
+        )
+    earlier = [
+        replace(made, stop_reason=NO_ENGINE if number % 3 else made.stop_reason)
+        for number, made in enumerate(kept)
+    ]
+    assert {made.stop_reason for made in earlier} == {NO_ENGINE, POLICY_FAULT}
+    [group] = await collect(make_player(limits=FAST), CallThenAnswer(), num_prompts=1, finished=earlier)
+    assert len(group.episodes) == 3 and group.num_dropped == 0
 
 
 def test_seeds_depend_on_identity_alone():
