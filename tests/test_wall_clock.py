@@ -13,10 +13,12 @@ CLOCKS = {
     "date": {"today"},
 }
 READERS = {
+    "agents/chat_template.py": "a template is told the day, which a run pins",
     "agents/sessions/server.py": "an answer of OpenAI's says when it was made",
     "tools/retries.py": "a server names the date from which it may be asked again",
     "tools/sandbox/docker_container.py": "Docker's events are asked for by its clock",
     "trainer/run/progress.py": "TensorBoard's events carry the time, which it shows",
+    "trainer/run/resume.py": "the day that a run pins for its template is that of its beginning",
     "trainer/run/directory.py": "the name of a run directory that was given none",
 }
 """Who reads it, and what for: to show it, or because another program speaks of it. No wait ends by it."""
