@@ -7,7 +7,7 @@ a resumed run plays only what is missing.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -15,7 +15,6 @@ from polyturn.agents.chat import read_template
 from polyturn.agents.episode import Episode
 from polyturn.configs.errors import Interrupted
 from polyturn.configs.schema.run import RunConfig
-from polyturn.rollout.engines.control import EngineControl, PauseMode
 from polyturn.rollout.groups import Group, journal_of
 from polyturn.rollout.scheduler import Frontier, StepGroups
 from polyturn.rollout.source import RolloutStart, StepSource
@@ -34,11 +33,8 @@ from polyturn.trainer.run.heldout import HeldOut, Results
 from polyturn.trainer.run.metrics import step_metrics
 from polyturn.trainer.run.progress import JsonLinesSink, MetricSink, ProgressDisplay, TensorBoardSink
 from polyturn.trainer.run.resume import forget_failure, installed_versions, note_failure
+from polyturn.trainer.run.served_weights import ServedWeights
 from polyturn.trainer.run.stopwatch import Stopwatch
-from polyturn.trainer.weight_sync import SyncReport
-
-MIN_CORRELATION = 0.9
-"""Between what LoRA's adapters add and what of it the engines get, below which a run says so."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,7 +65,6 @@ class TrainingLoop:
         self._progress = parts.progress
         self._guard = parts.guard
         self._stopwatch = parts.stopwatch
-        self._engines = [EngineControl(url) for url in parts.engine_urls]
         self._sinks: list[MetricSink] = [JsonLinesSink(directory.metrics, last_step=state.step)]
         if config.logging.tensorboard:
             self._sinks.append(TensorBoardSink(directory.tensorboard, last_step=state.step))
@@ -85,8 +80,6 @@ class TrainingLoop:
             ),
             self._store,
         )
-        self._engines_got = (state.step, state.policy_version)
-        """The step after which the engines got their weights, and the version of those."""
         self._alarms = AlarmMonitor(config.alarms, self._progress.message)
         self._heldout = HeldOut(
             config,
@@ -95,8 +88,18 @@ class TrainingLoop:
             progress=self._progress,
             stopwatch=self._stopwatch,
         )
+        self._served = ServedWeights(
+            config,
+            engine_urls=parts.engine_urls,
+            trainer=self._trainer,
+            worker=self._worker,
+            heldout=self._heldout,
+            checks=self._checks,
+            progress=self._progress,
+            step=state.step,
+            version=state.policy_version,
+        )
         self._saving: RunState | None = None
-        self._warned_of_rounding = False
         self._state = state
 
     def run(self) -> None:
@@ -107,9 +110,7 @@ class TrainingLoop:
             StepFailure: what was played in a step cannot be trained on, or a check failed. Its episodes are set aside.
         """
         config = self._config.evaluation
-        if self._engines:
-            # They began with the weights on disk, or with those of a run that died.
-            self._sync(self._state.policy_version, self._stopwatch)
+        self._served.begin(self._stopwatch)
         if config.before and self._state.heldout_before is None:
             before = self._heldout.play("before", self._state.step)
             if before is not None:
@@ -149,9 +150,9 @@ class TrainingLoop:
             if taken is None:
                 return
             version = self._state.policy_version + self._config.trainer.updates_per_step
-            with self._setting_aside(step, taken.groups), self._resting():
+            with self._setting_aside(step, taken.groups), self._served.resting():
                 credit, reports = self._learn(step, taken.groups, watch)
-                sync = self._sync_if_due(step, version, watch)
+                sync = self._served.sync_if_due(step, version, watch)
             row = self._worker.engine_figures() | step_metrics(
                 taken=taken,
                 credit=credit,
@@ -163,8 +164,8 @@ class TrainingLoop:
                 overlaps=self._config.rollout.max_staleness > 0,
                 adapter_correlation=None if sync is None else sync.adapter_correlation,
             )
-            engine_step, engine_version = self._engines_got
-            self._worker.advance(version=version, engine_step=engine_step, engine_version=engine_version)
+            served = self._served
+            self._worker.advance(version=version, engine_step=served.step, engine_version=served.version)
             self._finish(step, version, {**row, LONGEST_PAUSE: stall.longest_pause_s}, watch)
 
     def _evaluate_between(self, step: int) -> dict[str, float]:
@@ -175,8 +176,7 @@ class TrainingLoop:
         config = self._config.evaluation
         is_last = step == self._config.trainer.num_steps
         if not (is_last and config.after):
-            engine_step, engine_version = self._engines_got
-            self._heldout.begin(step, engine_step=engine_step, version=engine_version)
+            self._heldout.begin(step, engine_step=self._served.step, version=self._served.version)
         if is_last or config.training_waits == "until_done":
             self._heldout.wait()
         return self._heldout.tell(step)
@@ -230,74 +230,8 @@ class TrainingLoop:
             )
             raise StepFailure(sentence) from failure
 
-    def _sync_if_due(self, step: int, version: int, watch: Stopwatch) -> SyncReport | None:
-        """Send the weights after every so many steps, and after the last; None: not after this one, or to nobody."""
-        is_due = step % self._config.weight_sync.every_steps == 0 or step == self._config.trainer.num_steps
-        if not is_due or not self._engines:
-            return None
-        if self._config.evaluation.training_waits == "before_sync":
-            self._heldout.wait()
-        report = self._sync(version, watch)
-        self._engines_got = (step, version)
-        return report
-
-    @contextmanager
-    def _resting(self) -> Iterator[None]:
-        """Have the engines rest, if they are to while the trainer trains: answers are cut off, and go on afterwards, by
-        the new weights where those are due.
-        """
-        if self._config.rollout.play_while_training:
-            yield
-            return
-        self._worker.rest()
-        try:
-            with self._paused("abort"):
-                yield
-        finally:
-            self._worker.go_on()
-
-    @contextmanager
-    def _paused(self, mode: PauseMode) -> Iterator[None]:
-        """No engine goes on with a request meanwhile."""
-        for engine in self._engines:
-            engine.pause(mode)
-        try:
-            yield
-        finally:
-            for engine in self._engines:
-                engine.go_on()
-
-    def _sync(self, version: int, watch: Stopwatch) -> SyncReport:
-        """Send the weights to the engines and compare them on both sides, while no request goes on."""
-        mode: PauseMode = "retract" if self._config.rollout.kv_after_update == "recompute" else "in_place"
-        with ExitStack() as stack, watch.measure("sync"):
-            rollout = self._config.rollout
-            if (rollout.max_staleness and rollout.play_while_training) or self._heldout.is_playing:
-                stack.enter_context(self._paused(mode))
-            report = self._trainer.publish(version)
-            if self._config.checks.enabled and self._config.checks.weights_equal:
-                for engine in self._engines:
-                    self._checks.weights_equal(
-                        report.checksums, engine.weight_checksums(), version=version, url=engine.url
-                    )
-        self._warn_of_rounding(report.adapter_correlation)
-        return report
-
-    def _warn_of_rounding(self, arrived: float | None) -> None:
-        """Once a run: that engines get little of what adapters have learnt."""
-        if arrived is None or arrived >= MIN_CORRELATION or self._warned_of_rounding:
-            return
-        self._warned_of_rounding = True
-        self._progress.message(
-            f"what the adapters have learnt reaches the engines at a correlation of {arrived:.2f}: they serve the "
-            f"merged weights rounded to {self._config.model.dtype}, and the update is smaller than its steps. It "
-            "arrives as updates add up; a larger trainer.optimizer.learning_rate (LoRA takes ten times that of "
-            "full training) or model.dtype=float32 brings it there sooner (sync/adapter_correlation in the metrics)"
-        )
-
     def close(self) -> None:
-        for engine in self._engines:
-            engine.close()
+        self._served.close()
         for sink in self._sinks:
             sink.close()
 

@@ -1,0 +1,125 @@
+"""The engines of the policy as the loop sees them: what weights they serve, when they rest or get new ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+
+from polyturn.configs.schema.run import RunConfig
+from polyturn.rollout.engines.control import EngineControl, PauseMode
+from polyturn.rollout.source import StepSource
+from polyturn.trainer.ranks.trainer import Trainer
+from polyturn.trainer.run.checks import RunChecks
+from polyturn.trainer.run.heldout import HeldOut
+from polyturn.trainer.run.progress import ProgressDisplay
+from polyturn.trainer.run.stopwatch import Stopwatch
+from polyturn.trainer.weight_sync import SyncReport
+
+MIN_CORRELATION = 0.9
+"""Between what LoRA's adapters add and what of it the engines get, below which a run says so."""
+
+
+class ServedWeights:
+    """Takes the trainer's weights to the engines of a run."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        engine_urls: Sequence[str],
+        trainer: Trainer,
+        worker: StepSource,
+        heldout: HeldOut,
+        checks: RunChecks,
+        progress: ProgressDisplay,
+        step: int,
+        version: int,
+    ) -> None:
+        """`step` and `version` are those at which the run goes on. There may be no engines at all."""
+        self._config = config
+        self._trainer = trainer
+        self._worker = worker
+        self._heldout = heldout
+        self._checks = checks
+        self._progress = progress
+        self._engines = [EngineControl(url) for url in engine_urls]
+        self._warned_of_rounding = False
+        self.step = step
+        """After which the engines got their weights."""
+        self.version = version
+        """Of these."""
+
+    def begin(self, watch: Stopwatch) -> None:
+        """Send the weights at which the run goes on: the engines have those on disk, or those of a run that died."""
+        if self._engines:
+            self._sync(self.version, watch)
+
+    def sync_if_due(self, step: int, version: int, watch: Stopwatch) -> SyncReport | None:
+        """Send the weights after every so many steps, and after the last; None: not after this one, or to nobody."""
+        is_due = step % self._config.weight_sync.every_steps == 0 or step == self._config.trainer.num_steps
+        if not is_due or not self._engines:
+            return None
+        if self._config.evaluation.training_waits == "before_sync":
+            self._heldout.wait()
+        report = self._sync(version, watch)
+        self.step, self.version = step, version
+        return report
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Have the engines rest, if they are to while the trainer trains: answers are cut off, and go on afterwards, by
+        the new weights where those are due.
+        """
+        if self._config.rollout.play_while_training:
+            yield
+            return
+        self._worker.rest()
+        try:
+            with self._paused("abort"):
+                yield
+        finally:
+            self._worker.go_on()
+
+    @contextmanager
+    def _paused(self, mode: PauseMode) -> Iterator[None]:
+        """No engine goes on with a request meanwhile."""
+        for engine in self._engines:
+            engine.pause(mode)
+        try:
+            yield
+        finally:
+            for engine in self._engines:
+                engine.go_on()
+
+    def _sync(self, version: int, watch: Stopwatch) -> SyncReport:
+        """Send the weights to the engines and compare them on both sides, while no request goes on."""
+        mode: PauseMode = "retract" if self._config.rollout.kv_after_update == "recompute" else "in_place"
+        with ExitStack() as stack, watch.measure("sync"):
+            rollout = self._config.rollout
+            if (rollout.max_staleness and rollout.play_while_training) or self._heldout.is_playing:
+                stack.enter_context(self._paused(mode))
+            report = self._trainer.publish(version)
+            if self._config.checks.enabled and self._config.checks.weights_equal:
+                for engine in self._engines:
+                    self._checks.weights_equal(
+                        report.checksums, engine.weight_checksums(), version=version, url=engine.url
+                    )
+        self._warn_of_rounding(report.adapter_correlation)
+        return report
+
+    def _warn_of_rounding(self, arrived: float | None) -> None:
+        """Once a run: that engines get little of what adapters have learnt."""
+        if arrived is None or arrived >= MIN_CORRELATION or self._warned_of_rounding:
+            return
+        self._warned_of_rounding = True
+        self._progress.message(
+            f"what the adapters have learnt reaches the engines at a correlation of {arrived:.2f}: they serve the "
+            f"merged weights rounded to {self._config.model.dtype}, and the update is smaller than its steps. It "
+            "arrives as updates add up; a larger trainer.optimizer.learning_rate (LoRA takes ten times that of "
+            "full training) or model.dtype=float32 brings it there sooner (sync/adapter_correlation in the metrics)"
+        )
+
+    def close(self) -> None:
+        """Close the connections; the engines go on serving."""
+        for engine in self._engines:
+            engine.close()
