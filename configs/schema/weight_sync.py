@@ -21,8 +21,9 @@ class BroadcastSync(Section):
     every_steps: PositiveInt = 1
     """The engines get new weights after every so many steps, and after the last; more than 1 needs
     rollout.max_staleness."""
-    dtype: Literal["same", "fp8_block"] = "same"
-    """What the engines serve: the trainer's weights as they are, or cast to FP8 in 128 x 128 blocks at each sync."""
+    dtype: Literal["same", "fp8_block", "fp8_rounded"] = "same"
+    """What the engines serve: the trainer's weights as they are; cast to FP8 in 128 x 128 blocks at each sync; or
+    rounded to what these blocks hold and sent in the trainer's dtype, which engines without FP8 serve, too."""
 
 
 class DiskSync(Section):
@@ -34,8 +35,9 @@ class DiskSync(Section):
     every_steps: PositiveInt = 1
     """The engines get new weights after every so many steps, and after the last; more than 1 needs
     rollout.max_staleness."""
-    dtype: Literal["same", "fp8_block"] = "same"
-    """What the engines serve: the trainer's weights as they are, or cast to FP8 in 128 x 128 blocks at each sync."""
+    dtype: Literal["same", "fp8_block", "fp8_rounded"] = "same"
+    """What the engines serve: the trainer's weights as they are; cast to FP8 in 128 x 128 blocks at each sync; or
+    rounded to what these blocks hold and sent in the trainer's dtype, which engines without FP8 serve, too."""
 
 
 WeightSync = Annotated[BroadcastSync | DiskSync, Field(discriminator="kind")]

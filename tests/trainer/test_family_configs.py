@@ -74,7 +74,7 @@ def test_deepseek_as_published() -> None:
         (
             "deepseek-v3",
             {"quantization_config": {"quant_method": "fp8"}},
-            "needs weights that are not quantised",
+            "one scale for a whole matrix",
         ),
         ("deepseek-v3", {"rope_interleave": False}, "rope_interleave off is not supported"),
         ("deepseek-v3", {"n_group": None}, "has no 'n_group', which model_type 'deepseek_v3' needs"),

@@ -4,16 +4,34 @@ from __future__ import annotations
 
 import json
 import math
+import weakref
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from transformers import FineGrainedFP8Config
+from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
-from polyturn.trainer.models.fp8 import cast_tensors, dequantize_blocks, find_quantised, quantize_blocks
-from polyturn.trainer.models.hf_directory import FP8Cast, HFWeights
+from polyturn.configs.models import preset_directory, read_json
+from polyturn.configs.sizing.model_shape import ModelShape
+from polyturn.trainer.models import hf_directory
+from polyturn.trainer.models.families import describe_computation
+from polyturn.trainer.models.fp8 import cast_tensors, dequantize_blocks, quantize_blocks
+from polyturn.trainer.models.hf_directory import FP8Cast, HFWeights, write_unquantised
+from polyturn.trainer.models.quantization import (
+    BlockFP8,
+    check_engine_blocks,
+    check_scales,
+    find_quantised,
+    quantization_config,
+)
+from polyturn.trainer.models.weight_files import INDEX_NAME, expected_tensors, read_weight_files
+from polyturn.trainer.run.model_checks import check_loadable
 from polyturn.trainer.weight_sync.broadcast import make_buckets
 from tests.support.engines import engine_checksums
 
@@ -155,7 +173,7 @@ def test_an_fp8_directory_says_what_an_engine_must_know(make_wide_model: Path, t
     assert sorted(name for bucket in buckets for name, _ in bucket) == sorted(sent)
     assert engine_checksums(sent, tied_embeddings=False)
     with pytest.raises(ValueError, match="quantised already"):
-        FP8Cast(tmp_path / "fp8")
+        FP8Cast(tmp_path / "fp8").write(tmp_path / "again")
 
 
 @pytest.fixture
@@ -205,3 +223,229 @@ def test_blocks_of_any_size_and_scales_of_any_float_are_read(
     save_file({**tensors, "w.weight_scale_inv": torch.ones(1, 1)}, tmp_path / "model.safetensors")
     with closing(HFWeights(tmp_path)) as weights, pytest.raises(ValueError, match=r"w\.weight_scale_inv has"):
         weights["w.weight"]
+
+
+def test_what_is_read_is_what_transformers_reads_however_it_lies_in_files(
+    make_wide_model: Path, tmp_path: Path
+) -> None:
+    fp8 = tmp_path / "fp8"
+    FP8Cast(make_wide_model).write(fp8)
+    tensors = load_file(fp8 / "model.safetensors")
+    scales = {name: tensors.pop(name) for name in list(tensors) if name.endswith("_scale_inv")}
+    # Matrices and their scales in different files, as the published shards have some.
+    weight_map = {}
+    for file, part in (("model-1.safetensors", tensors), ("model-2.safetensors", scales)):
+        save_file(part, fp8 / file)
+        weight_map.update(dict.fromkeys(part, file))
+    (fp8 / "model.safetensors").unlink()
+    (fp8 / INDEX_NAME).write_text(json.dumps({"weight_map": weight_map}))
+    check_loadable(fp8, "model.path")
+    theirs = Fp8Dequantize(None)
+    with closing(HFWeights(fp8)) as weights:
+        assert weights.keys() == tensors.keys()
+        for name in weights:
+            if f"{name}_scale_inv" in scales:
+                tensor, scale = tensors[name], scales[f"{name}_scale_inv"]
+                # It divides by the number of blocks, and so can have none that is smaller than the others.
+                rows, columns = (128 * size for size in scale.shape)
+                padded = torch.zeros(rows, columns, dtype=torch.uint8)
+                padded[: tensor.size(0), : tensor.size(1)] = tensor.view(torch.uint8)
+                whole = theirs._dequantize_one(padded.view(tensor.dtype), scale)
+                expected = whole[: tensor.size(0), : tensor.size(1)]
+                assert torch.equal(weights[name], expected) and expected.dtype == torch.float32
+            else:
+                assert torch.equal(weights[name], tensors[name])
+    # Engines take it as it is: what is sent has the same names.
+    cast = FP8Cast(fp8)
+    assert cast.is_stored
+    with closing(HFWeights(fp8)) as weights:
+        sent = dict(cast(weights.items()))
+    assert {name: tensor.dtype for name, tensor in sent.items()} == {
+        name: tensor.dtype for name, tensor in (tensors | scales).items()
+    }
+    for name in scales:
+        matrix = name.removesuffix("_scale_inv")
+        assert torch.equal(sent[matrix].float(), tensors[matrix].float()), matrix
+    # And the trainer sees the same model.
+    config, plain = read_json(fp8 / "config.json"), read_json(make_wide_model / "config.json")
+    assert describe_computation(config) == describe_computation(plain)
+    # Engines without FP8 start from a copy in a dtype of theirs.
+    write_unquantised(fp8, tmp_path / "plain", dtype="bfloat16")
+    assert "quantization_config" not in read_json(tmp_path / "plain" / "config.json")
+    copied = load_file(tmp_path / "plain" / "model.safetensors")
+    with closing(HFWeights(fp8)) as weights:
+        rounded = dict(FP8Cast(make_wide_model).rounded(weights.items()))
+        for name, tensor in copied.items():
+            assert torch.equal(tensor, weights[name].to(torch.bfloat16)), name
+            # What is FP8 already is not rounded again.
+            assert torch.equal(rounded[name], weights[name]), name
+
+
+class HeldBytes(TorchDispatchMode):
+    """The most bytes that results of torch's operations held at once, each storage counted once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: list[weakref.ref[torch.Tensor]] = []
+        self.highest = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self._held += [weakref.ref(each) for each in tree_leaves(result) if isinstance(each, torch.Tensor)]
+        alive = [tensor for held in self._held if (tensor := held()) is not None]
+        self._held = [weakref.ref(tensor) for tensor in alive]
+        storages = {storage.data_ptr(): storage for storage in (tensor.untyped_storage() for tensor in alive)}
+        self.highest = max(self.highest, sum(storage.nbytes() for storage in storages.values()))
+        return result
+
+
+def test_reading_takes_little_more_than_the_matrix_that_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hf_directory, "LOOKED_AT", 2**16)
+    size = 1024
+    tensors = {}
+    for number in range(3):
+        tensors[f"{number}.weight"] = torch.zeros(size, size, dtype=torch.float8_e4m3fn)
+        tensors[f"{number}.weight_scale_inv"] = torch.ones(size // 128, size // 128)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with closing(HFWeights(tmp_path)) as weights, HeldBytes() as held:
+        for name in weights:
+            weights[name]
+    # The matrix in float32, a row of its blocks, and as much again for looking whether all is finite.
+    matrix = 4 * size * size
+    assert matrix < held.highest < 1.3 * matrix
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"a.weight_scale_inv": None}, r"there is no a\.weight_scale_inv: only FP8"),
+        (
+            {"a.weight_scale_inv": None, "a.weight_scale": torch.ones(())},
+            r"a\.weight_scale is one scale for all of it: only FP8",
+        ),
+        (
+            {"a.weight_scale_inv": torch.ones(2, 2, dtype=torch.int32)},
+            "has the dtype I32, and scales are one of",
+        ),
+        (
+            {"a.weight_scale_inv": torch.ones(2, 1)},
+            r"shape \[2, 1\], and blocks of 128 x 128 .* need \[2, 2\]",
+        ),
+        ({"a.weight": torch.zeros(3, dtype=torch.float8_e4m3fn)}, r"of a\.weight \[3\] need"),
+    ],
+)
+def test_scales_that_do_not_fit_are_named_before_a_weight_is_read(
+    tmp_path: Path, changes: dict[str, torch.Tensor | None], told: str
+) -> None:
+    tensors = {
+        "a.weight": torch.zeros(200, 130, dtype=torch.float8_e4m3fn),
+        "a.weight_scale_inv": torch.ones(2, 2),
+    }
+    check_tensors = {name: tensor for name, tensor in {**tensors, **changes}.items() if tensor is not None}
+    save_file(check_tensors, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=rf"model\.safetensors: .*{told}"):
+        check_scales(read_weight_files(tmp_path), {}, source=tmp_path)
+    with closing(HFWeights(tmp_path)) as weights, pytest.raises(ValueError, match=told):
+        weights["a.weight"]
+
+
+@pytest.mark.parametrize(
+    ("quantization", "told"),
+    [
+        ({"quant_method": "fp8", "activation_scheme": "static"}, "one scale for a whole matrix"),
+        ({"quant_method": "compressed-tensors"}, "'compressed-tensors', and only FP8"),
+        ({"quant_method": "fp8", "weight_block_size": [128]}, "weight_block_size must be two numbers"),
+        ("gptq", "'gptq', and only FP8"),
+    ],
+)
+def test_other_quantisations_are_refused_by_name(quantization: object, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        BlockFP8.of({"quantization_config": quantization}, source="dir")
+
+
+def test_scales_that_are_powers_of_two_are_rounded_up() -> None:
+    torch.manual_seed(0)
+    weight = torch.randn(256, 128)
+    weight[128:] = 448.0
+    fp8 = BlockFP8.of(
+        {
+            "quantization_config": {
+                "quant_method": "fp8",
+                "weight_block_size": [128, 128],
+                "scale_fmt": "ue8m0",
+            }
+        },
+        source="dir",
+    )
+    assert fp8 is not None and fp8.powers_of_two
+    quantised, scales = quantize_blocks(weight, fp8)
+    plain = weight[:128].abs().max() / 448
+    assert float(scales[0, 0]) == 2.0 ** math.ceil(math.log2(float(plain))) and float(scales[1, 0]) == 1.0
+    assert torch.equal(dequantize_blocks(quantised, scales)[128:], weight[128:])
+
+
+def test_what_an_engine_keeps_in_one_piece_is_cast_together() -> None:
+    layer = "model.layers.0."
+    shapes = {
+        f"{layer}mlp.experts.0.gate_proj.weight": (200, 256),
+        f"{layer}mlp.experts.0.up_proj.weight": (200, 256),
+        f"{layer}mlp.experts.0.down_proj.weight": (256, 200),
+        f"{layer}mlp.shared_experts.down_proj.weight": (256, 200),
+        # 576 rows are no whole blocks, but nothing follows them.
+        f"{layer}self_attn.q_a_proj.weight": (1536, 256),
+        f"{layer}self_attn.kv_a_proj_with_mqa.weight": (576, 256),
+        "model.layers.1.self_attn.q_a_proj.weight": (1500, 256),
+        "model.layers.1.self_attn.kv_a_proj_with_mqa.weight": (576, 256),
+        "model.layers.1.mlp.gate_up_proj.weight": (384, 256),
+        "model.layers.2.mlp.gate_up_proj.weight": (512, 256),
+    }
+    quantised = find_quantised(shapes)
+    assert quantised == {
+        f"{layer}mlp.shared_experts.down_proj.weight",
+        f"{layer}self_attn.q_a_proj.weight",
+        f"{layer}self_attn.kv_a_proj_with_mqa.weight",
+        "model.layers.2.mlp.gate_up_proj.weight",
+    }
+    skipped = quantization_config(shapes, quantised)["modules_to_not_convert"]
+    assert {"model.layers.1.mlp.gate_proj", "model.layers.1.mlp.up_proj"} < set(skipped)
+    assert not any(name.startswith("model.layers.2") for name in skipped)
+
+
+@pytest.mark.parametrize(
+    ("preset", "ranks", "expert_ranks", "told"),
+    [
+        ("deepseek-v3", 8, 1, None),
+        ("kimi-k2", 16, 1, None),
+        ("qwen3-30b-a3b", 4, 1, "has 768 .*, which 4 ranks"),
+        ("qwen3-30b-a3b", 4, 4, None),
+        ("glm-4.5-355b", 8, 1, "has 1536 .*, which 8 ranks"),
+        ("qwen3-4b", 8, 1, "which 8 ranks"),
+        ("qwen3-4b", 2, 1, None),
+    ],
+)
+def test_engines_divide_fp8_in_whole_blocks(
+    preset: str, ranks: int, expert_ranks: int, told: str | None
+) -> None:
+    shape = ModelShape.read(preset_directory(preset))
+    shapes = {
+        name: size
+        for name, size in expected_tensors(shape)
+        if ".experts." not in name or ".experts.0." in name
+    }
+
+    def check() -> None:
+        check_engine_blocks(
+            shapes,
+            find_quantised(shapes),
+            tensor_parallel=ranks,
+            expert_parallel=expert_ranks,
+            num_kv_heads=shape.num_kv_heads,
+        )
+
+    if told is None:
+        check()
+    else:
+        with pytest.raises(ValueError, match=told):
+            check()

@@ -32,7 +32,6 @@ from polyturn.trainer.megatron.model import build_chunks, read_architecture, tra
 from polyturn.trainer.megatron.process_groups import ModelLayout, Place, join_ranks, leave_ranks
 from polyturn.trainer.megatron.torch_dist import load_torch_dist, save_torch_dist
 from polyturn.trainer.megatron.weights import load_hf_weights, named_hf_tensors
-from polyturn.trainer.models.fp8 import without_quantization
 from polyturn.trainer.models.hf_directory import (
     FP8Cast,
     HFWeights,
@@ -41,6 +40,7 @@ from polyturn.trainer.models.hf_directory import (
     read_config,
     write_hf_directory,
 )
+from polyturn.trainer.models.quantization import check_scales, without_quantization
 from polyturn.trainer.models.weight_files import check_tensors, read_weight_files
 
 Kind = Literal["hf", "torch_dist", "fp8"]
@@ -208,7 +208,9 @@ def _check_source(plan: Plan) -> None:
             )
     if plan.source.kind == "hf":
         shape = ModelShape.of(_model_config(plan.hf_directory), source=str(plan.hf_directory / "config.json"))
-        check_tensors(read_weight_files(plan.source.path), shape, source=plan.source.path)
+        stored = read_weight_files(plan.source.path)
+        check_tensors(stored, shape, source=plan.source.path)
+        check_scales(stored, read_config(plan.source.path), source=plan.source.path)
 
 
 def _check_model(plan: Plan) -> None:

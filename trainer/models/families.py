@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from polyturn.configs.sizing.model_shape import ModelShape, expert_layers, num_experts
+from polyturn.trainer.models.quantization import BlockFP8
 from polyturn.trainer.models.rope import YarnScaling, read_rope
 from polyturn.trainer.models.weight_mapping import (
     ATTENTION,
@@ -403,11 +404,7 @@ def find_family(hf: HFConfig) -> Family:
     kinds = hf.get("layer_types")
     if kinds is not None and (not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds)):
         raise ValueError("layer_types: only 'full_attention' is supported, in every layer")
-    if hf.get("quantization_config"):
-        raise ValueError(
-            "the model's config.json has a quantization_config, and the trainer needs weights that are not quantised: "
-            "use the model in bfloat16, or make it with polyturn convert DIR NEW --to hf, which reads block-wise FP8"
-        )
+    BlockFP8.of(hf, source="the model")
     rope = read_rope(hf, default_percent=family.rotary_percent)
     if isinstance(rope.scaling, YarnScaling) and shape.latent is None:
         raise ValueError(

@@ -17,13 +17,8 @@ from safetensors.torch import save_file
 
 from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.rollout.whole_file import removed_on_failure
-from polyturn.trainer.models.fp8 import (
-    BLOCK,
-    cast_tensors,
-    dequantize_blocks,
-    find_quantised,
-    quantization_config,
-)
+from polyturn.trainer.models.fp8 import cast_tensors, dequantize_blocks, round_tensors
+from polyturn.trainer.models.quantization import BlockFP8, check_scale, find_quantised, quantization_config
 from polyturn.trainer.models.weight_files import (
     CORRECTION,
     FLOATS,
@@ -39,6 +34,8 @@ from polyturn.trainer.models.weight_files import (
 )
 
 MAX_SHARD_BYTES = 5 * 1024**3
+LOOKED_AT = 2**24
+"""Numbers of a tensor at once."""
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 TEMPLATES_NAME = "additional_chat_templates"
 """The only folder of a model directory that transformers reads."""
@@ -98,7 +95,7 @@ class HFWeights(Mapping[str, torch.Tensor]):
         self.stored = read_weight_files(directory) if stored is None else stored
         self._stack = ExitStack()
         self._opened: dict[Path, Any] = {}
-        self._block = _block_size(directory)
+        self._fp8 = _stored_fp8(directory)
         scales = {f"{name}{SCALE_SUFFIX}" for name, tensor in self.stored.items() if tensor.dtype == FP8}
         self._names = [name for name in self.stored if name not in without and name not in scales]
 
@@ -115,8 +112,7 @@ class HFWeights(Mapping[str, torch.Tensor]):
                 "use the model in bfloat16"
             )
         tensor = self._read(name) if stored.dtype in FLOATS else self._dequantize(name)
-        if not torch.isfinite(tensor).all():
-            wrong = int((~torch.isfinite(tensor)).sum())
+        if wrong := _num_not_finite(tensor):
             raise ValueError(f"{stored.path}: {name} has {wrong} numbers that are not finite")
         return tensor
 
@@ -144,30 +140,21 @@ class HFWeights(Mapping[str, torch.Tensor]):
         return tensor
 
     def _dequantize(self, name: str) -> torch.Tensor:
-        stored, scales_name = self.stored[name], f"{name}{SCALE_SUFFIX}"
-        scales = self.stored.get(scales_name)
-        if scales is None:
-            raise ValueError(
-                f"{stored.path}: {name} has the dtype {stored.dtype}, and there is no {scales_name}: only FP8 with a "
-                "scale for each block can be read"
-            )
-        wanted = tuple(-(-size // block) for size, block in zip(stored.shape, self._block, strict=False))
-        if len(stored.shape) != 2 or scales.shape != wanted:
-            raise ValueError(
-                f"{scales.path}: {scales_name} has the shape {list(scales.shape)}, and blocks of "
-                f"{self._block[0]} x {self._block[1]} of {name} {list(stored.shape)} need {list(wanted)}"
-            )
-        return dequantize_blocks(self._read(name), self._read(scales_name).float(), block=self._block)
+        check_scale(name, self.stored, self._fp8)
+        scales = self._read(f"{name}{SCALE_SUFFIX}")
+        return dequantize_blocks(self._read(name), scales, block=self._fp8.block)
 
 
-def _block_size(directory: Path) -> tuple[int, int]:
-    """Rows and columns of the blocks that have a scale in common."""
-    path = directory / "config.json"
-    quantization = read_config(directory).get("quantization_config") if path.is_file() else None
-    size = quantization.get("weight_block_size") if isinstance(quantization, dict) else None
-    if isinstance(size, list) and len(size) == 2 and all(type(one) is int and one > 0 for one in size):
-        return size[0], size[1]
-    return BLOCK, BLOCK
+def _num_not_finite(tensor: torch.Tensor) -> int:
+    """Part by part: to look at a tensor takes as much memory again as what is looked at."""
+    parts = tensor.reshape(-1).split(LOOKED_AT)
+    return sum(int((~torch.isfinite(part)).sum()) for part in parts)
+
+
+def _stored_fp8(directory: Path) -> BlockFP8:
+    """As the config.json says, if there is one."""
+    config = read_config(directory) if (directory / "config.json").is_file() else {}
+    return BlockFP8.of(config, source=directory) or BlockFP8()
 
 
 def write_hf_directory(
@@ -339,26 +326,34 @@ class FP8Cast:
     """How one model is cast: the same at every weight sync as in the directory that its engines were started from."""
 
     def __init__(self, source: Path) -> None:
-        """Read names and shapes, no weights.
+        """Read names and shapes, no weights. What is stored in FP8 already is cast as it is stored.
 
         Raises:
-            ValueError: no Hugging Face directory, or one that is quantised already.
+            ValueError: no Hugging Face directory, or one that is quantised in another way.
         """
         self.source = source
         config = read_config(source)
-        if config.get("quantization_config"):
-            raise ValueError(f"{source} is quantised already")
         self._dtype = config_dtype(config)
+        stored = BlockFP8.of(config, source=source)
+        self.is_stored = stored is not None
+        self._fp8 = stored or BlockFP8()
         with closing(HFWeights(source)) as weights:
             self._shapes = weights.shapes()
-        self._quantised = find_quantised(self._shapes)
+            in_fp8 = frozenset(name for name in weights if weights.stored[name].dtype == FP8)
+        self._quantised = in_fp8 if self.is_stored else find_quantised(self._shapes)
 
     def __call__(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
-        """The tensors as the engines take them."""
-        return cast_tensors(tensors, self._quantised)
+        """The tensors as FP8 engines take them."""
+        return cast_tensors(tensors, self._quantised, self._fp8)
+
+    def rounded(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> Iterator[tuple[str, torch.Tensor]]:
+        """The tensors with what the cast costs, for engines that serve their own dtypes."""
+        return round_tensors(tensors, self._quantised, self._fp8)
 
     def write(self, target: Path) -> None:
-        """The whole directory in FP8."""
+        """The whole directory in FP8. Raises `ValueError` where it is that already."""
+        if self.is_stored:
+            raise ValueError(f"{self.source} is quantised already")
         changes = {"quantization_config": quantization_config(self._shapes, self._quantised)}
         with closing(HFWeights(self.source)) as weights:
             write_hf_directory(
@@ -368,3 +363,14 @@ class FP8Cast:
                 dtype=self._dtype,
                 config_changes=changes,
             )
+
+
+def write_unquantised(source: Path, target: Path, *, dtype: str) -> None:
+    """A directory in FP8 as one in `dtype`; corrections of routers stay as they are."""
+    kept = getattr(torch, dtype)
+    with closing(HFWeights(source)) as weights:
+        tensors = (
+            (name, tensor if name.endswith(CORRECTION) else tensor.to(kept))
+            for name, tensor in weights.items()
+        )
+        write_hf_directory(target, source=source, tensors=tensors, dtype=dtype)

@@ -7,7 +7,7 @@ The driver says what a rank is to do by a function of the rank, which runs where
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -25,16 +25,21 @@ from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.placement import assigned_gpus, free_port, gpu_environment
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.data.samples import SKIPPED, UNMOVED, Columns, TrainSample, Update, UpdateReport
+from polyturn.trainer.models.quantization import starts_engines
 from polyturn.trainer.weight_sync import SyncReport, WeightPublisher
 from polyturn.trainer.weight_sync.broadcast import BroadcastPublisher
 
 if TYPE_CHECKING:
+    import torch
+
     from polyturn.trainer.megatron.checkpoints import Checkpoints
     from polyturn.trainer.megatron.critic import MegatronCritic
     from polyturn.trainer.megatron.policy import MegatronPolicy
     from polyturn.trainer.megatron.process_groups import Place
-    from polyturn.trainer.models.hf_directory import FP8Cast
 
+NamedTensors = Iterable[tuple[str, "torch.Tensor"]]
+Cast = Callable[[NamedTensors], NamedTensors]
+"""What becomes of the weights on their way to the engines."""
 ADAPTER_NAME = "adapter"
 CRITIC_METRICS = ("loss", "clip_fraction", "error", "error_max", "grad_norm", "learning_rate")
 """What a step's metrics say of the critic, as `critic/NAME`."""
@@ -94,7 +99,7 @@ class PolicyRank(Rank):
     policy: MegatronPolicy
     critic: MegatronCritic | None = None
     _publisher: WeightPublisher | None = None
-    _cast: FP8Cast | None = None
+    _cast: Cast | None = None
 
     def build(self, address: str, port: int) -> None:
         self._see_own_gpu()
@@ -124,10 +129,11 @@ class PolicyRank(Rank):
             num_kv_heads=hf_config.get("num_key_value_heads"),
             num_experts=hf_config.get("num_experts") or hf_config.get("n_routed_experts") or 0,
         )
-        if sync.dtype == "fp8_block":
+        if sync.dtype != "same":
             from polyturn.trainer.models.hf_directory import FP8Cast
 
-            self._cast = FP8Cast(self._model_path)
+            fp8 = FP8Cast(self._model_path)
+            self._cast = fp8 if sync.dtype == "fp8_block" else fp8.rounded
         if isinstance(sync, BroadcastSync):
             address, port = self.rendezvous()
             self._publisher = BroadcastPublisher(
@@ -146,7 +152,7 @@ class PolicyRank(Rank):
 
             self._publisher = DiskPublisher(
                 engines=engines,
-                model_path=self._model_path if sync.dtype == "same" else engine_model,
+                model_path=self._model_path if starts_engines(hf_config, sync.dtype) else engine_model,
                 directory=sync.directory or weights_directory,
                 new_checksums=new_checksums,
                 flush_cache=flush_cache,

@@ -10,7 +10,8 @@ set_aside/                      episodes of steps that failed a check, and were 
 evaluation/                     trajectories of the held-out evaluations, and results.jsonl with those between steps
 checkpoints/step_000001/        one file per rank, trainer.json with their checksums, and state.json
 best.json                       which of them is the best, where the config says by which metric
-engine_model/                   with weights synced in FP8: what the engines are started from
+engine_model/                   where the model is in FP8 and its weights are synced otherwise, or the
+                                other way round: what the engines are started from
 policy/                         the final policy as a Hugging Face directory
 rollout.json                    of one that only plays: where it stands
 logs/                           engines and router

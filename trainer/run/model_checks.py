@@ -16,7 +16,8 @@ from polyturn.configs.sizing.fit import Capacity, judge, named_capacity
 from polyturn.configs.sizing.hardware import host_memory
 from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.trainer.models.families import find_family, same_computation
-from polyturn.trainer.models.weight_files import OUTPUT, check_tensors, read_weight_files
+from polyturn.trainer.models.quantization import check_engine_blocks, check_scales, find_quantised
+from polyturn.trainer.models.weight_files import OUTPUT, check_tensors, expected_tensors, read_weight_files
 
 
 def check_family(directory: Path, key: str = "model.path") -> None:
@@ -68,12 +69,49 @@ def check_loadable(directory: Path, key: str, *, without: tuple[str, ...] = ()) 
     """
     check_family(directory, key)
     try:
-        check_tensors(
-            read_weight_files(directory), ModelShape.read(directory), source=directory, without=without
-        )
+        stored = read_weight_files(directory)
+        check_tensors(stored, ModelShape.read(directory), source=directory, without=without)
+        check_scales(stored, read_json(directory / "config.json"), source=directory)
     except ValueError as error:
         sentence = str(error).removeprefix("model.path: ")
         raise ConfigError(f"{key}: {sentence}") from error
+
+
+def check_fp8_engines(config: RunConfig, shape: ModelShape) -> None:
+    """That engines can divide the model's FP8 matrices among their ranks. Raises ConfigError."""
+    if config.weight_sync.dtype != "fp8_block":
+        return
+    # What is true of one expert is true of all.
+    shapes = {
+        name: size
+        for name, size in expected_tensors(shape)
+        if ".experts." not in name or ".experts.0." in name
+    }
+    # Ranks that share their requests by data have an attention each.
+    if config.sglang.get("enable_dp_attention"):
+        shapes = {name: size for name, size in shapes.items() if ".self_attn." not in name}
+    with as_config_error("weight_sync.dtype: fp8_block: "):
+        check_engine_blocks(
+            shapes,
+            find_quantised(shapes),
+            tensor_parallel=config.engines.tensor_parallel,
+            expert_parallel=config.sglang.get("ep_size") or 1,
+            num_kv_heads=shape.num_kv_heads,
+        )
+
+
+def check_rounding(config: RunConfig) -> list[str]:
+    """A sentence where the engines sample from rounded weights and nothing in training makes up for it."""
+    if config.weight_sync.dtype == "same" or all(
+        algorithm.corrections or getattr(algorithm.loss, "anchor", None) == "behavior"
+        for algorithm in (config.algorithm, *config.own_algorithms.values())
+    ):
+        return []
+    return [
+        f"weight_sync.dtype: {config.weight_sync.dtype}: the engines sample from weights rounded to FP8, and nothing "
+        "in the loss makes up for it; add a correction (trainer.algorithm.corrections: [{kind: truncated_importance}]) "
+        "or take trainer.algorithm.loss.anchor=behavior"
+    ]
 
 
 def check_shared_prefix(config: RunConfig) -> None:

@@ -20,6 +20,7 @@ from polyturn.rollout.player import RolloutError
 from polyturn.rollout.replay import ReplayedSteps
 from polyturn.rollout.source import StepSource
 from polyturn.rollout.worker import RolloutWorker
+from polyturn.trainer.models.quantization import starts_engines
 from polyturn.trainer.run.cluster import start_ray
 from polyturn.trainer.run.directory import RunDirectory
 from polyturn.trainer.run.failures import sentence_of
@@ -40,7 +41,7 @@ def begin_ray(stack: ExitStack, config: RunConfig, directory: RunDirectory) -> N
 def begin_engines(stack: ExitStack, config: RunConfig, directory: RunDirectory) -> Engines:
     """Start the engines, until the stack ends; they are to be waited for."""
     model_path = resolve_model_path(config.model.path)
-    served = model_path if config.weight_sync.dtype == "same" else _fp8_model(model_path, directory)
+    served = _engine_model(config, model_path, directory)
     spec = EngineSpec.from_config(config, model_path=served, log_directory=directory.logs)
     engines = Engines(spec, RayLauncher(spec))
     stack.callback(ignoring_dead_actors(engines.stop))
@@ -96,10 +97,17 @@ def ignoring_dead_actors(close: Callable[[], None]) -> Callable[[], None]:
     return attempt
 
 
-def _fp8_model(model_path: Path, directory: RunDirectory) -> Path:
-    """The model as engines must be started to take FP8 weights; made once a run."""
-    from polyturn.trainer.models.hf_directory import FP8Cast
+def _engine_model(config: RunConfig, model_path: Path, directory: RunDirectory) -> Path:
+    """What engines must be started from to take the weights that are synced: the model, or it in FP8, or out of FP8,
+    made once a run."""
+    from polyturn.trainer.models.hf_directory import FP8Cast, read_config, write_unquantised
 
+    dtype = config.weight_sync.dtype
+    if starts_engines(read_config(model_path), dtype):
+        return model_path
     if not directory.engine_model.exists():
-        FP8Cast(model_path).write(directory.engine_model)
+        if dtype == "fp8_block":
+            FP8Cast(model_path).write(directory.engine_model)
+        else:
+            write_unquantised(model_path, directory.engine_model, dtype=config.model.dtype)
     return directory.engine_model

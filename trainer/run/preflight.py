@@ -56,10 +56,12 @@ from polyturn.trainer.run.evaluations import check_evaluations
 from polyturn.trainer.run.model_checks import (
     check_critic,
     check_family,
+    check_fp8_engines,
     check_loadable,
     check_memory,
     check_no_decay,
     check_reference,
+    check_rounding,
     check_routing_replay,
     check_sampling,
     check_shared_prefix,
@@ -133,6 +135,9 @@ def preflight(
         check_weights(model)
         check_tokenizer(model, shape)
     check_shape(config, shape, model)
+    if trains:
+        check_fp8_engines(config, shape)
+        warnings += check_rounding(config)
     check_judges(config)
     check_served_models(config, trains=trains, is_sketch=is_sketch)
     if trains and not is_sketch and config.rollout.replay is None:
@@ -285,12 +290,12 @@ def check_shape(config: RunConfig, shape: ModelShape, directory: Path) -> None:
 
 
 def check_fp8(config: RunConfig) -> None:
-    if config.weight_sync.dtype == "same":
+    if config.weight_sync.dtype != "fp8_block":
         return
     if config.engines.device != "cuda":
         raise ConfigError(
-            f"weight_sync.dtype: {config.weight_sync.dtype} needs engines on GPUs: set engines.device=cuda, or "
-            "weight_sync.dtype=same"
+            "weight_sync.dtype: fp8_block needs engines on GPUs: set engines.device=cuda, or weight_sync.dtype="
+            "fp8_rounded, which has the same weights in the trainer's dtype"
         )
     if config.checks.enabled and config.checks.weights_equal:
         raise ConfigError(
