@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
@@ -9,6 +10,7 @@ from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_va
 from polyturn.configs.schema.section import Section
 
 Port = Annotated[int, Field(ge=0, le=65535)]
+URL = re.compile(r"https?://[^/\s?#]+/?$")
 GroupName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
@@ -38,6 +40,9 @@ class ServersConfig(Section):
     """SGLang servers, each with a full copy of the weights."""
     tensor_parallel: PositiveInt = 1
     """Ranks that share one engine's weights."""
+    ranks_per_node: PositiveInt | None = None
+    """Ranks of one engine on a node; null: on GPUs as many as a node has GPUs for and that divide `tensor_parallel`, on
+    a CPU all. An engine with more ranks than that stands on several nodes (docs/cluster.md)."""
     device: Literal["cpu", "cuda"] = "cuda"
     """What the engines run on."""
     host: str | None = None
@@ -48,6 +53,15 @@ class ServersConfig(Section):
     start_timeout_s: PositiveFloat = 600.0
     """The run fails when an engine is not ready by then."""
 
+    @model_validator(mode="after")
+    def _nodes_of_an_engine_are_alike(self) -> Self:
+        if self.ranks_per_node is not None and self.tensor_parallel % self.ranks_per_node:
+            raise ValueError(
+                f"ranks_per_node is {self.ranks_per_node}, which must divide tensor_parallel={self.tensor_parallel}: "
+                "an engine has as many ranks on each of its nodes"
+            )
+        return self
+
     @property
     def num_gpus(self) -> int:
         """GPUs of all of them."""
@@ -57,12 +71,66 @@ class ServersConfig(Section):
 class EnginesConfig(ServersConfig):
     """The SGLang servers."""
 
+    placement: Literal["own", "shared"] = "own"
+    """own: on GPUs of their own; shared: on the trainer's GPUs, by turns (docs/cluster.md)."""
+    num_on_trainer_gpus: NonNegativeInt = 0
+    """With `placement: own`, so many of the engines, the last ones, are on the trainer's GPUs all the same, by turns:
+    idle GPUs of the trainer are lent to rollout."""
+    urls: list[str] = []
+    """Servers of the policy that others started, such as http://10.0.0.1:30000: the run starts none, sends them
+    weights, and leaves them running. `num_engines` is their number then, whatever it says; `tensor_parallel` must be
+    theirs."""
+
     request_timeout_s: PositiveFloat = 300.0
     """A generation request without an answer fails after so many seconds, retries included, and its episode is played
     again; less than `environment.episode_timeout_s`."""
     routing_replay: bool = False
     """Record the experts that each token was sent to, and replay them in the trainer (models with experts)."""
     router: RouterConfig = RouterConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count_the_urls(cls, data: Any) -> Any:
+        urls = data.get("urls") if isinstance(data, dict) else None
+        return {**data, "num_engines": len(urls)} if isinstance(urls, list) and urls else data
+
+    @model_validator(mode="after")
+    def _stands_in_one_place(self) -> Self:
+        for url in self.urls:
+            if self.urls.count(url) > 1:
+                raise ValueError(f"urls names {url!r} twice")
+            if not URL.match(url):
+                raise ValueError(f"urls: {url!r} is not like http://host:port")
+        if self.urls and (self.placement == "shared" or self.num_on_trainer_gpus):
+            raise ValueError(
+                "urls names engines that others placed; leave placement and num_on_trainer_gpus out"
+            )
+        if self.placement == "shared" and self.num_on_trainer_gpus:
+            raise ValueError(
+                "placement: shared has all engines on the trainer's GPUs; leave num_on_trainer_gpus out"
+            )
+        if self.num_on_trainer_gpus > self.num_engines:
+            raise ValueError(
+                f"num_on_trainer_gpus is {self.num_on_trainer_gpus}, and there are {self.num_engines} engine(s)"
+            )
+        return self
+
+    @property
+    def is_managed(self) -> bool:
+        """Whether the run starts and ends them."""
+        return not self.urls
+
+    @property
+    def num_sharing(self) -> int:
+        """How many of them, the last ones, take turns with the trainer."""
+        return self.num_engines if self.placement == "shared" else self.num_on_trainer_gpus
+
+    @property
+    def num_own_gpus(self) -> int:
+        """GPUs that the run takes for them beside the trainer's."""
+        if self.device == "cpu" or self.urls:
+            return 0
+        return (self.num_engines - self.num_sharing) * self.tensor_parallel
 
 
 class ServedModel(Section):

@@ -306,7 +306,12 @@ class ClusterConfig(Section):
     gpu: GpuName | None = None
     """The GPUs that memory is planned for; null: those of this machine, if it has any."""
     gpus_per_node: PositiveInt = 8
-    """GPUs of a node of that cluster: an engine's ranks are all on one."""
+    """GPUs of a node of that cluster, where `hosts` does not say."""
+    hosts: Path | None = None
+    """A file of the nodes, a line each: `host`, `host slots=8` or `host:8`. The run keeps to them, in this order, and
+    waits until they have joined; --dry-run plans for them. null: all nodes of the cluster."""
+    start_timeout_s: PositiveFloat = 600.0
+    """The run fails when the nodes have not joined by then, or do not give what it takes."""
 
 
 class RunConfig(Section):

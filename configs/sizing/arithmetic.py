@@ -1,15 +1,12 @@
-"""What a config asks for, in numbers: the batch and the placement."""
+"""What a config asks for, in numbers: the batch, and how many GPUs."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.schema.algorithm import GroupedSection
-from polyturn.configs.schema.engines import ServedModel
 from polyturn.configs.schema.run import RunConfig
-from polyturn.configs.schema.trainer import ParallelConfig
 
 
 def check_batch(config: RunConfig) -> str:
@@ -52,78 +49,10 @@ def check_batch(config: RunConfig) -> str:
     )
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Placed:
-    """One process of a run and where it runs."""
-
-    name: str
-    device: str
-    note: str
-
-
-def placement(config: RunConfig) -> list[Placed]:
-    """The processes of a run.
-
-    Trainer ranks are numbered with the tensor axis fastest, as Megatron numbers them. In a synchronous step
-    engines and ranks take turns, so on a CPU they share the cores; each has GPUs of its own, and Ray chooses
-    which.
-    """
-    engines, trainer = config.engines, config.trainer
-    rows = []
-    num_engines = engines.num_engines if config.rollout.replay is None else 0
-    if num_engines and not config.asks_engines_directly:
-        rows.append(Placed(name="router", device="cpu", note=f"port {engines.router.port or 'free'}"))
-    for index in range(num_engines):
-        port = engines.port + index if engines.port else "free"
-        rows.append(
-            Placed(
-                name=f"engine {index}",
-                device=_devices(engines.device, engines.tensor_parallel),
-                note=f"tensor {engines.tensor_parallel}, port {port}",
-            )
-        )
-    for model in config.served_models:
-        rows += _places_of(model)
-    for rank in range(trainer.parallel.world_size):
-        threads = f", {trainer.threads_per_rank} thread(s)" if trainer.device == "cpu" else ""
-        rows.append(
-            Placed(
-                name=f"trainer rank {rank}",
-                device=_devices(trainer.device, 1),
-                note=_place(trainer.parallel, rank) + threads,
-            )
-        )
-    if trainer.critic_has_ranks:
-        for rank in range(trainer.critic.parallel.world_size):
-            rows.append(
-                Placed(
-                    name=f"critic rank {rank}",
-                    device=_devices(trainer.device, 1),
-                    note=_place(trainer.critic.parallel, rank),
-                )
-            )
-    return rows
-
-
-def _places_of(model: ServedModel) -> list[Placed]:
-    """The engines of a teacher or a judge, where they are the run's own."""
-    servers = model.engines
-    if not model.is_managed:
-        return []
-    return [
-        Placed(
-            name=f"{model.name} engine {index}",
-            device=_devices(servers.device, servers.tensor_parallel),
-            note=f"tensor {servers.tensor_parallel}, port {servers.port + index if servers.port else 'free'}",
-        )
-        for index in range(servers.num_engines)
-    ]
-
-
 def num_gpus(config: RunConfig) -> int:
-    """GPUs that the run needs: engines and trainer ranks have their own."""
+    """GPUs that the run needs: trainer ranks have their own, and so have engines that do not take turns with them."""
     engines, trainer = config.engines, config.trainer
-    for_engines = engines.num_gpus if config.rollout.replay is None else 0
+    for_engines = engines.num_own_gpus if config.rollout.replay is None else 0
     served = sum(model.engines.num_gpus for model in config.served_models if model.is_managed)
     return for_engines + served + (trainer.num_ranks if trainer.device == "cuda" else 0)
 
@@ -132,17 +61,3 @@ def num_cores() -> int:
     """Cores that this process may use."""
     # Not every system can say which; macOS cannot.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _place(parallel: ParallelConfig, rank: int) -> str:
-    """A rank's place on the axes of tensor and data, and on every other axis that there is."""
-    place = parallel.place(rank)
-    axes = [("tensor", place.tensor), ("data", place.data)]
-    for axis in ("context", "pipeline", "expert"):
-        if getattr(parallel, axis) > 1:
-            axes.append((axis, getattr(place, axis)))
-    return ", ".join(f"{axis} {number}" for axis, number in axes)
-
-
-def _devices(device: str, num_gpus: int) -> str:
-    return "cpu" if device == "cpu" else f"{num_gpus} GPU(s)"

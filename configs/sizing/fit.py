@@ -74,12 +74,6 @@ def judge(
         critic_shape: where the critic's model is not the policy's.
     """
     misfits, tight = [], []
-    nodes = config.cluster.gpus_per_node
-    if config.engines.device == "cuda" and config.engines.tensor_parallel > nodes:
-        misfits.append(
-            f"engines.tensor_parallel is {config.engines.tensor_parallel}, and an engine's ranks are on one node, "
-            f"which has cluster.gpus_per_node={nodes} GPUs"
-        )
     for need in _needs(config, shape, critic_shape):
         have = capacity.host if need.of_host else capacity.gpu
         where = "this machine" if need.of_host else capacity.gpu_name

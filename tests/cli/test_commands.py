@@ -95,10 +95,9 @@ def test_dry_run_prints_config_batch_placement_memory_tasks_and_reward(
     (workspace / "again.yaml").write_text(config)
     assert load_config("again.yaml") == load_config("recipe.yaml", ["trainer.parallel.data=2", "seed=5"])
     assert batch.strip() == "16 prompts x 8 samples = 128 episodes a step = 128 global batch x 1 update(s)"
-    assert [line.split("  ")[0] for line in placed.strip().splitlines()] == [
-        "engine 0",
-        "trainer rank 0",
-        "trainer rank 1",
+    assert [line.split("  ")[:3] for line in placed.strip().splitlines()] == [
+        ["127.0.0.1", "cpu", "trainer ranks 0-1"],
+        ["127.0.0.1", "cpu", "engine 0"],
     ]
     assert "trainer rank (x 2)" in memory and "kv cache" in memory
     assert not (workspace / "runs").exists()

@@ -30,7 +30,7 @@ def test_dry_run_of_a_preset_asks_nothing_of_this_machine(recipe: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "estimated from 352,797,814,784 parameters" in done.output
     assert "trainer rank of stage 3 (x 16)" in done.output
-    assert "trainer rank 63" in done.output and "pipeline 3, expert 15" in done.output
+    assert "trainer ranks 56-63" in done.output and "pipeline 3, expert 8-15" in done.output
 
 
 def test_a_run_of_a_preset_is_refused() -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.loading.loader import load_config
-from polyturn.configs.sizing.arithmetic import check_batch, num_gpus, placement
+from polyturn.configs.sizing.arithmetic import check_batch
 
 BATCH = ["rollout.prompts_per_step=6", "rollout.samples_per_prompt=4"]
 
@@ -41,20 +41,3 @@ def test_groups_of_one_and_empty_ranks_are_refused() -> None:
     few = ["rollout.samples_per_prompt=2", "rollout.prompts_per_step=1", "trainer.global_batch_size=2"]
     with pytest.raises(ConfigError, match=r"trainer.parallel.data=4 ranks"):
         check_batch(load_config("quickstart", [*few, "trainer.parallel.data=4"]))
-
-
-def test_placement_numbers_ranks_with_the_tensor_axis_fastest() -> None:
-    overrides = ["trainer.parallel={tensor: 2, data: 2}", "engines.num_engines=2", "engines.port=30000"]
-    rows = placement(load_config("quickstart", overrides))
-    assert [row.name for row in rows if "rank" not in row.name] == ["engine 0", "engine 1"]
-    routed = placement(load_config("quickstart", ["engines.router.policy=cache_aware"]))
-    assert [row.name for row in routed if "rank" not in row.name] == ["router", "engine 0"]
-    assert [row.note.split(", 1 thread")[0] for row in rows if "rank" in row.name] == [
-        "tensor 0, data 0",
-        "tensor 1, data 0",
-        "tensor 0, data 1",
-        "tensor 1, data 1",
-    ]
-    assert "port 30001" in rows[1].note
-    config = load_config("quickstart", [*overrides, "trainer.device=cuda", "engines.device=cuda"])
-    assert num_gpus(config) == 2 + 4

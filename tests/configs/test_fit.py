@@ -45,14 +45,6 @@ def test_fp8_is_proposed_where_bfloat16_fits_no_node_and_nothing_where_that_does
         assert judge(config, shape_of("deepseek-v3"), named_capacity(config))[0][-1].endswith(advice)
 
 
-def test_an_engine_is_on_one_node() -> None:
-    config = load_config(
-        "quickstart", [*ON_GPUS, "engines.tensor_parallel=16", "cluster.gpu=B200", "model.dtype=bfloat16"]
-    )
-    misfits, _ = judge(config, shape_of("qwen3-32b"), named_capacity(config))
-    assert misfits[0].startswith("engines.tensor_parallel is 16, and an engine's ranks are on one node")
-
-
 @given(
     name=st.sampled_from(preset_names()),
     gib=st.sampled_from(sorted(set(GPU_GIB.values()))),

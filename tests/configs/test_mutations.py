@@ -16,9 +16,11 @@ from hypothesis import strategies as st
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.loading.loader import dump_config, load_config, shipped_names
 from polyturn.configs.models import MODELS_DIRECTORY, preset_names
-from polyturn.configs.sizing.arithmetic import check_batch, placement
+from polyturn.configs.sizing.arithmetic import check_batch
 from polyturn.configs.sizing.memory import check_layout, estimate_memory
 from polyturn.configs.sizing.model_shape import ModelShape
+from polyturn.configs.sizing.placement import plan_placement, planned_nodes
+from polyturn.configs.sizing.placement_table import placement_lines
 from polyturn.trainer.models.families import describe_computation
 
 LEFT_OUT = object()
@@ -88,8 +90,13 @@ def test_a_recipe_with_one_odd_value(key: tuple[str, Path_], value: Any, tmp_pat
         assert str(error).strip()
         return
     estimate_memory(config, shape)
-    placement(config)
     dump_config(config)
+    try:
+        placement = plan_placement(config, planned_nodes(config))
+    except ConfigError as error:
+        assert str(error).strip()
+        return
+    placement_lines(config, placement)
 
 
 def model_configs() -> dict[str, dict[str, Any]]:

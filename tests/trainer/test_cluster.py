@@ -3,51 +3,22 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from polyturn.configs.errors import ConfigError
+from polyturn.configs.errors import ConfigError, RunFailure
 from polyturn.configs.loading.loader import load_config
-from polyturn.rollout.engines.placement import assigned_gpus
+from polyturn.configs.sizing.nodes import Host, Node
+from polyturn.rollout.engines.placement import assigned_gpus, free_port
 from polyturn.trainer.ranks.rank import Rank
-from polyturn.trainer.run.cluster import Node, check_cluster, start_ray
-
-
-def node(number: int, *, cpus: int = 64, gpus: int = 8) -> Node:
-    return Node(address=f"10.0.0.{number}", num_cpus=cpus, num_gpus=gpus)
+from polyturn.trainer.run.cluster import alive_nodes, kept_to, start_ray
+from polyturn.trainer.run.preflight import check_hosts
 
 
 def on_gpus(*overrides: str):
     return load_config("quickstart", ["engines.device=cuda", "trainer.device=cuda", *overrides])
-
-
-def test_an_engine_fits_on_one_node_or_not_at_all() -> None:
-    config = on_gpus("engines.num_engines=3", "engines.tensor_parallel=8")
-    with pytest.raises(ConfigError, match=r"3 engine\(s\) with engines\.tensor_parallel=8"):
-        check_cluster(config, [node(1, gpus=12), node(2, gpus=12)])
-    check_cluster(config, [node(1), node(2), node(3), node(4)])
-
-
-def test_engines_and_ranks_together() -> None:
-    config = on_gpus("engines.num_engines=2", "engines.tensor_parallel=4")
-    with pytest.raises(ConfigError, match="asks for 10 GPUs, but the cluster has"):
-        check_cluster(config, [node(1)])
-    check_cluster(config, [node(1), node(2)])
-    with pytest.raises(ConfigError, match="asks for 2 CPUs, one a rank"):
-        check_cluster(config, [node(1, cpus=0), node(2, cpus=0)])
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "[::1]", "127.1.2.3"])
-def test_loopback_is_not_reached_from_another_node(host: str) -> None:
-    config = on_gpus(f"engines.host='{host}'")
-    check_cluster(config, [node(1)])
-    with pytest.raises(ConfigError, match=r"engines\.host is .* leave it out"):
-        check_cluster(config, [node(1), node(2)])
-
-
-def test_nodes_as_ray_describes_them() -> None:
-    entry = {"NodeManagerAddress": "10.0.0.7", "Alive": True, "Resources": {"CPU": 8.0, "memory": 1e9}}
-    assert Node.of(entry) == Node(address="10.0.0.7", num_cpus=8, num_gpus=0)
 
 
 @pytest.mark.stack
@@ -79,3 +50,41 @@ def test_actors_of_a_real_cluster_see_gpus_of_their_own(hides: bool, monkeypatch
         assert sorted(ray.get([rank.own.remote() for rank in ranks])) == ["4", "5", "6", "7"]
     finally:
         ray.shutdown()
+
+
+def test_nodes_stand_in_the_order_of_their_addresses_and_have_one_each() -> None:
+    def entry(address: str, *, alive: bool = True) -> dict[str, object]:
+        return {"NodeManagerAddress": address, "Alive": alive, "Resources": {"CPU": 2.0}}
+
+    listed = [entry(f"10.0.0.{number}") for number in (10, 2, 1)] + [entry("10.0.0.2", alive=False)]
+    assert [node.address for node in alive_nodes(listed)] == ["10.0.0.1", "10.0.0.2", "10.0.0.10"]
+    with pytest.raises(ConfigError, match=r"two nodes of the cluster have the address 10\.0\.0\.2"):
+        alive_nodes([entry("10.0.0.2"), entry("10.0.0.2")])
+
+
+def test_a_node_is_used_as_far_as_the_host_file_says_and_refused_where_it_says_more() -> None:
+    there = Node(address="10.0.0.2", num_cpus=8, num_gpus=8)
+    host = Host(name="10.0.0.2", num_gpus=4, where="hosts:3")
+    assert kept_to(host, there).num_gpus == 4
+    with pytest.raises(ConfigError, match=r"hosts:3: 10\.0\.0\.2 is said to have 16 GPU\(s\), .* it has 8"):
+        kept_to(replace(host, num_gpus=16), there)
+
+
+def test_an_address_at_which_no_ray_answers_is_refused_at_once() -> None:
+    config = load_config("quickstart", [f"cluster.address=127.0.0.2:{free_port('127.0.0.2')}"])
+    with pytest.raises(RunFailure, match=r"no Ray answers at 127\.0\.0\.2:\d+: "):
+        start_ray(config)
+    # Ray would go on trying at this machine's other address.
+    config = load_config("quickstart", [f"cluster.address=localhost:{free_port('127.0.0.1')}"])
+    with pytest.raises(RunFailure, match=r"Ray takes localhost for this machine's own address"):
+        start_ray(config)
+
+
+def test_hosts_without_a_cluster_serve_a_plan_alone(tmp_path: Path) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text("a slots=8\n")
+    with pytest.raises(ConfigError, match=r"only --dry-run can plan for them"):
+        check_hosts(load_config("quickstart", [f"cluster.hosts={hosts}"]))
+    apart = ["engines.tensor_parallel=2", "engines.ranks_per_node=1"]
+    with pytest.raises(ConfigError, match=r"need 1 ranks each on each of 2 nodes"):
+        check_hosts(load_config("quickstart", apart))

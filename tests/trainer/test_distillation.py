@@ -20,10 +20,12 @@ from polyturn.configs.schema.algorithm import AlgorithmConfig
 from polyturn.configs.schema.objective import KLInLoss, PolicyGradientLoss
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.trainer import OptimizerConfig
-from polyturn.configs.sizing.arithmetic import num_gpus, placement
+from polyturn.configs.sizing.arithmetic import num_gpus
 from polyturn.configs.sizing.fit import host_bytes
 from polyturn.configs.sizing.memory import estimate_memory
 from polyturn.configs.sizing.model_shape import ModelShape
+from polyturn.configs.sizing.placement import plan_placement, planned_nodes
+from polyturn.configs.sizing.placement_table import placement_lines
 from polyturn.trainer.algorithms.kl import kl_penalty
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.credit.estimates import StepCredit, assign_credit, make_samples
@@ -230,13 +232,17 @@ def test_names_are_of_one_model_each_and_a_model_is_served_somewhere():
         configured(IN_ADVANTAGE, SELF, {"name": "nowhere"})
 
 
+def lines_of(config):
+    return placement_lines(config, plan_placement(config, planned_nodes(config)))
+
+
 def test_the_plan_shows_where_teachers_run_and_what_they_take():
 
     shape = ModelShape.read(resolve_model_path("builtin:tiny-searcher"))
     plain = configured({})
     config = configured(IN_ADVANTAGE, {**SELF, "engines": {"device": "cpu", "num_engines": 2}})
-    names = [placed.name for placed in placement(config)]
-    assert [name for name in names if name not in {p.name for p in placement(plain)}] == [
+    of_plain = {line.name for line in lines_of(plain)}
+    assert [line.name for line in lines_of(config) if line.name not in of_plain] == [
         "same engine 0",
         "same engine 1",
     ]

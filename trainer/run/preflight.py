@@ -18,6 +18,8 @@ from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.sizing.arithmetic import check_batch, num_cores, num_gpus
 from polyturn.configs.sizing.memory import CPU_KV_TOKENS, check_layout
 from polyturn.configs.sizing.model_shape import ModelShape
+from polyturn.configs.sizing.nodes import pretended_nodes, read_hosts
+from polyturn.configs.sizing.placement import plan_placement
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.messages import TaskSource
 from polyturn.envs.process_env import make_for_rollout
@@ -120,8 +122,11 @@ def preflight(
     model = evaluated or resolve_model_path(config.model.path, needs_weights=not is_sketch)
     # What this machine has.
     has_engines = config.rollout.replay is None or not trains
+    if trains and not dry_run:
+        check_hosts(config)
     if not is_sketch:
-        check_gpus(config, trains=trains)
+        if not (dry_run and config.cluster.hosts is not None):
+            check_gpus(config, trains=trains)
         if has_engines:
             check_ports(config)
     if trains and not is_sketch:
@@ -412,6 +417,20 @@ def check_cores(config: RunConfig) -> None:
             f"the policy and the critic ask for {config.trainer.num_ranks} ranks, but this machine has {cores} "
             "core(s); set trainer.critic.placement=shared, or lower one of them"
         )
+
+
+def check_hosts(config: RunConfig) -> None:
+    """The host file of a run, and, where no cluster is joined, whether the run can do with one node."""
+    cluster = config.cluster
+    if cluster.hosts is not None:
+        read_hosts(cluster.hosts, default_gpus=cluster.gpus_per_node)
+        if cluster.address is None:
+            raise ConfigError(
+                "cluster.hosts names the nodes of a Ray cluster, and cluster.address says how to join it; without, "
+                "only --dry-run can plan for them"
+            )
+    elif cluster.address is None:
+        plan_placement(config, pretended_nodes(1, num_gpus=num_gpus(config)))
 
 
 def check_gpus(config: RunConfig, *, trains: bool) -> None:

@@ -24,10 +24,12 @@ from polyturn.configs.schema.tasks import (
     RubricReward,
     RuleReward,
 )
-from polyturn.configs.sizing.arithmetic import check_batch, placement
+from polyturn.configs.sizing.arithmetic import check_batch
 from polyturn.configs.sizing.fit import judge
 from polyturn.configs.sizing.memory import estimate_memory, human_bytes
 from polyturn.configs.sizing.model_shape import ModelShape
+from polyturn.configs.sizing.placement import plan_placement, planned_nodes
+from polyturn.configs.sizing.placement_table import meeting_lines, placement_lines
 from polyturn.configs.sizing.served import served_memory
 from polyturn.envs.messages import TaskSource
 from polyturn.envs.tasks import MixtureTasks
@@ -212,7 +214,12 @@ def print_plan(config: RunConfig) -> None:
     typer.echo(dump_config(config))
     typer.echo(f"# batch\n{check_batch(config)}\n")
     typer.echo("# placement")
-    typer.echo(table([(row.name, row.device, row.note) for row in placement(config)]))
+    placement = plan_placement(config, planned_nodes(config))
+    typer.echo(
+        table([(line.node, line.device, line.name, line.note) for line in placement_lines(config, placement)])
+    )
+    for sentence in meeting_lines(placement):
+        typer.echo(sentence)
     _print_memory(config, shape)
     typer.echo(f"\n# tasks\n{table(_task_rows(config))}\n\n# reward\n{table(_reward_rows(config))}")
     missing = [p.distribution for p in PACKAGES if p.needed_to_train and p.installed_version() is None]
