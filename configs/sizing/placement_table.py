@@ -25,7 +25,7 @@ def placement_lines(config: RunConfig, placement: Placement) -> list[PlacedLine]
     """The processes of a run, node by node; those that are the driver's, or others', last."""
     trainer = config.trainer
     threads = f", {trainer.threads_per_rank} thread(s) each" if trainer.device == "cpu" else ""
-    lines = []
+    lines: list[PlacedLine] = []
     for node in placement.nodes:
         lines += _rank_lines(node, "trainer", placement.policy, trainer.parallel, threads)
         lines += _rank_lines(node, "critic", placement.critic, trainer.critic.parallel, "")
