@@ -20,7 +20,6 @@ from safetensors.torch import load_file
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.engines import EnginesConfig
 from polyturn.rollout.engines.checksums import EngineChecksums
-from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.placement import free_port
 from polyturn.rollout.engines.server import EngineSpec, SGLangServer
 from polyturn.trainer.weight_sync.broadcast import BroadcastPublisher
@@ -88,17 +87,17 @@ def main() -> None:
         with SGLangServer(spec) as server:
             server.wait_ready()
             publisher = BroadcastPublisher(
-                engines=[EngineControl(server.url)],
                 tensor_parallel=1,
                 address="127.0.0.1",
-                port=free_port("127.0.0.1"),
                 backend="gloo",
                 bucket_bytes=1 << 29,
                 timeout_s=60,
                 new_checksums=lambda: EngineChecksums(tied_embeddings=tied),
             )
+            publisher.set_engines([server.url])
             for version in range(repeats + 1):
-                seconds = publisher.publish(weights.items(), version=version).seconds
+                publisher.prepare(weights.items(), version=version)
+                seconds = publisher.activate().seconds
                 started = time.perf_counter()
                 ours.send(True)
                 dist.broadcast(flat, src=0, group=raw_group)

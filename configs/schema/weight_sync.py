@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -13,6 +13,8 @@ from polyturn.configs.schema.section import Section
 class BroadcastSync(Section):
     """Weights go to the engines by process-group broadcast, in buckets."""
 
+    gathers_in_activate: ClassVar[bool] = True
+    """Whether the ranks gather the weights while engines rest, rather than before."""
     kind: Literal["broadcast"] = "broadcast"
     bucket_bytes: PositiveInt = 512 * 1024 * 1024
     """Tensors are sent together up to this size."""
@@ -29,6 +31,7 @@ class BroadcastSync(Section):
 class DiskSync(Section):
     """Weights go to the engines through a Hugging Face directory that all hosts see."""
 
+    gathers_in_activate: ClassVar[bool] = False
     kind: Literal["disk"]
     directory: Path | None = None
     """None: a folder in the run directory."""

@@ -33,6 +33,10 @@ class EngineControl:
         """Close a weight update."""
         self._post("/end_weight_update", {})
 
+    def stamp(self, version: int | str) -> None:
+        """Say which version the weights are, as tokens that are sampled from now on will."""
+        self._post("/update_weight_version", {"new_version": str(version), "abort_all_requests": False})
+
     def init_weights_update_group(
         self,
         *,
@@ -65,10 +69,9 @@ class EngineControl:
         dtypes: Sequence[str],
         shapes: Sequence[Sequence[int]],
         group_name: str,
-        weight_version: int,
         flush_cache: bool = True,
     ) -> None:
-        """Receive tensors by broadcast from rank 0, and stamp their version; blocks until they have been loaded.
+        """Receive tensors by broadcast from rank 0; blocks until they have been loaded.
 
         One flat tensor of bytes carries all of them in order. Without `flush_cache` the KV cache of the old weights is
         used on; with it, an engine that is paused in place refuses, although it has taken the weights.
@@ -80,7 +83,6 @@ class EngineControl:
             "group_name": group_name,
             "load_format": "flattened_bucket",
             "flush_cache": flush_cache,
-            "weight_version": str(weight_version),
         }
         self._post("/update_weights_from_distributed", body)
 
@@ -107,6 +109,10 @@ class EngineControl:
         """Drop the prefix cache. Refused while requests run."""
         self._post("/flush_cache", {})
 
+    def weight_version(self) -> str:
+        """The version of the weights that the engine says it serves."""
+        return str(self._get("/model_info")["weight_version"])
+
     def weight_checksums(self) -> dict[str, str]:
         """The checksum of every tensor that the engine serves from, by the engine's own name.
 
@@ -132,9 +138,15 @@ class EngineControl:
     ) -> None:
         self.close()
 
+    def _get(self, path: str) -> dict[str, Any]:
+        return self._request("GET", path, None)
+
     def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
+        return self._request("POST", path, body)
+
+    def _request(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
         try:
-            reply = self._client.post(path, json=body)
+            reply = self._client.request(method, path, json=body)
         except httpx.TransportError as fault:
             raise EngineError(f"{self.url}{path} did not answer: {type(fault).__name__} {fault}") from fault
         is_json = reply.headers.get("content-type", "").startswith("application/json")

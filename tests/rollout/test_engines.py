@@ -277,9 +277,7 @@ async def test_pause_holds_requests_and_continue_lets_them_end(engines, control)
 
 def test_a_refused_control_call_says_why(control):
     with pytest.raises(EngineError, match=r"answered 400: .*begin_weight_update"):
-        control.update_weights_from_distributed(
-            names=[], dtypes=[], shapes=[], group_name="none", weight_version=1
-        )
+        control.update_weights_from_distributed(names=[], dtypes=[], shapes=[], group_name="none")
     with EngineControl("http://127.0.0.1:9") as nobody, pytest.raises(EngineError, match="did not answer"):
         nobody.flush_cache()
 

@@ -32,7 +32,7 @@ from polyturn.trainer.models.quantization import (
 )
 from polyturn.trainer.models.weight_files import INDEX_NAME, expected_tensors, read_weight_files
 from polyturn.trainer.run.model_checks import check_loadable
-from polyturn.trainer.weight_sync.broadcast import make_buckets
+from polyturn.trainer.weight_sync.buckets import make_buckets
 from tests.support.engines import engine_checksums
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -17,11 +17,11 @@ from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.engines import EnginesConfig
 from polyturn.rollout.engines.checksums import EngineChecksums
 from polyturn.rollout.engines.control import EngineControl, PauseMode
-from polyturn.rollout.engines.placement import free_port
 from polyturn.rollout.engines.process import EngineError
 from polyturn.rollout.engines.server import EngineSpec, SGLangServer
-from polyturn.trainer.weight_sync import WeightPublisher
-from polyturn.trainer.weight_sync.broadcast import BroadcastPublisher, make_buckets
+from polyturn.trainer.weight_sync import SyncReport, WeightPublisher
+from polyturn.trainer.weight_sync.broadcast import BroadcastPublisher
+from polyturn.trainer.weight_sync.buckets import make_buckets
 from polyturn.trainer.weight_sync.disk import DiskPublisher
 from tests.support.engines import weight_version
 
@@ -76,17 +76,23 @@ def new_checksums() -> EngineChecksums:
 def broadcaster(
     engine: EngineControl, *, bucket_bytes: int = 1 << 26, flush_cache: bool = True
 ) -> BroadcastPublisher:
-    return BroadcastPublisher(
-        engines=[engine],
+    made = BroadcastPublisher(
         tensor_parallel=1,
         address="127.0.0.1",
-        port=free_port("127.0.0.1"),
         backend="gloo",
         bucket_bytes=bucket_bytes,
         timeout_s=60,
         new_checksums=new_checksums,
         flush_cache=flush_cache,
     )
+    made.set_engines([engine.url])
+    return made
+
+
+def publish(publisher: WeightPublisher, weights: Mapping[str, torch.Tensor], *, version: int) -> SyncReport:
+    """Both phases."""
+    publisher.prepare(weights.items(), version=version)
+    return publisher.activate()
 
 
 @pytest.fixture(params=["broadcast", "broadcast in small buckets", "disk"])
@@ -95,9 +101,8 @@ def publisher(
 ) -> Iterator[WeightPublisher]:
     made: WeightPublisher
     if request.param == "disk":
-        made = DiskPublisher(
-            engines=[engine], model_path=model, directory=tmp_path, new_checksums=new_checksums
-        )
+        made = DiskPublisher(model_path=model, directory=tmp_path, new_checksums=new_checksums)
+        made.set_engines([engine.url])
     else:
         made = broadcaster(engine, bucket_bytes=1 << 26 if request.param == "broadcast" else 4096)
     yield made
@@ -111,9 +116,9 @@ def test_published_weights_are_served_stamped_and_equal(
     publisher: WeightPublisher, engine: EngineControl, model: Path, other_weights: dict[str, torch.Tensor]
 ) -> None:
     original = load_file(model / "model.safetensors")
-    publisher.publish(original.items(), version=1)
+    publish(publisher, original, version=1)
     before = greedy(engine)
-    report = publisher.publish(other_weights.items(), version=17)
+    report = publish(publisher, other_weights, version=17)
     # The prompt's prefix is in the cache from before: its keys and values must not be used with the new weights.
     after = greedy(engine)
     assert report.num_tensors == len(other_weights)
@@ -121,7 +126,7 @@ def test_published_weights_are_served_stamped_and_equal(
     assert weight_version(engine.url) == "17"
     assert engine.weight_checksums() == dict(report.checksums)
     assert after != before
-    back = publisher.publish(original.items(), version=18)
+    back = publish(publisher, original, version=18)
     assert back.checksums != report.checksums
     assert greedy(engine) == before
 
@@ -132,7 +137,7 @@ def test_a_second_publisher_can_take_over_from_one_that_died(
 ) -> None:
     for version in (30, 31):
         publisher = broadcaster(engine)
-        publisher.publish(other_weights.items(), version=version)
+        publish(publisher, other_weights, version=version)
         # Not closed: its process might have been killed.
         assert weight_version(engine.url) == str(version)
 
@@ -161,14 +166,14 @@ def test_an_answer_under_way_goes_on_by_the_new_weights_and_tells_which_drew_wha
     """Given back and computed anew, the KV is that of the new weights; kept, it is not, and nothing is refused."""
     original = load_file(model / "model.safetensors")
     publisher = broadcaster(engine, flush_cache=mode == "retract")
-    publisher.publish(original.items(), version=40)
+    publish(publisher, original, version=40)
     engine.flush_cache()
     with ThreadPoolExecutor(1) as thread:
         asked = thread.submit(answer, engine, num_tokens=NUM_TOKENS)
         wait_until_running(engine)
         engine.pause(mode)
         try:
-            report = publisher.publish(other_weights.items(), version=41)
+            report = publish(publisher, other_weights, version=41)
             assert engine.weight_checksums() == dict(report.checksums)
         finally:
             engine.go_on()

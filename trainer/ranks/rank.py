@@ -7,7 +7,8 @@ The driver says what a rank is to do by a function of the rank, which runs where
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,6 @@ from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.configs.schema.weight_sync import BroadcastSync
 from polyturn.rollout.engines.checksums import EngineChecksums
-from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.placement import assigned_gpus, free_port, gpu_environment
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.data.samples import SKIPPED, UNMOVED, Columns, TrainSample, Update, UpdateReport
@@ -99,7 +99,10 @@ class PolicyRank(Rank):
     policy: MegatronPolicy
     critic: MegatronCritic | None = None
     _publisher: WeightPublisher | None = None
+    """Of rank 0 alone."""
     _cast: Cast | None = None
+    _exported: Iterator[tuple[str, torch.Tensor]] = iter(())
+    """What is left of the tensors that are being published."""
 
     def build(self, address: str, port: int) -> None:
         self._see_own_gpu()
@@ -119,7 +122,6 @@ class PolicyRank(Rank):
             return
         config, sync = self._config, self._config.weight_sync
         flush_cache = config.rollout.kv_after_update == "recompute"
-        engines = [EngineControl(url) for url in engine_urls]
         hf_config = orjson.loads((self._model_path / "config.json").read_bytes())
         new_checksums = partial(
             EngineChecksums,
@@ -135,12 +137,9 @@ class PolicyRank(Rank):
             fp8 = FP8Cast(self._model_path)
             self._cast = fp8 if sync.dtype == "fp8_block" else fp8.rounded
         if isinstance(sync, BroadcastSync):
-            address, port = self.rendezvous()
             self._publisher = BroadcastPublisher(
-                engines=engines,
                 tensor_parallel=config.engines.tensor_parallel,
-                address=address,
-                port=port,
+                address=self.rendezvous()[0],
                 backend="gloo" if config.trainer.device == "cpu" else "nccl",
                 bucket_bytes=sync.bucket_bytes,
                 timeout_s=sync.timeout_s,
@@ -151,23 +150,45 @@ class PolicyRank(Rank):
             from polyturn.trainer.weight_sync.disk import DiskPublisher
 
             self._publisher = DiskPublisher(
-                engines=engines,
                 model_path=self._model_path if starts_engines(hf_config, sync.dtype) else engine_model,
                 directory=sync.directory or weights_directory,
                 new_checksums=new_checksums,
                 flush_cache=flush_cache,
             )
 
-    def publish(self, version: int) -> SyncReport | None:
-        """Send the weights to the engines. Every rank takes part; rank 0 reports."""
-        tensors, report = self.policy.named_hf_tensors(), None
+        self._publisher.set_engines(engine_urls)
+
+    def set_engines(self, urls: Sequence[str]) -> None:
+        """From now on publish to these engines."""
         if self._publisher is not None:
-            report = self._publisher.publish(self._cast(tensors) if self._cast else tensors, version=version)
-        else:
-            for _ in tensors:
-                continue
+            self._publisher.set_engines(urls)
+
+    def prepare_weights(self, version: int) -> None:
+        """Do what can be done of an update of the engines' weights while they serve. Every rank takes part."""
+        self._exported = self.policy.named_hf_tensors()
+        if self._publisher is None:
+            if not self._config.weight_sync.gathers_in_activate:
+                self._gather_rest()
+            return
+        with ExitStack() as on_failure:
+            on_failure.callback(self._gather_rest)
+            tensors = self._cast(self._exported) if self._cast else self._exported
+            self._publisher.prepare(tensors, version=version)
+            on_failure.pop_all()
+
+    def activate_weights(self) -> SyncReport | None:
+        """Have the engines take what was prepared, while they rest. Every rank takes part; rank 0 reports."""
+        try:
+            report = None if self._publisher is None else self._publisher.activate()
+        finally:
+            self._gather_rest()
         correlation = self.policy.adapter_correlation()
         return None if report is None else replace(report, adapter_correlation=correlation)
+
+    def _gather_rest(self) -> None:
+        """Go through what is left of the tensors, with the other ranks, which may be in the middle of one."""
+        for _ in self._exported:
+            continue
 
     def score(self, samples: Sequence[TrainSample]) -> dict[str, Columns]:
         """What the step needs to know of this rank's samples under the weights as they are, by sample id.

@@ -61,9 +61,21 @@ class Trainer:
         """
         self._policy.on_all(lambda rank: rank.connect(engine_urls, weights_directory, engine_model))
 
-    def publish(self, version: int) -> SyncReport:
-        """Send the weights to the engines."""
-        reports = self._policy.on_all(lambda rank: rank.publish(version))
+    def set_engines(self, urls: Sequence[str]) -> None:
+        """From now on publish to these engines. Raises `WeightSyncError` where one cannot be reached."""
+        self._policy.on_all(lambda rank: rank.set_engines(urls))
+
+    def prepare_weights(self, version: int) -> None:
+        """Do what can be done of an update of the engines' weights while they serve."""
+        self._policy.on_all(lambda rank: rank.prepare_weights(version))
+
+    def activate_weights(self) -> SyncReport:
+        """Have the engines take what was prepared, while they rest.
+
+        Raises:
+            WeightSyncError: names the engines that did not. The trainer is as it was, and may prepare again.
+        """
+        reports = self._policy.on_all(lambda rank: rank.activate_weights())
         (report,) = [report for report in reports if report is not None]
         return report
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 
 from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.engines.control import EngineControl, PauseMode
@@ -96,16 +98,18 @@ class ServedWeights:
         mode: PauseMode = "retract" if self._config.rollout.kv_after_update == "recompute" else "in_place"
         with ExitStack() as stack, watch.measure("sync"):
             rollout = self._config.rollout
+            self._trainer.prepare_weights(version)
+            started = time.perf_counter()
             if (rollout.max_staleness and rollout.play_while_training) or self._heldout.is_playing:
                 stack.enter_context(self._paused(mode))
-            report = self._trainer.publish(version)
+            report = self._trainer.activate_weights()
             if self._config.checks.enabled and self._config.checks.weights_equal:
                 for engine in self._engines:
                     self._checks.weights_equal(
                         report.checksums, engine.weight_checksums(), version=version, url=engine.url
                     )
         self._warn_of_rounding(report.adapter_correlation)
-        return report
+        return replace(report, pause_seconds=time.perf_counter() - started)
 
     def _warn_of_rounding(self, arrived: float | None) -> None:
         """Once a run: that engines get little of what adapters have learnt."""

@@ -1,15 +1,16 @@
 """Weight sync by process-group broadcast, in buckets.
 
 Rank 0 of the trainer and every rank of every engine share one process group. A bucket is one flat tensor of bytes:
-the engines are told the names, types and shapes by HTTP and receive the bytes by broadcast.
+the engines are told the names, types and shapes by HTTP and receive the bytes by broadcast. An engine loads a bucket
+as soon as it has it, so all of this is done while engines rest; the next bucket is gathered while one is under way.
 """
 
 from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from datetime import timedelta
 from typing import Any
 
@@ -18,29 +19,15 @@ import torch.distributed as dist
 
 from polyturn.rollout.engines.checksums import EngineChecksums
 from polyturn.rollout.engines.control import EngineControl
+from polyturn.rollout.engines.placement import free_port
+from polyturn.rollout.engines.process import EngineError
 from polyturn.trainer.weight_sync import SyncReport, WeightSyncError
+from polyturn.trainer.weight_sync.buckets import Bucket, make_buckets
+from polyturn.trainer.weight_sync.engine_calls import EngineCalls, failed, faults_of
 from polyturn.trainer.weight_sync.process_group import join_process_group
 
-Bucket = list[tuple[str, torch.Tensor]]
-
-
-def make_buckets(named_tensors: Iterable[tuple[str, torch.Tensor]], *, bucket_bytes: int) -> Iterator[Bucket]:
-    """Group tensors in order, at most `bucket_bytes` a bucket; a larger tensor has a bucket of its own.
-
-    Tensors of one bucket have one dtype, so that each begins at an aligned offset of the flat bytes; a bucket of each
-    dtype is filled at a time, so that scales and norms between matrices do not cut the matrices' short.
-    """
-    open_buckets: dict[torch.dtype, Bucket] = {}
-    sizes: dict[torch.dtype, int] = {}
-    for name, tensor in named_tensors:
-        num_bytes = tensor.numel() * tensor.element_size()
-        bucket = open_buckets.setdefault(tensor.dtype, [])
-        if bucket and sizes[tensor.dtype] + num_bytes > bucket_bytes:
-            yield open_buckets.pop(tensor.dtype)
-            bucket = open_buckets.setdefault(tensor.dtype, [])
-        sizes[tensor.dtype] = num_bytes + (sizes[tensor.dtype] if bucket else 0)
-        bucket.append((name, tensor))
-    yield from open_buckets.values()
+SESSION_IS_OPEN = "already open"
+"""What an engine says that was left in the middle of an update."""
 
 
 class BroadcastPublisher:
@@ -49,121 +36,168 @@ class BroadcastPublisher:
     def __init__(
         self,
         *,
-        engines: Sequence[EngineControl],
         tensor_parallel: int,
         address: str,
-        port: int,
         backend: str,
         bucket_bytes: int,
         timeout_s: float,
         new_checksums: Callable[[], EngineChecksums],
         flush_cache: bool = True,
     ) -> None:
-        """Join the group with all engines.
+        """It has no engines until it is told of some.
 
         Args:
             tensor_parallel: Ranks of each engine.
-            address: With `port`, where rank 0 hosts the group's store.
+            address: Where rank 0 hosts the group's store.
             backend: "gloo" or "nccl".
             bucket_bytes: The most that is sent at once, unless one tensor is larger.
             timeout_s: Of each broadcast and each reply.
             new_checksums: Makes what computes the checksums of one update.
             flush_cache: Whether the engines drop the KV that the old weights made.
         """
-        self._engines = engines
+        self._tensor_parallel = tensor_parallel
+        self._address = address
+        self._backend = backend
         self._bucket_bytes = bucket_bytes
         self._timeout_s = timeout_s
         self._new_checksums = new_checksums
         self._flush_cache = flush_cache
-        # A name of its own per trainer process: an engine remembers the names of groups whose trainer has died.
-        self._name = f"polyturn-{uuid.uuid4().hex[:12]}"
-        self._threads = ThreadPoolExecutor(max_workers=len(engines), thread_name_prefix="weight-sync")
-        world_size = 1 + len(engines) * tensor_parallel
+        self._engines = EngineCalls([], timeout_s=timeout_s)
+        self._group: dist.ProcessGroup | None = None
+        self._name = ""
+        self._prepared: tuple[Iterable[tuple[str, torch.Tensor]], int] | None = None
 
-        def join(engine: EngineControl, index: int) -> None:
+    def set_engines(self, urls: Sequence[str]) -> None:
+        """Leave the group with the engines of before, and join one with these; see `WeightPublisher.set_engines`."""
+        self._leave(remaining=urls)
+        self._engines = EngineCalls(urls, timeout_s=self._timeout_s)
+        # A name of its own each time: an engine remembers the names of groups whose trainer has died.
+        self._name = f"polyturn-{uuid.uuid4().hex[:12]}"
+        world_size = 1 + len(urls) * self._tensor_parallel
+        offsets = {url: 1 + index * self._tensor_parallel for index, url in enumerate(urls)}
+        port = free_port(self._address)
+
+        def join(engine: EngineControl) -> None:
             engine.init_weights_update_group(
-                master_address=address,
+                master_address=self._address,
                 master_port=port,
-                rank_offset=1 + index * tensor_parallel,
+                rank_offset=offsets[engine.url],
                 world_size=world_size,
                 group_name=self._name,
-                backend=backend,
+                backend=self._backend,
             )
 
-        joins = [self._threads.submit(join, engine, index) for index, engine in enumerate(engines)]
-        self._group = join_process_group(
-            address=address,
-            port=port,
-            world_size=world_size,
-            rank=0,
-            name=self._name,
-            backend=backend,
-            timeout=timedelta(seconds=timeout_s),
-        )
-        for future in joins:
-            future.result(timeout=timeout_s)
+        joins = self._engines.start(join)
+        try:
+            self._group = join_process_group(
+                address=self._address,
+                port=port,
+                world_size=world_size,
+                rank=0,
+                name=self._name,
+                backend=self._backend,
+                timeout=timedelta(seconds=self._timeout_s),
+            )
+        except dist.DistError as fault:
+            failures = faults_of(joins) or dict.fromkeys(urls, "did not join in time")
+            raise failed(failures, doing=f"join the trainer at {self._address}:{port}") from fault
+        self._engines.answers(joins, doing=f"join the trainer at {self._address}:{port}")
 
-    def publish(self, named_tensors: Iterable[tuple[str, torch.Tensor]], *, version: int) -> SyncReport:
-        """Send every tensor inside one begin/end update; see `WeightPublisher.publish`."""
+    def prepare(self, named_tensors: Iterable[tuple[str, torch.Tensor]], *, version: int) -> None:
+        """Nothing can be sent to engines that serve: they load at once what they receive."""
+        self._prepared = (named_tensors, version)
+
+    def activate(self) -> SyncReport:
+        """Send every tensor inside one begin/end update; see `WeightPublisher.activate`."""
+        assert self._prepared is not None, "prepare comes first"
+        (named_tensors, version), self._prepared = self._prepared, None
         started = time.perf_counter()
         checksums = self._new_checksums()
         num_tensors = num_bytes = 0
         # The reply to `begin` is read before anything is broadcast: an engine that refuses would never receive.
-        self._on_all(lambda engine: engine.begin_weight_update())
+        self._engines.ask(lambda engine: _begin(engine, version), doing="begin a weight update")
         for bucket in make_buckets(named_tensors, bucket_bytes=self._bucket_bytes):
-            self._send(bucket, version=version)
+            self._send(bucket)
             for name, tensor in bucket:
                 checksums.add(name, tensor)
                 num_tensors += 1
                 num_bytes += tensor.numel() * tensor.element_size()
-        self._on_all(lambda engine: engine.end_weight_update())
+        self._engines.ask(lambda engine: engine.end_weight_update(), doing="end a weight update")
+        self._engines.ask(lambda engine: engine.stamp(version), doing="take a version")
+        self._engines.check_version(version)
+        seconds = time.perf_counter() - started
         return SyncReport(
             version=version,
             num_tensors=num_tensors,
             num_bytes=num_bytes,
-            seconds=time.perf_counter() - started,
+            seconds=seconds,
+            pause_seconds=seconds,
             checksums=checksums.finish(),
         )
 
     def close(self) -> None:
         """Leave the group on both sides."""
-        self._on_all(lambda engine: engine.destroy_weights_update_group(self._name))
-        dist.destroy_process_group(self._group)
-        self._threads.shutdown()
+        self._leave(remaining=self._engines.urls)
 
-    def _send(self, bucket: Bucket, *, version: int) -> None:
+    def _send(self, bucket: Bucket) -> None:
         flat = torch.cat([tensor.detach().contiguous().flatten().view(torch.uint8) for _, tensor in bucket])
-        replies = [
-            self._threads.submit(
-                engine.update_weights_from_distributed,
+        replies = self._engines.start(
+            lambda engine: engine.update_weights_from_distributed(
                 names=[name for name, _ in bucket],
                 dtypes=[str(tensor.dtype).removeprefix("torch.") for _, tensor in bucket],
                 shapes=[list(tensor.shape) for _, tensor in bucket],
                 group_name=self._name,
-                weight_version=version,
                 flush_cache=self._flush_cache,
             )
-            for engine in self._engines
-        ]
+        )
         work = dist.broadcast(flat, src=0, group=self._group, async_op=True)
         assert work is not None
         self._await_broadcast(work, replies)
-        for reply in replies:
-            reply.result(timeout=self._timeout_s)
+        self._engines.answers(replies, doing="take a bucket of weights")
 
-    def _await_broadcast(self, work: dist.Work, replies: Sequence[Future[Any]]) -> None:
+    def _await_broadcast(self, work: dist.Work, replies: Mapping[str, Future[Any]]) -> None:
         """Wait for the broadcast, but not for an engine that has already refused it."""
         deadline = time.monotonic() + self._timeout_s
         while not work.is_completed():
-            for reply in replies:
-                if reply.done() and (fault := reply.exception()) is not None:
-                    raise WeightSyncError(f"an engine refused a weight update: {fault}") from fault
+            if failures := faults_of(replies):
+                raise failed(failures, doing="take a bucket of weights")
             if time.monotonic() > deadline:
-                raise WeightSyncError(f"the weight broadcast did not finish within {self._timeout_s:g} s")
+                silent = [url for url, reply in replies.items() if not reply.done()]
+                answer = f"the broadcast did not finish within {self._timeout_s:g} s"
+                raise failed(dict.fromkeys(silent, answer), doing="take a bucket of weights")
             time.sleep(0.0005)
-        work.wait()
+        try:
+            work.wait()
+        except RuntimeError as fault:
+            # The group says that it broke, and not by whom: the engine that is gone fails to answer.
+            self._engines.answers(replies, doing="take a bucket of weights")
+            raise WeightSyncError(f"the broadcast of a bucket of weights failed: {fault}") from fault
 
-    def _on_all(self, call: Callable[[EngineControl], Any]) -> None:
-        futures = [self._threads.submit(call, engine) for engine in self._engines]
-        for future in futures:
-            future.result(timeout=self._timeout_s)
+    def _leave(self, *, remaining: Sequence[str]) -> None:
+        """Leave the group, also on those engines that remain; the others are gone, or will be."""
+        if self._group is None:
+            return
+        calls = self._engines.start(lambda engine: _destroy(engine, self._name, remaining))
+        dist.destroy_process_group(self._group)
+        self._group = None
+        self._engines.answers(calls, doing="leave the trainer")
+        self._engines.close()
+
+
+def _begin(engine: EngineControl, version: int) -> None:
+    """Open an update, and let no token pass for one of a whole version until its end."""
+    try:
+        engine.begin_weight_update()
+    except EngineError as fault:
+        if SESSION_IS_OPEN not in str(fault):
+            raise
+        # An update that failed on another engine was left open on this one.
+        engine.end_weight_update()
+        engine.begin_weight_update()
+    engine.stamp(f"{version} in part")
+
+
+def _destroy(engine: EngineControl, name: str, remaining: Sequence[str]) -> None:
+    if engine.url not in remaining:
+        return
+    engine.destroy_weights_update_group(name)

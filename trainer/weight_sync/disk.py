@@ -6,25 +6,39 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
 
 from polyturn.rollout.engines.checksums import EngineChecksums
-from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.whole_file import removed_on_failure
 from polyturn.trainer.weight_sync import SyncReport
+from polyturn.trainer.weight_sync.engine_calls import EngineCalls
+
+TIMEOUT_S = 600.0
+"""How long an engine may take to load a version."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Prepared:
+    """A version on disk that the engines do not serve yet."""
+
+    version: int
+    path: Path
+    num_tensors: int
+    num_bytes: int
+    seconds: float
+    checksums: dict[str, str]
 
 
 class DiskPublisher:
-    """Writes each version into a directory of its own and has the engines load it."""
+    """Writes each version into a directory of its own while the engines serve, and then has them load it."""
 
     def __init__(
         self,
         *,
-        engines: Sequence[EngineControl],
         model_path: Path,
         directory: Path,
         new_checksums: Callable[[], EngineChecksums],
@@ -34,47 +48,67 @@ class DiskPublisher:
 
         `flush_cache`: whether the engines drop the KV that the old weights made.
         """
-        self._engines = engines
+        self._engines = EngineCalls([], timeout_s=TIMEOUT_S)
         self._model_path = model_path
         self._directory = directory
         self._new_checksums = new_checksums
         self._flush_cache = flush_cache
         self._previous: Path | None = None
+        self._prepared: _Prepared | None = None
 
-    def publish(self, named_tensors: Iterable[tuple[str, torch.Tensor]], *, version: int) -> SyncReport:
-        """Write, then load on every engine; see `WeightPublisher.publish`."""
+    def set_engines(self, urls: Sequence[str]) -> None:
+        """Nothing is joined; see `WeightPublisher.set_engines`."""
+        self._engines.close()
+        self._engines = EngineCalls(urls, timeout_s=TIMEOUT_S)
+
+    def prepare(self, named_tensors: Iterable[tuple[str, torch.Tensor]], *, version: int) -> None:
+        """Write the version; see `WeightPublisher.prepare`."""
         started = time.perf_counter()
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named_tensors}
         target = self._directory / f"version_{version:06d}"
         self._write(tensors, target)
-        with ThreadPoolExecutor(max_workers=len(self._engines)) as threads:
-            replies = [
-                threads.submit(
-                    engine.update_weights_from_disk,
-                    model_path=str(target),
-                    weight_version=version,
-                    flush_cache=self._flush_cache,
-                )
-                for engine in self._engines
-            ]
-            for reply in replies:
-                reply.result()
-        if self._previous is not None and self._previous != target:
-            shutil.rmtree(self._previous, ignore_errors=True)
-        self._previous = target
         checksums = self._new_checksums()
         for name, tensor in tensors.items():
             checksums.add(name, tensor)
-        return SyncReport(
+        self._prepared = _Prepared(
             version=version,
+            path=target,
             num_tensors=len(tensors),
             num_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
             seconds=time.perf_counter() - started,
             checksums=checksums.finish(),
         )
 
+    def activate(self) -> SyncReport:
+        """Load it on every engine; see `WeightPublisher.activate`."""
+        assert self._prepared is not None, "prepare comes first"
+        prepared, self._prepared = self._prepared, None
+        started = time.perf_counter()
+        self._engines.ask(
+            lambda engine: engine.update_weights_from_disk(
+                model_path=str(prepared.path),
+                weight_version=prepared.version,
+                flush_cache=self._flush_cache,
+            ),
+            doing="load the weights on disk",
+        )
+        self._engines.check_version(prepared.version)
+        pause_seconds = time.perf_counter() - started
+        if self._previous is not None and self._previous != prepared.path:
+            shutil.rmtree(self._previous, ignore_errors=True)
+        self._previous = prepared.path
+        return SyncReport(
+            version=prepared.version,
+            num_tensors=prepared.num_tensors,
+            num_bytes=prepared.num_bytes,
+            seconds=prepared.seconds + pause_seconds,
+            pause_seconds=pause_seconds,
+            checksums=prepared.checksums,
+        )
+
     def close(self) -> None:
         """Nothing is held open; the last version stays, since the engines serve from it."""
+        self._engines.close()
 
     def _write(self, tensors: dict[str, torch.Tensor], target: Path) -> None:
         partial = target.with_suffix(".partial")

@@ -1,0 +1,87 @@
+"""Calls to all engines of an update at once; who failed, and with what answer, is known by URL."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from polyturn.rollout.engines.control import EngineControl
+from polyturn.rollout.engines.process import EngineError
+from polyturn.trainer.weight_sync import WeightSyncError
+
+T = TypeVar("T")
+Calls = Mapping[str, "Future[T]"]
+"""Calls under way, by the engine's URL."""
+
+
+class EngineCalls:
+    """The engines that weights are published to."""
+
+    def __init__(self, urls: Sequence[str], *, timeout_s: float) -> None:
+        """`timeout_s`: how long any of them may take to answer one call."""
+        self.urls = list(urls)
+        self._timeout_s = timeout_s
+        self._controls = {url: EngineControl(url, timeout_s=timeout_s) for url in urls}
+        self._threads = ThreadPoolExecutor(max_workers=max(1, len(urls)), thread_name_prefix="weight-sync")
+
+    def start(self, call: Callable[[EngineControl], T]) -> dict[str, Future[T]]:
+        """Begin a call on every engine."""
+        return {url: self._threads.submit(call, control) for url, control in self._controls.items()}
+
+    def ask(self, call: Callable[[EngineControl], T], *, doing: str) -> dict[str, T]:
+        """What every engine answers to a call, by its URL.
+
+        Raises:
+            WeightSyncError: names those that refused, broke off, or said nothing in time.
+        """
+        return self.answers(self.start(call), doing=doing)
+
+    def answers(self, calls: Mapping[str, Future[T]], *, doing: str) -> dict[str, T]:
+        """The answers to calls under way; see `ask`."""
+        deadline = time.monotonic() + self._timeout_s
+        answers: dict[str, T] = {}
+        failures: dict[str, str] = {}
+        for url, call in calls.items():
+            try:
+                answers[url] = call.result(timeout=max(0.0, deadline - time.monotonic()))
+            except EngineError as fault:
+                failures[url] = str(fault)
+            except TimeoutError:
+                failures[url] = f"no answer within {self._timeout_s:g} s"
+        if failures:
+            raise failed(failures, doing=doing)
+        return answers
+
+    def check_version(self, version: int) -> None:
+        """Raise `WeightSyncError` unless every engine says that it serves `version`."""
+        served = self.ask(lambda engine: engine.weight_version(), doing="say its version")
+        wrong = {
+            url: f"it serves {found!r}, not {version}"
+            for url, found in served.items()
+            if found != str(version)
+        }
+        if wrong:
+            raise failed(wrong, doing=f"take version {version}")
+
+    def close(self) -> None:
+        """Close the connections; calls under way end by themselves."""
+        self._threads.shutdown(wait=False)
+        for control in self._controls.values():
+            control.close()
+
+
+def failed(failures: Mapping[str, str], *, doing: str) -> WeightSyncError:
+    """The error that names the engines that failed."""
+    told = "; ".join(f"{url}: {answer}" for url, answer in failures.items())
+    return WeightSyncError(f"{len(failures)} of the engines did not {doing}: {told}", failures=failures)
+
+
+def faults_of(calls: Mapping[str, Future[Any]]) -> dict[str, str]:
+    """What those calls failed with that have ended already."""
+    return {
+        url: str(fault)
+        for url, call in calls.items()
+        if call.done() and (fault := call.exception()) is not None
+    }
