@@ -1,15 +1,23 @@
-"""Weight sync against a raw broadcast: seconds to update a running SGLang server's weights, divided by seconds to
-broadcast the same bytes between two plain processes over gloo. Both alternate in one run."""
+"""Weight sync against a raw broadcast, from 3 MB to 2 GB: a running SGLang server's weights are updated in every way
+that a run has, by turns with a broadcast of the same bytes between two plain processes over gloo.
+
+`share_of_raw` is the raw broadcast's seconds by those of a sync; `pause_share` the part of a sync in which the engine
+could not generate; `checksum_share` what of a sync by broadcast goes away without checksums. Medians of ratios, each of
+two neighbours."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import multiprocessing
+import shutil
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import timedelta
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -22,18 +30,59 @@ from polyturn.configs.schema.engines import EnginesConfig
 from polyturn.rollout.engines.checksums import EngineChecksums
 from polyturn.rollout.engines.placement import free_port
 from polyturn.rollout.engines.server import EngineSpec, SGLangServer
+from polyturn.trainer.weight_sync import SyncReport, WeightPublisher
 from polyturn.trainer.weight_sync.broadcast import BroadcastPublisher
+from polyturn.trainer.weight_sync.disk import DiskPublisher
 from polyturn.trainer.weight_sync.process_group import join_process_group
+
+SIZES: Mapping[str, tuple[int, int]] = {
+    "3MB": (0, 0),
+    "100MB": (768, 4),
+    "500MB": (1536, 5),
+    "2GB": (2048, 10),
+}
+"""Hidden size and layers of a Qwen3 model of float32; zeros: the demo's model."""
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, epilog="example: weight_sync.py --repeats 20")
-    parser.add_argument(
-        "--model", default="builtin:tiny-searcher", help="Hugging Face directory or builtin:NAME"
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog="example: weight_sync.py --sizes 3MB,100MB --repeats 10"
     )
-    parser.add_argument("--repeats", type=int, default=20, help="pairs of measurements")
-    parser.add_argument("--short", action="store_true", help="5 repeats")
+    parser.add_argument("--sizes", default=",".join(SIZES), help=f"of {', '.join(SIZES)}")
+    parser.add_argument("--repeats", type=int, default=7, help="of each way and size")
+    parser.add_argument(
+        "--bucket-megabytes", type=float, default=16, help="the most that a broadcast carries at once"
+    )
+    parser.add_argument("--short", action="store_true", help="3MB and 100MB, 3 repeats")
     return parser.parse_args()
+
+
+def make_model(size: str, folder: Path) -> Path:
+    """A Hugging Face directory with random weights of about that size."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    demo = resolve_model_path("builtin:tiny-searcher")
+    hidden, layers = SIZES[size]
+    if not hidden:
+        return demo
+    theirs = json.loads((demo / "config.json").read_text())
+    config = Qwen3Config(
+        vocab_size=theirs["vocab_size"],
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        num_key_value_heads=hidden // 128,
+        head_dim=64,
+        max_position_embeddings=2048,
+        tie_word_embeddings=False,
+    )
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(config)
+    model.save_pretrained(folder, max_shard_size="100GB")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(demo / name, folder)
+    return folder
 
 
 def receive(port: int, num_bytes: int, pipe: Connection) -> None:
@@ -54,74 +103,114 @@ def join(port: int, *, rank: int) -> dist.ProcessGroup:
         rank=rank,
         name="raw",
         backend="gloo",
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=300),
     )
 
 
-def main() -> None:
-    arguments = parse_arguments()
-    repeats = 5 if arguments.short else arguments.repeats
-    torch.set_num_threads(1)
-    model = resolve_model_path(arguments.model)
-    weights = load_file(model / "model.safetensors")
-    tied = bool(json.loads((model / "config.json").read_text()).get("tie_word_embeddings"))
-    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+@contextmanager
+def raw_broadcast(num_bytes: int) -> Iterator[Callable[[], float]]:
+    """A broadcast between two plain processes; its seconds."""
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     port = free_port("127.0.0.1")
     receiver = context.Process(target=receive, args=(port, num_bytes, theirs), daemon=True)
     receiver.start()
-    raw_group = join(port, rank=0)
+    group = join(port, rank=0)
     flat = torch.zeros(num_bytes, dtype=torch.uint8)
-    sync: list[float] = []
-    raw: list[float] = []
-    with tempfile.TemporaryDirectory() as logs:
-        spec = EngineSpec(
-            config=EnginesConfig(device="cpu"),
-            model_path=model,
-            sglang={"max_total_tokens": 8192},
-            dtype="float32",
-            seeded=False,
-            log_directory=Path(logs),
-        )
-        with SGLangServer(spec) as server:
-            server.wait_ready()
-            publisher = BroadcastPublisher(
+
+    def once() -> float:
+        started = time.perf_counter()
+        ours.send(True)
+        dist.broadcast(flat, src=0, group=group)
+        ours.recv()
+        return time.perf_counter() - started
+
+    yield once
+    ours.send(False)
+    receiver.join(timeout=10)
+
+
+def measure(size: str, *, repeats: int, bucket_bytes: int, folder: Path) -> dict[str, float]:
+    model = make_model(size, folder / "model")
+    weights = load_file(model / "model.safetensors")
+    tied = bool(json.loads((model / "config.json").read_text()).get("tie_word_embeddings"))
+    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+    spec = EngineSpec(
+        config=EnginesConfig(device="cpu"),
+        model_path=model,
+        sglang={"max_total_tokens": 1024},
+        dtype="float32",
+        seeded=False,
+        log_directory=folder,
+    )
+    new_checksums = partial(EngineChecksums, tied_embeddings=tied)
+    with SGLangServer(spec) as server, raw_broadcast(num_bytes) as once:
+        server.wait_ready()
+
+        def broadcaster(checksums: Callable[[], EngineChecksums] | None) -> BroadcastPublisher:
+            return BroadcastPublisher(
                 tensor_parallel=1,
                 address="127.0.0.1",
                 backend="gloo",
-                bucket_bytes=1 << 29,
-                timeout_s=60,
-                new_checksums=lambda: EngineChecksums(tied_embeddings=tied),
+                bucket_bytes=bucket_bytes,
+                timeout_s=300,
+                new_checksums=checksums,
             )
+
+        ways: dict[str, WeightPublisher] = {
+            "broadcast": broadcaster(new_checksums),
+            "without_checksums": broadcaster(None),
+            "disk": DiskPublisher(model_path=model, directory=folder, new_checksums=new_checksums),
+        }
+        for publisher in ways.values():
             publisher.set_engines([server.url])
-            for version in range(repeats + 1):
+        reports: dict[str, list[SyncReport]] = {name: [] for name in ways}
+        raw: list[float] = []
+        for version in range(repeats + 1):
+            for name, publisher in ways.items():
                 publisher.prepare(weights.items(), version=version)
-                seconds = publisher.activate().seconds
-                started = time.perf_counter()
-                ours.send(True)
-                dist.broadcast(flat, src=0, group=raw_group)
-                ours.recv()
-                if version > 0:  # the first of each is a warm-up
-                    sync.append(seconds)
-                    raw.append(time.perf_counter() - started)
+                reports[name].append(publisher.activate())
+            raw.append(once())
+        for publisher in ways.values():
             publisher.close()
-    ours.send(False)
-    receiver.join(timeout=10)
-    figures = {
-        "benchmark": "weight_sync",
+    # The first of each is a warm-up.
+    seconds = {name: [report.seconds for report in found[1:]] for name, found in reports.items()}
+    return {
         "num_bytes": num_bytes,
-        "sync_seconds": statistics.median(sync),
-        "raw_broadcast_seconds": statistics.median(raw),
-        "ratio": statistics.median(a / b for a, b in zip(sync, raw, strict=True)),
-        "repeats": repeats,
+        "raw_seconds": statistics.median(raw[1:]),
+        **{f"{name}_seconds": statistics.median(found) for name, found in seconds.items()},
+        "share_of_raw": ratio(raw[1:], seconds["broadcast"]),
+        "share_of_raw_without_checksums": ratio(raw[1:], seconds["without_checksums"]),
+        "checksum_share": 1 - ratio(seconds["without_checksums"], seconds["broadcast"]),
+        **{
+            f"{name}_pause_share": statistics.median(
+                report.pause_seconds / report.seconds for report in found[1:]
+            )
+            for name, found in reports.items()
+        },
     }
-    print(f"{'bytes':>12} {'sync s':>10} {'raw broadcast s':>16} {'ratio':>7}")
-    print(
-        f"{num_bytes:>12} {figures['sync_seconds']:>10.4f} {figures['raw_broadcast_seconds']:>16.4f} "
-        f"{figures['ratio']:>7.1f}"
-    )
-    print(json.dumps(figures))
+
+
+def ratio(above: list[float], below: list[float]) -> float:
+    return statistics.median(a / b for a, b in zip(above, below, strict=True))
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    repeats = 3 if arguments.short else arguments.repeats
+    sizes = ["3MB", "100MB"] if arguments.short else arguments.sizes.split(",")
+    torch.set_num_threads(1)
+    rows: dict[str, dict[str, float]] = {}
+    for size in sizes:
+        with tempfile.TemporaryDirectory() as folder:
+            rows[size] = measure(
+                size,
+                repeats=repeats,
+                bucket_bytes=int(arguments.bucket_megabytes * 1e6),
+                folder=Path(folder),
+            )
+        print(size, {name: round(value, 4) for name, value in rows[size].items()}, flush=True)
+    print(json.dumps({"benchmark": "weight_sync", "repeats": repeats, "sizes": rows}))
 
 
 if __name__ == "__main__":

@@ -288,6 +288,11 @@ class ChecksConfig(Section):
     weights_equal: bool = True
     """Compare a checksum of every tensor on both sides after each weight sync."""
 
+    @property
+    def compares_weights(self) -> bool:
+        """Whether checksums are taken of what is sent."""
+        return self.enabled and self.weights_equal
+
 
 class LoggingConfig(Section):
     """Where metrics go, beside `metrics.jsonl`."""

@@ -118,7 +118,7 @@ def metrics_of(episodes: list[Episode], credit: StepCredit, reports: list[Update
         seconds={"generate": 1.0, "tools": 0.0, "train": 1.0},
         total_seconds=2.0,
         version=4,
-        sync_bytes=0,
+        sync=None,
     )
 
 

@@ -123,7 +123,7 @@ class PolicyRank(Rank):
         config, sync = self._config, self._config.weight_sync
         flush_cache = config.rollout.kv_after_update == "recompute"
         hf_config = orjson.loads((self._model_path / "config.json").read_bytes())
-        new_checksums = partial(
+        make_checksums = partial(
             EngineChecksums,
             tied_embeddings=bool(hf_config.get("tie_word_embeddings")),
             device=config.engines.device,
@@ -131,6 +131,7 @@ class PolicyRank(Rank):
             num_kv_heads=hf_config.get("num_key_value_heads"),
             num_experts=hf_config.get("num_experts") or hf_config.get("n_routed_experts") or 0,
         )
+        new_checksums = make_checksums if config.checks.compares_weights else None
         if sync.dtype != "same":
             from polyturn.trainer.models.hf_directory import FP8Cast
 

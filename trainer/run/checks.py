@@ -38,7 +38,7 @@ class RunChecks:
         self, trainer: Mapping[str, str], engine: Mapping[str, str], *, version: int, url: str
     ) -> None:
         """The checksum of every tensor on both sides after a sync."""
-        if not (self._config.enabled and self._config.weights_equal):
+        if not self._config.compares_weights:
             return
         differing = sorted(
             name for name in trainer.keys() | engine.keys() if trainer.get(name) != engine.get(name)

@@ -160,9 +160,8 @@ class TrainingLoop:
                 seconds=watch.seconds,
                 total_seconds=watch.total,
                 version=version,
-                sync_bytes=0 if sync is None else sync.num_bytes,
+                sync=sync,
                 overlaps=self._config.rollout.max_staleness > 0,
-                adapter_correlation=None if sync is None else sync.adapter_correlation,
             )
             served = self._served
             self._worker.advance(version=version, engine_step=served.step, engine_version=served.version)

@@ -18,6 +18,7 @@ from polyturn.trainer.credit.estimates import StepCredit
 from polyturn.trainer.credit.off_policy import largest_logprob_difference
 from polyturn.trainer.data.prefix_tree import prefix_order
 from polyturn.trainer.data.samples import TrainSample, UpdateReport
+from polyturn.trainer.weight_sync import SyncReport
 
 
 def step_metrics(
@@ -28,14 +29,14 @@ def step_metrics(
     seconds: Mapping[str, float],
     total_seconds: float,
     version: int,
-    sync_bytes: int,
+    sync: SyncReport | None,
     overlaps: bool = False,
-    adapter_correlation: float | None = None,
 ) -> dict[str, float]:
     """All figures of one step.
 
     Args:
         version: the policy's after the step; its tokens are of earlier ones.
+        sync: what sending the weights after the step came to; None: they were not sent.
         overlaps: whether episodes of other steps are played meanwhile.
     """
     groups = taken.groups
@@ -69,14 +70,12 @@ def step_metrics(
             f"shared_prefix/{name}_saved": statistics.fmean(report.shared_prefix[name] for report in reports)
             for name in reports[0].shared_prefix
         },
-        "sync/bytes": float(sync_bytes),
+        **sync_metrics(sync),
         "policy/version": float(version),
         **staleness_metrics(episodes, version=before, updates_per_step=num_updates),
         "seconds/step": total_seconds,
         **{f"seconds/{phase}": value for phase, value in seconds.items()},
     }
-    if adapter_correlation is not None:
-        row["sync/adapter_correlation"] = adapter_correlation
     for name in (
         "loss",
         "entropy",
@@ -103,6 +102,20 @@ def step_metrics(
     for name in sorted(critic_names):
         row[name] = statistics.fmean(metrics[name] for metrics in reports[0].metrics if name in metrics)
     return row
+
+
+def sync_metrics(sync: SyncReport | None) -> dict[str, float]:
+    """What went to the engines, how long it took, and how long they could not generate meanwhile."""
+    if sync is None:
+        return {"sync/bytes": 0.0, "sync/seconds": 0.0, "sync/pause_seconds": 0.0}
+    figures = {
+        "sync/bytes": float(sync.num_bytes),
+        "sync/seconds": sync.seconds,
+        "sync/pause_seconds": sync.pause_seconds,
+    }
+    if sync.adapter_correlation is not None:
+        figures["sync/adapter_correlation"] = sync.adapter_correlation
+    return figures
 
 
 def user_metrics(groups: Sequence[Group]) -> dict[str, float]:

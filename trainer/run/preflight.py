@@ -302,7 +302,7 @@ def check_fp8(config: RunConfig) -> None:
             "weight_sync.dtype: fp8_block needs engines on GPUs: set engines.device=cuda, or weight_sync.dtype="
             "fp8_rounded, which has the same weights in the trainer's dtype"
         )
-    if config.checks.enabled and config.checks.weights_equal:
+    if config.checks.compares_weights:
         raise ConfigError(
             "checks.weights_equal compares weights that engines hold as they were sent, and FP8 engines lay theirs out "
             "anew: set checks.weights_equal=false"

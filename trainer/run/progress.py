@@ -55,6 +55,8 @@ def format_step(step: int, num_steps: int, row: Mapping[str, float]) -> str:
     """One line about a step: reward, success, turns, speed, and where the seconds went."""
     seconds = {part: row.get(f"seconds/{part}", 0.0) for part in ("generate", "tools", "train", "sync")}
     split = " ".join(f"{part} {value:.1f}" for part, value in seconds.items())
+    if seconds["sync"]:
+        split += f", engines paused {row.get('sync/pause_seconds', 0.0):.2f}"
     end = f"{row['seconds/step']:.1f} s ({split})"
     if not row["episode/num"]:
         return f"step {step:>3}/{num_steps}  nothing to train on  {end}"

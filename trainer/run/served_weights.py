@@ -103,7 +103,7 @@ class ServedWeights:
             if (rollout.max_staleness and rollout.play_while_training) or self._heldout.is_playing:
                 stack.enter_context(self._paused(mode))
             report = self._trainer.activate_weights()
-            if self._config.checks.enabled and self._config.checks.weights_equal:
+            if self._config.checks.compares_weights:
                 for engine in self._engines:
                     self._checks.weights_equal(
                         report.checksums, engine.weight_checksums(), version=version, url=engine.url

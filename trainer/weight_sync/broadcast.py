@@ -11,6 +11,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -22,9 +23,21 @@ from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.placement import free_port
 from polyturn.rollout.engines.process import EngineError
 from polyturn.trainer.weight_sync import SyncReport, WeightSyncError
-from polyturn.trainer.weight_sync.buckets import Bucket, make_buckets
+from polyturn.trainer.weight_sync.buckets import FlatBucket, Flattener, make_buckets
 from polyturn.trainer.weight_sync.engine_calls import EngineCalls, failed, faults_of
 from polyturn.trainer.weight_sync.process_group import join_process_group
+from polyturn.trainer.weight_sync.tally import Tally
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Sending:
+    """A bucket under way."""
+
+    flat: FlatBucket
+    """Held until it has arrived."""
+    work: dist.Work
+    replies: Mapping[str, Future[Any]]
+
 
 SESSION_IS_OPEN = "already open"
 """What an engine says that was left in the middle of an update."""
@@ -41,7 +54,7 @@ class BroadcastPublisher:
         backend: str,
         bucket_bytes: int,
         timeout_s: float,
-        new_checksums: Callable[[], EngineChecksums],
+        new_checksums: Callable[[], EngineChecksums] | None,
         flush_cache: bool = True,
     ) -> None:
         """It has no engines until it is told of some.
@@ -52,7 +65,7 @@ class BroadcastPublisher:
             backend: "gloo" or "nccl".
             bucket_bytes: The most that is sent at once, unless one tensor is larger.
             timeout_s: Of each broadcast and each reply.
-            new_checksums: Makes what computes the checksums of one update.
+            new_checksums: Makes what computes the checksums of one update; None: nobody asks for them.
             flush_cache: Whether the engines drop the KV that the old weights made.
         """
         self._tensor_parallel = tensor_parallel
@@ -62,6 +75,7 @@ class BroadcastPublisher:
         self._timeout_s = timeout_s
         self._new_checksums = new_checksums
         self._flush_cache = flush_cache
+        self._flattener = Flattener()
         self._engines = EngineCalls([], timeout_s=timeout_s)
         self._group: dist.ProcessGroup | None = None
         self._name = ""
@@ -112,66 +126,64 @@ class BroadcastPublisher:
         assert self._prepared is not None, "prepare comes first"
         (named_tensors, version), self._prepared = self._prepared, None
         started = time.perf_counter()
-        checksums = self._new_checksums()
-        num_tensors = num_bytes = 0
+        tally = Tally(self._new_checksums)
         # The reply to `begin` is read before anything is broadcast: an engine that refuses would never receive.
         self._engines.ask(lambda engine: _begin(engine, version), doing="begin a weight update")
+        under_way: _Sending | None = None
         for bucket in make_buckets(named_tensors, bucket_bytes=self._bucket_bytes):
-            self._send(bucket)
+            # While the engines take the bucket before.
+            flat = self._flattener.flatten(bucket)
             for name, tensor in bucket:
-                checksums.add(name, tensor)
-                num_tensors += 1
-                num_bytes += tensor.numel() * tensor.element_size()
+                tally.add(name, tensor)
+            if under_way is not None:
+                self._finish(under_way)
+            under_way = self._start(flat)
+        if under_way is not None:
+            self._finish(under_way)
         self._engines.ask(lambda engine: engine.end_weight_update(), doing="end a weight update")
         self._engines.ask(lambda engine: engine.stamp(version), doing="take a version")
         self._engines.check_version(version)
         seconds = time.perf_counter() - started
-        return SyncReport(
-            version=version,
-            num_tensors=num_tensors,
-            num_bytes=num_bytes,
-            seconds=seconds,
-            pause_seconds=seconds,
-            checksums=checksums.finish(),
-        )
+        return tally.report(version=version, seconds=seconds, pause_seconds=seconds)
 
     def close(self) -> None:
         """Leave the group on both sides."""
         self._leave(remaining=self._engines.urls)
 
-    def _send(self, bucket: Bucket) -> None:
-        flat = torch.cat([tensor.detach().contiguous().flatten().view(torch.uint8) for _, tensor in bucket])
+    def _start(self, flat: FlatBucket) -> _Sending:
+        """Begin to send a bucket."""
         replies = self._engines.start(
             lambda engine: engine.update_weights_from_distributed(
-                names=[name for name, _ in bucket],
-                dtypes=[str(tensor.dtype).removeprefix("torch.") for _, tensor in bucket],
-                shapes=[list(tensor.shape) for _, tensor in bucket],
+                names=flat.names,
+                dtypes=flat.dtypes,
+                shapes=flat.shapes,
                 group_name=self._name,
                 flush_cache=self._flush_cache,
             )
         )
-        work = dist.broadcast(flat, src=0, group=self._group, async_op=True)
+        work = dist.broadcast(flat.data, src=0, group=self._group, async_op=True)
         assert work is not None
-        self._await_broadcast(work, replies)
-        self._engines.answers(replies, doing="take a bucket of weights")
+        return _Sending(flat=flat, work=work, replies=replies)
 
-    def _await_broadcast(self, work: dist.Work, replies: Mapping[str, Future[Any]]) -> None:
-        """Wait for the broadcast, but not for an engine that has already refused it."""
+    def _finish(self, sending: _Sending) -> None:
+        """Wait until every engine has loaded the bucket, but not for a broadcast that an engine has refused."""
+        doing = "take a bucket of weights"
         deadline = time.monotonic() + self._timeout_s
-        while not work.is_completed():
-            if failures := faults_of(replies):
-                raise failed(failures, doing="take a bucket of weights")
+        while not sending.work.is_completed():
+            if failures := faults_of(sending.replies):
+                raise failed(failures, doing=doing)
             if time.monotonic() > deadline:
-                silent = [url for url, reply in replies.items() if not reply.done()]
+                silent = [url for url, reply in sending.replies.items() if not reply.done()]
                 answer = f"the broadcast did not finish within {self._timeout_s:g} s"
-                raise failed(dict.fromkeys(silent, answer), doing="take a bucket of weights")
+                raise failed(dict.fromkeys(silent, answer), doing=doing)
             time.sleep(0.0005)
         try:
-            work.wait()
+            sending.work.wait()
         except RuntimeError as fault:
             # The group says that it broke, and not by whom: the engine that is gone fails to answer.
-            self._engines.answers(replies, doing="take a bucket of weights")
+            self._engines.answers(sending.replies, doing=doing)
             raise WeightSyncError(f"the broadcast of a bucket of weights failed: {fault}") from fault
+        self._engines.answers(sending.replies, doing=doing)
 
     def _leave(self, *, remaining: Sequence[str]) -> None:
         """Leave the group, also on those engines that remain; the others are gone, or will be."""

@@ -16,6 +16,7 @@ from polyturn.rollout.engines.checksums import EngineChecksums
 from polyturn.rollout.whole_file import removed_on_failure
 from polyturn.trainer.weight_sync import SyncReport
 from polyturn.trainer.weight_sync.engine_calls import EngineCalls
+from polyturn.trainer.weight_sync.tally import Tally
 
 TIMEOUT_S = 600.0
 """How long an engine may take to load a version."""
@@ -27,10 +28,8 @@ class _Prepared:
 
     version: int
     path: Path
-    num_tensors: int
-    num_bytes: int
+    tally: Tally
     seconds: float
-    checksums: dict[str, str]
 
 
 class DiskPublisher:
@@ -41,7 +40,7 @@ class DiskPublisher:
         *,
         model_path: Path,
         directory: Path,
-        new_checksums: Callable[[], EngineChecksums],
+        new_checksums: Callable[[], EngineChecksums] | None,
         flush_cache: bool = True,
     ) -> None:
         """`model_path` is the Hugging Face directory whose config and tokenizer go beside the weights.
@@ -67,17 +66,11 @@ class DiskPublisher:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named_tensors}
         target = self._directory / f"version_{version:06d}"
         self._write(tensors, target)
-        checksums = self._new_checksums()
+        tally = Tally(self._new_checksums)
         for name, tensor in tensors.items():
-            checksums.add(name, tensor)
-        self._prepared = _Prepared(
-            version=version,
-            path=target,
-            num_tensors=len(tensors),
-            num_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()),
-            seconds=time.perf_counter() - started,
-            checksums=checksums.finish(),
-        )
+            tally.add(name, tensor)
+        seconds = time.perf_counter() - started
+        self._prepared = _Prepared(version=version, path=target, tally=tally, seconds=seconds)
 
     def activate(self) -> SyncReport:
         """Load it on every engine; see `WeightPublisher.activate`."""
@@ -97,13 +90,10 @@ class DiskPublisher:
         if self._previous is not None and self._previous != prepared.path:
             shutil.rmtree(self._previous, ignore_errors=True)
         self._previous = prepared.path
-        return SyncReport(
+        return prepared.tally.report(
             version=prepared.version,
-            num_tensors=prepared.num_tensors,
-            num_bytes=prepared.num_bytes,
             seconds=prepared.seconds + pause_seconds,
             pause_seconds=pause_seconds,
-            checksums=prepared.checksums,
         )
 
     def close(self) -> None:
