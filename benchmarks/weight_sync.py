@@ -101,7 +101,7 @@ def join(port: int, *, rank: int) -> dist.ProcessGroup:
         port=port,
         world_size=2,
         rank=rank,
-        name="raw",
+        name=f"raw-{port}",
         backend="gloo",
         timeout=timedelta(seconds=300),
     )

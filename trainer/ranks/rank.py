@@ -156,7 +156,6 @@ class PolicyRank(Rank):
                 new_checksums=new_checksums,
                 flush_cache=flush_cache,
             )
-
         self._publisher.set_engines(engine_urls)
 
     def set_engines(self, urls: Sequence[str]) -> None:
@@ -182,8 +181,9 @@ class PolicyRank(Rank):
         try:
             report = None if self._publisher is None else self._publisher.activate()
         finally:
+            # The other ranks do both, whatever became of the engines.
             self._gather_rest()
-        correlation = self.policy.adapter_correlation()
+            correlation = self.policy.adapter_correlation()
         return None if report is None else replace(report, adapter_correlation=correlation)
 
     def _gather_rest(self) -> None:
