@@ -220,10 +220,12 @@ class HarborEnv(ToolEnv):
 
     def _check(self, task: HarborTask) -> None:
         """Raise ValueError for what a task asks and this environment does not give."""
-        if self._options.network and task.network == "allowlist":
+        networks = (task.agent_network, task.verifier_network)
+        if self._options.network and ("allowlist" in networks or len(set(networks)) > 1):
             raise ValueError(
-                f"task {task.name!r} asks for a network with a list of allowed hosts, which is not kept here; leave "
-                "`network` false to play it without any"
+                f"task {task.name!r} asks for a network for the agent ({networks[0]}) and the verifier ({networks[1]}) "
+                "with a list of allowed hosts, or for two that differ, which is not kept here; leave `network` false "
+                "to play it without any"
             )
         if self._options.images == "build" and task.context is None:
             raise ValueError(f"task {task.name!r} has no Dockerfile to build; take images=auto")

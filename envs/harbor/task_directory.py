@@ -13,11 +13,13 @@ from polyturn.configs.errors import ConfigError
 from polyturn.configs.loading import yaml_tree
 from polyturn.configs.loading.loader import read_section
 from polyturn.configs.loading.yaml_tree import Tree, shown_path
-from polyturn.envs.harbor.task_toml import Healthcheck, NetworkPolicy, TaskToml, User, read_task_toml
+from polyturn.envs.harbor.task_toml import Healthcheck, NetworkPolicy, User, megabytes, read_task_toml
 from polyturn.envs.messages import known_split
 
-Verdict = Literal["reward_file", "pytest_summary"]
-"""Where the verdict of a verifier stands: in its reward file, or, in the older form, in pytest's summary."""
+Verdict = Literal["reward_file", "pytest_summary", "swebench_result"]
+"""Where the verdict of a verifier stands: in its reward file, or, in the older form, in what it prints: pytest's summary
+or what SWE-bench's harness says."""
+_PARSERS: Mapping[str, Verdict] = {"pytest": "pytest_summary", "swebench": "swebench_result"}
 SHIPPED = Path(__file__).with_name("data")
 _OLD_HIDDEN = (
     ".git", "tests", "solution.sh", "solution.yaml", "run-tests.sh", "task.yaml", "docker-compose.yaml"
@@ -32,7 +34,8 @@ class HarborTask:
     name: str
     folder: Path
     instruction: str
-    network: NetworkPolicy
+    agent_network: NetworkPolicy = "public"
+    verifier_network: NetworkPolicy = "public"
     context: Path | None
     """The folder with the Dockerfile; None where there is none."""
     docker_image: str | None = None
@@ -112,11 +115,11 @@ def _read_harbor(folder: Path, name: str) -> HarborTask:
     written = read_task_toml(folder / "task.toml")
     environment = written.environment
     context = folder / "environment"
-    for compose in ("docker-compose.yaml", "docker-compose.yml", "compose.yaml"):
-        if (context / compose).exists():
-            raise ConfigError(
-                f"{shown_path(context / compose)}: a task of several containers is not played here"
-            )
+    # Compose files of other names are Harbor's no more than ours: material that a task is about.
+    if (context / "docker-compose.yaml").exists():
+        raise ConfigError(
+            f"{shown_path(context / 'docker-compose.yaml')}: a task of several containers is not played here"
+        )
     if not (context / "Dockerfile").is_file() and environment.docker_image is None:
         raise ConfigError(
             f"{shown_path(folder)}: there is neither environment/Dockerfile nor environment.docker_image in task.toml"
@@ -127,7 +130,8 @@ def _read_harbor(folder: Path, name: str) -> HarborTask:
         name=name,
         folder=folder,
         instruction=_text(folder / "instruction.md"),
-        network=_network(written, folder / "task.toml"),
+        agent_network=written.agent_network,
+        verifier_network=written.verifier_network,
         context=context if (context / "Dockerfile").is_file() else None,
         docker_image=environment.docker_image,
         build_timeout_s=environment.build_timeout_sec,
@@ -150,13 +154,6 @@ def _read_harbor(folder: Path, name: str) -> HarborTask:
     )
 
 
-def _network(written: TaskToml, path: Path) -> NetworkPolicy:
-    try:
-        return written.network
-    except ValueError as error:
-        raise ConfigError(f"{shown_path(path)}: {error}") from error
-
-
 class TerminalBenchYaml(BaseModel):
     """What is read of Terminal-Bench's `task.yaml`; the rest of it describes the task to people."""
 
@@ -173,12 +170,13 @@ def _read_terminal_bench(folder: Path, name: str) -> HarborTask:
     tree = yaml_tree.read_file(path)
     known = {key: child for key, child in tree.value.items() if key in TerminalBenchYaml.model_fields}
     written = read_section(TerminalBenchYaml, Tree(known, tree.origin))
-    if written.parser_name != "pytest":
+    if written.parser_name not in _PARSERS:
         raise ConfigError(
-            f"{shown_path(path)}: 'parser_name': only pytest's summary is read here, not {written.parser_name!r}"
+            f"{shown_path(path)}: 'parser_name': what {' and '.join(_PARSERS)} print is read here, "
+            f"not {written.parser_name!r}"
         )
     service = _only_service(folder)
-    context = folder / str(service.get("build", "."))
+    context = folder / service.get("build", ".")
     _required(context / "Dockerfile", "what its image is made of")
     _required(folder / "run-tests.sh", "the script that grades")
     has_solution = (folder / "solution.sh").is_file()
@@ -187,33 +185,39 @@ def _read_terminal_bench(folder: Path, name: str) -> HarborTask:
         name=name,
         folder=folder,
         instruction=written.instruction,
-        network="public",
         context=context,
         excluded=_OLD_HIDDEN,
         tests={**tests, "run-tests.sh": "/tests/run-tests.sh"},
         test_command="bash /tests/run-tests.sh",
         test_environment={"TEST_DIR": "/tests"},
-        verdict="pytest_summary",
+        verdict=_PARSERS[written.parser_name],
         solution={"solution.sh": "/oracle/solution.sh"} if has_solution else {},
         solution_command="bash /oracle/solution.sh",
         environment=service.get("environment", {}),
         workdir=service.get("working_dir"),
         agent_timeout_s=written.max_agent_timeout_sec,
         verifier_timeout_s=written.max_test_timeout_sec,
+        cpus=service.get("cpus"),
+        memory_mb=service.get("memory_mb"),
     )
 
 
-_COMPOSE_IGNORED = frozenset(
+# What is honoured, and what changes nothing for a container that stands alone and waits for commands.
+_COMPOSE_KEYS = frozenset(
     (
-        "build",
-        "image",
-        "container_name",
-        "command",
-        "volumes",
-        "environment",
-        "working_dir",
-        "labels",
-        "expose",
+        *("build", "deploy", "environment", "volumes", "working_dir"),
+        *(
+            "command",
+            "container_name",
+            "expose",
+            "image",
+            "init",
+            "labels",
+            "logging",
+            "ports",
+            "pull_policy",
+        ),
+        *("restart", "stdin_open", "stop_grace_period", "stop_signal", "tty"),
     )
 )
 
@@ -225,23 +229,53 @@ def _only_service(folder: Path) -> Mapping[str, Any]:
         return {}
     shown = shown_path(path)
     services = yaml_tree.read_file(path).plain().get("services") or {}
-    if len(services) != 1:
+    if not isinstance(services, dict) or len(services) != 1:
         raise ConfigError(f"{shown}: a task of {len(services)} containers is not played here; only one is")
     (service,) = services.values()
+    if not isinstance(service, dict):
+        raise ConfigError(f"{shown}: a container must be a mapping, not {service!r}")
     for key in service:
-        if key not in _COMPOSE_IGNORED:
+        if key not in _COMPOSE_KEYS:
             raise ConfigError(f"{shown}: a container with {key!r} is not played here")
     volumes = [volume for volume in service.get("volumes") or () if not str(volume).startswith("${T_BENCH_")]
     if volumes:
         raise ConfigError(
             f"{shown}: a task that mounts folders of this machine ({volumes[0]}) is not played here"
         )
-    build = service.get("build") or "."
     return {
-        "build": build.get("context", ".") if isinstance(build, dict) else build,
+        "build": _build_context(service.get("build") or ".", shown),
         "environment": _variables(service.get("environment") or {}),
         **({"working_dir": folder} if (folder := service.get("working_dir")) else {}),
+        **_compose_limits(service.get("deploy") or {}, shown),
     }
+
+
+def _build_context(build: str | Mapping[str, Any], shown: str) -> str:
+    """The folder of the Dockerfile. Raises ConfigError where a build is asked to do more than to build it."""
+    if isinstance(build, str):
+        return build
+    for key, value in build.items():
+        if key != "context" and (key, value) != ("dockerfile", "Dockerfile"):
+            raise ConfigError(f"{shown}: a build with {key}={value!r} is not played here")
+    return str(build.get("context", "."))
+
+
+def _compose_limits(deploy: Mapping[str, Any], shown: str) -> dict[str, float | int]:
+    """`deploy.resources.limits` as a container's limits; what is reserved is no limit."""
+    resources = deploy.get("resources") or {}
+    limits = resources.get("limits") or {}
+    known = [*(key for key in deploy if key != "resources"), *limits]
+    if odd := [key for key in known if key not in ("cpus", "memory", "pids")]:
+        raise ConfigError(f"{shown}: a container with 'deploy' of {odd[0]!r} is not played here")
+    if "devices" in (resources.get("reservations") or {}):
+        raise ConfigError(f"{shown}: a task that needs accelerators is not played here")
+    try:
+        return {
+            **({"cpus": float(limits["cpus"])} if "cpus" in limits else {}),
+            **({"memory_mb": megabytes("memory", str(limits["memory"]))} if "memory" in limits else {}),
+        }
+    except ValueError as error:
+        raise ConfigError(f"{shown}: 'deploy.resources.limits': {error}") from error
 
 
 def _variables(written: Mapping[str, Any] | Sequence[str]) -> dict[str, str]:

@@ -129,7 +129,7 @@ class EnvironmentSection(_Section):
                 raise ValueError(f"'{name}': a task that brings its own {name.split('_')[0]} {_NOT_PLAYED}")
         for old, new in (("memory", "memory_mb"), ("storage", "storage_mb")):
             if (text := getattr(self, old)) is not None:
-                setattr(self, new, _megabytes(old, text))
+                setattr(self, new, megabytes(old, text))
         if self.allow_internet is not None:
             self.network_mode = "public" if self.allow_internet else "no-network"
         return self
@@ -169,15 +169,14 @@ class TaskToml(_Section):
         return self
 
     @property
-    def network(self) -> NetworkPolicy:
-        """Of the agent and the verifier, which must be the same. Raises ValueError where they differ."""
-        agent = self.agent.network_mode or self.environment.network_mode
-        verifier = self.verifier.network_mode or self.environment.network_mode
-        if agent != verifier:
-            raise ValueError(
-                f"agent ({agent}) and verifier ({verifier}) with different networks: that {_NOT_PLAYED}"
-            )
-        return agent
+    def agent_network(self) -> NetworkPolicy:
+        """What the agent is to reach."""
+        return self.agent.network_mode or self.environment.network_mode
+
+    @property
+    def verifier_network(self) -> NetworkPolicy:
+        """What the verifier is to reach."""
+        return self.verifier.network_mode or self.environment.network_mode
 
 
 def read_task_toml(path: Path) -> TaskToml:
@@ -201,7 +200,8 @@ def _tree(value: Any, origin: str) -> Tree:
     return Tree(value if isinstance(value, str | int | float | bool) else str(value), origin)
 
 
-def _megabytes(name: str, text: str) -> int:
+def megabytes(name: str, text: str) -> int:
+    """A size such as `2G` in MiB. Raises ValueError."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMG])B?\s*", text.upper())
     if found is None:
         raise ValueError(f"'{name}' must be a size such as '2G' or '512M', got {text!r}")

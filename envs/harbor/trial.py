@@ -16,6 +16,7 @@ from polyturn.envs.harbor.verdicts import (
     read_pytest_summary,
     read_reward_json,
     read_reward_text,
+    read_swebench_result,
 )
 from polyturn.tools.sandbox.container import Container, ContainerBroken, ContainerLimits, Containers
 from polyturn.tools.sandbox.container_command import CommandResult, ContainerFailed
@@ -77,7 +78,7 @@ class TrialOptions:
 
     def has_network(self, task: HarborTask) -> bool:
         """Whether both the task and the user want one."""
-        return self.network and task.network == "public"
+        return self.network and task.agent_network == "public"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -232,6 +233,8 @@ class Trial:
             )
         if self.task.verdict == "pytest_summary":
             return read_pytest_summary(result.output)
+        if self.task.verdict == "swebench_result":
+            return read_swebench_result(result.output)
         return self._read_rewards(container, result)
 
     def _make_fresh(self, container: Container) -> None:

@@ -69,6 +69,17 @@ def read_pytest_summary(output: str) -> Verdict:
     return Verdict(reward=float(failed == 0), further={"tests_passed": passed / (passed + failed)})
 
 
+_SWEBENCH = re.compile(r"SWEBench results starts here\s*(\S*)\s*SWEBench results ends here")
+
+
+def read_swebench_result(output: str) -> Verdict:
+    """What SWE-bench's harness says between its two marks: 1.0 for PASSED, else 0.0. Raises NoVerdict without marks."""
+    found = _SWEBENCH.findall(_CONTROL.sub("", output))
+    if not found:
+        raise NoVerdict("the tests did not come to SWE-bench's result")
+    return Verdict(reward=float(found[-1] == "PASSED"))
+
+
 def _number(where: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise NoVerdict(f"{where} must be a finite number, not {shown(value)}")

@@ -8,7 +8,13 @@ import pytest
 
 from polyturn.configs.errors import ConfigError
 from polyturn.envs.harbor.task_directory import SHIPPED, find_tasks, read_task
-from polyturn.envs.harbor.verdicts import NoVerdict, read_pytest_summary, read_reward_json, read_reward_text
+from polyturn.envs.harbor.verdicts import (
+    NoVerdict,
+    read_pytest_summary,
+    read_reward_json,
+    read_reward_text,
+    read_swebench_result,
+)
 from tests.support.harbor_tasks import write_task
 
 
@@ -30,10 +36,6 @@ from tests.support.harbor_tasks import write_task
         ),
         ("[[steps]]\nname = 'a'", "'steps': a task of several steps is not played here"),
         ("[verifier.env]\nKEY = '${KEY}'", "'verifier.env.KEY' asks for this machine's variable KEY"),
-        (
-            "[agent]\nnetwork_mode = 'no-network'",
-            "agent (no-network) and verifier (public) with different networks",
-        ),
         ("[agent", "not readable TOML"),
     ],
 )
@@ -51,7 +53,7 @@ def test_an_empty_task_toml_has_every_default(tmp_path: Path) -> None:
     task = write_task(tmp_path / "task", dockerfile="FROM scratch\n")
     (task / "task.toml").write_text("")
     read = read_task(task)
-    assert (read.verifier_timeout_s, read.agent_timeout_s, read.network) == (600.0, None, "public")
+    assert (read.verifier_timeout_s, read.agent_timeout_s, read.agent_network) == (600.0, None, "public")
     assert read.context == task / "environment"
 
 
@@ -59,7 +61,7 @@ def test_older_keys_are_read(tmp_path: Path) -> None:
     toml = "version = '1.0'\n[metadata]\nmade = 2026-01-01\n[verifier.env]\nMODE = '${MODE:-strict}'\n"
     old = "memory = '2G'\nstorage = '512M'\nallow_internet = false"
     read = read_task(write_task(tmp_path / "task", toml=toml, environment=old))
-    assert (read.memory_mb, read.storage_mb, read.network) == (2048, 512, "no-network")
+    assert (read.memory_mb, read.storage_mb, read.verifier_network) == (2048, 512, "no-network")
     assert read.test_environment == {"MODE": "strict"}
 
 
@@ -80,6 +82,8 @@ def test_a_file_that_is_missing_is_named(tmp_path: Path, missing: str, says: str
 
 def test_several_containers_are_refused(tmp_path: Path) -> None:
     task = write_task(tmp_path / "task")
+    (task / "environment" / "docker-compose.yml").write_text("what the task is about, as in Harbor\n")
+    assert read_task(task).name == "task"
     (task / "environment" / "docker-compose.yaml").write_text("services: {}\n")
     with pytest.raises(ConfigError, match="a task of several containers is not played here"):
         read_task(task)
@@ -102,10 +106,13 @@ def test_the_older_form_of_terminal_bench_is_read(tmp_path: Path) -> None:
         "services:\n  client:\n    build:\n      dockerfile: Dockerfile\n    command: [sh, -c, sleep infinity]\n"
         "    working_dir: /app\n    environment:\n      - TEST_DIR=${T_BENCH_TEST_DIR}\n      - MODE=fast\n"
         "    volumes:\n      - ${T_BENCH_TASK_LOGS_PATH}:${T_BENCH_CONTAINER_LOGS_PATH}\n"
+        "    tty: true\n    stdin_open: true\n"
+        "    deploy:\n      resources:\n        limits: {cpus: '2', memory: 4G}\n"
     )
     read = read_task(write_old_task(tmp_path / "old", compose, "max_test_timeout_sec: 12.5\n"))
     assert read.instruction == "Do it."
     assert (read.verifier_timeout_s, read.workdir, read.environment) == (12.5, "/app", {"MODE": "fast"})
+    assert (read.cpus, read.memory_mb) == (2.0, 4096)
     assert {"tests", "solution.sh", "run-tests.sh", ".git"} <= set(read.excluded)
 
 
@@ -115,6 +122,14 @@ def test_the_older_form_of_terminal_bench_is_read(tmp_path: Path) -> None:
         ("services:\n  client: {build: .}\n  database: {image: postgres}\n", "", "a task of 2 containers"),
         ("services:\n  client: {build: ., privileged: true}\n", "", "a container with 'privileged' is not"),
         ("services:\n  client: {build: ., volumes: ['/:/host']}\n", "", "mounts folders of this machine"),
+        ("services:\n  client: {build: {dockerfile: other}}\n", "", "a build with dockerfile='other' is not"),
+        ("services:\n  client: {deploy: {replicas: 2}}\n", "", "'deploy' of 'replicas' is not"),
+        (
+            "services:\n  client: {deploy: {resources: {limits: {memory: 4Q}}}}\n",
+            "",
+            "'memory' must be a size",
+        ),
+        ("services:\n  client: build\n", "", "a container must be a mapping"),
         ("", "max_test_timeout_sec: soon\n", "'max_test_timeout_sec' must be a number"),
     ],
 )
@@ -125,11 +140,13 @@ def test_what_the_older_form_asks_in_vain_is_refused(
         read_task(write_old_task(tmp_path / "old", compose, yaml))
 
 
-def test_only_the_summary_of_pytest_is_read(tmp_path: Path) -> None:
+def test_parsers_that_are_not_known_are_refused(tmp_path: Path) -> None:
     task = write_old_task(tmp_path / "old")
     (task / "task.yaml").write_text("instruction: Do it.\nparser_name: mlebench\n")
-    with pytest.raises(ConfigError, match="only pytest's summary is read here, not 'mlebench'"):
+    with pytest.raises(ConfigError, match="what pytest and swebench print is read here, not 'mlebench'"):
         read_task(task)
+    (task / "task.yaml").write_text("instruction: Do it.\nparser_name: swebench\n")
+    assert read_task(task).verdict == "swebench_result"
 
 
 def test_where_tasks_are_found(tmp_path: Path) -> None:
@@ -174,3 +191,12 @@ def test_the_summary_of_pytest_is_read() -> None:
     for text in ("", "5 passed", head, head + "SKIPPED [1] d\n"):
         with pytest.raises(NoVerdict):
             read_pytest_summary(text)
+
+
+def test_the_result_of_swe_bench_is_read() -> None:
+    said = "SWEBench results starts here\r\n{}\r\nSWEBench results ends here\n"
+    assert read_swebench_result("a test printed PASSED\n" + said.format("PASSED")).reward == 1.0
+    assert read_swebench_result(said.format("PASSED") + said.format("FAILED")).reward == 0.0
+    assert read_swebench_result(said.format("")).reward == 0.0
+    with pytest.raises(NoVerdict):
+        read_swebench_result("PASSED\n")
