@@ -323,8 +323,8 @@ class ChatRenderer:
         return self._calling.opens_thought
 
     def with_call_ids(self, message: AssistantMessage, num_before: int) -> AssistantMessage:
-        """The message with the ids that the template wants for its calls, the first of which is that of this number."""
-        if self.form.call_ids == "any":
+        """The message with ids of the form that the template wants, the first call's that of this number."""
+        if not message.tool_calls:
             return message
         calls = tuple(
             replace(call, id=self.form.call_id(call.name or "unknown", num_before + number))

@@ -20,7 +20,7 @@ from polyturn.agents.template_form import TemplateRefusal
 from polyturn.envs.messages import Message
 
 End = TypeVar("End")
-Key = tuple[tuple[str, str | None, str | None], ...]
+Key = tuple[tuple[str, str | None, bool], ...]
 Delta = tuple[list[str], Any]
 """What stands before, between and behind the texts, and how the turn before ends."""
 _UNKNOWN: Delta = ([], None)
@@ -34,7 +34,7 @@ _KEYS = frozenset(("role", "content", "name", "tool_call_id"))
 
 
 class Deltas:
-    """What is known of a template by the roles, names and call ids of the messages behind a turn."""
+    """What is known of a template by the roles and names of the messages behind a turn, and whether they answer calls."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Deltas:
             for sought in self._sought:
                 if sought in content:
                     return None
-        key = tuple([(m["role"], m.get("name"), m.get("tool_call_id")) for m in messages])
+        key = tuple([(m["role"], m.get("name"), "tool_call_id" in m) for m in messages])
         known = self._known.get(key, _UNKNOWN)
         if known is _UNKNOWN:
             if len(self._known) >= MAX_KNOWN:
@@ -96,6 +96,8 @@ class Deltas:
                 texts = [f"{probe} {number}" for number in range(len(messages))]
                 if self._written(messages, texts)[0] != _joined(pieces, texts):
                     return None
+            if self._written(_with_other_ids(messages), words) != self._written(messages, words):
+                return None
         except TemplateRefusal:
             return None
         return pieces, end
@@ -104,6 +106,14 @@ class Deltas:
         return self._render(
             [{**message, "content": text} for message, text in zip(messages, texts, strict=True)]
         )
+
+
+def _with_other_ids(messages: Sequence[Message]) -> list[Message]:
+    """The messages as answers of other calls: a template that shows the ids has to be asked."""
+    return [
+        {**message, "tool_call_id": f"other_{number}"} if "tool_call_id" in message else message
+        for number, message in enumerate(messages)
+    ]
 
 
 def _joined(pieces: Sequence[str], texts: Sequence[str]) -> str:

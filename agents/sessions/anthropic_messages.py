@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from polyturn.agents.sessions.fields import (
@@ -32,7 +33,10 @@ from polyturn.envs.messages import Message
 from polyturn.tools.plain import shown
 from polyturn.tools.types import ToolSpec
 
+MAX_KEPT = 1024
+"""Messages of a session that later requests can continue; the oldest is dropped first."""
 REFUSED_FIELDS: Mapping[str, str] = {
+    "compaction": "nothing is summed up on this side; the program may do so by a request of its own",
     "container": "nothing is run on this side",
     "mcp_servers": "there are no tools on this side; give the program tools of its own",
     "output_format": CONSTRAINS,
@@ -53,6 +57,34 @@ _ERROR_KINDS: Mapping[int, str] = {
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class _Kept:
+    messages: tuple[Message, ...]
+    """The conversation up to an answer and with it, the system message included."""
+    tools: tuple[ToolSpec, ...]
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class KeptThreads:
+    """The conversations of one session that `thread` continues: clients send what is new in them, and no tools."""
+
+    _kept: OrderedDict[str, _Kept] = field(default_factory=OrderedDict)
+
+    def keep(self, message_id: str, kept: _Kept) -> None:
+        """Keep a conversation by the id of the answer that it ends with."""
+        self._kept[message_id] = kept
+        if len(self._kept) > MAX_KEPT:
+            self._kept.popitem(last=False)
+
+    def find(self, message_id: str) -> _Kept:
+        """The conversation that ends with that answer. Raises `RequestRefused`."""
+        if message_id not in self._kept:
+            raise RequestRefused(
+                f"thread.previous_message_id {shown(message_id)} names no message of a thread"
+            )
+        return self._kept[message_id]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class MessagesExchange:
     """A request for a message, and how its answer is said."""
 
@@ -60,17 +92,23 @@ class MessagesExchange:
     model: str
     """As the client called it."""
     is_stream: bool
+    threads: KeptThreads | None = None
+    """Where the conversation is kept; None: nowhere."""
 
     def answer(self, completion: Completion, *, created_s: int = 0) -> dict[str, Any]:
         """The answer as one object, which does not say when it was made."""
         del created_s
         num_cached = completion.num_cached_tokens
+        message, message_id = completion.message.to_message(), f"msg_{completion.completion_id}"
+        if self.threads is not None:
+            messages = (*self.request.messages, message)
+            self.threads.keep(message_id, _Kept(messages=messages, tools=self.request.tools))
         return {
-            "id": f"msg_{completion.completion_id}",
+            "id": message_id,
             "type": "message",
             "role": "assistant",
             "model": self.model,
-            "content": _blocks_of(completion.message.to_message()),
+            "content": _blocks_of(message),
             **_stop_of(completion),
             "usage": {
                 "input_tokens": len(completion.prompt_ids) - num_cached,
@@ -105,11 +143,17 @@ class MessagesExchange:
         yield {"type": "message_stop"}
 
 
-def read_messages(body: Body, *, is_retry: bool = False) -> MessagesExchange:
-    """The request of a body of `/v1/messages`. Raises `RequestRefused`."""
+def read_messages(body: Body, threads: KeptThreads, *, is_retry: bool = False) -> MessagesExchange:
+    """The request of a body of `/v1/messages`, in a session with some threads. Raises `RequestRefused`."""
     refuse_fields(body, REFUSED_FIELDS)
     refuse_fields(read_object(body.get("output_config") or {}, "output_config"), {"format": CONSTRAINS})
-    messages: list[Message] = []
+    thread = _read_thread(body)
+    before = (
+        threads.find(read_string(thread, "previous_message_id", "thread"))
+        if thread.get("type") == "continue"
+        else None
+    )
+    messages: list[Message] = list(before.messages) if before is not None else []
     if body.get("system") is not None:
         messages.append({"role": "system", "content": read_text(body["system"], "system", _TEXT_BLOCKS)})
     given = read_objects(body.get("messages"), "messages")
@@ -121,7 +165,7 @@ def read_messages(body: Body, *, is_retry: bool = False) -> MessagesExchange:
         raise RequestRefused("messages must not end with one of the assistant's: an answer continues none")
     request = CompletionRequest(
         messages=with_names(messages),
-        tools=_read_tools(body),
+        tools=_read_tools(body) if before is None else before.tools,
         max_tokens=read_limits(body, ("max_tokens",)),
         stop=read_stops(body, "stop_sequences"),
         is_retry=is_retry,
@@ -130,6 +174,7 @@ def read_messages(body: Body, *, is_retry: bool = False) -> MessagesExchange:
         request=request,
         model=read_string(body, "model") if body.get("model") is not None else "policy",
         is_stream=read_flag(body, "stream"),
+        threads=threads if thread else None,
     )
 
 
@@ -142,6 +187,18 @@ def anthropic_error(message: str, *, status: int) -> dict[str, Any]:
 def anthropic_stream_error(message: str, *, status: int) -> bytes:
     """The event that ends a stream whose answer cannot be given."""
     return event_bytes(anthropic_error(message, status=status), event="error")
+
+
+def _read_thread(body: Body) -> Body:
+    """`thread`, which asks to keep the conversation or to continue one; an empty object where there is none."""
+    thread = read_object(body.get("thread") or {}, "thread")
+    if not thread:
+        return thread
+    if thread.get("type") not in ("create", "continue"):
+        raise RequestRefused(f"thread.type must be 'create' or 'continue', not {shown(thread.get('type'))}")
+    if thread["type"] == "continue" and any(body.get(name) for name in ("system", "tools")):
+        raise RequestRefused("a thread that is continued has its system message and tools from its beginning")
+    return thread
 
 
 def _read_tools(body: Body) -> tuple[ToolSpec, ...]:

@@ -32,6 +32,7 @@ from polyturn.agents.episode import failure_text
 from polyturn.agents.policy import PolicyFault
 from polyturn.agents.sessions.anthropic_messages import (
     PING,
+    KeptThreads,
     anthropic_error,
     anthropic_stream_error,
     read_messages,
@@ -94,6 +95,7 @@ class _Session:
     key: bytes
     running: set[asyncio.Task[Completion]] = field(default_factory=set)
     kept_responses: KeptResponses = field(default_factory=KeptResponses)
+    kept_threads: KeptThreads = field(default_factory=KeptThreads)
     is_closed: bool = False
 
 
@@ -127,8 +129,7 @@ def _read_response(body: Body, session: _Session, is_retry: bool) -> Exchange:
 
 
 def _read_messages(body: Body, session: _Session, is_retry: bool) -> Exchange:
-    del session
-    return read_messages(body, is_retry=is_retry)
+    return read_messages(body, session.kept_threads, is_retry=is_retry)
 
 
 _CHAT = _Wire(read=_read_chat, stream_error=openai_stream_error)
@@ -289,7 +290,7 @@ class SessionServer:
 
     async def _count_tokens(self, request: web.Request) -> web.Response:
         session = self._session_of(request)
-        exchange = read_messages(await _read_body(request))
+        exchange = read_messages(await _read_body(request), session.kept_threads)
         if not isinstance(session.completer, CountsTokens):
             raise RequestRefused("this session does not count tokens", status=404)
         return _json({"input_tokens": await session.completer.count_tokens(exchange.request)})

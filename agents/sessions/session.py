@@ -162,7 +162,7 @@ class Session:
         self._asked: dict[Hashable, list[_Asked]] = {}
         self._lines: list[Line] = []
         self._last_messages: dict[int, AssistantMessage] = {}
-        self._num_asked = self._num_open = self._num_refused = self._num_retried = 0
+        self._num_asked = self._num_open = self._num_refused = self._num_retried = self._num_calls = 0
         self.num_answers = 0
         """Answers that were delivered."""
         self.num_busy = 0
@@ -207,11 +207,17 @@ class Session:
 
     @property
     def main_conversation(self) -> int:
-        """The number of the conversation with the most answers, the earliest of several; -1 before the first answer."""
-        counts: dict[int, int] = {}
+        """The number of the conversation with the most answers; -1 before the first answer.
+
+        Of several it is one with tools, then the longest, since a client that edits what it was answered begins another
+        conversation with each request, and then the earliest.
+        """
+        ranks: dict[int, tuple[int, bool, int]] = {}
         for line in self._lines:
-            counts[line.conversation] = counts.get(line.conversation, 0) + line.num_answers
-        return max(counts, key=lambda number: (counts[number], -number), default=-1)
+            num_answers, _, length = ranks.get(line.conversation, (0, False, 0))
+            length = max(length, len(line.messages))
+            ranks[line.conversation] = (num_answers + line.num_answers, bool(line.tools), length)
+        return max(ranks, key=lambda number: (ranks[number], -number), default=-1)
 
     def segments(self) -> tuple[Segment, ...]:
         """The tokens of every line, each sampled token in one of them."""
@@ -420,11 +426,20 @@ class Session:
             # No protocol has a form for it: the program sees what the policy wrote.
             thought, content = split_thought(text)
             message = AssistantMessage(content=content, reasoning=thought, raw_text=text)
-        num_calls = sum(len(each.get("tool_calls") or ()) for each in prompt.messages)
-        message = self._renderer.with_call_ids(message, num_calls)
+        message = self._renderer.with_call_ids(message, self._num_calls_before(prompt.messages))
+        self._num_calls += len(message.tool_calls)
         if generation.finish_reason == "length":
             return message, "length", stop
         return message, "tool_calls" if message.tool_calls else "stop", stop
+
+    def _num_calls_before(self, messages: tuple[Message, ...]) -> int:
+        """The number of the next call: of the session's, or, where the template shows it, of the conversation's.
+
+        Clients take an id that they have seen in another conversation for a call that was answered.
+        """
+        if self._renderer.form.call_ids == "any":
+            return self._num_calls
+        return sum(len(each.get("tool_calls") or ()) for each in messages)
 
     def _record(self, answer: _Answer) -> None:
         """Append a delivered answer to its line."""

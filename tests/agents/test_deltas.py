@@ -56,15 +56,16 @@ contents = st.lists(
     texts=st.lists(contents, min_size=1, max_size=3),
     of_tools=st.booleans(),
     cut=st.booleans(),
+    num_calls=st.integers(0, 3),
 )
-def test_every_family_gets_what_its_template_writes(name, texts, of_tools, cut):
+def test_every_family_gets_what_its_template_writes(name, texts, of_tools, cut, num_calls):
     quick, asking = pair_of(name)
     if of_tools:
         observation = [
             {
                 "role": "tool",
                 "name": "find",
-                "tool_call_id": quick.form.call_id("find", number),
+                "tool_call_id": quick.form.call_id("find", num_calls + number),
                 "content": text,
             }
             for number, text in enumerate(texts)
@@ -115,6 +116,18 @@ def test_a_text_in_which_the_template_looks_for_something_goes_through_it():
         known = renderer._deltas.text([{"role": "user", "content": content}])
         assert (known is not None) is is_known, content
     assert renderer._deltas.text([{"role": "user", "content": "x", "more": "y"}]) is None
+
+
+def test_a_template_that_shows_call_ids_is_asked_every_time():
+    for written, is_known in (
+        ("{{ message.content }}", True),
+        ("{{ message.tool_call_id }}{{ message.content }}", False),
+    ):
+        deltas = renderer_with(written)._deltas
+        for call_id in ("call_0", "call_1"):
+            result = {"role": "tool", "tool_call_id": call_id, "name": "find", "content": "Mara"}
+            assert (deltas.text([result]) is not None) is is_known
+        assert len(deltas._known) == 1
 
 
 def test_what_a_template_looks_for_is_read_from_its_source():

@@ -101,6 +101,26 @@ def test_a_conversation_is_one_line_of_the_tokens_that_were_sampled():
     assert (counts.num_conversations, counts.num_branches, counts.num_side_calls) == (1, 0, 0)
 
 
+@pytest.mark.parametrize("family", ["qwen3", "mistral", "kimi-k2"])
+def test_no_two_calls_of_a_conversation_have_one_id(family):
+    """Some frameworks take a call whose id they have seen for one that was answered, in whichever conversation."""
+    session, _ = make_session(lambda number: CALL, family=family)
+
+    async def converse():
+        found, messages = [], [user("Where is Mara?")]
+        for number in range(5):
+            if number == 3:  # a sub-agent that is told what was said
+                messages = [user("Help me."), *messages]
+            completion = await session.complete(ask(*messages))
+            (call,) = completion.message.tool_calls
+            found.append(call.id)
+            messages += [completion.message.to_message(), result(f"found {number}", call.id)]
+        return found
+
+    ids = asyncio.run(converse())
+    assert len(set(ids)) == 5, ids
+
+
 @pytest.mark.parametrize(
     ("rule", "num_lines"), [("exact", 2), ("loose", 1), ("role_and_content", 1), ("plug-in", 1)]
 )
@@ -144,6 +164,21 @@ def test_history_that_the_client_has_edited_begins_a_line():
     asyncio.run(converse())
     assert session.counts().num_conversations == 2
     check_recorded_once(session, policy)
+
+
+def test_the_last_message_of_a_client_that_edits_all_history_is_its_newest():
+    session, _ = make_session(lambda number: CALL if number < 2 else "in Ashford")
+
+    async def converse():
+        await session.complete(ask(user("A title?"), tools=()))
+        await session.complete(ask(user("Where is Mara?")))
+        edited = {"role": "assistant", "content": "Calling tools: search"}
+        await session.complete(ask(user("Where is Mara?"), edited, user("Observation: found")))
+        await session.complete(ask(user("A summary?"), tools=()))
+
+    asyncio.run(converse())
+    assert (session.last_message.content, session.main_conversation) == ("in Ashford", 2)
+    assert session.counts().num_side_calls == 2
 
 
 def test_a_fork_has_the_tokens_of_its_parent_as_unsampled_ones():

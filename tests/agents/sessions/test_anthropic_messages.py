@@ -4,7 +4,7 @@ import anthropic
 import anyio.to_thread
 import pytest
 
-from polyturn.agents.sessions.anthropic_messages import read_messages
+from polyturn.agents.sessions.anthropic_messages import KeptThreads, read_messages
 from polyturn.agents.sessions.requests import RequestRefused
 from polyturn.agents.sessions.server import SessionServer
 from tests.support.completers import ScriptedCompleter, WaitingCompleter, completion_of
@@ -55,6 +55,34 @@ async def test_what_was_answered_comes_back_as_it_was_recorded(server, answer, s
         {"role": "user", "content": "Go on."},
     )
     assert completer.requests[0].max_tokens == 99
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_thread_goes_on_from_what_was_said_in_it(server, stream):
+    """Newer clients send what is new alone, and system message and tools with the first request of a thread."""
+    completer = ScriptedCompleter([CALLING, ANSWER])
+    address = await server.open("episode/1", completer)
+    results = [
+        {"type": "tool_result", "tool_use_id": call.id, "content": "found"} for call in CALLING.tool_calls
+    ]
+    async with client_of(address) as client:
+
+        async def ask(messages, thread, **fields):
+            fields = {"model": "any", "max_tokens": 99, **fields, "extra_body": {"thread": thread}}
+            if not stream:
+                return await client.messages.create(messages=messages, **fields)
+            async with client.messages.stream(messages=messages, **fields) as events:
+                return await events.get_final_message()
+
+        first = await ask([USER], {"type": "create"}, tools=TOOLS, system="Be brief.")
+        thread = {"type": "continue", "previous_message_id": first.id}
+        await ask([{"role": "user", "content": results}], thread)
+        with pytest.raises(anthropic.BadRequestError, match="names no message of a thread"):
+            await ask([USER], {"type": "continue", "previous_message_id": "msg_other"})
+    one, two = completer.requests
+    assert two.tools == one.tools and two.messages[:3] == (*one.messages, CALLING.to_message())
+    assert [(message["role"], message["content"]) for message in two.messages[3:]] == [("tool", "found")] * 2
+    assert [message["name"] for message in two.messages[3:]] == ["search", "read"]
 
 
 async def test_the_sync_client_and_why_an_answer_ended(server):
@@ -141,7 +169,7 @@ def test_blocks_of_other_models_and_mixed_order():
         {"role": "system", "content": "Mind the time."},
     ]
     record = {"id": "t", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
-    assert read_messages({"messages": messages}).request.messages == (
+    assert read_messages({"messages": messages}, KeptThreads()).request.messages == (
         {"role": "user", "content": "A\nB"},
         {"role": "assistant", "content": "C", "tool_calls": [record]},
         {"role": "tool", "content": "", "tool_call_id": "t", "name": "f"},
@@ -179,5 +207,5 @@ IMAGE = {"type": "image", "source": {"type": "url", "url": "https://example.org/
 )
 def test_what_cannot_be_honoured_is_refused_in_a_sentence(fields, says):
     with pytest.raises(RequestRefused, match=says) as refused:
-        read_messages({"messages": [USER], **fields})
+        read_messages({"messages": [USER], **fields}, KeptThreads())
     assert refused.value.status == 400

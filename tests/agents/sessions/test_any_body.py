@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyturn.agents.sessions.anthropic_messages import read_messages
+from polyturn.agents.sessions.anthropic_messages import KeptThreads, read_messages
 from polyturn.agents.sessions.openai_chat import read_chat
 from polyturn.agents.sessions.openai_responses import KeptResponses, read_response
 from polyturn.agents.sessions.requests import RequestRefused
@@ -87,6 +87,7 @@ MESSAGES = {
     "tool_choice": {"type": "any"},
     "stop_sequences": ["END"],
     "output_config": {"effort": "low"},
+    "thread": {"type": "create"},
 }
 
 
@@ -103,7 +104,7 @@ def read_kept(body):
 PROTOCOLS = {
     "chat": (read_chat, CHAT),
     "responses": (read_kept, RESPONSES),
-    "messages": (read_messages, MESSAGES),
+    "messages": (lambda body: read_messages(body, KeptThreads()), MESSAGES),
 }
 VALUES = st.recursive(
     st.none()
