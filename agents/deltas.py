@@ -34,7 +34,7 @@ _KEYS = frozenset(("role", "content", "name", "tool_call_id"))
 
 
 class Deltas:
-    """What is known of a template by the roles and names of the messages behind a turn, and whether they answer calls."""
+    """What is known of a template by the roles and names of the messages behind a turn."""
 
     def __init__(
         self,

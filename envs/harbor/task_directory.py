@@ -17,8 +17,8 @@ from polyturn.envs.harbor.task_toml import Healthcheck, NetworkPolicy, User, meg
 from polyturn.envs.messages import known_split
 
 Verdict = Literal["reward_file", "pytest_summary", "swebench_result"]
-"""Where the verdict of a verifier stands: in its reward file, or, in the older form, in what it prints: pytest's summary
-or what SWE-bench's harness says."""
+"""Where the verdict of a verifier stands: in its reward file, or, in the older form, in what it prints: pytest's
+summary, or what SWE-bench's harness says."""
 _PARSERS: Mapping[str, Verdict] = {"pytest": "pytest_summary", "swebench": "swebench_result"}
 SHIPPED = Path(__file__).with_name("data")
 _OLD_HIDDEN = (
@@ -245,7 +245,7 @@ def _only_service(folder: Path) -> Mapping[str, Any]:
     return {
         "build": _build_context(service.get("build") or ".", shown),
         "environment": _variables(service.get("environment") or {}),
-        **({"working_dir": folder} if (folder := service.get("working_dir")) else {}),
+        **({"working_dir": workdir} if (workdir := service.get("working_dir")) else {}),
         **_compose_limits(service.get("deploy") or {}, shown),
     }
 
