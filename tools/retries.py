@@ -165,6 +165,11 @@ class CircuitBreaker:
             self._on_trial = True
             return True
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the service is left alone, or on trial."""
+        return self._opened_at is not None
+
     def succeed(self) -> None:
         """The service answered."""
         with self._lock:

@@ -13,7 +13,7 @@ import pytest
 
 from polyturn.tools.bounded_answers import BoundedSyncTransport, BoundedTransport, UnreadableAnswer
 from polyturn.tools.search.client import ClientOptions, SearchClient
-from polyturn.tools.search.retrieval import SearchFailed
+from polyturn.tools.search.retrieval import SearchUnavailable
 
 LIMIT = 100_000
 BOMB = gzip.compress(b"0" * 200_000_000, compresslevel=9)
@@ -96,5 +96,5 @@ def test_what_does_not_fit_is_an_error(url: str, path: str, words: str) -> None:
 
 def test_a_search_that_is_answered_by_a_bomb_fails(url: str) -> None:
     with SearchClient(url, options=ClientOptions(deadline_s=20)) as client:
-        with pytest.raises(SearchFailed, match="more than 67,108,864 bytes"):
+        with pytest.raises(SearchUnavailable, match="more than 67,108,864 bytes"):
             client.search("query", 3)

@@ -23,7 +23,7 @@ import orjson
 from polyturn.tools.bounded_answers import BoundedTransport, UnreadableAnswer
 from polyturn.tools.retries import CircuitBreaker, Retries, Tries, asked_wait_s, may_pass, transport_problem
 from polyturn.tools.search.retrieval import Hit, SearchFailed, SearchUnavailable
-from polyturn.tools.search.wire import SearchR1Wire, Wire
+from polyturn.tools.search.wire import NoHits, SearchR1Wire, Wire
 from polyturn.tools.secrets import blank_credentials, public_url
 
 
@@ -88,6 +88,8 @@ Hits = tuple[Hit, ...]
 Key = tuple[str, int]
 """A query and its top_k."""
 _SHOWN = 200
+BREAKER_POLL_S = 0.1
+"""How often a search that waits for an open breaker looks whether it may be asked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,11 +105,13 @@ class ClientOptions:
     max_requests: int = 8
     """Requests at once."""
     max_retries: int = 3
-    """After a connection that failed, an answer of 500 and above, and 408, 425 and 429. Nothing else is tried again."""
+    """After a connection that failed or broke, an answer of 500 and above, and 408, 425 and 429. Nothing else is tried
+    again."""
     first_wait_s: float = 0.1
     """Before the first retry; doubles each time, by a factor from 0.5 to 1.5."""
     breaker_threshold: int = 5
-    """Failed requests in a row after which nothing is asked for `breaker_cooldown_s`."""
+    """Failed requests in a row after which nothing is asked for `breaker_cooldown_s`: searches wait, no longer than to
+    their deadlines."""
     breaker_cooldown_s: float = 5.0
     cache_size: int = 10_000
     """Answers that are kept; 0 keeps none."""
@@ -308,20 +312,20 @@ class SearchClient:
         """Ask for one batch and tell everyone who waits."""
         with self._lock:
             started = min(self._flights[key].started for key in keys)
-        outcome: Sequence[Hits | SearchFailed] | Exception
+        outcome: Sequence[Hits | NoHits] | Exception
         try:
             async with asyncio.timeout(started + self.options.deadline_s - time.monotonic()), self._slots:
                 outcome = await self._ask(keys)
         except TimeoutError:
-            self._breaker.fail()
-            outcome = SearchFailed(f"no answer within {self.options.deadline_s:g} s")
+            why = "; too many requests failed, and nothing is asked for a while" * self._breaker.is_open
+            outcome = SearchUnavailable(f"{self.url}: no answer within {self.options.deadline_s:g} s{why}")
         except (SearchFailed, SearchUnavailable) as error:
             outcome = error
         except Exception as error:  # noqa: BLE001  an encoder may fail in any way, and who waits must be told
             outcome = SearchUnavailable(f"{self.url}: asking failed: {type(error).__name__}: {error}")
         self._settle(keys, outcome)
 
-    async def _ask(self, keys: list[Key]) -> Sequence[Hits | SearchFailed]:
+    async def _ask(self, keys: list[Key]) -> Sequence[Hits | NoHits]:
         """The answer to a batch. One that is refused is asked query by query: no query is refused for another."""
         try:
             return await self._post(keys)
@@ -335,7 +339,7 @@ class SearchClient:
                 self._settle([key], SearchFailed(str(error)))
         return []
 
-    async def _post(self, keys: list[Key]) -> Sequence[Hits | SearchFailed]:
+    async def _post(self, keys: list[Key]) -> Sequence[Hits | NoHits]:
         body = await self._write([query for query, _ in keys], keys[0][1])
         options = self.options
         tries = Tries(
@@ -346,26 +350,26 @@ class SearchClient:
                 jitter=self._rng,
             )
         )
-        failure: SearchFailed | SearchUnavailable
         while True:
-            if not self._breaker.admit():
-                raise SearchUnavailable(f"{self.url}: too many requests failed; nothing is asked for a while")
+            while not self._breaker.admit():
+                await asyncio.sleep(BREAKER_POLL_S)
             self.counts.num_requests += 1
             asked_s = None
             try:
                 response = await self._http.post(
                     self._address, content=body, headers=dict(self._wire.headers)
                 )
-            except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            except asyncio.CancelledError:  # its deadline has passed
+                self._breaker.fail()
+                raise
+            except UnreadableAnswer as error:
+                self._breaker.fail()
+                raise SearchUnavailable(f"{self.url}: {error}") from error
+            except httpx.HTTPError as error:
+                # A search changes nothing, so that it may be asked again even where half an answer came.
                 self._breaker.fail()
                 failure = SearchUnavailable(f"{self.url}: {transport_problem(error)}")
                 failure.__cause__ = error
-            except UnreadableAnswer as error:
-                self._breaker.fail()
-                raise SearchFailed(str(error)) from error
-            except httpx.HTTPError as error:
-                self._breaker.fail()
-                raise SearchFailed(f"the connection broke ({type(error).__name__})") from error
             else:
                 if not may_pass(response.status_code):
                     return self._read(response, len(keys))
@@ -374,7 +378,7 @@ class SearchClient:
                 else:
                     self._breaker.fail()
                 asked_s = asked_wait_s(response.headers)
-                failure = SearchFailed(f"the search server answered HTTP {response.status_code}")
+                failure = SearchUnavailable(f"{self.url} answered HTTP {response.status_code}")
             wait_s = tries.next_wait_s(asked_s)
             if wait_s is None:
                 raise failure
@@ -386,7 +390,7 @@ class SearchClient:
             return self._wire.write(queries, top_k)
         return await asyncio.get_running_loop().run_in_executor(None, self._wire.write, queries, top_k)
 
-    def _read(self, response: httpx.Response, num_queries: int) -> Sequence[Hits | SearchFailed]:
+    def _read(self, response: httpx.Response, num_queries: int) -> Sequence[Hits | NoHits]:
         if response.status_code >= 400:
             # The server works: it is the request that it does not like.
             self._breaker.succeed()
@@ -399,7 +403,7 @@ class SearchClient:
         self._breaker.succeed()
         return answers
 
-    def _settle(self, keys: Sequence[Key], outcome: Sequence[Hits | SearchFailed] | Exception) -> None:
+    def _settle(self, keys: Sequence[Key], outcome: Sequence[Hits | NoHits] | Exception) -> None:
         """Tell all who wait for these queries, each event loop with one wake-up."""
         by_loop: dict[asyncio.AbstractEventLoop, list[tuple[Any, Any]]] = {}
         with self._lock:

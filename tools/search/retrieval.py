@@ -27,18 +27,18 @@ class Retriever(Protocol):
         """At most `top_k` hits, best first; empty only when nothing matches.
 
         Raises:
-            SearchFailed: this search could not be answered.
-            SearchUnavailable: no search can be answered.
+            SearchFailed: this query is refused.
+            SearchUnavailable: there is no answer, whatever the query.
         """
         ...
 
 
 class SearchFailed(RuntimeError):
-    """One search failed while others may go well: it took too long, or the backend refused this query."""
+    """The backend works, and refused this query: the model may mend it."""
 
 
 class SearchUnavailable(RuntimeError):
-    """The backend is down: infrastructure, and never a result."""
+    """The backend did not answer, or not as it should: infrastructure, and never a result."""
 
 
 NOTHING_FOUND = "Nothing was found."
@@ -106,7 +106,8 @@ SEARCH_SPEC = ToolSpec(
 def search_tool(retriever: Retriever, *, top_k: int = 3) -> Tool:
     """A tool that answers `search(query)` with the `top_k` best passages; asynchronous where the retriever is.
 
-    A search that fails is told to the model. A backend that is down raises `SearchUnavailable`, which ends the episode.
+    A query that is refused is told to the model. A backend that fails raises `SearchUnavailable`, which ends the
+    episode without a reward.
     """
 
     def search(query: str) -> str:

@@ -23,8 +23,10 @@ from urllib.parse import quote
 import orjson
 
 from polyturn.tools.search.dense import Encoder
-from polyturn.tools.search.retrieval import Hit, SearchFailed, contents_of, passage_url
+from polyturn.tools.search.retrieval import Hit, SearchFailed, SearchUnavailable, contents_of, passage_url
 
+NoHits = SearchFailed | SearchUnavailable
+"""Why a query of an answer has no hits."""
 MAX_QUERIES = 4096
 MAX_TOP_K = 1000
 MAX_QUERY_CHARS = 10_000
@@ -45,7 +47,7 @@ class Wire(Protocol):
         """The body of a request."""
         ...
 
-    def read(self, body: bytes, *, num_queries: int) -> Sequence[tuple[Hit, ...] | SearchFailed]:
+    def read(self, body: bytes, *, num_queries: int) -> Sequence[tuple[Hit, ...] | NoHits]:
         """One entry for each query: its hits, or why there are none.
 
         Raises:
@@ -64,7 +66,7 @@ class SearchR1Wire:
     def write(self, queries: Sequence[str], top_k: int) -> bytes:
         return orjson.dumps({"queries": list(queries), "topk": top_k, "return_scores": True})
 
-    def read(self, body: bytes, *, num_queries: int) -> Sequence[tuple[Hit, ...] | SearchFailed]:
+    def read(self, body: bytes, *, num_queries: int) -> Sequence[tuple[Hit, ...] | NoHits]:
         """With or without scores; a score that is not there is 0."""
         result = orjson.loads(body)["result"]
         if not isinstance(result, list) or len(result) != num_queries:
@@ -225,17 +227,17 @@ class OpenSearchWire:
             lines += [b"{}", orjson.dumps({"query": wanted, "size": top_k})]
         return b"\n".join(lines) + b"\n"
 
-    def read(self, body: bytes, *, num_queries: int) -> Sequence[tuple[Hit, ...] | SearchFailed]:
+    def read(self, body: bytes, *, num_queries: int) -> Sequence[tuple[Hit, ...] | NoHits]:
         responses = orjson.loads(body)["responses"]
         if len(responses) != num_queries:
             raise ValueError(f"{num_queries} queries were answered by {len(responses)} responses")
         return [self._read_response(response) for response in responses]
 
-    def _read_response(self, response: Mapping[str, Any]) -> tuple[Hit, ...] | SearchFailed:
+    def _read_response(self, response: Mapping[str, Any]) -> tuple[Hit, ...] | NoHits:
         if "error" in response:
             return SearchFailed(f"OpenSearch answered {str(response['error'])[:_SHOWN]}")
         if response.get("timed_out") or response.get("_shards", {}).get("failed"):
-            return SearchFailed("OpenSearch searched a part of its shards only")
+            return SearchUnavailable("OpenSearch searched a part of its shards only")
         return tuple(
             hit_of(hit["_source"], passage_id=hit["_id"], score=hit["_score"])
             for hit in response["hits"]["hits"]
@@ -282,7 +284,7 @@ class QdrantWire:
         ]
         return orjson.dumps({"searches": searches})
 
-    def read(self, body: bytes, *, num_queries: int) -> Sequence[tuple[Hit, ...] | SearchFailed]:
+    def read(self, body: bytes, *, num_queries: int) -> Sequence[tuple[Hit, ...] | NoHits]:
         results = orjson.loads(body)["result"]
         if len(results) != num_queries:
             raise ValueError(f"{num_queries} queries were answered by {len(results)} results")

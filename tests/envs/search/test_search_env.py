@@ -238,9 +238,9 @@ class Flaky:
 
 
 def test_a_search_that_fails_is_told_and_counted_and_a_dead_backend_ends_the_episode():
-    env = small(retriever=Flaky(SearchFailed("no answer within 30 s")))
+    env = small(retriever=Flaky(SearchFailed("HTTP 422: the query is too long")))
     replies, reward, terminated, _, info = play(env, ["<search> Norway </search>"])
-    assert replies[1][0]["content"].startswith("The search failed: no answer within 30 s.")
+    assert replies[1][0]["content"].startswith("The search failed: HTTP 422: the query is too long.")
     assert (reward, terminated, info["metrics"]["num_failed_searches"]) == (0.0, False, 1)
     assert not info["tool_results"][0].ok
     with pytest.raises(EnvironmentFault, match="nothing is asked"):
