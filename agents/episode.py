@@ -94,6 +94,8 @@ class Episode:
     timings: EpisodeTimings = field(default_factory=EpisodeTimings)
     error: str | None = None
     """Why it failed: a sentence, and in the lines under it a bounded traceback where there is one."""
+    failed_part: str = ""
+    """What of its environment failed it, such as `tool 'search'`; empty where nobody knows, and where it did not."""
 
     def __post_init__(self) -> None:
         failed = self.outcome is Outcome.FAILED
@@ -160,6 +162,11 @@ def failure_text(error: BaseException) -> str:
     if origin is None:
         return sentence
     return f"{sentence}\n{shortened(_trace(origin), MAX_TRACEBACK_CHARS)}"
+
+
+def failed_part(error: BaseException) -> str:
+    """What of an environment an exception came from; empty where it does not say."""
+    return error.part if isinstance(error, EnvironmentFault) else ""
 
 
 def sentence_of(text: str) -> str:

@@ -16,6 +16,7 @@ from polyturn.agents.episode import (
     EpisodeTimings,
     Outcome,
     TurnRecord,
+    failed_part,
     failure_reason,
     failure_text,
 )
@@ -34,6 +35,7 @@ class Stop:
     outcome: Outcome
     reason: str
     error: str | None = None
+    failed_part: str = ""
 
 
 def prompt_too_long(task_id: str, num_tokens: int, limits: EpisodeLimits) -> Stop:
@@ -56,7 +58,7 @@ async def to_the_end(play: Callable[[], Awaitable[Stop]]) -> Stop:
         # The border of one episode: whatever its code raises ends no other.
         if is_interruption(error, own_task):
             raise
-        return Stop(Outcome.FAILED, failure_reason(error), failure_text(error))
+        return Stop(Outcome.FAILED, failure_reason(error), failure_text(error), failed_part(error))
 
 
 @dataclass(kw_only=True, slots=True)
@@ -191,6 +193,7 @@ class EpisodeRecord:
             num_drawn_tokens=clock.num_drawn_tokens,
             timings=EpisodeTimings(**clock.seconds, total_s=time.perf_counter() - self.started),
             error=None if stop.error is None else clean_text(stop.error),
+            failed_part=clean_text(stop.failed_part),
         )
 
 

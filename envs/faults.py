@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Self
+
 from polyturn.tools.secrets import blank_credentials
 
 MAX_SENTENCE_CHARS = 1_000
@@ -12,6 +14,14 @@ class EnvironmentFault(RuntimeError):
 
     The episode is played again or dropped, and counted.
     """
+
+    part = ""
+    """What failed, such as `tool 'search'`; empty where that is not known better than by the message."""
+
+    def of(self, part: str) -> Self:
+        """The same fault, of that part unless it is of another one already."""
+        self.part = self.part or part
+        return self
 
 
 class UserFault(EnvironmentFault):

@@ -42,6 +42,8 @@ from polyturn.tools.tool import OutOfTime
 from polyturn.tools.types import ToolSpec
 
 LENGTH = struct.Struct("<Q")
+PROCESS = "process"
+"""What of such an environment has failed where the rest of it cannot say."""
 START_S = 120.0
 """How long a child may take to start and to make its environment."""
 MARGIN_S = 10.0
@@ -218,12 +220,12 @@ class ProcessEnv(ToolEnv):
     def _ask(self, request: Request, timeout_s: float | None) -> Any:
         """The child's answer. Raises what of `KINDS` the environment raised, or that the child is gone."""
         if self._child is None:
-            raise EnvironmentFault(f"{self._id}: its process has ended")
+            raise EnvironmentFault(f"{self._id}: its process has ended").of(PROCESS)
         try:
             answer = self._child.ask(request, timeout_s)
         except (_ChildEnded, TimeoutError) as fault:
             self._child.kill()
-            raise EnvironmentFault(f"{self._id}: {fault}") from fault
+            raise EnvironmentFault(f"{self._id}: {fault}").of(PROCESS) from fault
         if isinstance(answer, Given):
             return answer.value
         kind = ValueError if isinstance(request, Make) else KINDS[answer.kind]

@@ -430,7 +430,9 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
                 value = await value
             if not deadline.expired():  # it may have held on to the cancellation
                 return value
-        except (EnvironmentFault, OutOfTime):
+        except EnvironmentFault as fault:
+            raise fault.of(what) from fault.__cause__
+        except OutOfTime:
             raise
         except BaseException as error:
             given_up = isinstance(error, GivenUp) and timeout_s is not None
@@ -440,10 +442,10 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
             if not late:
                 raised = error.error if isinstance(error, Escaped) else error
                 where = f"{self.env_id}: {what} failed on task {self.task.task_id!r}"
-                raise EnvironmentFault(f"{where}: {describe(raised)}") from raised
+                raise EnvironmentFault(f"{where}: {describe(raised)}").of(what) from raised
         raise EnvironmentFault(
             f"{self.env_id}: {what} did not end within {timeout_s:g} s on task {self.task.task_id!r}"
-        )
+        ).of(what)
 
     async def _messages(self, hook: str, argument: Any, offload: Offload) -> Observation:
         """What `begin` or `follow_up` returns, copied: whoever keeps an observation must not share it with the task."""

@@ -25,16 +25,21 @@ from polyturn.agents.policy import Policy
 from polyturn.envs.faults import EnvironmentFault, message_of
 from polyturn.envs.tasks.order import task_digest
 from polyturn.rollout.branching import Branching, orphans
+from polyturn.rollout.breaker import MIN_FAILURES, Breaker, Failures, part_of
 from polyturn.rollout.groups import Group, Prompt, episode_id, parse_episode_id
 from polyturn.rollout.player import Player, RolloutError, other_task
 
 DRAIN_S = 60.0
 CANCEL_S = 10.0
 """How long episodes that were cancelled may take to end."""
-MIN_FAILURES_TO_GIVE_UP = 32
 MAX_UNANSWERED = 3
 """So many attempts in a row that no engine answered, and twice as many as are played at once: none will answer. To drop
 their samples, as those of other failures, would lose them for good."""
+
+MAX_UNANSWERED_OF_A_SAMPLE = 16
+"""So many attempts of one sample that no engine answered, while others were answered: it may be what ends the engines,
+and is dropped as any other that fails. Fewer do not count as attempts."""
+MAX_RETRY_DELAY_S = 30.0
 
 
 async def play_groups(
@@ -127,6 +132,10 @@ class Collection:
             steps=asyncio.Semaphore(limits.max_concurrent_tools),
             timeout_s=limits.queue_timeout_s,
         )
+        self._breaker = Breaker(
+            max_failure_share=limits.max_failure_share, max_concurrent_episodes=limits.max_concurrent_episodes
+        )
+        self._num_failed_by_kind: Counter[str] = Counter()
         self._ended = asyncio.Event()
         self._attempts: dict[str, list[_Sample]] = {}
         self._scored: dict[str, tuple[Episode, ...]] = {}
@@ -139,6 +148,7 @@ class Collection:
         self._num_survived = self._num_failed = self._num_unanswered = 0
         self._faults: Counter[str] = Counter()
         self._kinds: Counter[str] = Counter()
+        self._failures = Failures()
 
     @property
     def num_playing(self) -> int:
@@ -242,7 +252,8 @@ class Collection:
         """Play one sample until it survives or has failed too often; `jobs` do so with all of the group."""
         while not self._is_settled(sample):
             if sample.attempts and self._limits.retry_delay_s:
-                await self._delay(self._limits.retry_delay_s * 2 ** (len(sample.attempts) - 1))
+                doubled = self._limits.retry_delay_s * 2 ** (len(sample.attempts) - 1)
+                await self._delay(min(doubled, MAX_RETRY_DELAY_S))
             attempt = sample.num_void + len(sample.attempts)
             fork = await self._fork(prompt, number, attempt, jobs)
             async with self._episodes:
@@ -262,7 +273,7 @@ class Collection:
             self._keep(sample, episode)
             self._count(episode)
             self._on_episode(episode)
-            self._give_up_early()
+            self._give_up_early(episode)
             self._player.check_threads()
 
     async def _fork(
@@ -292,6 +303,8 @@ class Collection:
             except EnvironmentFault as fault:
                 self._faults[message_of(fault)] += 1
                 self._kinds["group_reward_fault"] += 1
+                self._num_failed_by_kind["group_reward_fault"] += 1
+                self._failures.note(fault.part or "the group rewards", message_of(fault))
                 await self._delay(self._limits.retry_delay_s * 2**retry)
 
     def _survivors(self, prompt: Prompt) -> tuple[Episode, ...]:
@@ -307,26 +320,42 @@ class Collection:
     def _keep(self, sample: _Sample, episode: Episode) -> None:
         sample.attempts.append(episode)
         if episode.outcome is Outcome.FAILED:
-            self._faults[sentence_of(episode.error or episode.stop_reason)] += 1
+            sentence = sentence_of(episode.error or episode.stop_reason)
+            self._faults[sentence] += 1
             self._kinds[episode.stop_reason] += 1
+            self._failures.note(part_of(episode), sentence)
 
     def _count(self, episode: Episode) -> None:
         """What was played before, perhaps on machinery that has been mended since, is kept and not counted."""
         failed = episode.outcome is Outcome.FAILED
         self._num_failed += failed
+        if failed:
+            self._num_failed_by_kind[episode.stop_reason] += 1
+        self._breaker.note(episode)
         self._num_survived += not failed
         self._num_unanswered = self._num_unanswered + 1 if episode.stop_reason == NO_ENGINE else 0
         self._ended.set()
 
-    def _give_up_early(self) -> None:
-        """Do not go on without an engine, or when too large a share of all attempts that were played here failed."""
+    def take_failures(self) -> dict[str, int]:
+        """Attempts that failed since the last call, by their stop reasons."""
+        taken, self._num_failed_by_kind = dict(self._num_failed_by_kind), Counter()
+        return taken
+
+    def _give_up_early(self, ended: Episode) -> None:
+        """Do not go on without an engine, or when too large a share of all attempts that were played here failed, or of
+        those of the environment whose attempt has ended.
+        """
         if self._num_unanswered >= max(MAX_UNANSWERED, 2 * len(self._playing)):
             raise RolloutError(
                 f"{self._num_unanswered} attempts in a row had no answer of any engine: {self.why()}"
             )
         num_failed, num_survived = self._num_failed, self._num_survived
         num_samples = self._samples_per_prompt * len(self._attempts)
-        if num_failed <= max(MIN_FAILURES_TO_GIVE_UP, min(self._limits.max_concurrent_episodes, num_samples)):
+        num_live = min(self._limits.max_concurrent_episodes, num_samples)
+        complaint = self._breaker.complaint(ended.env_id, num_live=num_live)
+        if num_failed <= max(MIN_FAILURES, num_live):
+            if complaint is not None:
+                raise RolloutError(complaint)
             return
         if not num_survived and num_failed > 2 * self._limits.max_concurrent_episodes:
             raise RolloutError(f"no episode survived: {self.why()}")
@@ -335,14 +364,17 @@ class Collection:
             raise RolloutError(
                 f"{share:.0%} of the attempts failed, and rollout.max_failure_share allows {most:.0%}: {self.why()}"
             )
+        if complaint is not None:
+            raise RolloutError(complaint)
 
     def why(self) -> str:
-        """How many attempts failed, the most frequent reason, and how many of each kind."""
+        """How many attempts failed, the most frequent reason, how many of each kind, and what failed most of them."""
         if not self._faults:
             return "none was played"
         kinds = ", ".join(f"{count} {kind}" for kind, count in self._kinds.most_common())
         reason, count = self._faults.most_common(1)[0]
-        return f"{self._faults.total()} attempts failed, {count} of them with: {reason} ({kinds})"
+        worst = self._failures.worst
+        return f"{self._faults.total()} attempts failed, {count} of them with: {reason} ({kinds}); {worst}"
 
     def group(self, prompt: Prompt) -> Group:
         """The group as far as it has got."""
@@ -369,9 +401,14 @@ class Collection:
         )
 
     def _is_settled(self, sample: _Sample) -> bool:
-        return len(sample.attempts) > self._limits.max_retries or any(
-            episode.outcome is not Outcome.FAILED or episode.stop_reason in LASTING
-            for episode in sample.attempts
+        num_unanswered = sum(episode.stop_reason == NO_ENGINE for episode in sample.attempts)
+        return (
+            len(sample.attempts) - num_unanswered > self._limits.max_retries
+            or num_unanswered >= MAX_UNANSWERED_OF_A_SAMPLE
+            or any(
+                episode.outcome is not Outcome.FAILED or episode.stop_reason in LASTING
+                for episode in sample.attempts
+            )
         )
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, Protocol, cast
 
 from polyturn.agents.deadlines import Slots
-from polyturn.agents.episode import Episode, Outcome, failure_reason, failure_text
+from polyturn.agents.episode import Episode, Outcome, failed_part, failure_reason, failure_text
 from polyturn.agents.forking import BRANCH_REFUSED, Fork
 from polyturn.agents.policy import ChatEngines, Policy
 from polyturn.envs.hooks import current_task, is_interruption
@@ -187,6 +187,7 @@ class EpisodePlayer:
                 stop_reason=failure_reason(error),
                 reward=None,
                 error=failure_text(error),
+                failed_part=failed_part(error),
             )
 
     async def _play_task(

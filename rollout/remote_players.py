@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from polyturn.agents.episode import Episode
 from polyturn.agents.forking import Fork
 from polyturn.agents.policy import Policy
 from polyturn.configs.schema.run import RunConfig
+from polyturn.envs.faults import message_of
 from polyturn.envs.messages import Task, TaskSource
 from polyturn.envs.rewards.rubric import GroupCriterion
 from polyturn.rollout.engines.fleet import Traffic
@@ -35,6 +37,8 @@ logger = logging.getLogger(__name__)
 
 MAX_DEATHS_OF_AN_ATTEMPT = 3
 """Processes that may die under one attempt before it ends the run: it is what kills them."""
+DEATHS_WITHIN_S = 3600.0
+"""The time in which so many may die and no more."""
 START_TIMEOUT_S = 300.0
 CLOSE_TIMEOUT_S = 30.0
 
@@ -128,6 +132,10 @@ class RemotePlayers:
         self._model_path = model_path
         self._url = url
         self._is_resting = False
+        self.num_deaths = 0
+        """Processes that have died so far."""
+        self._deaths: list[float] = []
+        """When those of the last hour did, by the monotonic clock."""
         self._remotes = [self._start() for _ in range(config.rollout.num_workers)]
 
     def _start(self) -> _Remote:
@@ -223,6 +231,14 @@ class RemotePlayers:
         if dead not in self._remotes:
             return
         logger.warning("a rollout worker died with %d episodes: %s", dead.num_playing, death)
+        now, most = time.monotonic(), self._config.rollout.max_worker_deaths
+        self.num_deaths += 1
+        self._deaths = [died for died in self._deaths if now - died < DEATHS_WITHIN_S] + [now]
+        if len(self._deaths) > most:
+            raise RolloutError(
+                f"{len(self._deaths)} rollout workers have died within the last hour, and rollout.max_worker_deaths "
+                f"allows {most}; the newest with: {message_of(death)}"
+            )
         fresh = self._start()
         if self._is_resting:
             fresh.actor.rest.remote()

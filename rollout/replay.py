@@ -64,6 +64,9 @@ class ReplayedSteps:
     def drain(self) -> None:
         """Nothing is under way."""
 
+    def halt(self, *, wait: bool) -> None:
+        """Nothing is under way."""
+
     def evaluate(
         self, suite: Suite, *, step: int, trajectories: Path, on_episode: OnEpisode | None = None
     ) -> Future[EvaluationResult | None]:

@@ -77,6 +77,8 @@ class StepGroups:
     """Groups that the filter took since the step before, by reason."""
     num_stale: int
     """Groups that were dropped since, or played anew, because they had become too old."""
+    num_failed: dict[str, int] = field(default_factory=dict)
+    """Attempts that failed since, of whatever groups, by their stop reasons."""
     gave_up: bool
     """Whether the filter took so many that the step makes do with fewer groups."""
     num_in_play: int
@@ -376,6 +378,7 @@ class Scheduler:
             wait_s=wait_s,
             num_filtered=dict(since.filtered),
             num_stale=since.num_stale,
+            num_failed=self._collection.take_failures(),
             gave_up=gave_up,
             num_in_play=len(self._in_play),
         )

@@ -90,6 +90,14 @@ class StepSource(Protocol):
         """Wait for what is under way, so that it is kept; what takes too long is given up."""
         ...
 
+    def halt(self, *, wait: bool) -> None:
+        """End all that is under way, evaluations too; `begin` may be called again afterwards.
+
+        Args:
+            wait: Let what takes no longer than a drain end, so that it is kept.
+        """
+        ...
+
     def evaluate(
         self, suite: Suite, *, step: int, trajectories: Path, on_episode: OnEpisode | None = None
     ) -> Future[EvaluationResult | None]:

@@ -103,7 +103,9 @@ RECORD_COLUMNS = {
 what each was drawn from, or with what a teacher said of each."""
 BRANCH_COLUMNS = {"parent_id": pa.string(), "branch_turn": pa.int32()}
 """Of files in which an episode is a branch of another, or was to be one; null for the others."""
-OPTIONAL_COLUMNS = {**RECORD_COLUMNS, **BRANCH_COLUMNS}
+FAILURE_COLUMNS = {"failed_part": pa.string()}
+"""Of files with attempts that a known part of their environment failed; null for the others."""
+OPTIONAL_COLUMNS = {**RECORD_COLUMNS, **BRANCH_COLUMNS, **FAILURE_COLUMNS}
 """In the order in which they stand behind the others."""
 ARRAY_COLUMNS = (*TOKEN_COLUMNS, *RECORD_COLUMNS)
 ENCODINGS = {
@@ -268,7 +270,7 @@ def _numbered(folder: Path, ending: str) -> dict[int, Path]:
 
 
 def schema_with(names: Iterable[str]) -> pa.Schema:
-    """The schema of a file that has these of `RECORD_COLUMNS` and `BRANCH_COLUMNS`."""
+    """The schema of a file that has these of `OPTIONAL_COLUMNS`."""
     schema = SCHEMA
     for name in names:
         schema = schema.append(pa.field(name, OPTIONAL_COLUMNS[name]))
@@ -284,7 +286,9 @@ def write_episodes(
     recorded = [
         name for name in RECORD_COLUMNS if any(_array_of(segment, name) is not None for segment in segments)
     ]
-    schema = schema_with([*recorded, *(BRANCH_COLUMNS if any(one.parent_id for one in episodes) else ())])
+    branches = BRANCH_COLUMNS if any(episode.parent_id for episode in episodes) else ()
+    failures = FAILURE_COLUMNS if any(episode.failed_part for episode in episodes) else ()
+    schema = schema_with([*recorded, *branches, *failures])
     schema = schema.with_metadata({**schema.metadata, NUM_ROWS: str(len(rows)).encode()})
     encodings = {name: how for name, how in ENCODINGS.items() if name.partition(".")[0] in schema.names}
     split = [name.partition(".")[0] for name in encodings]
@@ -470,6 +474,7 @@ def _plain_row(episode: Episode, place: int, step: int, advantages: Mapping[str,
         "checksum": 0,
         "parent_id": episode.parent_id or None,
         "branch_turn": episode.branch_turn if episode.parent_id else None,
+        "failed_part": episode.failed_part or None,
         **{name: getattr(episode.timings, name) for name in TIMINGS},
         **{name: getattr(episode, name) for name in PLAIN_COLUMNS},
     }
@@ -509,6 +514,7 @@ def _episode(rows: Sequence[Mapping[str, Any]]) -> Episode:
         timings=EpisodeTimings(**{name: first[name] for name in TIMINGS}),
         parent_id=first.get("parent_id") or "",
         branch_turn=first.get("branch_turn") or 0,
+        failed_part=first.get("failed_part") or "",
         **{name: first[name] for name in PLAIN_COLUMNS},
     )
 

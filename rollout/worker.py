@@ -44,6 +44,9 @@ class RolloutWorker:
     Its methods are called by the driver's thread, and return when what they ask for is done.
     """
 
+    _stop: asyncio.Event
+    """Ends what is under way; another one after each `halt`."""
+
     def __init__(
         self,
         config: RunConfig,
@@ -76,6 +79,8 @@ class RolloutWorker:
             self._player = RemotePlayers(self._player, config, model_path=model_path, url=url)
         self._scheduler: Scheduler | None = None
         self._on_episode: OnEpisode | None = None
+        self._evaluating: set[asyncio.Task[Any]] = set()
+        self._is_asked_to_stop = False
         self._thread = threading.Thread(target=self._run_loop, name="rollout", daemon=True)
         self._opened: Future[None] = Future()
 
@@ -177,19 +182,47 @@ class RolloutWorker:
 
     def stop(self) -> None:
         """Let no further episode start. May be called from a signal handler or another thread."""
-        self._loop.call_soon_threadsafe(self._stop.set)
+
+        def stop() -> None:
+            self._is_asked_to_stop = True
+            self._stop.set()
+
+        self._loop.call_soon_threadsafe(stop)
 
     def drain(self) -> None:
         """Wait for what is under way, so that it is kept; what takes too long is given up."""
         if self._scheduler is not None:
             self._run(self._scheduler.close(drain_s=DRAIN_S))
 
+    def halt(self, *, wait: bool) -> None:
+        """See `StepSource`."""
+
+        async def halt() -> None:
+            if self._scheduler is not None:
+                await self._scheduler.close(drain_s=DRAIN_S if wait else 0.0)
+                self._scheduler = None
+            self._stop.set()
+            if self._evaluating:
+                await asyncio.wait(self._evaluating)
+            self._stop = asyncio.Event()
+            if self._is_asked_to_stop:
+                self._stop.set()
+
+        self._run(halt())
+
     def evaluate(
         self, suite: Suite, *, step: int, trajectories: Path, on_episode: OnEpisode | None = None
     ) -> Future[EvaluationResult | None]:
         """See `StepSource`; `on_episode` is called in the thread of rollout."""
-        evaluation = self._evaluate(suite, step, trajectories, on_episode)
-        return asyncio.run_coroutine_threadsafe(evaluation, self._loop)
+
+        async def play() -> EvaluationResult | None:
+            playing = asyncio.current_task()
+            assert playing is not None
+            self._evaluating.add(playing)
+            playing.add_done_callback(self._evaluating.discard)
+            return await self._evaluate(suite, step, trajectories, on_episode)
+
+        return asyncio.run_coroutine_threadsafe(play(), self._loop)
 
     async def _evaluate(
         self, suite: Suite, step: int, trajectories: Path, on_episode: OnEpisode | None
@@ -234,8 +267,10 @@ class RolloutWorker:
 
         async def take() -> dict[str, float]:
             player = self._player
-            others = await player.take_traffic() if isinstance(player, RemotePlayers) else ()
-            return await self._watch.take_figures(others)
+            if not isinstance(player, RemotePlayers):
+                return await self._watch.take_figures(())
+            figures = await self._watch.take_figures(await player.take_traffic())
+            return {**figures, "rollout/worker_deaths": float(player.num_deaths)}
 
         return self._run(take())
 

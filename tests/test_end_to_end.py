@@ -167,17 +167,23 @@ def test_evaluation_serves_the_final_policy_on_the_same_tasks(finished: Path, tm
     assert 0 <= result["low"] <= result["mean"] <= result["high"] <= 1
 
 
-def test_a_replay_without_engines_learns_the_same_weights(finished: Path, tmp_path: Path) -> None:
+def test_a_replay_without_engines_and_with_a_killed_rank_learns_the_same_weights(
+    finished: Path, tmp_path: Path, start: Callable[..., subprocess.Popen[str]]
+) -> None:
     path = tmp_path / "replayed"
-    process = train(*SMALL, f"run_dir={path}", "--replay", str(finished))
-    assert process.returncode == 0, process.stdout + process.stderr
+    process = start(*SMALL, f"run_dir={path}", "--replay", str(finished))
+    output_until(process, "step   2/")
+    kill_a_rank(process)
+    rest = output_until(process, "run: ")
+    assert process.wait(timeout=60) == 0, rest
+    assert "a rank of the policy" in rest and "(1 of at most 3 times in a row)" in rest
     assert not list((path / "logs").glob("engine*"))
     assert episodes_by_step(path) == episodes_by_step(finished)
     ours, theirs = (list((where / "policy").glob("*.safetensors")) for where in (path, finished))
     assert [file.read_bytes() for file in ours] == [file.read_bytes() for file in theirs]
-    for row, other in zip(
-        *(read_metrics(where / "metrics.jsonl") for where in (path, finished)), strict=True
-    ):
+    rows = read_metrics(path / "metrics.jsonl")
+    assert rows[-1]["trainer/restarts"] == 1
+    for row, other in zip(rows, read_metrics(finished / "metrics.jsonl"), strict=True):
         assert (row["train/loss"], row["train/grad_norm"]) == (other["train/loss"], other["train/grad_norm"])
 
 
@@ -209,6 +215,19 @@ def output_until(process: subprocess.Popen[str], text: str) -> str:
         if text in line:
             return "".join(lines)
     raise AssertionError(f"{text!r} never came:\n{''.join(lines)}")
+
+
+def kill_a_rank(process: subprocess.Popen[str]) -> None:
+    """Kill one of the trainer's ranks as the kernel does that has no memory left."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    victim = next(child for child in family if "PolicyRank" in " ".join(child.cmdline()))
+    victim.kill()
+
+
+def engine_processes(process: subprocess.Popen[str]) -> set[int]:
+    """Those that serve, by their ids."""
+    family = psutil.Process(process.pid).children(recursive=True)
+    return {child.pid for child in family if "sglang" in " ".join(child.cmdline())}
 
 
 def wait_for_journal(path: Path, step: int) -> None:
@@ -303,10 +322,17 @@ def test_a_run_that_is_stopped_and_killed_trains_what_an_uninterrupted_one_does(
     data = bytearray(damaged.read_bytes())
     data[len(data) // 2] ^= 1
     damaged.write_bytes(data)
-    process = train(*overrides, "resume=true", "trainer.parallel={tensor: 2, data: 1}")
-    assert process.returncode == 0, process.stdout + process.stderr
-    assert f"{damaged} is damaged" in process.stdout and f"going on from {older}" in process.stdout
-    assert run_path(process) == path
+    process = start(*overrides, "resume=true", "trainer.parallel={tensor: 2, data: 1}")
+    output = output_until(process, f"going on from {older}")
+    assert f"{damaged} is damaged" in output
+    # A rank is killed while its step is played; the engines stay what they are, and what they played is kept.
+    output_until(process, f"step {int(older.name[-6:]) + 1:>3}/")
+    engines = engine_processes(process)
+    kill_a_rank(process)
+    output = output_until(process, "the trainer is back")
+    assert engine_processes(process) == engines
+    output = output_until(process, "run: ")
+    assert process.wait(timeout=60) == 0 and output.strip().endswith(str(path))
     rows = read_metrics(path / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, NUM_STEPS + 1))
     assert {(row["ledger/segments"], row["ledger/lost_tokens"]) for row in rows} == {(1.0, 0.0)}

@@ -175,10 +175,13 @@ class RolloutConfig(Section):
     """An episode that waits for one of these slots for so many seconds fails, and is played again."""
     max_lost_threads: NonNegativeInt = 32
     """The run stops when more calls of environments than this were given up, never returned, and hold their threads."""
+    max_worker_deaths: NonNegativeInt = 16
+    """The run stops when more processes of `num_workers` than this have died within an hour; each is replaced."""
     max_retries: NonNegativeInt = 2
     """How often a failed episode is played again before it is dropped and counted."""
     max_failure_share: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """The run stops when a larger share of the attempts of one step failed, once there are enough to tell."""
+    """The run stops when a larger share of the attempts of one step failed, or of an environment's newest, once there
+    are enough to tell."""
     sampling: SamplingConfig = SamplingConfig()
 
     @property

@@ -134,6 +134,9 @@ class TrainerConfig(Section):
     context-parallel rank. A longer sample makes a micro-batch of its own."""
     device: Literal["cpu", "cuda"] = "cuda"
     """What the trainer's ranks run on."""
+    max_restarts: NonNegativeInt = 3
+    """How often in a row, without a new checkpoint in between, the trainer's ranks are started again within the run
+    when one of them has died; then the run ends."""
     threads_per_rank: PositiveInt = 1
     """CPU threads of a rank."""
     balance: BalanceConfig = BalanceConfig()

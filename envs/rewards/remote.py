@@ -80,7 +80,13 @@ class RemoteGrader:
             async with asyncio.timeout(self._config.deadline_s):
                 return await asyncio.wrap_future(waiting.reward)
         except TimeoutError:
-            raise EnvironmentFault(self._too_late()) from None
+            raise EnvironmentFault(self._too_late()).of(self._part) from None
+        except EnvironmentFault as fault:
+            raise fault.of(self._part) from fault.__cause__
+
+    @property
+    def _part(self) -> str:
+        return f"reward service {self._url}"
 
     def close(self) -> None:
         """End the threads, once what they are sending is answered."""

@@ -206,8 +206,8 @@ async def _call(
         if inspect.isawaitable(values):
             async with deadline:
                 values = await values
-    except EnvironmentFault:
-        raise
+    except EnvironmentFault as fault:
+        raise fault.of(what) from fault.__cause__
     except BaseException as error:
         if is_interruption(error, own_task):
             raise

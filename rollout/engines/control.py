@@ -11,6 +11,8 @@ import httpx
 from polyturn.rollout.engines.process import EngineError
 
 PauseMode = Literal["retract", "in_place", "abort"]
+NO_UPDATE_IS_OPEN = "no weight-update session is open"
+"""What SGLang 0.5.23 says to the end of one that was not begun."""
 
 
 class EngineControl:
@@ -36,6 +38,14 @@ class EngineControl:
     def stamp(self, version: int | str) -> None:
         """Say which version the weights are, as tokens that are sampled from now on will."""
         self._post("/update_weight_version", {"new_version": str(version), "abort_all_requests": False})
+
+    def give_up_weight_update(self) -> None:
+        """Close the weight update that a trainer left open when it died, if there is one: its weights are of none."""
+        try:
+            self.end_weight_update()
+        except EngineError as refused:
+            if NO_UPDATE_IS_OPEN not in str(refused):
+                raise
 
     def init_weights_update_group(
         self,

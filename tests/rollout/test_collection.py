@@ -388,6 +388,37 @@ async def test_nothing_is_dropped_because_no_engine_answers():
     assert [episode.stop_reason for episode in kept] == ["terminated", "no_engine", "no_engine", "no_engine"]
 
 
+@pytest.mark.parametrize(("num_dead", "num_attempts", "num_dropped"), [(9, 10, 0), (1000, 16, 1)])
+async def test_engines_that_come_and_go_use_up_no_attempts_of_a_sample(num_dead, num_attempts, num_dropped):
+    """Unless there is no end to it while others are answered: what it asks may be what ends them."""
+    asked, over = [], asyncio.Event()
+
+    class Unlucky:
+        async def reply(self, *, messages, tools):
+            if messages[0]["content"] != "question 0":
+                await over.wait()
+            elif len(asked) < num_dead:
+                asked.append(messages)
+                if len(asked) == min(num_dead, 16):
+                    over.set()
+                raise EngineUnavailable("connection refused", is_gone=True)
+            return AssistantMessage(content="answer")
+
+    tasks = ListTasks([Task.from_prompt(f"task-{i}", f"question {i}", label="") for i in range(12)])
+    player = EpisodePlayer(make_env=SlowEnv, tasks=tasks, play=play, limits=FAST, seed=0)
+    kept = []
+    groups = await play_groups(
+        player,
+        PromptCursor(len(tasks), seed=0).take(12),
+        samples_per_prompt=1,
+        policy=Unlucky(),
+        on_episode=kept.append,
+    )
+    player.close()
+    assert len([episode for episode in kept if episode.task_id == "task-0"]) == num_attempts
+    assert sum(group.num_dropped for group in groups) == num_dropped
+
+
 class WithoutUser(SlowEnv):
     """Talks with a user whose model is down."""
 

@@ -97,6 +97,7 @@ def episodes(draw, identity=None):
         num_tool_calls=draw(st.integers(0, 99)),
         num_tool_errors=draw(st.integers(0, 99)),
         num_drawn_tokens=draw(st.integers(0, 2**40)),
+        failed_part=draw(st.sampled_from(["", "tool 'search'"])) if failed else "",
         tools=draw(st.dictionaries(TEXT, usages(), max_size=2)),
         messages=tuple(draw(st.lists(message, max_size=3))),
         segments=tuple(draw(st.lists(segments(), max_size=3))),

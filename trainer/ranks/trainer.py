@@ -5,6 +5,7 @@ Actors die with the driver: Ray ends the workers of a job whose driver is gone.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import ray
+from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -24,6 +26,8 @@ from polyturn.trainer.weight_sync import SyncReport
 
 START_TIMEOUT_S = 600.0
 CLOSE_TIMEOUT_S = 20.0
+DEATH_NOTICE_S = 30.0
+"""How long Ray may take to tell that an actor has died, when another one has already lost its connection to it."""
 CRITIC_FOLDER = "critic"
 """The folder of a checkpoint that holds the state of a critic with ranks of its own."""
 
@@ -38,8 +42,12 @@ class Trainer:
     """
 
     def __init__(self, config: RunConfig, *, model_path: Path) -> None:
-        trainer = config.trainer
         self._config = config
+        self._model_path = model_path
+        self._start()
+
+    def _start(self) -> None:
+        config, model_path, trainer = self._config, self._model_path, self._config.trainer
         self._policy = Ranks(PolicyRank, config=config, model_path=model_path, parallel=trainer.parallel)
         self._critic: Ranks[CriticRank] | None = None
         if trainer.critic_has_ranks:
@@ -51,6 +59,26 @@ class Trainer:
     def build(self) -> None:
         """Load the models on all ranks."""
         ray.get([call for ranks in self._models for call in ranks.start_build()])
+
+    def restart(self) -> None:
+        """Start all ranks anew and load the models: what is left of those before is ended, whatever it waits for."""
+        for ranks in reversed(self._models):
+            ranks.kill()
+        self._start()
+        self.build()
+
+    def death_behind(self, failure: BaseException) -> RayActorError | None:
+        """The death of a rank that made a call of this trainer fail; None where all are alive.
+
+        Another rank may have been the first to fail, by the connection that it lost, and others may wait for ever.
+        """
+        if isinstance(failure, RayTaskError) and not isinstance(failure.cause, RuntimeError | OSError):
+            return None
+        for ranks in self._models:
+            death = ranks.find_death()
+            if death is not None:
+                return death
+        return None
 
     def connect(self, engine_urls: Sequence[str], weights_directory: Path, engine_model: Path) -> None:
         """Prepare to publish.
@@ -251,6 +279,22 @@ class Ranks(Generic[R]):
             calls.append(run.remote(task, references[self._parallel.place(rank).data]))
         return Call(calls, answering=answering)
 
+    def find_death(self) -> RayActorError | None:
+        """How the first rank that has died did so; None: none has, as far as Ray knows within `DEATH_NOTICE_S`.
+
+        Those that are alive answer as soon as they have nothing else to do, which may be never.
+        """
+        waiting = [rank.__ray_ready__.remote() for rank in self._ranks]
+        deadline = time.monotonic() + DEATH_NOTICE_S
+        while waiting and (left_s := deadline - time.monotonic()) > 0:
+            answered, waiting = ray.wait(waiting, timeout=left_s)
+            for one in answered:
+                try:
+                    ray.get(one)
+                except RayActorError as death:
+                    return death
+        return None
+
     def close(self) -> None:
         """End the actors, also those that wait for one that has failed."""
         calls = [rank.close.remote() for rank in self._ranks]
@@ -258,6 +302,10 @@ class Ranks(Generic[R]):
             closed, _busy = ray.wait(calls, num_returns=len(calls), timeout=CLOSE_TIMEOUT_S)
             ray.get(closed)
         finally:
-            for rank in self._ranks:
-                ray.kill(rank)
-            remove_placement_group(self._placement)
+            self.kill()
+
+    def kill(self) -> None:
+        """End the actors at once."""
+        for rank in self._ranks:
+            ray.kill(rank)
+        remove_placement_group(self._placement)

@@ -55,8 +55,8 @@ class RunParts:
 class TrainingLoop:
     """The steps of one run, from the state of its newest checkpoint to the end, with the evaluations around them."""
 
-    def __init__(self, parts: RunParts, state: RunState) -> None:
-        """Rows of metrics beyond the state are dropped."""
+    def __init__(self, parts: RunParts, state: RunState, *, num_restarts: int = 0) -> None:
+        """Rows of metrics beyond the state are dropped. `num_restarts`: of the trainer, in this session."""
         config, directory = parts.config, parts.directory
         self._config = config
         self._directory = directory
@@ -100,6 +100,7 @@ class TrainingLoop:
             version=state.policy_version,
         )
         self._saving: RunState | None = None
+        self._num_restarts = num_restarts
         self._state = state
 
     def run(self) -> None:
@@ -165,7 +166,12 @@ class TrainingLoop:
             )
             served = self._served
             self._worker.advance(version=version, engine_step=served.step, engine_version=served.version)
-            self._finish(step, version, {**row, LONGEST_PAUSE: stall.longest_pause_s}, watch)
+            self._finish(
+                step,
+                version,
+                {**row, LONGEST_PAUSE: stall.longest_pause_s, "trainer/restarts": float(self._num_restarts)},
+                watch,
+            )
 
     def _evaluate_between(self, step: int) -> dict[str, float]:
         """Begin the evaluations that are due after a step; the figures of those that have ended.
@@ -228,6 +234,11 @@ class TrainingLoop:
                 checks=self._config.checks,
             )
             raise StepFailure(sentence) from failure
+
+    def abandon(self) -> None:
+        """End what is under way, so that another loop can go on from a checkpoint. What was played is kept."""
+        self._worker.halt(wait=self._served.are_whole)
+        self._store.close()
 
     def close(self) -> None:
         self._served.close()

@@ -300,6 +300,7 @@ def schedule_metrics(taken: StepGroups) -> dict[str, float]:
         "rollout/gave_up": float(taken.gave_up),
         "rollout/num_filtered": float(sum(taken.num_filtered.values())),
         **{f"rollout/filtered/{reason}": float(count) for reason, count in taken.num_filtered.items()},
+        **{f"rollout/failed/{reason}": float(count) for reason, count in taken.num_failed.items()},
     }
 
 

@@ -50,11 +50,19 @@ class ServedWeights:
         """After which the engines got their weights."""
         self.version = version
         """Of these."""
+        self.are_whole = True
+        """Whether the engines serve one version's weights, and not a part of the next one's, too."""
 
     def begin(self, watch: Stopwatch) -> None:
-        """Send the weights at which the run goes on: the engines have those on disk, or those of a run that died."""
-        if self._engines:
-            self._sync(self.version, watch)
+        """Send the weights at which the run goes on: the engines have those on disk, or those of a trainer that died,
+        perhaps while it sent some."""
+        if not self._engines:
+            return
+        for engine in self._engines:
+            engine.give_up_weight_update()
+        self._sync(self.version, watch)
+        for engine in self._engines:
+            engine.go_on()
 
     def sync_if_due(self, step: int, version: int, watch: Stopwatch) -> SyncReport | None:
         """Send the weights after every so many steps, and after the last; None: not after this one, or to nobody."""
@@ -90,7 +98,8 @@ class ServedWeights:
         try:
             yield
         finally:
-            for engine in self._engines:
+            # What was drawn from half an update would be of no policy.
+            for engine in self._engines if self.are_whole else ():
                 engine.go_on()
 
     def _sync(self, version: int, watch: Stopwatch) -> SyncReport:
@@ -102,7 +111,9 @@ class ServedWeights:
             started = time.perf_counter()
             if (rollout.max_staleness and rollout.play_while_training) or self._heldout.is_playing:
                 stack.enter_context(self._paused(mode))
+            self.are_whole = False
             report = self._trainer.activate_weights()
+            self.are_whole = True
             if self._config.checks.compares_weights:
                 for engine in self._engines:
                     self._checks.weights_equal(

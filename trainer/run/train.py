@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,11 +11,10 @@ from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.engines.groups import ServedGroups, with_urls
 from polyturn.rollout.engines.launch import Engines
-from polyturn.trainer.checkpoints.manifest import CheckpointError
 from polyturn.trainer.ranks.trainer import Trainer
 from polyturn.trainer.run.directory import RunDirectory, RunState
 from polyturn.trainer.run.failures import InterruptGuard, as_run_failure
-from polyturn.trainer.run.loop import RunParts, TrainingLoop
+from polyturn.trainer.run.loop import RunParts
 from polyturn.trainer.run.parts import (
     begin_engines,
     begin_groups,
@@ -26,6 +25,7 @@ from polyturn.trainer.run.parts import (
 )
 from polyturn.trainer.run.preflight import preflight
 from polyturn.trainer.run.progress import ProgressDisplay, make_progress
+from polyturn.trainer.run.restarts import BEGINNING, newest_state, take_all_steps
 from polyturn.trainer.run.resume import identify, with_template_date
 from polyturn.trainer.run.stopwatch import Stopwatch
 
@@ -77,13 +77,16 @@ def train(config: RunConfig, *, warnings: Sequence[str] | None = None) -> Path:
                 guard=guard,
                 stopwatch=stopwatch,
             )
+
+            def connect() -> None:
+                if engines is not None:
+                    trainer.connect(engines.engine_urls, directory.weights, directory.engine_model)
+
             state = _restore(parts)
-            if engines is not None:
-                trainer.connect(engines.engine_urls, directory.weights, directory.engine_model)
+            connect()
             # Once the run stands where it goes on from.
             directory.record(config, identity)
-            stack.enter_context(closing(loop := TrainingLoop(parts, state)))
-            loop.run()
+            take_all_steps(parts, state, connect)
     finally:
         progress.close()
     return directory.path
@@ -91,21 +94,15 @@ def train(config: RunConfig, *, warnings: Sequence[str] | None = None) -> Path:
 
 def _restore(parts: RunParts) -> RunState:
     """Restore the ranks from the newest sound checkpoint, if the run is to go on; where it stands."""
-    config, progress = parts.config, parts.progress
-    if not config.resume:
-        return RunState(step=0, policy_version=0, prompt_position=0)
-    try:
-        found = parts.directory.sound_checkpoint(
-            parts.trainer.find_checkpoint_faults, lambda text: progress.message(f"warning: {text}")
+    if not parts.config.resume:
+        return BEGINNING
+    state = newest_state(parts)
+    if state is None:
+        parts.progress.message(
+            "no checkpoint was finished: from step 1, with the episodes that were kept of it"
         )
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
-    if found is None:
-        progress.message("no checkpoint was finished: from step 1, with the episodes that were kept of it")
-        return RunState(step=0, policy_version=0, prompt_position=0)
-    checkpoint, state = found
-    parts.trainer.load_checkpoint(checkpoint)
-    progress.message(f"resumed after step {state.step}")
+        return BEGINNING
+    parts.progress.message(f"resumed after step {state.step}")
     for phase, seconds in state.seconds.items():
         parts.stopwatch.add(phase, seconds)
     return state
