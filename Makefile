@@ -7,13 +7,17 @@ TEST_STAMP := $(VENV)/.installed-for-tests
 WORKERS ?= $(shell n=$$(nproc); echo $$((n < 7 ? n + 1 : 8)))
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -rs --durations=25 --junitxml=build/tests.xml
 
-.PHONY: help setup demo test test-all test-slow lint bench clean
+# Of a machine with a GPU, which has a PyTorch of its own.
+GPU_PYTHON ?= python3
+
+.PHONY: help setup demo test test-all test-slow lint bench gpu-check clean
 help:
 	@echo "make demo   train the quickstart policy on this machine's CPU, end to end"
 	@echo "make test   run the tests"
 	@echo "make test-all   the slow ones too"
 	@echo "make lint   format check, lint, import contract, type check"
 	@echo "make bench  the short form of every benchmark"
+	@echo "make gpu-check   what a machine with one GPU can answer, in eight minutes (docs/gpu_check.md)"
 	@echo "make setup  only the virtual environment (the others call it)"
 
 setup: $(STAMP)
@@ -50,6 +54,9 @@ lint: $(TEST_STAMP)
 
 bench: $(TEST_STAMP)
 	@set -e; for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python $$program --short; done
+
+gpu-check:
+	PYTHONPATH=src:. $(GPU_PYTHON) -m benchmarks.gpu_check $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,1 @@
+"""What a machine with one GPU is asked, in eight minutes: `python -m benchmarks.gpu_check` (docs/gpu_check.md)."""
