@@ -85,6 +85,8 @@ class Episode:
     """Of all turns, in order; empty for a failed episode. Group rewards come on top of what turns were paid."""
     num_tool_calls: int = 0
     num_tool_errors: int = 0
+    num_recovered_calls: int = 0
+    """Calls that were written with a slip that left one meaning, and made."""
     tools: Mapping[str, ToolUsage] = field(default_factory=dict)
     """By tool: its calls, how they went and what they took; calls of no tool under `(unknown)`."""
     messages: tuple[Message, ...] = ()

@@ -80,6 +80,7 @@ class EpisodeRecord:
     """The state that each role saw last."""
     num_tool_calls: int = 0
     num_tool_errors: int = 0
+    num_recovered_calls: int = 0
     tool_names: frozenset[str] = frozenset()
     tools: dict[str, ToolUsage] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
@@ -145,13 +146,17 @@ class EpisodeRecord:
         self.messages.append(addressed(message, self.role))
         self.num_turns += 1
         self.turn_records.append(TurnRecord(role=self.role, anchor=self.anchors[self.role]))
-        self.num_tool_calls += len(action.tool_calls)
+        self._count_calls(action)
 
     def add_answer(self, message: AssistantMessage, conversation: Observation) -> None:
         """What the policy said to an agent's conversation, as the next turn."""
         self.num_turns += 1
-        self.num_tool_calls += len(message.tool_calls)
+        self._count_calls(message)
         self.turn_records.append(TurnRecord(anchor=observation_digest(conversation)))
+
+    def _count_calls(self, message: AssistantMessage) -> None:
+        self.num_tool_calls += len(message.tool_calls)
+        self.num_recovered_calls += sum(call.is_recovered for call in message.tool_calls)
 
     def count(self, counts: Mapping[str, float]) -> None:
         """What the policy counted in one answer."""
@@ -187,6 +192,7 @@ class EpisodeRecord:
             turn_records=() if failed else tuple(self.turn_records),
             num_tool_calls=self.num_tool_calls,
             num_tool_errors=self.num_tool_errors,
+            num_recovered_calls=self.num_recovered_calls,
             tools=self.tools,
             messages=tuple(self.messages),
             segments=tuple(segments),

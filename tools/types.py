@@ -31,6 +31,8 @@ class ToolCall:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     error: str | None = None
     """Why the call could not be read, in words that help the model mend it."""
+    is_recovered: bool = field(default=False, compare=False)
+    """Whether it was written with a slip that left one meaning; no part of the call's identity."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

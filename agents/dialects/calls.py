@@ -5,8 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from polyturn.agents.dialects.repair import repaired, without_fence
@@ -35,32 +35,37 @@ class CallReader:
             is_closed: Whether the model wrote a mark of the end; without one, brackets that are missing were cut off.
         """
         try:
-            values = [_decode(text)]
+            return self.calls_of([_decode(text)], first)
         except (ValueError, RecursionError) as error:
             values = self._recovered(text, is_closed)
             if not values:
                 return [self.unreadable(first, f"not valid JSON: {_reason(error)}")]
-        return self.calls_of(values, first)
+        return as_recovered(self.calls_of(values, first))
 
     def calls_of(self, values: list[Any], first: int) -> list[ToolCall]:
         """The calls that decoded values are; at least one."""
         items = [item for value in values for item in self._items(value)]
-        return [self._call(item, number) for number, item in enumerate(items, first)]
+        calls = [self._call(item, number) for number, item in enumerate(items, first)]
+        is_listed = len(values) > 1 or any(isinstance(value, list) for value in values)
+        return as_recovered(calls) if is_listed and not self.any_spelling else calls
 
-    def arguments_of(self, text: str) -> dict[str, Any] | str:
-        """The arguments that a text is, or why it is none."""
+    def call_of(self, name: str, arguments_text: str, number: int) -> ToolCall:
+        """The call of a tool whose arguments are a text."""
+        is_recovered = False
         try:
-            values = [_decode(text)]
+            values = [_decode(arguments_text)]
         except (ValueError, RecursionError) as error:
-            values = self._recovered(text, is_closed=True)
+            values, is_recovered = self._recovered(arguments_text, is_closed=True), True
             if not values:
-                return f"its arguments are not valid JSON: {_reason(error)}"
+                told = f"its arguments are not valid JSON: {_reason(error)}"
+                return self.unreadable(number, told, name=name)
         arguments = values[0]
         if self.recovers and isinstance(arguments, str):
-            arguments = _inside(arguments)
+            arguments, is_recovered = _inside(arguments), True
         if len(values) > 1 or not isinstance(arguments, dict):
-            return f"its arguments must be an object, not a {_type_name(arguments)}"
-        return arguments
+            told = f"its arguments must be an object, not a {_type_name(arguments)}"
+            return self.unreadable(number, told, name=name)
+        return ToolCall(id=f"call_{number}", name=name, arguments=arguments, is_recovered=is_recovered)
 
     def unreadable(self, number: int, reason: str, *, name: str = "") -> ToolCall:
         """A call that was meant, and what is wrong with it."""
@@ -88,7 +93,7 @@ class CallReader:
     def _call(self, call: Any, number: int) -> ToolCall:
         if not isinstance(call, dict):
             return self.unreadable(number, f"a {_type_name(call)} in place of an object")
-        name, arguments = call.get("name"), call.get("arguments")
+        name, arguments, is_recovered = call.get("name"), call.get("arguments"), False
         if (self.recovers or self.any_spelling) and not (
             isinstance(name, str) and isinstance(arguments, dict)
         ):
@@ -96,14 +101,19 @@ class CallReader:
                 call = _respelled(call)
             except ValueError as error:
                 return self.unreadable(number, str(error))
-            name, arguments = call.get("name"), call.get("arguments")
+            name, arguments, is_recovered = call.get("name"), call.get("arguments"), not self.any_spelling
         if not isinstance(name, str):
             return self.unreadable(number, _missing(call, "name", "a string"))
         if not isinstance(arguments, dict):
             return self.unreadable(number, _missing(call, "arguments", "an object"), name=name)
         if self.recovers and call.get("parameters", arguments) != arguments:
             return self.unreadable(number, "'arguments' and 'parameters' differ", name=name)
-        return ToolCall(id=f"call_{number}", name=name, arguments=arguments)
+        return ToolCall(id=f"call_{number}", name=name, arguments=arguments, is_recovered=is_recovered)
+
+
+def as_recovered(calls: Sequence[ToolCall]) -> list[ToolCall]:
+    """The calls, those that can be made marked as written with a slip."""
+    return [replace(call, is_recovered=call.error is None) for call in calls]
 
 
 def is_call(value: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from polyturn.agents.dialects.calls import CallReader, decode_at
+from polyturn.agents.dialects.calls import CallReader, as_recovered, decode_at
 from polyturn.envs.messages import AssistantMessage
 from polyturn.tools.thoughts import ANY_CLOSING, ANY_OPENING, THOUGHT_MARKS
 from polyturn.tools.types import ToolCall, ToolSpec
@@ -89,7 +89,7 @@ class HermesDialect:
             again = text.find(_OPEN, start, len(text) if end < 0 else end)
             until = again if again >= 0 else len(text)
             if (again >= 0 or end < 0) and _is_whole(text, start, until):
-                return self._reader.read(text[start:until], number), until
+                return as_recovered(self._reader.read(text[start:until], number)), until
         if end < 0:
             return [self._reader.unreadable(number, f"{_OPEN} was not closed by {_CLOSE}")], len(text)
         if (text.count('"', start, end) - text.count('\\"', start, end)) % 2:
@@ -103,7 +103,7 @@ class HermesDialect:
         if self._reader.recovers and before.lstrip().startswith("{"):
             calls = self._reader.read(before, number)
             if all(call.error is None for call in calls):
-                return calls, ""
+                return as_recovered(calls), ""
         return [self._reader.unreadable(number, f"{_CLOSE} closes what no {_OPEN} opened")], before
 
 

@@ -169,12 +169,10 @@ class SGLangDialect:
             return self._reader.unreadable(
                 number, f"{name!r} is no name of a tool" if name else "it has no name"
             )
-        arguments = self._reader.arguments_of(written)
-        if isinstance(arguments, str):
-            return self._reader.unreadable(number, arguments, name=name)
-        if self._format.argument and any(_MARKUP.search(key) is not None for key in arguments):
+        call = self._reader.call_of(name, written, number)
+        if self._format.argument and any(_MARKUP.search(key) is not None for key in call.arguments):
             return self._reader.unreadable(number, "there are marks in the name of an argument", name=name)
-        return ToolCall(id=f"call_{number}", name=name, arguments=arguments)
+        return call
 
     def _arguments_are_lost(self, calls: Sequence[ToolCall], text: str, written: Sequence[str]) -> bool:
         mark = self._format.argument

@@ -43,6 +43,7 @@ PLAIN = {
 @pytest.mark.parametrize("slip", PLAIN)
 def test_what_is_plain_is_read(slip):
     assert read(PLAIN[slip]) == [X]
+    assert [call.is_recovered for call in READER.read(PLAIN[slip], 0)] == [True]
     (told,) = read(PLAIN[slip], STRICT)
     assert "could not be read" in told
 
@@ -65,6 +66,28 @@ def test_what_is_plain_is_read(slip):
 )
 def test_texts_numbers_and_words_keep_their_values(text, arguments):
     assert read(text) == [("s", arguments)]
+
+
+@pytest.mark.parametrize(
+    ("text", "recovered"),
+    [
+        ('<tool_call>{"name": "s", "arguments": {}}</tool_call>', [False]),
+        ('<tool_call>{"name": "s", "arguments": {}}', [True]),
+        ('{"name": "s", "arguments": {}}</tool_call>', [True]),
+        (
+            '<tool_call>{"name": "s", "arguments": {},}</tool_call><tool_call>{"name": "t"}</tool_call>',
+            [True, False],
+        ),
+        (
+            '<tool_call>{"name": "s", "arguments": {}}\n{"name": "t", "arguments": {}}</tool_call>',
+            [True, True],
+        ),
+    ],
+)
+def test_calls_that_were_recovered_say_so(text, recovered):
+    calls = HermesDialect().parse(text).tool_calls
+    assert [call.is_recovered for call in calls] == recovered
+    assert not any(call.is_recovered for call in HermesDialect(recovers=False).parse(text).tool_calls)
 
 
 def test_several_calls_in_one_pair_of_marks():

@@ -217,12 +217,13 @@ def test_a_whole_episode(chatml):
     policy = Recorded(
         [
             turn(chatml, f"Let me see. {calling('echo', text=text)}"),
-            turn(chatml, calling("ecko")),
+            turn(chatml, calling("ecko").removesuffix("</tool_call>")),
             turn(chatml, "done"),
         ],
         _renderer(chatml).stop_token_ids,
     )
     episode = play(policy, chatml)
+    assert episode.num_recovered_calls == 1
     segment = check_record(episode, policy, chatml)
     assert (episode.outcome, episode.stop_reason, episode.reward) == (Outcome.COMPLETED, "terminated", 1.0)
     assert (episode.reward_parts, episode.metrics) == ({"correct": 1.0}, {"echoes": 1.0})

@@ -199,6 +199,16 @@ def test_branches_have_columns_of_their_own_and_files_without_any_are_as_before(
     assert branch.is_branch and not refused.is_branch and not trunk.is_branch
 
 
+def test_recovered_calls_have_a_column_of_their_own_and_files_without_any_are_as_before(tmp_path):
+    recovered = replace(FOUR[0], num_recovered_calls=3)
+    store = TrajectoryStore(tmp_path)
+    for step, written in ((1, [FOUR[0]]), (2, [recovered, FOUR[1]])):
+        store.write_step(step, written)
+        assert store.read_step(step) == written
+        assert ("num_recovered_calls" in pq.read_schema(store.path(step)).names) == (step == 2)
+    assert decode_episode(encode_episode(recovered)) == recovered
+
+
 def test_what_teachers_said_has_a_column_of_its_own_and_files_without_any_are_as_before(tmp_path):
     (segment, *rest) = FOUR[0].segments
     said = np.linspace(-2, 0, len(segment), dtype=np.float32)
@@ -215,7 +225,7 @@ def test_a_journal_from_before_episodes_branched_or_had_teachers_is_read():
     content = encode_episode(FOUR[0])
     (length,) = JSON_LENGTH.unpack_from(content)
     values = orjson.loads(content[JSON_LENGTH.size : JSON_LENGTH.size + length])
-    del values["parent_id"], values["branch_turn"]
+    del values["parent_id"], values["branch_turn"], values["num_recovered_calls"]
     for segment in values["segments"]:
         del segment["is_taught"]
     text = orjson.dumps(values)

@@ -208,6 +208,7 @@ def episode_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
         "episode/sampled_tokens": statistics.fmean(episode.num_sampled_tokens for episode in episodes),
         "episode/tool_calls": statistics.fmean(episode.num_tool_calls for episode in episodes),
         "episode/tool_errors": statistics.fmean(episode.num_tool_errors for episode in episodes),
+        "episode/recovered_calls": statistics.fmean(episode.num_recovered_calls for episode in episodes),
         **{
             f"outcome/{outcome}": statistics.fmean(episode.outcome is outcome for episode in episodes)
             for outcome in (Outcome.COMPLETED, Outcome.TRUNCATED)
