@@ -978,6 +978,179 @@ FALCON = Family(
 {%- if add_generation_prompt %}{{ '\nFalcon:' }}{% endif -%}""",
 )
 
+COMMAND_R7B = Family(
+    name="command-r7b",
+    special=COHERE.special,
+    eos=COHERE.eos,
+    bos=COHERE.bos,
+    template="""{{- bos_token -}}
+{%- macro number_of(call_id) -%}
+{%- set ns = namespace(count=0, found=false) -%}
+{%- for message in messages -%}
+{%- for call in message.tool_calls or [] -%}
+{%- if call.id == call_id and not ns.found %}{{ ns.count }}{% set ns.found = true %}{% endif -%}
+{%- set ns.count = ns.count + 1 -%}
+{%- endfor -%}
+{%- endfor -%}
+{%- endmacro -%}
+{%- macro result_of(message) -%}
+{"tool_call_id": "{{ number_of(message.tool_call_id) }}", "results": {"0": {{ message.content | tojson }}}}
+{%- endmacro -%}
+{%- set ns = namespace(number=0, seen=[]) -%}
+<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|># System
+{%- for tool in tools or [] -%}
+{{ '\n' }}{"name": "{{ tool.function.name }}", "parameters": {{ tool.function.parameters | tojson }}}
+{%- endfor -%}
+{%- if messages[0].role == 'system' %}{{ '\n' + messages[0].content }}{% endif -%}<|END_OF_TURN_TOKEN|>
+{%- for message in messages -%}
+{%- if message.role == 'user' -%}
+<|START_OF_TURN_TOKEN|><|USER_TOKEN|>{{ message.content }}<|END_OF_TURN_TOKEN|>
+{%- elif message.role == 'assistant' -%}
+<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>
+{%- if message.tool_calls -%}
+<|START_THINKING|>{{ message.tool_plan }}<|END_THINKING|><|START_ACTION|>[
+{%- for call in message.tool_calls %}
+    {"tool_call_id": "{{ ns.number }}", "tool_name": "{{ call.function.name }}", "parameters":
+{{- ' ' + (call.function.arguments | tojson) }}}
+{%- if not loop.last %},{% endif %}{% set ns.number = ns.number + 1 -%}
+{%- endfor %}
+]<|END_ACTION|>
+{%- else -%}<|START_RESPONSE|>{{ message.content }}<|END_RESPONSE|>{%- endif -%}<|END_OF_TURN_TOKEN|>
+{%- elif message.role == 'tool' and message.tool_call_id not in ns.seen -%}
+<|START_OF_TURN_TOKEN|><|SYSTEM_TOKEN|><|START_TOOL_RESULT|>[
+{{ result_of(message) }}
+{%- for other in messages[loop.index0 + 1:] -%}
+{%- if other.role != 'tool' %}{% break %}{% endif -%},
+{{ result_of(other) }}{% set ns.seen = ns.seen + [other.tool_call_id] -%}
+{%- endfor %}
+]<|END_TOOL_RESULT|><|END_OF_TURN_TOKEN|>
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>{%- endif -%}""",
+)
+
+LLAMA4 = Family(
+    name="llama4",
+    special=(
+        "<|begin_of_text|>",
+        "<|header_start|>",
+        "<|header_end|>",
+        "<|eot|>",
+        "<|eom|>",
+        "<|python_start|>",
+        "<|python_end|>",
+        "<|end_of_text|>",
+    ),
+    eos="<|eot|>",
+    bos="<|begin_of_text|>",
+    listed_eos=("<|end_of_text|>", "<|eom|>", "<|eot|>"),
+    template="""{{- bos_token -}}
+{%- if messages[0].role == 'system' -%}
+{%- set system = messages[0].content | trim -%}{%- set messages = messages[1:] -%}
+<|header_start|>system<|header_end|>
+
+{{ ('Environment: ipython\n' if tools else '') + system }}<|eot|>
+{%- endif -%}
+{%- if tools -%}
+{%- if not messages -%}{{ raise_exception('no first user message') }}{%- endif -%}
+<|header_start|>user<|header_end|>
+
+{% for tool in tools %}{{ tool | tojson(indent=4) + '\n\n' }}{% endfor -%}
+{{ messages[0].content | trim }}<|eot|>
+{%- set messages = messages[1:] -%}
+{%- endif -%}
+{%- for message in messages -%}
+{%- if message.tool_calls -%}
+<|header_start|>assistant<|header_end|>
+
+{% if message.content %}<|python_start|>{{ message.content }}<|python_end|>{% endif -%}
+{%- for call in message.tool_calls -%}
+{"name": "{{ call.function.name }}", "parameters": {{ call.function.arguments | tojson }}}
+{%- endfor -%}<|eot|>
+{%- elif message.role in ('tool', 'ipython') -%}
+<|header_start|>ipython<|header_end|>
+
+{{ message.content | tojson }}<|eot|>
+{%- else -%}
+<|header_start|>{{ message.role }}<|header_end|>
+
+{{ message.content }}<|eot|>
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}<|header_start|>assistant<|header_end|>
+
+{% endif -%}""",
+)
+
+PHI4_MINI = Family(
+    name="phi-4-mini",
+    special=("<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>", "<|tool|>", "<|/tool|>"),
+    eos="<|endoftext|>",
+    bos="<|endoftext|>",
+    listed_eos=("<|endoftext|>", "<|end|>"),
+    template="""{%- for message in messages -%}
+{%- if message.role == 'system' and message.get('tools') is not none and message.get('tools') -%}
+{{ '<|system|>' + message.content + '<|tool|>' + message.tools + '<|/tool|><|end|>' }}
+{%- else -%}
+{{ '<|' + message.role + '|>' + message.content + '<|end|>' }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}<|assistant|>{%- else -%}{{ eos_token }}{%- endif -%}""",
+)
+
+GRANITE33 = Family(
+    name="granite-3.3",
+    special=("<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>", "<|tool_call|>"),
+    eos="<|end_of_text|>",
+    bos="<|end_of_text|>",
+    template="""{%- if messages[0].role == 'system' -%}
+{%- set system = messages[0].content -%}{%- set messages = messages[1:] -%}
+{%- else -%}{%- set system = "Today's Date: " + strftime_now('%B %d, %Y') + '.' -%}{%- endif -%}
+{{- '<|start_of_role|>system<|end_of_role|>' + system + '<|end_of_text|>\n' -}}
+{%- if tools -%}
+{{- '<|start_of_role|>available_tools<|end_of_role|>' + (tools | tojson(indent=4)) + '<|end_of_text|>\n' -}}
+{%- endif -%}
+{%- for message in messages -%}
+{{- '<|start_of_role|>' + message.role + '<|end_of_role|>' + message.content + '<|end_of_text|>\n' -}}
+{%- if loop.last and add_generation_prompt -%}
+{{- '<|start_of_role|>assistant<|end_of_role|>' -}}
+{%- endif -%}
+{%- endfor -%}""",
+)
+
+GRANITE4 = Family(
+    name="granite-4",
+    special=("<|end_of_text|>", "<|start_of_role|>", "<|end_of_role|>"),
+    plain=("<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>", "<tools>", "</tools>"),
+    eos="<|end_of_text|>",
+    bos="<|end_of_text|>",
+    template="""{%- set ns = namespace(system='') -%}
+{%- if messages[0].role == 'system' %}{% set ns.system = messages[0].content + '\n\n' %}{% endif -%}
+{%- if tools -%}
+{%- set ns.system = ns.system + '<tools>' -%}
+{%- for tool in tools %}{% set ns.system = ns.system + '\n' + (tool | tojson) %}{% endfor -%}
+{%- set ns.system = ns.system + '\n</tools>' -%}
+{%- endif -%}
+{%- if ns.system -%}{{ '<|start_of_role|>system<|end_of_role|>' + ns.system + '<|end_of_text|>\n' }}{%- endif -%}
+{%- for message in messages -%}
+{%- if message.role == 'user' or (message.role == 'system' and not loop.first) -%}
+{{ '<|start_of_role|>' + message.role + '<|end_of_role|>' + message.content + '<|end_of_text|>\n' }}
+{%- elif message.role == 'assistant' -%}
+{{ '<|start_of_role|>assistant<|end_of_role|>' + message.content }}
+{%- for call in message.tool_calls or [] -%}
+{{ ('\n' if message.content or not loop.first else '') + '<tool_call>\n{"name": "' + call.function.name }}
+{{- '", "arguments": ' + (call.function.arguments | tojson) + '}\n</tool_call>' }}
+{%- endfor -%}
+{{ '<|end_of_text|>\n' }}
+{%- elif message.role == 'tool' -%}
+{%- if loop.first or messages[loop.index0 - 1].role != 'tool' -%}<|start_of_role|>user<|end_of_role|>{%- endif -%}
+{{ '\n<tool_response>\n' + message.content + '\n</tool_response>' }}
+{%- if loop.last or messages[loop.index0 + 1].role != 'tool' -%}{{ '<|end_of_text|>\n' }}{%- endif -%}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}<|start_of_role|>assistant<|end_of_role|>{%- endif -%}""",
+)
+
 FAMILIES = {
     family.name: family
     for family in (
@@ -1008,6 +1181,11 @@ FAMILIES = {
         HERMES2,
         LLAVA,
         FALCON,
+        COMMAND_R7B,
+        LLAMA4,
+        PHI4_MINI,
+        GRANITE33,
+        GRANITE4,
     )
 }
 
@@ -1032,6 +1210,11 @@ ENDS = {
     "deepseek-v3.1": ("<｜end▁of▁sentence｜>",) * 2,
     "llava": ("</s>", "</s>"),
     "falcon": ("<|endoftext|>",) * 2,
+    "command-r7b": ("<|END_OF_TURN_TOKEN|>",) * 2,
+    "llama4": ("<|eot|>", "<|eot|>"),
+    "phi-4-mini": ("<|end|>", "<|end|>"),
+    "granite-3.3": ("<|end_of_text|>",) * 2,
+    "granite-4": ("<|end_of_text|>",) * 2,
 }
 """With what a policy ends a turn that answers, and one that calls; `<|im_end|>` where nothing is said."""
 
