@@ -243,6 +243,11 @@ class TrajectoryStore:
         for number in list(self._open):
             self._close_journal(number)
 
+    @property
+    def draws_path(self) -> Path:
+        """What a curriculum that draws by results has drawn."""
+        return self._trajectories.with_name("draws.jsonl")
+
     def journal_path(self, step: int) -> Path:
         """The journal of a step."""
         return self._journals / f"step_{step:06d}.journal"

@@ -106,6 +106,8 @@ class RolloutWorker:
         cursor = PromptCursor(len(tasks), seed=config.seed, order=order)
         if cursor.curriculum is not None and start.curriculum is not None:
             cursor.curriculum.restore(start.curriculum)
+        if cursor.curriculum is not None:
+            cursor.curriculum.keep_draws(store.draws_path)
         journals = _Journals(
             store,
             prompts_per_step=config.rollout.prompts_per_step,
@@ -198,9 +200,7 @@ class RolloutWorker:
         """See `StepSource`."""
 
         async def halt() -> None:
-            if self._scheduler is not None:
-                await self._scheduler.close(drain_s=DRAIN_S if wait else 0.0)
-                self._scheduler = None
+            await self._close_scheduler(drain_s=DRAIN_S if wait else 0.0)
             self._stop.set()
             if self._evaluating:
                 await asyncio.wait(self._evaluating)
@@ -305,8 +305,14 @@ class RolloutWorker:
             with spare_what_stays():
                 self._opened.set_result(None)
                 await self._closing.wait()
-                if self._scheduler is not None:
-                    await self._scheduler.close()
+                await self._close_scheduler()
+
+    async def _close_scheduler(self, *, drain_s: float = 0.0) -> None:
+        scheduler, self._scheduler = self._scheduler, None
+        if scheduler is not None:
+            await scheduler.close(drain_s=drain_s)
+            if scheduler.curriculum is not None:
+                scheduler.curriculum.close()
 
 
 class _Journals:

@@ -2,18 +2,21 @@
 
 Where neither adapts, the task at a position follows from the position and the seed, and there is nothing to keep. Where
 one does, the draws depend on how earlier tasks went: each is then made once, in the order of positions, and is kept
-until what came of it is known. All of that is the curriculum's state, which goes into the checkpoint.
+until what came of it is known. All of that is the curriculum's state, which goes into the checkpoint; what is drawn
+behind that is in a log, so that a crash does not have other tasks drawn than were begun.
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from polyturn.configs.schema.curriculum import CurriculumConfig, OpenGate
 from polyturn.envs.messages import TaskSource
 from polyturn.envs.tasks.admission import AdmissionGate, make_gate
+from polyturn.envs.tasks.draw_log import DrawLog, LoggedDraw
 from polyturn.envs.tasks.order import Draw, DrawOrder
 from polyturn.envs.tasks.rates import SuccessRates, read_difficulties
 from polyturn.envs.tasks.samplers import TaskSampler, make_sampler, pure_order
@@ -38,12 +41,25 @@ class Curriculum:
         self._next = 0
         self._num_sampled = 0
         self._num_forced = 0
+        self._log: DrawLog | None = None
+
+    def keep_draws(self, path: Path) -> None:
+        """Keep draws in a file from here on, and draw again what stands there of positions that are not drawn yet."""
+        with self._lock:
+            self._log = DrawLog(path, position=self._next)
+
+    def close(self) -> None:
+        """Close the file of the draws."""
+        with self._lock:
+            if self._log is not None:
+                self._log.close()
+                self._log = None
 
     def __getitem__(self, position: int, /) -> Draw:
         """What stands at a position. Raises `LookupError` for one of which it is known already what came of it."""
         with self._lock:
             while self._next <= position:
-                self._open[self._next] = self._draw()
+                self._open[self._next] = self._draw_at(self._next)
                 self._next += 1
             if position not in self._open:
                 raise LookupError(f"what was drawn at position {position} is not kept any more")
@@ -92,6 +108,22 @@ class Curriculum:
             self._sampler.restore(state["sampler"])
             if self._gate is not None:
                 self._gate.restore(state["gate"])
+
+    def _draw_at(self, position: int) -> Draw:
+        """The draw of the log, or else a new one, which goes there."""
+        if self._log is None:
+            return self._draw()
+        logged = self._log.take(position)
+        if logged is None:
+            draw = self._draw()
+            self._log.append(position, LoggedDraw(draw=draw, num_sampled=self._num_sampled))
+            return draw
+        drawn = self._sample()
+        if drawn.task_index != logged.draw.task_index:
+            # By what is known now it would be another task; for the sampler that one is over.
+            self._sampler.observe(drawn.task_index, ())
+        self._num_sampled = logged.num_sampled
+        return logged.draw
 
     def _draw(self) -> Draw:
         """The next draw that the gate admits; after many that it does not, the one that comes then."""

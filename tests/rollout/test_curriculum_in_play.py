@@ -143,6 +143,36 @@ async def test_a_resumed_run_draws_what_an_uninterrupted_one_draws(cut: int) -> 
         await run.scheduler.close()
 
 
+@pytest.mark.parametrize("torn", [False, True])
+async def test_what_was_drawn_behind_the_checkpoint_is_drawn_again_after_a_crash(
+    tmp_path: Path, torn: bool
+) -> None:
+    """By what is known then the sampler would draw other tasks: rewards of the groups ahead are not in the state."""
+    path, first = tmp_path / "draws.jsonl", Run(max_staleness=2)
+    curriculum = first.cursor.curriculum
+    assert curriculum is not None
+    curriculum.keep_draws(path)
+    await first.train(2)
+    state = first.state()
+    await first.train(3)
+    begun = {
+        position: first.cursor.at(position).task_index
+        for position in map(int, first.state()["curriculum"]["open"])
+    }
+    await first.scheduler.close()
+    if torn:
+        path.write_bytes(path.read_bytes() + b"[99,")
+    second = Run(state, max_staleness=2)
+    assert second.cursor.curriculum is not None
+    second.cursor.curriculum.keep_draws(path)
+    again = {position: second.cursor.at(position).task_index for position in sorted(begun)}
+    assert again == begun and len(begun) > 6
+    anew = Run(state, max_staleness=2)
+    assert {position: anew.cursor.at(position).task_index for position in sorted(begun)} != begun
+    for run in (second, anew):
+        await run.scheduler.close()
+
+
 async def test_most_groups_are_of_the_band_once_it_is_known() -> None:
     run = Run()
     await run.train(10)

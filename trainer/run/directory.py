@@ -6,6 +6,7 @@ metrics.jsonl                   one line per step
 tensorboard/                    the same, as TensorBoard events
 trajectories/step_000001.parquet
 journal/                        episodes of the step under way, and of those that no checkpoint has yet
+draws.jsonl                     with a curriculum that draws by results: what it has drawn
 set_aside/                      episodes of steps that failed a check, and were or will be played anew
 evaluation/                     trajectories of the held-out evaluations, and results.jsonl with those between steps
 checkpoints/step_000001/        one file per rank, trainer.json with their checksums, and state.json
