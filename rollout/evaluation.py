@@ -26,7 +26,7 @@ from polyturn.rollout.engines.launch import Engines, LocalLauncher
 from polyturn.rollout.engines.server import EngineSpec
 from polyturn.rollout.factory import build_player, evaluation_sampling, open_policy
 from polyturn.rollout.groups import Group, Prompt
-from polyturn.rollout.named_play import PolicyChoice, ServedModel, named_player
+from polyturn.rollout.named_play import ModelEpisodes, PolicyChoice, named_player
 from polyturn.rollout.player import EpisodePlayer, RolloutError
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.rollout.user_faults import user_fault_share
@@ -269,7 +269,7 @@ def evaluate_model(
                 async with open_policy(config, model_path=model_path, url=url) as fleet, player.serves:
                     if policy is None:
                         return await _evaluate(config, player, fleet, keep, tell)
-                    model = ServedModel(config, model_path=model_path, policy=fleet, sampling=sampling)
+                    model = ModelEpisodes(config, model_path=model_path, policy=fleet, sampling=sampling)
                     named = make_policy(policy.name, policy.options, model=model)
                     async with aclosing(named):
                         result = await _evaluate(config, player, named, keep, tell)

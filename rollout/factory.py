@@ -4,8 +4,6 @@ behind the engines.
 
 from __future__ import annotations
 
-import secrets
-import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -21,6 +19,7 @@ from polyturn.agents.live_episodes import LiveEpisodes
 from polyturn.agents.policy import SamplingParams
 from polyturn.agents.sessions.matching import make_rule
 from polyturn.agents.sessions.server import SessionServer
+from polyturn.agents.sessions.socket_folders import new_socket_path
 from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.schema.agent import AgentConfig
 from polyturn.configs.schema.concurrency import AdaptiveConcurrency
@@ -325,8 +324,7 @@ def make_server(agent: AgentConfig) -> SessionServer | None:
     """What serves the sessions of an agent's episodes; None: nothing does. The Unix socket is for sandboxes."""
     if not agent.serve:
         return None
-    folder = Path(tempfile.gettempdir()) / f"polyturn-sessions-{secrets.token_hex(6)}"
-    return SessionServer(socket_path=folder / "endpoint.sock")
+    return SessionServer(socket_path=new_socket_path())
 
 
 def load_exception(target: str) -> type[BaseException]:

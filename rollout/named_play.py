@@ -27,7 +27,7 @@ class PolicyChoice:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-class ServedModel:
+class ModelEpisodes:
     """The policy `model`: tokens of engines, as an evaluation samples them."""
 
     max_at_once = None

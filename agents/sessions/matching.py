@@ -104,13 +104,16 @@ class ConversationTree(Generic[Place]):
         self._key = key
         self._roots: dict[Hashable, _Node[Place]] = {}
 
-    def find(self, tools: Sequence[ToolSpec], messages: Sequence[Message]) -> tuple[int, Place | None]:
+    def find(self, tools: Hashable, messages: Sequence[Message]) -> tuple[int, Place | None]:
         """The longest beginning of a conversation that ends with a recorded answer.
+
+        Args:
+            tools: The `tools_key` of what the conversation is offered.
 
         Returns:
             How many messages that is, and where the answer is recorded; 0 and None where there is none.
         """
-        node = self._roots.get(tools_key(tools))
+        node = self._roots.get(tools)
         count, place = 0, None
         for number, message in enumerate(messages, start=1):
             node = None if node is None else node.behind.get(self._key(message))
@@ -120,9 +123,9 @@ class ConversationTree(Generic[Place]):
                 count, place = number, node.place
         return count, place
 
-    def add(self, tools: Sequence[ToolSpec], messages: Sequence[Message], place: Place) -> None:
-        """Record where the answer is that a conversation ends with."""
-        node = self._roots.setdefault(tools_key(tools), _Node())
+    def add(self, tools: Hashable, messages: Sequence[Message], place: Place) -> None:
+        """Record where the answer is that a conversation ends with; `tools` as of `find`."""
+        node = self._roots.setdefault(tools, _Node())
         for message in messages:
             node = node.behind.setdefault(self._key(message), _Node())
         node.place = place

@@ -19,7 +19,7 @@ import copy
 import functools
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -71,6 +71,21 @@ class _Place:
     """The same as the chat template sees it."""
 
 
+class _Identity(NamedTuple):
+    """What equal requests have in common."""
+
+    tools: Hashable
+    messages: tuple[Hashable, ...]
+    max_tokens: int | None
+    stop: tuple[str, ...]
+
+    @classmethod
+    def of(cls, request: CompletionRequest) -> _Identity:
+        """That of a request."""
+        messages = tuple(exact(message) for message in request.messages)
+        return cls(tools_key(request.tools), messages, request.max_tokens, request.stop)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
 class _Prompt:
     """What an answer is sampled behind."""
@@ -80,6 +95,7 @@ class _Prompt:
     new: tuple[Message, ...]
     """What of it has to be rendered."""
     tools: tuple[ToolSpec, ...]
+    tools_key: Hashable
     history: History
     parent: _Place | None
     """The answer that it goes on from; None: it begins a conversation."""
@@ -159,7 +175,7 @@ class Session:
         self._limits, self._sampling, self._clock, self._seed = limits, sampling, clock, seed
         self._tree: ConversationTree[_Place] = ConversationTree(rule)
         self._on_answer = on_answer
-        self._asked: dict[Hashable, list[_Asked]] = {}
+        self._asked: dict[_Identity, list[_Asked]] = {}
         self._lines: list[Line] = []
         self._last_messages: dict[int, AssistantMessage] = {}
         self._num_asked = self._num_open = self._num_refused = self._num_retried = self._num_calls = 0
@@ -185,7 +201,8 @@ class Session:
             RequestRefused: the episode is over, a limit is reached, or the conversation cannot be answered.
             PolicyFault: no engine answered.
         """
-        asked = self._same(request) or self._ask(request)
+        identity = _Identity.of(request)
+        asked = self._same(request, identity) or self._ask(request, identity)
         asked.num_waiting += 1
         try:
             answer = await asyncio.shield(asked.answer)
@@ -198,7 +215,7 @@ class Session:
 
     async def count_tokens(self, request: CompletionRequest) -> int:
         """The tokens that a request's answer would be sampled behind. Raises `RequestRefused`."""
-        return len(await self._render(self._prompt(request)))
+        return len(await self._render(self._prompt(request, tools_key(request.tools))))
 
     @property
     def last_message(self) -> AssistantMessage | None:
@@ -274,31 +291,31 @@ class Session:
             task.cancel()
         await asyncio.gather(*open_tasks, return_exceptions=True)
 
-    def _same(self, request: CompletionRequest) -> _Asked | None:
+    def _same(self, request: CompletionRequest, identity: _Identity) -> _Asked | None:
         """What is being sampled, or was, for an equal request that this one is another try of."""
-        for asked in reversed(self._asked.get(_identity(request), ())):
+        for asked in reversed(self._asked.get(identity, ())):
             was_left = not asked.is_delivered and not asked.num_waiting
             if not asked.has_failed and (was_left or request.is_retry):
                 self._num_retried += 1
                 return asked
         return None
 
-    def _ask(self, request: CompletionRequest) -> _Asked:
-        answer = asyncio.get_running_loop().create_task(self._answer(request))
+    def _ask(self, request: CompletionRequest, identity: _Identity) -> _Asked:
+        answer = asyncio.get_running_loop().create_task(self._answer(request, identity.tools))
         answer.add_done_callback(
             lambda task: task.cancelled() or task.exception()
         )  # nobody may be left to hear of it
         asked = _Asked(answer=answer)
-        self._asked.setdefault(_identity(request), []).append(asked)
+        self._asked.setdefault(identity, []).append(asked)
         return asked
 
-    async def _answer(self, request: CompletionRequest) -> _Answer:
+    async def _answer(self, request: CompletionRequest, tools: Hashable) -> _Answer:
         self._num_open += 1
         self._busy(1)
         prompt = None
         try:
             self._refuse_what_is_over()
-            prompt = self._prompt(request)
+            prompt = self._prompt(request, tools)
             if prompt.extends and prompt.parent is not None:
                 # From here on no other request appends to the line, whatever this one waits for.
                 prompt.parent.line.is_busy = True
@@ -332,12 +349,12 @@ class Session:
             value = self._limits.max_turns if self.limit == "max_turns" else self._limits.timeout_s
             raise RequestRefused(f"the episode is over: {self.limit}={value:g} is reached")
 
-    def _prompt(self, request: CompletionRequest) -> _Prompt:
+    def _prompt(self, request: CompletionRequest, key: Hashable) -> _Prompt:
         """What a request goes on from."""
         messages, tools = request.messages, request.tools
         if not messages or messages[-1]["role"] == "assistant":
             raise RequestRefused("a conversation must end with a message that an answer can follow")
-        count, parent = self._tree.find(tools, messages)
+        count, parent = self._tree.find(key, messages)
         if parent is not None:
             new = messages[count:]
             messages = (*parent.messages, *new)
@@ -349,6 +366,7 @@ class Session:
                     messages=messages,
                     new=new,
                     tools=tools,
+                    tools_key=key,
                     history=history,
                     parent=parent,
                     is_behind=True,
@@ -360,6 +378,7 @@ class Session:
             messages=messages,
             new=messages,
             tools=tools,
+            tools_key=key,
             history=history,
             parent=parent,
             is_behind=False,
@@ -461,7 +480,7 @@ class Session:
         line.messages = (*prompt.messages, completion.message.to_message())
         self._last_messages[line.conversation] = completion.message
         place = _Place(line=line, num_tokens=len(line.ledger), messages=line.messages, history=prompt.history)
-        self._tree.add(prompt.tools, line.messages, place)
+        self._tree.add(prompt.tools_key, line.messages, place)
         self._on_answer(completion.message, prompt.new)
 
 
@@ -472,9 +491,3 @@ def cut_at(text: str, stops: Sequence[str]) -> tuple[str, str | None]:
         return text, None
     at, stop = min(found)
     return text[:at], stop
-
-
-def _identity(request: CompletionRequest) -> Hashable:
-    """What equal requests have in common."""
-    messages = tuple(exact(message) for message in request.messages)
-    return tools_key(request.tools), messages, request.max_tokens, request.stop

@@ -49,7 +49,7 @@ from polyturn.rollout.engines.server import EngineSpec, SGLangServer
 from polyturn.rollout.evaluation import evaluate
 from polyturn.rollout.factory import build_player, open_client, open_policy
 from polyturn.rollout.groups import PromptCursor
-from polyturn.rollout.named_play import ServedModel, named_player
+from polyturn.rollout.named_play import ModelEpisodes, named_player
 from polyturn.rollout.player import offer_engines
 from polyturn.rollout.remote_players import RemotePlayers
 from polyturn.rollout.scheduler import Frontier
@@ -466,7 +466,7 @@ async def test_the_best_of_a_served_models_episodes_is_no_data_to_train_on(engin
     player, episodes = named_player(config), []
     choice = {"policy": "model", "num_samples": 2, "by": "grade"}
     async with open_policy(config, model_path=tiny_model, url=engines.url) as policy:
-        model = ServedModel(config, model_path=tiny_model, policy=policy, sampling=SamplingParams())
+        model = ModelEpisodes(config, model_path=tiny_model, policy=policy, sampling=SamplingParams())
         best = make_policy("best_of", choice, model=model)
         await evaluate(player=player, policy=best, num_tasks=2, on_episode=episodes.append)
         offer_engines(told := make("polyturn/CustomerService-v0"), policy)
