@@ -8,12 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from polyturn.envs.harbor.task_directory import SHIPPED, HarborTask, find_tasks, read_task
-from polyturn.envs.harbor.trial import ImagePolicy, Trial, TrialOptions, prepare_image
+from polyturn.envs.harbor.trial import ImagePolicy, TaskImages, Trial, TrialOptions, prepare_images
 from polyturn.envs.messages import AssistantMessage, ListTasks, Message, Script, Task, TaskSource, script_of
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.sandbox.container import AgentContainer, Containers
 from polyturn.tools.sandbox.container_command import CommandResult
-from polyturn.tools.sandbox.container_image import HiddenImage
 from polyturn.tools.sandbox.sandbox import SandboxUnavailable
 from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall, ToolError, ToolSpec
@@ -99,7 +98,7 @@ class HarborEnv(ToolEnv):
         self._path = Path(path) if path is not None else SHIPPED
         self._command_timeout_s, self._agent_timeout_s = command_timeout_s, agent_timeout_s
         self._max_output_chars = max_output_chars
-        self._images: dict[Path, HiddenImage] = {}
+        self._images: dict[Path, TaskImages] = {}
         self._trial: Trial | None = None
         self._left_s = 0.0
         for folder in find_tasks(self._path, split).values():
@@ -130,7 +129,7 @@ class HarborEnv(ToolEnv):
         found = _read(Path(task.metadata["folder"]))
         self._left_s = self._agent_timeout_s or found.agent_timeout_s or float("inf")
         if found.folder not in self._images:
-            self._images[found.folder] = prepare_image(self._containers, found, self._options)
+            self._images[found.folder] = prepare_images(self._containers, found, self._options)
         self._trial = Trial(self._containers, found, self._images[found.folder], self._options)
         return task.messages
 

@@ -13,7 +13,14 @@ from polyturn.configs.errors import ConfigError
 from polyturn.configs.loading import yaml_tree
 from polyturn.configs.loading.loader import read_section
 from polyturn.configs.loading.yaml_tree import Tree, shown_path
-from polyturn.envs.harbor.task_toml import Healthcheck, NetworkPolicy, User, megabytes, read_task_toml
+from polyturn.envs.harbor.task_toml import (
+    Healthcheck,
+    NetworkPolicy,
+    TaskToml,
+    User,
+    megabytes,
+    read_task_toml,
+)
 from polyturn.envs.messages import known_split
 
 Verdict = Literal["reward_file", "pytest_summary", "swebench_result"]
@@ -25,6 +32,25 @@ _OLD_HIDDEN = (
     ".git", "tests", "solution.sh", "solution.yaml", "run-tests.sh", "task.yaml", "docker-compose.yaml"
 )  # fmt: skip
 _HIDDEN = (".git",)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeparateVerifier:
+    """The container of its own in which a verifier runs."""
+
+    artifacts: tuple[str, ...]
+    """The paths of what the agent leaves; they are copied there, and nothing else is."""
+    context: Path | None
+    """The folder with its Dockerfile, which puts the tests into it."""
+    docker_image: str | None
+    has_tests: bool
+    """Whether its image brings the tests; otherwise they are copied into it."""
+    build_timeout_s: float
+    environment: Mapping[str, str] = field(default_factory=dict)
+    workdir: str | None = None
+    cpus: float | None = None
+    memory_mb: int | None = None
+    storage_mb: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,6 +87,8 @@ class HarborTask:
     cpus: float | None = None
     memory_mb: int | None = None
     storage_mb: int | None = None
+    verifier: SeparateVerifier | None = None
+    """None: the tests run in the agent's container."""
 
 
 def find_tasks(path: Path, split: str) -> Mapping[str, Path]:
@@ -148,6 +176,31 @@ def _read_harbor(folder: Path, name: str) -> HarborTask:
         verifier_user=written.verifier.user,
         workdir=environment.workdir,
         healthcheck=environment.healthcheck,
+        cpus=environment.cpus,
+        memory_mb=environment.memory_mb,
+        storage_mb=environment.storage_mb,
+        verifier=_separate_verifier(folder, written) if written.verifier.is_separate else None,
+    )
+
+
+def _separate_verifier(folder: Path, written: TaskToml) -> SeparateVerifier:
+    """As Harbor has it: an image that is named, or made of `tests/Dockerfile`, or else another of the agent's kind."""
+    environment = written.verifier.environment or written.environment
+    named = written.verifier.environment.docker_image if written.verifier.environment is not None else None
+    has_tests = named is not None or (folder / "tests" / "Dockerfile").is_file()
+    context: Path | None = folder / ("tests" if has_tests else "environment")
+    if not has_tests:
+        named = written.environment.docker_image
+    if context is not None and (named is not None or not (context / "Dockerfile").is_file()):
+        context = None
+    return SeparateVerifier(
+        artifacts=written.artifact_paths,
+        context=context,
+        docker_image=named,
+        has_tests=has_tests,
+        build_timeout_s=environment.build_timeout_sec,
+        environment=environment.env,
+        workdir=environment.workdir,
         cpus=environment.cpus,
         memory_mb=environment.memory_mb,
         storage_mb=environment.storage_mb,

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 from pydantic import (
@@ -28,6 +28,8 @@ NetworkPolicy = Literal["public", "no-network", "allowlist"]
 User = str | int | None
 _HOST_VARIABLE = re.compile(r"\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(:-(?P<default>[^}]*))?\}")
 _NOT_PLAYED = "is not played here"
+ARTIFACTS = "/logs/artifacts"
+"""Where agents may leave things in any task."""
 
 
 class _Section(BaseModel):
@@ -59,25 +61,6 @@ class AgentSection(_Phase):
 
     timeout_sec: PositiveFloat | None = None
     user: User = None
-
-
-class VerifierSection(_Phase):
-    """`[verifier]`."""
-
-    timeout_sec: PositiveFloat = 600.0
-    env: dict[str, str] = {}
-    user: User = None
-    environment_mode: Literal["shared", "separate"] | None = None
-    environment: dict[str, Any] | None = None
-    collect: list[dict[str, Any]] = []
-
-    @model_validator(mode="after")
-    def _shared_alone(self) -> VerifierSection:
-        if self.environment_mode == "separate" or self.environment is not None:
-            raise ValueError(f"a verifier with a container of its own {_NOT_PLAYED}; only 'shared' is")
-        if self.collect:
-            raise ValueError(f"'collect' {_NOT_PLAYED}: nothing reads what it would collect")
-        return self
 
 
 class Healthcheck(_Section):
@@ -135,6 +118,43 @@ class EnvironmentSection(_Section):
         return self
 
 
+class VerifierSection(_Phase):
+    """`[verifier]`."""
+
+    timeout_sec: PositiveFloat = 600.0
+    env: dict[str, str] = {}
+    user: User = None
+    environment_mode: Literal["shared", "separate"] | None = None
+    environment: EnvironmentSection | None = None
+    """Of a verifier with a container of its own."""
+    collect: list[dict[str, Any]] = []
+
+    @property
+    def is_separate(self) -> bool:
+        """Whether the tests run in a container where no agent has been."""
+        return self.environment_mode == "separate" or self.environment is not None
+
+    @model_validator(mode="after")
+    def _playable(self) -> VerifierSection:
+        if self.environment_mode == "shared" and self.environment is not None:
+            raise ValueError(
+                "'environment' is of a verifier with a container of its own, and its mode is 'shared'"
+            )
+        if self.collect:
+            raise ValueError(f"'collect' {_NOT_PLAYED}: nothing reads what it would collect")
+        return self
+
+
+class Artifact(_Section):
+    """What the agent leaves for a verifier with a container of its own, and for people."""
+
+    source: str
+    destination: str | None = None
+    """Where Harbor keeps it for people; not read."""
+    exclude: list[str] = []
+    service: str | None = None
+
+
 class SolutionSection(_Section):
     """`[solution]`."""
 
@@ -156,8 +176,8 @@ class TaskToml(_Section):
     source: str | None = None
     steps: list[dict[str, Any]] | None = None
     multi_step_reward_strategy: str | None = None
-    artifacts: list[str | dict[str, Any]] = []
-    """Read and not collected: they change no grade where the verifier runs in the agent's container."""
+    artifacts: list[str | Artifact] = []
+    """What a verifier with a container of its own is given; else read and not collected, since it changes no grade."""
 
     @model_validator(mode="after")
     def _playable(self) -> TaskToml:
@@ -166,7 +186,26 @@ class TaskToml(_Section):
         for section, names in (("environment", self.environment.env), ("verifier", self.verifier.env)):
             _resolve(f"{section}.env", names)
         _resolve("solution.env", self.solution.env)
+        if self.verifier.is_separate:
+            self._check_artifacts()
         return self
+
+    def _check_artifacts(self) -> None:
+        for each in self.artifacts:
+            artifact = Artifact(source=each) if isinstance(each, str) else each
+            path = PurePosixPath(artifact.source)
+            if not path.is_absolute() or ".." in path.parts or path == PurePosixPath("/"):
+                raise ValueError(f"'artifacts': {artifact.source!r} is no absolute path of a file or folder")
+            if artifact.exclude or artifact.service not in (None, "main"):
+                raise ValueError(
+                    f"'artifacts': {artifact.source!r} with 'exclude' or 'service' {_NOT_PLAYED}"
+                )
+
+    @property
+    def artifact_paths(self) -> tuple[str, ...]:
+        """The paths of what the agent leaves, the folder for it that every task has first."""
+        named = (each if isinstance(each, str) else each.source for each in self.artifacts)
+        return tuple(dict.fromkeys((ARTIFACTS, *(path.rstrip("/") for path in named))))
 
     @property
     def agent_network(self) -> NetworkPolicy:

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from polyturn.envs.harbor.task_directory import HarborTask
+from polyturn.envs.harbor.artifacts import hand_over
+from polyturn.envs.harbor.task_directory import HarborTask, SeparateVerifier
 from polyturn.envs.harbor.verdicts import (
     NoVerdict,
     Verdict,
@@ -19,7 +20,7 @@ from polyturn.envs.harbor.verdicts import (
     read_swebench_result,
 )
 from polyturn.tools.sandbox.container import Container, ContainerBroken, ContainerLimits, Containers
-from polyturn.tools.sandbox.container_command import CommandResult, ContainerFailed
+from polyturn.tools.sandbox.container_command import CommandResult
 from polyturn.tools.sandbox.container_image import (
     BuildContext,
     HiddenImage,
@@ -68,8 +69,8 @@ class TrialOptions:
             if value is not None and not value > 0:
                 raise ValueError(f"{name} must be above 0, not {value!r}")
 
-    def limits_for(self, task: HarborTask) -> ContainerLimits:
-        """The task's own where it has some."""
+    def limits_for(self, task: HarborTask | SeparateVerifier) -> ContainerLimits:
+        """Its own where it has some."""
         return ContainerLimits(
             cpus=task.cpus or self.cpus,
             memory_bytes=(task.memory_mb or self.memory_mb) * MIB,
@@ -92,32 +93,53 @@ class Verified:
     """Programs and libraries of the image that were changed, which a verifier may rely on."""
 
 
-def prepare_image(containers: Containers, task: HarborTask, options: TrialOptions) -> HiddenImage:
-    """The task's image, built, fetched or found, without what the agent must not see. Raises ContainerFailed."""
-    build = task.context is not None and (options.images == "build" or task.docker_image is None)
-    if build and task.context is not None:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskImages:
+    """What the containers of a task are made of."""
+
+    agent: HiddenImage
+    """Without what the agent must not see."""
+    verifier: str | None
+    """Of a verifier with a container of its own."""
+
+
+def prepare_images(containers: Containers, task: HarborTask, options: TrialOptions) -> TaskImages:
+    """The task's images, built, fetched or found. Raises ContainerFailed."""
+    image = _prepare(containers, task, options, excluded=task.excluded)
+    verifier = task.verifier
+    return TaskImages(
+        agent=ensure_hidden(containers.client, image, folders=SECRET_FOLDERS, git=options.hide_git),
+        verifier=None if verifier is None else _prepare(containers, verifier, options),
+    )
+
+
+def _prepare(
+    containers: Containers,
+    made_of: HarborTask | SeparateVerifier,
+    options: TrialOptions,
+    *,
+    excluded: tuple[str, ...] = (".git",),
+) -> str:
+    if made_of.context is not None and (options.images == "build" or made_of.docker_image is None):
         context = BuildContext(
-            folder=task.context,
-            excluded=task.excluded,
+            folder=made_of.context,
+            excluded=excluded,
             network="none" if options.images == "local" else options.build_network,
-            timeout_s=task.build_timeout_s,
+            timeout_s=made_of.build_timeout_s,
         )
-        image = ensure_built(containers.client, context)
-    elif task.docker_image is not None:
-        image = ensure_fetched(containers.client, task.docker_image, may_fetch=options.images == "auto")
-    else:
-        raise ContainerFailed(f"task {task.name!r} has neither a Dockerfile nor an image")
-    return ensure_hidden(containers.client, image, folders=SECRET_FOLDERS, git=options.hide_git)
+        return ensure_built(containers.client, context)
+    assert made_of.docker_image is not None, "a task has a Dockerfile or an image"
+    return ensure_fetched(containers.client, made_of.docker_image, may_fetch=options.images == "auto")
 
 
 class Trial:
     """A task in its container, which is made when something first needs it. Not for several threads at a time."""
 
     def __init__(
-        self, containers: Containers, task: HarborTask, image: HiddenImage, options: TrialOptions
+        self, containers: Containers, task: HarborTask, images: TaskImages, options: TrialOptions
     ) -> None:
         self.task = task
-        self._containers, self._image, self._options = containers, image, options
+        self._containers, self._images, self._options = containers, images, options
         self._container: Container | None = None
 
     def container(self) -> Container:
@@ -158,7 +180,8 @@ class Trial:
         """
         touched = self._container is not None
         try:
-            changed = self._container.num_changed_programs() if self._container is not None else 0
+            shared = self._container if self.task.verifier is None else None
+            changed = shared.num_changed_programs() if shared is not None else 0
             verdict = self._verify(self.container(), touched=touched)
         except (NoVerdict, ContainerBroken) as failure:
             where = f"the verifier of task {self.task.name!r}"
@@ -180,7 +203,7 @@ class Trial:
 
     def _start(self) -> Container:
         container = self._containers.start(
-            self._image.tag,
+            self._images.agent.tag,
             limits=self._options.limits_for(self.task),
             network="bridge" if self._options.has_network(self.task) else "none",
             environment={"DEBIAN_FRONTEND": "noninteractive", **self.task.environment},
@@ -211,14 +234,49 @@ class Trial:
 
     def _verify(self, container: Container, *, touched: bool) -> Verdict:
         """Raises NoVerdict, ContainerBroken and ContainerFailed."""
+        if touched and not self._options.keep_processes:
+            container.end_processes()
+        if self.task.verifier is not None:
+            with contextlib.closing(self._start_verifier(self.task.verifier)) as there:
+                return self._verify_elsewhere(self.task.verifier, container, there)
         if touched:
-            if not self._options.keep_processes:
-                container.end_processes()
             self._make_fresh(container)
-        self._image.restore(self._containers.client, container.handle)
+        self._images.agent.restore(self._containers.client, container.handle)
+        self._put_tests(container)
+        return self._run_tests(container)
+
+    def _verify_elsewhere(
+        self, verifier: SeparateVerifier, container: Container, there: Container
+    ) -> Verdict:
+        try:
+            for path in verifier.artifacts:
+                hand_over(path, container, there)
+        except ValueError as error:
+            raise NoVerdict(str(error)) from error
+        if verifier.has_tests:
+            there.make_folders(*_LOGS)
+            there.run(["chmod", "+x", "/tests/test.sh"], timeout_s=_HOUSEKEEPING_S, user="0")
+        else:
+            self._put_tests(there)
+        return self._run_tests(there)
+
+    def _start_verifier(self, verifier: SeparateVerifier) -> Container:
+        image = self._images.verifier
+        assert image is not None, "the images of a task have that of its verifier"
+        return self._containers.start(
+            image,
+            limits=self._options.limits_for(verifier),
+            network="bridge" if self._options.network and self.task.verifier_network == "public" else "none",
+            environment={"DEBIAN_FRONTEND": "noninteractive", **verifier.environment},
+            workdir=verifier.workdir,
+        )
+
+    def _put_tests(self, container: Container) -> None:
         container.make_folders(*_LOGS)
         for source, target in self.task.tests.items():
             container.put_tree(self.task.folder / source, target, executable=("test.sh",))
+
+    def _run_tests(self, container: Container) -> Verdict:
         timeout_s = self._options.verifier_timeout_s or self.task.verifier_timeout_s
         result = container.run(
             ["sh", "-c", self.task.test_command],

@@ -313,14 +313,10 @@ class Container:
 
         Raises ValueError for what is no regular file, or is larger, and ContainerFailed.
         """
-        archive = bytearray()
-        for piece in self._archive(path):
-            archive += piece
-            if len(archive) > max_bytes + 64 * 1024:
-                raise ValueError(f"{path} in the container is larger than {max_bytes} bytes")
-        if not archive:
+        archive = self.read_archive(path, max_bytes=max_bytes + 64 * 1024)
+        if archive is None:
             return None
-        with tarfile.open(fileobj=io.BytesIO(bytes(archive))) as tar:
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
             entry = tar.next()
             if entry is None or not entry.isreg():
                 raise ValueError(f"{path} in the container is no regular file")
@@ -329,6 +325,18 @@ class Container:
             content = tar.extractfile(entry)
             assert content is not None, "a regular file has contents"
             return content.read()
+
+    def read_archive(self, path: str, *, max_bytes: int) -> bytes | None:
+        """A tar of a file or folder, by its last name; None where there is nothing of that name.
+
+        Raises ValueError for one that is larger, and ContainerFailed.
+        """
+        archive = bytearray()
+        for piece in self._archive(path):
+            archive += piece
+            if len(archive) > max_bytes:
+                raise ValueError(f"{path} in the container is larger than {max_bytes} bytes")
+        return bytes(archive) or None
 
     def exists(self, path: str) -> bool:
         """Whether there is anything of that name, as the daemon sees it. Raises ContainerFailed."""

@@ -193,7 +193,9 @@ def test_a_network_takes_the_tasks_word_and_the_users(tmp_path: Path, docker_hos
         tmp_path / "task", environment="network_mode = 'allowlist'\nallowed_hosts = ['pypi.org']"
     )
     HarborEnv(path=task, docker_host=docker_host).close()  # played without any
-    with pytest.raises(ValueError, match="a list of allowed hosts, which is not kept here"):
+    with pytest.raises(
+        ValueError, match="a list of allowed hosts, or for two that differ, which is not kept"
+    ):
         HarborEnv(path=task, docker_host=docker_host, network=True)
     public, off = (
         read_task(write_task(tmp_path / mode, environment=f"network_mode = '{mode}'"))
@@ -241,6 +243,27 @@ def test_a_health_check_is_waited_for_and_services_may_stay(make_env: MakeEnv, t
             calling("ls"),
             seed=0,
         )
+
+
+def test_a_verifier_of_its_own_is_given_what_was_left_and_nothing_else(
+    make_env: MakeEnv, tmp_path: Path
+) -> None:
+    test = "#!/bin/bash\n[ -e /app/else ] || grep -qx right /app/out/answer && echo 1 > /logs/verifier/reward.txt"
+    toml = "artifacts = ['/app/out']\n[verifier]\nenvironment_mode = 'separate'\n"
+    task = write_task(tmp_path / "task", test=f"{test} || echo 0 > /logs/verifier/reward.txt\n", toml=toml)
+    (task / "tests" / "Dockerfile").write_text(
+        "FROM debian:12-slim\nCOPY . /tests/\nRUN echo right > /right\n"
+    )
+    (task / "tests" / "test.sh").chmod(0o644)
+    env = make_env(task)
+    for command, reward in (
+        ("mkdir -p /app/out; echo right > /app/out/answer; touch /app/else", 1.0),
+        ("mkdir -p /app/out; ln -s /right /app/out/answer", 0.0),
+        ("ls /tests /right; echo 1 > /logs/verifier/reward.txt", 0.0),
+    ):
+        trace = play(env, calling(command), seed=0)
+        assert trace.reward == reward, (command, said(trace))
+    assert "No such file" in said(trace)[0]
 
 
 def test_terminal_benchs_older_form_is_played(make_env: MakeEnv, tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from polyturn.configs.errors import ConfigError
+from polyturn.envs.harbor.artifacts import harmless
 from polyturn.envs.harbor.task_directory import SHIPPED, find_tasks, read_task
 from polyturn.envs.harbor.verdicts import (
     NoVerdict,
@@ -31,9 +34,14 @@ from tests.support.harbor_tasks import write_task
         ("[environment]\nmemory = 'much'", "'memory' must be a size such as '2G' or '512M', got 'much'"),
         ("[[environment.mcp_servers]]\nname = 'a'", "'mcp_servers': a task that brings its own mcp is not"),
         (
-            "[verifier]\nenvironment_mode = 'separate'",
-            "a verifier with a container of its own is not played here",
+            "artifacts = ['answer']\n[verifier]\nenvironment_mode = 'separate'",
+            "'answer' is no absolute path of a file or folder",
         ),
+        (
+            "[[artifacts]]\nsource = '/a'\nservice = 'database'\n[verifier.environment]\n",
+            "'/a' with 'exclude' or 'service' is not played here",
+        ),
+        ("[verifier]\nenvironment_mode = 'shared'\n[verifier.environment]\n", "its mode is 'shared'"),
         ("[[steps]]\nname = 'a'", "'steps': a task of several steps is not played here"),
         ("[verifier.env]\nKEY = '${KEY}'", "'verifier.env.KEY' asks for this machine's variable KEY"),
         ("[agent", "not readable TOML"),
@@ -78,6 +86,59 @@ def test_a_file_that_is_missing_is_named(tmp_path: Path, missing: str, says: str
     (task / missing).unlink()
     with pytest.raises(ConfigError, match=says):
         read_task(task)
+
+
+def test_where_a_verifier_of_its_own_runs(tmp_path: Path) -> None:
+    toml = "artifacts = ['/root/out/', {source = '/app/a.json'}]\n[verifier]\nenvironment_mode = 'separate'\n"
+    task = write_task(tmp_path / "task", toml=toml, dockerfile="FROM scratch\n", environment="cpus = 2")
+    found = read_task(task).verifier
+    assert found is not None
+    assert (found.context, found.docker_image, found.has_tests) == (task / "environment", None, False)
+    assert (found.artifacts, found.cpus) == (("/logs/artifacts", "/root/out", "/app/a.json"), 2.0)
+    (task / "tests" / "Dockerfile").write_text("FROM scratch\nCOPY . /tests/\n")
+    found = read_task(task).verifier
+    assert found is not None and (found.context, found.has_tests) == (task / "tests", True)
+    named = "[verifier.environment]\ndocker_image = 'own:1'\nmemory_mb = 64\n"
+    found = read_task(write_task(tmp_path / "named", toml=named)).verifier
+    assert found is not None
+    assert (found.context, found.docker_image, found.has_tests, found.memory_mb) == (None, "own:1", True, 64)
+    assert read_task(write_task(tmp_path / "shared")).verifier is None
+
+
+def archive_of(*entries: tuple[str, bytes, str | bytes]) -> bytes:
+    taken = io.BytesIO()
+    with tarfile.open(fileobj=taken, mode="w") as tar:
+        for name, kind, content in entries:
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.mode = kind, 0o4755
+            if isinstance(content, str):
+                entry.linkname = content
+            else:
+                entry.size = len(content)
+            tar.addfile(entry, None if isinstance(content, str) else io.BytesIO(content))
+    return taken.getvalue()
+
+
+def test_no_link_or_device_of_an_agent_leads_to_the_tests() -> None:
+    given = archive_of(
+        ("out", tarfile.DIRTYPE, b""),
+        ("out/a", tarfile.REGTYPE, b"one"),
+        ("out/twin", tarfile.LNKTYPE, "out/a"),
+        ("out/inside", tarfile.SYMTYPE, "a"),
+        ("out/answer", tarfile.SYMTYPE, "../../tests/expected"),
+        ("out/absolute", tarfile.SYMTYPE, "/tests/expected"),
+        ("out/pipe", tarfile.FIFOTYPE, b""),
+        ("../tests/test.sh", tarfile.REGTYPE, b"echo 1"),
+    )
+    with tarfile.open(fileobj=io.BytesIO(harmless(given, "/root/out"))) as tar:
+        found = {entry.name: (entry.mode, entry.type) for entry in tar}
+        twin = tar.extractfile("root/out/twin")
+        assert twin is not None and twin.read() == b"one"
+    assert set(found) == {"root/out", *(f"root/out/{name}" for name in ("a", "twin", "inside"))}
+    assert {mode for mode, _ in found.values()} == {0o755}
+    linked = archive_of(("answer.json", tarfile.SYMTYPE, "expected.json"))
+    with tarfile.open(fileobj=io.BytesIO(harmless(linked, "/app/answer.json"))) as tar:
+        assert tar.getnames() == []
 
 
 def test_several_containers_are_refused(tmp_path: Path) -> None:
