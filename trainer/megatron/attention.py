@@ -8,7 +8,8 @@ Context-parallel ranks share the tokens of a pack. Each sequence is cut into 2 x
 holds the chunks r and 2 x size - 1 - r, one from each end: with causal attention, where later tokens look at more
 keys, every rank then has the same work. This is the order of Transformer Engine's packed (THD) layout, which
 Megatron-core's rotary embeddings follow, too. A rank collects the keys and values of the others, and each of its
-chunks looks at the keys up to its own end.
+chunks looks at the keys up to its own end, `QUERY_BLOCK` queries at a time: the mask of a block is a view of one mask
+of so many rows, so that memory grows with the tokens and not with their square.
 """
 
 from __future__ import annotations
@@ -208,6 +209,20 @@ def lay_out_context(lengths: list[int], part: ContextSlice) -> ContextLayout:
     )
 
 
+QUERY_BLOCK = 128
+"""Queries of one kernel call where a chunk has more keys than queries."""
+
+
+def block_mask(num_keys: int, query: torch.Tensor) -> torch.Tensor:
+    """[QUERY_BLOCK, num_keys], what is added to scores: 0, and -inf where one of the last queries would see a later
+    key. In the queries' dtype, or torch would make such a mask of each of its views, and keep it for the backward pass.
+    """
+    mask = torch.zeros(QUERY_BLOCK, num_keys, dtype=query.dtype, device=query.device)
+    later = torch.ones(QUERY_BLOCK, QUERY_BLOCK, dtype=torch.bool, device=query.device).triu(1)
+    mask[:, -QUERY_BLOCK:].masked_fill_(later[:, -num_keys:], -math.inf)
+    return mask
+
+
 @dataclass
 class PackedSequences(PackedSeqParams):
     """Megatron-core's description of a pack, with its layout for this attention made once for all layers."""
@@ -219,6 +234,13 @@ class PackedSequences(PackedSeqParams):
     """(query, key, value, scale=...) -> the output, in place of this module's own ways."""
     sharing: Sharing | None = None
     """Where prefixes are shared, what that saves."""
+    _mask: torch.Tensor | None = None
+
+    def mask_like(self, query: torch.Tensor) -> torch.Tensor:
+        """[QUERY_BLOCK, longest sequence]: `block_mask` for all layers, in the queries' dtype."""
+        if self._mask is None or self._mask.dtype != query.dtype:
+            self._mask = block_mask(max(self.lengths), query)
+        return self._mask
 
     @cached_property
     def context_layout(self) -> ContextLayout:
@@ -308,7 +330,7 @@ class TorchPackedAttention(MegatronModule):
         if packed_seq_params.attend is not None:
             return packed_seq_params.attend(query, key, value, scale=self.scale)
         if packed_seq_params.part.size > 1:
-            return self._attend_chunks(query, key, value, packed_seq_params.context_layout)
+            return self._attend_chunks(query, key, value, packed_seq_params)
         layout = packed_seq_params.layout
         if not layout.is_identity:
             query, key, value = (x.index_select(0, layout.gather) for x in (query, key, value))
@@ -323,9 +345,10 @@ class TorchPackedAttention(MegatronModule):
         return output if layout.is_identity else output.index_select(0, layout.scatter)
 
     def _attend_chunks(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: ContextLayout
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, sequences: PackedSequences
     ) -> torch.Tensor:
         """Keys and values are collected in one piece; in the backward pass their gradients are summed and split."""
+        layout, mask = sequences.context_layout, sequences.mask_like(query)
         widths = (key.size(-2) * key.size(-1), value.size(-2) * value.size(-1))
         both = torch.cat([key.flatten(1), value.flatten(1)], -1)
         whole = gather_from_sequence_parallel_region(both, group=parallel_state.get_context_parallel_group())
@@ -337,26 +360,60 @@ class TorchPackedAttention(MegatronModule):
                 whole_value.index_select(0, batch.keys).unflatten(-1, value.shape[-2:]),
                 batch.num_chunks,
                 len(batch.queries) // batch.num_chunks,
+                mask=mask,
             )
             for batch in layout.batches
         ]
         return torch.cat(outputs).index_select(0, layout.scatter)
 
     def _attend(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, num_sequences: int, length: int
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        num_sequences: int,
+        length: int,
+        *,
+        mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """One batch: query [sequences * length, heads, dim] -> [sequences * length, heads * dim].
 
-        There may be more keys than queries in a sequence: the queries are those at its end.
+        There may be more keys than queries in a sequence: the queries are those at its end, and there is a mask.
         """
         query, key, value = (
             x.reshape(num_sequences, -1, x.size(-2), x.size(-1)).transpose(1, 2) for x in (query, key, value)
         )
-        num_keys = key.size(2)
-        mask = None
-        if num_keys > length:
-            mask = torch.ones(length, num_keys, dtype=torch.bool, device=query.device).tril(num_keys - length)
-        output = functional.scaled_dot_product_attention(
+        if key.size(2) == length:
+            output = self._attend_block(query, key, value, None)
+        else:
+            assert mask is not None
+            output = self._attend_blocks(query, key, value, mask)
+        return output.transpose(1, 2).reshape(num_sequences * length, -1)
+
+    def _attend_blocks(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor
+    ) -> torch.Tensor:
+        """query [sequences, heads, length, dim] of the places at the end of the keys -> [..., length, dim]."""
+        length, num_keys = query.size(2), key.size(2)
+        outputs = []
+        for start in range(0, length, QUERY_BLOCK):
+            end = min(start + QUERY_BLOCK, length)
+            seen = num_keys - length + end
+            # The last rows and columns of the mask are those of the block's last queries and the keys that they see.
+            outputs.append(
+                self._attend_block(
+                    query[:, :, start:end],
+                    key[:, :, :seen],
+                    value[:, :, :seen],
+                    mask[start - end :, mask.size(1) - seen :],
+                )
+            )
+        return torch.cat(outputs, 2)
+
+    def _attend_block(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        return functional.scaled_dot_product_attention(
             query,
             key,
             value,
@@ -365,4 +422,3 @@ class TorchPackedAttention(MegatronModule):
             scale=self.scale,
             enable_gqa=query.size(1) != key.size(1),
         )
-        return output.transpose(1, 2).reshape(num_sequences * length, -1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from hypothesis import strategies as st
 from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.trainer.megatron.attention import (
     ContextSlice,
+    TorchPackedAttention,
+    block_mask,
     lay_out_context,
     whole_order,
 )
@@ -54,6 +57,54 @@ def test_a_chunk_sees_the_keys_up_to_its_own_end(size, chunks, data):
             same = (sequence_of == sequence_of[own[0]]).nonzero().flatten()
             assert torch.equal(visible, same[same <= own[-1]])
             assert torch.equal(own, visible[-len(own) :])
+
+
+def bare_attention() -> TorchPackedAttention:
+    """The module without a config and the groups that Megatron-core would want."""
+    module = TorchPackedAttention.__new__(TorchPackedAttention)
+    torch.nn.Module.__init__(module)
+    module.scale = 0.3
+    return module
+
+
+def saved_bytes(compute: Callable[[], torch.Tensor]) -> tuple[int, torch.Tensor]:
+    """What is kept for the backward pass, each storage counted once, and the output."""
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        output = compute()
+    return sum(kept.values()), output
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_what_a_chunk_keeps_grows_with_its_tokens_and_not_with_their_square(groups: int) -> None:
+    attention, sizes = bare_attention(), []
+    for length in (5, 300, 600, 1200):
+        generator = torch.Generator().manual_seed(length)
+        shapes = ((length, 4, 8), (2 * length, groups, 8), (2 * length, groups, 8))
+        tensors = [torch.randn(shape, generator=generator).requires_grad_() for shape in shapes]
+        mask = block_mask(2 * length, tensors[0])
+        kept, output = saved_bytes(
+            lambda tensors=tensors, mask=mask, n=length: attention._attend(*tensors, 1, n, mask=mask)
+        )
+        sizes.append(kept)
+        query, key, value = (tensor.transpose(0, 1)[None] for tensor in tensors)
+        causal = torch.ones(length, 2 * length, dtype=torch.bool).tril(length)
+        expected = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=causal, scale=0.3, enable_gqa=groups != 4
+        )[0].transpose(0, 1)
+        weights = torch.randn(output.shape, generator=generator)
+        torch.testing.assert_close(output, expected.reshape(length, -1), atol=2e-6, rtol=2e-6)
+        ours, theirs = (
+            torch.autograd.grad(result.reshape(length, -1), tensors, weights) for result in (output, expected)
+        )
+        torch.testing.assert_close(ours, theirs, atol=2e-5, rtol=2e-5)
+    assert sizes[3] - sizes[2] <= 2.1 * (sizes[2] - sizes[1]), sizes
 
 
 @settings(deadline=None, max_examples=40)
