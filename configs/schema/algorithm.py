@@ -18,9 +18,11 @@ from polyturn.configs.schema.objective import (
     ClipLoss,
     Correction,
     CorrectionSection,
+    EntropyControl,
     KLInLoss,
     KLInReward,
     Loss,
+    NoEntropyControl,
     NoKL,
     Reduction,
     TokenMean,
@@ -257,6 +259,18 @@ Distillation = Annotated[NoDistillation | DistillationInAdvantage, Field(discrim
 RewardShaping = Annotated[NoShaping | OverlongShaping | Plugin, Field(discriminator="kind")]
 
 
+class EntropyTarget(Section):
+    """The entropy bonus follows the entropy: its weight goes up by a step after each update below the target and down
+    after each above, and counts only while the entropy is at most the target (Skywork-OR1, arXiv 2505.22312)."""
+
+    entropy: PositiveFloat
+    """The mean over trainable tokens, in nats, that is held."""
+    step: PositiveFloat = 5e-3
+    """By how much the weight changes after each update."""
+    most: PositiveFloat = 0.1
+    """The largest weight; the least is 0."""
+
+
 class AlgorithmConfig(Section):
     """What turns rewards into gradients."""
 
@@ -279,6 +293,10 @@ class AlgorithmConfig(Section):
     """How the losses of tokens become one number."""
     entropy_coefficient: NonNegativeFloat = 0.0
     """Weight of an entropy bonus in the loss."""
+    entropy_target: EntropyTarget | None = None
+    """Moves the weight of the entropy bonus from update to update, towards an entropy; null: it stays."""
+    entropy_control: EntropyControl = NoEntropyControl()
+    """What is done about the few tokens that take most of the policy's entropy."""
 
     @property
     def needs_reference(self) -> bool:
@@ -345,6 +363,8 @@ class AlgorithmConfig(Section):
             user = "loss.anchor is proximal; take loss.anchor: behavior"
         elif self.corrections:
             user = "corrections compare the two; leave them out"
+        elif self.entropy_control.kind != "none":
+            user = "entropy_control goes by the logprobs of the step's start; leave it out"
         elif isinstance(self.kl, KLInReward) or (
             isinstance(self.kl, KLInLoss) and self.kl.anchor == "proximal"
         ):
@@ -382,6 +402,8 @@ class EnvironmentAlgorithm(Section):
     """As `trainer.algorithm.reduction`."""
     entropy_coefficient: NonNegativeFloat | None = None
     """As `trainer.algorithm.entropy_coefficient`."""
+    entropy_control: EntropyControl | None = None
+    """As `trainer.algorithm.entropy_control`."""
 
     def over(self, base: AlgorithmConfig) -> AlgorithmConfig:
         """The whole algorithm: `base` with what is set here in its place.
@@ -399,6 +421,7 @@ class EnvironmentAlgorithm(Section):
             "kl": self.kl,
             "reduction": self.reduction,
             "entropy_coefficient": self.entropy_coefficient,
+            "entropy_control": self.entropy_control,
         }
         given = {name: value for name, value in own.items() if value is not None}
         try:

@@ -292,6 +292,43 @@ Correction = Annotated[
 ]
 
 
+class NoEntropyControl(Section):
+    """Nothing is done about tokens that take entropy."""
+
+    kind: Literal["none"] = "none"
+
+
+class ClipCov(Section):
+    """Clip-Cov: a few tokens, drawn among those of high covariance, have no policy loss (arXiv 2505.22617)."""
+
+    kind: Literal["clip_cov"]
+    fraction: Annotated[float, Field(gt=0, lt=1)] = 2e-4
+    """Of the step's trainable tokens, how many are drawn; at least one, where any qualifies."""
+    low: float = 1.0
+    """The least covariance of a token that may be drawn."""
+    high: float = 5.0
+    """The largest covariance of a token that may be drawn."""
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError(f"low {self.low:g} must be below high {self.high:g}")
+        return self
+
+
+class KLCov(Section):
+    """KL-Cov: the tokens of the highest covariance are held near the step's start by a KL (arXiv 2505.22617)."""
+
+    kind: Literal["kl_cov"]
+    fraction: Annotated[float, Field(gt=0, lt=1)] = 2e-4
+    """Of the step's trainable tokens, how many are held; at least one."""
+    coefficient: PositiveFloat = 1.0
+    """Weight of their penalty in the loss."""
+
+
+EntropyControl = Annotated[NoEntropyControl | ClipCov | KLCov | Plugin, Field(discriminator="kind")]
+
+
 Estimator = Literal["k1", "k2", "k3"]
 
 

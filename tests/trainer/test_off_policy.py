@@ -236,3 +236,44 @@ def test_the_samplers_logprobs_stand_in_for_a_step_that_is_not_scored():
 def test_a_check_that_compares_with_what_is_not_scored_is_refused_at_start():
     with pytest.raises(ConfigError, match="max_logprob_difference compares trainer and engine"):
         preflight(load_config("quickstart", UNSCORED))
+
+
+def test_an_entropy_control_looks_at_the_whole_step_beside_the_corrections() -> None:
+    """Of six tokens the two likeliest have the largest advantage: they take the entropy."""
+    rising = drawn_sample("up", [0.0] * 3, advantage=2.0)
+    falling = drawn_sample("down", [0.0] * 3, advantage=-1.0)
+    rising.proximal_logprobs[1:4] = [-0.1, -0.2, -3.0]
+    falling.proximal_logprobs[1:4] = [-2.0, -2.5, -1.9]
+    for control, column, expected in (
+        ({"kind": "kl_cov", "fraction": 0.34, "coefficient": 0.5}, "kl_weights", [0.5, 0.5, 0.0]),
+        (
+            {"kind": "clip_cov", "fraction": 0.34, "low": 2.0, "high": 5.0},
+            "correction_weights",
+            [0.0, 0.0, 1.0],
+        ),
+    ):
+        algorithm = AlgorithmConfig.model_validate({"entropy_control": control})
+        found = correct([rising, falling], algorithm)
+        columns = [getattr(sample, column)[sample.sampled].tolist() for sample in found.samples]
+        assert columns == [expected, [0.0] * 3 if column == "kl_weights" else [1.0] * 3]
+        assert found.metrics["entropy_control/chosen_tokens"] == 2 and not found.rejected.any()
+    both = AlgorithmConfig.model_validate(
+        {"entropy_control": control, "corrections": [{"kind": "truncated_importance", "cap": 1.5}]}
+    )
+    weights = [
+        sample.correction_weights[sample.sampled].tolist()
+        for sample in correct([rising, falling], both).samples
+    ]
+    assert (
+        weights[0][:2] == [0.0, 0.0]
+        and weights[0][2] == pytest.approx(math.exp(-2.0))
+        and max(weights[1]) <= 1.5
+    )
+    with pytest.raises(ValueError, match="entropy_control goes by the logprobs of the step's start"):
+        AlgorithmConfig.model_validate(
+            {
+                "entropy_control": control,
+                "proximal": "behavior",
+                "loss": {"kind": "clip", "anchor": "behavior"},
+            }
+        )

@@ -89,8 +89,9 @@ class ObjectiveSums:
 def evaluate_objective(batch: TokenBatch, objective: Objective, counts: GlobalCounts) -> ObjectiveSums:
     """The objective's sums over a part of the global batch that `counts` describes.
 
-    The loss is sum_it w_it (c_it l_it + beta kl_it - eta H_it): w of the reduction, c of the corrections. A rejected
-    token has no policy loss, but is held by the penalties like any other.
+    The loss is sum_it w_it (c_it l_it + beta kl_it + g_it |log p_it - log proximal_it| - eta H_it): w of the reduction,
+    c of the corrections and the entropy control, g of the entropy control. A rejected token has no policy loss, but is
+    held by the penalties like any other.
     """
     weights = token_weights(batch, counts, objective.reduction)
     token_loss = bind(POLICY_LOSSES, objective.loss)(batch)
@@ -98,6 +99,9 @@ def evaluate_objective(batch: TokenBatch, objective: Objective, counts: GlobalCo
     loss = weighted_sum(token_loss.values, policy_weights)
     if isinstance(objective.kl, KLInLoss):
         loss = loss + objective.kl.coefficient * weighted_sum(kl_penalty(batch, objective.kl), weights)
+    if batch.kl_weights is not None:
+        moved = log_ratio(batch.logprobs, batch.proximal_logprobs.detach(), batch.mask).abs()
+        loss = loss + weighted_sum(moved, weights * torch.where(batch.mask, batch.kl_weights, 0.0))
     if objective.entropy_coefficient > 0:
         loss = loss - objective.entropy_coefficient * weighted_sum(batch.entropies, weights)
     sums, maxima = _metrics(batch, token_loss.clipped)

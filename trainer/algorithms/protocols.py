@@ -75,6 +75,25 @@ class Correction(Protocol):
         """All of shape [N], the tokens of the whole step; `sequence_index` says which sequence a token is of."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TokenControl:
+    """What is done about tokens that take the policy's entropy."""
+
+    weights: torch.Tensor
+    """[N], without gradient: the factor of each token's policy loss; 0 where the mask is False."""
+    kl_weights: torch.Tensor
+    """[N], without gradient: of |log p - log proximal| of each token in the loss; 0 where the mask is False."""
+    metrics: dict[str, float]
+    """Figures of the step."""
+
+
+class EntropyControl(Protocol):
+    """From the logprobs at the step's start and the advantages of a whole step to what is done about each token."""
+
+    def __call__(self, logprobs: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor) -> TokenControl:
+        """All of shape [N], the tokens of the whole step."""
+
+
 class RewardPostprocessor(Protocol):
     """From the rewards of a step to those that advantages are estimated from."""
 
@@ -96,6 +115,11 @@ CORRECTION = Signature(
     what="correction",
     arguments=("behavior", "proximal", "mask", "sequence_index", "advantages"),
     text="def correction(behavior, proximal, mask, sequence_index, advantages, **options) -> CorrectionWeights",
+)
+ENTROPY_CONTROL = Signature(
+    what="entropy control",
+    arguments=("logprobs", "advantages", "mask"),
+    text="def control(logprobs, advantages, mask, **options) -> TokenControl",
 )
 REDUCER = Signature(
     what="reduction",

@@ -63,7 +63,8 @@ class Entry:
     `loss_times_ratio` for one times policy / behavior with the ratio's own gradient, `loss_times_detached_ratio` for
     one without it, `reward` for one that is taken off the reward without gradient. Empty: nothing is claimed."""
     example: Mapping[str, Any] = field(default_factory=dict)
-    """Keys of the config's section that have no default, so that the battery can make one."""
+    """Keys of the config's section as the battery makes one: those without a default, or whose default would leave
+    nothing to see in a few tokens."""
 
 
 class Registry(Generic[P]):
@@ -128,6 +129,7 @@ ADVANTAGES: Registry[protocols.AdvantageEstimator] = Registry(
     protocols.ADVANTAGE, "group_advantages", "token_advantages", "tree_advantages"
 )
 CORRECTIONS: Registry[protocols.Correction] = Registry(protocols.CORRECTION, "corrections")
+ENTROPY_CONTROLS: Registry[protocols.EntropyControl] = Registry(protocols.ENTROPY_CONTROL, "entropy_control")
 REDUCERS: Registry[protocols.Reducer] = Registry(protocols.REDUCER, "reductions")
 KL_ESTIMATORS: Registry[protocols.KLEstimator] = Registry(protocols.KL_ESTIMATOR, "kl")
 REWARD_POSTPROCESSORS: Registry[protocols.RewardPostprocessor] = Registry(
@@ -164,6 +166,7 @@ def check_plugins(config: AlgorithmConfig, *, where: str = "trainer.algorithm") 
         ("advantage", ADVANTAGES, config.advantage),
         ("loss", POLICY_LOSSES, config.loss),
         ("reduction", REDUCERS, config.reduction),
+        ("entropy_control", ENTROPY_CONTROLS, config.entropy_control),
         *((f"corrections.{i}", CORRECTIONS, section) for i, section in enumerate(config.corrections)),
     )
     for key, registry, section in places:

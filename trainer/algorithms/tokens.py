@@ -51,6 +51,8 @@ class TokenBatch:
     """Of the teachers, at temperature 1; None where one of the tokens has none."""
     correction_weights: torch.Tensor | None = None
     """What each token's policy loss is multiplied by, 0 for rejected ones; None where nothing is corrected."""
+    kl_weights: torch.Tensor | None = None
+    """Of |log p - log proximal| of each token in the loss; None where no token is held so."""
 
     def sequence_sums(self, values: torch.Tensor) -> torch.Tensor:
         """Sums over the trainable tokens of each sample, [num_sequences]."""

@@ -23,6 +23,7 @@ from polyturn.envs.plugins import load_plugin
 from polyturn.trainer.algorithms.registry import (
     ADVANTAGES,
     CORRECTIONS,
+    ENTROPY_CONTROLS,
     KL_ESTIMATORS,
     POLICY_LOSSES,
     REDUCERS,
@@ -40,7 +41,7 @@ from polyturn.trainer.battery.softmax import (
     check_loss_gradient,
 )
 from polyturn.trainer.battery.token_losses import KL_CHECKS, LOSS_CHECKS
-from polyturn.trainer.battery.token_weights import CORRECTION_CHECKS, REDUCER_CHECKS
+from polyturn.trainer.battery.token_weights import CONTROL_CHECKS, CORRECTION_CHECKS, REDUCER_CHECKS
 
 P = TypeVar("P")
 Claims = Mapping[str, Gradient]
@@ -49,6 +50,7 @@ _CHECKS: tuple[tuple[Registry[Any], Mapping[str, Check]], ...] = (
     (POLICY_LOSSES, LOSS_CHECKS),
     (ADVANTAGES, ADVANTAGE_CHECKS),
     (CORRECTIONS, CORRECTION_CHECKS),
+    (ENTROPY_CONTROLS, CONTROL_CHECKS),
     (REDUCERS, REDUCER_CHECKS),
     (KL_ESTIMATORS, KL_CHECKS),
     (REWARD_POSTPROCESSORS, POSTPROCESSOR_CHECKS),

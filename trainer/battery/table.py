@@ -19,6 +19,7 @@ from polyturn.configs.schema.objective import KLInLoss, KLInReward
 from polyturn.trainer.algorithms.registry import (
     ADVANTAGES,
     CORRECTIONS,
+    ENTROPY_CONTROLS,
     KL_ESTIMATORS,
     POLICY_LOSSES,
     REDUCERS,
@@ -33,6 +34,7 @@ REGISTRIES: Mapping[str, Registry[Any]] = {
     "losses": POLICY_LOSSES,
     "kl": KL_ESTIMATORS,
     "corrections": CORRECTIONS,
+    "entropy": ENTROPY_CONTROLS,
     "reductions": REDUCERS,
     "rewards": REWARD_POSTPROCESSORS,
 }
@@ -42,6 +44,7 @@ KEYS = {
     "advantages": "advantage",
     "losses": "loss",
     "corrections": "corrections",
+    "entropy": "entropy_control",
     "reductions": "reduction",
 }
 """Where a config names a function of each registry, below `trainer.algorithm`."""

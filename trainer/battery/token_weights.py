@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from polyturn.trainer.algorithms.protocols import Correction, Reducer
+from polyturn.trainer.algorithms.protocols import Correction, EntropyControl, Reducer
 from polyturn.trainer.algorithms.tokens import GlobalCounts
 from polyturn.trainer.battery.invariances import (
     BatteryFailure,
@@ -168,4 +168,58 @@ CORRECTION_CHECKS: dict[str, Check] = {
     "overflow": check_overflow,
     "empty": check_empty,
     "nan_shows": check_nan_shows,
+}
+
+
+def _control(control: EntropyControl, rows: Sequence[Row], _counts: GlobalCounts | None = None) -> Outcome:
+    logprobs, advantages = (
+        torch.cat([row.columns[name] for row in rows]) for name in ("proximal_logprobs", "advantages")
+    )
+    mask = torch.cat([row.mask for row in rows])
+    before = [column.clone() for column in (logprobs, advantages)]
+    result = control(logprobs, advantages, mask)
+    for column, old in zip((logprobs, advantages), before, strict=True):
+        require(torch.equal(column.nan_to_num(), old.nan_to_num()), "the control changes its arguments")
+    columns = {"weight": result.weights, "penalty's weight": result.kl_weights}
+    for name, column in columns.items():
+        require(column.shape == mask.shape, f"a {name} of shape {tuple(column.shape)} for {len(mask)} tokens")
+        require(not column.requires_grad, f"the {name} carries a gradient")
+    return Outcome(
+        columns={name: split_by_row(rows, column.double()) for name, column in columns.items()},
+        metrics=dict(result.metrics),
+    )
+
+
+def check_control_form(control: EntropyControl, seed: int) -> None:
+    """Two finite weights a token, not negative, 0 where the mask is; finite metrics, without trainable tokens, too."""
+    rows = random_rows(seed)
+    outcome = _control(control, rows)
+    for name, found in outcome.at(rows).items():
+        require(
+            bool((found >= 0).all()) and bool(found.isfinite().all()), f"a {name} is negative or not finite"
+        )
+    outcome.require_silence(rows, "as they are,")
+    silent = [replace(row, mask=torch.zeros_like(row.mask)) for row in rows]
+    for name, value in {**outcome.metrics, **_control(control, silent).metrics}.items():
+        require(math.isfinite(value), f"the metric {name} is {value}")
+
+
+def check_control_nan_shows(control: EntropyControl, seed: int) -> None:
+    """A NaN on a trainable token is refused with a ValueError, not taken for a number."""
+    rows = random_rows(seed)
+    token = int(rows[0].mask.nonzero()[0])
+    for name in ("proximal_logprobs", "advantages"):
+        column = rows[0].columns[name].clone()
+        column[token] = math.nan
+        try:
+            _control(control, [rows[0].having(**{name: column}), *rows[1:]])
+        except ValueError:
+            continue
+        raise BatteryFailure(f"a NaN in {name} of a trainable token is taken for a number")
+
+
+CONTROL_CHECKS: dict[str, Check] = {
+    "form": check_control_form,
+    **Invariances(evaluate=_control, tolerance=TOLERANCE).checks(split=False),
+    "nan_shows": check_control_nan_shows,
 }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ import torch
 
 from polyturn.configs.schema.algorithm import AlgorithmConfig
 from polyturn.trainer.algorithms.diagnostics import mismatch, mismatch_by
-from polyturn.trainer.algorithms.registry import CORRECTIONS, POLICY_LOSSES, bind
+from polyturn.trainer.algorithms.registry import CORRECTIONS, ENTROPY_CONTROLS, POLICY_LOSSES, bind
 from polyturn.trainer.algorithms.tokens import TokenBatch
 from polyturn.trainer.data.samples import TrainSample
 
@@ -40,9 +40,9 @@ class Corrected:
     """Samples with what their corrections say of their N trainable tokens."""
 
     samples: tuple[TrainSample, ...]
-    """With `correction_weights`, if there are corrections."""
+    """With `correction_weights` and `kl_weights`, if there are corrections or an entropy control."""
     rejected: npt.NDArray[np.bool_]
-    """[N]: tokens whose weight is 0."""
+    """[N]: tokens whose weight by the corrections is 0."""
     clipped: npt.NDArray[np.bool_]
     """[N]: tokens whose weight a correction bounded."""
     clipped_by_loss: npt.NDArray[np.bool_]
@@ -51,10 +51,12 @@ class Corrected:
 
 
 def correct(samples: Sequence[TrainSample], config: AlgorithmConfig) -> Corrected:
-    """Give samples that are scored and have advantages the product of the config's corrections as weights.
+    """Give samples that are scored and have advantages the product of the config's corrections as weights, and what the
+    entropy control makes of each token.
 
-    The metrics are `correction/KIND/NAME` of each correction, and `correction/tokens`, `correction/tokens_kept`,
-    `correction/sequences`, `correction/sequences_kept`. The loss is over the tokens and sequences before rejection.
+    The metrics are `entropy_control/NAME`, `correction/KIND/NAME` of each correction, and `correction/tokens`,
+    `correction/tokens_kept`, `correction/sequences`, `correction/sequences_kept`. The loss is over the tokens and
+    sequences before rejection.
 
     Raises:
         ValueError: a weight that is not finite or is negative.
@@ -65,7 +67,10 @@ def correct(samples: Sequence[TrainSample], config: AlgorithmConfig) -> Correcte
     metrics: dict[str, float] = {}
     if config.corrections and len(behavior):
         weights, clipped, metrics = _weigh(samples, config, behavior, proximal)
-        samples = _with_weights(samples, weights)
+        samples = _with_column(samples, weights, "correction_weights")
+    if config.entropy_control.kind != "none" and len(behavior):
+        samples, figures = _control_entropy(samples, config, proximal, weights)
+        metrics = {**metrics, **figures}
     return Corrected(
         samples=tuple(samples),
         rejected=weights == 0,
@@ -144,6 +149,32 @@ def _weigh(
     return weights, clipped, metrics
 
 
+def _control_entropy(
+    samples: Sequence[TrainSample],
+    config: AlgorithmConfig,
+    proximal: npt.NDArray[np.float64],
+    weights: npt.NDArray[np.float64],
+) -> tuple[tuple[TrainSample, ...], dict[str, float]]:
+    """The samples with what the entropy control says of each token, beside the corrections' weights [N]."""
+    found = bind(ENTROPY_CONTROLS, config.entropy_control)(
+        torch.from_numpy(proximal),
+        torch.from_numpy(_flat(samples, [_advantages(sample) for sample in samples])),
+        torch.ones(len(proximal), dtype=torch.bool),
+    )
+    factors, holds = (part.detach().double().numpy() for part in (found.weights, found.kl_weights))
+    for numbers in (factors, holds):
+        if numbers.shape != weights.shape or not (np.isfinite(numbers) & (numbers >= 0)).all():
+            raise ValueError(
+                f"the entropy control {config.entropy_control.kind!r} must give finite weights of at least 0 for each "
+                f"of {len(weights)} tokens"
+            )
+    if (factors != 1).any():
+        samples = _with_column(samples, weights * factors, "correction_weights")
+    if holds.any():
+        samples = _with_column(samples, holds, "kl_weights")
+    return tuple(samples), {f"entropy_control/{name}": value for name, value in found.metrics.items()}
+
+
 def _clipped_by_loss(samples: Sequence[TrainSample], config: AlgorithmConfig) -> npt.NDArray[np.bool_]:
     """Which trainable tokens, [N], the policy loss bounds before the first update, where policy and proximal are one.
 
@@ -172,16 +203,22 @@ def _clipped_by_loss(samples: Sequence[TrainSample], config: AlgorithmConfig) ->
     return clipped
 
 
-def _with_weights(
-    samples: Sequence[TrainSample], weights: npt.NDArray[np.float64]
+def _with_column(
+    samples: Sequence[TrainSample],
+    values: npt.NDArray[np.float64],
+    name: Literal["correction_weights", "kl_weights"],
 ) -> tuple[TrainSample, ...]:
-    """The samples with the weights [N] of all their trainable tokens as columns."""
+    """The samples with the values [N] of all their trainable tokens as that column."""
     result = []
     ends = np.cumsum([sample.num_trainable for sample in samples])
     for sample, end in zip(samples, ends, strict=True):
         column = np.zeros(len(sample), dtype=np.float32)
-        column[sample.sampled] = weights[end - sample.num_trainable : end]
-        result.append(replace(sample, correction_weights=column))
+        column[sample.sampled] = values[end - sample.num_trainable : end]
+        result.append(
+            replace(sample, correction_weights=column)
+            if name == "correction_weights"
+            else replace(sample, kl_weights=column)
+        )
     return tuple(result)
 
 

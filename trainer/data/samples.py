@@ -49,6 +49,8 @@ class TrainSample:
     """What the critic should have expected."""
     correction_weights: npt.NDArray[np.float32] | None = None
     """What each token's policy loss is multiplied by, 0 for rejected ones; None where nothing is corrected."""
+    kl_weights: npt.NDArray[np.float32] | None = None
+    """Of |log p - log proximal| of each token in the loss; None where no token is held so."""
 
     routed_experts: npt.NDArray[np.int16] | None = None
     """[T, layers x experts per token], the engine's choice, -1 where it recorded none. None: the trainer's own."""
@@ -69,6 +71,7 @@ class TrainSample:
             self.values,
             self.returns,
             self.correction_weights,
+            self.kl_weights,
         )
         shapes = {column.shape for column in columns if column is not None}
         assert len(shapes) == 1 and len(self.token_ids) > 0, f"{self.sample_id}: columns of shapes {shapes}"

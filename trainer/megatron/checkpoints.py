@@ -128,8 +128,14 @@ class Checkpoints:
         """Write and load another engine of this rank, a critic's, with every checkpoint."""
         self._engines[name] = engine
 
-    def begin(self, directory: Path, *, num_updates: int) -> None:
-        """Copy the state, and write it while training goes on. Collective; `finish` must follow before the next."""
+    def begin(
+        self, directory: Path, *, num_updates: int, entropy_bonus: Mapping[str, float] | None = None
+    ) -> None:
+        """Copy the state, and write it while training goes on. Collective; `finish` must follow before the next.
+
+        Args:
+            entropy_bonus: of the policy's next update, which the header keeps.
+        """
         assert self._pending is None, "finish the checkpoint before"
         directory.mkdir(parents=True, exist_ok=True)
         if dist.get_rank() == 0:
@@ -139,6 +145,8 @@ class Checkpoints:
         path = directory / file_name(dist.get_rank(), dist.get_world_size())
         file = self._threads.submit(write_safetensors, path, tensors, metadata)
         header = {**self._model, "layout": self._layout, "num_updates": num_updates}
+        if entropy_bonus is not None:
+            header["entropy_bonus"] = dict(entropy_bonus)
         self._pending = _Pending(directory=directory, header=header, file=file)
 
     def written(self) -> bool:

@@ -334,6 +334,9 @@ def token_batch(
     corrections = None
     if any(sample.correction_weights is not None for sample in samples):
         corrections = rows_of(batch, "correction_weights")
+    holds = None
+    if any(sample.kl_weights is not None for sample in samples):
+        holds = rows_of(batch, "kl_weights")
     return TokenBatch(
         logprobs=logprobs,
         entropies=entropies,
@@ -352,6 +355,7 @@ def token_batch(
         reference_logprobs=reference,
         teacher_logprobs=taught,
         correction_weights=corrections,
+        kl_weights=holds,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import RunConfig
+from polyturn.trainer.algorithms.entropy_control import EntropyBonus
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.tokens import GlobalCounts
-from polyturn.trainer.checkpoints.manifest import describe_adapters
+from polyturn.trainer.checkpoints.manifest import describe_adapters, read_manifest
 from polyturn.trainer.checkpoints.sources import find_source, initial_weights
 from polyturn.trainer.data.prefix_tree import Sharing
 from polyturn.trainer.data.samples import TrainSample
@@ -76,6 +77,9 @@ class MegatronPolicy:
         self.lora = trainer.lora
         self.parallel = trainer.parallel
         self.num_updates = 0
+        self._entropy_target = config.algorithm.entropy_target
+        self.entropy_bonus = EntropyBonus.first(config.algorithm.entropy_coefficient)
+        """Of the next update, where the weight follows a target."""
         self._schedule = LearningRateSchedule.from_config(
             trainer.optimizer, num_updates=trainer.total_updates
         )
@@ -168,8 +172,14 @@ class MegatronPolicy:
             ValueError: a sample lacks a column that the objective needs.
         """
         rate = self._schedule(self.num_updates) if learning_rate is None else learning_rate
+        target, coefficient = self._entropy_target, self.entropy_bonus.coefficient
+        if target is not None:
+            objective = replace(objective, entropy_coefficient=coefficient)
         metrics = self._engine.update(samples, objective=objective, counts=global_counts, learning_rate=rate)
         self.num_updates += 1
+        if target is not None:
+            self.entropy_bonus = self.entropy_bonus.after(metrics["entropy"], target)
+            metrics["entropy_coefficient"] = coefficient
         return metrics
 
     def take_sharing(self) -> tuple[Sharing, LayerFlops]:
@@ -221,7 +231,9 @@ class MegatronPolicy:
             assert self._reference is not None
             with self._reference.in_place():
                 self.save_hf(Path(directory) / REFERENCE_NAME)
-        self.checkpoints.begin(Path(directory), num_updates=self.num_updates)
+        self.checkpoints.begin(
+            Path(directory), num_updates=self.num_updates, entropy_bonus=asdict(self.entropy_bonus)
+        )
 
     def load_checkpoint(self, directory: Path) -> None:
         """Go on from a checkpoint, whatever layout wrote it.
@@ -232,6 +244,9 @@ class MegatronPolicy:
             ValueError: no finished checkpoint is there, or it is one of another model.
         """
         self.num_updates = self.checkpoints.load(Path(directory))
+        bonus = read_manifest(Path(directory))[0].get("entropy_bonus")
+        if bonus is not None and self._entropy_target is not None:
+            self.entropy_bonus = EntropyBonus(**bonus)
         reference = Path(directory) / REFERENCE_NAME
         if self._reference is not None and reference.is_dir():
             with self._reference.in_place():

@@ -79,6 +79,7 @@ def step_metrics(
     for name in (
         "loss",
         "entropy",
+        "entropy_coefficient",
         "clip_fraction",
         "grad_norm",
         "learning_rate",

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from polyturn.configs.schema import objective as sections
-from polyturn.configs.schema.algorithm import AlgorithmConfig
+from polyturn.configs.schema.algorithm import AlgorithmConfig, EntropyTarget
 from polyturn.configs.schema.objective import ClipLoss, KLInLoss, NoKL, ReinforceLoss, SupervisedLoss
+from polyturn.trainer.algorithms.entropy_control import EntropyBonus
 from polyturn.trainer.algorithms.objective import Objective, evaluate_objective
 from polyturn.trainer.algorithms.tokens import GlobalCounts, TokenBatch
 
@@ -319,3 +320,44 @@ def test_decoupled_ppo_is_the_importance_weighted_policy_gradient_at_the_start_o
     expected = torch.where(batch.mask, -weights * batch.advantages / counts.num_tokens, 0.0)
     torch.testing.assert_close(decoupled[0], expected)
     torch.testing.assert_close(two_policies[0], expected)
+
+
+def test_tokens_that_a_control_holds_are_pulled_back_and_nothing_else_is() -> None:
+    batch = make_batch()
+    counts = GlobalCounts.of([int(batch.mask.sum())])
+    holds = torch.zeros_like(batch.logprobs)
+    place = int(batch.mask.nonzero()[3])
+    holds[place] = 0.7
+    holds[~batch.mask] = math.nan
+    grads, losses = [], []
+    for kl_weights in (None, holds):
+        logprobs = batch.logprobs.detach().requires_grad_()
+        held = replace(batch, logprobs=logprobs, kl_weights=kl_weights)
+        loss = evaluate_objective(held, Objective(), counts).loss
+        losses.append(loss.item())
+        grads.append(torch.autograd.grad(loss, logprobs)[0])
+    gap = float(batch.logprobs[place] - batch.proximal_logprobs[place])
+    assert losses[1] - losses[0] == pytest.approx(0.7 * abs(gap) / counts.num_tokens)
+    pull = torch.zeros_like(holds)
+    pull[place] = math.copysign(0.7 / counts.num_tokens, gap)
+    torch.testing.assert_close(grads[1] - grads[0], pull)
+
+
+def test_the_entropy_bonus_follows_its_target() -> None:
+    target = EntropyTarget(entropy=0.2, step=0.01, most=0.025)
+    bonus = EntropyBonus.first(0.0)
+    seen = []
+    for entropy in (0.1, 0.1, 0.1, 0.2, 0.3, 0.3, 0.3, 0.3, 0.15):
+        bonus = bonus.after(entropy, target)
+        seen.append((round(bonus.level, 6), round(bonus.coefficient, 6)))
+    assert seen == [
+        (0.01, 0.01),
+        (0.02, 0.02),
+        (0.025, 0.025),
+        (0.025, 0.025),
+        (0.015, 0.0),
+        (0.005, 0.0),
+        (0.0, 0.0),
+        (0.0, 0.0),
+        (0.01, 0.01),
+    ]

@@ -19,6 +19,7 @@ from polyturn.trainer.algorithms.advantages import RewardBatch, RewardPart
 from polyturn.trainer.algorithms.registry import (
     ADVANTAGES,
     CORRECTIONS,
+    ENTROPY_CONTROLS,
     KL_ESTIMATORS,
     POLICY_LOSSES,
     REDUCERS,
@@ -301,6 +302,65 @@ def test_corrections(case: Case, scale: float) -> None:
     assert found == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
+def covariances_of(tokens: list[Token]) -> list[float]:
+    middle, worth = mean([t.proximal for t in tokens]), mean([t.advantage for t in tokens])
+    return [(t.proximal - middle) * (t.advantage - worth) for t in tokens]
+
+
+CONTROLLED: dict[str, Callable[[list[float], list[float], list[float], Any], None]] = {}
+"""What must hold of the weights and penalties of tokens with these covariances."""
+
+
+def clip_cov(found: list[float], weights: list[float], holds: list[float], c: Any) -> None:
+    number = max(int(c.fraction * len(found)), 1)
+    inside = [c.low <= value <= c.high for value in found]
+    chosen = [weight == 0 for weight in weights]
+    assert number < sum(inside) < len(found), (
+        "the example draws some of those inside, and leaves some outside"
+    )
+    assert sum(chosen) == number and all(where for where, drawn in zip(inside, chosen, strict=True) if drawn)
+    assert set(weights) == {0.0, 1.0} and not any(holds)
+
+
+def kl_cov(found: list[float], weights: list[float], holds: list[float], c: Any) -> None:
+    number = max(int(c.fraction * len(found)), 1)
+    least = sorted(found)[-number]
+    assert weights == [1.0] * len(found)
+    assert holds == [c.coefficient if value >= least else 0.0 for value in found]
+
+
+CONTROLLED |= {"clip_cov": clip_cov, "kl_cov": kl_cov}
+
+
+@pytest.mark.parametrize("case", cases(ENTROPY_CONTROLS), ids=lambda case: case.name)
+@pytest.mark.parametrize("seed", [1, 9])
+def test_entropy_controls(case: Case, seed: int) -> None:
+    rows = random_rows(seed)
+    logprobs, worth = (
+        torch.cat([row.columns[name] for row in rows]) for name in ("proximal_logprobs", "advantages")
+    )
+    mask = torch.cat([row.mask for row in rows])
+    found = case.function(logprobs, worth, mask)
+    expected = covariances_of([token for row in rows for token in tokens_of(row)])
+    weights, holds = found.weights[mask].tolist(), found.kl_weights[mask].tolist()
+    CONTROLLED[case.entry.name](expected, weights, holds, config_of(case))
+    assert found.metrics["covariance"] == pytest.approx(mean(expected))
+    assert found.metrics["chosen_tokens"] == max(int(0.2 * len(expected)), 1)
+
+
+def test_clip_cov_draws_evenly() -> None:
+    """Of 2,000 tokens of one covariance's range each is as likely: neither by size nor by place."""
+    (case,) = (case for case in cases(ENTROPY_CONTROLS) if case.name == "clip_cov")
+    generator = torch.Generator().manual_seed(0)
+    logprobs, worth = (torch.rand(2000, generator=generator, dtype=torch.float64) for _ in range(2))
+    found = case.function(logprobs, worth, torch.ones(2000, dtype=torch.bool))
+    chosen = (found.weights == 0).nonzero().flatten().double()
+    assert len(chosen) == 400
+    # Four standard deviations of the mean of 400 draws without replacement.
+    for values, every in ((chosen, torch.arange(2000.0)), (logprobs[chosen.long()], logprobs)):
+        assert abs(float(values.mean() - every.mean())) < 4 * float(every.std()) * (0.8 / 400) ** 0.5
+
+
 Trajectories = list[list[float]]
 """By part: one number for each of its trainable tokens, as they were sampled."""
 
@@ -514,6 +574,7 @@ def test_every_registered_function_has_a_closed_form() -> None:
         (POLICY_LOSSES, LOSSES),
         (ADVANTAGES, ESTIMATED),
         (CORRECTIONS, CORRECTED),
+        (ENTROPY_CONTROLS, CONTROLLED),
         (KL_ESTIMATORS, KL),
         (REWARD_POSTPROCESSORS, SHAPED),
     ):
