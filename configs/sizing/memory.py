@@ -223,10 +223,16 @@ def check_layout(config: RunConfig, shape: ModelShape) -> None:
         ConfigError: heads, experts or layers cannot be divided so.
     """
     parallel = config.trainer.parallel
-    if shape.num_heads % parallel.tensor or shape.num_kv_heads % parallel.tensor:
+    fault = shape.explain_heads(parallel.tensor)
+    if fault is not None:
+        raise ConfigError(f"trainer.parallel.tensor is {parallel.tensor}, which {fault}")
+    lora = config.trainer.lora
+    shares_heads = shape.latent is None and parallel.tensor > shape.num_kv_heads
+    if lora is not None and shares_heads and any(lora.adapts(f"{name}_proj") for name in "qkv"):
         raise ConfigError(
-            f"trainer.parallel.tensor is {parallel.tensor}, which must divide the model's {shape.num_heads} attention "
-            f"heads and {shape.num_kv_heads} key-value heads"
+            f"trainer.lora adapts queries, keys and values, which does not go with trainer.parallel.tensor "
+            f"{parallel.tensor} above the model's {shape.num_kv_heads} key-value heads: take fewer ranks, or leave "
+            "q_proj, k_proj and v_proj out of trainer.lora.target_modules"
         )
     # An engine copies key-value heads where it has more ranks than them.
     check_engine_layout(config.engines, shape, section="engines")

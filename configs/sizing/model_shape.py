@@ -30,9 +30,13 @@ def expert_layers(hf: Mapping[str, Any]) -> tuple[bool, ...]:
     """For each layer, whether it has experts in place of one MLP.
 
     DeepSeek V3 and GLM-4.5 begin with `first_k_dense_replace` dense layers, and then have experts in every
-    `moe_layer_freq`-th; Qwen3-MoE has them in every `decoder_sparse_step`-th layer but `mlp_only_layers`.
+    `moe_layer_freq`-th; GLM-4.7-Flash says it of each layer in `mlp_layer_types`, and without that has experts in all
+    but the first; Qwen3-MoE has them in every `decoder_sparse_step`-th layer but `mlp_only_layers`.
     """
     num_layers = int(hf["num_hidden_layers"])
+    if hf.get("model_type") == "glm4_moe_lite":
+        kinds = hf.get("mlp_layer_types") or ["dense"] + ["sparse"] * (num_layers - 1)
+        return tuple(kind == "sparse" for kind in kinds)
     if hf.get("first_k_dense_replace") is not None:
         every = hf.get("moe_layer_freq") or 1
         if isinstance(every, list):
@@ -46,17 +50,24 @@ def expert_layers(hf: Mapping[str, Any]) -> tuple[bool, ...]:
 
 FAMILIES = (
     "deepseek_v3",
+    "ernie4_5",
     "glm4",
     "glm4_moe",
+    "glm4_moe_lite",
     "kimi_k2",
     "llama",
+    "mistral",
     "qwen2",
     "qwen3",
     "qwen3_moe",
+    "seed_oss",
+    "smollm3",
 )
 """The `model_type`s that the trainer can load."""
-LATENT_FAMILIES = ("deepseek_v3", "kimi_k2")
+LATENT_FAMILIES = ("deepseek_v3", "glm4_moe_lite", "kimi_k2")
 """Those with multi-head latent attention."""
+BIASED_BY_KEY = ("glm4", "glm4_moe", "seed_oss")
+"""Those whose `attention_bias` is one of queries, keys and values alone."""
 MAX_SIZE = 2**31 - 1
 MAX_LAYERS = 4096
 MAX_EXPERTS = 65536
@@ -176,7 +187,7 @@ class ModelShape:
             max_positions=sizes["max_position_embeddings"],
             tied_embeddings=bool(data.get("tie_word_embeddings", False)),
             qkv_bias=model_type == "qwen2"
-            or (model_type.startswith("glm4") and bool(data.get("attention_bias"))),
+            or (model_type in BIASED_BY_KEY and bool(data.get("attention_bias"))),
             head_norms=model_type.startswith("qwen3") or bool(data.get("use_qk_norm")),
             sandwich_norms=model_type == "glm4",
             fused_gate_up=model_type == "glm4",
@@ -256,6 +267,25 @@ class ModelShape:
             whole += hidden * latent.query_rank + latent.query_rank
         return split // tensor + whole
 
+    def explain_heads(self, tensor: int) -> str | None:
+        """Why so many tensor-parallel ranks of the trainer cannot share the attention heads; None: they can.
+
+        More ranks than key-value heads share each of them, and its projections' rows are split as evenly as all others.
+        """
+        if self.num_heads % tensor:
+            return f"must divide the model's {self.num_heads} attention heads"
+        if self.latent is not None:
+            return None
+        if self.num_kv_heads % tensor and tensor % self.num_kv_heads:
+            return (
+                f"must divide the model's {self.num_kv_heads} key-value heads, or be divided by them: so many ranks "
+                "cannot share them evenly"
+            )
+        num_rows = (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
+        if num_rows % tensor:
+            return f"must divide the {num_rows} rows of the model's queries, keys and values"
+        return None
+
     def cache_elements(self, *, tensor_parallel: int) -> int:
         """Elements of the KV cache for one token on one rank of an engine.
 
@@ -319,6 +349,15 @@ def _read_experts(data: Mapping[str, Any], sizes: _Sizes) -> ExpertShape | None:
     for key in ("first_k_dense_replace", "decoder_sparse_step"):
         sizes.count(key)
     sizes.counts("mlp_only_layers", most=num_layers)
+    kinds = data.get("mlp_layer_types")
+    if kinds is not None and (
+        not isinstance(kinds, list)
+        or len(kinds) != num_layers
+        or any(kind not in ("dense", "sparse") for kind in kinds)
+    ):
+        raise ConfigError(
+            f"{sizes.source}: 'mlp_layer_types' must name one of dense and sparse for each of the {num_layers} layers"
+        )
     every = data.get("moe_layer_freq")
     if not isinstance(every, list):
         sizes.count("moe_layer_freq")

@@ -297,7 +297,7 @@ def test_a_preset_has_no_weights_to_run_with() -> None:
 @pytest.mark.parametrize(
     ("parallel", "message"),
     [
-        ("{tensor: 16}", r"trainer\.parallel\.tensor is 16, which must divide .* 4 key-value heads"),
+        ("{tensor: 3}", r"trainer\.parallel\.tensor is 3, which must divide the model's 32 attention heads"),
         (
             "{data: 3, expert: 3}",
             r"trainer\.parallel\.expert is 3, which must divide the model's 128 experts",

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.models.auto.configuration_auto import model_type_to_module_name
 
 from polyturn.configs.models import preset_directory, preset_names, read_json
 from polyturn.configs.sizing.model_shape import FAMILIES as SHAPES
 from polyturn.trainer.megatron.model import read_architecture, transformer_config
 from polyturn.trainer.megatron.process_groups import ModelLayout
+from polyturn.trainer.models.config_keys import FEATURES, INERT, LACKING, UNDERSTOOD
 from polyturn.trainer.models.families import FAMILIES, describe_computation, find_family, same_computation
 from polyturn.trainer.models.rope import YarnScaling, read_rope
 
@@ -57,9 +62,21 @@ def test_deepseek_as_published() -> None:
         (
             "qwen3-4b",
             {"model_type": "qwen4"},
-            "model_type 'qwen4' is not supported: one of deepseek_v3, glm4",
+            "model_type 'qwen4' is not supported: one of deepseek_v3, ernie4_5, glm4",
         ),
-        ("qwen3-4b", {"model_type": "gpt_oss"}, "'gpt_oss' is not supported: one of deepseek_v3, glm4"),
+        ("qwen3-4b", {"model_type": "gpt_oss"}, r"it needs attention sinks, .*'swiglu_limit' in config.json"),
+        ("qwen3-4b", {"model_type": "mistral"}, "sliding_window must be null"),
+        ("qwen3-4b", {"model_type": "mistral", "sliding_window": 4096}, "sliding_window must be null"),
+        (
+            "qwen3-4b",
+            {"model_type": "smollm3", "no_rope_layers": [1, 0]},
+            "'no_rope_layers' must be 1 .rotated. or 0 for each of the 36 layers",
+        ),
+        (
+            "deepseek-v3",
+            {"model_type": "glm4_moe_lite", "first_k_dense_replace": 3},
+            "layers with experts are others",
+        ),
         ("qwen3-4b", {"attention_bias": True}, "biases in the attention output"),
         ("qwen3-4b", {"hidden_act": "gelu"}, "hidden_act 'gelu' is not supported: only 'silu'"),
         ("qwen2.5-7b", {"use_sliding_window": True}, "sliding-window attention is not supported"),
@@ -103,18 +120,32 @@ def test_features_that_would_be_computed_otherwise_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("rope", "message"),
+    ("name", "rope", "message"),
     [
-        ({"type": "linear", "factor": 2.0}, "rope type 'linear' is not supported"),
         (
-            {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8},
-            "'yarn' is supported with lat",
+            "qwen3-4b",
+            {"type": "dynamic", "factor": 2.0},
+            "'dynamic' is not supported .its frequencies follow",
+        ),
+        ("qwen3-4b", {"type": "longrope", "factor": 2.0}, "'longrope' is not supported .it has two sets"),
+        ("qwen3-4b", {"type": ["yarn"]}, "is not supported: use a model with"),
+        ("qwen3-4b", {"rope_type": "linear", "factor": 0}, "'factor' must be a number above 0"),
+        (
+            "qwen3-4b",
+            {"rope_type": "yarn", "factor": 4.0},
+            "'original_max_position_embeddings' must be a number",
+        ),
+        ("qwen3-4b", {"llama_4_scaling_beta": 0.1}, "has 'llama_4_scaling_beta'=0.1, which is not supported"),
+        (
+            "deepseek-v3",
+            {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8, "attention_factor": 2.0},
+            "attention_factor or without truncation is not supported with latent attention",
         ),
     ],
 )
-def test_rope_types_that_are_refused(rope: dict[str, Any], message: str) -> None:
+def test_ropes_that_are_refused(name: str, rope: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        read_architecture(published("qwen3-4b", rope_scaling=rope), tensor_parallel=1)
+        read_architecture(published(name, rope_scaling=rope), tensor_parallel=1)
 
 
 def test_rope_of_transformers_4_and_5() -> None:
@@ -130,7 +161,12 @@ def test_rope_of_transformers_4_and_5() -> None:
 @pytest.mark.parametrize(
     ("name", "layout", "message"),
     [
-        ("glm-4-9b", ModelLayout(tensor=4), r"parallel\.tensor=4 must divide the model's 2 key-value heads"),
+        ("qwen3-4b", ModelLayout(tensor=3), r"parallel\.tensor=3 must divide the model's 32 attention heads"),
+        (
+            "llama-3.2-3b",
+            ModelLayout(tensor=12),
+            r"parallel\.tensor=12 must divide the model's 8 key-value h",
+        ),
         ("qwen3-4b", ModelLayout(expert=2), r"parallel\.expert=2 asks for experts, and the model has none"),
         ("qwen3-30b-a3b", ModelLayout(expert=3), r"parallel\.expert=3 must divide the model's 128 experts"),
         (
@@ -188,6 +224,79 @@ def test_spellings_of_one_computation_are_the_same(name: str) -> None:
     ):
         with pytest.raises(ValueError, match=rf"model\.reference_path: new has ({told})"):
             same_computation(old, new | changes, source=Path("new"), what="model.reference_path")
+
+
+DECODERS = (
+    *(model_type for model_type in FAMILIES if model_type != "kimi_k2"),
+    *(model_type for model_type in LACKING if model_type not in ("deepseek_v4", "minimax")),
+)
+"""Of those that the trainer knows of, the ones whose modelling code is one file in transformers, read below."""
+
+
+def keys_read(model_type: str) -> set[str]:
+    """The keys of a config that transformers' modelling code of a model type reads."""
+    folder = model_type_to_module_name(model_type)
+    source = Path(transformers.__file__).parent / "models" / folder / f"modeling_{folder}.py"
+    found = set()
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("config"):
+            found.add(node.attr)
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr" and len(node.args) > 1:
+            where, key = node.args[:2]
+            if ast.unparse(where).endswith("config") and isinstance(key, ast.Constant):
+                found.add(key.value)
+    return found
+
+
+VISION = re.compile(
+    r"image|video|visual|vision|patch|pixel|project|depth|num_heads|channels|merge|get_text|out_hidden|num_position|per_image"
+)
+
+
+def test_every_key_that_a_decoder_of_transformers_reads_is_understood_inert_or_refused() -> None:
+    unknown = {
+        key: model_type
+        for model_type in DECODERS
+        for key in keys_read(model_type)
+        if key not in FEATURES and key not in UNDERSTOOD and key not in INERT and not VISION.search(key)
+    }
+    assert not unknown
+    for model_type, family in FAMILIES.items():
+        if model_type != "kimi_k2":
+            unread = keys_read(model_type) & FEATURES.keys() - set(family.reads)
+            assert unread == set(), f"{model_type} does not say what it does with {unread}"
+    assert not FEATURES.keys() & (UNDERSTOOD | INERT) and not LACKING.keys() & FAMILIES.keys()
+
+
+@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize(
+    ("key", "value", "neutral"),
+    [
+        ("logit_scale", 0.5, 1.0),
+        ("final_logit_softcapping", 30.0, None),
+        ("attn_output_gate", True, False),
+        ("index_topk", 2048, 0),
+        ("no_rope_layers", [1], []),
+        ("embedding_multiplier", 12, 1),
+    ],
+)
+def test_a_key_of_another_familys_computation_is_refused(
+    name: str, key: str, value: Any, neutral: Any
+) -> None:
+    with pytest.raises(
+        ValueError, match=rf"config\.json has {key}=.* which the trainer does not compute for"
+    ):
+        find_family(published(name, **{key: value}))
+    find_family(published(name, **{key: neutral}))
+
+
+def test_the_documents_list_what_is_supported_and_what_each_other_family_lacks() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    rows = dict(re.findall(r"^\| `(\w+)` \|(?:.*\|)? ([^|]*) \|$", page, flags=re.M))
+    rows.pop("model_type")
+    assert rows.keys() == FAMILIES.keys() | LACKING.keys()
+    for model_type, (key, what) in LACKING.items():
+        assert rows[model_type] == f"{what} (`{key}`)", model_type
 
 
 VALUES = st.one_of(

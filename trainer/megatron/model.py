@@ -21,8 +21,9 @@ from polyturn.configs.sizing.memory import split_widths
 from polyturn.configs.sizing.model_shape import ModelShape, StageSizes, divide_layers, num_experts
 from polyturn.trainer.megatron.layers import block_spec
 from polyturn.trainer.megatron.process_groups import ModelLayout
+from polyturn.trainer.megatron.rotary import scale_rope
 from polyturn.trainer.models.families import Family, core_settings, find_family
-from polyturn.trainer.models.rope import Llama3Scaling, Rope, read_rope
+from polyturn.trainer.models.rope import Rope
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -49,7 +50,6 @@ def read_architecture(hf: Mapping[str, Any], *, tensor_parallel: int) -> Archite
     """
     family = find_family(hf)
     shape = ModelShape.of(hf, source="the model's config.json")
-    rope = read_rope(hf, default_percent=family.rotary_percent)
     vocab_size = hf["vocab_size"]
     return Architecture(
         family=family,
@@ -58,7 +58,7 @@ def read_architecture(hf: Mapping[str, Any], *, tensor_parallel: int) -> Archite
         tied_embeddings=bool(hf.get("tie_word_embeddings", False)),
         shape=shape,
         max_position_embeddings=hf["max_position_embeddings"],
-        rope=rope,
+        rope=family.rope(hf),
     )
 
 
@@ -155,11 +155,9 @@ def _stage_settings(settings: Mapping[str, Any], layout: ModelLayout) -> dict[st
 
 
 def _refuse_layout(hf: Mapping[str, Any], layout: ModelLayout) -> None:
-    groups = hf.get("num_key_value_heads") or hf["num_attention_heads"]
-    if groups % layout.tensor:
-        raise ValueError(
-            f"parallel.tensor={layout.tensor} must divide the model's {groups} key-value heads: use a smaller one"
-        )
+    fault = ModelShape.of(hf, source="the model's config.json").explain_heads(layout.tensor)
+    if fault is not None:
+        raise ValueError(f"parallel.tensor={layout.tensor} {fault}")
     experts = num_experts(hf)
     if layout.expert > 1 and not experts:
         raise ValueError(f"parallel.expert={layout.expert} asks for experts, and the model has none: use 1")
@@ -205,25 +203,11 @@ def build_model(
         rotary_base=rope.base,
         vp_stage=vp_stage,
     )
-    if isinstance(rope.scaling, Llama3Scaling):
-        model.rotary_pos_emb.inv_freq = _scale_frequencies(model.rotary_pos_emb.inv_freq, rope.scaling)
+    if architecture.shape.latent is None:
+        scale_rope(model, rope)
     if architecture.family.latent_norm_epsilon is not None:
         _set_latent_epsilon(model, architecture.family.latent_norm_epsilon)
     return model.cuda() if device == "cuda" else model
-
-
-def _scale_frequencies(frequencies: torch.Tensor, scaling: Llama3Scaling) -> torch.Tensor:
-    """The scaled inverse frequencies [dim / 2] (arXiv 2407.21783; transformers' rope type `llama3`)."""
-    wavelengths = 2 * math.pi / frequencies
-    longest = scaling.original_positions / scaling.low_freq_factor
-    shortest = scaling.original_positions / scaling.high_freq_factor
-    share = (scaling.original_positions / wavelengths - scaling.low_freq_factor) / (
-        scaling.high_freq_factor - scaling.low_freq_factor
-    )
-    slowed = torch.where(wavelengths > longest, frequencies / scaling.factor, frequencies)
-    between = (1 - share) * slowed / scaling.factor + share * slowed
-    is_between = (wavelengths >= shortest) & (wavelengths <= longest)
-    return torch.where(is_between, between, slowed)
 
 
 def build_chunks(config: TransformerConfig, architecture: Architecture, *, device: str) -> list[GPTModel]:

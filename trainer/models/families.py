@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from polyturn.configs.sizing.model_shape import ModelShape, expert_layers, num_experts
+from polyturn.trainer.models.config_keys import explain_lacking, refuse_unread
 from polyturn.trainer.models.quantization import BlockFP8
-from polyturn.trainer.models.rope import YarnScaling, read_rope
+from polyturn.trainer.models.rope import Rope, YarnScaling, read_rope
 from polyturn.trainer.models.weight_mapping import (
     ATTENTION,
     CORRECTED_ROUTER,
@@ -49,6 +50,10 @@ class Family:
     required: tuple[str, ...] = ()
     """Keys that a config must have, beyond those of every family: where they are missing, transformers has defaults of
     its own."""
+    reads: tuple[str, ...] = ()
+    """Of `config_keys.FEATURES`, what the family computes, or refuses itself."""
+    rotary_base: float = 10_000.0
+    """Where the config names none."""
     rotary_percent: float = 1.0
     """The share of a head's dimensions that is rotated, where the config does not say; where it is 1, all are, whatever
     the config says."""
@@ -56,6 +61,10 @@ class Family:
     """The outputs of attention and MLP are normed before they are added, too."""
     latent_norm_epsilon: float | None = None
     """Of the norms inside latent attention, where it is not that of the others."""
+
+    def rope(self, hf: HFConfig) -> Rope:
+        """Raises ValueError as `read_rope` does."""
+        return read_rope(hf, default_percent=self.rotary_percent, default_base=self.rotary_base)
 
 
 def core_settings(hf: HFConfig) -> dict[str, Any]:
@@ -90,6 +99,7 @@ QWEN2 = Family(
     model_types=("qwen2",),
     settings=lambda hf: {**grouped_query_settings(hf), "add_qkv_bias": True},
     rows=_DENSE,
+    reads=("sliding_window",),
 )
 
 QWEN3 = Family(
@@ -97,7 +107,105 @@ QWEN3 = Family(
     settings=lambda hf: {**grouped_query_settings(hf), "qk_layernorm": True},
     rows=_DENSE,
     refuse=refuse_biases,
+    reads=("sliding_window",),
 )
+
+
+def _refuse_mistral(hf: HFConfig) -> None:
+    refuse_biases(hf)
+    if hf.get("sliding_window") is not None or "sliding_window" not in hf:
+        raise ValueError(
+            "sliding-window attention is not supported: sliding_window must be null in config.json (without the key "
+            "transformers takes 4096)"
+        )
+
+
+MISTRAL = Family(
+    model_types=("mistral",),
+    settings=grouped_query_settings,
+    rows=_DENSE,
+    refuse=_refuse_mistral,
+    reads=("sliding_window",),
+)
+
+
+def _refuse_seed_oss(hf: HFConfig) -> None:
+    if hf.get("mlp_bias") or hf.get("attention_out_bias"):
+        raise ValueError("biases in the attention output or the MLP are not supported")
+
+
+SEED_OSS = Family(
+    model_types=("seed_oss",),
+    settings=lambda hf: {**grouped_query_settings(hf), "add_qkv_bias": hf["attention_bias"]},
+    rows=_DENSE,
+    refuse=_refuse_seed_oss,
+    required=("attention_bias", "head_dim"),
+    reads=("attention_out_bias",),
+)
+
+
+def _refuse_ernie(hf: HFConfig) -> None:
+    refuse_biases(hf)
+    if hf.get("use_bias"):
+        raise ValueError("use_bias is not supported: biases in the attention output or the MLP")
+
+
+ERNIE = Family(
+    model_types=("ernie4_5",),
+    settings=lambda hf: {**grouped_query_settings(hf), "rotary_interleaved": True},
+    rows=_DENSE,
+    refuse=_refuse_ernie,
+    required=("head_dim", "tie_word_embeddings"),
+    reads=("use_bias",),
+    rotary_base=500_000.0,
+)
+
+
+def _layers_without_positions(hf: HFConfig) -> list[int]:
+    """1 for each layer whose queries and keys are not rotated, 0 for the others.
+
+    Raises:
+        ValueError: the config does not say it of each layer.
+    """
+    num_layers, rotates = hf["num_hidden_layers"], hf.get("no_rope_layers")
+    if rotates is None:
+        every = hf.get("no_rope_layer_interval", 4)
+        if type(every) is not int or every < 1:
+            raise ValueError(
+                f"{WHERE}: 'no_rope_layer_interval' must be an integer above 0, not {every!r:.60}"
+            )
+        return [int((layer + 1) % every == 0) for layer in range(num_layers)]
+    if (
+        not isinstance(rotates, list)
+        or len(rotates) != num_layers
+        or any(type(one) not in (int, bool) or one not in (0, 1) for one in rotates)
+    ):
+        raise ValueError(
+            f"{WHERE}: 'no_rope_layers' must be 1 (rotated) or 0 for each of the {num_layers} layers"
+        )
+    return [1 - int(one) for one in rotates]
+
+
+def _refuse_smollm3(hf: HFConfig) -> None:
+    refuse_biases(hf)
+    _layers_without_positions(hf)
+
+
+def _smollm3_settings(hf: HFConfig) -> dict[str, Any]:
+    layers = _layers_without_positions(hf)
+    return {**grouped_query_settings(hf), "no_rope_freq": layers if any(layers) else None}
+
+
+SMOLLM3 = Family(
+    model_types=("smollm3",),
+    settings=_smollm3_settings,
+    rows=_DENSE,
+    refuse=_refuse_smollm3,
+    required=("tie_word_embeddings",),
+    reads=("no_rope_layers", "no_rope_layer_interval", "sliding_window"),
+    rotary_base=2_000_000.0,
+)
+"""Layers without positions (arXiv 2501.18795)."""
 
 
 def _glm4_settings(hf: HFConfig) -> dict[str, Any]:
@@ -236,6 +344,7 @@ QWEN3_MOE = Family(
     rows=_MIXTURE,
     refuse=_refuse_qwen3_moe,
     required=("num_experts_per_tok",),
+    reads=("sliding_window",),
 )
 
 
@@ -255,6 +364,7 @@ GLM4_MOE = Family(
     rows={**_MIXTURE, **CORRECTED_ROUTER, **SHARED_EXPERTS},
     refuse=refuse_routers,
     required=("n_routed_experts", "num_experts_per_tok", "routed_scaling_factor"),
+    reads=("use_qk_norm",),
     rotary_percent=0.5,
 )
 """arXiv 2508.06471"""
@@ -299,6 +409,10 @@ def _refuse(hf: HFConfig) -> None:
     scaling = read_rope(hf).scaling
     if scaling is not None and not isinstance(scaling, YarnScaling):
         raise ValueError("latent attention is supported with rope type 'default' or 'yarn'")
+    if isinstance(scaling, YarnScaling) and not (scaling.is_usual_factor and scaling.truncate):
+        raise ValueError(
+            "yarn rope with attention_factor or without truncation is not supported with latent attention"
+        )
 
 
 LATENT = Family(
@@ -327,9 +441,30 @@ LATENT = Family(
 """arXiv 2412.19437; Kimi K2 (arXiv 2507.20534) and Moonlight (arXiv 2502.16982) have its form."""
 
 
+def _refuse_lite(hf: HFConfig) -> None:
+    _refuse(hf)
+    first_dense = hf.get("first_k_dense_replace")
+    kinds = expert_layers(hf)
+    if first_dense is not None and kinds != tuple(layer >= first_dense for layer in range(len(kinds))):
+        raise ValueError(
+            f"{WHERE} has first_k_dense_replace={first_dense}, and layers with experts are others: transformers goes "
+            "by mlp_layer_types (without it, all but the first), engines by first_k_dense_replace"
+        )
+
+
+LATENT_LITE = replace(
+    LATENT,
+    model_types=("glm4_moe_lite",),
+    refuse=_refuse_lite,
+    reads=("mlp_layer_types",),
+)
+"""GLM-4.7-Flash: latent attention with GLM's experts."""
+
+
 NUMBERS = ("rms_norm_eps", "routed_scaling_factor", "rope_theta", "partial_rotary_factor")
 COUNTS = (
     "decoder_sparse_step",
+    "first_k_dense_replace",
     "n_group",
     "n_routed_experts",
     "num_experts",
@@ -339,11 +474,13 @@ COUNTS = (
 )
 FLAGS = (
     "attention_bias",
+    "attention_out_bias",
     "is_causal",
     "mlp_bias",
     "norm_topk_prob",
     "rope_interleave",
     "tie_word_embeddings",
+    "use_bias",
     "use_qk_norm",
     "use_sliding_window",
 )
@@ -378,7 +515,20 @@ def is_positive(value: Any) -> bool:
 
 FAMILIES: dict[str, Family] = {
     model_type: family
-    for family in (LLAMA, QWEN2, QWEN3, QWEN3_MOE, GLM4, GLM4_MOE, LATENT)
+    for family in (
+        LLAMA,
+        MISTRAL,
+        QWEN2,
+        QWEN3,
+        QWEN3_MOE,
+        SEED_OSS,
+        SMOLLM3,
+        ERNIE,
+        GLM4,
+        GLM4_MOE,
+        LATENT,
+        LATENT_LITE,
+    )
     for model_type in family.model_types
 }
 
@@ -391,7 +541,10 @@ def find_family(hf: HFConfig) -> Family:
     """
     model_type = hf.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise ValueError(f"model_type {model_type!r} is not supported: one of {', '.join(sorted(FAMILIES))}")
+        lacking = explain_lacking(model_type) if isinstance(model_type, str) else ""
+        raise ValueError(
+            f"model_type {model_type!r} is not supported{lacking}: one of {', '.join(sorted(FAMILIES))}"
+        )
     family = FAMILIES[model_type]
     check_keys(hf, family)
     shape = ModelShape.of(hf, source=WHERE)
@@ -405,11 +558,8 @@ def find_family(hf: HFConfig) -> Family:
     if kinds is not None and (not isinstance(kinds, list) or any(kind != "full_attention" for kind in kinds)):
         raise ValueError("layer_types: only 'full_attention' is supported, in every layer")
     BlockFP8.of(hf, source="the model")
-    rope = read_rope(hf, default_percent=family.rotary_percent)
-    if isinstance(rope.scaling, YarnScaling) and shape.latent is None:
-        raise ValueError(
-            "rope type 'yarn' is supported with latent attention only: use a model with 'default'"
-        )
+    refuse_unread(hf, reads=family.reads, source=WHERE)
+    rope = family.rope(hf)
     rotated = shape.latent.rotary_dim if shape.latent else int(shape.head_dim * rope.percent)
     if rotated % 2 or not rotated:
         raise ValueError(
@@ -426,7 +576,7 @@ def describe_computation(hf: HFConfig) -> dict[str, Any]:
         ValueError: a family or a feature that is not supported.
     """
     family = find_family(hf)
-    rope = read_rope(hf, default_percent=family.rotary_percent)
+    rope = family.rope(hf)
     return {
         "family": family.model_types[0],
         "vocab_size": hf["vocab_size"],

@@ -196,11 +196,9 @@ def check_critic(config: RunConfig, directory: Path) -> None:
     shape = ModelShape.read(
         directory if critic.path is None else resolve_model_path(critic.path, key="trainer.critic.path")
     )
-    if shape.num_heads % parallel.tensor or shape.num_kv_heads % parallel.tensor:
-        raise ConfigError(
-            f"{where}.tensor is {parallel.tensor}, which must divide the critic's {shape.num_heads} attention heads "
-            f"and {shape.num_kv_heads} key-value heads"
-        )
+    fault = shape.explain_heads(parallel.tensor)
+    if fault is not None:
+        raise ConfigError(f"the critic's {where}.tensor is {parallel.tensor}, which {fault}")
     if trainer.global_batch_size < parallel.data:
         raise ConfigError(
             f"trainer.global_batch_size is {trainer.global_batch_size}, less than one episode for each of the "

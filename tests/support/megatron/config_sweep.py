@@ -13,9 +13,24 @@ import torch
 
 from tests.support.megatron.tiny_families import _COMMON, TINY, _logits, load_model, randomize, token_ids
 
-BASES = ("llama", "qwen2", "qwen3", "qwen3_moe", "glm4", "glm4_moe", "deepseek_v3")
-MOE = ("qwen3_moe", "glm4_moe", "deepseek_v3")
-CORRECTED = ("glm4_moe", "deepseek_v3")
+BASES = (
+    "llama",
+    "mistral",
+    "seed_oss",
+    "smollm3",
+    "ernie4_5",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "glm4",
+    "glm4_moe",
+    "glm4_moe_lite",
+    "deepseek_v3",
+)
+MOE = ("qwen3_moe", "glm4_moe", "glm4_moe_lite", "deepseek_v3")
+CORRECTED = ("glm4_moe", "glm4_moe_lite", "deepseek_v3")
+LIKE_OTHERS = ("mistral", "seed_oss", "smollm3", "ernie4_5", "glm4_moe_lite")
+"""Bases that read most of their keys as another base does."""
 REMOVED = "(removed)"
 
 
@@ -68,7 +83,10 @@ def _expected(case: Case, directory: Path) -> torch.Tensor:
     import transformers
 
     class_name, changes = TINY[case.base]
-    config = getattr(transformers, class_name)(**{**_COMMON, "num_hidden_layers": 2, **changes, **case.make})
+    changes = {**changes, "num_hidden_layers": 2}
+    if "mlp_layer_types" in changes:
+        changes["mlp_layer_types"] = changes["mlp_layer_types"][:2]
+    config = getattr(transformers, class_name)(**{**_COMMON, **changes, **case.make})
     torch.manual_seed(0)
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     randomize(model)
@@ -111,6 +129,10 @@ _EDITS: list[dict[str, Any]] = [
     _old_rope(**_YARN),
     _old_rope(rope_type="yarn", factor=2.0),
     _old_rope(**_YARN, mscale=0.7, mscale_all_dim=0.5),
+    _old_rope(**_YARN, truncate=False, attention_factor=1.5),
+    _old_rope(
+        rope_type="longrope", short_factor=[1.0], long_factor=[2.0], original_max_position_embeddings=16
+    ),
     _old_rope(**_LLAMA3),
     {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 1},
     {"sliding_window": 8},
@@ -121,6 +143,16 @@ _EDITS: list[dict[str, Any]] = [
     {"use_qk_norm": False},
     {"is_causal": False},
     {"attention_dropout": 0.5, "pretraining_tp": 2, "attention_multiplier": 0.3, "logit_scale": 2.0},
+]
+_FEW: list[dict[str, Any]] = [
+    {},
+    {"rope_parameters": REMOVED},
+    _old_rope(**_YARN),
+    {"tie_word_embeddings": REMOVED},
+    {"attention_bias": True},
+    {"mlp_bias": True},
+    {"num_key_value_heads": REMOVED},
+    {"sliding_window": 8, "use_sliding_window": True},
 ]
 _MAKES: list[dict[str, Any]] = [
     {"attention_bias": True},
@@ -160,6 +192,18 @@ _ODD_OF_ONE: list[Case] = [
     Case(base="llama", edit={"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 8}),
     Case(base="glm4", edit={"rope_parameters": {"rope_theta": 9.0, "partial_rotary_factor": 0.25}}),
     Case(base="glm4_moe", make={"use_qk_norm": False}),
+    Case(base="mistral", edit={"sliding_window": REMOVED}),
+    Case(base="seed_oss", make={"attention_out_bias": True}),
+    Case(base="seed_oss", edit={"head_dim": REMOVED}),
+    Case(base="smollm3", edit={"no_rope_layers": REMOVED}),
+    Case(base="smollm3", make={"no_rope_layers": [0, 1]}),
+    Case(base="smollm3", make={"no_rope_layers": [1, 1]}),
+    Case(base="ernie4_5", make={"use_bias": True}),
+    Case(base="ernie4_5", edit={"head_dim": REMOVED}),
+    Case(base="glm4_moe_lite", edit={"mlp_layer_types": REMOVED}),
+    Case(base="glm4_moe_lite", edit={"mlp_layer_types": REMOVED, "first_k_dense_replace": 1}),
+    Case(base="glm4_moe_lite", edit={"first_k_dense_replace": 0}),
+    Case(base="glm4_moe_lite", make={"mlp_layer_types": ["sparse", "dense"]}),
     Case(base="deepseek_v3", make={"q_lora_rank": None, "v_head_dim": 6}),
     Case(base="deepseek_v3", edit={"rope_interleave": False}),
     Case(base="deepseek_v3", edit={"scoring_func": "softmax"}),
@@ -170,6 +214,9 @@ _ODD_OF_ONE: list[Case] = [
 
 def cases_of(base: str) -> list[Case]:
     """The odd configs of a family."""
+    if base in LIKE_OTHERS:
+        few = [Case(base=base, edit=edit) for edit in _FEW]
+        return few + [case for case in _ODD_OF_ONE if case.base == base]
     cases = [Case(base=base, edit=edit) for edit in _EDITS] + [Case(base=base, make=make) for make in _MAKES]
     if base in MOE:
         cases += [Case(base=base, make=make) for make in _MIXTURES]

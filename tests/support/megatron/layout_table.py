@@ -30,6 +30,8 @@ DENSE: list[dict[str, int]] = [
     {"pipeline": 3},
     {"pipeline": 4},
     {"context": 4},
+    # More ranks than the model's two key-value heads.
+    {"tensor": 4},
 ]
 MIXTURE: list[dict[str, int]] = [
     {"expert": 2, "data": 2},

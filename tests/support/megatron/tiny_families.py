@@ -79,6 +79,33 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
+    "llama-yarn": (
+        "LlamaConfig",
+        {
+            "head_dim": 16,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 50.0,
+                "factor": 4.0,
+                # Less than the longest of `LENGTHS`.
+                "original_max_position_embeddings": 16,
+                "beta_fast": 4.0,
+                "beta_slow": 1.0,
+            },
+        },
+    ),
+    "mistral": (
+        "MistralConfig",
+        {
+            "head_dim": 12,
+            "sliding_window": None,
+            "num_key_value_heads": 1,
+            "rope_parameters": {"rope_type": "linear", "rope_theta": 100.0, "factor": 3.0},
+        },
+    ),
+    "seed_oss": ("SeedOssConfig", {"head_dim": 12, "attention_bias": True, "attention_out_bias": False}),
+    "smollm3": ("SmolLM3Config", {"no_rope_layer_interval": 3, "tie_word_embeddings": True}),
+    "ernie4_5": ("Ernie4_5Config", {"head_dim": 12, "tie_word_embeddings": True, "num_key_value_heads": 1}),
     "qwen2": ("Qwen2Config", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3Config", {"head_dim": 12, "tie_word_embeddings": True}),
     "qwen3_moe": (
@@ -116,6 +143,15 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
         "DeepseekV3Config",
         {**_LATENT, "n_group": 1, "topk_group": 1, "rope_parameters": {**_YARN, "beta_fast": 1.0}},
     ),
+    "glm4_moe_lite": (
+        "Glm4MoeLiteConfig",
+        {
+            **{key: value for key, value in _LATENT.items() if key != "first_k_dense_replace"},
+            "n_group": 1,
+            "topk_group": 1,
+            "mlp_layer_types": ["dense", "sparse", "dense", "sparse"],
+        },
+    ),
     "moonlight": (
         "DeepseekV3Config",
         {
@@ -130,7 +166,15 @@ TINY: dict[str, tuple[str, dict[str, Any]]] = {
 }
 """Name -> transformers' config class and what differs from `_COMMON`."""
 
-HAS_EXPERTS = ("qwen3_moe", "qwen3_moe-sparse", "glm4_moe", "deepseek_v3", "kimi_k2", "moonlight")
+HAS_EXPERTS = (
+    "qwen3_moe",
+    "qwen3_moe-sparse",
+    "glm4_moe",
+    "deepseek_v3",
+    "kimi_k2",
+    "glm4_moe_lite",
+    "moonlight",
+)
 
 
 def make_tiny(name: str, directory: Path, **overrides: Any) -> Path:

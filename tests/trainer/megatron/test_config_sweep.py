@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from polyturn.configs.schema.trainer import ParallelConfig
-from tests.support.megatron.config_sweep import BASES, Outcome, cases_of, run_case
+from tests.support.megatron.config_sweep import BASES, LIKE_OTHERS, Outcome, cases_of, run_case
 from tests.support.megatron.ranks_pool import RankContext, RankPool
 
 pytestmark = pytest.mark.stack
@@ -32,4 +32,7 @@ def test_each_odd_config_is_exact_or_refused(rank_pool: RankPool, base: str, tmp
     exact = sum(outcome.error is not None for outcome in outcomes)
     refused = sum(outcome.refused is not None for outcome in outcomes)
     unread = sum(outcome.transformers is not None for outcome in outcomes)
-    assert exact >= 12 and refused >= 8 and unread <= 8, f"{exact} exact, {refused} refused, {unread} unread"
+    least_exact, least_refused = (3, 3) if base in LIKE_OTHERS else (12, 8)
+    assert exact >= least_exact and refused >= least_refused and unread <= 8, (
+        f"{exact} exact, {refused} refused, {unread} unread"
+    )

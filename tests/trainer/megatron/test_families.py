@@ -70,6 +70,8 @@ def test_logits_are_those_of_transformers(rank_pool, tiny, layout: dict[str, Any
 
 WITHOUT: list[tuple[str, str, dict[str, Any]]] = [
     ("glm4", "glm4", {"rotary_interleaved": False}),
+    ("ernie4_5", "ernie4_5", {"rotary_interleaved": False}),
+    ("smollm3", "smollm3", {"no_rope_freq": None}),
     ("glm4_moe", "glm4_moe", {"moe_router_topk_scaling_factor": 1.0}),
     ("qwen3_moe-sparse", "qwen3_moe", {"moe_router_pre_softmax": False}),
     ("deepseek_v3", "deepseek_v3", {"moe_router_num_groups": None, "moe_router_group_topk": None}),
