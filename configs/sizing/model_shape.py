@@ -1,6 +1,7 @@
 """The sizes of a model that decide its memory, from its config.json. Nothing here needs torch.
 
-Its weights layer by layer, the adapters on top of them, and the pipeline stage that holds each layer.
+Its weights layer by layer, the adapters on top of them, and the pipeline stage that holds each layer. The module is
+long because all of it reads the same few numbers.
 """
 
 from __future__ import annotations

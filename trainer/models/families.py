@@ -7,7 +7,7 @@ not supported is one sentence, wherever a model comes from; sizes are checked wi
 training reads (dropout, losses of routers, initial weights), limits, token ids and the spelling of rotary embeddings
 make no difference.
 
-Nothing here needs torch.
+Nothing here needs torch. The module is long as a table is: one family after the other.
 """
 
 from __future__ import annotations
