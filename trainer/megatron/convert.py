@@ -26,6 +26,7 @@ from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.rollout.engines.placement import free_port
 from polyturn.rollout.whole_file import check_writable
 from polyturn.trainer.checkpoints.manifest import check_header, describe_model, find_faults, read_manifest
+from polyturn.trainer.checkpoints.megatron_args import check_args
 from polyturn.trainer.checkpoints.sources import HF_FOLDER, WeightSource, find_source
 from polyturn.trainer.megatron.checkpoint_reader import load_weights
 from polyturn.trainer.megatron.model import build_chunks, read_architecture, transformer_config
@@ -206,6 +207,8 @@ def _check_source(plan: Plan) -> None:
                 f"{plan.source.path} holds LoRA adapters without the model that they belong to: convert the run's "
                 "policy/, where they are merged, or go on with the run"
             )
+    if plan.source.kind == "torch_dist":
+        check_args(plan.source.path, _model_config(plan.hf_directory))
     if plan.source.kind == "hf":
         shape = ModelShape.of(_model_config(plan.hf_directory), source=str(plan.hf_directory / "config.json"))
         stored = read_weight_files(plan.source.path)

@@ -26,6 +26,7 @@ from polyturn.trainer.algorithms.entropy_control import EntropyBonus
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.algorithms.tokens import GlobalCounts
 from polyturn.trainer.checkpoints.manifest import describe_adapters, read_manifest
+from polyturn.trainer.checkpoints.megatron_args import check_args
 from polyturn.trainer.checkpoints.sources import find_source, initial_weights
 from polyturn.trainer.data.prefix_tree import Sharing
 from polyturn.trainer.data.samples import TrainSample
@@ -268,6 +269,7 @@ class MegatronPolicy:
             same_computation(ours, theirs, source=source.path, what="checkpoint.load")
             self._load_hf(source.path)
         elif source is not None and source.kind == "torch_dist":
+            check_args(source.path, read_config(self.model_path))
             load_torch_dist(self._engine.chunks, source.path, vocab_size=self._engine.architecture.vocab_size)
         else:
             self._load_hf(self.model_path)

@@ -11,9 +11,11 @@ import json
 import math
 import os
 import pickle
+import re
 import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ from polyturn.trainer.checkpoints.manifest import (
 from polyturn.trainer.checkpoints.sources import HF_FOLDER, TORCH_DIST_MARKER
 from polyturn.trainer.checkpoints.torch_dist_index import StoredChunk, StoredTensor, read_index
 from polyturn.trainer.megatron.checkpoint_state import (
+    Box,
     Kept,
     Slab,
     copy_shared,
@@ -142,14 +145,51 @@ def load_torch_dist(chunks: Sequence[GPTModel], directory: Path, *, vocab_size: 
     fault, used, stored = None, set[str](), dict[str, StoredTensor | None]()
     try:
         stored = read_index(directory)
+        num_layers = chunks[0].config.num_layers
         for kept in kept_weights(chunks):
             if not kept.boxes[0].key.startswith(ADAPTERS):
-                _fill(kept, stored, directory, vocab_size)
-                used.update(box.key for box in kept.boxes)
+                boxes = tuple(as_stored(box, stored, num_layers) for box in kept.boxes)
+                _fill(replace(kept, boxes=boxes), stored, directory, vocab_size)
+                used.update(box.key for box in boxes)
     except (ValueError, OSError) as error:
         fault = str(error)
     raise_on_all(fault)
     _refuse_unused(stored, used, directory)
+
+
+_LAYER = re.compile(r"(.*\bdecoder\.layers\.)(\d+)\.(.+)")
+_LAYERS = re.compile(r"(.*\bdecoder\.layers\.)(\D.*)")
+
+
+def as_stored(box: Box, stored: Mapping[str, StoredTensor | None], num_layers: int) -> Box:
+    """The box under the name that the checkpoint has its tensor by.
+
+    Megatron-core writes the layers of a model one by one (`decoder.layers.3.mlp...`) or stacked along a first dimension
+    (`decoder.layers.mlp...`), as the program asks and as the config spells which layers have experts.
+    """
+    if box.key in stored:
+        return box
+    if match := _LAYER.fullmatch(box.key):
+        prefix, layer, rest = match[1], int(match[2]), match[3]
+        if f"{prefix}{rest}" in stored:
+            return replace(
+                box,
+                key=f"{prefix}{rest}",
+                global_shape=(num_layers, *box.global_shape),
+                offset=(layer, *box.offset),
+                shape=(1, *box.shape),
+            )
+    elif match := _LAYERS.fullmatch(box.key):
+        single = f"{match[1]}{box.offset[0]}.{match[2]}"
+        if single in stored:
+            return replace(
+                box,
+                key=single,
+                global_shape=box.global_shape[1:],
+                offset=box.offset[1:],
+                shape=box.shape[1:],
+            )
+    return box
 
 
 def _fill(kept: Kept, stored: Mapping[str, StoredTensor | None], directory: Path, vocab_size: int) -> None:

@@ -50,6 +50,7 @@ from polyturn.rollout.suites import Suite, suites_of
 from polyturn.rollout.whole_file import check_writable
 from polyturn.trainer.algorithms.registry import check_plugins
 from polyturn.trainer.checkpoints.manifest import MARKER, find_faults
+from polyturn.trainer.checkpoints.megatron_args import check_args
 from polyturn.trainer.checkpoints.sources import initial_weights
 from polyturn.trainer.checkpoints.torch_dist_index import METADATA, read_index
 from polyturn.trainer.models.weight_files import check_targets, read_weight_files
@@ -320,6 +321,9 @@ def check_initial_weights(config: RunConfig) -> None:
             raise ConfigError(f"checkpoint.load: {fault}")
     elif path is not None and (path / "config.json").is_file():
         check_loadable(path, "checkpoint.load")
+    elif path is not None:
+        with as_config_error("checkpoint.load: "):
+            check_args(path, read_json(resolve_model_path(config.model.path) / "config.json"))
 
 
 def count_tokens(directory: Path) -> int:

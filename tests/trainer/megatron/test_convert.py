@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pickle
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, MetadataIndex
 
+from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.trainer.checkpoints.sources import find_source
+from polyturn.trainer.checkpoints.torch_dist_index import read_index
 from polyturn.trainer.megatron.convert import TorchrunPlace, make_plan
 from polyturn.trainer.models.fp8 import dequantize_blocks
 from tests.support.megatron.ranks_pool import RankContext, RankFailure, RankPool
@@ -235,6 +239,92 @@ def test_the_command_under_torchrun_and_what_it_refuses(mixture: Path, tmp_path:
     with pytest.raises(ValueError, match=r"model\.safetensors"):
         make_plan(unknown, tmp_path / "x")
     assert not (tmp_path / "x").exists()
+
+
+def write_as_megatron(
+    context: RankContext, model: Path, directory: Path, parallel: ParallelConfig, freq: Any
+) -> None:
+    """What Megatron-LM's `save_checkpoint` leaves of a model after 10 iterations: weights by Megatron-core's own names,
+    the optimizer's beside them, generators, and the namespace of its arguments.
+
+    Args:
+        freq: `--moe-layer-freq`, which decides whether layers are stacked in one tensor.
+    """
+    from megatron.core import dist_checkpointing
+    from megatron.core.dist_checkpointing.dict_utils import nested_values
+    from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
+    from megatron.core.transformer.enums import AttnBackend
+
+    from polyturn.trainer.megatron.checkpoint_state import sharding_metadata
+    from polyturn.trainer.megatron.torch_dist import InProcessSave
+    from tests.support.megatron.tiny_families import load_model
+
+    with context.joined(parallel):
+        chunks, config, architecture = load_model(model)
+        config.moe_layer_freq = freq
+        weights = chunks[0].sharded_state_dict(metadata=sharding_metadata())
+        moments = [
+            replace(value, key=f"optimizer.state.exp_avg.{value.key}", data=value.data.clone())
+            for value in nested_values(weights)
+            if isinstance(value, ShardedTensor) and "norm" in value.key
+        ]
+        args = argparse.Namespace(
+            num_layers=config.num_layers,
+            hidden_size=config.hidden_size,
+            norm_epsilon=config.layernorm_epsilon,
+            rotary_base=10000,
+            rotary_percent=1.0,
+            untie_embeddings_and_output_weights=not architecture.tied_embeddings,
+            num_experts=config.num_moe_experts,
+            moe_router_topk=config.moe_router_topk,
+            params_dtype=torch.bfloat16,
+            attention_backend=AttnBackend.auto,
+            save=str(directory),
+        )
+        state = {
+            "args": args,
+            "checkpoint_version": 3.0,
+            "iteration": 10,
+            "model": weights,
+            "optimizer": {"param_groups": [{"lr": 1e-6, "step": 10}], "moments": moments},
+            "opt_param_scheduler": {"max_lr": 1e-6, "num_steps": 160},
+            "rng_state": ShardedObject("rng_state", [{"random_rng_state": (3, (1, 2), None)}], (1,), (0,)),
+            "content_metadata": {"distrib_optim_sharding_type": "fully_reshardable"},
+        }
+        if context.rank == 0:
+            (directory / "iter_0000010").mkdir(parents=True)
+            (directory / "latest_checkpointed_iteration.txt").write_text("10\n")
+        torch.distributed.barrier()
+        dist_checkpointing.save(state, str(directory / "iter_0000010"), InProcessSave("torch_dist", 1))
+
+
+@pytest.mark.parametrize(
+    ("family", "freq"),
+    [("qwen3", 1), ("qwen3", [1] * 4), ("qwen3_moe", 1)],
+    ids=["stacked", "one-by-one", "stacked-experts"],
+)
+def test_what_megatron_writes_is_read(
+    rank_pool: RankPool, tmp_path: Path, family: str, freq: int | list[int]
+) -> None:
+    """Layers stacked or one by one, whichever way our own model names them."""
+    model, written = make_tiny(family, tmp_path / "model", rope_theta=10000.0), tmp_path / "megatron"
+    (model / "logits.pt").unlink()
+    (model / "tokenizer_config.json").write_text("{}", encoding="utf-8")
+    layout = {"tensor": 2} if freq == 1 else {"pipeline": 2}
+    rank_pool.run(2, write_as_megatron, model, written, ParallelConfig(**layout), freq)
+    source = find_source(written)
+    assert source is not None and source.path == written / "iter_0000010"
+    names = [name for name in read_index(source.path) if name.startswith("decoder.layers.")]
+    assert any(name.split(".")[2].isdigit() for name in names) == (freq != 1)
+    rank_pool.run(2, run_convert, written, tmp_path / "back", {"model": model, "pipeline": 2})
+    assert_same_model(tmp_path / "back", model)
+    with pytest.raises(ValueError, match="does not say which model it is of"):
+        make_plan(written, tmp_path / "x")
+    other = shutil.copytree(model, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-5}))
+    with pytest.raises(ValueError, match=r"was written with --norm-epsilon 1e-06, .* config.json says 1e-05"):
+        make_plan(written, tmp_path / "x", model=other)
 
 
 class _Runs:
