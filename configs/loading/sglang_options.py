@@ -35,6 +35,7 @@ SET_SGLANG: Mapping[str, str] = {
     "dtype": "set model.dtype",
     "random_seed": "set seed",
     "enable_deterministic_inference": "set rollout.sampling.seeded",
+    "enable_memory_saver": "set engines.placement",
     "enable_return_routed_experts": "set engines.routing_replay",
     "sampling_mask_max_tokens": "set rollout.sampling.top_k",
     "skip_server_warmup": "the readiness check is the warm-up",
@@ -339,7 +340,7 @@ OPEN_SGLANG = frozenset(
     enable_fused_qk_norm_rope enable_hierarchical_cache enable_hisparse enable_int8_mamba_checkpoint
     enable_kv_cache_sharding enable_layernorm_sp enable_layerwise_nvtx_marker enable_lean_attention
     enable_linear_replayssm enable_linear_replayssm_spec enable_linker_mla_dedup
-    enable_mamba_cache_stochastic_rounding enable_megamoe_for_layernorm_sp enable_memory_saver
+    enable_mamba_cache_stochastic_rounding enable_megamoe_for_layernorm_sp
     enable_metrics enable_metrics_for_all_schedulers enable_mfu_metrics enable_mixed_chunk enable_mscclpp
     enable_multi_layer_eagle enable_nccl_nvls enable_nvidia_megakernel enable_p2p_check
     enable_page_major_kv_layout enable_paged_experts enable_prefill_delayer enable_priority_scheduling

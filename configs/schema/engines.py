@@ -72,7 +72,11 @@ class EnginesConfig(ServersConfig):
     """The SGLang servers."""
 
     placement: Literal["own", "shared"] = "own"
-    """own: on GPUs of their own; shared: on the trainer's GPUs, by turns (docs/cluster.md)."""
+    """own: on GPUs of their own; shared: on the trainer's GPUs, by turns: whoever has nothing to do gives its memory up
+    (docs/colocated.md)."""
+    turn_timeout_s: PositiveFloat = 600.0
+    """Where trainer and engines take turns: the run fails, and says whom it waited for, when an engine or a rank has
+    not given its memory up, or taken it back, by then."""
     num_on_trainer_gpus: NonNegativeInt = 0
     """With `placement: own`, so many of the engines, the last ones, are on the trainer's GPUs all the same, by turns:
     idle GPUs of the trainer are lent to rollout."""

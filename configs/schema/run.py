@@ -401,6 +401,11 @@ class RunConfig(Section):
         return self
 
     @property
+    def shares_gpus(self) -> bool:
+        """Whether the engines, or some of them, are on the trainer's GPUs by turns."""
+        return self.engines.num_sharing > 0 and self.rollout.replay is None
+
+    @property
     def asks_engines_directly(self) -> bool:
         """Whether no router stands in front: Polyturn spreads the requests, or asks for what the router drops."""
         return (

@@ -1,7 +1,7 @@
 """Whether the memory that a config asks for is there, what does not fit, and what would.
 
-The estimate counts what the sizes decide and nothing else, so what does not fit by it does not fit at all. What fits
-leaves the rest to activations, libraries and the KV pool.
+The estimate counts what the sizes decide and little else, so what does not fit by it does not fit at all. What fits
+leaves the rest to an allocator's gaps, and on an engine's GPU to the KV pool.
 """
 
 from __future__ import annotations
@@ -26,10 +26,13 @@ from polyturn.configs.sizing.memory import (
 )
 from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.configs.sizing.served import served_memory
+from polyturn.configs.sizing.turns import turn_memory
 
 GIB = 1 << 30
 TIGHT = 0.85
 """Of a device, taken by what is counted: more leaves too little for what is not."""
+TIGHT_RANK = 0.95
+"""The same of a trainer's rank, of which activations are counted, too."""
 POWERS = (1, 2, 4, 8, 16, 32, 64)
 MAX_GPUS = 1024
 """Of a layout that is proposed."""
@@ -55,6 +58,8 @@ class Need:
     advice: str
     """What would fit, found only where it does not."""
     of_host: bool = False
+    tight: float = TIGHT
+    """Of the device, from where on too little is left."""
 
 
 def named_capacity(config: RunConfig) -> Capacity:
@@ -77,24 +82,43 @@ def judge(
     for need in _needs(config, shape, critic_shape):
         have = capacity.host if need.of_host else capacity.gpu
         where = "this machine" if need.of_host else capacity.gpu_name
-        if have is None or need.bytes <= TIGHT * have:
+        if have is None or need.bytes <= need.tight * have:
             continue
         shown = f"{need.what}: {human_bytes(need.bytes)} of the {human_bytes(have)} of {where}"
         if need.bytes <= have:
-            tight.append(f"{shown}, which leaves little for activations and libraries")
+            tight.append(f"{shown}, which leaves little for what is not counted")
         else:
             misfits.append(f"{shown}{_advice(config, shape, need, have)}")
+    if config.shares_gpus and config.trainer.device == "cuda" and capacity.gpu is not None:
+        misfits += _turn_misfits(config, shape, capacity, critic_shape)
     return misfits, tight
+
+
+def _turn_misfits(
+    config: RunConfig, shape: ModelShape, capacity: Capacity, critic_shape: ModelShape | None
+) -> Iterator[str]:
+    """Of GPUs that engines and trainer share; what is too much for either alone has been said."""
+    assert capacity.gpu is not None
+    estimate = estimate_memory(config, shape, critic_shape)
+    alone = max(estimate.rank.total, _engine_bytes(config, shape, estimate))
+    for turn in turn_memory(config, shape, estimate, gpu=capacity.gpu):
+        if turn.total > capacity.gpu and alone <= capacity.gpu:
+            largest = max(turn.parts, key=lambda part: turn.parts[part])
+            yield (
+                f"engines.placement=shared: {turn.name} takes {human_bytes(turn.total)} of the "
+                f"{human_bytes(capacity.gpu)} of {capacity.gpu_name}, of which {largest} "
+                f"{human_bytes(turn.parts[largest])}; try {turn.advice}"
+            )
 
 
 def _needs(config: RunConfig, shape: ModelShape, critic_shape: ModelShape | None) -> Iterator[Need]:
     estimate = estimate_memory(config, shape, critic_shape)
     on_gpu = config.trainer.device == "cuda"
     if on_gpu:
-        yield Need(what="a trainer rank takes", bytes=estimate.rank.total, advice="trainer")
+        yield Need(what="a trainer rank takes", bytes=estimate.rank.total, advice="trainer", tight=TIGHT_RANK)
         if estimate.critic:
             most = max(rank.total for rank in estimate.critic)
-            yield Need(what="a critic rank takes", bytes=most, advice="critic")
+            yield Need(what="a critic rank takes", bytes=most, advice="critic", tight=TIGHT_RANK)
     if config.engines.device == "cuda":
         yield Need(what="an engine rank takes", bytes=_engine_bytes(config, shape, estimate), advice="engine")
     for served in served_memory(config):
@@ -188,7 +212,7 @@ def smallest_layout(config: RunConfig, shape: ModelShape, have: int) -> Parallel
         if layout.world_size > MAX_GPUS or layout.data > config.trainer.global_batch_size:
             continue
         changed = _changed(config, trainer={"parallel": layout})
-        if _is_valid(changed, shape) and estimate_memory(changed, shape).rank.total <= TIGHT * have:
+        if _is_valid(changed, shape) and estimate_memory(changed, shape).rank.total <= TIGHT_RANK * have:
             return layout
     return None
 

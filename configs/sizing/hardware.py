@@ -68,6 +68,11 @@ GPU_PEAKS: Mapping[GpuName, GpuPeak] = {
 """Of the SXM or OAM form where there are several. Nobody reaches them: what is planned with takes a share."""
 
 
+SHARED_MEM_FRACTION = 0.7
+"""Of a GPU that trainer and engine share by turns, what SGLang's weights and KV take in the engine's turn, unless
+`sglang.mem_fraction_static` says. The trainer's context and communicators stay beside them, and what SGLang needs to
+compute."""
+
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 

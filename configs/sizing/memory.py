@@ -1,4 +1,7 @@
-"""The memory that a config asks for, by its sizes alone. Nothing here needs torch."""
+"""The memory that a config asks for, by its sizes alone. Nothing here needs torch.
+
+What a rank takes while it computes is in `activations.py`, what trainer and engine have by turns in `turns.py`.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from polyturn.configs.errors import ConfigError
 from polyturn.configs.schema.engines import ServersConfig
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.trainer import ParallelConfig
+from polyturn.configs.sizing.activations import BYTES, working_bytes
 from polyturn.configs.sizing.model_shape import (
     ModelShape,
     RankParameters,
@@ -19,7 +23,6 @@ from polyturn.configs.sizing.model_shape import (
     stage_layers,
 )
 
-BYTES = {"float32": 4, "bfloat16": 2}
 STATE_BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "uint8": 1}
 """Of a number of the optimizer's state, by the names that `megatron.optimizer` takes."""
 CPU_KV_TOKENS = 65536
@@ -31,19 +34,21 @@ class RankMemory:
     """Bytes of one rank of a pipeline stage."""
 
     parts: Mapping[str, int]
-    """On its device."""
+    """On its device, all the time: its state."""
+    working: Mapping[str, int]
+    """On its device beside it, while it computes."""
     host: int
     """In its host's memory beside a GPU: the optimizer's state as far as it is offloaded, the reference."""
 
     @property
     def total(self) -> int:
-        """On its device."""
-        return sum(self.parts.values())
+        """On its device, while it computes."""
+        return sum(self.parts.values()) + sum(self.working.values())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryEstimate:
-    """Bytes by part; activations, the process itself and its libraries are not counted."""
+    """Bytes by part; what Python and its libraries take of a host's memory is not counted."""
 
     stages: tuple[RankMemory, ...]
     """One trainer rank on each pipeline stage."""
@@ -101,8 +106,8 @@ def estimate_memory(
     weights: data x context, and for experts the ranks of a stage divided by expert x expert_tensor. A frozen reference
     has weights b·P, which wait in the host's memory. With A parameters in adapters, gradients and optimizer are theirs,
     4·A and a share of 8·A or 12·A, beside their weights b·A, and the reference is the policy without them. A critic has
-    weights, gradients and optimizer of its own, but no output layer, in the same processes or in others. Of the logits
-    only a tile exists at a time. Gradients are b·P where `megatron.ddp.grad_reduce_in_fp32` is false.
+    weights, gradients and optimizer of its own, but no output layer, in the same processes or in others. Gradients
+    are b·P where `megatron.ddp.grad_reduce_in_fp32` is false.
 
     An engine holds weights b·P, split over its tensor-parallel ranks, and b bytes for each element of its KV pool. With
     block-quantised weights, those of the layers take 1 byte each and 4 for a block of 128 x 128.
@@ -111,9 +116,9 @@ def estimate_memory(
         ConfigError: the model's layers cannot be divided among the pipeline stages.
     """
     stages = []
-    for stage, counts in enumerate(
-        stage_parameters(shape, config.trainer.parallel, user_stage_sizes(config))
-    ):
+    sizes = user_stage_sizes(config)
+    layers = _layers_of_stages(shape, config.trainer.parallel, sizes)
+    for stage, counts in enumerate(stage_parameters(shape, config.trainer.parallel, sizes)):
         parts, host = _trained(config, counts, config.trainer.parallel)
         if config.trainer.lora is not None:
             parts, host = _with_adapters(config, parts["weights"], _adapter_parameters(config, shape, stage))
@@ -129,7 +134,11 @@ def estimate_memory(
             )
             parts["critic"] = sum(critic.values())
             host += critic_host
-        stages.append(RankMemory(parts=parts, host=host))
+        if config.shares_gpus and config.trainer.device == "cuda":
+            # Where it is in the engines' turn.
+            host += sum(size for part, size in parts.items() if part != "gradients")
+        working = working_bytes(config, shape, layers[stage], stage=stage)
+        stages.append(RankMemory(parts=parts, working=working, host=host))
     return MemoryEstimate(
         stages=tuple(stages),
         critic=tuple(_critic_ranks(config, critic_shape or shape)),
@@ -146,10 +155,20 @@ def estimate_memory(
 def _critic_ranks(config: RunConfig, shape: ModelShape) -> Iterator[RankMemory]:
     if not config.trainer.critic_has_ranks:
         return
-    parallel = config.trainer.critic.parallel
+    trainer, critic = config.trainer, config.trainer.critic
+    parallel = critic.parallel
+    of_critic = {
+        "parallel": parallel,
+        "max_tokens_per_gpu": critic.max_tokens_per_gpu or trainer.max_tokens_per_gpu,
+    }
+    own = config.model_copy(update={"trainer": trainer.model_copy(update=of_critic)})
+    layers = _layers_of_stages(shape, parallel, None)
     for stage, counts in enumerate(stage_parameters(shape, parallel)):
         parts, host = _trained(config, _without_output(parallel, shape, stage, counts), parallel)
-        yield RankMemory(parts=parts, host=host)
+        working = working_bytes(own, shape, layers[stage], stage=stage)
+        # One number for each token takes nothing.
+        working.pop("head", None)
+        yield RankMemory(parts=parts, working=working, host=host)
 
 
 def _trained(

@@ -85,6 +85,8 @@ class ExpertShape:
     ffn_size: int
     shared_ffn_size: int
     """Of the experts that every token goes to, together; 0 without any."""
+    num_chosen: int = 1
+    """To which a token is sent."""
     has_correction: bool = False
     """The router adds a correction to its scores when it chooses."""
 
@@ -372,6 +374,7 @@ def _read_experts(data: Mapping[str, Any], sizes: _Sizes) -> ExpertShape | None:
         num_experts=count,
         ffn_size=size,
         shared_ffn_size=size * sizes.count("n_shared_experts"),
+        num_chosen=max(1, sizes.count("num_experts_per_tok", most=MAX_EXPERTS)),
         has_correction=data["model_type"] != "qwen3_moe",
     )
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 
 import httpx
 
+from polyturn.rollout.engines.load import EngineLoad
 from polyturn.rollout.engines.process import EngineError
 
 PauseMode = Literal["retract", "in_place", "abort"]
+MemoryTag = Literal["weights", "kv_cache", "cuda_graph"]
 NO_UPDATE_IS_OPEN = "no weight-update session is open"
 """What SGLang 0.5.23 says to the end of one that was not begun."""
 
@@ -26,6 +28,8 @@ class EngineControl:
         self._client = httpx.Client(
             base_url=url, timeout=httpx.Timeout(timeout_s, connect=10.0), trust_env=False
         )
+        self.released: frozenset[MemoryTag] = frozenset()
+        """What this client had it give up. A server that is asked for what it has not given up ends."""
 
     def begin_weight_update(self) -> None:
         """Open a weight update: only inside it are weights received."""
@@ -103,13 +107,13 @@ class EngineControl:
         body = {"model_path": model_path, "flush_cache": flush_cache, "weight_version": str(weight_version)}
         self._post("/update_weights_from_disk", body)
 
-    def pause(self, mode: PauseMode) -> None:
+    def pause(self, mode: PauseMode, *, timeout_s: float | None = None) -> None:
         """Let no request go on until `go_on`; those that come meanwhile wait.
 
         `retract` gives back the KV of those under way, which is computed anew afterwards, by the weights of then;
         `in_place` leaves it as it is; `abort` answers them with what they have.
         """
-        self._post("/pause_generation", {"mode": mode})
+        self._post("/pause_generation", {"mode": mode}, timeout_s=timeout_s)
 
     def go_on(self) -> None:
         """End a pause."""
@@ -122,6 +126,27 @@ class EngineControl:
     def weight_version(self) -> str:
         """The version of the weights that the engine says it serves."""
         return str(self._get("/model_info")["weight_version"])
+
+    def load(self) -> EngineLoad:
+        """What it says of its load; while it is paused, that of before."""
+        return EngineLoad.from_answer(self._get("/v1/loads"))
+
+    def release_memory(self, tags: Collection[MemoryTag], *, timeout_s: float | None = None) -> None:
+        """Give up what is not given up yet of the memory of these kinds, whose contents are lost.
+
+        It must be paused by `retract`: a server with a request under way ends.
+        """
+        wanted = sorted(set(tags) - self.released)
+        if wanted:
+            self._post("/release_memory_occupation", {"tags": wanted}, timeout_s=timeout_s)
+            self.released |= set(wanted)
+
+    def resume_memory(self, tags: Collection[MemoryTag], *, timeout_s: float | None = None) -> None:
+        """Take back what was given up of these kinds; weights and KV must then be filled."""
+        wanted = sorted(set(tags) & self.released)
+        if wanted:
+            self._post("/resume_memory_occupation", {"tags": wanted}, timeout_s=timeout_s)
+            self.released -= set(wanted)
 
     def weight_checksums(self) -> dict[str, str]:
         """The checksum of every tensor that the engine serves from, by the engine's own name.
@@ -151,12 +176,15 @@ class EngineControl:
     def _get(self, path: str) -> dict[str, Any]:
         return self._request("GET", path, None)
 
-    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        return self._request("POST", path, body)
+    def _post(self, path: str, body: dict[str, Any], *, timeout_s: float | None = None) -> dict[str, Any]:
+        return self._request("POST", path, body, timeout_s=timeout_s)
 
-    def _request(self, method: str, path: str, body: dict[str, Any] | None) -> dict[str, Any]:
+    def _request(
+        self, method: str, path: str, body: dict[str, Any] | None, *, timeout_s: float | None = None
+    ) -> dict[str, Any]:
+        timeout = self._client.timeout if timeout_s is None else httpx.Timeout(timeout_s, connect=10.0)
         try:
-            reply = self._client.request(method, path, json=body)
+            reply = self._client.request(method, path, json=body, timeout=timeout)
         except httpx.TransportError as fault:
             raise EngineError(f"{self.url}{path} did not answer: {type(fault).__name__} {fault}") from fault
         is_json = reply.headers.get("content-type", "").startswith("application/json")

@@ -26,6 +26,7 @@ from polyturn.configs.addresses import (
 from polyturn.configs.loading.upstream import find_problems
 from polyturn.configs.schema.engines import RouterConfig, ServersConfig
 from polyturn.configs.schema.run import RunConfig
+from polyturn.configs.sizing.hardware import SHARED_MEM_FRACTION
 from polyturn.rollout.engines.placement import claim_port, free_port, gpu_environment
 from polyturn.rollout.engines.process import EngineError, SupervisedProcess
 
@@ -76,6 +77,8 @@ class EngineSpec:
     """How long that waits for an answer."""
     records_routing: bool = False
     """Whether they record the experts that each token was sent to."""
+    num_sharing: int = 0
+    """Of how many, the last ones, the GPUs are somebody else's by turns."""
     largest_support: int | None = None
     """The most tokens of one support that they tell; None: SGLang's own limit."""
 
@@ -93,6 +96,7 @@ class EngineSpec:
             log_directory=log_directory,
             sglang=config.sglang,
             seed=config.seed,
+            num_sharing=config.engines.num_sharing,
             largest_support=config.rollout.sampling.largest_support,
         )
 
@@ -200,6 +204,7 @@ def server_arguments(spec: EngineSpec, *, port: int, host: str = LOOPBACK, index
     config = spec.config
     for _, problem in find_problems("sglang", spec.sglang, device=config.device):
         raise ValueError(problem)
+    shares = index >= config.num_engines - spec.num_sharing
     ours: dict[str, Any] = {
         "model_path": str(spec.model_path),
         "weight_version": "0",
@@ -214,6 +219,7 @@ def server_arguments(spec: EngineSpec, *, port: int, host: str = LOOPBACK, index
         # Every engine samples its own stream when requests carry no seed.
         "random_seed": (spec.seed + index) % 2**31,
         "enable_deterministic_inference": spec.seeded,
+        "enable_memory_saver": shares and config.device == "cuda",
         "enable_return_routed_experts": spec.records_routing,
         "sampling_mask_max_tokens": spec.largest_support,
         "skip_server_warmup": True,
@@ -226,6 +232,8 @@ def server_arguments(spec: EngineSpec, *, port: int, host: str = LOOPBACK, index
             "cuda_graph_backend_decode": "disabled",
             "cuda_graph_backend_prefill": "disabled",
         }
+    elif shares:
+        ours["mem_fraction_static"] = SHARED_MEM_FRACTION
     return command_line(ours | dict(spec.sglang))
 
 

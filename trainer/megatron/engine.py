@@ -290,6 +290,13 @@ class Engine:
         """Megatron-core's distributed optimizers, whose inner torch optimizers hold the state."""
         return list(getattr(self.optimizer, "chained_optimizers", [self.optimizer]))
 
+    @property
+    def grad_buffers(self) -> list[Any]:
+        """Megatron-core's buffers, each of the gradients and the weights of many trained parameters."""
+        return [
+            buffer for chunk in self._wrapped for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers)
+        ]
+
     def release(self) -> None:
         """Let weights, optimizer and process groups go once nobody refers to this engine; it cannot train any more.
 

@@ -116,6 +116,11 @@ class MegatronPolicy:
             on_failure.pop_all()
 
     @property
+    def engine(self) -> Engine:
+        """The model with its optimizer."""
+        return self._engine
+
+    @property
     def rank(self) -> int:
         return dist.get_rank()
 

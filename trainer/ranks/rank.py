@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from polyturn.trainer.megatron.checkpoints import Checkpoints
     from polyturn.trainer.megatron.critic import MegatronCritic
+    from polyturn.trainer.megatron.offload import OffloadedState, StatePart
     from polyturn.trainer.megatron.policy import MegatronPolicy
     from polyturn.trainer.megatron.process_groups import Place
 
@@ -98,6 +99,7 @@ class PolicyRank(Rank):
 
     policy: MegatronPolicy
     critic: MegatronCritic | None = None
+    _offloaded: OffloadedState
     _publisher: WeightPublisher | None = None
     """Of rank 0 alone."""
     _cast: Cast | None = None
@@ -107,6 +109,7 @@ class PolicyRank(Rank):
     def build(self, address: str, port: int) -> None:
         self._see_own_gpu()
         from polyturn.trainer.megatron.critic import MegatronCritic
+        from polyturn.trainer.megatron.offload import OffloadedState
         from polyturn.trainer.megatron.policy import MegatronPolicy
 
         trainer = self._config.trainer
@@ -115,6 +118,16 @@ class PolicyRank(Rank):
         if trainer.uses_critic and not trainer.critic_has_ranks:
             self.critic = MegatronCritic(self._config)
             self.checkpoints.include("critic", self.critic.engine)
+        engines = [self.policy.engine, *([self.critic.engine] if self.critic else [])]
+        self._offloaded = OffloadedState(engines)
+
+    def offload(self, part: StatePart) -> int:
+        """Move a part of the state to the host's memory; its bytes, 0 if it is there."""
+        return self._offloaded.offload(part)
+
+    def reload(self) -> None:
+        """Take the state back from the host's memory, as far as it is there."""
+        self._offloaded.reload()
 
     def connect(self, engine_urls: Sequence[str], weights_directory: Path, engine_model: Path) -> None:
         """Prepare to publish weights to the engines. Only rank 0 does anything."""

@@ -10,19 +10,23 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from polyturn.configs.errors import RunFailure
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.trainer.data.balance import share_out, split_over_ranks
 from polyturn.trainer.data.samples import SKIPPED, UNMOVED, TrainSample, Update, UpdateReport
 from polyturn.trainer.ranks.rank import CriticRank, PolicyRank, Rank
 from polyturn.trainer.weight_sync import SyncReport
+
+if TYPE_CHECKING:
+    from polyturn.trainer.megatron.offload import StatePart
 
 START_TIMEOUT_S = 600.0
 CLOSE_TIMEOUT_S = 20.0
@@ -106,6 +110,26 @@ class Trainer:
         reports = self._policy.on_all(lambda rank: rank.activate_weights())
         (report,) = [report for report in reports if report is not None]
         return report
+
+    def offload(self, part: StatePart, *, timeout_s: float) -> int:
+        """Move a part of the state of the policy's ranks to their hosts' memory; the bytes of the one that has most.
+
+        A critic with ranks of its own stays where it is.
+
+        Raises:
+            RunFailure: a rank has not done it in time.
+        """
+        return max(
+            self._policy.on_all(
+                lambda rank: rank.offload(part), within_s=timeout_s, done="given its GPU's memory up"
+            )
+        )
+
+    def reload(self, *, timeout_s: float) -> None:
+        """Take back what was moved there. Raises as `offload`."""
+        self._policy.on_all(
+            lambda rank: rank.reload(), within_s=timeout_s, done="taken its GPU's memory back"
+        )
 
     def score(self, samples: Sequence[TrainSample]) -> dict[str, TrainSample]:
         """The samples with what the models say of them under the weights as they are, by sample id."""
@@ -216,16 +240,22 @@ class Call:
         self._references = list(references)
         self._answering = answering
 
-    def results(self) -> list[Any]:
+    def results(self, *, within_s: float | None = None, done: str = "answered") -> list[Any]:
         """Wait for all ranks; what the answering ones gave.
 
-        Raises what the first of them to fail raised, and does not wait for the others: they may wait for it.
+        Raises what the first of them to fail raised, and does not wait for the others: they may wait for it. Raises
+        `RunFailure` that names the ranks that are not done in time.
         """
+        deadline = None if within_s is None else time.monotonic() + within_s
         pending = list(self._references)
         found: dict[Any, Any] = {}
         while pending:
-            done, pending = ray.wait(pending)
-            found.update(zip(done, ray.get(done), strict=True))
+            left = None if deadline is None else max(0.0, deadline - time.monotonic())
+            ended, pending = ray.wait(pending, timeout=left)
+            if not ended:
+                late = [str(rank) for rank, call in enumerate(self._references) if call in pending]
+                raise RunFailure(f"trainer rank {', '.join(late)} has not {done} within {within_s:g} s")
+            found.update(zip(ended, ray.get(ended), strict=True))
         return [found[self._references[rank]] for rank in self._answering]
 
 
@@ -259,10 +289,12 @@ class Ranks(Generic[R]):
         address, port = ray.get(self._ranks[0].rendezvous.remote(), timeout=START_TIMEOUT_S)
         return [rank.build.remote(address, port) for rank in self._ranks]
 
-    def on_all(self, task: Callable[[R], T]) -> list[T]:
-        """What a function of a rank, which runs there, gives on each."""
+    def on_all(
+        self, task: Callable[[R], T], *, within_s: float | None = None, done: str = "answered"
+    ) -> list[T]:
+        """What a function of a rank, which runs there, gives on each. Raises as `Call.results`."""
         calls = [rank.run.remote(task) for rank in self._ranks]
-        return Call(calls, answering=range(len(calls))).results()
+        return Call(calls, answering=range(len(calls))).results(within_s=within_s, done=done)
 
     def start_on_shares(self, task: Callable[[R, Any], Any], shares: Sequence[Any]) -> Call:
         """Begin a function of a rank and of one share per data-parallel copy; the first rank of each answers.

@@ -15,6 +15,7 @@ from polyturn.agents.chat import read_template
 from polyturn.agents.episode import Episode
 from polyturn.configs.errors import Interrupted
 from polyturn.configs.schema.run import RunConfig
+from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.groups import Group, journal_of
 from polyturn.rollout.scheduler import Frontier, StepGroups
 from polyturn.rollout.source import RolloutStart, StepSource
@@ -35,6 +36,7 @@ from polyturn.trainer.run.progress import JsonLinesSink, MetricSink, ProgressDis
 from polyturn.trainer.run.resume import forget_failure, installed_versions, note_failure
 from polyturn.trainer.run.served_weights import ServedWeights
 from polyturn.trainer.run.stopwatch import Stopwatch
+from polyturn.trainer.run.turns import Turns
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,8 +46,10 @@ class RunParts:
     config: RunConfig
     directory: RunDirectory
     trainer: Trainer
-    engine_urls: Sequence[str]
-    """Empty where the steps are replayed."""
+    engines: Sequence[EngineControl]
+    """None where the steps are replayed."""
+    turns: Turns | None
+    """Where engines and trainer share GPUs."""
     worker: StepSource
     progress: ProgressDisplay
     guard: InterruptGuard
@@ -90,7 +94,8 @@ class TrainingLoop:
         )
         self._served = ServedWeights(
             config,
-            engine_urls=parts.engine_urls,
+            engines=parts.engines,
+            turns=parts.turns,
             trainer=self._trainer,
             worker=self._worker,
             heldout=self._heldout,
@@ -101,6 +106,8 @@ class TrainingLoop:
         )
         self._saving: RunState | None = None
         self._num_restarts = num_restarts
+        self._snapshot_of: int | None = None
+        """The step whose state is being written, before it is known what else of it is to be kept."""
         self._state = state
 
     def run(self) -> None:
@@ -111,6 +118,8 @@ class TrainingLoop:
             StepFailure: what was played in a step cannot be trained on, or a check failed. Its episodes are set aside.
         """
         config = self._config.evaluation
+        if self._config.shares_gpus and config.before and self._state.heldout_before is None:
+            self._snapshot(self._state.step, self._stopwatch)
         self._served.begin(self._stopwatch)
         if config.before and self._state.heldout_before is None:
             before = self._heldout.play("before", self._state.step)
@@ -126,8 +135,12 @@ class TrainingLoop:
         self._stop_if_asked()
         self._heldout.wait()
         self._heldout.tell(self._state.step)
-        after = self._heldout.play("after", self._state.step) if config.after else None
-        self._save_policy()
+        after = None
+        if config.after:
+            self._served.engines_at_work(self._stopwatch)
+            after = self._heldout.play("after", self._state.step)
+        with self._served.trainer_at_work(self._stopwatch):
+            self._save_policy()
         self._summarise("finished", after)
         self._stop_if_asked()
 
@@ -145,24 +158,32 @@ class TrainingLoop:
         while self._state.step < num_steps and not self._guard.requested and not self._is_stopped:
             step = self._state.step + 1
             watch = Stopwatch()
+            self._served.engines_at_work(watch)
             with StallWatch(self._config.alarms, self._progress.message) as stall:
                 taken = self._take(step, watch, stall)
             self._complete_checkpoint(wait=False)
             if taken is None:
                 return
             version = self._state.policy_version + self._config.trainer.updates_per_step
-            with self._setting_aside(step, taken.groups), self._served.resting():
+            with self._setting_aside(step, taken.groups), self._served.resting(watch):
                 credit, reports = self._learn(step, taken.groups, watch)
+                if self._config.shares_gpus and self._saves_after(step):
+                    # While the state is where it can be copied from.
+                    self._snapshot(step, watch)
                 sync = self._served.sync_if_due(step, version, watch)
-            row = self._worker.engine_figures() | step_metrics(
-                taken=taken,
-                credit=credit,
-                reports=reports,
-                seconds=watch.seconds,
-                total_seconds=watch.total,
-                version=version,
-                sync=sync,
-                overlaps=self._config.rollout.max_staleness > 0,
+            row = (
+                self._worker.engine_figures()
+                | self._served.figures
+                | step_metrics(
+                    taken=taken,
+                    credit=credit,
+                    reports=reports,
+                    seconds=watch.seconds,
+                    total_seconds=watch.total,
+                    version=version,
+                    sync=sync,
+                    overlaps=self._config.rollout.max_staleness > 0,
+                )
             )
             served = self._served
             self._worker.advance(version=version, engine_step=served.step, engine_version=served.version)
@@ -181,6 +202,7 @@ class TrainingLoop:
         config = self._config.evaluation
         is_last = step == self._config.trainer.num_steps
         if not (is_last and config.after):
+            self._served.engines_at_work(self._stopwatch)
             self._heldout.begin(step, engine_step=self._served.step, version=self._served.version)
         if is_last or config.training_waits == "until_done":
             self._heldout.wait()
@@ -237,11 +259,10 @@ class TrainingLoop:
 
     def abandon(self) -> None:
         """End what is under way, so that another loop can go on from a checkpoint. What was played is kept."""
-        self._worker.halt(wait=self._served.are_whole)
+        self._worker.halt(wait=self._served.can_answer)
         self._store.close()
 
     def close(self) -> None:
-        self._served.close()
         for sink in self._sinks:
             sink.close()
 
@@ -328,11 +349,23 @@ class TrainingLoop:
 
     def _save(self) -> None:
         """Begin a checkpoint of the state as it is; unless it is to be written meanwhile, finish it, too."""
-        self._complete_checkpoint(wait=True)
-        self._trainer.begin_checkpoint(self._directory.begin_checkpoint(self._state.step))
-        self._saving = self._state
+        self._snapshot(self._state.step, self._stopwatch)
+        self._saving, self._snapshot_of = self._state, None
         if not self._config.checkpoint.asynchronous:
             self._complete_checkpoint(wait=True)
+
+    def _saves_after(self, step: int) -> bool:
+        """Whether it is known beforehand that there is a checkpoint after a step."""
+        return step % self._config.checkpoint.every_steps == 0 or step == self._config.trainer.num_steps
+
+    def _snapshot(self, step: int, watch: Stopwatch) -> None:
+        """Copy the trainer's state as it is after a step, if that has not been done; the ranks begin to write it."""
+        if self._snapshot_of == step:
+            return
+        self._complete_checkpoint(wait=True)
+        with self._served.trainer_at_work(watch):
+            self._trainer.begin_checkpoint(self._directory.begin_checkpoint(step))
+        self._snapshot_of = step
 
     def _complete_checkpoint(self, *, wait: bool) -> None:
         """Complete the checkpoint that was begun, once it is written; until then the one before is the newest.

@@ -15,6 +15,7 @@ from polyturn.configs.loading import upstream
 from polyturn.configs.models import PRESET, read_json, resolve_model_path
 from polyturn.configs.schema.deadlines import check_times
 from polyturn.configs.schema.run import RunConfig
+from polyturn.configs.schema.shared_placement import check_shared_placement
 from polyturn.configs.sizing.arithmetic import check_batch, num_cores, num_gpus
 from polyturn.configs.sizing.memory import CPU_KV_TOKENS, check_layout
 from polyturn.configs.sizing.model_shape import ModelShape
@@ -110,6 +111,7 @@ def preflight(
     check_seeds(config, trains=trains)
     if trains:
         check_batch(config)
+        check_shared_placement(config)
         with as_config_error():
             check_train_split(config)
         check_plugins(config.trainer.algorithm)

@@ -96,6 +96,8 @@ class TrainerRestarts:
             self._count(death)
             started = time.perf_counter()
             try:
+                if parts.turns is not None:
+                    parts.turns.to_new_trainer(parts.stopwatch)
                 with parts.stopwatch.measure("restart"):
                     parts.trainer.restart()
                     state = newest_state(parts) or BEGINNING

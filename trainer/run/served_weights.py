@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 
 from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.engines.control import EngineControl, PauseMode
@@ -15,6 +16,7 @@ from polyturn.trainer.run.checks import RunChecks
 from polyturn.trainer.run.heldout import HeldOut
 from polyturn.trainer.run.progress import ProgressDisplay
 from polyturn.trainer.run.stopwatch import Stopwatch
+from polyturn.trainer.run.turns import Turns
 from polyturn.trainer.weight_sync import SyncReport
 
 MIN_CORRELATION = 0.9
@@ -28,7 +30,8 @@ class ServedWeights:
         self,
         config: RunConfig,
         *,
-        engine_urls: Sequence[str],
+        engines: Sequence[EngineControl],
+        turns: Turns | None,
         trainer: Trainer,
         worker: StepSource,
         heldout: HeldOut,
@@ -37,14 +40,20 @@ class ServedWeights:
         step: int,
         version: int,
     ) -> None:
-        """`step` and `version` are those at which the run goes on. There may be no engines at all."""
+        """
+        Args:
+            engines: there may be none.
+            turns: where they share the trainer's GPUs.
+            step: at which the run goes on, as `version`.
+        """
         self._config = config
         self._trainer = trainer
         self._worker = worker
         self._heldout = heldout
         self._checks = checks
         self._progress = progress
-        self._engines = [EngineControl(url) for url in engine_urls]
+        self._engines = engines
+        self._turns = turns
         self._warned_of_rounding = False
         self.step = step
         """After which the engines got their weights."""
@@ -58,8 +67,9 @@ class ServedWeights:
         perhaps while it sent some."""
         if not self._engines:
             return
-        for engine in self._engines:
-            engine.give_up_weight_update()
+        if self._turns is None:
+            for engine in self._engines:
+                engine.give_up_weight_update()
         self._sync(self.version, watch)
         for engine in self._engines:
             engine.go_on()
@@ -76,19 +86,51 @@ class ServedWeights:
         return report
 
     @contextmanager
-    def resting(self) -> Iterator[None]:
+    def resting(self, watch: Stopwatch) -> Iterator[None]:
         """Have the engines rest, if they are to while the trainer trains: answers are cut off, and go on afterwards, by
         the new weights where those are due.
         """
-        if self._config.rollout.play_while_training:
+        if self._turns is None and self._config.rollout.play_while_training:
             yield
             return
         self._worker.rest()
         try:
+            if self._turns is not None:
+                self._turns.to_trainer(watch)
+                yield
+                return
             with self._paused("abort"):
                 yield
         finally:
             self._worker.go_on()
+
+    @contextmanager
+    def trainer_at_work(self, watch: Stopwatch) -> Iterator[None]:
+        """Have the trainer's state on its devices, for what is not part of a step: nothing is played meanwhile."""
+        if self._turns is None or not self._turns.are_engines_on:
+            yield
+            return
+        self._worker.rest()
+        try:
+            self._turns.to_trainer(watch)
+            yield
+        finally:
+            self._worker.go_on()
+
+    def engines_at_work(self, watch: Stopwatch) -> None:
+        """Have the engines answer, by the weights that they got last; from the trainer, if it has had their GPUs."""
+        if self._turns is not None and not self._turns.are_engines_on:
+            self._sync(self.version, watch)
+
+    @property
+    def can_answer(self) -> bool:
+        """Whether what is under way can end."""
+        return self.are_whole and (self._turns is None or self._turns.are_engines_on)
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """Metrics of the turns, where there are any."""
+        return {} if self._turns is None else {"turns/offloaded_bytes": float(self._turns.offloaded_bytes)}
 
     @contextmanager
     def _paused(self, mode: PauseMode) -> Iterator[None]:
@@ -105,20 +147,28 @@ class ServedWeights:
     def _sync(self, version: int, watch: Stopwatch) -> SyncReport:
         """Send the weights to the engines and compare them on both sides, while no request goes on."""
         mode: PauseMode = "retract" if self._config.rollout.kv_after_update == "recompute" else "in_place"
-        with ExitStack() as stack, watch.measure("sync"):
+        with ExitStack() as stack:
             rollout = self._config.rollout
-            self._trainer.prepare_weights(version)
-            started = time.perf_counter()
-            if (rollout.max_staleness and rollout.play_while_training) or self._heldout.is_playing:
-                stack.enter_context(self._paused(mode))
-            self.are_whole = False
-            report = self._trainer.activate_weights()
-            self.are_whole = True
-            if self._config.checks.compares_weights:
-                for engine in self._engines:
-                    self._checks.weights_equal(
-                        report.checksums, engine.weight_checksums(), version=version, url=engine.url
-                    )
+            if self._turns is not None:
+                late = self._config.weight_sync.gathers_in_activate
+                prepare = partial(self._trainer.prepare_weights, version)
+                stack.enter_context(self._turns.to_engines(watch, prepare=prepare, sends_late=late))
+                started = time.perf_counter()
+            else:
+                with watch.measure("sync"):
+                    self._trainer.prepare_weights(version)
+                started = time.perf_counter()
+                if (rollout.max_staleness and rollout.play_while_training) or self._heldout.is_playing:
+                    stack.enter_context(self._paused(mode))
+            with watch.measure("sync"):
+                self.are_whole = False
+                report = self._trainer.activate_weights()
+                self.are_whole = True
+                if self._config.checks.compares_weights:
+                    for engine in self._engines:
+                        self._checks.weights_equal(
+                            report.checksums, engine.weight_checksums(), version=version, url=engine.url
+                        )
         self._warn_of_rounding(report.adapter_correlation)
         return replace(report, pause_seconds=time.perf_counter() - started)
 
@@ -133,8 +183,3 @@ class ServedWeights:
             "arrives as updates add up; a larger trainer.optimizer.learning_rate (LoRA takes ten times that of "
             "full training) or model.dtype=float32 brings it there sooner (sync/adapter_correlation in the metrics)"
         )
-
-    def close(self) -> None:
-        """Close the connections; the engines go on serving."""
-        for engine in self._engines:
-            engine.close()

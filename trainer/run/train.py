@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import RunConfig
+from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.groups import ServedGroups, with_urls
 from polyturn.rollout.engines.launch import Engines
+from polyturn.rollout.engines.memory import EngineMemory
 from polyturn.trainer.ranks.trainer import Trainer
 from polyturn.trainer.run.directory import RunDirectory, RunState
 from polyturn.trainer.run.failures import InterruptGuard, as_run_failure
@@ -28,6 +30,7 @@ from polyturn.trainer.run.progress import ProgressDisplay, make_progress
 from polyturn.trainer.run.restarts import BEGINNING, newest_state, take_all_steps
 from polyturn.trainer.run.resume import identify, with_template_date
 from polyturn.trainer.run.stopwatch import Stopwatch
+from polyturn.trainer.run.turns import Turns
 
 
 def train(config: RunConfig, *, warnings: Sequence[str] | None = None) -> Path:
@@ -57,11 +60,10 @@ def train(config: RunConfig, *, warnings: Sequence[str] | None = None) -> Path:
     try:
         with ExitStack() as stack:
             stack.enter_context(as_run_failure(directory))
-            trainer, engines, groups = stack.enter_context(
-                _running_stack(config, directory, progress, stopwatch)
-            )
-            stack.enter_context(naming_what_ended(engines, groups))
-            running = with_urls(config, groups.urls)
+            processes = stack.enter_context(_running_stack(config, directory, progress, stopwatch))
+            trainer, engines = processes.trainer, processes.engines
+            stack.enter_context(naming_what_ended(engines, processes.groups))
+            running = with_urls(config, processes.groups.urls)
             # From here on Ctrl-C drains; before, there is nothing to save.
             guard = stack.enter_context(InterruptGuard())
             guard.subscribe(lambda: progress.message("stopping: what is under way is finished and saved"))
@@ -71,7 +73,8 @@ def train(config: RunConfig, *, warnings: Sequence[str] | None = None) -> Path:
                 config=running,
                 directory=directory,
                 trainer=trainer,
-                engine_urls=() if engines is None else engines.engine_urls,
+                engines=processes.controls,
+                turns=processes.turns,
                 worker=worker,
                 progress=progress,
                 guard=guard,
@@ -108,10 +111,24 @@ def _restore(parts: RunParts) -> RunState:
     return state
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Processes:
+    """Those of a run, all ready."""
+
+    trainer: Trainer
+    engines: Engines | None
+    """None where the run replays another."""
+    controls: Sequence[EngineControl]
+    """Of each of the engines."""
+    groups: ServedGroups
+    turns: Turns | None
+    """Where engines and trainer share GPUs, which are the trainer's now."""
+
+
 @contextmanager
 def _running_stack(
     config: RunConfig, directory: RunDirectory, progress: ProgressDisplay, stopwatch: Stopwatch
-) -> Iterator[tuple[Trainer, Engines | None, ServedGroups]]:
+) -> Iterator[_Processes]:
     """Start Ray, the trainer's ranks, the models beside the policy and, unless the run replays another, its engines;
     end all on the way out."""
     directory.logs.mkdir(exist_ok=True)
@@ -121,12 +138,30 @@ def _running_stack(
         begin_ray(stack, config, directory)
         engines = None if replays else begin_engines(stack, config, directory)
         groups = begin_groups(stack, config, directory)
+        memory: EngineMemory | None = None
+        controls: list[EngineControl] = []
+        if engines is not None and config.shares_gpus:
+            # What they find free of the GPUs decides about their KV: they are first, and give all up again.
+            controls = _controls(stack, engines)
+            memory = EngineMemory(
+                controls,
+                num_sharing=config.engines.num_sharing,
+                timeout_s=config.engines.turn_timeout_s,
+            )
+            memory.release()
         trainer = Trainer(config, model_path=resolve_model_path(config.model.path))
         stack.callback(ignoring_dead_actors(trainer.close))
         trainer.build()
-        if engines is not None:
-            engines.wait_ready()
+        if engines is not None and memory is None:
+            controls = _controls(stack, engines)
         groups.wait_ready()
         running = stack.pop_all()
+    turns = None if memory is None else Turns(memory, trainer, timeout_s=config.engines.turn_timeout_s)
     with running:
-        yield trainer, engines, groups
+        yield _Processes(trainer=trainer, engines=engines, controls=controls, groups=groups, turns=turns)
+
+
+def _controls(stack: ExitStack, engines: Engines) -> list[EngineControl]:
+    """Of the engines, once they are ready, until the stack ends."""
+    engines.wait_ready()
+    return [stack.enter_context(EngineControl(url)) for url in engines.engine_urls]

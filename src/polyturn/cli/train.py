@@ -31,6 +31,7 @@ from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.configs.sizing.placement import plan_placement, planned_nodes
 from polyturn.configs.sizing.placement_table import meeting_lines, placement_lines
 from polyturn.configs.sizing.served import served_memory
+from polyturn.configs.sizing.turns import turn_memory
 from polyturn.envs.messages import TaskSource
 from polyturn.envs.tasks import MixtureTasks
 from polyturn.envs.tasks.sources import source_name
@@ -231,7 +232,7 @@ def print_plan(config: RunConfig) -> None:
 def _print_memory(config: RunConfig, shape: ModelShape) -> None:
     estimate = estimate_memory(config, shape, critic_shape(config))
     typer.echo(
-        f"\n# memory, estimated from {shape.num_parameters:,} parameters; activations and libraries come on top"
+        f"\n# memory, estimated from {shape.num_parameters:,} parameters, of each device while it computes"
     )
     rows = []
     for name, ranks, parallel in (
@@ -241,7 +242,8 @@ def _print_memory(config: RunConfig, shape: ModelShape) -> None:
         of_a_stage = parallel.world_size // parallel.pipeline
         for stage, rank in enumerate(ranks):
             which = f" of stage {stage}" if parallel.pipeline > 1 else ""
-            rows.append(_memory_row(f"{name}{which} (x {of_a_stage})", rank.parts))
+            sizes = {**rank.parts, **rank.working}
+            rows.append(_memory_row(f"{name}{which} (x {of_a_stage})", sizes))
     if config.rollout.replay is None:
         engines = config.engines.num_engines * config.engines.tensor_parallel
         rows.append(_memory_row(f"engine rank (x {engines})", estimate.engine))
@@ -252,6 +254,10 @@ def _print_memory(config: RunConfig, shape: ModelShape) -> None:
     if host:
         typer.echo(f"and for each of these ranks up to {human_bytes(host)} of its host's memory")
     capacity = capacity_of(config)
+    if config.shares_gpus and config.trainer.device == "cuda" and capacity.gpu is not None:
+        typer.echo("a GPU that trainer and engine share, by turns")
+        turns = turn_memory(config, shape, estimate, gpu=capacity.gpu)
+        typer.echo(table([_memory_row(turn.name, turn.parts) for turn in turns]))
     _, tight = judge(config, shape, capacity, critic_shape(config))
     if capacity.gpu is not None:
         typer.echo(
