@@ -10,6 +10,7 @@ import itertools
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,11 +92,18 @@ def test_the_command_line_sets_what_the_table_says(device: Literal["cpu", "cuda"
         log_directory=Path("logs"),
         dtype="float32",
         seeded=True,
+        num_sharing=1,
         largest_support=104,
     )
     flags = {word for word in server_arguments(spec, port=1) if word.startswith("--")}
     options = {flag.removeprefix("--").replace("-", "_") for flag in flags}
-    assert options - set(CPU_DEFAULTS) == set(set_by_polyturn(device))
+    expected = set(set_by_polyturn(device))
+    if device == "cpu":
+        assert options - set(CPU_DEFAULTS) == expected - {"enable_memory_saver"}, "there is none to be had"
+    else:
+        # Where the GPU is shared; a user may say another one.
+        assert options == expected | {"mem_fraction_static"}
+        assert "--enable-memory-saver" not in server_arguments(replace(spec, num_sharing=0), port=1)
 
 
 @needs_sglang

@@ -44,6 +44,7 @@ from polyturn.rollout import probe
 from polyturn.rollout.collection import play_groups
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.groups import judged
+from polyturn.rollout.engines.memory import EngineMemory
 from polyturn.rollout.engines.process import EngineError
 from polyturn.rollout.engines.server import EngineSpec, SGLangServer
 from polyturn.rollout.evaluation import evaluate
@@ -273,6 +274,42 @@ async def test_pause_holds_requests_and_continue_lets_them_end(engines, control)
         )
     await asyncio.to_thread(control._post, "/continue_generation", {})
     assert all(generation.finish_reason in ("stop", "length") for generation in await pending)
+
+
+async def test_memory_is_released_under_requests_and_comes_back(engines, control, tiny_model):
+    """Released as it is, with requests under way or new ones, the server would end."""
+    memory = EngineMemory([control], num_sharing=1, timeout_s=60)
+    greedy = [SamplingParams(max_tokens=12, temperature=0.0)]
+    [expected] = await generate(engines.url, [PROMPT], greedy)
+    sampling = [SamplingParams(max_tokens=400, seed=seed) for seed in range(16)]
+    under_way = asyncio.create_task(generate(control.url, [PROMPT] * len(sampling), sampling))
+    await asyncio.sleep(0.05)
+    await asyncio.to_thread(memory.release)
+    assert "abort" in {generation.finish_reason for generation in await under_way}
+    assert control.released == {"weights", "kv_cache", "cuda_graph"}
+    later = asyncio.create_task(generate(engines.url, [PROMPT], greedy))
+    await asyncio.to_thread(memory.release)
+    await asyncio.to_thread(memory.resume_weights)
+    # What cannot be resumed twice is not asked for twice.
+    await asyncio.to_thread(memory.resume_weights)
+    await asyncio.to_thread(control.update_weights_from_disk, model_path=str(tiny_model), weight_version=0)
+    assert not later.done(), "it waits, behind the router that sees nothing of it"
+    await asyncio.to_thread(memory.resume_cache)
+    [answer] = await later
+    assert answer.token_ids.tolist() == expected.token_ids.tolist() and control.released == frozenset()
+
+
+def test_an_engine_that_does_not_give_its_memory_up_is_named(control):
+    with EngineControl("http://127.0.0.1:9") as nobody:
+        with pytest.raises(EngineError, match=r"127.0.0.1:9 has not given its memory up: .* did not answer"):
+            EngineMemory([nobody], num_sharing=1, timeout_s=5).release()
+        with pytest.raises(EngineError, match=r"taken the memory of its KV back: .*engines.turn_timeout_s"):
+            EngineMemory([nobody], num_sharing=1, timeout_s=0).resume_cache()
+    others = EngineMemory([control], num_sharing=0, timeout_s=60)
+    others.release()
+    assert control.released == frozenset(), "it has a GPU of its own, and only stands still"
+    others.resume_weights()
+    others.resume_cache()
 
 
 def test_a_refused_control_call_says_why(control):

@@ -7,6 +7,7 @@ import time
 import pytest
 import ray
 
+from polyturn.configs.errors import RunFailure
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.trainer.ranks import trainer
@@ -54,4 +55,6 @@ def test_shares_answers_and_failures(ray_session, tmp_path, monkeypatch):
         failing.results()
     _, waiting = ray.wait(failing._references, num_returns=4, timeout=0)
     assert len(waiting) == 3, "the others are not waited for"
+    with pytest.raises(RunFailure, match=r"^trainer rank 0, 1, 2 has not come back within 0.1 s$"):
+        Call(waiting, answering=[0]).results(within_s=0.1, done="come back")
     group.close()
