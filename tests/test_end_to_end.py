@@ -296,7 +296,8 @@ def test_a_run_that_is_stopped_and_killed_trains_what_an_uninterrupted_one_does(
     own.write_text("{%- set year = strftime_now('%Y') -%}" + shipped)
     overrides = [*SMALL, f"run_dir={path}", f"model.template={own}"]
 
-    stopped = start(*overrides)
+    # Until it is killed, engines and trainer take turns.
+    stopped = start(*overrides, "engines.placement=shared")
     output_until(stopped, "step   1/")
     remember(stopped, family)
     assert len(family) > 5
@@ -308,7 +309,7 @@ def test_a_run_that_is_stopped_and_killed_trains_what_an_uninterrupted_one_does(
     steps_before = len(read_metrics(path / "metrics.jsonl"))
     assert 1 <= steps_before < NUM_STEPS
 
-    killed = start(*overrides, "resume=true")
+    killed = start(*overrides, "engines.placement=shared", "resume=true")
     output_until(killed, "resumed after step")
     wait_for_journal(path, steps_before + 1)
     remember(killed, family)
@@ -336,6 +337,8 @@ def test_a_run_that_is_stopped_and_killed_trains_what_an_uninterrupted_one_does(
     rows = read_metrics(path / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, NUM_STEPS + 1))
     assert {(row["ledger/segments"], row["ledger/lost_tokens"]) for row in rows} == {(1.0, 0.0)}
+    assert {"seconds/release", "seconds/reload", "seconds/offload", "seconds/resume"} <= rows[0].keys()
+    assert rows[0]["turns/offloaded_bytes"] > 0 and "seconds/release" not in rows[-1]
     assert load_config(path / "config.yaml").model.template_date is not None, "the day was pinned"
     assert (path / "policy" / "chat_template.jinja").read_text() == own.read_text()
     assert prompts_by_step(path) == prompts_by_step(finished)

@@ -28,7 +28,15 @@ ON_GPUS = (
     "sglang.max_total_tokens=null",
 )
 GIB = 1 << 30
-HANDED_OVER = ["offload training", "resume_weights", "sent", "offload weights", "resume_cache"]
+HANDED_OVER = [
+    "offload training",
+    "prepared",
+    "resume_weights",
+    "sent",
+    "offload weights",
+    "resume_cache",
+]
+EARLY = ["offload training", "prepared", "offload weights", "resume_weights", "sent", "resume_cache"]
 
 
 class Recorder:
@@ -36,6 +44,7 @@ class Recorder:
 
     def __init__(self) -> None:
         self.calls: list[str] = []
+        self.away: set[str] = set()
         self.fails_at: str | None = None
 
     def _note(self, call: str) -> None:
@@ -56,11 +65,18 @@ class Recorder:
     def reload(self, *, timeout_s: float) -> None:
         assert timeout_s == 7.0
         self._note("reload")
+        self.away.clear()
 
     def offload(self, part: str, *, timeout_s: float) -> int:
         assert timeout_s == 7.0
+        if part in self.away:
+            return 0
         self._note(f"offload {part}")
+        self.away.add(part)
         return 5
+
+    def give_up_weight_updates(self) -> None:
+        self._note("give_up_weight_updates")
 
 
 def make_turns() -> tuple[Recorder, Turns, Stopwatch]:
@@ -68,8 +84,8 @@ def make_turns() -> tuple[Recorder, Turns, Stopwatch]:
     return recorder, Turns(recorder, recorder, timeout_s=7.0), Stopwatch()
 
 
-def hand_over(recorder: Recorder, turns: Turns, watch: Stopwatch) -> None:
-    with turns.to_engines(watch):
+def hand_over(recorder: Recorder, turns: Turns, watch: Stopwatch, *, sends_late: bool = True) -> None:
+    with turns.to_engines(watch, prepare=lambda: recorder._note("prepared"), sends_late=sends_late):
         recorder._note("sent")
 
 
@@ -82,7 +98,13 @@ def test_nobody_takes_memory_before_the_other_has_given_it_up() -> None:
     turns.to_trainer(watch)
     turns.to_trainer(watch)
     assert recorder.calls == [*HANDED_OVER, "release", "reload"] and not turns.are_engines_on
-    assert watch.seconds.keys() == {"release", "reload", "offload", "resume"}
+    assert watch.seconds.keys() == {"release", "reload", "offload", "sync", "resume"}
+    recorder.calls.clear()
+    hand_over(recorder, turns, watch, sends_late=False)
+    assert recorder.calls == EARLY and turns.offloaded_bytes == 10, "what is on disk needs no GPU"
+    recorder.calls.clear()
+    turns.to_new_trainer(watch)
+    assert recorder.calls == ["give_up_weight_updates", "release"] and not turns.are_engines_on
 
 
 @pytest.mark.parametrize("call", HANDED_OVER)
@@ -95,8 +117,10 @@ def test_after_a_failure_on_the_way_either_side_can_have_its_turn(call: str) -> 
         assert not turns.are_engines_on, "they are not asked for anything"
         recorder.calls.clear()
         if side == "engines":
+            gone = {f"offload {part}" for part in recorder.away}
             hand_over(recorder, turns, watch)
-            assert recorder.calls == HANDED_OVER and turns.are_engines_on
+            assert recorder.calls == [each for each in HANDED_OVER if each not in gone]
+            assert turns.are_engines_on
         else:
             turns.to_trainer(watch)
             assert recorder.calls == ["release", "reload"]
