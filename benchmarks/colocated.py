@@ -2,9 +2,10 @@
 
     python benchmarks/colocated.py [--steps 8] [--short]
 
-Two runs of the demo from the same seed, one request at a time, so that no batch decides how an engine rounds. Compared are
-all tokens with their logprobs, step by step, and the weights at the end, bit for bit. Processors give no memory back, so
-the seconds are of the calls, the copies and the order alone; `turn_share` is their part of a step. The last line is JSON.
+Two runs of the demo from the same seed, one request at a time, so that no batch decides how an engine rounds. Compared
+are all tokens with their logprobs, step by step, and the weights at the end, bit for bit. Nothing waits for a GPU here,
+so the seconds are of the calls, the copies and the order alone; `turn_share` is their part of a step. The last line is
+JSON.
 """
 
 from __future__ import annotations
