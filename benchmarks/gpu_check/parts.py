@@ -50,6 +50,7 @@ PARTS = (
     Part(name="checkpoint", asks="a checkpoint written on the CPU, loaded here", limit_s=80),
     Part(name="transformer_layers", asks="Transformer Engine's layers against torch's", limit_s=70),
     Part(name="nccl_sync", asks="buckets of weights through NCCL, byte for byte", limit_s=40),
+    Part(name="offload", asks="the trainer's state to the host's memory and back", limit_s=50),
     Part(name="mfu", asks="an update of a model in the shape of Qwen3-4B", limit_s=110),
 )
 TOTAL_S = 480
