@@ -18,6 +18,7 @@ import re
 from collections.abc import Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,7 +44,9 @@ def tensor_checksum(tensor: Tensor, *, device: EngineDevice = "cpu") -> str:
     if device == "cuda":
         return f"{cuda_tensor_hash(tensor):016x}"
     data = tensor.detach().cpu().contiguous()
-    return hashlib.sha256(memoryview(data.reshape(-1).view(torch.uint8).numpy())).digest()[:8].hex()
+    # A tensor that has been an array by `numpy()` cannot give its memory up any more.
+    array = np.from_dlpack(data.reshape(-1).view(torch.uint8))
+    return hashlib.sha256(memoryview(array)).digest()[:8].hex()
 
 
 def engine_name(name: str) -> str:

@@ -51,6 +51,7 @@ def _train(
     settings: dict[str, Any],
     directory: Path | None,
 ) -> Trained:
+    from polyturn.rollout.engines.checksums import tensor_checksum
     from polyturn.trainer.megatron.offload import OffloadedState
     from tests.support.megatron.policies import make_policy, save_checkpoint
 
@@ -72,6 +73,8 @@ def _train(
             trained.num_left.append(sum(_training_bytes(policy.engine)))
             for name, tensor in policy.named_hf_tensors():
                 assert torch.equal(tensor, before[name]), f"{name} is sent while what trains it is away"
+                # As a sync does, on what may be the weight itself.
+                assert len(tensor_checksum(tensor)) == 16
             trained.num_bytes.append(state.offload("weights"))
             trained.num_left.append(sum(param.untyped_storage().nbytes() for param in _params(policy.engine)))
             assert state.is_away
