@@ -46,7 +46,7 @@ def tensor_checksum(tensor: Tensor, *, device: EngineDevice = "cpu") -> str:
     data = tensor.detach().cpu().contiguous()
     # A tensor that has been an array by `numpy()` cannot give its memory up any more.
     array = np.from_dlpack(data.reshape(-1).view(torch.uint8))
-    return hashlib.sha256(memoryview(array)).digest()[:8].hex()
+    return hashlib.sha256(array.data).digest()[:8].hex()
 
 
 def engine_name(name: str) -> str:
