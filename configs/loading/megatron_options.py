@@ -295,7 +295,8 @@ OWNED_DDP: Mapping[str, str] = {
         ("average_in_collective", "gradient_reduce_div_fusion"),
         "losses are sums that the trainer divides by global counts",
     ),
-    "overlap_param_gather": "weights are read right after an update, so there is nothing to hide the gather behind",
+    "overlap_param_gather": "weights are read right after an update (by scores, the reference and the export), "
+    "and would be read half gathered",
     "align_param_gather": "the gather of weights is not overlapped",
     "delay_wgrad_compute": _SCHEDULES,
     **dict.fromkeys(("fp8_param_gather", "reuse_grad_buf_for_mxfp8_param_ag"), _STORED),

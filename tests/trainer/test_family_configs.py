@@ -194,6 +194,16 @@ def test_layouts_that_do_not_fit(name: str, layout: ModelLayout, message: str) -
         transformer_config(hf, dtype="bfloat16", device="cpu", extra={}, layout=layout)
 
 
+def test_a_yarn_rope_is_not_computed_by_a_kernel_without_its_factor() -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    hf = published("qwen3-4b", rope_scaling=yarn)
+    transformer_config(hf, dtype="bfloat16", device="cpu", extra={}, layout=ModelLayout())
+    with pytest.raises(ValueError, match="apply_rope_fusion does not go with the model's yarn rope"):
+        transformer_config(
+            hf, dtype="bfloat16", device="cpu", extra={"apply_rope_fusion": True}, layout=ModelLayout()
+        )
+
+
 @pytest.mark.parametrize("name", preset_names())
 def test_spellings_of_one_computation_are_the_same(name: str) -> None:
     """What transformers 5 writes for a model that transformers 4 published, and what fine-tuning leaves in a config."""
@@ -239,13 +249,19 @@ def keys_read(model_type: str) -> set[str]:
     source = Path(transformers.__file__).parent / "models" / folder / f"modeling_{folder}.py"
     found = set()
     for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Attribute) and ast.unparse(node.value).endswith("config"):
+        if isinstance(node, ast.Attribute) and is_config(node.value):
             found.add(node.attr)
-        if isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr" and len(node.args) > 1:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "getattr":
             where, key = node.args[:2]
-            if ast.unparse(where).endswith("config") and isinstance(key, ast.Constant):
+            if is_config(where) and isinstance(key, ast.Constant):
                 found.add(key.value)
     return found
+
+
+def is_config(node: ast.expr) -> bool:
+    """`config`, `self.config`, `config.text_config`."""
+    name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
+    return name.endswith("config")
 
 
 VISION = re.compile(
@@ -288,6 +304,15 @@ def test_a_key_of_another_familys_computation_is_refused(
     ):
         find_family(published(name, **{key: value}))
     find_family(published(name, **{key: neutral}))
+
+
+@pytest.mark.parametrize("model_type", LACKING)
+def test_another_family_is_told_what_it_lacks_by_a_key_that_it_has(model_type: str) -> None:
+    hf = transformers.CONFIG_MAPPING[model_type]().to_dict()
+    key, what = LACKING[model_type]
+    assert key in hf
+    with pytest.raises(ValueError, match=re.escape(f"it needs {what}: '{key}' in config.json")):
+        find_family(hf)
 
 
 def test_the_documents_list_what_is_supported_and_what_each_other_family_lacks() -> None:

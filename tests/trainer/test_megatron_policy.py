@@ -15,6 +15,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from polyturn.configs.schema.algorithm import AlgorithmConfig, EntropyTarget
 from polyturn.configs.schema.objective import KLInLoss, SequenceMean, TokenMean
 from polyturn.configs.schema.trainer import OptimizerConfig, ParallelConfig
 from polyturn.trainer.algorithms.objective import Objective
@@ -224,15 +225,18 @@ def test_updates_are_those_of_plain_torch(make_model, make_samples, reduction, m
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_resumed_policy_takes_bitwise_the_same_update(make_model, make_samples, tmp_path, dtype):
     path = make_model()
-    with open_policy(path, dtype=dtype, optimizer=SMOOTH) as policy:
+    # Above what any distribution over the tiny vocabulary has, so that the bonus grows after every update.
+    target = EntropyTarget(entropy=6.0, step=0.01)
+    algorithm = AlgorithmConfig(kl=KLInLoss(kind="in_loss"), entropy_target=target)
+    with open_policy(path, dtype=dtype, optimizer=SMOOTH, algorithm=algorithm) as policy:
         samples = with_proximal(policy, make_samples(LENGTHS))
-        train(policy, samples)
-        train(policy, samples)
+        used = [train(policy, samples)["entropy_coefficient"] for _ in range(2)]
+        assert used == [0.0, 0.01]
         save_checkpoint(policy, tmp_path / "step")
         saved = weights_of(policy)
         metrics = train(policy, samples)
         after = weights_of(policy)
-    with open_policy(path, dtype=dtype, optimizer=SMOOTH, keep_reference=True) as policy:
+    with open_policy(path, dtype=dtype, optimizer=SMOOTH, keep_reference=True, algorithm=algorithm) as policy:
         before = policy.logprobs(samples)
         policy.load_checkpoint(tmp_path / "step")
         assert policy.num_updates == 2
@@ -241,6 +245,7 @@ def test_a_resumed_policy_takes_bitwise_the_same_update(make_model, make_samples
             assert np.array_equal(one, other), "the reference is the policy that the run began with"
         assert_bitwise(weights_of(policy), saved)
         assert train(policy, samples) == metrics
+        assert metrics["entropy_coefficient"] == 0.02
         assert_bitwise(weights_of(policy), after)
     assert saved["model.norm.weight"].dtype == getattr(torch, dtype)
 

@@ -23,7 +23,7 @@ from polyturn.trainer.megatron.layers import block_spec
 from polyturn.trainer.megatron.process_groups import ModelLayout
 from polyturn.trainer.megatron.rotary import scale_rope
 from polyturn.trainer.models.families import Family, core_settings, find_family
-from polyturn.trainer.models.rope import Rope
+from polyturn.trainer.models.rope import Rope, YarnScaling
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -113,6 +113,12 @@ def transformer_config(
         "variable_seq_lengths": True,
     }
     settings |= extra
+    scaling = family.rope(hf).scaling
+    is_sharpened = isinstance(scaling, YarnScaling) and scaling.attention_factor != 1
+    if settings["apply_rope_fusion"] and is_sharpened and not settings.get("multi_latent_attention"):
+        raise ValueError(
+            "megatron.apply_rope_fusion does not go with the model's yarn rope: the fused kernel has no factor for it"
+        )
     settings |= _stage_settings(settings, layout)
     config_class = MLATransformerConfig if settings.get("multi_latent_attention") else TransformerConfig
     try:

@@ -188,7 +188,7 @@ LACKING: Mapping[str, tuple[str, str]] = {
     "ernie4_5_moe": ("moe_layer_start_index", "experts chosen by corrected softmax scores"),
     "exaone4": ("sliding_window_pattern", "sliding windows, and norms behind the blocks alone"),
     "falcon_h1": ("mamba_d_ssm", "Mamba beside attention in each layer"),
-    "gemma": ("hidden_activation", "norms with weights around 0, scaled embeddings and GeGLU"),
+    "gemma": ("hidden_act", "norms with weights around 0, scaled embeddings and GeGLU"),
     "gemma2": ("attn_logit_softcapping", "soft caps on scores and logits, and sliding windows"),
     "gemma3": ("vision_config", "a decoder within a model of images, with sliding windows"),
     "gemma3_text": (
@@ -199,8 +199,8 @@ LACKING: Mapping[str, tuple[str, str]] = {
     "gpt_oss": ("swiglu_limit", "attention sinks, sliding windows in every other layer and a clamped SwiGLU"),
     "granite": ("residual_multiplier", "factors on embeddings, scores, residuals and logits"),
     "granitemoe": ("residual_multiplier", "factors on embeddings, scores, residuals and logits"),
-    "hunyuan_v1_dense": ("use_qk_norm", "norms of queries and keys behind their rotation"),
-    "hunyuan_v1_moe": ("use_qk_norm", "norms of queries and keys behind their rotation"),
+    "hunyuan_v1_dense": ("model_type", "norms of queries and keys behind their rotation"),
+    "hunyuan_v1_moe": ("model_type", "norms of queries and keys behind their rotation"),
     "kimi_linear": ("linear_num_heads", "linear attention (Kimi delta attention) in most layers"),
     "lfm2": ("conv_L_cache", "convolutions in place of attention in most layers"),
     "llama4": ("vision_config", "a decoder within a model of images"),
@@ -209,15 +209,15 @@ LACKING: Mapping[str, tuple[str, str]] = {
         "attention in chunks, layers without positions and tempered queries",
     ),
     "minimax": ("layer_types", "lightning attention in most layers"),
-    "minimax_m2": ("use_qk_norm", "norms over all heads of queries and keys together"),
+    "minimax_m2": ("model_type", "norms over all heads of queries and keys together"),
     "ministral": ("sliding_window", "sliding windows in some layers"),
     "ministral3": ("rope_parameters", "queries scaled by their position (llama_4_scaling_beta)"),
     "mistral3": ("vision_config", "a decoder within a model of images"),
     "mistral4": ("rope_parameters", "queries scaled by their position (llama_4_scaling_beta)"),
     "mixtral": ("num_local_experts", "weights of experts by Mixtral's names"),
     "nemotron": ("hidden_act", "squared ReLU, and LayerNorm with weights around 0"),
-    "nemotron_h": ("hybrid_override_pattern", "Mamba layers"),
-    "olmo2": ("rms_norm_eps", "norms behind the blocks alone, and over all heads together"),
+    "nemotron_h": ("mamba_num_heads", "Mamba layers"),
+    "olmo2": ("model_type", "norms behind the blocks alone, and over all heads together"),
     "olmo3": (
         "sliding_window",
         "sliding windows, and norms behind the blocks alone and over all heads together",
@@ -235,7 +235,8 @@ LACKING: Mapping[str, tuple[str, str]] = {
     "qwen3_vl": ("vision_config", "a decoder within a model of images"),
     "qwen3_vl_moe": ("vision_config", "a decoder within a model of images"),
 }
-"""`model_type` -> the line of its config that says so, and what the trainer lacks."""
+"""`model_type` -> the line of its config that says so (`model_type` itself, where no other does), and what the trainer
+lacks."""
 
 
 def explain_lacking(model_type: str) -> str:
