@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import httpx
 import orjson
 
-from polyturn.agents.policy import EngineUnavailable, PolicyFault
+from polyturn.agents.policy import EngineUnavailable, GarbledAnswer, PolicyFault
 from polyturn.tools.retries import Retries, Tries, asked_wait_s, may_pass, transport_problem
 from polyturn.tools.secrets import public_url
 
@@ -59,7 +59,8 @@ async def post_json(
 
     Raises:
         EngineUnavailable: it failed at every try, or took too long.
-        PolicyFault: it was refused (another 4xx), or its answer is no JSON object.
+        GarbledAnswer: its answer is no JSON object.
+        PolicyFault: it was refused (another 4xx).
     """
     tries, shown_url = Tries(retries), public_url(url)
     body = orjson.dumps(dict(payload), option=orjson.OPT_SERIALIZE_NUMPY)
@@ -95,9 +96,9 @@ def _json_object(url: str, response: HTTPAnswer) -> dict[str, Any]:
     try:
         answer = _from_json(response)
     except ValueError as error:
-        raise PolicyFault(f"{url}: the answer is not JSON: {response.text[:_MAX_SHOWN]}") from error
+        raise GarbledAnswer(f"{url}: the answer is not JSON: {response.text[:_MAX_SHOWN]}") from error
     if not isinstance(answer, dict):
-        raise PolicyFault(f"{url}: the answer is a {type(answer).__name__}, not an object")
+        raise GarbledAnswer(f"{url}: the answer is a {type(answer).__name__}, not an object")
     return answer
 
 

@@ -62,6 +62,8 @@ class Generation:
     """How often the engine took the request out of its batch for want of KV memory, or of new weights."""
     support: SamplingSupport | None = None
     """What each token was drawn from. None where that is the whole vocabulary, or nobody asked."""
+    waited_s: float = 0.0
+    """Of the time that the answer took, what no engine worked for it in: waits, and engines that failed it before."""
 
     def __post_init__(self) -> None:
         for name, dtype in (("token_ids", np.int32), ("logprobs", np.float32), ("policy_versions", np.int32)):
@@ -179,3 +181,10 @@ class EngineUnavailable(PolicyFault):
         """`is_gone`: nobody answers at its address, so that the next request would not be answered either."""
         super().__init__(message)
         self.is_gone = is_gone
+
+
+class GarbledAnswer(EngineUnavailable):
+    """An engine answered what none in order answers: another may answer the same request well."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, is_gone=False)

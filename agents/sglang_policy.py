@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polyturn.agents.http import HTTPClient, Retries, post_json
-from polyturn.agents.policy import FinishReason, Generation, PolicyFault, SamplingParams
+from polyturn.agents.policy import FinishReason, GarbledAnswer, Generation, PolicyFault, SamplingParams
 from polyturn.agents.sampling_support import SamplingSupport
 from polyturn.tools.plain import shown
 
@@ -40,21 +40,28 @@ class SGLangPolicy:
         stop_strings: Sequence[str] = (),
         retries: Retries | None = None,
         record_routing: bool = False,
+        vocab_size: int = LARGEST_ID,
     ) -> None:
-        """`record_routing` asks for the experts of each token, of a server that was started to tell them."""
+        """
+        Args:
+            record_routing: Ask for the experts of each token, of a server that was started to tell them.
+            vocab_size: No token has this id, or a larger one.
+        """
         self._client = client
         self._url = f"{url.rstrip('/')}/generate"
         self._stop_token_ids = tuple(stop_token_ids)
         self._stop_strings = tuple(stop_strings)
         self._retries = retries or Retries()
         self._record_routing = record_routing
+        self._vocab_size = vocab_size
 
     async def generate(self, *, prompt_ids: npt.NDArray[np.int32], sampling: SamplingParams) -> Generation:
         """Sample a continuation of `prompt_ids` [T].
 
         Raises:
             EngineUnavailable: the server gave no answer.
-            PolicyFault: it refused, or its answer does not hold together.
+            GarbledAnswer: its answer does not hold together.
+            PolicyFault: it refused, or was not started to tell what is asked of it.
         """
         params: dict[str, Any] = {
             "temperature": sampling.temperature,
@@ -77,7 +84,7 @@ class SGLangPolicy:
             payload["return_routed_experts"] = True
             payload["routed_experts_start_len"] = sampling.routing_from
         answer = await post_json(self._client, self._url, payload, retries=self._retries)
-        generation = read_generation(answer)
+        generation = read_generation(answer, vocab_size=self._vocab_size)
         if sampling.records_support:
             generation = _with_support(generation, answer["meta_info"])
         if not self._record_routing:
@@ -85,11 +92,11 @@ class SGLangPolicy:
         return _with_routing(generation, answer, num_before=len(prompt_ids) - sampling.routing_from)
 
 
-def read_generation(answer: Mapping[str, Any]) -> Generation:
+def read_generation(answer: Mapping[str, Any], *, vocab_size: int = LARGEST_ID) -> Generation:
     """The generation in an answer of `/generate`.
 
     Raises:
-        PolicyFault: tokens and logprobs do not belong together, a logprob is not finite, a version is no number.
+        GarbledAnswer: tokens and logprobs do not belong together, a logprob is not finite, a version is no number.
     """
     try:
         meta = answer["meta_info"]
@@ -99,17 +106,21 @@ def read_generation(answer: Mapping[str, Any]) -> Generation:
         logprobs = np.array([entry[0] for entry in entries], dtype=np.float64)
         token_ids = np.array([entry[1] for entry in entries], dtype=np.int64)
     except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-        raise PolicyFault(f"the engine's answer lacks {error}: {shown(answer, limit=300)}") from error
+        raise GarbledAnswer(f"the engine's answer lacks {error}: {shown(answer, limit=300)}") from error
     if not isinstance(output_ids, list) or not np.array_equal(token_ids, output_ids):
-        raise PolicyFault(
+        raise GarbledAnswer(
             f"the engine's logprobs are of {len(token_ids)} other tokens than its ids: {shown(output_ids, limit=100)}"
         )
-    if not ((token_ids >= 0) & (token_ids < LARGEST_ID)).all():
-        raise PolicyFault("the engine gave a token id that no vocabulary has")
+    in_vocabulary = (token_ids >= 0) & (token_ids < vocab_size)
+    if not in_vocabulary.all():
+        at = int(in_vocabulary.argmin())
+        raise GarbledAnswer(
+            f"the engine gave token {token_ids[at]} at position {at}, which is not in its vocabulary"
+        )
     usable = np.abs(logprobs) < LARGEST_LOGPROB  # NaN is not below it
     if not usable.all():
         at = int(usable.argmin())
-        raise PolicyFault(
+        raise GarbledAnswer(
             f"the engine gave logprob {logprobs[at]} for token {token_ids[at]} at position {at}"
         )
     return Generation(
@@ -131,7 +142,8 @@ def _with_support(generation: Generation, meta: Mapping[str, Any]) -> Generation
     """The generation with what its tokens were drawn from, and with their logprobs over that.
 
     Raises:
-        PolicyFault: there is no record, it is one of other tokens, or a token is not among those it was drawn from.
+        GarbledAnswer: the record is one of other tokens, or a token is not among those it was drawn from.
+        PolicyFault: there is no record.
     """
     rows, values = meta.get("output_token_sampling_mask"), meta.get("output_token_sampling_logprobs")
     if (rows is None or values is None) and not len(generation):
@@ -146,24 +158,24 @@ def _with_support(generation: Generation, meta: Mapping[str, Any]) -> Generation
         token_ids = np.fromiter(itertools.chain.from_iterable(rows), dtype=np.int64, count=sizes.sum())
         logprobs = np.array(values, dtype=np.float64)
     except (TypeError, ValueError, OverflowError) as error:
-        raise PolicyFault(f"the engine's sampling mask cannot be read: {error}") from error
+        raise GarbledAnswer(f"the engine's sampling mask cannot be read: {error}") from error
     if not (len(sizes) == len(generation) and logprobs.shape == sizes.shape):
-        raise PolicyFault(
+        raise GarbledAnswer(
             f"the engine's sampling mask is of {len(sizes)} tokens and its logprobs of {logprobs.size}, but it sampled "
             f"{len(generation)}"
         )
     if not ((token_ids >= 0) & (token_ids < LARGEST_ID)).all():
-        raise PolicyFault("the engine's sampling mask names a token id that no vocabulary has")
+        raise GarbledAnswer("the engine's sampling mask names a token id that no vocabulary has")
     row_of = np.repeat(np.arange(len(sizes)), sizes)
     found = np.bincount(row_of[token_ids == generation.token_ids[row_of]], minlength=len(sizes))
     if not (found == 1).all():
         at = int((found != 1).argmax())
-        raise PolicyFault(
+        raise GarbledAnswer(
             f"the engine drew token {generation.token_ids[at]} at position {at}, which is in its sampling mask "
             f"{found[at]} times"
         )
     if not (np.abs(logprobs) < LARGEST_LOGPROB).all():
-        raise PolicyFault("the engine gave a sampling logprob that is not finite")
+        raise GarbledAnswer("the engine gave a sampling logprob that is not finite")
     return replace(
         generation,
         logprobs=logprobs.astype(np.float32),
@@ -189,20 +201,20 @@ def read_routing(text: str, *, num_tokens: int) -> npt.NDArray[np.int16] | None:
     The text is base64 of int32 in C order, with a row for every layer (those of dense layers mean nothing).
 
     Raises:
-        PolicyFault: the record is not of so many tokens, or names experts that cannot be.
+        GarbledAnswer: the record is not of so many tokens, or names experts that cannot be.
     """
     try:
         flat = np.frombuffer(base64.b64decode(text, validate=True), dtype="<i4")
     except (binascii.Error, ValueError) as error:
-        raise PolicyFault(f"the engine's routed experts are not base64 of int32: {error}") from error
+        raise GarbledAnswer(f"the engine's routed experts are not base64 of int32: {error}") from error
     if num_tokens == 0:
         return None
     if flat.size == 0 or flat.size % num_tokens:
-        raise PolicyFault(
+        raise GarbledAnswer(
             f"the engine's routed experts are {flat.size} numbers, which is no record of {num_tokens} tokens"
         )
     if flat.max() > np.iinfo(np.int16).max:
-        raise PolicyFault(f"the engine's routed experts name expert {flat.max()}")
+        raise GarbledAnswer(f"the engine's routed experts name expert {flat.max()}")
     return flat.reshape(num_tokens, -1).astype(np.int16)
 
 
@@ -218,11 +230,11 @@ def _versions(meta: Mapping[str, Any], length: int) -> npt.NDArray[np.int32]:
             versions.append(_version(span["version"]))
             ends.append(max(ends[-1], min(int(span["end"]), length + 1)))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise PolicyFault(
+        raise GarbledAnswer(
             f"the engine's weight versions cannot be read: {shown(spans, limit=200)}"
         ) from error
     if ends[-1] != length:
-        raise PolicyFault(
+        raise GarbledAnswer(
             f"the engine's weight versions cover {ends[-1]} of {length} tokens: {shown(spans, limit=200)}"
         )
     return np.repeat(np.array(versions, dtype=np.int32), np.diff(ends))
@@ -232,7 +244,7 @@ def _version(text: Any) -> int:
     if text is None or text == UNVERSIONED:
         return 0
     if not (isinstance(text, str) and text.isdecimal() and len(text) < 10):
-        raise PolicyFault(f"the engine's weight version is {shown(text)}, not a number that was set by us")
+        raise GarbledAnswer(f"the engine's weight version is {shown(text)}, not a number that was set by us")
     return int(text)
 
 
@@ -240,4 +252,4 @@ def _finish_reason(kind: Any) -> FinishReason:
     match kind:
         case "stop" | "length" | "abort":
             return kind
-    raise PolicyFault(f"the engine stopped for an unknown reason {shown(kind)}")
+    raise GarbledAnswer(f"the engine stopped for an unknown reason {shown(kind)}")

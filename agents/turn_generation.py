@@ -67,6 +67,8 @@ async def generate_turn(
         so_far = np.concatenate([prompt_ids, *(part.token_ids for part in parts)]) if parts else prompt_ids
         ask = functools.partial(policy.generate, prompt_ids=so_far, sampling=request)
         part = await clock.request(ask, counts=_is_an_answer)
+        if part.waited_s and _is_an_answer(part):
+            clock.take_back(part.waited_s)
         clock.num_drawn_tokens += len(part)
         parts.append(part)
         num_sampled += len(part)

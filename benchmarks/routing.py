@@ -107,11 +107,11 @@ async def play(
         if fleet.live is not None:
             fleet.live.leave(ticket)
 
-    before = sum(fleet.traffic, Traffic())
+    before = sum(fleet.traffic.values(), Traffic())
     started, cpu_started = time.perf_counter(), cpu_seconds(servers)
     await asyncio.gather(*(episode(number) for number in range(shape.num_episodes)))
     seconds = time.perf_counter() - started
-    figures = (sum(fleet.traffic, Traffic()) - before).figures()
+    figures = (sum(fleet.traffic.values(), Traffic()) - before).figures()
     return Measured(
         episodes_per_second=shape.num_episodes / seconds,
         cpu_s=(cpu_seconds(servers) - cpu_started) / shape.num_episodes,

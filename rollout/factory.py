@@ -351,20 +351,22 @@ async def open_engines(
     renderer = renderer_of(config.model, model_path, dialect_of(config.model, model_path))
     deadline_s, router = config.engines.request_timeout_s, config.engines.router
     live, rule = live_episodes(config)
+    vocab_size = ModelShape.read(model_path).vocab_size
     async with open_client(timeout_s=deadline_s) as client:
-        policies = [
-            SGLangPolicy(
+
+        def connect(engine_url: str) -> SGLangPolicy:
+            return SGLangPolicy(
                 client=client,
-                url=each,
+                url=engine_url,
                 stop_token_ids=renderer.stop_token_ids,
                 stop_strings=renderer.stop_strings,
                 retries=Retries(max_retries=0, deadline_s=deadline_s),
                 record_routing=config.engines.routing_replay and is_direct,
+                vocab_size=vocab_size,
             )
-            for each in urls
-        ]
+
         fleet = EngineFleet(
-            policies,
+            [connect(each) for each in urls],
             sticky=router.policy != "least_loaded",
             overload=Overload(ratio=router.overload_ratio, margin=router.overload_margin),
             live=live,
@@ -372,7 +374,12 @@ async def open_engines(
             chat_urls=[f"{each}/v1" for each in urls],
         )
         watch = EngineWatch(
-            fleet, urls=urls if is_direct else engine_urls, client=client, is_direct=is_direct, rule=rule
+            fleet,
+            urls=urls if is_direct else engine_urls,
+            client=client,
+            is_direct=is_direct,
+            connect=connect if is_direct else None,
+            rule=rule,
         )
         async with watch.watching():
             yield watch

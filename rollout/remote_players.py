@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,8 @@ from polyturn.configs.schema.run import RunConfig
 from polyturn.envs.faults import message_of
 from polyturn.envs.messages import Task, TaskSource
 from polyturn.envs.rewards.rubric import GroupCriterion
-from polyturn.rollout.engines.fleet import Traffic
+from polyturn.rollout.engines.fleet import Ailment, Traffic
+from polyturn.rollout.engines.membership import Membership
 from polyturn.rollout.factory import build_player, open_engines, training_sampling
 from polyturn.rollout.groups import Prompt
 from polyturn.rollout.limits import RolloutLimits, share_of, spare_what_stays
@@ -54,6 +55,7 @@ class PlayerActor:
         self._open = AsyncExitStack()
         self._opening = asyncio.Lock()
         self._player: EpisodePlayer | None = None
+        self._told = 0
         self._slots = Slots(
             requests=asyncio.Semaphore(share_of(rollout.max_concurrent_requests, rollout.num_workers)),
             steps=asyncio.Semaphore(share_of(rollout.max_concurrent_tools, rollout.num_workers)),
@@ -92,10 +94,25 @@ class PlayerActor:
         player.check_threads()
         return episode
 
-    async def take_traffic(self) -> list[Traffic]:
+    async def take_traffic(self) -> dict[int, Traffic]:
         """By engine, what was answered to this process since the last call."""
         await self.ready()
         return self._watch.take_traffic()
+
+    async def set_engines(self, members: Membership, order: int) -> None:
+        """From now on these are asked. Of several calls the one of the largest `order` counts."""
+        await self.ready()
+        if order > self._told:
+            self._told = order
+            self._watch.set_engines(members)
+
+    async def ailments(self) -> dict[int, Ailment]:
+        """By engine, what is the matter with those that failed the last requests of this process."""
+        return self._watch.fleet.ailments if self._player is not None else {}
+
+    async def num_requests(self) -> dict[int, int]:
+        """Of this process under way, by engine."""
+        return self._watch.fleet.num_requests if self._player is not None else {}
 
     async def rest(self) -> None:
         """Let no further request begin."""
@@ -136,6 +153,8 @@ class RemotePlayers:
         """Processes that have died so far."""
         self._deaths: list[float] = []
         """When those of the last hour did, by the monotonic clock."""
+        self._members: Membership | None = None
+        self._num_told = 0
         self._remotes = [self._start() for _ in range(config.rollout.num_workers)]
 
     def _start(self) -> _Remote:
@@ -215,16 +234,33 @@ class RemotePlayers:
             "played in them; its environment may need more memory than there is, or end its process"
         )
 
-    async def take_traffic(self) -> list[list[Traffic]]:
+    async def take_traffic(self) -> list[dict[int, Traffic]]:
         """By process and engine, what was answered since the last call; one that has died, or hangs, tells nothing."""
+        return await self._told_by_all(lambda actor: actor.take_traffic.remote())
+
+    async def ailments(self) -> list[dict[int, Ailment]]:
+        """By process and engine, what is the matter with those that failed their last requests."""
+        return await self._told_by_all(lambda actor: actor.ailments.remote())
+
+    async def num_requests(self) -> list[dict[int, int]]:
+        """Under way, by process and engine."""
+        return await self._told_by_all(lambda actor: actor.num_requests.remote())
+
+    async def _told_by_all(self, ask: Callable[[Any], Any]) -> list[Any]:
+        """What those processes answer that are there, and do not hang."""
         asked = [
-            asyncio.wait_for(
-                asyncio.wrap_future(remote.actor.take_traffic.remote().future()), CLOSE_TIMEOUT_S
-            )
+            asyncio.wait_for(asyncio.wrap_future(ask(remote.actor).future()), CLOSE_TIMEOUT_S)
             for remote in self._remotes
         ]
         told = await asyncio.gather(*asked, return_exceptions=True)
-        return [traffic for traffic in told if not isinstance(traffic, BaseException)]
+        return [answer for answer in told if not isinstance(answer, BaseException)]
+
+    def set_engines(self, members: Membership) -> None:
+        """From now on these engines are asked, by every process; returns at once."""
+        self._members = members
+        self._num_told += 1
+        for remote in self._remotes:
+            remote.actor.set_engines.remote(members, self._num_told)
 
     def _replace(self, dead: _Remote, death: RayActorError) -> None:
         """Start another process in place of one that died; whoever notices first does."""
@@ -242,6 +278,8 @@ class RemotePlayers:
         fresh = self._start()
         if self._is_resting:
             fresh.actor.rest.remote()
+        if self._members is not None:
+            fresh.actor.set_engines.remote(self._members, self._num_told)
         self._remotes[self._remotes.index(dead)] = fresh
 
     def rest(self) -> None:

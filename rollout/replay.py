@@ -13,6 +13,7 @@ from polyturn.rollout.scheduler import Frontier, StepGroups
 from polyturn.rollout.source import OnEpisode, RolloutStart, Standing
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.rollout.suites import Suite
+from polyturn.rollout.waiting import Meanwhile, nothing
 
 UNKNOWN = -1
 """Which draw of a task a stored group was of: its position tells all that training needs."""
@@ -32,10 +33,11 @@ class ReplayedSteps:
         del store
         self._step, self._frontier = start.step, start.frontier
 
-    def take(self, *, on_episode: OnEpisode) -> StepGroups | None:
+    def take(self, *, on_episode: OnEpisode, meanwhile: Meanwhile = nothing) -> StepGroups | None:
         """The groups of the next step. Raises `ValueError` where they are not as they were written."""
         if self._is_stopped:
             return None
+        del meanwhile  # nobody waits
         self._step += 1
         groups = groups_of(self._source.read_step(self._step), samples_per_prompt=self._samples_per_prompt)
         for group in groups:

@@ -13,6 +13,7 @@ from polyturn.rollout.evaluation import EvaluationResult
 from polyturn.rollout.scheduler import Frontier, StepGroups
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.rollout.suites import Suite
+from polyturn.rollout.waiting import Meanwhile, nothing
 
 OnEpisode = Callable[[Episode], None]
 
@@ -49,11 +50,12 @@ class StepSource(Protocol):
         """Say where the run stands, and where what is played is kept."""
         ...
 
-    def take(self, *, on_episode: OnEpisode) -> StepGroups | None:
+    def take(self, *, on_episode: OnEpisode, meanwhile: Meanwhile = nothing) -> StepGroups | None:
         """Wait for the groups of the next step; None when this was stopped before they were there.
 
         Args:
             on_episode: called with every attempt that ends meanwhile.
+            meanwhile: called again and again, in the thread that waits.
 
         Raises:
             RolloutError: they cannot be had.

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
 from contextlib import nullcontext
@@ -20,6 +21,8 @@ from polyturn.envs.messages import TaskSource
 from polyturn.envs.tasks import make_curriculum
 from polyturn.envs.tasks.order import task_digest
 from polyturn.rollout.branching import make_branching
+from polyturn.rollout.engines.fleet import Ailment
+from polyturn.rollout.engines.membership import Membership
 from polyturn.rollout.evaluation import EvaluationResult, evaluate
 from polyturn.rollout.factory import build_player, evaluation_sampling, open_engines, training_sampling
 from polyturn.rollout.filters import make_filter
@@ -32,6 +35,7 @@ from polyturn.rollout.scheduler import Scheduler, StepGroups
 from polyturn.rollout.source import OnEpisode, RolloutStart, Standing
 from polyturn.rollout.store import TrajectoryStore, write_episodes
 from polyturn.rollout.suites import Suite
+from polyturn.rollout.waiting import Meanwhile, awaited, nothing
 
 DRAIN_S = 60.0
 """How long what is under way has to end when the run is asked to stop."""
@@ -140,11 +144,12 @@ class RolloutWorker:
 
         self._scheduler = self._run(make())
 
-    def take(self, *, on_episode: OnEpisode) -> StepGroups | None:
+    def take(self, *, on_episode: OnEpisode, meanwhile: Meanwhile = nothing) -> StepGroups | None:
         """See `StepSource`; `on_episode` is called in the thread of rollout."""
         self._on_episode = on_episode
         try:
-            return self._run(self._running.take())
+            taking = asyncio.run_coroutine_threadsafe(self._running.take(), self._loop)
+            return awaited(taking, meanwhile)
         finally:
             self._on_episode = None
 
@@ -273,6 +278,41 @@ class RolloutWorker:
             return {**figures, "rollout/worker_deaths": float(player.num_deaths)}
 
         return self._run(take())
+
+    def set_engines(self, members: Membership) -> None:
+        """From now on these engines are asked; returns at once, from any thread."""
+
+        def tell() -> None:
+            self._watch.set_engines(members)
+            if isinstance(self._player, RemotePlayers):
+                self._player.set_engines(members)
+
+        self._loop.call_soon_threadsafe(tell)
+
+    def ailments(self) -> dict[int, Ailment]:
+        """By engine, what is the matter with those that failed their last requests; from any thread."""
+
+        async def find() -> dict[int, Ailment]:
+            found = dict(self._watch.fleet.ailments)
+            others = await self._player.ailments() if isinstance(self._player, RemotePlayers) else ()
+            for number, ailment in ((key, value) for other in others for key, value in other.items()):
+                if number not in found or found[number].num_faults < ailment.num_faults:
+                    found[number] = ailment
+            return found
+
+        return self._run(find())
+
+    def num_requests(self) -> Counter[int]:
+        """Under way, by engine; from any thread."""
+
+        async def count() -> Counter[int]:
+            found = Counter(self._watch.fleet.num_requests)
+            others = await self._player.num_requests() if isinstance(self._player, RemotePlayers) else ()
+            for other in others:
+                found.update(other)
+            return found
+
+        return self._run(count())
 
     @property
     def _running(self) -> Scheduler:

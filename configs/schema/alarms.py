@@ -31,5 +31,9 @@ class AlarmsConfig(Section):
     """Tokens of the trainer's busiest data-parallel rank over those of the mean one."""
     lost_tokens: NonNegativeInt | None = 0
     """Tokens that engines sampled for a step's episodes and that stand in no segment to be trained on."""
+    engines_missing: NonNegativeInt | None = 0
+    """Engines that should serve and do not: lost and not replaced yet, or given up."""
+    engine_slowness: Ratio | None = 3.0
+    """Seconds that a request takes for a token at the slowest engine, over those at the median one."""
     engine_imbalance: Ratio | None = 2.0
     """Requests under way at the busiest engine over those of the mean one, on average over a step."""

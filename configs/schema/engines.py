@@ -68,6 +68,22 @@ class ServersConfig(Section):
         return self.num_engines * self.tensor_parallel if self.device == "cuda" else 0
 
 
+class ReplaceConfig(Section):
+    """What becomes of an engine that fails while a run goes on (docs/recovery.md)."""
+
+    attempts: NonNegativeInt = 3
+    """So many starts in a row may fail before an engine is given up, and the run goes on without it; 0: it is given up
+    at once."""
+    first_wait_s: PositiveFloat = 1.0
+    """Before the second of these starts; each further wait is twice as long."""
+    hung_after_s: PositiveFloat = 60.0
+    """An engine that answers nothing for so long, while it has no new weights to take, is ended and replaced."""
+    faults_in_a_row: PositiveInt = 16
+    """So is one that failed so many requests in a row, or answered them with what makes no sense."""
+    deaths_per_hour: PositiveInt | None = 20
+    """The run ends when more engines were lost within an hour; null: no limit."""
+
+
 class EnginesConfig(ServersConfig):
     """The SGLang servers."""
 
@@ -91,6 +107,7 @@ class EnginesConfig(ServersConfig):
     routing_replay: bool = False
     """Record the experts that each token was sent to, and replay them in the trainer (models with experts)."""
     router: RouterConfig = RouterConfig()
+    replace: ReplaceConfig = ReplaceConfig()
 
     @model_validator(mode="before")
     @classmethod

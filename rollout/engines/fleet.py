@@ -1,11 +1,14 @@
-"""Engines as one policy: an episode stays where its KV is, unless that engine is overloaded or gone."""
+"""Engines as one policy: an episode stays where its KV is, unless that engine is overloaded or gone.
+
+Engines come and go: what they are at a moment is said by `set_engines`.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -13,7 +16,13 @@ import numpy as np
 import numpy.typing as npt
 
 from polyturn.agents.live_episodes import LiveEpisodes
-from polyturn.agents.policy import EngineUnavailable, Generation, SamplingParams, TokenPolicy
+from polyturn.agents.policy import (
+    EngineUnavailable,
+    GarbledAnswer,
+    Generation,
+    SamplingParams,
+    TokenPolicy,
+)
 from polyturn.tools.retries import Retries, Tries
 
 FIRST_ABSENCE_S, LONGEST_ABSENCE_S = 2.0, 60.0
@@ -54,6 +63,22 @@ class Traffic:
     num_arrivals: int = 0
     """Episodes that came from another engine."""
     num_faults: int = 0
+    num_garbled: int = 0
+    """Of the faults, answers that made no sense."""
+    num_sampled_tokens: int = 0
+    answer_s: float = 0.0
+    """Of all answers, from the request on."""
+    num_cut_off: int = 0
+    """Requests that were under way at an engine when it went, or found it gone."""
+    num_cut_off_tokens: float = 0.0
+    """What it had sampled for them and told nobody: an estimate, by the time that they had and its pace."""
+    num_recomputed_tokens: int = 0
+    """Of episodes that came from another engine, what was computed again at their first request here."""
+
+    @property
+    def token_s(self) -> float:
+        """Seconds for which a request waits for each of its tokens; 0 where none was sampled."""
+        return self.answer_s / self.num_sampled_tokens if self.num_sampled_tokens else 0.0
 
     def __add__(self, other: Traffic) -> Traffic:
         return Traffic(**{name: getattr(self, name) + getattr(other, name) for name in self.__slots__})
@@ -70,19 +95,59 @@ class Traffic:
             "retractions": float(self.num_retractions),
             "arrivals": float(self.num_arrivals),
             "faults": float(self.num_faults),
+            "garbled": float(self.num_garbled),
+            "token_seconds": self.token_s,
+            "cut_off": float(self.num_cut_off),
+            "cut_off_tokens": self.num_cut_off_tokens,
+            "recomputed_tokens": float(self.num_recomputed_tokens),
         }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ailment:
+    """An engine that failed request after request."""
+
+    num_faults: int
+    """In a row."""
+    num_garbled: int
+    """Of them, answers that made no sense."""
+    last: str
+    """What was the matter the last time."""
 
 
 @dataclass(eq=False, kw_only=True, slots=True)
 class _Engine:
+    number: int
     policy: TokenPolicy
+    traffic: Traffic
     num_episodes: int = 0
     """That have their place here."""
     num_requests: int = 0
     """Under way."""
     away_until: float = 0.0
     absence_s: float = FIRST_ABSENCE_S
-    traffic: Traffic = field(default_factory=Traffic)
+    is_leaving: bool = False
+    """What is under way ends here, and nothing more begins."""
+    ailment: Ailment | None = None
+    under_way: set[asyncio.Timeout] = field(default_factory=set)
+    """The deadlines of requests, by which they can be cut off."""
+
+    def note_fault(self, fault: EngineUnavailable) -> None:
+        """It did not answer a request, or not with sense."""
+        before, is_garbled = self.ailment, isinstance(fault, GarbledAnswer)
+        self.traffic.num_faults += 1
+        self.traffic.num_garbled += is_garbled
+        self.ailment = Ailment(
+            num_faults=1 if before is None else before.num_faults + 1,
+            num_garbled=is_garbled + (0 if before is None else before.num_garbled),
+            last=str(fault),
+        )
+
+    def cut_off(self) -> None:
+        """It is there no more: who waits for it is not to wait any longer."""
+        now = asyncio.get_running_loop().time()
+        for deadline in self.under_way:
+            deadline.reschedule(now)
 
     def leave(self, now: float) -> None:
         """It is gone."""
@@ -103,7 +168,8 @@ class EngineFleet:
     every request goes to the engine with the fewest under way.
 
     A request that an engine does not answer goes to each other engine at once, then to all of them again after a wait.
-    One event loop only.
+    Where there is no engine at all it waits for one. Engines have numbers, from 0 on, which are never given again but
+    to what replaces one. One event loop only.
     """
 
     def __init__(
@@ -119,14 +185,20 @@ class EngineFleet:
     ) -> None:
         """
         Args:
-            policies: One an engine, which make no retries of their own.
+            policies: One an engine, which make no retries of their own; the first has number 0.
             live: Which episodes may ask; None: all.
             chat_urls: Where the engines answer chat requests, up to and with `/v1`.
         """
         assert policies, "at least one engine"
         self.live = live
         self.chat_urls = tuple(chat_urls)
-        self._engines = [_Engine(policy=policy) for policy in policies]
+        self._traffic = {number: Traffic() for number in range(len(policies))}
+        """By the numbers of all engines that there ever were."""
+        self._engines = {
+            number: _Engine(number=number, policy=policy, traffic=self._traffic[number])
+            for number, policy in enumerate(policies)
+        }
+        self._changed = asyncio.Event()
         self._sticky = sticky
         self._overload = overload or Overload()
         self._retries = retries or Retries()
@@ -148,69 +220,151 @@ class EngineFleet:
         with self.for_episode() as policy:
             return await policy.generate(prompt_ids=prompt_ids, sampling=sampling)
 
-    def set_present(self, index: int, present: bool) -> None:
+    def set_engines(self, policies: Mapping[int, TokenPolicy], *, leaving: Collection[int] = ()) -> None:
+        """Say which engines there are, by their numbers. A policy that is the same as before is the same engine.
+
+        Requests under way at an engine that is there no more are cut off, and go to others at once.
+
+        Args:
+            leaving: Those of them that nothing is to begin at any more.
+        """
+        before = self._engines
+        self._engines = {}
+        for number, policy in sorted(policies.items()):
+            engine = before.get(number)
+            if engine is None or engine.policy is not policy:
+                traffic = self._traffic.setdefault(number, Traffic())
+                engine = _Engine(number=number, policy=policy, traffic=traffic)
+            engine.is_leaving = number in leaving
+            self._engines[number] = engine
+        for engine in before.values():
+            if self._engines.get(engine.number) is not engine:
+                engine.cut_off()
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def set_present(self, number: int, present: bool) -> None:
         """What somebody else knows of an engine: whether it answers."""
+        engine = self._engines.get(number)
+        if engine is None:
+            return
         if present:
-            self._engines[index].come_back()
+            engine.come_back()
         else:
-            self._engines[index].leave(self._clock())
+            engine.leave(self._clock())
 
     @property
-    def num_requests(self) -> list[int]:
+    def policies(self) -> list[TokenPolicy]:
+        """Of the engines that are there, by their numbers."""
+        return [engine.policy for engine in self._engines.values()]
+
+    @property
+    def num_requests(self) -> dict[int, int]:
         """Under way, by engine."""
-        return [engine.num_requests for engine in self._engines]
+        return {number: engine.num_requests for number, engine in self._engines.items()}
 
     @property
-    def num_episodes(self) -> list[int]:
+    def num_episodes(self) -> dict[int, int]:
         """That have their place there, by engine."""
-        return [engine.num_episodes for engine in self._engines]
+        return {number: engine.num_episodes for number, engine in self._engines.items()}
 
     @property
-    def traffic(self) -> list[Traffic]:
-        """By engine, what was answered so far."""
-        return [replace(engine.traffic) for engine in self._engines]
+    def traffic(self) -> dict[int, Traffic]:
+        """By engine, what was answered so far; of those, too, that are there no more."""
+        return {number: replace(traffic) for number, traffic in self._traffic.items()}
+
+    @property
+    def ailments(self) -> dict[int, Ailment]:
+        """By engine, what is the matter with those that failed their last request."""
+        return {
+            number: engine.ailment for number, engine in self._engines.items() if engine.ailment is not None
+        }
 
     async def _ask(
         self, place: _Place, prompt_ids: npt.NDArray[np.int32], sampling: SamplingParams
     ) -> Generation:
-        tries, failed = Tries(self._retries), list[_Engine]()
+        tries, failed, first_asked = Tries(self._retries), set[_Engine](), self._clock()
+        fault: EngineUnavailable | None = None
         while True:
-            engine = self._choose(place, prompt_ids, failed)
-            place.move(engine)
-            wait_s: float | None = 0.0
-            try:
-                return await self._ask_one(engine, prompt_ids, sampling)
-            except EngineUnavailable as fault:
-                failed.append(engine)
-                if len(failed) == len(self._engines):
-                    failed.clear()
-                    wait_s = tries.next_wait_s()
+            staying = [engine for engine in self._engines.values() if not engine.is_leaving]
+            if not staying:
+                await self._wait_for_one(tries)
+                continue
+            asked = [engine for engine in staying if engine not in failed]
+            if not asked:
+                assert fault is not None, "nobody fails who was not asked"
+                failed.clear()
+                wait_s = tries.next_wait_s()
                 if wait_s is None:
                     message = f"{tries.over('no engine answers')}: {fault}"
                     raise EngineUnavailable(message, is_gone=fault.is_gone) from fault
-            if wait_s:
                 await asyncio.sleep(wait_s)
+                continue
+            engine = self._choose(place, prompt_ids, asked)
+            place.move(engine)
+            waited_s = self._clock() - first_asked
+            try:
+                generation = await self._ask_one(engine, prompt_ids, sampling)
+            except EngineUnavailable as error:
+                failed.add(engine)
+                fault = error
+            else:
+                return replace(generation, waited_s=waited_s) if fault is not None else generation
+
+    async def _wait_for_one(self, tries: Tries) -> None:
+        """Wait until other engines are there. Raises `EngineUnavailable` when none came in time."""
+        try:
+            async with asyncio.timeout(tries.left_s):
+                await self._changed.wait()
+        except TimeoutError as error:
+            raise EngineUnavailable("there is no engine, and none came in time", is_gone=True) from error
 
     async def _ask_one(
         self, engine: _Engine, prompt_ids: npt.NDArray[np.int32], sampling: SamplingParams
     ) -> Generation:
+        asked = self._clock()
         engine.num_requests += 1
         try:
-            generation = await engine.policy.generate(prompt_ids=prompt_ids, sampling=sampling)
+            generation = await self._ask_until_cut_off(engine, prompt_ids, sampling)
         except EngineUnavailable as fault:
-            engine.traffic.num_faults += 1
+            engine.note_fault(fault)
             if fault.is_gone:
                 engine.leave(self._clock())
+                self._note_cut_off(engine.traffic, self._clock() - asked, sampling)
             raise
         finally:
             engine.num_requests -= 1
         engine.come_back()
+        engine.ailment = None
+        engine.traffic.num_sampled_tokens += len(generation)
+        engine.traffic.answer_s += self._clock() - asked
         return generation
 
-    def _choose(self, place: _Place, prompt_ids: npt.NDArray[np.int32], failed: Sequence[_Engine]) -> _Engine:
-        """Where a request goes: never to those in `failed`, and to one that is gone only where there is no other."""
+    async def _ask_until_cut_off(
+        self, engine: _Engine, prompt_ids: npt.NDArray[np.int32], sampling: SamplingParams
+    ) -> Generation:
+        deadline = asyncio.timeout(None)
+        try:
+            async with deadline:
+                engine.under_way.add(deadline)
+                try:
+                    return await engine.policy.generate(prompt_ids=prompt_ids, sampling=sampling)
+                finally:
+                    engine.under_way.discard(deadline)
+        except TimeoutError as error:
+            if not deadline.expired():
+                raise
+            raise EngineUnavailable("the engine was taken out with the request", is_gone=True) from error
+
+    def _note_cut_off(self, traffic: Traffic, seconds: float, sampling: SamplingParams) -> None:
+        """A request was under way for so long at an engine that went."""
+        traffic.num_cut_off += 1
+        if traffic.token_s:
+            traffic.num_cut_off_tokens += min(seconds / traffic.token_s, float(sampling.max_tokens))
+
+    def _choose(self, place: _Place, prompt_ids: npt.NDArray[np.int32], asked: Sequence[_Engine]) -> _Engine:
+        """Which of `asked` a request goes to: to one that is gone only where there is no other."""
         now = self._clock()
-        asked = [engine for engine in self._engines if engine not in failed]
         present = [engine for engine in asked if engine.away_until <= now] or asked
         least = min(present, key=lambda engine: engine.num_requests)
         if not self._sticky:
@@ -250,7 +404,7 @@ class EngineFleet:
 class _Place:
     """Where one episode is played."""
 
-    __slots__ = ("_began", "_fleet", "_num_known", "_version", "engine", "prompt")
+    __slots__ = ("_began", "_fleet", "_has_moved", "_num_known", "_version", "engine", "prompt")
 
     def __init__(self, fleet: EngineFleet) -> None:
         self._fleet = fleet
@@ -258,6 +412,7 @@ class _Place:
         self.prompt = 0
         """A hash of what the episode began with."""
         self._began: _Engine | None = None
+        self._has_moved = False
         self._num_known = 0
         self._version = UNKNOWN
 
@@ -270,7 +425,7 @@ class _Place:
             self._fleet._begin(self.prompt, engine)
         else:
             self.engine.num_episodes -= 1
-            self._num_known = 0
+            self._num_known, self._has_moved = 0, True
             engine.traffic.num_arrivals += 1
         engine.num_episodes += 1
         self.engine = engine
@@ -293,6 +448,9 @@ class _Place:
         traffic.num_requests += 1
         traffic.num_prompt_tokens += num_prompt
         traffic.num_cached_tokens += generation.num_cached_tokens
+        if self._has_moved:
+            traffic.num_recomputed_tokens += max(0, num_prompt - generation.num_cached_tokens)
+            self._has_moved = False
         if not len(generation):
             return
         first, last = int(generation.policy_versions[0]), int(generation.policy_versions[-1])
@@ -306,10 +464,12 @@ class _Place:
         self._num_known, self._version = num_prompt + len(generation) - 1, last
 
 
-def fleet_figures(traffic: Sequence[Traffic]) -> Mapping[str, float]:
-    """Metrics of a step: `engine/cache_hit_rate` ... over all engines, and `engine/0/cache_hit_rate` ... of each."""
-    row = {f"engine/{name}": value for name, value in sum(traffic, Traffic()).figures().items()}
+def fleet_figures(traffic: Mapping[int, Traffic]) -> Mapping[str, float]:
+    """Metrics of a step: `engine/cache_hit_rate` ... over all engines, and `engine/0/cache_hit_rate` ... of each that
+    was asked."""
+    row = {f"engine/{name}": value for name, value in sum(traffic.values(), Traffic()).figures().items()}
     if len(traffic) > 1:
-        for index, one in enumerate(traffic):
-            row |= {f"engine/{index}/{name}": value for name, value in one.figures().items()}
+        for number, one in traffic.items():
+            if one.num_requests or one.num_faults:
+                row |= {f"engine/{number}/{name}": value for name, value in one.figures().items()}
     return row

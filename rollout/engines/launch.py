@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
+from polyturn.configs.schema.engines import RouterConfig
 from polyturn.rollout.engines.placement import gpus_of_engine
 from polyturn.rollout.engines.server import EngineSpec, Router, SGLangServer
 
@@ -86,29 +87,79 @@ class Engines:
     def __init__(self, spec: EngineSpec, launcher: Launcher) -> None:
         """Choose places; nothing starts. Raises `ValueError` where there are none."""
         self._spec = spec
-        self._engines = [launcher(index) for index in range(spec.config.num_engines)]
+        self._launcher = launcher
+        self._engines = {index: launcher(index) for index in range(spec.config.num_engines)}
+        self._stopped = False
         self._router: Router | None = None
 
     def start(self) -> None:
         """Begin to start the engines, so that other start-up work can go on meanwhile."""
-        for engine in self._engines:
+        for engine in self._engines.values():
             engine.start()
 
     def wait_ready(self) -> None:
         """Wait for the engines, then start their router and wait for it. Raises as `Engine.ready` does."""
-        waiting = self._engines
+        waiting = list(self._engines.values())
         while waiting := [engine for engine in waiting if not engine.ready()]:
             time.sleep(POLL_S)
-        if self._spec.router is None:
-            return
-        self._router = Router(
-            config=self._spec.router,
-            worker_urls=self.engine_urls,
+        if self._spec.router is not None:
+            self._router = self._make_router(self._spec.router, self.engine_urls)
+            self._router.wait_ready()
+
+    def _make_router(self, config: RouterConfig, worker_urls: Sequence[str]) -> Router:
+        router = Router(
+            config=config,
+            worker_urls=worker_urls,
             request_timeout_s=self._spec.request_timeout_s,
             log_path=self._spec.log_directory / "router.log",
         )
-        self._router.start()
-        self._router.wait_ready()
+        router.start()
+        return router
+
+    def replace(self, number: int) -> Engine:
+        """End the engine of a number, if there is one, and begin to start another; a new number is one engine more.
+
+        Raises:
+            ValueError: there is no place for it.
+        """
+        self.remove(number)
+        engine = self._launcher(number)
+        self._engines[number] = engine
+        if not self._stopped:
+            engine.start()
+        return engine
+
+    def remove(self, number: int) -> None:
+        """End the engine of a number for good."""
+        engine = self._engines.pop(number, None)
+        if engine is not None:
+            engine.stop()
+
+    @property
+    def has_router(self) -> bool:
+        """Whether a router stands in front of them."""
+        return self._router is not None
+
+    def router_answers(self) -> bool:
+        """Whether the router says that it is ready."""
+        return self._router is not None and self._router.answers()
+
+    def keep_router(self, worker_urls: Sequence[str], *, is_hung: bool = False) -> str | None:
+        """See to it that the router is there, and sends requests to these engines and no others.
+
+        One that has ended, or hangs, is started again at its address: what was the matter, as a sentence; else None.
+        """
+        assert self._router is not None, "the engines have no router"
+        how = self._router.process.ended()
+        if how is None and is_hung:
+            self._router.stop()
+            how = "sglang-router answered nothing"
+        if how is not None:
+            config = self._router.config.model_copy(update={"port": self._router.port})
+            self._router = self._make_router(config, worker_urls)
+        elif not is_hung:
+            self._router.set_workers(worker_urls)
+        return how
 
     @property
     def url(self) -> str:
@@ -123,22 +174,29 @@ class Engines:
 
     @property
     def engine_urls(self) -> list[str]:
-        """Each engine itself, by its number."""
-        return [engine.url for engine in self._engines]
+        """Each engine itself, in the order of their numbers."""
+        return [engine.url for _, engine in sorted(self._engines.items())]
+
+    @property
+    def by_number(self) -> dict[int, Engine]:
+        """The engines by their numbers."""
+        return dict(sorted(self._engines.items()))
 
     def ended(self) -> list[str]:
         """Sentences of what has ended by itself, of the router and the engines that were ready."""
         found = [] if self._router is None else [self._router.process.ended()]
-        found += [engine.ended() for engine in self._engines]
+        found += [engine.ended() for engine in self._engines.values()]
         return [how for how in found if how is not None]
 
     def stop(self) -> None:
         """End every process; returns when they are gone. A second call does nothing."""
+        self._stopped = True
         if self._router is not None:
             self._router.stop()
-        for engine in self._engines:
+        engines = list(self._engines.values())
+        for engine in engines:
             engine.release()
-        for engine in self._engines:
+        for engine in engines:
             engine.stop()
 
     def __enter__(self) -> Self:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import statistics
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -58,8 +58,8 @@ class EngineLoad:
         return cls(**sums)
 
 
-Loads = Sequence[EngineLoad | None]
-"""One sample, by engine; None: it did not say."""
+Loads = Mapping[int, EngineLoad | None]
+"""One sample, by the engines' numbers; None: it did not say."""
 
 
 class LoadClient(Protocol):
@@ -75,7 +75,7 @@ class LoadPoller:
 
     def __init__(
         self,
-        urls: Sequence[str],
+        urls: Mapping[int, str],
         *,
         client: LoadClient,
         set_present: Callable[[int, bool], None] | None = None,
@@ -83,44 +83,56 @@ class LoadPoller:
     ) -> None:
         """
         Args:
-            urls: Of the engines themselves, not of a router.
+            urls: Of the engines themselves, not of a router, by their numbers.
             set_present: Told which engine has been silent for long, and which of those speaks again.
             on_loads: Called with every sample.
         """
-        self._urls = tuple(urls)
+        self._urls = dict(urls)
         self._client = client
-        self._set_present = set_present or (lambda _index, _present: None)
+        self._set_present = set_present or (lambda _number, _present: None)
         self._on_loads = on_loads or (lambda _: None)
-        self._num_silent = [0] * len(self._urls)
+        self._num_silent = dict.fromkeys(self._urls, 0)
         self._samples: list[Loads] = []
+
+    def set_urls(self, urls: Mapping[int, str]) -> None:
+        """Other engines are there from now on."""
+        self._num_silent = {
+            number: self._num_silent[number] if self._urls.get(number) == url else 0
+            for number, url in urls.items()
+        }
+        self._urls = dict(urls)
 
     async def poll(self) -> Loads:
         """Take one sample."""
-        loads = await asyncio.gather(*(self._load(index) for index in range(len(self._urls))))
+        urls = dict(self._urls)
+        found = await asyncio.gather(*(self._load(number, url) for number, url in urls.items()))
+        loads = dict(zip(urls, found, strict=True))
         if len(self._samples) < KEPT:
             self._samples.append(loads)
         self._on_loads(loads)
         return loads
 
-    async def _load(self, index: int) -> EngineLoad | None:
+    async def _load(self, number: int, url: str) -> EngineLoad | None:
         try:
-            answer = await self._client.get(f"{self._urls[index]}/v1/loads", timeout=ANSWER_S)
+            answer = await self._client.get(f"{url}/v1/loads", timeout=ANSWER_S)
         except httpx.HTTPError:
-            self._note_presence(index, answered=False)
+            self._note_presence(number, url, answered=False)
             return None
-        self._note_presence(index, answered=True)
+        self._note_presence(number, url, answered=True)
         try:
             return EngineLoad.from_answer(answer.json())
         except ValueError:
             return None
 
-    def _note_presence(self, index: int, *, answered: bool) -> None:
-        was_gone = self._num_silent[index] >= MAX_SILENT
-        self._num_silent[index] = 0 if answered else self._num_silent[index] + 1
-        if self._num_silent[index] >= MAX_SILENT:
-            self._set_present(index, False)
+    def _note_presence(self, number: int, url: str, *, answered: bool) -> None:
+        if self._urls.get(number) != url:
+            return  # another one is there by now
+        was_gone = self._num_silent[number] >= MAX_SILENT
+        self._num_silent[number] = 0 if answered else self._num_silent[number] + 1
+        if self._num_silent[number] >= MAX_SILENT:
+            self._set_present(number, False)
         elif was_gone:
-            self._set_present(index, True)
+            self._set_present(number, True)
 
     @asynccontextmanager
     async def polling(self, *, every_s: float = POLL_S) -> AsyncIterator[None]:
@@ -148,8 +160,8 @@ class LoadPoller:
         """Metrics of all samples since the last call: of each engine means, and the largest share of its KV."""
         samples, self._samples = self._samples, []
         row: dict[str, float] = {}
-        for index in range(len(self._urls)):
-            loads = [sample[index] for sample in samples]
+        for index in sorted({number for sample in samples for number in sample}):
+            loads = [sample[index] for sample in samples if index in sample]
             said = [load for load in loads if load is not None]
             if loads:
                 row[f"engine/{index}/silent"] = 1 - len(said) / len(loads)

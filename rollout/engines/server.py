@@ -268,10 +268,12 @@ class Router:
         self, *, config: RouterConfig, worker_urls: Sequence[str], request_timeout_s: float, log_path: Path
     ) -> None:
         """`worker_urls` are the engines, which must be ready. Raises `ValueError` when the port is taken."""
+        self.config = config
         bound = bind_address(config.host)
         self.host = advertised_address(bound)
         self.port = claim_port(bound, config.port, section="engines.router")
         self._num_workers = len(worker_urls)
+        self._known = set(worker_urls)
         arguments: dict[str, Any] = {
             # It reads host and port as one text, which names and bare IPv6 addresses are not.
             "host": bracketed(bound),
@@ -325,8 +327,36 @@ class Router:
 
     def num_healthy(self) -> int:
         """How many engines the router sends requests to."""
+        return sum(bool(worker["is_healthy"]) for worker in self._workers())
+
+    def answers(self) -> bool:
+        """Whether it says that it is ready."""
+        try:
+            reply = httpx.get(f"{self.url}/readiness", timeout=5.0, trust_env=False, verify=False)
+        except httpx.HTTPError:
+            return False
+        return reply.status_code == 200
+
+    def set_workers(self, urls: Sequence[str]) -> bool:
+        """Send requests to these engines, and to no others; False where it could not be told."""
+        if set(urls) == self._known:
+            return True
+        try:
+            with httpx.Client(base_url=self.url, timeout=10.0, trust_env=False, verify=False) as client:
+                listed = {str(worker["url"]): str(worker["id"]) for worker in self._workers()}
+                for url in set(urls) - listed.keys():
+                    client.post("/workers", json={"url": url}).raise_for_status()
+                for url in listed.keys() - set(urls):
+                    client.delete(f"/workers/{listed[url]}").raise_for_status()
+        except httpx.HTTPError:
+            return False
+        self._known = set(urls)
+        return True
+
+    def _workers(self) -> list[dict[str, Any]]:
         reply = httpx.get(f"{self.url}/workers", timeout=10.0, trust_env=False, verify=False)
-        return sum(bool(worker["is_healthy"]) for worker in reply.json()["workers"])
+        workers: list[dict[str, Any]] = reply.json()["workers"]
+        return workers
 
     def stop(self) -> None:
         """End the router."""

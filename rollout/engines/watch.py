@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 
+from polyturn.agents.policy import TokenPolicy
 from polyturn.rollout.concurrency import Feedback, Limit, Rule, adapt
 from polyturn.rollout.engines.fleet import EngineFleet, Traffic, fleet_figures
 from polyturn.rollout.engines.load import POLL_S, LoadClient, LoadPoller, Loads
+from polyturn.rollout.engines.membership import Membership
 
 
 class EngineWatch:
@@ -20,12 +22,15 @@ class EngineWatch:
         urls: Sequence[str],
         client: LoadClient,
         is_direct: bool = True,
+        connect: Callable[[str], TokenPolicy] | None = None,
         rule: Rule | None = None,
     ) -> None:
         """
         Args:
             urls: Of the engines themselves.
             is_direct: Whether they are the fleet's, one by one: it is told which of them are gone.
+            connect: Makes the policy of an engine that comes later, which the fleet then asks directly; None: what is
+                behind the fleet's policies changes without its knowledge.
             rule: By which the limit of `fleet.live` follows the load; None: it stays.
         """
         assert rule is None or fleet.live is not None, "a rule for a limit that is not there"
@@ -33,9 +38,27 @@ class EngineWatch:
         self._rule = rule
         self._limit = Limit(value=float(fleet.live.limit)) if fleet.live is not None else None
         self._seen = self._told = fleet.traffic
+        self._connect = connect
+        self._policies = dict(zip(enumerate(urls), fleet.policies, strict=False)) if is_direct else {}
+        """By number and address, of engines that are asked directly."""
         self._poller = LoadPoller(
-            urls, client=client, set_present=fleet.set_present if is_direct else None, on_loads=self.note
+            dict(enumerate(urls)),
+            client=client,
+            set_present=fleet.set_present if is_direct else None,
+            on_loads=self.note,
         )
+
+    def set_engines(self, members: Membership) -> None:
+        """Other engines are there from now on."""
+        self._poller.set_urls(members.urls)
+        if self._connect is None:
+            return
+        known = self._policies
+        self._policies = {key: known.get(key) or self._connect(key[1]) for key in members.urls.items()}
+        self.fleet.set_engines(
+            {number: policy for (number, _), policy in self._policies.items()}, leaving=members.leaving
+        )
+        self.fleet.chat_urls = tuple(f"{url}/v1" for url in members.serving.values())
 
     def watching(self, *, every_s: float = POLL_S) -> AbstractAsyncContextManager[None]:
         """Take samples while the block runs."""
@@ -48,19 +71,19 @@ class EngineWatch:
             return
         before, self._seen = self._seen, self.fleet.traffic
         feedback = Feedback.of(
-            [load for load in loads if load is not None],
-            sum(self._seen, Traffic()) - sum(before, Traffic()),
+            [load for load in loads.values() if load is not None],
+            sum(self._seen.values(), Traffic()) - sum(before.values(), Traffic()),
             is_limited=live.num_waiting > 0,
         )
         self._limit = adapt(self._limit, feedback, rule)
         live.limit = self._limit.episodes
 
-    def take_traffic(self) -> list[Traffic]:
+    def take_traffic(self) -> dict[int, Traffic]:
         """By engine of the fleet, what was answered since the last call."""
         before, self._told = self._told, self.fleet.traffic
-        return [now - earlier for now, earlier in zip(self._told, before, strict=True)]
+        return {number: now - before.get(number, Traffic()) for number, now in self._told.items()}
 
-    async def take_figures(self, others: Sequence[Sequence[Traffic]] = ()) -> dict[str, float]:
+    async def take_figures(self, others: Sequence[Mapping[int, Traffic]] = ()) -> dict[str, float]:
         """Metrics of what happened since the last call.
 
         Args:
@@ -68,7 +91,10 @@ class EngineWatch:
         """
         if not self._poller.num_samples:
             await self._poller.poll()
-        traffic = [sum(of_engine, Traffic()) for of_engine in zip(self.take_traffic(), *others, strict=True)]
+        traffic = self.take_traffic()
+        for other in others:
+            for number, one in other.items():
+                traffic[number] = traffic.get(number, Traffic()) + one
         row = {**self._poller.take_figures(), **fleet_figures(traffic)}
         if (live := self.fleet.live) is not None and not others:
             row |= {

@@ -133,12 +133,12 @@ async def test_engines_are_polled_and_those_that_are_silent_for_long_are_told() 
     seen = []
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
         poller = LoadPoller(
-            ["http://a", "http://b", "http://c"],
+            dict(enumerate(["http://a", "http://b", "http://c"])),
             client=client,
             set_present=lambda *of: told.append(of),
             on_loads=seen.append,
         )
-        load, other, none = await poller.poll()
+        load, other, none = (await poller.poll()).values()
         assert load == other == EngineLoad(num_running=4, num_waiting=1, num_used_tokens=750, max_tokens=2000)
         assert none is None
         silent["b"] = True
@@ -163,7 +163,7 @@ async def test_polling_ends_with_its_block() -> None:
 
     samples: list[object] = []
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
-        async with LoadPoller(["http://a"], client=client, on_loads=samples.append).polling(every_s=0):
+        async with LoadPoller({0: "http://a"}, client=client, on_loads=samples.append).polling(every_s=0):
             while len(samples) < 3:
                 await asyncio.sleep(0)
         num_samples = len(samples)
@@ -185,28 +185,28 @@ async def test_the_limit_of_live_episodes_follows_what_the_engines_say() -> None
     fleet = EngineFleet([Full()], live=live)
     watch = EngineWatch(fleet, urls=[], client=httpx.AsyncClient(), rule=Rule(smallest=2, largest=20))
     calm = EngineLoad(num_running=1, num_waiting=0, num_used_tokens=1, max_tokens=100)
-    watch.note([calm])
+    watch.note({0: calm})
     assert live.limit == 10, "nobody waits"
     for number in range(11):
         waiting = asyncio.create_task(live.enter(number))
         await asyncio.sleep(0)
-    watch.note([calm, None])
+    watch.note({0: calm, 1: None})
     assert live.limit == 11
     await waiting
     await fleet.generate(prompt_ids=np.arange(3), sampling=SamplingParams())
-    watch.note([calm])
+    watch.note({0: calm})
     assert live.limit == 8
     figures = await watch.take_figures()
     assert (figures["engine/retractions"], figures["engine/requests"]) == (1, 1)
     assert (figures["rollout/live_limit"], figures["rollout/live_waiting"]) == (8, 0)
     assert figures["rollout/live_episodes"] == live.num_in == 11
-    figures = await watch.take_figures([[Traffic(num_requests=2)], [Traffic(num_requests=5)]])
+    figures = await watch.take_figures([{0: Traffic(num_requests=2)}, {0: Traffic(num_requests=5)}])
     assert figures["engine/requests"] == 7 and "rollout/live_limit" not in figures
 
 
 async def test_without_a_rule_the_limit_stays() -> None:
     watch = EngineWatch(EngineFleet([Full()], live=LiveEpisodes(3)), urls=[], client=httpx.AsyncClient())
-    watch.note([EngineLoad(num_running=1, num_waiting=9, num_used_tokens=1, max_tokens=1)])
+    watch.note({0: EngineLoad(num_running=1, num_waiting=9, num_used_tokens=1, max_tokens=1)})
     assert (await watch.take_figures())["rollout/live_limit"] == 3
 
 

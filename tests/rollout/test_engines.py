@@ -320,7 +320,7 @@ def test_a_refused_control_call_says_why(control):
 
 
 def test_everything_listens_on_loopback_only(engines):
-    pids = [server.process.pid for server in engines._engines]
+    pids = [server.process.pid for server in engines.by_number.values()]
     listening = set()
     for pid in pids:
         for process in psutil.Process(pid).children(recursive=True):
@@ -559,7 +559,7 @@ async def test_rollout_workers_play_what_one_process_plays_and_one_that_dies_los
         traffic = await players.take_traffic()
     finally:
         await asyncio.to_thread(players.close)
-    assert sum(one.num_requests for of_engine in traffic for one in of_engine) > 0
+    assert sum(one.num_requests for of_process in traffic for one in of_process.values()) > 0
     episodes = [episode for group in groups for episode in group.episodes]
     assert killed and [group.num_dropped for group in groups] == [0, 0, 0, 0]
     assert [group.num_retries for group in groups] == [0, 0, 0, 0], (

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
+import math
 from contextlib import AsyncExitStack, ExitStack
 
 import httpx
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 from polyturn.agents.policy import (
     EngineUnavailable,
+    GarbledAnswer,
     Generation,
     PolicyFault,
     SamplingParams,
@@ -76,8 +79,8 @@ async def test_an_episode_begins_where_the_fewest_are_and_stays():
         first = [await ask(policy) for policy in policies]
         assert first == [0, 1, 2, 0, 1, 2]
         assert [await ask(policy) for policy in policies] == first
-        assert fleet.num_episodes == [2, 2, 2]
-    assert fleet.num_episodes == [0, 0, 0]
+        assert fleet.num_episodes == {0: 2, 1: 2, 2: 2}
+    assert fleet.num_episodes == {0: 0, 1: 0, 2: 0}
 
 
 async def test_the_place_of_an_episode_that_ended_goes_to_the_next():
@@ -91,7 +94,7 @@ async def test_the_place_of_an_episode_that_ended_goes_to_the_next():
     with pytest.raises(RuntimeError, match="its code"), fleet.for_episode() as broken:
         await ask(broken)
         raise RuntimeError("its code")
-    assert fleet.num_episodes == [0, 0]
+    assert fleet.num_episodes == {0: 0, 1: 0}
 
 
 async def test_an_episode_begins_where_its_prompt_is_known_unless_that_is_crowded():
@@ -118,12 +121,12 @@ async def test_an_episode_leaves_an_engine_that_is_overloaded_by_the_margin_and_
         engines[0].gate.clear()
         waiting = [asyncio.create_task(ask(policy)) for policy in at_first[:2]]
         await asyncio.sleep(0)
-        assert fleet.num_requests == [2, 0]
+        assert fleet.num_requests == {0: 2, 1: 0}
         waiting.append(asyncio.create_task(ask(at_first[2])))
         await asyncio.sleep(0)
-        assert fleet.num_requests == [3, 0], "two more than the other has is no overload"
+        assert fleet.num_requests == {0: 3, 1: 0}, "two more than the other has is no overload"
         assert await ask(at_first[3]) == 1
-        assert fleet.num_episodes == [3, 5]
+        assert fleet.num_episodes == {0: 3, 1: 5}
         engines[0].gate.set()
         assert await asyncio.gather(*waiting) == [0, 0, 0]
         assert await ask(at_first[3]) == 1, "it stays where its KV is"
@@ -147,7 +150,7 @@ async def test_an_episode_of_an_engine_that_is_gone_goes_on_elsewhere_and_does_n
         assert await ask(policy) == 1, "the engine that is back has no KV of it"
         with fleet.for_episode() as young:
             assert await ask(young) == 0
-    assert [one.num_faults for one in fleet.traffic] == [1, 0]
+    assert [one.num_faults for one in fleet.traffic.values()] == [1, 0]
 
 
 async def test_an_engine_that_stays_away_is_asked_ever_less():
@@ -182,7 +185,7 @@ async def test_a_request_that_waits_to_be_sent_again_is_not_under_way():
     asking = asyncio.create_task(ask(fleet))
     while not engine.num_asked:
         await asyncio.sleep(0)
-    assert fleet.num_requests == [0] and not asking.done()
+    assert fleet.num_requests == {0: 0} and not asking.done()
     engine.fault = None
     assert await asking == 0
 
@@ -194,7 +197,7 @@ async def test_what_is_refused_is_not_asked_of_another():
     with pytest.raises(PolicyFault, match="400"):
         await ask(fleet)
     assert engines[1].num_asked == 0
-    assert fleet.num_requests == [0, 0]
+    assert fleet.num_requests == {0: 0, 1: 0}
 
 
 async def test_without_places_requests_go_where_the_fewest_are_under_way():
@@ -230,7 +233,7 @@ async def test_known_tokens_that_were_computed_again_are_lost():
         await ask(policy, 20)
         engine.num_cached = 5
         await ask(policy, 30)
-        [traffic] = fleet.traffic
+        [traffic] = fleet.traffic.values()
         # What the second request found shows that the engine keeps prompts. 20 + 1 sampled tokens have 20 with KV.
         assert (traffic.num_known_tokens, traffic.num_lost_tokens) == (20, 15)
         assert (traffic.num_prompt_tokens, traffic.num_cached_tokens) == (60, 15)
@@ -263,11 +266,85 @@ async def test_what_new_weights_took_out_of_a_batch_is_no_want_of_kv():
 def test_figures_are_of_all_engines_and_of_each():
     one = Traffic(num_requests=1, num_prompt_tokens=100, num_cached_tokens=50)
     other = Traffic(num_requests=3, num_prompt_tokens=300, num_cached_tokens=0)
-    row = fleet_figures([one, other])
+    row = fleet_figures({0: one, 1: other})
     assert row["engine/cache_hit_rate"] == 0.125
     assert (row["engine/0/cache_hit_rate"], row["engine/1/cache_hit_rate"]) == (0.5, 0.0)
     assert row["engine/requests"] == 4
-    assert "engine/0/requests" not in fleet_figures([one]), "one engine or router is the whole fleet"
+    assert "engine/0/requests" not in fleet_figures({0: one}), "one engine or router is the whole fleet"
+
+
+async def test_an_engine_that_is_taken_out_lets_go_of_what_it_has_under_way():
+    """It hangs: nothing but the fleet ends the wait for it."""
+    engines = [Engine(0), Engine(1)]
+    fleet = EngineFleet(engines)
+    with fleet.for_episode() as policy:
+        assert await ask(policy) == 0
+        engines[0].gate.clear()
+        hanging = asyncio.create_task(ask(policy))
+        await asyncio.sleep(0)
+        fleet.set_engines({1: engines[1]})
+        assert await hanging == 1
+        assert (fleet.num_requests, fleet.num_episodes) == ({1: 0}, {1: 1})
+        replaced = Engine(2)
+        fleet.set_engines({0: replaced, 1: engines[1]})
+        assert await ask(policy) == 1, "it stays where its KV is"
+        with fleet.for_episode() as young:
+            assert await ask(young) == 2, "what replaced an engine is another one"
+    assert fleet.traffic[0].num_cut_off == 1 and fleet.traffic[0].num_requests == 2
+    assert fleet.traffic[1].num_recomputed_tokens == 10
+
+
+async def test_an_engine_that_leaves_ends_what_it_has_and_begins_nothing():
+    engines = [Engine(0), Engine(1)]
+    fleet = EngineFleet(engines)
+    with fleet.for_episode() as policy, fleet.for_episode() as other:
+        assert (await ask(policy), await ask(other)) == (0, 1)
+        engines[0].gate.clear()
+        under_way = asyncio.create_task(ask(policy))
+        await asyncio.sleep(0)
+        fleet.set_engines({0: engines[0], 1: engines[1]}, leaving=[0])
+        assert [await ask(other), await ask(other)] == [1, 1]
+        assert fleet.num_requests == {0: 1, 1: 0}
+        engines[0].gate.set()
+        assert await under_way == 0
+        assert await ask(policy) == 1, "its next turn is elsewhere"
+
+
+async def test_without_any_engine_a_request_waits_for_one_and_that_is_not_the_policys_time():
+    now = [0.0]
+    only = Engine(0)
+    fleet = EngineFleet([only], clock=lambda: now[0], retries=NO_WAIT)
+    only.gate.clear()
+    asking = asyncio.create_task(fleet.generate(prompt_ids=np.arange(3, dtype=np.int32), sampling=PLAIN))
+    await asyncio.sleep(0)
+    fleet.set_engines({})
+    for _ in range(9):
+        await asyncio.sleep(0)
+    assert not asking.done()
+    now[0] = 30.0
+    fleet.set_engines({0: Engine(7)})
+    generation = await asking
+    assert (int(generation.token_ids[0]), generation.waited_s) == (7, 30.0)
+    fleet = EngineFleet([only], retries=Retries(deadline_s=0.01))
+    fleet.set_engines({})
+    with pytest.raises(EngineUnavailable, match="none came in time"):
+        await ask(fleet)
+
+
+async def test_what_ails_an_engine_is_known_until_it_answers_well():
+    engines = [Engine(0), Engine(1)]
+    engines[0].fault = GarbledAnswer("NaN")
+    fleet = EngineFleet(engines, retries=NO_WAIT, sticky=False)
+    for _ in range(3):
+        assert await ask(fleet) == 1
+    [(number, ailment)] = fleet.ailments.items()
+    assert (number, ailment.num_faults, ailment.num_garbled, ailment.last) == (0, 3, 3, "NaN")
+    fleet.set_present(0, True)
+    assert fleet.ailments, "that it says something of its load is no good answer"
+    engines[0].fault = None
+    assert await ask(fleet) == 0
+    assert fleet.ailments == {}
+    assert fleet.traffic[0].num_garbled == 3
 
 
 @settings(deadline=None)
@@ -302,20 +379,21 @@ def test_counts_hold_whatever_happens(num_engines: int, steps: list[tuple[int, s
                     await ask(policies[number])
                 except EngineUnavailable:
                     assert all(engine.fault is not None for engine in engines)
-            assert sum(fleet.num_episodes) == len(placed)
-            assert fleet.num_requests == [0] * num_engines
+            assert sum(fleet.num_episodes.values()) == len(placed)
+            assert set(fleet.num_requests.values()) == {0}
         for stack in stacks.values():
             stack.close()
-        assert fleet.num_episodes == [0] * num_engines
+        assert set(fleet.num_episodes.values()) == {0}
 
     asyncio.run(play())
 
 
 class Server:
-    """An engine over HTTP that can break off in the middle of its answers."""
+    """An engine over HTTP that can break off in the middle of its answers, or answer something else."""
 
     def __init__(self, number: int) -> None:
         self.number = number
+        self.body: bytes | None = None
         self.prompts: list[list[int]] = []
         self.dies = False
         self._writers: list[asyncio.StreamWriter] = []
@@ -340,7 +418,7 @@ class Server:
                 length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
                 self.prompts.append(orjson.loads(await reader.readexactly(length))["input_ids"])
                 meta = {"output_token_logprobs": [[-1.0, self.number]], "finish_reason": {"type": "stop"}}
-                body = orjson.dumps({"output_ids": [self.number], "meta_info": meta})
+                body = self.body or orjson.dumps({"output_ids": [self.number], "meta_info": meta})
                 writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
                 if self.dies:
                     writer.write(body[:9])
@@ -368,3 +446,48 @@ async def test_an_engine_that_dies_in_the_middle_of_an_answer_takes_no_tokens_wi
         assert servers[1].prompts == [[0, 1, 2, 3, 4]], "with all its tokens, once"
         assert await ask(policy, 7) == 1
         assert len(servers[0].prompts) == 2
+
+
+def answer_of(ids: list[int], logprobs: list[float | None], **meta: object) -> bytes:
+    """Of an engine; JSON has no NaN, Python's does."""
+    entries = [[logprob, token] for logprob, token in zip(logprobs, ids, strict=False)]
+    meta = {"output_token_logprobs": entries, "finish_reason": {"type": "stop"}, **meta}
+    return json.dumps({"output_ids": ids, "meta_info": meta}).encode()
+
+
+GARBAGE = {
+    "no JSON": b"<html>502</html>",
+    "no object": b"[1]",
+    "no tokens": b"{}",
+    "logprobs of other tokens": answer_of([5, 6], [-1.0]),
+    "NaN": answer_of([5], [math.nan]),
+    "beyond the vocabulary": answer_of([300], [-1.0]),
+    "unknown version": answer_of([5], [-1.0], weight_version="latest"),
+    "versions of other tokens": answer_of(
+        [5], [-1.0], weight_versions=[{"version": "1", "start": 0, "end": 9}]
+    ),
+    "unknown end": answer_of([5], [-1.0], finish_reason={"type": "boredom"}),
+}
+
+
+async def test_no_garbage_is_taken_for_an_answer():
+    """Whatever an engine says, the episode has what another one sampled, and the engine is known to be ill."""
+    async with AsyncExitStack() as stack:
+        servers = [await stack.enter_async_context(Server(number)) for number in range(2)]
+        client = await stack.enter_async_context(httpx.AsyncClient(trust_env=False))
+        alone = Retries(max_retries=0)
+        fleet = EngineFleet(
+            [
+                SGLangPolicy(client=client, url=s.url, stop_token_ids=(), retries=alone, vocab_size=300)
+                for s in servers
+            ],
+            retries=NO_WAIT,
+        )
+        for what, servers[0].body in GARBAGE.items():
+            with fleet.for_episode() as policy:
+                assert await ask(policy) == 1, what
+        assert fleet.ailments[0].num_garbled == fleet.ailments[0].num_faults == len(GARBAGE)
+        servers[0].body = None
+        with fleet.for_episode() as policy, fleet.for_episode() as other:
+            assert {await ask(policy), await ask(other)} == {0, 1}
+        assert fleet.ailments == {}

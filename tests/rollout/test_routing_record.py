@@ -154,9 +154,9 @@ async def test_the_next_turn_of_an_episode_finds_its_kv_and_the_load_is_told(eng
             num_known = len(prompt) + len(first) - 1
             assert second.num_cached_tokens >= num_known > first.num_cached_tokens
             await policy.generate(prompt_ids=np.concatenate([longer, second.token_ids]), sampling=sampling)
-        [traffic] = fleet.traffic
+        [traffic] = fleet.traffic.values()
         assert traffic.num_known_tokens > 0 and traffic.num_lost_tokens == 0
-        [load] = await LoadPoller([engine_url], client=client).poll()
+        [load] = (await LoadPoller({0: engine_url}, client=client).poll()).values()
     assert load is not None
     assert load.max_tokens == 4096
     assert load.num_running == load.num_waiting == 0 and 0 <= load.kv_use < 0.1

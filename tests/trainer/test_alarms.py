@@ -28,6 +28,9 @@ QUIET = {
     "engine/0/kv_use_max": 0.95,
     "train/rank_imbalance": 1.5,
     "ledger/lost_tokens": 0.0,
+    "engine/missing": 0.0,
+    "engine/0/token_seconds": 0.3,
+    "engine/1/token_seconds": 0.1,
     "engine/0/running": 2.0,
     "engine/1/running": 0.0,
     "engine/1/kv_use_max": 0.1,
@@ -41,6 +44,8 @@ MORE = {
     "kv_use": ("engine/1/kv_use_max", 0.96),
     "rank_imbalance": ("train/rank_imbalance", 1.51),
     "lost_tokens": ("ledger/lost_tokens", 1.0),
+    "engines_missing": ("engine/missing", 1.0),
+    "engine_slowness": ("engine/0/token_seconds", 0.301),
     "engine_imbalance": ("engine/2/running", 0.0),
 }
 """By alarm: what of that, changed so, sets it off."""

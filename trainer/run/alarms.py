@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import fmean, median_low
 from types import TracebackType
 from typing import Literal, Self
 
@@ -44,8 +44,8 @@ class Kind:
     is_live: bool = False
     """`StallWatch` has shown it while it lasted; it goes off after one step, whatever `alarms.after_steps` says."""
 
-    over_engines: Literal["max", "imbalance"] = "max"
-    """What is made of the figures of several engines: the largest, or that over the mean."""
+    over_engines: Literal["max", "imbalance", "slowness"] = "max"
+    """What is made of the figures of several engines: the largest, or that over the mean, or over the median."""
 
     def value(self, row: Row) -> float | None:
         """The figure in a row; None where it is not there."""
@@ -54,7 +54,8 @@ class Kind:
             return None
         if self.over_engines == "max":
             return max(found)
-        return max(found) / fmean(found) if any(found) else 1.0
+        usual = fmean(found) if self.over_engines == "imbalance" else median_low(found)
+        return max(found) / usual if usual else 1.0
 
     def says(self, value: float, row: Row) -> str:
         """The sentence, about a step's row."""
@@ -99,6 +100,17 @@ KINDS: Mapping[str, Kind] = {
         figure="ledger/lost_tokens",
         sentence="{value:.0f} sampled tokens of the step are in no segment, and nothing is trained on them: an agent "
         "gave up calls that the engines had answered",
+    ),
+    "engines_missing": Kind(
+        figure="engine/missing",
+        sentence="{value:.0f} engine(s) are missing: lost and not replaced yet, or given up; what "
+        "became of each stands in logs/engines.jsonl, and its own log beside it",
+    ),
+    "engine_slowness": Kind(
+        figure="engine/*/token_seconds",
+        sentence="the slowest engine takes {value:.1f} times as long for a token as the median one: see what else its "
+        "host or GPU does; `polyturn engines remove` takes it out, `add` starts another one",
+        over_engines="slowness",
     ),
     "engine_imbalance": Kind(
         figure="engine/*/running",

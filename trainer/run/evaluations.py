@@ -23,6 +23,7 @@ from polyturn.configs.errors import ConfigError, did_you_mean
 from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.evaluation import EvaluationResult
 from polyturn.rollout.suites import HELDOUT, Suite, suites_of
+from polyturn.rollout.waiting import Meanwhile, awaited, nothing
 
 Result = EvaluationResult | None
 """None: it was stopped with the run."""
@@ -114,10 +115,10 @@ class Evaluations:
             begun.append(suite)
         return begun
 
-    def wait(self) -> None:
-        """Wait until nothing is under way. Raises what one of them raised."""
+    def wait(self, meanwhile: Meanwhile = nothing) -> None:
+        """Wait until nothing is under way, and do something meanwhile. Raises what one of them raised."""
         for evaluation in self._under_way:
-            evaluation.result.result()
+            awaited(evaluation.result, meanwhile)
 
     def collect(self, step: int) -> list[Ended]:
         """Those that have ended since the last call, once `step` is finished; what was stopped is left out.

@@ -12,6 +12,7 @@ from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.evaluation import EvaluationResult
 from polyturn.rollout.source import StepSource
 from polyturn.rollout.suites import Suite, suites_of
+from polyturn.rollout.waiting import Meanwhile, awaited, nothing
 from polyturn.trainer.run.best import BestCheckpoint
 from polyturn.trainer.run.directory import RunDirectory
 from polyturn.trainer.run.evaluations import Evaluations
@@ -36,6 +37,8 @@ class HeldOut:
     ) -> None:
         self.best = BestCheckpoint(config.checkpoint.keep_best, directory.best)
         self.suites = suites_of(config)
+        self.meanwhile: Meanwhile = nothing
+        """Done again and again while an evaluation is waited for."""
         self._config = config.evaluation
         self._worker = worker
         self._directory = directory
@@ -49,12 +52,13 @@ class HeldOut:
         for suite in self.suites:
             self._progress.phase(f"{suite.title} evaluation {when} training", total=suite.num_episodes)
             with self._stopwatch.measure("evaluate"):
-                result = self._worker.evaluate(
+                playing = self._worker.evaluate(
                     suite,
                     step=step,
                     on_episode=lambda _: self._progress.advance(),
                     trajectories=self._trajectories(suite, when),
-                ).result()
+                )
+                result = awaited(playing, self.meanwhile)
             if result is None:
                 return None
             self._progress.message(f"{suite.title} {when} training (step {step}): {result.sentence}")
@@ -77,7 +81,7 @@ class HeldOut:
         if self.is_playing:
             self._progress.phase("held-out evaluation during training")
             with self._stopwatch.measure("evaluate"):
-                self._beside.wait()
+                self._beside.wait(self.meanwhile)
 
     def tell(self, step: int) -> dict[str, float]:
         """Show the evaluations that have ended, once a step is finished; their figures for its row."""

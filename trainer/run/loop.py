@@ -15,7 +15,7 @@ from polyturn.agents.chat import read_template
 from polyturn.agents.episode import Episode
 from polyturn.configs.errors import Interrupted
 from polyturn.configs.schema.run import RunConfig
-from polyturn.rollout.engines.control import EngineControl
+from polyturn.rollout.engines.keeper import EngineKeeper
 from polyturn.rollout.groups import Group, journal_of
 from polyturn.rollout.scheduler import Frontier, StepGroups
 from polyturn.rollout.source import RolloutStart, StepSource
@@ -46,8 +46,8 @@ class RunParts:
     config: RunConfig
     directory: RunDirectory
     trainer: Trainer
-    engines: Sequence[EngineControl]
-    """None where the steps are replayed."""
+    keeper: EngineKeeper | None
+    """Of the policy's engines; None where the steps are replayed."""
     turns: Turns | None
     """Where engines and trainer share GPUs."""
     worker: StepSource
@@ -94,7 +94,7 @@ class TrainingLoop:
         )
         self._served = ServedWeights(
             config,
-            engines=parts.engines,
+            keeper=parts.keeper,
             turns=parts.turns,
             trainer=self._trainer,
             worker=self._worker,
@@ -104,6 +104,8 @@ class TrainingLoop:
             step=state.step,
             version=state.policy_version,
         )
+        self._keeper = parts.keeper
+        self._heldout.meanwhile = self._served.tend
         self._saving: RunState | None = None
         self._num_restarts = num_restarts
         self._snapshot_of: int | None = None
@@ -171,19 +173,15 @@ class TrainingLoop:
                     # While the state is where it can be copied from.
                     self._snapshot(step, watch)
                 sync = self._served.sync_if_due(step, version, watch)
-            row = (
-                self._worker.engine_figures()
-                | self._served.figures
-                | step_metrics(
-                    taken=taken,
-                    credit=credit,
-                    reports=reports,
-                    seconds=watch.seconds,
-                    total_seconds=watch.total,
-                    version=version,
-                    sync=sync,
-                    overlaps=self._config.rollout.max_staleness > 0,
-                )
+            row = self._engine_figures() | step_metrics(
+                taken=taken,
+                credit=credit,
+                reports=reports,
+                seconds=watch.seconds,
+                total_seconds=watch.total,
+                version=version,
+                sync=sync,
+                overlaps=self._config.rollout.max_staleness > 0,
             )
             served = self._served
             self._worker.advance(version=version, engine_step=served.step, engine_version=served.version)
@@ -193,6 +191,11 @@ class TrainingLoop:
                 {**row, LONGEST_PAUSE: stall.longest_pause_s, "trainer/restarts": float(self._num_restarts)},
                 watch,
             )
+
+    def _engine_figures(self) -> dict[str, float]:
+        """What the engines were answered, and what became of them, since the step before."""
+        kept = {} if self._keeper is None else self._keeper.take_figures()
+        return self._worker.engine_figures() | self._served.figures | kept
 
     def _evaluate_between(self, step: int) -> dict[str, float]:
         """Begin the evaluations that are due after a step; the figures of those that have ended.
@@ -263,6 +266,7 @@ class TrainingLoop:
         self._store.close()
 
     def close(self) -> None:
+        self._served.close()
         for sink in self._sinks:
             sink.close()
 
@@ -277,7 +281,8 @@ class TrainingLoop:
             stall.tick()
             self._progress.advance()
 
-        taken = self._worker.take(on_episode=note)
+        self._served.tend()
+        taken = self._worker.take(on_episode=note, meanwhile=self._served.tend)
         if taken is None or self._guard.requested:
             self._worker.drain()
             return None

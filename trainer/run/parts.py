@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import ray
 
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import RunConfig
+from polyturn.rollout.engines.engine_log import EngineLog
 from polyturn.rollout.engines.groups import ServedGroups
+from polyturn.rollout.engines.keeper import EngineKeeper
 from polyturn.rollout.engines.launch import Engines
 from polyturn.rollout.engines.process import EngineError
 from polyturn.rollout.engines.ray_launcher import RayLauncher
@@ -55,6 +57,42 @@ def begin_groups(stack: ExitStack, config: RunConfig, directory: RunDirectory) -
     stack.callback(ignoring_dead_actors(groups.stop))
     groups.start()
     return groups
+
+
+@contextmanager
+def kept_engines(
+    config: RunConfig,
+    directory: RunDirectory,
+    engines: Engines | None,
+    source: StepSource,
+    tell: Callable[[str], None],
+) -> Iterator[EngineKeeper | None]:
+    """What looks after the engines of a run, as long as `source` asks them; None where there are none."""
+    if engines is None:
+        yield None
+        return
+    assert isinstance(source, RolloutWorker), "engines are there to be played on"
+    keeper = EngineKeeper(
+        engines,
+        config.engines.replace,
+        players=source,
+        directory=directory.path,
+        log=EngineLog(directory.logs, tell),
+        start_timeout_s=config.engines.start_timeout_s,
+        drain_s=config.engines.request_timeout_s,
+        are_fixed=config.shares_gpus,
+    )
+    with closing(keeper):
+        yield keeper
+
+
+class StartingWeights:
+    """The `Weights` of a run that does not train: engines start with all that they ever serve."""
+
+    def bring(self, url: str, admit: Callable[[int], None]) -> bool:
+        del url
+        admit(0)
+        return True
 
 
 @contextmanager

@@ -17,14 +17,17 @@ from polyturn.rollout.order import make_order
 from polyturn.rollout.scheduler import Frontier, StepGroups
 from polyturn.rollout.source import RolloutStart, StepSource
 from polyturn.rollout.store import TrajectoryStore
+from polyturn.rollout.waiting import Meanwhile, nothing
 from polyturn.trainer.checkpoints.manifest import read_sealed, write_sealed
 from polyturn.trainer.run.directory import RunDirectory, RunState
 from polyturn.trainer.run.failures import InterruptGuard, as_run_failure
 from polyturn.trainer.run.metrics import episode_metrics
 from polyturn.trainer.run.parts import (
+    StartingWeights,
     begin_engines,
     begin_groups,
     begin_ray,
+    kept_engines,
     naming_what_ended,
     step_source,
 )
@@ -95,8 +98,11 @@ def roll_out(config: RunConfig) -> Path:
             guard = stack.enter_context(InterruptGuard())
             source = stack.enter_context(step_source(with_urls(config, groups.urls), engines))
             guard.subscribe(source.stop)
+            keeper = stack.enter_context(kept_engines(config, directory, engines, source, progress.message))
+            assert keeper is not None, "there are engines"
+            keeper.begin(StartingWeights())
             directory.record(config, identity)
-            play_steps(config, directory, source, progress, guard)
+            play_steps(config, directory, source, progress, guard, check_engines=keeper.check)
     finally:
         progress.close()
     return directory.path
@@ -108,8 +114,13 @@ def play_steps(
     source: StepSource,
     progress: ProgressDisplay,
     guard: InterruptGuard,
+    *,
+    check_engines: Meanwhile = nothing,
 ) -> None:
     """Store one step after the other, from where the directory stands to the last one.
+
+    Args:
+        check_engines: called again and again; what it raises ends the run.
 
     Raises:
         Interrupted: the guard asked to stop; the steps so far are stored, and the episodes of the one under way kept.
@@ -128,7 +139,9 @@ def play_steps(
         )
         for step in range(state.step + 1, num_steps + 1):
             progress.phase(f"step {step}: episodes", total=per_step * config.rollout.samples_per_prompt)
-            taken = None if guard.requested else source.take(on_episode=lambda _: progress.advance())
+            taken = None
+            if not guard.requested:
+                taken = source.take(on_episode=lambda _: progress.advance(), meanwhile=check_engines)
             if taken is None:
                 source.drain()
                 raise Interrupted(directory.path, step - 1)

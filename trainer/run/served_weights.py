@@ -1,15 +1,22 @@
-"""The engines of the policy as the loop sees them: what weights they serve, when they rest or get new ones."""
+"""The engines of the policy as the loop sees them: what weights they serve, when they rest or get new ones.
+
+Engines come and go meanwhile. One that came takes the weights of the others before it is asked: from a directory that
+has them at once, else from the trainer as soon as that has nothing else to do, or with the next version.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 
 from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.engines.control import EngineControl, PauseMode
+from polyturn.rollout.engines.keeper import EngineKeeper
+from polyturn.rollout.engines.process import EngineError
 from polyturn.rollout.source import StepSource
 from polyturn.trainer.ranks.trainer import Trainer
 from polyturn.trainer.run.checks import RunChecks
@@ -17,20 +24,23 @@ from polyturn.trainer.run.heldout import HeldOut
 from polyturn.trainer.run.progress import ProgressDisplay
 from polyturn.trainer.run.stopwatch import Stopwatch
 from polyturn.trainer.run.turns import Turns
-from polyturn.trainer.weight_sync import SyncReport
+from polyturn.trainer.weight_sync import SyncReport, WeightSyncError
 
 MIN_CORRELATION = 0.9
 """Between what LoRA's adapters add and what of it the engines get, below which a run says so."""
 
 
 class ServedWeights:
-    """Takes the trainer's weights to the engines of a run."""
+    """Takes the trainer's weights to the engines of a run.
+
+    Its methods are for the run's own thread, but for `bring`.
+    """
 
     def __init__(
         self,
         config: RunConfig,
         *,
-        engines: Sequence[EngineControl],
+        keeper: EngineKeeper | None,
         turns: Turns | None,
         trainer: Trainer,
         worker: StepSource,
@@ -42,7 +52,7 @@ class ServedWeights:
     ) -> None:
         """
         Args:
-            engines: there may be none.
+            keeper: of the engines; None: there are none.
             turns: where they share the trainer's GPUs.
             step: at which the run goes on, as `version`.
         """
@@ -52,8 +62,21 @@ class ServedWeights:
         self._heldout = heldout
         self._checks = checks
         self._progress = progress
-        self._engines = engines
+        self._keeper = keeper
         self._turns = turns
+        self._controls: dict[str, EngineControl] = {}
+        self._connected: list[str] | None = None
+        """Where the trainer publishes to; None: as `Trainer.connect` was told."""
+        self._trained = version
+        """The version that the trainer has."""
+        self._report: SyncReport | None = None
+        """Of the weights that the engines serve; None: none was told to take them."""
+        self._lacking: set[tuple[str, int]] = set()
+        """Engines that do not have a version, which only the trainer can bring them."""
+        self._lock = threading.RLock()
+        """Held while weights are published, and while an engine is admitted with those that the others serve."""
+        self._bringing = threading.Lock()
+        """Held by whoever sends weights to engines that wait for some: one of the two threads at a time."""
         self._warned_of_rounding = False
         self.step = step
         """After which the engines got their weights."""
@@ -63,27 +86,98 @@ class ServedWeights:
         """Whether the engines serve one version's weights, and not a part of the next one's, too."""
 
     def begin(self, watch: Stopwatch) -> None:
-        """Send the weights at which the run goes on: the engines have those on disk, or those of a trainer that died,
-        perhaps while it sent some."""
-        if not self._engines:
+        """Look after the engines, and send the weights at which the run goes on: they have those on disk, or those of a
+        trainer that died, perhaps while it sent some."""
+        if self._keeper is None:
             return
         if self._turns is None:
-            for engine in self._engines:
-                engine.give_up_weight_update()
+            self._on_each(lambda engine: engine.give_up_weight_update())
+        self._keeper.begin(self)
         self._sync(self.version, watch)
-        for engine in self._engines:
-            engine.go_on()
+        self._on_each(lambda engine: engine.go_on())
 
     def sync_if_due(self, step: int, version: int, watch: Stopwatch) -> SyncReport | None:
         """Send the weights after every so many steps, and after the last; None: not after this one, or to nobody."""
         is_due = step % self._config.weight_sync.every_steps == 0 or step == self._config.trainer.num_steps
-        if not is_due or not self._engines:
+        self._trained = version
+        if not is_due or self._keeper is None:
             return None
         if self._config.evaluation.training_waits == "before_sync":
             self._heldout.wait()
         report = self._sync(version, watch)
-        self.step, self.version = step, version
+        self.step = step
         return report
+
+    def tend(self) -> None:
+        """At a moment when the trainer has nothing to do: bring weights to engines that wait for its own.
+
+        Raises:
+            EngineError: the engines cannot be kept going.
+        """
+        if self._keeper is None:
+            return
+        self._keeper.check()
+        waiting = self._keeper.behind
+        is_on_disk = self._report is not None and self._report.directory is not None
+        if not waiting or is_on_disk or self._trained != self.version:
+            return
+        if not self._bringing.acquire(blocking=False):
+            return
+        try:
+            with self._lock:
+                self._publish(waiting, self.version, Stopwatch(), mode=None)
+        finally:
+            self._bringing.release()
+            self.are_whole = True  # of those that serve
+
+    def bring(self, url: str, admit: Callable[[int], None]) -> bool:
+        """See `Weights`. Called by the thread that looks after the engines."""
+        if not self._bringing.acquire(blocking=False):
+            return False
+        try:
+            return self._bring(url, admit)
+        finally:
+            self._bringing.release()
+
+    def _bring(self, url: str, admit: Callable[[int], None]) -> bool:
+        report = self._report
+        if report is None or (url, report.version) in self._lacking:
+            return False
+        with EngineControl(url) as engine:
+            if report.directory is not None:
+                try:
+                    engine.update_weights_from_disk(
+                        model_path=str(report.directory), weight_version=report.version
+                    )
+                except EngineError:
+                    if self._report is report:
+                        raise
+                    return False  # the directory has given way to the next version's
+            if not self._lock.acquire(blocking=False):
+                return False
+            try:
+                if self._report is not report:
+                    return False
+                if self._has(engine, report):
+                    admit(report.version)
+                    return True
+            finally:
+                self._lock.release()
+        if report.directory is not None:
+            raise EngineError(
+                f"{url} has loaded {report.directory}, and has not the weights that were written"
+            )
+        self._lacking.add((url, report.version))
+        return False
+
+    def _has(self, engine: EngineControl, report: SyncReport) -> bool:
+        """Whether an engine serves the weights of a version, which others took."""
+        if engine.weight_version() != str(report.version):
+            return False
+        if not self._config.checks.compares_weights:
+            # Without checksums it is known of what was loaded from the version's own directory alone.
+            return report.directory is not None
+        return engine.weight_checksums() == dict(report.checksums)
 
     @contextmanager
     def resting(self, watch: Stopwatch) -> Iterator[None]:
@@ -134,21 +228,89 @@ class ServedWeights:
 
     @contextmanager
     def _paused(self, mode: PauseMode) -> Iterator[None]:
-        """No engine goes on with a request meanwhile."""
-        for engine in self._engines:
-            engine.pause(mode)
+        """No engine goes on with a request meanwhile. One that is not there any more has nothing to go on with."""
+        self._on_each(lambda engine: engine.pause(mode))
         try:
             yield
         finally:
             # What was drawn from half an update would be of no policy.
-            for engine in self._engines if self.are_whole else ():
-                engine.go_on()
+            if self.are_whole:
+                self._on_each(lambda engine: engine.go_on())
 
-    def _sync(self, version: int, watch: Stopwatch) -> SyncReport:
-        """Send the weights to the engines and compare them on both sides, while no request goes on."""
-        mode: PauseMode = "retract" if self._config.rollout.kv_after_update == "recompute" else "in_place"
+    def _on_each(self, call: Callable[[EngineControl], None]) -> None:
+        """Call every engine that serves; those that do not answer are lost. Raises `EngineError` for a refusal."""
+        if self._keeper is None:
+            return
+        for url in self._keeper.members.serving.values():
+            try:
+                call(self._control(url))
+            except EngineError:
+                self._keeper.examine()
+                if url in self._keeper.members.serving.values():
+                    raise
+
+    def _sync(self, version: int, watch: Stopwatch) -> SyncReport | None:
+        """Send the weights to the engines that there are, also to those that wait for some; None: there are none."""
+        assert self._keeper is not None, "there are engines"
+        rollout = self._config.rollout
+        mode: PauseMode | None = "retract" if rollout.kv_after_update == "recompute" else "in_place"
+        if not (rollout.max_staleness and rollout.play_while_training) and not self._heldout.is_playing:
+            mode = None
+        with self._lock, self._keeper.quiet():
+            self.version, self._report = version, None
+            self._lacking.clear()
+            # One that is loading the version before from a disk will load this one next.
+            takes_all = self._bringing.acquire(blocking=False)
+            try:
+                while targets := {
+                    **self._keeper.members.serving,
+                    **(self._keeper.behind if takes_all else {}),
+                }:
+                    if self._publish(targets, version, watch, mode=mode):
+                        break
+            finally:
+                if takes_all:
+                    self._bringing.release()
+            # Of those that are left, if any is.
+            self.are_whole = True
+        self._keeper.check()
+        if self._report is not None:
+            self._warn_of_rounding(self._report.adapter_correlation)
+        return self._report
+
+    def _publish(
+        self, targets: Mapping[int, str], version: int, watch: Stopwatch, *, mode: PauseMode | None
+    ) -> bool:
+        """Send the weights to some engines, and compare them on both sides; False: some of them are lost.
+
+        Args:
+            mode: how requests are held up that are under way; None: there are none.
+
+        Raises what the trainer raises where no engine is to blame.
+        """
+        assert self._keeper is not None, "there are engines"
+        urls = list(targets.values())
+        try:
+            if self._connected != urls:
+                if any(number in targets for number in self._keeper.examine()):
+                    return False  # the others would wait for it to join them
+                self._connected = None
+                self._trainer.set_engines(urls)
+                self._connected = urls
+            report = self._send(urls, version, watch, mode=mode)
+        except (EngineError, WeightSyncError) as fault:
+            if self._turns is not None:
+                raise  # whoever shares GPUs is not replaced
+            self._connected = None
+            self._blame(targets, fault)
+            return False
+        self._report = report
+        for number in targets:
+            self._keeper.admit(number, version)
+        return True
+
+    def _send(self, urls: list[str], version: int, watch: Stopwatch, *, mode: PauseMode | None) -> SyncReport:
         with ExitStack() as stack:
-            rollout = self._config.rollout
             if self._turns is not None:
                 late = self._config.weight_sync.gathers_in_activate
                 prepare = partial(self._trainer.prepare_weights, version)
@@ -158,19 +320,37 @@ class ServedWeights:
                 with watch.measure("sync"):
                     self._trainer.prepare_weights(version)
                 started = time.perf_counter()
-                if (rollout.max_staleness and rollout.play_while_training) or self._heldout.is_playing:
+                if mode is not None:
                     stack.enter_context(self._paused(mode))
             with watch.measure("sync"):
                 self.are_whole = False
                 report = self._trainer.activate_weights()
                 self.are_whole = True
                 if self._config.checks.compares_weights:
-                    for engine in self._engines:
-                        self._checks.weights_equal(
-                            report.checksums, engine.weight_checksums(), version=version, url=engine.url
-                        )
-        self._warn_of_rounding(report.adapter_correlation)
+                    for url in urls:
+                        checksums = self._control(url).weight_checksums()
+                        self._checks.weights_equal(report.checksums, checksums, version=version, url=url)
         return replace(report, pause_seconds=time.perf_counter() - started)
+
+    def _blame(self, targets: Mapping[int, str], fault: EngineError | WeightSyncError) -> None:
+        """Take out the engines that did not take an update: those that do not answer, else those that are named,
+        unless that is all of them. Raises the fault where it is none of theirs."""
+        assert self._keeper is not None, "there are engines"
+        lost = [number for number in self._keeper.examine() if number in targets]
+        if lost:
+            return
+        named = fault.failures if isinstance(fault, WeightSyncError) else {}
+        blamed = [number for number, url in targets.items() if url in named]
+        serving = self._keeper.members.serving
+        if not blamed or (len(blamed) == len(targets) and any(number in serving for number in blamed)):
+            raise fault
+        for number in blamed:
+            self._keeper.reject(number, named[targets[number]])
+
+    def _control(self, url: str) -> EngineControl:
+        if url not in self._controls:
+            self._controls[url] = EngineControl(url)
+        return self._controls[url]
 
     def _warn_of_rounding(self, arrived: float | None) -> None:
         """Once a run: that engines get little of what adapters have learnt."""
@@ -183,3 +363,8 @@ class ServedWeights:
             "arrives as updates add up; a larger trainer.optimizer.learning_rate (LoRA takes ten times that of "
             "full training) or model.dtype=float32 brings it there sooner (sync/adapter_correlation in the metrics)"
         )
+
+    def close(self) -> None:
+        """Close the connections; the engines go on serving."""
+        for engine in self._controls.values():
+            engine.close()

@@ -22,6 +22,7 @@ from polyturn.trainer.run.parts import (
     begin_groups,
     begin_ray,
     ignoring_dead_actors,
+    kept_engines,
     naming_what_ended,
     step_source,
 )
@@ -69,11 +70,12 @@ def train(config: RunConfig, *, warnings: Sequence[str] | None = None) -> Path:
             guard.subscribe(lambda: progress.message("stopping: what is under way is finished and saved"))
             worker = stack.enter_context(step_source(running, engines))
             guard.subscribe(worker.stop)
+            keeper = stack.enter_context(kept_engines(running, directory, engines, worker, progress.message))
             parts = RunParts(
                 config=running,
                 directory=directory,
                 trainer=trainer,
-                engines=processes.controls,
+                keeper=keeper,
                 turns=processes.turns,
                 worker=worker,
                 progress=progress,
@@ -82,8 +84,9 @@ def train(config: RunConfig, *, warnings: Sequence[str] | None = None) -> Path:
             )
 
             def connect() -> None:
-                if engines is not None:
-                    trainer.connect(engines.engine_urls, directory.weights, directory.engine_model)
+                if keeper is not None:
+                    urls = list(keeper.members.serving.values())
+                    trainer.connect(urls, directory.weights, directory.engine_model)
 
             state = _restore(parts)
             connect()
@@ -118,8 +121,6 @@ class _Processes:
     trainer: Trainer
     engines: Engines | None
     """None where the run replays another."""
-    controls: Sequence[EngineControl]
-    """Of each of the engines."""
     groups: ServedGroups
     turns: Turns | None
     """Where engines and trainer share GPUs, which are the trainer's now."""
@@ -139,10 +140,10 @@ def _running_stack(
         engines = None if replays else begin_engines(stack, config, directory)
         groups = begin_groups(stack, config, directory)
         memory: EngineMemory | None = None
-        controls: list[EngineControl] = []
         if engines is not None and config.shares_gpus:
             # What they find free of the GPUs decides about their KV: they are first, and give all up again.
-            controls = _controls(stack, engines)
+            engines.wait_ready()
+            controls = [stack.enter_context(EngineControl(url)) for url in engines.engine_urls]
             memory = EngineMemory(
                 controls,
                 num_sharing=config.engines.num_sharing,
@@ -153,15 +154,9 @@ def _running_stack(
         stack.callback(ignoring_dead_actors(trainer.close))
         trainer.build()
         if engines is not None and memory is None:
-            controls = _controls(stack, engines)
+            engines.wait_ready()
         groups.wait_ready()
         running = stack.pop_all()
     turns = None if memory is None else Turns(memory, trainer, timeout_s=config.engines.turn_timeout_s)
     with running:
-        yield _Processes(trainer=trainer, engines=engines, controls=controls, groups=groups, turns=turns)
-
-
-def _controls(stack: ExitStack, engines: Engines) -> list[EngineControl]:
-    """Of the engines, once they are ready, until the stack ends."""
-    engines.wait_ready()
-    return [stack.enter_context(EngineControl(url)) for url in engines.engine_urls]
+        yield _Processes(trainer=trainer, engines=engines, groups=groups, turns=turns)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -40,6 +41,8 @@ class SyncReport:
     """Of these, how long engines could not generate: the second phase, and whatever is done before they go on."""
     checksums: Mapping[str, str]
     """Of what was sent, by the name and in the form in which an engine reports it (`EngineChecksums`)."""
+    directory: Path | None = None
+    """A Hugging Face directory that has all of this version until the next one is published; None: there is none."""
     adapter_correlation: float | None = None
     """Between what LoRA adds and what rounding the merged weights left of it; None: nothing was added."""
 

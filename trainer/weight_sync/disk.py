@@ -6,7 +6,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -90,11 +90,12 @@ class DiskPublisher:
         if self._previous is not None and self._previous != prepared.path:
             shutil.rmtree(self._previous, ignore_errors=True)
         self._previous = prepared.path
-        return prepared.tally.report(
+        report = prepared.tally.report(
             version=prepared.version,
             seconds=prepared.seconds + pause_seconds,
             pause_seconds=pause_seconds,
         )
+        return replace(report, directory=prepared.path)
 
     def close(self) -> None:
         """Nothing is held open; the last version stays, since the engines serve from it."""
