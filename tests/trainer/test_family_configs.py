@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -243,7 +244,8 @@ DECODERS = (
 """Of those that the trainer knows of, the ones whose modelling code is one file in transformers, read below."""
 
 
-def keys_read(model_type: str) -> set[str]:
+@functools.cache
+def keys_read(model_type: str) -> frozenset[str]:
     """The keys of a config that transformers' modelling code of a model type reads."""
     folder = model_type_to_module_name(model_type)
     source = Path(transformers.__file__).parent / "models" / folder / f"modeling_{folder}.py"
@@ -255,7 +257,7 @@ def keys_read(model_type: str) -> set[str]:
             where, key = node.args[:2]
             if is_config(where) and isinstance(key, ast.Constant):
                 found.add(key.value)
-    return found
+    return frozenset(found)
 
 
 def is_config(node: ast.expr) -> bool:
