@@ -1,7 +1,7 @@
 """Rates and episodes from a real run: what its metrics and trajectories show, instead of assumptions.
 
 The episodes are replayed as they were. The engines' rates are those by which the simulated steps take as long as the
-real ones did, and their episodes, too: found by steps along the axes, over simulations of the run itself.
+real ones did, and their episodes, too: found by least squares, over simulations of the run itself.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import itertools
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import orjson
 
 from polyturn.agents.episode import Episode
@@ -28,10 +29,15 @@ from polyturn.rollout.simulator.simulation import simulate
 from polyturn.rollout.simulator.workload import EpisodeShape, ReplayedWorkload, TurnShape
 from polyturn.rollout.store import TrajectoryStore
 
+Column = npt.NDArray[np.float64]
 MAX_STEPS = 4
 """So many steps are simulated to find the engines' rates."""
-FIRST_STEP, LAST_STEP = 0.8, 0.05
-"""Of the search, in logarithms of rates."""
+SLOPE_STEP, LARGEST_STEP, LAST_STEP = 0.1, 1.5, 0.02
+"""Of the search, in logarithms of rates: to find slopes, at once, and before it ends."""
+MAX_ROUNDS, MAX_DAMPINGS = 15, 5
+QUANTILES = (0.05, 0.2, 0.4, 0.6, 0.8, 0.9, 0.95, 0.98, 1.0)
+"""Of the episodes' seconds. The last ones of a step decode with few others, and tell what a step of the engine costs
+whatever is in it from what each request costs; a mean over all does not tell them apart."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -110,17 +116,16 @@ def calibrate(run: RealRun) -> Rates:
     num_steps = min(run.num_steps, MAX_STEPS)
     waits = [row["seconds/generate"] + row["seconds/tools"] for row in run.rows[:num_steps]]
 
-    def error(logs: Sequence[float]) -> float:
+    def residuals(logs: Column) -> Column:
         rates = Rates(engine=_engine_of(first, logs), trainer=trainer, source="")
         simulated = simulate(run.config, rates, run.workload, num_steps=num_steps)
-        of_steps = [
-            math.log(step.wait_s / wait) ** 2 for step, wait in zip(simulated.steps, waits, strict=True)
-        ]
-        real_s = statistics.fmean(run.episode_s[: len(simulated.episode_s)])
-        of_episodes = math.log(statistics.fmean(simulated.episode_s) / real_s) ** 2
-        return statistics.fmean(of_steps) + of_episodes
+        num_episodes = min(len(run.episode_s), len(simulated.episode_s))
+        real_s = np.quantile(run.episode_s[:num_episodes], QUANTILES)
+        simulated_s = np.quantile(simulated.episode_s[:num_episodes], QUANTILES)
+        of_steps = [math.log(step.wait_s / wait) for step, wait in zip(simulated.steps, waits, strict=True)]
+        return np.array([*of_steps, *np.log(simulated_s / real_s)])
 
-    logs = minimise(error, [0.0, 0.0, 0.0])
+    logs = least_squares(residuals, [0.0] * 4)
     return Rates(engine=_engine_of(first, logs), trainer=trainer, source=f"{num_steps} steps of a real run")
 
 
@@ -158,7 +163,7 @@ def _first_guess(run: RealRun) -> EngineRates:
         weights_s=0.0,
         request_s=token_s / 2,
         kv_token_s=0.0,
-        prefill_s=0.0,
+        prefill_s=token_s * at_once / 4,
         prefill_token_s=token_s / 10,
         kv_tokens=int(sglang.get("max_total_tokens", CPU_KV_TOKENS)),
         max_running=int(sglang.get("max_running_requests", 128)),
@@ -166,28 +171,42 @@ def _first_guess(run: RealRun) -> EngineRates:
     )
 
 
-def _engine_of(first: EngineRates, logs: Sequence[float]) -> EngineRates:
-    overhead, request, prefill = (math.exp(value) for value in logs)
+def _engine_of(first: EngineRates, logs: Iterable[float]) -> EngineRates:
+    overhead, request, prefill, prefill_token = (math.exp(value) for value in logs)
     return replace(
         first,
         overhead_s=first.overhead_s * overhead,
         request_s=first.request_s * request,
-        prefill_token_s=first.prefill_token_s * prefill,
+        prefill_s=first.prefill_s * prefill,
+        prefill_token_s=first.prefill_token_s * prefill_token,
     )
 
 
-def minimise(error: Callable[[Sequence[float]], float], start: Sequence[float]) -> list[float]:
-    """Where a function of a few numbers is smallest: steps along the axes, halved where none goes down."""
-    best, least, step = list(start), error(start), FIRST_STEP
-    while step > LAST_STEP:
-        tried = [
-            [*best[:axis], best[axis] + way, *best[axis + 1 :]]
-            for axis in range(len(best))
-            for way in (-step, step)
-        ]
-        errors = [error(point) for point in tried]
-        if min(errors) < least:
-            least, best = min(zip(errors, tried, strict=True))
-        else:
-            step /= 2
-    return best
+def least_squares(residuals: Callable[[Column], Column], start: Sequence[float]) -> list[float]:
+    """Where the sum of the squares of a function of a few numbers is smallest (Levenberg and Marquardt).
+
+    Rates that trade with one another make a valley that steps along the axes do not follow.
+    """
+    best = np.array(start)
+    found = residuals(best)
+    damping = 1.0
+    for _ in range(MAX_ROUNDS):
+        slopes = np.array(
+            [(residuals(best + SLOPE_STEP * axis) - found) / SLOPE_STEP for axis in np.eye(len(best))]
+        ).T
+        moved = 0.0
+        for _ in range(MAX_DAMPINGS):
+            curve = slopes.T @ slopes
+            step = -np.linalg.solve(
+                curve + damping * (np.diag(np.diag(curve)) + 1e-6 * np.eye(len(best))), slopes.T @ found
+            )
+            step = np.clip(step, -LARGEST_STEP, LARGEST_STEP)
+            tried = residuals(best + step)
+            if tried @ tried < found @ found:
+                moved = float(np.abs(step).max())
+                best, found, damping = best + step, tried, damping / 3
+                break
+            damping *= 4
+        if moved < LAST_STEP:
+            break
+    return [float(value) for value in best]

@@ -249,9 +249,9 @@ def test_completion_order_is_seen_to_be_biased_and_the_order_of_drawing_is_not(t
 def test_rates_of_a_run_predict_it_at_another_concurrency() -> None:
     """The run is simulated by rates that the calibration does not know, so the prediction can be checked."""
     secret = replace(
-        ENGINE, overhead_s=0.02, weights_s=0, request_s=0.003, prefill_token_s=2e-4, has_prefix_cache=False
+        ENGINE, overhead_s=0.004, weights_s=0, request_s=0.003, prefill_s=0.02, prefill_token_s=3e-4
     )
-    workload = LogNormalWorkload(mean_turns=1, mean_tokens=60, max_tokens=200, mean_tool_s=0, tail=0.8)
+    workload = LogNormalWorkload(mean_turns=3, mean_tokens=60, max_tokens=200, mean_tool_s=0, tail=0.8)
     config, narrow = (
         config_of("rollout.max_concurrent_requests=64"),
         config_of("rollout.max_concurrent_requests=8"),
@@ -279,7 +279,7 @@ def test_rates_of_a_run_predict_it_at_another_concurrency() -> None:
     assert rates.trainer.step_s(20_000) == pytest.approx(TRAINER.step_s(20_000), rel=0.01)
     predicted = simulate(narrow, rates, real.workload, num_steps=3).steps
     actual = simulate(narrow, truth, workload, num_steps=3).steps
-    ratio = statistics.fmean(step.seconds for step in predicted) / statistics.fmean(s.seconds for s in actual)
+    ratio = statistics.fmean(step.wait_s for step in predicted) / statistics.fmean(s.wait_s for s in actual)
     assert ratio == pytest.approx(1, abs=0.1)
 
 
