@@ -1,5 +1,8 @@
 """Secrets and credentials: how they are told from other values, and how they are blanked in what anybody may read.
 
+A secret is named, not written: by the file that holds it, or as `env:NAME` (`read_secret`). A config that has one in it
+is refused, since configs are stored (`literal_secrets`).
+
 Two kinds of text leave the program. What a tool or service *that we gave secrets* says is searched for those secrets,
 in every spelling that a program is likely to give them (`Secrets`). Any message of a fault is searched for what looks
 like a credential, whoever's it is (`blank_credentials`).
@@ -10,8 +13,10 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote, quote_plus, unquote, urlsplit
 
@@ -20,6 +25,12 @@ _SECRET_NAME = re.compile(
     r"|(?:\A|[-_.])(?:auth|dsn|jwt|pass|pat|sig)|[-_.]pwd)(?:[-_.]?(?:id|value|base64|b64))?\Z",
     re.IGNORECASE,
 )
+_CERTAIN_NAME = re.compile(
+    r"(?:api[-_.]?(?:key|token)|(?:access|auth|bearer|secret|private)[-_.]?(?:key|token)|passw(?:or)?d|passphrase"
+    r"|(?:\A|[-_.])secret|authorization|credentials?)\Z",
+    re.IGNORECASE,
+)
+"""Names of nothing but secrets."""
 _OPAQUE = re.compile(
     r"(?:sk-|sk_|ghp_|gho_|ghs_|github_pat_|glpat-|hf_|xox[a-z]-|AKIA|AIza|eyJ|npm_|pypi-)[A-Za-z0-9+/=_.~-]{8,}\Z"
     r"|(?=[^A-Za-z]*[A-Za-z])(?=[^0-9]*[0-9])[A-Za-z0-9+/=_.~-]{20,}\Z"
@@ -116,6 +127,58 @@ def secrets_in_mapping(values: Mapping[str, str]) -> list[tuple[str, str]]:
         elif "://" in value:
             found += [(name, secret) for _, secret in secrets_in_url(value)]
     return found
+
+
+VARIABLE = "env:"
+"""Begins the name of a variable of the environment, where a secret is named."""
+
+
+def read_secret(reference: str | Path, *, option: str) -> str:
+    """The secret that stands in a file, or with `env:NAME` in a variable of this process's environment.
+
+    Args:
+        option: what names it, for messages.
+
+    Raises:
+        ValueError: the file cannot be read, there is no such variable, or it holds not one key and nothing else.
+    """
+    where = str(reference)
+    if where.startswith(VARIABLE):
+        name = where.removeprefix(VARIABLE)
+        if name not in os.environ:
+            raise ValueError(f"{option}: there is no variable {name} in the environment")
+        secret, where = os.environ[name].strip(), f"the variable {name}"
+    else:
+        try:
+            secret = Path(reference).expanduser().read_text(encoding="utf-8").strip()
+        except OSError as error:
+            raise ValueError(f"{option}: {where} cannot be read: {error.strerror or error}") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{option}: {where} cannot be read: it is no text") from error
+    if not secret or not secret.isprintable() or not secret.isascii() or " " in secret:
+        raise ValueError(f"{option}: {where} must hold one key and nothing else")
+    return secret
+
+
+def literal_secrets(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """The settings of a tree that hold a secret themselves: the path of each, and what says so.
+
+    A reference (`env:NAME`), and what only ends like a secret's name, such as `pad_token`, is none.
+    """
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from literal_secrets(item, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from literal_secrets(item, f"{key}.{index}")
+    elif isinstance(value, str) and value and not value.startswith(VARIABLE):
+        leaf = key.rpartition(".")[2]
+        if _CERTAIN_NAME.search(leaf) or (_SECRET_NAME.search(leaf) and _OPAQUE.match(value)):
+            yield key, "is a secret by its name"
+        elif "://" in value and secrets_in_url(value):
+            yield key, "has a secret in its URL"
+        elif _KNOWN_KEY.search(value) or _BEARER.search(value):
+            yield key, "looks like a secret"
 
 
 def secrets_in_url(url: str) -> list[tuple[str, str]]:

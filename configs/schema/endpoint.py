@@ -18,7 +18,8 @@ class ChatEndpoint(Section):
     model: str
     """The model's name there."""
     api_key_file: Path | None = None
-    """A file that holds the key and nothing else; null sends none. The key stands in no config, log or message."""
+    """A file that holds the key and nothing else, or `env:NAME` for a variable; null sends none. The key stands in no
+    config, log or message."""
     api_key_header: str = "Authorization"
     """The header of the key: `Authorization` sends it as `Bearer KEY`, any other, such as Azure's `api-key`, bare."""
     headers: dict[str, str] = {}

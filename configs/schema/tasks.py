@@ -93,7 +93,8 @@ class JudgeReward(Section):
     model: str = "default"
     """The model's name there; SGLang takes any."""
     api_key_file: Path | None = None
-    """A file that holds the key and nothing else, sent as `Authorization: Bearer KEY`; null sends none."""
+    """A file that holds the key and nothing else, or `env:NAME` for a variable, sent as `Authorization: Bearer KEY`;
+    null sends none."""
     prompt: str = JUDGE_PROMPT
     """What is asked, with {question} (the task's messages), {conversation} (all messages), {answer}, {label}, {low} and
     {high} in it; other braces are left as they are."""

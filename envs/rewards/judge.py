@@ -17,6 +17,7 @@ from polyturn.configs.schema.tasks import JudgeReward, RemoteReward
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.messages import EpisodeView, Message, RewardValue
 from polyturn.envs.rewards.remote import RemoteGrader, Waiting, settle
+from polyturn.tools.secrets import read_secret
 
 PLACES = ("question", "conversation", "answer", "label", "low", "high")
 """What a prompt may name in braces."""
@@ -54,12 +55,7 @@ class JudgeGrader(RemoteGrader):
         # A pair of next calls at once may give two requests the same address, which does no harm.
         self._urls = itertools.cycle(urls)
         if config.api_key_file is not None:
-            try:
-                key = config.api_key_file.expanduser().read_text("utf-8").strip()
-            except OSError as error:
-                raise ValueError(
-                    f"api_key_file: {config.api_key_file} cannot be read: {error.strerror}"
-                ) from error
+            key = read_secret(config.api_key_file, option="api_key_file")
             self._headers = {"authorization": f"Bearer {key}"}
 
     async def __call__(self, episode: EpisodeView) -> RewardValue:

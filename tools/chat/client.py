@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -20,7 +19,14 @@ from polyturn.tools.bounded_answers import BoundedTransport
 from polyturn.tools.chat.answers import ChatAnswer, ChatFault, PassingFault, read_answer, read_error
 from polyturn.tools.chat.streams import EventReader, StreamedAnswer
 from polyturn.tools.retries import Retries, Tries, asked_wait_s, transport_problem
-from polyturn.tools.secrets import Secrets, blank_credentials, public_url, secrets_in_mapping, secrets_in_url
+from polyturn.tools.secrets import (
+    Secrets,
+    blank_credentials,
+    public_url,
+    read_secret,
+    secrets_in_mapping,
+    secrets_in_url,
+)
 from polyturn.tools.types import ToolSpec
 
 CONNECT_S = 30.0
@@ -40,7 +46,11 @@ class ChatClient:
                 f"{option}: {name!r} looks like a secret, and configs are stored; put it into a file and name that "
                 "with api_key_file and api_key_header"
             )
-        key = None if endpoint.api_key_file is None else read_key(endpoint.api_key_file)
+        key = (
+            None
+            if endpoint.api_key_file is None
+            else read_secret(endpoint.api_key_file, option="api_key_file")
+        )
         self._secrets = Secrets([("api key", key)] if key else [])
         self._headers = {"Content-Type": "application/json", **endpoint.headers}
         if key is not None:
@@ -192,17 +202,6 @@ class BlockingChat:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
         self._loop.close()
-
-
-def read_key(path: Path) -> str:
-    """The key in a file. Raises `ValueError` for a file that cannot be read, or that holds none or more than one."""
-    try:
-        key = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"api_key_file: {path} cannot be read: {error}") from error
-    if not key or not key.isprintable() or not key.isascii() or " " in key:
-        raise ValueError(f"api_key_file: {path} must hold one key and nothing else")
-    return key
 
 
 def _json(body: bytes) -> Any:

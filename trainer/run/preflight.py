@@ -49,6 +49,7 @@ from polyturn.rollout.limits import allow_open_files
 from polyturn.rollout.order import make_order
 from polyturn.rollout.suites import Suite, suites_of
 from polyturn.rollout.whole_file import check_writable
+from polyturn.tools.secrets import literal_secrets
 from polyturn.trainer.algorithms.registry import check_plugins
 from polyturn.trainer.checkpoints.manifest import MARKER, find_faults
 from polyturn.trainer.checkpoints.megatron_args import check_args
@@ -105,6 +106,7 @@ def preflight(
     trains = evaluated is None
     is_sketch = dry_run and config.model.path.startswith(PRESET)
     # What the config says.
+    check_secrets(config)
     check_times(config)
     check_lengths(config)
     check_upstream(config)
@@ -191,6 +193,15 @@ def preflight(
                 )
             check_resume(config, directory, warnings.append)
     return warnings
+
+
+def check_secrets(config: RunConfig) -> None:
+    """That none is in the config itself, which is printed and stored."""
+    for key, why in literal_secrets(config.model_dump(mode="json")):
+        raise ConfigError(
+            f"{key} {why}, and configs are printed and stored: put it into a file or a variable, and name that "
+            "(api_key_file: PATH or env:NAME; options of your own are read by polyturn.tools.secrets.read_secret)"
+        )
 
 
 def check_agent(config: RunConfig, model: Path) -> None:
