@@ -101,6 +101,9 @@ class EnginesConfig(ServersConfig):
     weights, and leaves them running. `num_engines` is their number then, whatever it says; `tensor_parallel` must be
     theirs."""
 
+    updates: Literal["pushed", "external"] = "pushed"
+    """Who gives new weights to the servers of `urls`: the run; or whoever serves them (external), from the directories
+    that `weight_sync.kind: disk` writes. Then only those are asked that say that they serve the newest version."""
     request_timeout_s: PositiveFloat = 300.0
     """A generation request without an answer fails after so many seconds, retries included, and its episode is played
     again; less than `environment.episode_timeout_s`."""
@@ -126,6 +129,8 @@ class EnginesConfig(ServersConfig):
             raise ValueError(
                 "urls names engines that others placed; leave placement and num_on_trainer_gpus out"
             )
+        if self.updates == "external" and not self.urls:
+            raise ValueError("updates: external is for servers that others started; name them in urls")
         if self.placement == "shared" and self.num_on_trainer_gpus:
             raise ValueError(
                 "placement: shared has all engines on the trainer's GPUs; leave num_on_trainer_gpus out"

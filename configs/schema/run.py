@@ -400,6 +400,14 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _others_find_the_weights(self) -> Self:
+        if self.engines.updates == "external" and self.weight_sync.kind != "disk":
+            raise ValueError(
+                "engines.updates: external has others load the weights from a directory; set weight_sync.kind=disk"
+            )
+        return self
+
     @property
     def shares_gpus(self) -> bool:
         """Whether the engines, or some of them, are on the trainer's GPUs by turns."""

@@ -12,11 +12,12 @@
 `behind`: it answers, and does not have the weights that the others serve. Requests go to those that are `serving`.
 
 A thread of its own looks after the engines; the run's own thread takes weights to them. What the two share is changed
-under a lock that is held for moments only.
+under a lock that is held for moments only. All states and the ways between them are here, so the module is long.
 """
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -69,6 +70,7 @@ class EngineKeeper:
         start_timeout_s: float,
         drain_s: float,
         are_fixed: bool = False,
+        are_updated_elsewhere: bool = False,
         probe: Callable[[str], bool] = answers,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -80,11 +82,14 @@ class EngineKeeper:
             start_timeout_s: How long a new one may take, its place included.
             drain_s: How long one that leaves has to end what is under way.
             are_fixed: What has gone is not replaced, and none is added: their places are somebody else's by turns.
+            are_updated_elsewhere: Others give them their weights: who serves another version than is asked for gets
+                nothing new to do until it serves that one.
             probe: Whether the engine at an address answers.
         """
         self._engines = engines
         self._config = config.model_copy(update={"attempts": 0}) if are_fixed else config
         self._are_fixed = are_fixed
+        self._are_updated_elsewhere = are_updated_elsewhere
         self._directory = directory
         self._log = log
         self._start_timeout_s = start_timeout_s
@@ -163,6 +168,14 @@ class EngineKeeper:
                 for member in self._members.values():
                     member.answered = self._clock()
 
+    def fall_behind(self) -> None:
+        """Another version is asked for from now on, which others bring the engines."""
+        with self._lock:
+            for member in self._members.values():
+                if member.state == "serving":
+                    self._change(member, "behind")
+            self._announce()
+
     def examine(self) -> list[int]:
         """Look at once which engines that hold weights, or wait for them, do not answer: they are lost.
 
@@ -205,7 +218,7 @@ class EngineKeeper:
                 self._stand()
                 return
             self._change(member, "serving")
-            member.num_failed = 0
+            member.num_failed, member.is_outdated = 0, False
             seconds = self._clock() - member.lost_at if member.lost is not None else None
             self._announce()
         came = f"engine {number} serves version {version} at {member.url}"
@@ -317,6 +330,9 @@ class EngineKeeper:
             )
             return
         self._ask(member, now)
+        if member.state == "serving" and member.is_outdated:
+            self._note_outdated(member)
+            return
         if self._num_quiet == 0 and now - member.answered > self._config.hung_after_s:
             self._lose(
                 member,
@@ -345,7 +361,28 @@ class EngineKeeper:
             member.probe = None
         if now - member.asked >= PROBE_S:
             member.asked = now
-            member.probe = self._helpers.submit(self._probe, member.url)
+            member.probe = self._helpers.submit(self._answers, member)
+
+    def _answers(self, member: Member) -> bool:
+        if not self._probe(member.url):
+            return False
+        if self._are_updated_elsewhere and self._weights is not None and not self._num_quiet:
+            with contextlib.suppress(EngineError):
+                member.is_outdated = not self._weights.serves(member.url)
+        return True
+
+    def _note_outdated(self, member: Member) -> None:
+        with self._lock:
+            if member.state != "serving":
+                return
+            self._change(member, "behind")
+            self._announce()
+        self._log.count("engine/outdated")
+        self._log.note(
+            "outdated",
+            f"engine {member.number} at {member.url} serves another version than is asked for: it gets nothing new",
+            engine=member.number,
+        )
 
     def _ends_or_hangs(self, member: Member) -> tuple[Loss, str] | None:
         how = member.engine.ended() if member.engine is not None else None
@@ -488,7 +525,8 @@ class EngineKeeper:
 
     def _announce(self) -> None:
         """Tell those who ask, and who looks into the run directory, what engines there are."""
-        self._players.set_engines(Membership(serving=self._urls("serving"), leaving=self._urls("leaving")))
+        leaving = self._urls("leaving") | (self._urls("behind") if self._are_updated_elsewhere else {})
+        self._players.set_engines(Membership(serving=self._urls("serving"), leaving=leaving))
         self._stand()
 
     def _stand(self) -> None:

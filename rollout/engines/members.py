@@ -22,6 +22,13 @@ Loss = Literal["ended", "hung", "failing", "garbled"]
 class Weights(Protocol):
     """Where engines get the weights of the run from."""
 
+    def serves(self, url: str) -> bool:
+        """Whether an engine that others update says that it has the weights that are asked for.
+
+        Raises `EngineError` where it says nothing.
+        """
+        ...
+
     def bring(self, url: str, admit: Callable[[int], None]) -> bool:
         """Have an engine that nobody asks take the weights that the others serve, and admit it with their version.
 
@@ -75,6 +82,8 @@ class Member:
     """Starts in a row."""
     starting: Future[Engine] | None = None
     version: int | None = None
+    is_outdated: bool = False
+    """It was seen to serve another version than is asked for."""
 
     def is_ailing(self, ailment: Ailment | None, now: float, *, faults_in_a_row: int) -> bool:
         """Whether so many requests have failed, for a while and not only all at once."""

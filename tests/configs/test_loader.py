@@ -452,3 +452,13 @@ def test_rewards_have_a_kind_and_a_rubric_has_parts(write: Any) -> None:
     assert complaint(recipe, "reward={kind: remote, url: x, batchsize: 3}") == (
         "command line: unknown key 'reward.batchsize', did you mean 'reward.batch_size'?"
     )
+
+
+def test_engines_that_others_update_need_addresses_and_a_directory() -> None:
+    with pytest.raises(ConfigError, match=r"updates: external is for servers that others started"):
+        load_config("quickstart", ["engines.updates=external"])
+    urls = "engines.urls=[http://10.0.0.1:30000]"
+    with pytest.raises(ConfigError, match=r"set weight_sync\.kind=disk"):
+        load_config("quickstart", ["engines.updates=external", urls])
+    config = load_config("quickstart", ["engines.updates=external", urls, "weight_sync.kind=disk"])
+    assert config.engines.num_engines == 1

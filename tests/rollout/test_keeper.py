@@ -93,6 +93,7 @@ class OfVersion:
     def __init__(self, version: int) -> None:
         self.version = version
         self.are_on_disk = True
+        self.outdated: set[str] = set()
         self.fault: EngineError | None = None
 
     def bring(self, url: str, admit: Callable[[int], None]) -> bool:
@@ -103,11 +104,14 @@ class OfVersion:
             admit(self.version)
         return self.are_on_disk
 
+    def serves(self, url: str) -> bool:
+        return url not in self.outdated
+
 
 class Run:
     """A keeper that looks when it is told to."""
 
-    def __init__(self, directory: Path, **options: float | None) -> None:
+    def __init__(self, directory: Path, *, elsewhere: bool = False, **options: float | None) -> None:
         self.now = 1000.0
         self.launcher, self.players, self.weights = Launcher(), Players(), OfVersion(4)
         self.told: list[str] = []
@@ -123,6 +127,7 @@ class Run:
             log=EngineLog(directory, self.told.append),
             start_timeout_s=60.0,
             drain_s=10.0,
+            are_updated_elsewhere=elsewhere,
             probe=lambda url: next(one for one in self.launcher.made if one.url == url).answers,
             clock=lambda: self.now,
         )
@@ -263,6 +268,23 @@ def test_a_run_whose_engines_die_again_and_again_is_ended(make: Callable[..., Ru
         EngineError, match=r"3 engines were lost within an hour.*deaths_per_hour=2.*0 crashed"
     ):
         run.keeper.check()
+
+
+def test_nothing_new_is_asked_of_one_whose_version_others_changed(make: Callable[..., Run]) -> None:
+    """Engines of somebody else: what is under way there ends, and it is asked again when it serves what it should."""
+    run = make(elsewhere=True)
+    run.weights.are_on_disk = False
+    run.weights.outdated = {"http://engine1"}
+    run.until(lambda: ("outdated", 1) in run.events if run.told else False)
+    assert run.keeper.members.serving == {0: "http://engine0"}
+    assert run.players.told[-1] == Membership(serving={0: "http://engine0"}, leaving={1: "http://engine1"})
+    assert "engine 1 at http://engine1 serves another version than is asked for" in run.told[-1]
+    run.weights.outdated, run.weights.are_on_disk = set(), True
+    run.until(lambda: set(run.serving) == {0, 1})
+    assert len(run.launcher.made) == 2, "nobody else's engine is started again"
+    run.weights.are_on_disk = False
+    run.keeper.fall_behind()
+    assert run.players.told[-1] == Membership(serving={}, leaving={0: "http://engine0", 1: "http://engine1"})
 
 
 def test_after_a_failure_those_that_do_not_answer_are_named_at_once(make: Callable[..., Run]) -> None:

@@ -81,6 +81,7 @@ def kept_engines(
         start_timeout_s=config.engines.start_timeout_s,
         drain_s=config.engines.request_timeout_s,
         are_fixed=config.shares_gpus,
+        are_updated_elsewhere=config.engines.updates == "external",
     )
     with closing(keeper):
         yield keeper
@@ -92,6 +93,10 @@ class StartingWeights:
     def bring(self, url: str, admit: Callable[[int], None]) -> bool:
         del url
         admit(0)
+        return True
+
+    def serves(self, url: str) -> bool:
+        del url
         return True
 
 

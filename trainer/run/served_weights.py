@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 
+from polyturn.agents.sglang_policy import UNVERSIONED
 from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.engines.control import EngineControl, PauseMode
 from polyturn.rollout.engines.keeper import EngineKeeper
@@ -64,6 +65,7 @@ class ServedWeights:
         self._progress = progress
         self._keeper = keeper
         self._turns = turns
+        self._updates_elsewhere = config.engines.updates == "external"
         self._controls: dict[str, EngineControl] = {}
         self._connected: list[str] | None = None
         """Where the trainer publishes to; None: as `Trainer.connect` was told."""
@@ -90,7 +92,7 @@ class ServedWeights:
         trainer that died, perhaps while it sent some."""
         if self._keeper is None:
             return
-        if self._turns is None:
+        if self._turns is None and not self._updates_elsewhere:
             self._on_each(lambda engine: engine.give_up_weight_update())
         self._keeper.begin(self)
         self._sync(self.version, watch)
@@ -119,7 +121,7 @@ class ServedWeights:
         self._keeper.check()
         waiting = self._keeper.behind
         is_on_disk = self._report is not None and self._report.directory is not None
-        if not waiting or is_on_disk or self._trained != self.version:
+        if not waiting or is_on_disk or self._updates_elsewhere or self._trained != self.version:
             return
         if not self._bringing.acquire(blocking=False):
             return
@@ -131,7 +133,7 @@ class ServedWeights:
             self.are_whole = True  # of those that serve
 
     def bring(self, url: str, admit: Callable[[int], None]) -> bool:
-        """See `Weights`. Called by the thread that looks after the engines."""
+        """See `Weights`. Called by the threads that look after the engines."""
         if not self._bringing.acquire(blocking=False):
             return False
         try:
@@ -144,7 +146,7 @@ class ServedWeights:
         if report is None or (url, report.version) in self._lacking:
             return False
         with EngineControl(url) as engine:
-            if report.directory is not None:
+            if report.directory is not None and not self._updates_elsewhere:
                 try:
                     engine.update_weights_from_disk(
                         model_path=str(report.directory), weight_version=report.version
@@ -163,6 +165,8 @@ class ServedWeights:
                     return True
             finally:
                 self._lock.release()
+        if self._updates_elsewhere:
+            return False
         if report.directory is not None:
             raise EngineError(
                 f"{url} has loaded {report.directory}, and has not the weights that were written"
@@ -170,9 +174,14 @@ class ServedWeights:
         self._lacking.add((url, report.version))
         return False
 
+    def serves(self, url: str) -> bool:
+        """See `Weights`."""
+        with EngineControl(url) as engine:
+            return _version_of(engine) == self.version
+
     def _has(self, engine: EngineControl, report: SyncReport) -> bool:
         """Whether an engine serves the weights of a version, which others took."""
-        if engine.weight_version() != str(report.version):
+        if _version_of(engine) != report.version:
             return False
         if not self._config.checks.compares_weights:
             # Without checksums it is known of what was loaded from the version's own directory alone.
@@ -259,6 +268,10 @@ class ServedWeights:
         with self._lock, self._keeper.quiet():
             self.version, self._report = version, None
             self._lacking.clear()
+            if self._updates_elsewhere:
+                self._keeper.fall_behind()
+                self._publish({}, version, watch, mode=None)
+                return self._report
             # One that is loading the version before from a disk will load this one next.
             takes_all = self._bringing.acquire(blocking=False)
             try:
@@ -368,3 +381,11 @@ class ServedWeights:
         """Close the connections; the engines go on serving."""
         for engine in self._controls.values():
             engine.close()
+
+
+def _version_of(engine: EngineControl) -> int | None:
+    """Which version an engine says that it serves; None: none of ours."""
+    said = engine.weight_version()
+    if said == UNVERSIONED:
+        return 0
+    return int(said) if said.isdecimal() else None
