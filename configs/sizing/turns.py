@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.weight_sync import BroadcastSync
-from polyturn.configs.sizing.activations import CONTEXT_BYTES, GROUP_BYTES, library_bytes
+from polyturn.configs.sizing.activations import BYTES, CONTEXT_BYTES, GROUP_BYTES, library_bytes
 from polyturn.configs.sizing.hardware import SHARED_MEM_FRACTION
 from polyturn.configs.sizing.memory import MemoryEstimate
 from polyturn.configs.sizing.model_shape import ModelShape
@@ -46,16 +46,19 @@ def turn_memory(
         advice="a smaller trainer.max_tokens_per_gpu, megatron.recompute_granularity: full, or more of "
         "trainer.parallel",
     )
-    sync = config.weight_sync
-    largest = max(shape.vocab_size * shape.hidden_size * 2, 1)
+    sync, trainers = config.weight_sync, dict[str, int]()
+    bucket = BYTES[config.model.dtype] * shape.vocab_size * shape.hidden_size
+    if isinstance(sync, BroadcastSync):
+        bucket = max(bucket, sync.bucket_bytes)
+    if sync.gathers_in_activate:
+        # Elsewhere they have left by then.
+        trainers = {"trainer's weights": rank.parts["weights"] + rank.parts.get("adapters", 0)}
     yield TurnMemory(
         name="while weights are sent",
         parts={
-            "trainer's weights": rank.parts["weights"] + rank.parts.get("adapters", 0),
+            **trainers,
             "engine's weights": engine["weights"],
-            "what is gathered": max(largest, sync.bucket_bytes)
-            if isinstance(sync, BroadcastSync)
-            else largest,
+            "what is on its way": bucket,
             "libraries": of_trainer + of_engine,
         },
         advice="more of trainer.parallel.tensor, trainer.parallel.pipeline or engines.tensor_parallel",

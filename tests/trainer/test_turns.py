@@ -171,7 +171,10 @@ def test_what_a_shared_gpu_holds_in_each_turn() -> None:
     state = estimate.rank.parts
     assert trainer.total > estimate.rank.total, "something of the engine stays"
     assert trainer.parts.keys() >= {"weights", "gradients", "optimizer", "activations", "head"}
-    assert both.parts["trainer's weights"] == state["weights"]
+    assert "trainer's weights" not in both.parts, "they are on disk by then"
+    broadcast = shared(*ON_GPUS, "weight_sync={kind: broadcast}")
+    _, sent, _ = turn_memory(broadcast, shape, estimate, gpu=80 * GIB)
+    assert sent.parts["trainer's weights"] == state["weights"]
     assert both.parts["engine's weights"] == engines.parts["weights"] == estimate.engine["weights"]
     assert not {"optimizer", "gradients", "kv cache"} & both.parts.keys()
     assert engines.parts["weights"] + engines.parts["kv cache"] == round(0.7 * 80 * GIB)

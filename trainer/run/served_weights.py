@@ -199,6 +199,7 @@ class ServedWeights:
         self._worker.rest()
         try:
             if self._turns is not None:
+                self._progress.phase("the GPUs go to the trainer")
                 self._turns.to_trainer(watch)
                 yield
                 return
@@ -325,6 +326,7 @@ class ServedWeights:
     def _send(self, urls: list[str], version: int, watch: Stopwatch, *, mode: PauseMode | None) -> SyncReport:
         with ExitStack() as stack:
             if self._turns is not None:
+                self._progress.phase("the GPUs go to the engines")
                 late = self._config.weight_sync.gathers_in_activate
                 prepare = partial(self._trainer.prepare_weights, version)
                 stack.enter_context(self._turns.to_engines(watch, prepare=prepare, sends_late=late))
