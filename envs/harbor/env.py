@@ -176,7 +176,8 @@ class HarborEnv(ToolEnv):
             self._end_trial()
         self.metrics |= {f"verifier/{name}": value for name, value in verified.verdict.further.items()}
         self.metrics["verifier_broken_by_agent"] = float(verified.broken_by_agent)
-        self.metrics["changed_programs"] = float(verified.num_changed_programs)
+        if verified.num_changed_programs is not None:
+            self.metrics["changed_programs"] = float(verified.num_changed_programs)
         return {"tests": verified.verdict.reward}
 
     def oracle(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> AssistantMessage:  # type: ignore[override]

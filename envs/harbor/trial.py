@@ -20,7 +20,7 @@ from polyturn.envs.harbor.verdicts import (
     read_swebench_result,
 )
 from polyturn.tools.sandbox.container import Container, ContainerBroken, ContainerLimits, Containers
-from polyturn.tools.sandbox.container_command import CommandResult
+from polyturn.tools.sandbox.container_command import CommandResult, ContainerFailed
 from polyturn.tools.sandbox.container_image import (
     BuildContext,
     HiddenImage,
@@ -89,8 +89,9 @@ class Verified:
     verdict: Verdict
     broken_by_agent: bool = False
     """The verifier works where nobody has been, and not here: what was done is worth nothing."""
-    num_changed_programs: int = 0
-    """Programs and libraries of the image that were changed, which a verifier may rely on."""
+    num_changed_programs: int | None = None
+    """Programs and libraries of the image that were changed, which a verifier may rely on; None: the verifier does
+    not run there, or the daemon did not say in time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,8 +181,7 @@ class Trial:
         """
         touched = self._container is not None
         try:
-            shared = self._container if self.task.verifier is None else None
-            changed = shared.num_changed_programs() if shared is not None else 0
+            changed = self._num_changed_programs()
             verdict = self._verify(self.container(), touched=touched)
         except (NoVerdict, ContainerBroken) as failure:
             where = f"the verifier of task {self.task.name!r}"
@@ -200,6 +200,14 @@ class Trial:
         container, self._container = self._container, None
         if container is not None:
             container.close()
+
+    def _num_changed_programs(self) -> int | None:
+        """As `Verified` has it. To compare all of a large image may take a daemon longer than it has."""
+        if self._container is None or self.task.verifier is not None:
+            return None
+        with contextlib.suppress(ContainerFailed):
+            return self._container.num_changed_programs()
+        return None
 
     def _start(self) -> Container:
         container = self._containers.start(
