@@ -319,6 +319,16 @@ def test_layouts_that_do_not_fit_the_model(parallel: str, message: str) -> None:
         check_layout(config, ModelShape.read(preset_directory("qwen3-30b-a3b")))
 
 
+def test_more_ranks_than_key_value_heads_share_them_but_not_their_adapters() -> None:
+    shape = ModelShape.read(preset_directory("qwen3-30b-a3b"))
+    parallel = "trainer.parallel={tensor: 8}"
+    check_layout(load_config("quickstart", [parallel]), shape)
+    with pytest.raises(ConfigError, match=r"trainer\.parallel\.tensor 8 above the model's 4 key-value"):
+        check_layout(load_config("quickstart", [parallel, "trainer.lora={rank: 4}"]), shape)
+    elsewhere = "trainer.lora={rank: 4, target_modules: [o_proj]}"
+    check_layout(load_config("quickstart", [parallel, elsewhere]), shape)
+
+
 def test_a_family_that_the_trainer_does_not_know(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "qwen4"}', encoding="utf-8")
     with pytest.raises(ConfigError, match=r"model_type 'qwen4' is not supported; one of deepseek_v3"):

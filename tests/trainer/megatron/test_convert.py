@@ -288,7 +288,9 @@ def write_as_megatron(
             "model": weights,
             "optimizer": {"param_groups": [{"lr": 1e-6, "step": 10}], "moments": moments},
             "opt_param_scheduler": {"max_lr": 1e-6, "num_steps": 160},
-            "rng_state": ShardedObject("rng_state", [{"random_rng_state": (3, (1, 2), None)}], (1,), (0,)),
+            "rng_state": ShardedObject(
+                "rng_state", [{"random_rng_state": (3, (1, 2), None)}], (1,), (0,), replica_id=context.rank
+            ),
             "content_metadata": {"distrib_optim_sharding_type": "fully_reshardable"},
         }
         if context.rank == 0:
