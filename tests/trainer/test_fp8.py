@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import FineGrainedFP8Config
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
+from polyturn.configs.errors import ConfigError
 from polyturn.configs.models import preset_directory, read_json
 from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.trainer.models import hf_directory
@@ -32,6 +33,7 @@ from polyturn.trainer.models.quantization import (
 )
 from polyturn.trainer.models.weight_files import INDEX_NAME, expected_tensors, read_weight_files
 from polyturn.trainer.run.model_checks import check_loadable
+from polyturn.trainer.run.served_checks import check_precision
 from polyturn.trainer.weight_sync.buckets import make_buckets
 from tests.support.engines import engine_checksums
 
@@ -269,6 +271,12 @@ def test_what_is_read_is_what_transformers_reads_however_it_lies_in_files(
     # And the trainer sees the same model.
     config, plain = read_json(fp8 / "config.json"), read_json(make_wide_model / "config.json")
     assert describe_computation(config) == describe_computation(plain)
+    with pytest.raises(
+        ConfigError, match=r"judge\.path: .*fp8 is quantised, which SGLang serves on GPUs alone"
+    ):
+        check_precision(fp8, "cpu", "judge.path")
+    check_precision(fp8, "cuda", "judge.path")
+    check_precision(make_wide_model, "cpu", "judge.path")
     # Engines without FP8 start from a copy in a dtype of theirs.
     write_unquantised(fp8, tmp_path / "plain", dtype="bfloat16")
     assert "quantization_config" not in read_json(tmp_path / "plain" / "config.json")

@@ -76,6 +76,7 @@ from polyturn.trainer.run.resume import check_resume
 from polyturn.trainer.run.served_checks import (
     check_environment_id,
     check_judges,
+    check_precision,
     check_served_models,
     check_teachers,
 )
@@ -148,6 +149,8 @@ def preflight(
     if trains:
         check_fp8_engines(config, shape)
         warnings += check_rounding(config)
+    else:
+        check_precision(model, config.engines.device, "the model that is evaluated")
     check_judges(config)
     check_served_models(config, trains=trains, is_sketch=is_sketch)
     if trains and not is_sketch and config.rollout.replay is None:

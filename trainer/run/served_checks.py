@@ -47,11 +47,21 @@ def check_served_models(config: RunConfig, *, trains: bool = True, is_sketch: bo
             continue
         assert model.path is not None
         directory = resolve_model_path(model.path, key=f"{section}.path", needs_weights=not is_sketch)
+        check_precision(directory, model.engines.device, f"{section}.path")
         check_engine_layout(model.engines, ModelShape.read(directory), section=f"{section}.engines")
         for _, problem in upstream.find_problems("sglang", model.sglang, device=model.engines.device):
             raise ConfigError(f"{section}: {problem}")
         if not is_sketch and config.cluster.address is None:
             _check_ports(model, f"{section}.engines")
+
+
+def check_precision(directory: Path, device: str, key: str) -> None:
+    """That engines on a device can serve a directory as it is stored. Raises ConfigError, which names the key."""
+    if device == "cpu" and read_json(directory / "config.json").get("quantization_config"):
+        raise ConfigError(
+            f"{key}: {directory} is quantised, which SGLang serves on GPUs alone; take a copy that is not: "
+            f"polyturn convert {directory} NEW --to hf --dtype float32"
+        )
 
 
 def check_judges(config: RunConfig) -> None:
