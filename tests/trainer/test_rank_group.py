@@ -6,6 +6,7 @@ import time
 
 import pytest
 import ray
+from ray.exceptions import RayActorError
 
 from polyturn.configs.errors import RunFailure
 from polyturn.configs.loading.loader import load_config
@@ -57,4 +58,6 @@ def test_shares_answers_and_failures(ray_session, tmp_path, monkeypatch):
     assert len(waiting) == 3, "the others are not waited for"
     with pytest.raises(RunFailure, match=r"^trainer rank 0, 1, 2 has not come back within 0.1 s$"):
         Call(waiting, answering=[0]).results(within_s=0.1, done="come back")
+    ray.kill(group._ranks[1])
+    assert isinstance(group.find_death(), RayActorError), "although the others are busy for minutes"
     group.close()
