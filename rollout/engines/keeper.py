@@ -26,6 +26,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
+from ray.exceptions import RayError
 
 from polyturn.configs.schema.engines import ReplaceConfig
 from polyturn.rollout.engines.engine_log import EngineLog
@@ -441,7 +442,8 @@ class EngineKeeper:
                 if self._clock() - member.since > self._start_timeout_s:
                     raise EngineError(f"it was not ready after {self._start_timeout_s:g} s")
                 return
-        except (EngineError, ValueError, RuntimeError) as fault:
+        except (EngineError, LookupError, RayError, RuntimeError, ValueError) as fault:
+            # It has no place, or its node went while it started.
             self._note_failed_start(member, fault)
             return
         with self._lock:
@@ -464,7 +466,8 @@ class EngineKeeper:
             self._note_failed_start(member, fault)
 
     def _note_failed_start(self, member: Member, fault: BaseException) -> None:
-        reason = fault.sentence if isinstance(fault, EngineError) else str(fault)
+        told = str(fault).strip() or type(fault).__name__
+        reason = fault.sentence if isinstance(fault, EngineError) else told.splitlines()[0]
         with self._lock:
             if member.state not in ("starting", "behind"):
                 return

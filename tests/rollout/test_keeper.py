@@ -12,6 +12,7 @@ from pathlib import Path
 import orjson
 import pytest
 from click.testing import Result
+from ray.exceptions import ActorDiedError
 from typer.testing import CliRunner
 
 from polyturn.cli.main import app
@@ -245,6 +246,19 @@ def test_starts_that_fail_come_ever_later_until_the_engine_is_given_up(make: Cal
     run.until(lambda: ("given_up", 1) in run.events)
     with pytest.raises(EngineError, match="no engine is left: engine 1 was given up after 3 failed starts"):
         run.keeper.check()
+
+
+def test_what_goes_while_it_starts_is_started_again(make: Callable[..., Run]) -> None:
+    run = make(first_wait_s=0.1)
+
+    def go(process: Process) -> None:
+        if len(run.launcher.made) == 2:
+            process.fault = ActorDiedError()  # type: ignore[assignment]
+
+    run.launcher.prepare = go
+    run.launcher.made[0].how = "its node is gone"
+    run.until(lambda: run.serving.get(0) == "http://engine3")
+    assert ("failed_start", 0) in run.events and "start 1 of engine 0 failed: " in run.told[1]
 
 
 def test_one_that_does_not_take_the_weights_is_started_again(make: Callable[..., Run]) -> None:
