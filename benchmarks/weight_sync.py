@@ -27,7 +27,7 @@ from safetensors.torch import load_file
 
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.engines import EnginesConfig
-from polyturn.rollout.engines.checksums import EngineChecksums
+from polyturn.rollout.engines.checksums import EngineChecksums, EngineLayout
 from polyturn.rollout.engines.placement import free_port
 from polyturn.rollout.engines.server import EngineSpec, SGLangServer
 from polyturn.trainer.weight_sync import SyncReport, WeightPublisher
@@ -133,7 +133,7 @@ def raw_broadcast(num_bytes: int) -> Iterator[Callable[[], float]]:
 def measure(size: str, *, repeats: int, bucket_bytes: int, folder: Path) -> dict[str, float]:
     model = make_model(size, folder / "model")
     weights = load_file(model / "model.safetensors")
-    tied = bool(json.loads((model / "config.json").read_text()).get("tie_word_embeddings"))
+    layout = EngineLayout.of_config(json.loads((model / "config.json").read_text()))
     num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
     spec = EngineSpec(
         config=EnginesConfig(device="cpu"),
@@ -143,7 +143,7 @@ def measure(size: str, *, repeats: int, bucket_bytes: int, folder: Path) -> dict
         seeded=False,
         log_directory=folder,
     )
-    new_checksums = partial(EngineChecksums, tied_embeddings=tied)
+    new_checksums = partial(EngineChecksums, layout)
     with SGLangServer(spec) as server, raw_broadcast(num_bytes) as once:
         server.wait_ready()
 

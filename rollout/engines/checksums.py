@@ -2,9 +2,9 @@
 
 `/weights_checker` of SGLang hashes each parameter of its own model: on a CPU the first 8 bytes of the SHA-256 of the
 tensor's bytes (`sglang.srt.managers.mm_utils.tensor_hash`), on CUDA a word hash. Its model fuses q, k, v and gate, up
-along dimension 0, stacks the experts of a layer, pads the vocabulary with rows of zeros, splits tensors over its
-tensor-parallel ranks, and has no tensor for a tied `lm_head`. Models in the manner of Llama, Qwen2, Qwen3 and
-Qwen3-MoE are covered; those with latent attention are not.
+along dimension 0, and with them the two projections to latents, where there are two; it stacks the experts of a layer,
+pads the vocabulary with rows of zeros, splits tensors over its tensor-parallel ranks, and has no tensor for a tied
+`lm_head`. Every family that is trained is covered.
 
 The word hash is a port of `sglang.kernels.ops.memory.gpu_tensor_hash` (a Triton kernel) to plain torch, with the same
 value on any device: the tensor's bytes as little-endian 32-bit words, hashed in tiles, the tiles' hashes summed and
@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,16 +28,25 @@ EngineDevice = Literal["cpu", "cuda"]
 VOCABULARY_PADDING = 64
 """SGLang pads the rows of embedding and output layer to a multiple of this."""
 
-FUSED = {
+FUSED: Mapping[str, tuple[str, ...]] = {
     "qkv_proj": ("q_proj", "k_proj", "v_proj"),
     "gate_up_proj": ("gate_proj", "up_proj"),
 }
+"""The engine's modules that are several of Hugging Face's, along dimension 0."""
+LATENT_FUSED: Mapping[str, tuple[str, ...]] = {
+    "fused_qkv_a_proj_with_mqa": ("q_a_proj", "kv_a_proj_with_mqa"),
+    "gate_up_proj": ("gate_proj", "up_proj"),
+}
+"""The same with latent attention: queries have a projection of their own, and a latent or none."""
 STACKED = {"w13_weight": ("gate_proj", "up_proj"), "w2_weight": ("down_proj",)}
 """The engine's tensors [experts, rows, columns] of a layer's experts, and what is concatenated in each of them."""
 _EXPERT = re.compile(r"(.+\.mlp\.experts)\.\d+\.(\w+)\.weight")
 VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 SPLIT_BY_COLUMN = (".o_proj.weight", ".down_proj.weight")
 SPLIT_BY_KV_HEAD = (".k_proj.", ".v_proj.")
+SPLIT_BY_ROW = (".q_proj.", ".q_b_proj.", ".kv_b_proj.", ".gate_proj.", ".up_proj.")
+SPLIT_BY_HALF = (".gate_up_proj.",)
+"""Gate and up, which Hugging Face has in one tensor, too."""
 
 
 def tensor_checksum(tensor: Tensor, *, device: EngineDevice = "cpu") -> str:
@@ -49,32 +59,72 @@ def tensor_checksum(tensor: Tensor, *, device: EngineDevice = "cpu") -> str:
     return hashlib.sha256(array.data).digest()[:8].hex()
 
 
-def engine_name(name: str) -> str:
-    """The engine's name of the tensor that holds the Hugging Face tensor `name`."""
-    if expert := _EXPERT.fullmatch(name):
-        stacked = next(stacked for stacked, parts in STACKED.items() if expert[2] in parts)
-        return f"{expert[1]}.{stacked}"
-    for fused, parts in FUSED.items():
-        for part in parts:
-            if f".{part}." in name:
-                return name.replace(f".{part}.", f".{fused}.")
-    return name
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineLayout:
+    """How SGLang names, joins and splits a model's tensors."""
 
+    tied_embeddings: bool
+    num_experts: int = 0
+    num_kv_heads: int | None = None
+    """Needed when there are fewer than tensor-parallel ranks: these then share heads."""
+    fused: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: FUSED)
 
-def fused_names(name: str, *, num_experts: int = 0) -> tuple[str, ...]:
-    """The Hugging Face names of the engine's tensor `name`, to be concatenated along dimension 0.
-
-    Those of stacked experts come expert by expert.
-    """
-    experts, _, stacked = name.rpartition(".")
-    if stacked in STACKED:
-        return tuple(
-            f"{experts}.{expert}.{part}.weight" for expert in range(num_experts) for part in STACKED[stacked]
+    @classmethod
+    def of_config(cls, hf_config: Mapping[str, Any]) -> EngineLayout:
+        """That of a model with this config.json."""
+        has_latents = hf_config.get("kv_lora_rank") is not None
+        fused = LATENT_FUSED if has_latents else FUSED
+        if has_latents and not hf_config.get("q_lora_rank"):
+            fused = {name: parts for name, parts in fused.items() if "q_a_proj" not in parts}
+        return cls(
+            tied_embeddings=bool(hf_config.get("tie_word_embeddings")),
+            num_experts=hf_config.get("num_experts") or hf_config.get("n_routed_experts") or 0,
+            num_kv_heads=None if has_latents else hf_config.get("num_key_value_heads"),
+            fused=fused,
         )
-    for fused, parts in FUSED.items():
-        if f".{fused}." in name:
-            return tuple(name.replace(f".{fused}.", f".{part}.") for part in parts)
-    return (name,)
+
+    def engine_name(self, name: str) -> str:
+        """The engine's name of the tensor that holds the Hugging Face tensor `name`."""
+        if expert := _EXPERT.fullmatch(name):
+            stacked = next(stacked for stacked, parts in STACKED.items() if expert[2] in parts)
+            return f"{expert[1]}.{stacked}"
+        for fused, parts in self.fused.items():
+            for part in parts:
+                if f".{part}." in name:
+                    return name.replace(f".{part}.", f".{fused}.")
+        return name
+
+    def hf_names(self, name: str) -> tuple[str, ...]:
+        """The Hugging Face names of the engine's tensor `name`, to be concatenated along dimension 0.
+
+        Those of stacked experts come expert by expert.
+        """
+        experts, _, stacked = name.rpartition(".")
+        if stacked in STACKED:
+            return tuple(
+                f"{experts}.{expert}.{part}.weight"
+                for expert in range(self.num_experts)
+                for part in STACKED[stacked]
+            )
+        for fused, parts in self.fused.items():
+            if f".{fused}." in name:
+                return tuple(name.replace(f".{fused}.", f".{part}.") for part in parts)
+        return (name,)
+
+    def shard(self, name: str, tensor: Tensor, *, rank: int, size: int) -> Tensor:
+        """The part of the whole Hugging Face tensor that one tensor-parallel rank of the engine holds."""
+        if name in VOCABULARY:
+            return _pad_rows(tensor, -len(tensor) % VOCABULARY_PADDING).chunk(size)[rank]
+        if name.endswith(SPLIT_BY_COLUMN):
+            return tensor.chunk(size, dim=1)[rank]
+        if any(part in name for part in SPLIT_BY_KV_HEAD):
+            num_shards = min(size, self.num_kv_heads or size)
+            return tensor.chunk(num_shards)[rank * num_shards // size]
+        if any(part in name for part in SPLIT_BY_HALF):
+            return torch.cat([half.chunk(size)[rank] for half in tensor.chunk(2)])
+        if any(part in name for part in SPLIT_BY_ROW):
+            return tensor.chunk(size)[rank]
+        return tensor
 
 
 class EngineChecksums:
@@ -85,58 +135,40 @@ class EngineChecksums:
     """
 
     def __init__(
-        self,
-        *,
-        tied_embeddings: bool,
-        device: EngineDevice = "cpu",
-        tensor_parallel: int = 1,
-        num_kv_heads: int | None = None,
-        num_experts: int = 0,
+        self, layout: EngineLayout, *, device: EngineDevice = "cpu", tensor_parallel: int = 1
     ) -> None:
-        """`num_kv_heads` is needed when it is smaller than `tensor_parallel`: engines then share heads."""
-        self._tied = tied_embeddings
+        """`tensor_parallel`: ranks of the engine, each of which has checksums of its own."""
+        self._layout = layout
         self._device = device
         self._size = tensor_parallel
-        self._num_kv_heads = num_kv_heads if num_kv_heads is not None else tensor_parallel
-        self._num_experts = num_experts
         self._waiting: dict[str, dict[str, Tensor]] = {}
         self._checksums: dict[str, str] = {}
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Take one tensor."""
-        if self._tied and name == "lm_head.weight":
+        if self._layout.tied_embeddings and name == "lm_head.weight":
             return
-        target = engine_name(name)
-        wanted = fused_names(target, num_experts=self._num_experts)
+        target = self._layout.engine_name(name)
+        # A tensor may have the engine's name as it is: GLM-4's gate and up are one in Hugging Face, too.
+        wanted = (name,) if target == name else self._layout.hf_names(target)
         parts = self._waiting.setdefault(target, {})
         parts[name] = tensor
         if len(parts) == len(wanted):
             del self._waiting[target]
             for rank in range(self._size):
                 prefix = f"rank{rank}." if rank else ""
-                shards = [self._shard(part, parts[part], rank) for part in wanted]
+                shards = [
+                    self._layout.shard(part, parts[part], rank=rank, size=self._size) for part in wanted
+                ]
                 self._checksums[prefix + target] = tensor_checksum(_concatenate(shards), device=self._device)
 
     def finish(self) -> dict[str, str]:
         """Checksum by the engine's tensor name. Raises `ValueError` when a part of a fused tensor is missing."""
         if self._waiting:
             name, parts = next(iter(self._waiting.items()))
-            missing = ", ".join(sorted(set(fused_names(name, num_experts=self._num_experts)) - set(parts)))
+            missing = ", ".join(sorted(set(self._layout.hf_names(name)) - set(parts)))
             raise ValueError(f"the engine's {name} needs {missing}, which the trainer did not give")
         return self._checksums
-
-    def _shard(self, name: str, tensor: Tensor, rank: int) -> Tensor:
-        """The part of a whole tensor that one tensor-parallel rank of the engine holds."""
-        if name in VOCABULARY:
-            tensor = _pad_rows(tensor, -len(tensor) % VOCABULARY_PADDING)
-        elif name.endswith(SPLIT_BY_COLUMN):
-            return tensor.chunk(self._size, dim=1)[rank]
-        elif any(part in name for part in SPLIT_BY_KV_HEAD):
-            num_shards = min(self._size, self._num_kv_heads)
-            return tensor.chunk(num_shards, dim=0)[rank * num_shards // self._size]
-        elif engine_name(name) == name:
-            return tensor
-        return tensor.chunk(self._size, dim=0)[rank]
 
 
 def _concatenate(parts: Sequence[Tensor]) -> Tensor:

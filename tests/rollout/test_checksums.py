@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from polyturn.rollout.engines.checksums import EngineChecksums
+from polyturn.rollout.engines.checksums import EngineChecksums, EngineLayout
 from tests.support.engines import engine_checksums
 
 TRITON = """
@@ -76,7 +76,7 @@ def test_checksum_names_and_shards_of_a_tensor_parallel_engine(tied):
         layer + "input_layernorm.weight": torch.randn(8),
         "lm_head.weight": torch.randn(100, 8),
     }
-    checksums = EngineChecksums(tied_embeddings=tied, tensor_parallel=2)
+    checksums = EngineChecksums(EngineLayout(tied_embeddings=tied), tensor_parallel=2)
     for name, tensor in whole.items():
         checksums.add(name, tensor)
     found = checksums.finish()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import httpx
 from torch import Tensor
 
-from polyturn.rollout.engines.checksums import EngineChecksums
+from polyturn.rollout.engines.checksums import EngineChecksums, EngineLayout
 
 
 def engine_checksums(
@@ -17,7 +17,7 @@ def engine_checksums(
     num_experts: int = 0,
 ) -> dict[str, str]:
     """`EngineChecksums` of an engine of one rank on a CPU."""
-    checksums = EngineChecksums(tied_embeddings=tied_embeddings, num_experts=num_experts)
+    checksums = EngineChecksums(EngineLayout(tied_embeddings=tied_embeddings, num_experts=num_experts))
     items = named_tensors.items() if isinstance(named_tensors, Mapping) else named_tensors
     for name, tensor in items:
         checksums.add(name, tensor)

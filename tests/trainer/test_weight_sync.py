@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.engines import EnginesConfig
-from polyturn.rollout.engines.checksums import EngineChecksums
+from polyturn.rollout.engines.checksums import EngineChecksums, EngineLayout
 from polyturn.rollout.engines.control import EngineControl, PauseMode
 from polyturn.rollout.engines.process import EngineError
 from polyturn.rollout.engines.server import EngineSpec, SGLangServer
@@ -70,7 +70,7 @@ def greedy(engine: EngineControl) -> list[int]:
 
 
 def new_checksums() -> EngineChecksums:
-    return EngineChecksums(tied_embeddings=False)
+    return EngineChecksums(EngineLayout(tied_embeddings=False))
 
 
 def broadcaster(

@@ -21,7 +21,7 @@ from polyturn.configs.addresses import bind_address
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.configs.schema.weight_sync import BroadcastSync
-from polyturn.rollout.engines.checksums import EngineChecksums
+from polyturn.rollout.engines.checksums import EngineChecksums, EngineLayout
 from polyturn.rollout.engines.placement import assigned_gpus, free_port, gpu_environment
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.data.samples import SKIPPED, UNMOVED, Columns, TrainSample, Update, UpdateReport
@@ -138,11 +138,9 @@ class PolicyRank(Rank):
         hf_config = orjson.loads((self._model_path / "config.json").read_bytes())
         make_checksums = partial(
             EngineChecksums,
-            tied_embeddings=bool(hf_config.get("tie_word_embeddings")),
+            EngineLayout.of_config(hf_config),
             device=config.engines.device,
             tensor_parallel=config.engines.tensor_parallel,
-            num_kv_heads=hf_config.get("num_key_value_heads"),
-            num_experts=hf_config.get("num_experts") or hf_config.get("n_routed_experts") or 0,
         )
         new_checksums = make_checksums if config.checks.compares_weights else None
         if sync.dtype != "same":
