@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
 import httpx
@@ -43,6 +44,10 @@ class HTTPClient(Protocol):
         """The answer to a body. Raises `httpx.RequestError`."""
         ...
 
+    async def get(self, url: str) -> HTTPAnswer:
+        """The answer without one. Raises `httpx.RequestError`."""
+        ...
+
 
 async def post_json(
     client: HTTPClient,
@@ -62,15 +67,24 @@ async def post_json(
         GarbledAnswer: its answer is no JSON object.
         PolicyFault: it was refused (another 4xx).
     """
-    tries, shown_url = Tries(retries), public_url(url)
     body = orjson.dumps(dict(payload), option=orjson.OPT_SERIALIZE_NUMPY)
     headers = {"Content-Type": "application/json", **(headers or {})}
+    return await _tried(partial(client.post, url, content=body, headers=headers), url, retries=retries)
+
+
+async def get_json(client: HTTPClient, url: str, *, retries: Retries) -> dict[str, Any]:
+    """The JSON object at `url`; see `post_json`."""
+    return await _tried(partial(client.get, url), url, retries=retries)
+
+
+async def _tried(send: Callable[[], Awaitable[HTTPAnswer]], url: str, *, retries: Retries) -> dict[str, Any]:
+    tries, shown_url = Tries(retries), public_url(url)
     while True:
         problem, asked_s, cause = "", None, None
         deadline = asyncio.timeout(tries.left_s)
         try:
             async with deadline:
-                response = await client.post(url, content=body, headers=headers)
+                response = await send()
         except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout, TimeoutError) as error:
             message = f"{shown_url}: no answer in time ({type(error).__name__})"
             raise EngineUnavailable(message, is_gone=False) from error

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polyturn.agents.http import HTTPClient, Retries, post_json
+from polyturn.agents.http import HTTPClient, Retries, get_json, post_json
 from polyturn.agents.policy import FinishReason, GarbledAnswer, Generation, PolicyFault, SamplingParams
 from polyturn.agents.sampling_support import SamplingSupport
 from polyturn.tools.plain import shown
@@ -23,6 +23,11 @@ LARGEST_LOGPROB = 1e30
 UNVERSIONED = "default"
 """What a server calls the weights that it started with."""
 _ALL_TOKENS = SamplingParams()
+
+
+def adapter_name(version: int) -> str:
+    """The name under which an engine has the LoRA adapters of a policy version."""
+    return f"policy@{version}"
 
 
 class SGLangPolicy:
@@ -41,11 +46,14 @@ class SGLangPolicy:
         retries: Retries | None = None,
         record_routing: bool = False,
         vocab_size: int = LARGEST_ID,
+        serves_adapters: bool = False,
     ) -> None:
-        """
+        """Sample from a server.
+
         Args:
             record_routing: Ask for the experts of each token, of a server that was started to tell them.
             vocab_size: No token has this id, or a larger one.
+            serves_adapters: The policy is the server's model with adapters; which are newest is what its version says.
         """
         self._client = client
         self._url = f"{url.rstrip('/')}/generate"
@@ -54,6 +62,7 @@ class SGLangPolicy:
         self._retries = retries or Retries()
         self._record_routing = record_routing
         self._vocab_size = vocab_size
+        self._version_url = f"{url.rstrip('/')}/model_info" if serves_adapters else None
 
     async def generate(self, *, prompt_ids: npt.NDArray[np.int32], sampling: SamplingParams) -> Generation:
         """Sample a continuation of `prompt_ids` [T].
@@ -83,13 +92,26 @@ class SGLangPolicy:
         if self._record_routing:
             payload["return_routed_experts"] = True
             payload["routed_experts_start_len"] = sampling.routing_from
+        version = None
+        if self._version_url is not None:
+            version = await self._newest_version(self._version_url)
+            payload["lora_path"] = adapter_name(version)
         answer = await post_json(self._client, self._url, payload, retries=self._retries)
         generation = read_generation(answer, vocab_size=self._vocab_size)
+        if version is not None:
+            # The answer tells of the newest at its end, and goes by the adapters that it was begun with.
+            versions = np.full(len(generation), version, dtype=np.int32)
+            generation = replace(generation, policy_versions=versions)
         if sampling.records_support:
             generation = _with_support(generation, answer["meta_info"])
         if not self._record_routing:
             return generation
         return _with_routing(generation, answer, num_before=len(prompt_ids) - sampling.routing_from)
+
+    async def _newest_version(self, url: str) -> int:
+        """What the server says that it serves."""
+        answer = await get_json(self._client, url, retries=self._retries)
+        return _version(answer.get("weight_version"))
 
 
 def read_generation(answer: Mapping[str, Any], *, vocab_size: int = LARGEST_ID) -> Generation:

@@ -363,6 +363,7 @@ async def open_engines(
                 retries=Retries(max_retries=0, deadline_s=deadline_s),
                 record_routing=config.engines.routing_replay and is_direct,
                 vocab_size=vocab_size,
+                serves_adapters=config.serves_adapters,
             )
 
         fleet = EngineFleet(

@@ -18,7 +18,9 @@ _PRECISION = "set weight_sync.dtype"
 _FUNCTION = "it changes what the engines compute, and the trainer's logprobs would be another model's"
 _SAMPLING = "set rollout.sampling: whatever else changes the distribution, the trainer could not replay"
 _CODE = "it runs code, which neither a model's directory nor this section may name"
-_ADAPTERS = "set trainer.lora: adapters are merged into the weights that engines get"
+_ADAPTERS = (
+    "set trainer.lora, and weight_sync.kind=adapter where engines are to serve the adapters themselves"
+)
 _TEXT = "policies read and write text"
 _RENDERED = "Polyturn renders and reads conversations itself; set model.dialect"
 _STALE = "what is cached outside of an engine outlives the weights that made it"

@@ -420,7 +420,13 @@ class RunConfig(Section):
             self.engines.router.policy in ("sticky", "least_loaded")
             or self.engines.routing_replay
             or self.rollout.sampling.is_restricted
+            or self.serves_adapters
         )
+
+    @property
+    def serves_adapters(self) -> bool:
+        """Whether engines serve the base model with the policy's adapters, rather than the merged weights."""
+        return self.weight_sync.kind == "adapter"
 
     @property
     def algorithm(self) -> AlgorithmConfig:

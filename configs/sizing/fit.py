@@ -178,7 +178,8 @@ def _advice(config: RunConfig, shape: ModelShape, need: Need, have: int) -> str:
 
 
 def _engine_advice(config: RunConfig, shape: ModelShape, have: int) -> str:
-    for dtype in dict.fromkeys((config.weight_sync.dtype, "fp8_block")):
+    others = () if config.serves_adapters else ("fp8_block",)
+    for dtype in dict.fromkeys((config.weight_sync.dtype, *others)):
         for tensor in POWERS:
             if tensor > config.cluster.gpus_per_node:
                 break

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -100,6 +100,29 @@ class EngineControl:
         }
         self._post("/update_weights_from_distributed", body)
 
+    def update_weights_from_tensor(
+        self, *, serialized: Sequence[str], load_format: str | None, flush_cache: bool = True
+    ) -> None:
+        """Load named tensors, one base64 pickle for each rank; blocks until they have been loaded.
+
+        On a CPU they must hold the values: a descriptor of shared memory from another process kills the engine.
+        """
+        body = {
+            "serialized_named_tensors": list(serialized),
+            "load_format": load_format,
+            "flush_cache": flush_cache,
+        }
+        self._post("/update_weights_from_tensor", body)
+
+    def load_adapter(self, name: str, *, config: Mapping[str, Any], serialized: Sequence[str]) -> None:
+        """Load a LoRA adapter under a name that it never had: PEFT's config, and a base64 pickle for each rank."""
+        body = {"lora_name": name, "config_dict": dict(config), "serialized_named_tensors": list(serialized)}
+        self._post("/load_lora_adapter_from_tensors", body)
+
+    def unload_adapter(self, name: str) -> None:
+        """Drop a LoRA adapter, once the requests that use it have ended."""
+        self._post("/unload_lora_adapter", {"lora_name": name})
+
     def update_weights_from_disk(
         self, *, model_path: str, weight_version: int, flush_cache: bool = True
     ) -> None:
@@ -114,6 +137,10 @@ class EngineControl:
         `in_place` leaves it as it is; `abort` answers them with what they have.
         """
         self._post("/pause_generation", {"mode": mode}, timeout_s=timeout_s)
+
+    def settle(self) -> None:
+        """Wait until the engine's scheduler has done all that it was told before."""
+        self._get("/server_info")
 
     def go_on(self) -> None:
         """End a pause."""

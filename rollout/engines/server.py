@@ -26,6 +26,7 @@ from polyturn.configs.addresses import (
 from polyturn.configs.loading.upstream import find_problems
 from polyturn.configs.schema.engines import RouterConfig, ServersConfig
 from polyturn.configs.schema.run import RunConfig
+from polyturn.configs.schema.trainer import LoraConfig
 from polyturn.configs.sizing.hardware import SHARED_MEM_FRACTION
 from polyturn.rollout.engines.placement import claim_port, free_port, gpu_environment
 from polyturn.rollout.engines.process import EngineError, SupervisedProcess
@@ -81,6 +82,8 @@ class EngineSpec:
     """Of how many, the last ones, the GPUs are somebody else's by turns."""
     largest_support: int | None = None
     """The most tokens of one support that they tell; None: SGLang's own limit."""
+    lora: LoraConfig | None = None
+    """What adapters they can be given; None: none."""
 
     @classmethod
     def from_config(cls, config: RunConfig, *, model_path: Path, log_directory: Path) -> Self:
@@ -98,6 +101,7 @@ class EngineSpec:
             seed=config.seed,
             num_sharing=config.engines.num_sharing,
             largest_support=config.rollout.sampling.largest_support,
+            lora=config.trainer.lora if config.serves_adapters else None,
         )
 
 
@@ -225,16 +229,36 @@ def server_arguments(spec: EngineSpec, *, port: int, host: str = LOOPBACK, index
         "skip_server_warmup": True,
         "log_level_http": "warning",
     }
+    if spec.lora is not None:
+        ours |= lora_arguments(spec.lora)
     if config.device == "cpu":
         ours |= {
             **CPU_DEFAULTS,
             "attention_backend": "torch_native",
             "cuda_graph_backend_decode": "disabled",
             "cuda_graph_backend_prefill": "disabled",
+            # The others are Triton kernels.
+            "lora_backend": None if spec.lora is None else "torch_native",
         }
     elif shares:
         ours["mem_fraction_static"] = SHARED_MEM_FRACTION
     return command_line(ours | dict(spec.sglang))
+
+
+ALL_LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""What SGLang can give adapters in a dense model."""
+ADAPTERS_AT_ONCE = 4
+"""Versions that may be in one batch: the newest, and those of requests that were begun before it."""
+
+
+def lora_arguments(lora: LoraConfig) -> dict[str, Any]:
+    """What a server is started with that is to be given adapters of this shape."""
+    return {
+        "enable_lora": True,
+        "max_lora_rank": lora.rank,
+        "lora_target_modules": list(lora.target_modules or ALL_LINEAR),
+        "max_loras_per_batch": ADAPTERS_AT_ONCE,
+    }
 
 
 def command_line(arguments: Mapping[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ server. Beside them, a server's processes are forked on a CPU, which halves the 
 
 from __future__ import annotations
 
+import functools
 import importlib.machinery
 import importlib.util
 import multiprocessing
@@ -34,12 +35,13 @@ def is_for_cpu(arguments: Sequence[str]) -> bool:
     return "--device=cpu" in arguments or ("--device", "cpu") in pairs
 
 
-def install(*, seeded: bool, records_routing: bool = False) -> None:
+def install(*, seeded: bool, records_routing: bool = False, serves_adapters: bool = False) -> None:
     """Put the stand-ins in place.
 
     Args:
         seeded: also let deterministic inference through on torch_native.
         records_routing: also let the record of routed experts lie in ordinary memory.
+        serves_adapters: also let LoRA's adapters wait in ordinary memory.
     """
     os.environ.setdefault("SGLANG_USE_CPU_ENGINE", "1")
     # SGLang compiles its seeded sampler with torch.compile; on a CPU that needs a C++ compiler and a minute.
@@ -52,6 +54,8 @@ def install(*, seeded: bool, records_routing: bool = False) -> None:
         _admit_seeded_sampling()
     if records_routing:
         _keep_routing_in_ordinary_memory()
+    if serves_adapters:
+        _let_nothing_be_pinned()
     if "--numa-node" not in sys.argv:  # which SGLang binds by the command line of what it spawns
         _fork_in_place_of_spawning()
 
@@ -203,6 +207,22 @@ def _fork_in_place_of_spawning() -> None:
     multiprocessing.set_start_method = lambda *_, **__: None  # type: ignore[method-assign]
 
 
+def _let_nothing_be_pinned() -> None:
+    """Adapters and what tells a batch which of them to use are made in pinned memory, which needs CUDA."""
+    for name in ("tensor", "empty", "zeros", "ones", "full", "empty_like", "zeros_like", "arange"):
+        setattr(torch, name, _without_pinning(getattr(torch, name)))
+    torch.Tensor.pin_memory = lambda tensor, *_, **__: tensor  # type: ignore[method-assign]
+
+
+def _without_pinning(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @functools.wraps(make)
+    def made(*arguments: Any, **options: Any) -> torch.Tensor:
+        options.pop("pin_memory", None)
+        return make(*arguments, **options)
+
+    return made
+
+
 def main() -> None:
     """Serve until told to stop."""
     from sglang.launch_server import run_server
@@ -223,6 +243,7 @@ if __name__ in ("__main__", "__mp_main__") and is_for_cpu(sys.argv):
     install(
         seeded="--enable-deterministic-inference" in sys.argv,
         records_routing="--enable-return-routed-experts" in sys.argv,
+        serves_adapters="--enable-lora" in sys.argv,
     )
 
 if __name__ == "__main__":

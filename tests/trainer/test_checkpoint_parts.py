@@ -252,6 +252,27 @@ def test_fp8_is_for_gpus(tmp_path: Path) -> None:
         preflight(config_of(tmp_path, weight_sync={"kind": "broadcast", "dtype": "fp8_block"}))
 
 
+@pytest.mark.parametrize(
+    ("trainer", "checks", "told"),
+    [
+        ({"lora": None}, {}, "adapter sends LoRA's adapters: set trainer.lora"),
+        ({"lora": LoraConfig()}, {"enabled": True}, "set checks.weights_equal=false"),
+    ],
+)
+def test_adapters_alone_need_some_and_cannot_be_summed_up(
+    tmp_path: Path, trainer: dict[str, Any], checks: dict[str, Any], told: str
+) -> None:
+    config = config_of(tmp_path, weight_sync={"kind": "adapter"})
+    config = config.model_copy(
+        update={
+            "trainer": config.trainer.model_copy(update=trainer),
+            "checks": config.checks.model_copy(update=checks),
+        }
+    )
+    with pytest.raises(ValueError, match=told):
+        preflight(config)
+
+
 def test_a_checkpoint_of_another_model_or_of_other_adapters_is_refused() -> None:
     layers = ("q_proj", "k_proj", "down_proj")
     hf = read_json(preset_directory("qwen3-4b") / "config.json")

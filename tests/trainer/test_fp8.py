@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import weakref
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from transformers import FineGrainedFP8Config
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
@@ -36,6 +32,7 @@ from polyturn.trainer.run.model_checks import check_loadable
 from polyturn.trainer.run.served_checks import check_precision
 from polyturn.trainer.weight_sync.buckets import make_buckets
 from tests.support.engines import engine_checksums
+from tests.support.held_bytes import HeldBytes
 
 
 def all_e4m3() -> list[float]:
@@ -287,24 +284,6 @@ def test_what_is_read_is_what_transformers_reads_however_it_lies_in_files(
             assert torch.equal(tensor, weights[name].to(torch.bfloat16)), name
             # What is FP8 already is not rounded again.
             assert torch.equal(rounded[name], weights[name]), name
-
-
-class HeldBytes(TorchDispatchMode):
-    """The most bytes that results of torch's operations held at once, each storage counted once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._held: list[weakref.ref[torch.Tensor]] = []
-        self.highest = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        self._held += [weakref.ref(each) for each in tree_leaves(result) if isinstance(each, torch.Tensor)]
-        alive = [tensor for held in self._held if (tensor := held()) is not None]
-        self._held = [weakref.ref(tensor) for tensor in alive]
-        storages = {storage.data_ptr(): storage for storage in (tensor.untyped_storage() for tensor in alive)}
-        self.highest = max(self.highest, sum(storage.nbytes() for storage in storages.values()))
-        return result
 
 
 def test_reading_takes_little_more_than_the_matrix_that_is_read(

@@ -420,6 +420,24 @@ def _target_modules(names: Iterable[str], *, has_experts: bool) -> list[str]:
     return sorted(modules if has_experts else {name.rpartition(".")[2] for name in modules})
 
 
+def peft_config(names: Iterable[str], *, lora: LoraConfig, base_model: Path) -> dict[str, Any]:
+    """The adapter_config.json of adapters whose tensors have these names."""
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": str(base_model),
+        "r": lora.rank,
+        "lora_alpha": lora.alpha,
+        "lora_dropout": 0.0,
+        "target_modules": _target_modules(names, has_experts=num_experts(read_config(base_model)) > 0),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "init_lora_weights": True,
+        "use_rslora": False,
+        "inference_mode": True,
+    }
+
+
 def save_adapter(
     directory: Path, tensors: dict[str, torch.Tensor], *, lora: LoraConfig, base_model: Path
 ) -> None:
@@ -428,19 +446,6 @@ def save_adapter(
     content = save({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata={"format": "pt"})
     with whole_file(directory / WEIGHTS_NAME) as file:
         file.write(content)
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": str(base_model),
-        "r": lora.rank,
-        "lora_alpha": lora.alpha,
-        "lora_dropout": 0.0,
-        "target_modules": _target_modules(tensors, has_experts=num_experts(read_config(base_model)) > 0),
-        "bias": "none",
-        "fan_in_fan_out": False,
-        "init_lora_weights": True,
-        "use_rslora": False,
-        "inference_mode": True,
-    }
+    config = peft_config(tensors, lora=lora, base_model=base_model)
     with whole_file(directory / CONFIG_NAME) as file:
         file.write((json.dumps(config, indent=2) + "\n").encode())

@@ -38,6 +38,7 @@ from polyturn.trainer.megatron.lora import (
     adapters_off,
     add_adapters,
     named_adapter_tensors,
+    peft_config,
     save_adapter,
 )
 from polyturn.trainer.megatron.model import LayerFlops, layer_flops, read_architecture
@@ -222,6 +223,15 @@ class MegatronPolicy:
             for _ in tensors:
                 pass
         dist.barrier()
+
+    def named_adapter_tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Every A and B under PEFT's name, whole, on the CPU of every rank. Collective."""
+        return iter(named_adapter_tensors(self._engine.chunks).items())
+
+    def adapter_config(self, names: Sequence[str]) -> dict[str, Any]:
+        """PEFT's config of adapters whose tensors have these names."""
+        assert self.lora is not None, "there are no adapters"
+        return peft_config(names, lora=self.lora, base_model=self.model_path)
 
     def save_adapter(self, directory: Path) -> None:
         """Write the adapters as a PEFT directory: rank 0 writes, the others wait for it."""

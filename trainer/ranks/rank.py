@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +19,13 @@ import ray
 from polyturn.configs.addresses import bind_address
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.trainer import ParallelConfig
-from polyturn.configs.schema.weight_sync import BroadcastSync
-from polyturn.rollout.engines.checksums import EngineChecksums, EngineLayout
 from polyturn.rollout.engines.placement import assigned_gpus, free_port, gpu_environment
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.data.samples import SKIPPED, UNMOVED, Columns, TrainSample, Update, UpdateReport
+from polyturn.trainer.models.hf_directory import FP8Cast, read_config
 from polyturn.trainer.models.quantization import starts_engines
+from polyturn.trainer.ranks.publishers import all_ranks_publish, make_publisher
 from polyturn.trainer.weight_sync import SyncReport, WeightPublisher
-from polyturn.trainer.weight_sync.broadcast import BroadcastPublisher
 
 if TYPE_CHECKING:
     import torch
@@ -101,7 +99,7 @@ class PolicyRank(Rank):
     critic: MegatronCritic | None = None
     _offloaded: OffloadedState
     _publisher: WeightPublisher | None = None
-    """Of rank 0 alone."""
+    """Of rank 0; of the others where they, too, hand something to engines."""
     _cast: Cast | None = None
     _exported: Iterator[tuple[str, torch.Tensor]] = iter(())
     """What is left of the tensors that are being published."""
@@ -130,53 +128,35 @@ class PolicyRank(Rank):
         self._offloaded.reload()
 
     def connect(self, engine_urls: Sequence[str], weights_directory: Path, engine_model: Path) -> None:
-        """Prepare to publish weights to the engines. Only rank 0 does anything."""
-        if self._rank != 0:
+        """Prepare to publish weights to the engines, of which rank 0 alone knows."""
+        if self._rank != 0 and not all_ranks_publish(self._config):
             return
-        config, sync = self._config, self._config.weight_sync
-        flush_cache = config.rollout.kv_after_update == "recompute"
+        sync = self._config.weight_sync
         hf_config = orjson.loads((self._model_path / "config.json").read_bytes())
-        make_checksums = partial(
-            EngineChecksums,
-            EngineLayout.of_config(hf_config),
-            device=config.engines.device,
-            tensor_parallel=config.engines.tensor_parallel,
-        )
-        new_checksums = make_checksums if config.checks.compares_weights else None
         if sync.dtype != "same":
-            from polyturn.trainer.models.hf_directory import FP8Cast
-
             fp8 = FP8Cast(self._model_path)
             self._cast = fp8 if sync.dtype == "fp8_block" else fp8.rounded
-        if isinstance(sync, BroadcastSync):
-            self._publisher = BroadcastPublisher(
-                tensor_parallel=config.engines.tensor_parallel,
-                address=self.rendezvous()[0],
-                backend="gloo" if config.trainer.device == "cpu" else "nccl",
-                bucket_bytes=sync.bucket_bytes,
-                timeout_s=sync.timeout_s,
-                new_checksums=new_checksums,
-                flush_cache=flush_cache,
-            )
-        else:
-            from polyturn.trainer.weight_sync.disk import DiskPublisher
-
-            self._publisher = DiskPublisher(
-                model_path=self._model_path if starts_engines(hf_config, sync.dtype) else engine_model,
-                directory=sync.directory or weights_directory,
-                new_checksums=new_checksums,
-                flush_cache=flush_cache,
-            )
-        self._publisher.set_engines(engine_urls)
+        self._publisher = make_publisher(
+            self._config,
+            hf_config,
+            served_model=self._model_path if starts_engines(hf_config, sync.dtype) else engine_model,
+            weights_directory=weights_directory,
+            address=self.rendezvous()[0],
+            adapter_config=self.policy.adapter_config,
+        )
+        self.set_engines(engine_urls)
 
     def set_engines(self, urls: Sequence[str]) -> None:
         """From now on publish to these engines."""
-        if self._publisher is not None:
+        if self._publisher is not None and self._rank == 0:
             self._publisher.set_engines(urls)
 
     def prepare_weights(self, version: int) -> None:
         """Do what can be done of an update of the engines' weights while they serve. Every rank takes part."""
-        self._exported = self.policy.named_hf_tensors()
+        policy = self.policy
+        self._exported = (
+            policy.named_adapter_tensors() if self._config.serves_adapters else policy.named_hf_tensors()
+        )
         if self._publisher is None:
             if not self._config.weight_sync.gathers_in_activate:
                 self._gather_rest()
@@ -194,8 +174,8 @@ class PolicyRank(Rank):
         finally:
             # The other ranks do both, whatever became of the engines.
             self._gather_rest()
-            correlation = self.policy.adapter_correlation()
-        return None if report is None else replace(report, adapter_correlation=correlation)
+            correlation = None if self._config.serves_adapters else self.policy.adapter_correlation()
+        return None if report is None or self._rank != 0 else replace(report, adapter_correlation=correlation)
 
     def _gather_rest(self) -> None:
         """Go through what is left of the tensors, with the other ranks, which may be in the middle of one."""
@@ -290,7 +270,6 @@ class CriticRank(Rank):
         from polyturn.trainer.megatron.checkpoints import Checkpoints
         from polyturn.trainer.megatron.critic import MegatronCritic
         from polyturn.trainer.megatron.process_groups import join_ranks
-        from polyturn.trainer.models.hf_directory import read_config
 
         trainer, parallel = self._config.trainer, self._config.trainer.critic.parallel
         place = self._place(parallel, address, port)

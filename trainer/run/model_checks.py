@@ -254,3 +254,34 @@ def _local_gpu(config: RunConfig) -> tuple[str, int] | None:
         return None
     smallest = min(found, key=lambda properties: properties.total_memory)
     return f"this machine's {smallest.name}", int(smallest.total_memory)
+
+
+ADAPTER_FAMILIES = ("llama", "qwen2", "qwen3")
+"""By `model_type`: those whose linear layers SGLang gives adapters under the names that the trainer has for them."""
+
+
+def check_weight_sync(config: RunConfig, directory: Path) -> None:
+    """Whether the way of weight sync suits the rest of the config. `directory`: of the model."""
+    kind = config.weight_sync.kind
+    if kind == "adapter":
+        if config.trainer.lora is None:
+            raise ConfigError(
+                "weight_sync.kind adapter sends LoRA's adapters: set trainer.lora, or another kind"
+            )
+        if config.checks.compares_weights:
+            raise ConfigError(
+                "checks.weights_equal compares weights that were sent, and weight_sync.kind adapter sends none of "
+                "those that engines can sum up: set checks.weights_equal=false; "
+                "checks.max_logprob_difference compares what both sides compute"
+            )
+        family = read_json(directory / "config.json").get("model_type")
+        if family not in ADAPTER_FAMILIES:
+            raise ConfigError(
+                f"weight_sync.kind adapter is for models of {', '.join(ADAPTER_FAMILIES)}, not {family}: have the "
+                "merged weights sent by another kind"
+            )
+    if kind == "tensors" and config.trainer.device == "cuda" and config.engines.placement != "shared":
+        raise ConfigError(
+            "weight_sync.kind tensors is for engines on the trainer's own GPUs: set engines.placement=shared, or "
+            "another kind"
+        )

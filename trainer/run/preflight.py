@@ -70,6 +70,7 @@ from polyturn.trainer.run.model_checks import (
     check_routing_replay,
     check_sampling,
     check_shared_prefix,
+    check_weight_sync,
 )
 from polyturn.trainer.run.replay import check_replay
 from polyturn.trainer.run.resume import check_resume
@@ -148,6 +149,7 @@ def preflight(
     check_shape(config, shape, model)
     if trains:
         check_fp8_engines(config, shape)
+        check_weight_sync(config, model)
         warnings += check_rounding(config)
     else:
         check_precision(model, config.engines.device, "the model that is evaluated")

@@ -26,7 +26,11 @@ from polyturn.trainer.run.progress import ProgressDisplay
 from polyturn.trainer.run.stopwatch import Stopwatch
 from polyturn.trainer.run.turns import Turns
 from polyturn.trainer.weight_sync import SyncReport, WeightSyncError
+from polyturn.trainer.weight_sync.barrier import frozen
+from polyturn.trainer.weight_sync.engine_calls import EngineCalls
 
+LONGEST_SUM_S = 600.0
+"""How long an engine may take to sum up its weights."""
 MIN_CORRELATION = 0.9
 """Between what LoRA's adapters add and what of it the engines get, below which a run says so."""
 
@@ -203,7 +207,7 @@ class ServedWeights:
                 self._turns.to_trainer(watch)
                 yield
                 return
-            with self._paused("abort"):
+            with self._held():
                 yield
         finally:
             self._worker.go_on()
@@ -237,15 +241,28 @@ class ServedWeights:
         return {} if self._turns is None else {"turns/offloaded_bytes": float(self._turns.offloaded_bytes)}
 
     @contextmanager
-    def _paused(self, mode: PauseMode) -> Iterator[None]:
-        """No engine goes on with a request meanwhile. One that is not there any more has nothing to go on with."""
-        self._on_each(lambda engine: engine.pause(mode))
+    def _held(self) -> Iterator[None]:
+        """Engines answer what they have, and nothing goes on meanwhile. One that is not there any more has nothing to
+        go on with."""
+        self._on_each(lambda engine: engine.pause("abort"))
         try:
             yield
         finally:
             # What was drawn from half an update would be of no policy.
             if self.are_whole:
                 self._on_each(lambda engine: engine.go_on())
+
+    @contextmanager
+    def _paused(self, mode: PauseMode) -> Iterator[None]:
+        """The barrier of an update. Raises `WeightSyncError`, which names the engines that do not stop or go on."""
+        assert self._keeper is not None, "there are engines"
+        urls = list(self._keeper.members.serving.values())
+        with (
+            EngineCalls(urls, timeout_s=self._config.weight_sync.pause_timeout_s) as engines,
+            # What was drawn from half an update would be of no policy.
+            frozen(engines, mode, may_go_on=lambda: self.are_whole),
+        ):
+            yield
 
     def _on_each(self, call: Callable[[EngineControl], None]) -> None:
         """Call every engine that serves; those that do not answer are lost. Raises `EngineError` for a refusal."""
@@ -264,7 +281,8 @@ class ServedWeights:
         assert self._keeper is not None, "there are engines"
         rollout = self._config.rollout
         mode: PauseMode | None = "retract" if rollout.kv_after_update == "recompute" else "in_place"
-        if not (rollout.max_staleness and rollout.play_while_training) and not self._heldout.is_playing:
+        is_playing = (rollout.max_staleness and rollout.play_while_training) or self._heldout.is_playing
+        if not is_playing or not self._config.weight_sync.needs_pause:
             mode = None
         with self._lock, self._keeper.quiet():
             self.version, self._report = version, None
@@ -342,10 +360,17 @@ class ServedWeights:
                 report = self._trainer.activate_weights()
                 self.are_whole = True
                 if self._config.checks.compares_weights:
-                    for url in urls:
-                        checksums = self._control(url).weight_checksums()
-                        self._checks.weights_equal(report.checksums, checksums, version=version, url=url)
+                    self._compare(urls, report)
+        if not self._config.weight_sync.needs_pause:
+            return report
         return replace(report, pause_seconds=time.perf_counter() - started)
+
+    def _compare(self, urls: list[str], report: SyncReport) -> None:
+        """The checksums of all engines, at once, with the trainer's."""
+        with EngineCalls(urls, timeout_s=LONGEST_SUM_S) as engines:
+            found = engines.ask(lambda engine: engine.weight_checksums(), doing="sum its weights up")
+        for url, checksums in found.items():
+            self._checks.weights_equal(report.checksums, checksums, version=report.version, url=url)
 
     def _blame(self, targets: Mapping[int, str], fault: EngineError | WeightSyncError) -> None:
         """Take out the engines that did not take an update: those that do not answer, else those that are named,

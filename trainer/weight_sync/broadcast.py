@@ -21,7 +21,6 @@ import torch.distributed as dist
 from polyturn.rollout.engines.checksums import EngineChecksums
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.placement import free_port
-from polyturn.rollout.engines.process import EngineError
 from polyturn.trainer.weight_sync import SyncReport, WeightSyncError
 from polyturn.trainer.weight_sync.buckets import FlatBucket, Flattener, make_buckets
 from polyturn.trainer.weight_sync.engine_calls import EngineCalls, failed, faults_of
@@ -37,10 +36,6 @@ class _Sending:
     """Held until it has arrived."""
     work: dist.Work
     replies: Mapping[str, Future[Any]]
-
-
-SESSION_IS_OPEN = "already open"
-"""What an engine says that was left in the middle of an update."""
 
 
 class BroadcastPublisher:
@@ -128,7 +123,7 @@ class BroadcastPublisher:
         started = time.perf_counter()
         tally = Tally(self._new_checksums)
         # The reply to `begin` is read before anything is broadcast: an engine that refuses would never receive.
-        self._engines.ask(lambda engine: _begin(engine, version), doing="begin a weight update")
+        self._engines.begin_update(version)
         under_way: _Sending | None = None
         for bucket in make_buckets(named_tensors, bucket_bytes=self._bucket_bytes):
             # While the engines take the bucket before.
@@ -140,9 +135,7 @@ class BroadcastPublisher:
             under_way = self._start(flat)
         if under_way is not None:
             self._finish(under_way)
-        self._engines.ask(lambda engine: engine.end_weight_update(), doing="end a weight update")
-        self._engines.ask(lambda engine: engine.stamp(version), doing="take a version")
-        self._engines.check_version(version)
+        self._engines.end_update(version)
         seconds = time.perf_counter() - started
         return tally.report(version=version, seconds=seconds, pause_seconds=seconds)
 
@@ -194,19 +187,6 @@ class BroadcastPublisher:
         self._group = None
         self._engines.answers(calls, doing="leave the trainer")
         self._engines.close()
-
-
-def _begin(engine: EngineControl, version: int) -> None:
-    """Open an update, and let no token pass for one of a whole version until its end."""
-    try:
-        engine.begin_weight_update()
-    except EngineError as fault:
-        if SESSION_IS_OPEN not in str(fault):
-            raise
-        # An update that failed on another engine was left open on this one.
-        engine.end_weight_update()
-        engine.begin_weight_update()
-    engine.stamp(f"{version} in part")
 
 
 def _destroy(engine: EngineControl, name: str, remaining: Sequence[str]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.process import EngineError
@@ -25,6 +26,17 @@ class EngineCalls:
         self._timeout_s = timeout_s
         self._controls = {url: EngineControl(url, timeout_s=timeout_s) for url in urls}
         self._threads = ThreadPoolExecutor(max_workers=max(1, len(urls)), thread_name_prefix="weight-sync")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __len__(self) -> int:
+        return len(self.urls)
 
     def start(self, call: Callable[[EngineControl], T]) -> dict[str, Future[T]]:
         """Begin a call on every engine."""
@@ -54,6 +66,16 @@ class EngineCalls:
             raise failed(failures, doing=doing)
         return answers
 
+    def begin_update(self, version: int) -> None:
+        """Open an update on every engine, and let no token pass for one of a whole version until its end."""
+        self.ask(lambda engine: _begin(engine, version), doing="begin a weight update")
+
+    def end_update(self, version: int) -> None:
+        """Close it, and have every engine say that it serves the version."""
+        self.ask(lambda engine: engine.end_weight_update(), doing="end a weight update")
+        self.ask(lambda engine: engine.stamp(version), doing="take a version")
+        self.check_version(version)
+
     def check_version(self, version: int) -> None:
         """Raise `WeightSyncError` unless every engine says that it serves `version`."""
         served = self.ask(lambda engine: engine.weight_version(), doing="say its version")
@@ -70,6 +92,13 @@ class EngineCalls:
         self._threads.shutdown(wait=False)
         for control in self._controls.values():
             control.close()
+
+
+def _begin(engine: EngineControl, version: int) -> None:
+    # An update that failed on another engine may have been left open on this one.
+    engine.give_up_weight_update()
+    engine.begin_weight_update()
+    engine.stamp(f"{version} in part")
 
 
 def failed(failures: Mapping[str, str], *, doing: str) -> WeightSyncError:
