@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import httpx
 import numpy as np
+import orjson
 import pytest
 import torch
 import transformers
@@ -189,6 +191,7 @@ class BadEngine(BaseHTTPRequestHandler):
         failing = self.path == self.fails_at
         if failing and self.hangs:
             time.sleep(3)
+            return
         self.send_response(500 if failing else 200)
         self.send_header("Content-Type", "application/json")
         self.end_headers()
@@ -360,6 +363,15 @@ def logprobs_by_transformers(
     return logits.log_softmax(-1).gather(1, token_ids[len(PROMPT) :, None])[:, 0]
 
 
+class NeverEnding(httpx.AsyncClient):
+    """Has every request sampled to its last token."""
+
+    async def post(self, url: Any, *, content: Any = None, **options: Any) -> httpx.Response:
+        body = orjson.loads(content)
+        body["sampling_params"]["ignore_eos"] = True
+        return await super().post(url, content=orjson.dumps(body), **options)
+
+
 @pytest.mark.stack
 def test_adapters_alone_are_served_as_the_merged_weights_while_others_are_under_way(
     model: Path, tmp_path: Path
@@ -389,7 +401,7 @@ def test_adapters_alone_are_served_as_the_merged_weights_while_others_are_under_
     adapters = {version: random_adapters(weights, seed=version) for version in range(7, 11)}
 
     async def play(url: str) -> dict[int, Generation]:
-        async with httpx.AsyncClient(timeout=60) as client:
+        async with NeverEnding(timeout=60) as client:
             policy = SGLangPolicy(client=client, url=url, stop_token_ids=(), serves_adapters=True)
 
             def sample(num_tokens: int) -> Awaitable[Generation]:
