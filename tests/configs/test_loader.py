@@ -134,8 +134,8 @@ def test_a_key_of_another_kind_says_which_kind_has_it(write: Any) -> None:
         ),
         (
             "weight_sync: {kind: disc}",
-            "recipe.yaml:8: 'weight_sync.kind' must be one of 'broadcast', 'tensors', 'delta', 'disk', 'adapter', got 'disc', "
-            "did you mean 'disk'?",
+            "recipe.yaml:8: 'weight_sync.kind' must be one of 'broadcast', 'tensors', 'delta', 'disk', 'adapter', "
+            "got 'disc', did you mean 'disk'?",
         ),
         (
             "weight_sync: {kind: disk, directory: 3}",
