@@ -335,8 +335,8 @@ def random_adapters(weights: Mapping[str, torch.Tensor], *, seed: int) -> dict[s
             name = f"model.layers.{layer}.{target}"
             rows, columns = weights[f"{name}.weight"].shape
             prefix = f"base_model.model.{name}"
-            found[f"{prefix}.lora_A.weight"] = 0.3 * torch.randn(4, columns, generator=generator)
-            found[f"{prefix}.lora_B.weight"] = 0.3 * torch.randn(rows, 4, generator=generator)
+            found[f"{prefix}.lora_A.weight"] = 0.2 * torch.randn(4, columns, generator=generator)
+            found[f"{prefix}.lora_B.weight"] = 0.2 * torch.randn(rows, 4, generator=generator)
     return found
 
 
@@ -433,7 +433,10 @@ def test_adapters_alone_are_served_as_the_merged_weights_while_others_are_under_
     for version, generation in found.items():
         assert generation.policy_versions.tolist() == [version] * len(generation)
         wanted = logprobs_by_transformers(model, merged(weights, adapters[version]), generation)
-        assert (torch.tensor(generation.logprobs) - wanted).abs().max() < 1e-5
+        ours = torch.tensor(generation.logprobs)
+        torch.testing.assert_close(ours, wanted, atol=1e-5, rtol=2e-6)
+        others = logprobs_by_transformers(model, weights, generation)
+        assert (ours - others).abs().max() > 0.01, "without adapters it is another policy"
 
 
 @pytest.mark.stack
