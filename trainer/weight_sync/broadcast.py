@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -26,6 +26,9 @@ from polyturn.trainer.weight_sync.buckets import FlatBucket, Flattener, make_buc
 from polyturn.trainer.weight_sync.engine_calls import EngineCalls, failed, faults_of
 from polyturn.trainer.weight_sync.process_group import join_process_group
 from polyturn.trainer.weight_sync.tally import Tally
+
+LEAVE_S = 2.0
+"""How long an engine that does not remain has to leave a group."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -179,17 +182,15 @@ class BroadcastPublisher:
         self._engines.answers(sending.replies, doing=doing)
 
     def _leave(self, *, remaining: Sequence[str]) -> None:
-        """Leave the group, also on those engines that remain; the others are gone, or will be."""
+        """Leave the group on both sides. Who does not remain may be gone, or only be left out of the next group: it is
+        told, too, and not waited for in earnest."""
         if self._group is None:
             return
-        calls = self._engines.start(lambda engine: _destroy(engine, self._name, remaining))
+        name = self._name
+        calls = self._engines.start(lambda engine: engine.destroy_weights_update_group(name))
         dist.destroy_process_group(self._group)
         self._group = None
-        self._engines.answers(calls, doing="leave the trainer")
+        staying = {url: call for url, call in calls.items() if url in remaining}
+        self._engines.answers(staying, doing="leave the trainer")
+        wait([call for url, call in calls.items() if url not in staying], timeout=LEAVE_S)
         self._engines.close()
-
-
-def _destroy(engine: EngineControl, name: str, remaining: Sequence[str]) -> None:
-    if engine.url not in remaining:
-        return
-    engine.destroy_weights_update_group(name)
