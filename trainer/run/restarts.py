@@ -115,11 +115,6 @@ class TrainerRestarts:
         if steps and steps[-1] > self._newest_step:
             self._newest_step, self._in_a_row = steps[-1], 0
         how = sentence_of(death)
-        if self._parts.turns is not None:
-            # Whose turn it was, and what of the GPUs' memory is whose, died with the rank.
-            raise RunFailure(
-                f"{how}; a trainer whose GPUs engines share is not started again within a run"
-            ) from death
         if self._in_a_row >= most:
             before = f", after {most} restarts of the trainer without a new checkpoint" if most else ""
             raise RunFailure(f"{how}{before} (trainer.max_restarts={most})") from death
