@@ -8,7 +8,7 @@ layers' keys of the other one. Every complaint names the file and line of the ke
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -60,14 +60,22 @@ def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     config, tree = _load(RunConfig, find_shipped("recipe", recipe), overrides)
     problems = []
     for section, device in (("sglang", config.engines.device), ("megatron", config.trainer.device)):
-        for key, problem in upstream.find_problems(section, getattr(config, section), device=device):
-            node = tree.value[section]
-            for part in key.split("."):
-                node = node.value[part]
-            problems.append(f"{node.origin}: {problem}")
+        problems += _problems(tree, section, getattr(config, section), device)
+    problems += _problems(tree, upstream.ROUTER, config.engines.router.options, config.engines.device)
     if problems:
         raise ConfigError("\n".join(problems))
     return config
+
+
+def _problems(tree: Tree, section: str, values: Mapping[str, Any], device: str) -> list[str]:
+    """What the installed package says against a free section, with file and line."""
+    found = []
+    for key, problem in upstream.find_problems(section, values, device=device):
+        node = tree
+        for part in f"{section}.{key}".split("."):
+            node = node.value[part]
+        found.append(f"{node.origin}: {problem}")
+    return found
 
 
 def load_suite(suite: str | Path, overrides: Sequence[str] = ()) -> list[RunConfig]:

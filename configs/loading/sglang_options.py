@@ -10,9 +10,12 @@ read these lists.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
-_LAYOUT = "the engines' layout is engines.num_engines and engines.tensor_parallel"
-_WHOLE = "an engine reads prompts and generates by itself: weights and pauses reach whole engines"
+_LAYOUT = "the engines' layout is engines.num_engines, engines.tensor_parallel and engines.ranks_per_node"
+_WHOLE = (
+    "how prefill and decode share their work is engines.num_prefill; weights and pauses reach whole engines"
+)
 _WEIGHTS = "weights come from model.path, and then from the trainer"
 _PRECISION = "set weight_sync.dtype"
 _FUNCTION = "it changes what the engines compute, and the trainer's logprobs would be another model's"
@@ -34,6 +37,11 @@ SET_SGLANG: Mapping[str, str] = {
     "device": "set engines.device",
     "base_gpu_id": "an engine sees its own GPUs alone",
     "tp_size": "set engines.tensor_parallel",
+    "nnodes": "set engines.ranks_per_node: an engine stands on as many nodes as it has ranks for",
+    "node_rank": "it follows from engines.ranks_per_node",
+    "disaggregation_mode": "set engines.num_prefill",
+    "disaggregation_bootstrap_port": "a free one is chosen where the engine runs; set engines.num_prefill",
+    "dist_init_addr": "the nodes of an engine meet at a port that is free on the first of them",
     "dtype": "set model.dtype",
     "random_seed": "set seed",
     "enable_deterministic_inference": "set rollout.sampling.seeded",
@@ -55,6 +63,7 @@ SET_SGLANG_ON_CPU: Mapping[str, str] = {
 REFUSED_SGLANG: Mapping[str, str] = {
     "tokenizer_path": "set model.path",
     "served_model_name": "nothing of Polyturn asks for it by name",
+    "dp_size": "copies of the model are engines.num_engines; attention in data-parallel parts is sglang.attn_dp_size",
     "gpu_id_step": "an engine sees its own GPUs alone",
     "delete_ckpt_after_loading": "it would delete model.path",
     "allow_auto_truncate": "prompts would be cut without a word; set environment.max_tokens_per_episode",
@@ -63,10 +72,7 @@ REFUSED_SGLANG: Mapping[str, str] = {
     **dict.fromkeys(
         (
             "attn_cp_size",
-            "attn_dp_size",
             "dcp_size",
-            "dist_init_addr",
-            "dp_size",
             "dwdp_size",
             "elastic_ep_backend",
             "elastic_ep_initial_size",
@@ -77,8 +83,6 @@ REFUSED_SGLANG: Mapping[str, str] = {
             "max_ep_size",
             "moe_dp_size",
             "nccl_port",
-            "nnodes",
-            "node_rank",
             "pp_async_batch_depth",
             "pp_max_micro_batch_size",
             "pp_size",
@@ -92,7 +96,6 @@ REFUSED_SGLANG: Mapping[str, str] = {
             "decoupled_spec_connect_endpoints",
             "decoupled_spec_rank",
             "decoupled_spec_role",
-            "disaggregation_bootstrap_port",
             "disaggregation_decode_allocation_policy",
             "disaggregation_decode_enable_offload_kvcache",
             "disaggregation_decode_enable_radix_cache",
@@ -101,9 +104,6 @@ REFUSED_SGLANG: Mapping[str, str] = {
             "disaggregation_decode_polling_interval",
             "disaggregation_decode_retraction_backup",
             "disaggregation_enable_kv_checksum",
-            "disaggregation_ib_device",
-            "disaggregation_mode",
-            "disaggregation_transfer_backend",
             "enable_pd_role_switch",
             "enable_pdmux",
             "num_reserved_decode_tokens",
@@ -314,13 +314,14 @@ REFUSED_SGLANG: Mapping[str, str] = {
 
 OPEN_SGLANG = frozenset(
     """
-    abort_on_priority_when_disabled attention_backend batch_notify_size bf16_gemm_backend
+    abort_on_priority_when_disabled attention_backend attn_dp_size batch_notify_size bf16_gemm_backend
     boundary_reduction bucket_e2e_request_latency bucket_inter_token_latency bucket_time_to_first_token
     c128_page_size chunked_prefill_size constrained_json_disable_any_whitespace
     constrained_json_max_whitespace_cnt constrained_json_whitespace_pattern context_length cp_strategy
     cpu_offload_gb crash_dump_folder cuda_graph_backend_decode cuda_graph_backend_prefill
     cuda_graph_bs_decode cuda_graph_bs_prefill cuda_graph_config cuda_graph_max_bs_decode
     cuda_graph_max_bs_prefill cuda_graph_max_seq_len_prefill cuda_graph_prefill_max_context
+    disaggregation_ib_device disaggregation_transfer_backend
     dcp_comm_backend dcp_replicate_q_proj debug_cuda_graph debug_tensor_dump_input_file
     debug_tensor_dump_layers debug_tensor_dump_output_folder decode_attention_backend decode_log_interval
     deepep_config deepep_dispatcher_output_dtype deepep_mode deepep_v2_mode default_priority_value
@@ -415,6 +416,8 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
     "context_length": (1, float("inf")),
     "page_size": (1, float("inf")),
     "ep_size": (1, float("inf")),
+    "attn_dp_size": (1, float("inf")),
+    "moe_dense_tp_size": (1, float("inf")),
 }
 """The least and the most of numbers with which a server would start, and end again."""
 
@@ -422,3 +425,18 @@ BOUNDS: Mapping[str, tuple[float, float]] = {
 def set_by_polyturn(device: str) -> dict[str, str]:
     """What Polyturn sets on the command line of a server on `device`: option, and what decides it."""
     return {**SET_SGLANG, **(SET_SGLANG_ON_CPU if device == "cpu" else {})}
+
+
+def attention_parts(section: Mapping[str, Any]) -> int:
+    """Data-parallel parts of an engine's attention: each has its own share of the requests and of the ranks."""
+    return _count(section, "attn_dp_size", "attention_data_parallel_size")
+
+
+def expert_parts(section: Mapping[str, Any]) -> int:
+    """Parts that an engine's experts are divided into, over its ranks."""
+    return _count(section, "ep_size", "expert_parallel_size", "ep")
+
+
+def _count(section: Mapping[str, Any], *names: str) -> int:
+    given = next((section[name] for name in names if section.get(name) is not None), 1)
+    return given if isinstance(given, int) else 1

@@ -23,9 +23,11 @@ from polyturn.configs.loading.megatron_options import (
     refuse_together,
     refuse_value,
 )
+from polyturn.configs.loading.router_options import OPEN_ROUTER, REFUSED_ROUTER, SET_ROUTER
 from polyturn.configs.loading.sglang_options import BOUNDS, OPEN_SGLANG, REFUSED_SGLANG, set_by_polyturn
 from polyturn.configs.loading.yaml_tree import describe
 
+ROUTER = "engines.router.options"
 _SIMPLE = {"bool": "true or false", "int": "an integer", "float": "a number", "str": "text"}
 _LISTS = {"list", "List", "tuple", "Tuple", "Sequence"}
 _MAPPINGS = {"dict", "Dict", "Mapping"}
@@ -120,13 +122,16 @@ class Argument:
 
 
 def find_problems(section: str, values: Mapping[str, Any], *, device: str) -> Iterator[tuple[str, str]]:
-    """`(key, sentence)` for each key of the `sglang` or `megatron` section that the run could not use.
+    """`(key, sentence)` for each key of `sglang`, `megatron` or `engines.router.options` that the run could not use.
 
     `device` is the one that the section's package runs on. Nothing is yielded about a package that is not
     installed, except for keys that are ours. A key below a key is written with a dot.
     """
     if section == "sglang":
         yield from _check_sglang(values, device)
+        return
+    if section == ROUTER:
+        yield from _check_router(values)
         return
     below = {group.prefix.rstrip("."): group for group in GROUPS if group.prefix}
     flat = {key: value for key, value in values.items() if key not in below}
@@ -163,6 +168,19 @@ def _check_sglang(values: Mapping[str, Any], device: str) -> Iterator[tuple[str,
             if not least <= value <= most:
                 upper = "" if most == float("inf") else f" and at most {most:g}"
                 yield key, f"'sglang.{key}' must be at least {least:g}{upper}, got {describe(value)}"
+
+
+def _check_router(values: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    known = router_arguments() or {}
+    bad = set()
+    for key, problem in _check(
+        ROUTER, "sglang-router's arguments", values, known, {**REFUSED_ROUTER, **SET_ROUTER}
+    ):
+        bad.add(key)
+        yield key, problem
+    for key in values:
+        if known and key not in bad and key not in OPEN_ROUTER:
+            yield key, f"'{ROUTER}.{key}' is not open: whether it may be set has not been decided here"
 
 
 def _check_megatron(group: Group, values: Mapping[str, Any], device: str) -> Iterator[tuple[str, str]]:
@@ -230,6 +248,17 @@ def sglang_arguments() -> Mapping[str, Argument] | None:
     if not declared and server_args.is_file():
         declared.update(_sglang_fields(_classes(server_args)["ServerArgs"]))
     return declared or None
+
+
+@functools.cache
+def router_arguments() -> Mapping[str, Argument] | None:
+    """sglang-router's arguments by name; None where it is not installed."""
+    root = _package_directory("sglang_router")
+    source = root / "router_args.py" if root else None
+    if source is None or not source.is_file():
+        return None
+    fields = _annotated_fields(_classes(source)["RouterArgs"])
+    return {name: Argument(name, statement.annotation) for name, statement in fields}
 
 
 _MEGATRON_SOURCES = (

@@ -31,6 +31,22 @@ class RouterConfig(Section):
     """The address that sglang-router listens on, or a name of this machine's."""
     port: Port = 0
     """Of sglang-router; 0 picks a free port."""
+    options: dict[str, Any] = {}
+    """Further arguments of sglang-router, checked against the installed package's own; for its policies alone."""
+
+    @property
+    def is_sglangs(self) -> bool:
+        """Whether the policy is one of sglang-router's."""
+        return self.policy not in ("sticky", "least_loaded")
+
+    @model_validator(mode="after")
+    def _options_are_of_a_router(self) -> Self:
+        if self.options and not self.is_sglangs:
+            raise ValueError(
+                f"options are sglang-router's, which policy {self.policy} does without; choose one of its policies, "
+                "such as cache_aware"
+            )
+        return self
 
 
 class ServersConfig(Section):
@@ -111,6 +127,9 @@ class EnginesConfig(ServersConfig):
     """Record the experts that each token was sent to, and replay them in the trainer (models with experts)."""
     router: RouterConfig = RouterConfig()
     replace: ReplaceConfig = ReplaceConfig()
+    num_prefill: NonNegativeInt = 0
+    """So many of the engines, the first ones, only read prompts and hand their KV to the others, which only generate
+    (prefill/decode disaggregation, docs/cluster.md); sglang-router pairs them. 0: every engine does both."""
 
     @model_validator(mode="before")
     @classmethod
@@ -138,6 +157,27 @@ class EnginesConfig(ServersConfig):
         if self.num_on_trainer_gpus > self.num_engines:
             raise ValueError(
                 f"num_on_trainer_gpus is {self.num_on_trainer_gpus}, and there are {self.num_engines} engine(s)"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _prefill_has_what_it_needs(self) -> Self:
+        if not self.num_prefill:
+            return self
+        if self.num_prefill >= self.num_engines:
+            raise ValueError(
+                f"num_prefill is {self.num_prefill} of num_engines={self.num_engines}: none is left to generate"
+            )
+        if not self.router.is_sglangs:
+            raise ValueError(
+                f"num_prefill needs sglang-router, which pairs prefill and decode, and router.policy is "
+                f"{self.router.policy}; choose one of its policies, such as cache_aware"
+            )
+        if self.device == "cpu":
+            raise ValueError("num_prefill: engines hand KV from GPU to GPU; on a CPU there is no way for it")
+        if self.routing_replay:
+            raise ValueError(
+                "num_prefill: the router drops the record of experts that routing_replay asks for"
             )
         return self
 

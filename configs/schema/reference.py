@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from polyturn.configs.loading.router_options import SET_ROUTER
 from polyturn.configs.loading.sglang_options import SET_SGLANG, SET_SGLANG_ON_CPU
 from polyturn.configs.loading.validation import KIND, Shape, Variants, shape_of
 from polyturn.configs.schema.run import RunConfig
@@ -32,12 +33,16 @@ def options_markdown() -> str:
 
 
 def _set_sglang() -> Iterator[str]:
-    """The server's options that a user cannot set, because Polyturn does."""
+    """The options of servers and router that a user cannot set, because Polyturn does."""
     yield "## What Polyturn sets of SGLang's server\n"
     yield "The `sglang:` section may not name these options.\n"
     yield "| option | on | why, or what to set |\n| --- | --- | --- |"
     for on, options in (("CPU and GPU", SET_SGLANG), ("CPU", SET_SGLANG_ON_CPU)):
         yield from (f"| `{option}` | {on} | {reason} |" for option, reason in options.items())
+    yield "\n## What Polyturn sets of sglang-router\n"
+    yield "`engines.router.options` may not name these options.\n"
+    yield "| option | why, or what to set |\n| --- | --- |"
+    yield from (f"| `{option}` | {reason} |" for option, reason in SET_ROUTER.items())
 
 
 _Shown = dict[type[BaseModel], str]

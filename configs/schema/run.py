@@ -408,6 +408,21 @@ class RunConfig(Section):
             )
         return self
 
+    @model_validator(mode="after")
+    def _prefill_and_decode_rest_together(self) -> Self:
+        if not self.engines.num_prefill:
+            return self
+        if self.rollout.sampling.is_restricted:
+            raise ValueError(
+                "engines.num_prefill: the router drops what rollout.sampling's top_p, top_k or min_p is replayed by"
+            )
+        if self.rollout.max_staleness or self.evaluation.training_waits == "never":
+            raise ValueError(
+                "engines.num_prefill: weights are changed between prefill and decode of a request only where none is "
+                "under way; set rollout.max_staleness: 0 and evaluation.training_waits: until_done"
+            )
+        return self
+
     @property
     def shares_gpus(self) -> bool:
         """Whether the engines, or some of them, are on the trainer's GPUs by turns."""
@@ -417,7 +432,7 @@ class RunConfig(Section):
     def asks_engines_directly(self) -> bool:
         """Whether no router stands in front: Polyturn spreads the requests, or asks for what the router drops."""
         return (
-            self.engines.router.policy in ("sticky", "least_loaded")
+            not self.engines.router.is_sglangs
             or self.engines.routing_replay
             or self.rollout.sampling.is_restricted
             or self.serves_adapters

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from polyturn.configs.errors import ConfigError
+from polyturn.configs.loading.sglang_options import attention_parts, expert_parts
 from polyturn.configs.schema.engines import ServersConfig
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.trainer import ParallelConfig
@@ -254,7 +255,7 @@ def check_layout(config: RunConfig, shape: ModelShape) -> None:
             "q_proj, k_proj and v_proj out of trainer.lora.target_modules"
         )
     # An engine copies key-value heads where it has more ranks than them.
-    check_engine_layout(config.engines, shape, section="engines")
+    check_engine_layout(config.engines, shape, section="engines", sglang=config.sglang)
     num_experts = shape.experts.num_experts if shape.experts else 1
     if num_experts % parallel.expert:
         raise ConfigError(
@@ -272,13 +273,25 @@ def check_layout(config: RunConfig, shape: ModelShape) -> None:
     _check_recomputing(config, shape)
 
 
-def check_engine_layout(servers: ServersConfig, shape: ModelShape, *, section: str) -> None:
-    """Whether an engine's ranks can share the model's heads. Raises ConfigError, which names the section."""
-    tensor = servers.tensor_parallel
-    if shape.num_heads % tensor or (shape.num_kv_heads % tensor and tensor % shape.num_kv_heads):
+def check_engine_layout(
+    servers: ServersConfig, shape: ModelShape, *, section: str, sglang: Mapping[str, Any]
+) -> None:
+    """Whether an engine's ranks can share the model's heads and experts. Raises ConfigError, which names the section.
+
+    Args:
+        sglang: further arguments of these engines.
+    """
+    tensor, parts = servers.tensor_parallel, attention_parts(sglang)
+    for key, size in (("attn_dp_size", parts), ("ep_size", expert_parts(sglang))):
+        if size < 1 or tensor % size:
+            raise ConfigError(f"sglang.{key} is {size}, which must divide {section}.tensor_parallel={tensor}")
+    # The ranks of one part of the attention share its heads.
+    ranks = tensor // parts
+    if shape.num_heads % ranks or (shape.num_kv_heads % ranks and ranks % shape.num_kv_heads):
+        over = "" if parts == 1 else f", over sglang.attn_dp_size={parts} parts {ranks} ranks each"
         raise ConfigError(
-            f"{section}.tensor_parallel is {tensor}, which must divide the model's {shape.num_heads} attention heads, "
-            f"and divide its {shape.num_kv_heads} key-value heads or be divided by them"
+            f"{section}.tensor_parallel is {tensor}{over}, which must divide the model's {shape.num_heads} attention "
+            f"heads, and divide its {shape.num_kv_heads} key-value heads or be divided by them"
         )
 
 

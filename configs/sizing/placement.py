@@ -89,27 +89,60 @@ class Placement:
                 yield from engine.seats
 
 
-def plan_placement(config: RunConfig, nodes: Sequence[Node]) -> Placement:
+def plan_placement(config: RunConfig, nodes: Sequence[Node], *, trains: bool = True) -> Placement:
     """Seat a run on nodes.
 
     Args:
         nodes: in the order in which ranks are laid over them.
+        trains: whether there are ranks; where none are, no engine shares its GPUs.
 
     Raises:
         ConfigError: there is no room, or they could not reach one another.
     """
     wanted, gpus = num_gpus(config), sum(node.num_gpus for node in nodes)
-    if wanted > gpus:
+    if trains and wanted > gpus:
         raise ConfigError(f"the config asks for {wanted} GPUs, but the cluster has {shown(nodes)}")
     _check_sharing(config)
+    _check_router(config, nodes)
     try:
-        return _Plan(config, nodes).seated(engines_first=False)
+        return _Plan(config, nodes, trains=trains).seated(engines_first=False)
     except ConfigError as error:
         # Ranks that are spread over nodes may break up the only node that an engine fits on.
         try:
-            return _Plan(config, nodes).seated(engines_first=True)
+            return _Plan(config, nodes, trains=trains).seated(engines_first=True)
         except ConfigError:
             raise error from None
+
+
+def place_further(servers: ServersConfig, index: int, free: Sequence[Node], *, section: str) -> Placement:
+    """The place of one engine more, on a node that has room for it.
+
+    Args:
+        index: the engine's number, beyond those of the plan.
+        free: nodes with what no one holds of them.
+
+    Raises:
+        ConfigError: none has room.
+    """
+    gpus = servers.tensor_parallel if servers.device == "cuda" else 0
+    on_one_node = servers.ranks_per_node in (None, servers.tensor_parallel)
+    node = next((node for node in free if on_one_node and node.num_gpus >= gpus), None)
+    if node is None:
+        raise ConfigError(
+            f"there is no place for one engine more: {section}.tensor_parallel={servers.tensor_parallel} needs so many "
+            f"free GPUs on one node, and of the cluster are free {shown(free)}"
+        )
+    seats = (Seat(node=node, gpus=tuple(range(gpus))),)
+    placed = PlacedEngine(
+        group=POLICY_ENGINES,
+        index=index,
+        seats=seats,
+        binds=(servers.host or node.address,),
+        told=_told(servers.host, seats, free, section),
+        port=servers.port + index if servers.port else 0,
+        on_trainer_gpus=False,
+    )
+    return Placement(nodes=(node,), policy=(), critic=(), engines={POLICY_ENGINES: (placed,)}, urls={})
 
 
 def planned_nodes(config: RunConfig) -> list[Node]:
@@ -153,11 +186,30 @@ def _check_sharing(config: RunConfig) -> None:
         )
 
 
+def _check_router(config: RunConfig, nodes: Sequence[Node]) -> None:
+    """The router is on the driver's host, and rollout workers are on any node."""
+    host = config.engines.router.host
+    if len(nodes) == 1 or not config.rollout.num_workers or config.asks_engines_directly:
+        return
+    try:
+        address = ipaddress.ip_address(without_brackets(host))
+        unreached = address.is_loopback or address.is_unspecified
+    except ValueError:
+        unreached = host == "localhost"
+    if unreached:
+        raise ConfigError(
+            f"engines.router.host is {host}, under which rollout workers (rollout.num_workers) on other nodes do not "
+            "find the router; set it to the address of the driver's machine"
+        )
+
+
 class _Plan:
     """A plan in the making: what of each node is free, and what sits already."""
 
-    def __init__(self, config: RunConfig, nodes: Sequence[Node]) -> None:
+    def __init__(self, config: RunConfig, nodes: Sequence[Node], *, trains: bool) -> None:
         self._config = config
+        self._trains = trains
+        self._num_sharing = config.engines.num_sharing if trains else 0
         self._nodes = tuple(nodes)
         self._free = {node.address: list(range(node.num_gpus)) for node in nodes}
         self._cpus = {node.address: node.num_cpus for node in nodes}
@@ -172,13 +224,15 @@ class _Plan:
         engines: dict[tuple[str, int], list[Seat]] = {}
         if engines_first:
             engines = self._own_engines(groups)
-        policy = self._ranks(config.trainer.parallel, "trainer.parallel")
+        policy: list[Seat] = []
         critic: list[Seat] = []
-        if config.trainer.critic_has_ranks:
+        if self._trains:
+            policy = self._ranks(config.trainer.parallel, "trainer.parallel")
+        if self._trains and config.trainer.critic_has_ranks:
             critic = self._ranks(config.trainer.critic.parallel, "trainer.critic.parallel")
         if not engines_first:
             engines = self._own_engines(groups)
-        if POLICY_ENGINES in groups:
+        if POLICY_ENGINES in groups and self._num_sharing:
             engines |= self._sharing_engines([*policy, *critic])
         return Placement(
             nodes=self._nodes,
@@ -226,11 +280,10 @@ class _Plan:
 
     def _own_engines(self, groups: Mapping[str, ServersConfig]) -> dict[tuple[str, int], list[Seat]]:
         """Those with GPUs of their own, or on CPUs: the largest first, so that small ones fill what they leave."""
-        sharing = self._config.engines.num_sharing
         own = [
             (name, index, servers)
             for name, servers in groups.items()
-            for index in range(servers.num_engines - (sharing if name == POLICY_ENGINES else 0))
+            for index in range(servers.num_engines - (self._num_sharing if name == POLICY_ENGINES else 0))
         ]
         own.sort(key=lambda entry: -entry[2].tensor_parallel)
         return {(name, index): self._own_engine(name, servers) for name, index, servers in own}
@@ -267,7 +320,7 @@ class _Plan:
     def _sharing_engines(self, trainer: Sequence[Seat]) -> dict[tuple[str, int], list[Seat]]:
         """The policy's engines that take turns with the trainer, on its GPUs in the order of its ranks."""
         engines = self._config.engines
-        indices = range(engines.num_engines - engines.num_sharing, engines.num_engines)
+        indices = range(engines.num_engines - self._num_sharing, engines.num_engines)
         lent: dict[Node, list[int]] = {}
         for seat in trainer:
             lent.setdefault(seat.node, []).extend(seat.gpus)
@@ -298,7 +351,7 @@ class _Plan:
 
     def _placed(self, name: str, servers: ServersConfig, index: int, seats: Sequence[Seat]) -> PlacedEngine:
         section = name if name == POLICY_ENGINES else f"{name}'s engines"
-        sharing = self._config.engines.num_sharing if name == POLICY_ENGINES else 0
+        sharing = self._num_sharing if name == POLICY_ENGINES else 0
         return PlacedEngine(
             group=name,
             index=index,

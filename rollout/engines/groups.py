@@ -57,13 +57,14 @@ class ServedGroups:
         config: RunConfig,
         *,
         log_directory: Path,
-        make_launcher: Callable[[EngineSpec], Launcher] | None = None,
+        make_launcher: Callable[[EngineSpec, str], Launcher] | None = None,
         judges_alone: bool = False,
     ) -> None:
         """Choose places; nothing starts. Raises `ValueError` where there are none, or a model is not there.
 
         Args:
-            make_launcher: None: on this host, on the GPUs behind those of the policy's engines.
+            make_launcher: of a spec and the model's name; None: on this host, on the GPUs behind those of the
+                policy's engines.
             judges_alone: Whether nothing is trained, so that no teacher is needed.
         """
         models = config.judges if judges_alone else config.served_models
@@ -74,7 +75,9 @@ class ServedGroups:
             if not model.is_managed:
                 continue
             spec = group_spec(config, model, log_directory=log_directory)
-            launcher = make_launcher(spec) if make_launcher else LocalLauncher(spec, first_gpu=next_gpu)
+            launcher = (
+                make_launcher(spec, model.name) if make_launcher else LocalLauncher(spec, first_gpu=next_gpu)
+            )
             next_gpu += model.engines.num_gpus
             self._groups[model.name] = Engines(spec, launcher)
 

@@ -8,9 +8,12 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
+import httpx
+
 from polyturn.configs.schema.engines import RouterConfig
 from polyturn.rollout.engines.placement import gpus_of_engine
-from polyturn.rollout.engines.server import EngineSpec, Router, SGLangServer
+from polyturn.rollout.engines.process import EngineError
+from polyturn.rollout.engines.server import EngineSpec, Router, SGLangServer, bootstrap_port
 
 POLL_S = 0.1
 
@@ -57,7 +60,16 @@ class LocalLauncher:
     """Engines are processes of this host: they share out its free ports, and the GPUs that this process sees."""
 
     def __init__(self, spec: EngineSpec, *, first_gpu: int = 0) -> None:
-        """`first_gpu`: how many of the GPUs that are seen are others'."""
+        """`first_gpu`: how many of the GPUs that are seen are others'.
+
+        Raises `ValueError` where an engine is to stand on several nodes: here is one.
+        """
+        each = spec.config.ranks_per_node
+        if each is not None and each < spec.config.tensor_parallel:
+            raise ValueError(
+                f"{spec.section}.ranks_per_node is {each}, which spreads an engine over nodes of a Ray cluster; here "
+                "engines run on this machine alone, so leave it out"
+            )
         self._spec = spec
         self._first_gpu = first_gpu
         self._ports: set[int] = set()
@@ -75,6 +87,50 @@ class LocalLauncher:
         )
         self._ports.add(server.port)
         return server
+
+
+class ExternalEngine:
+    """An engine that others started: it is waited for, and left running."""
+
+    def __init__(self, url: str, *, timeout_s: float) -> None:
+        self.url = url.rstrip("/")
+        self._timeout_s = timeout_s
+
+    def start(self) -> None:
+        self._deadline = time.monotonic() + self._timeout_s
+
+    def ready(self) -> bool:
+        try:
+            # Plain HTTP, or a certificate that is the cluster's own.
+            reply = httpx.get(f"{self.url}/health", timeout=5.0, trust_env=False, verify=False)
+            why = f"it answers {reply.status_code}"
+            if reply.status_code == 200:
+                return True
+        except httpx.TransportError as error:
+            why = str(error) or type(error).__name__
+        if time.monotonic() > self._deadline:
+            raise EngineError(
+                f"engines.urls: no engine was ready at {self.url} after {self._timeout_s:g} s: {why}"
+            )
+        return False
+
+    def ended(self) -> str | None:
+        return None
+
+    def release(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+class ExternalLauncher:
+    """Engines are others', and have URLs already."""
+
+    def __init__(self, spec: EngineSpec, urls: Sequence[str]) -> None:
+        self._spec = spec
+        self._urls = tuple(urls)
+
+    def __call__(self, index: int) -> ExternalEngine:
+        return ExternalEngine(self._urls[index], timeout_s=self._spec.config.start_timeout_s)
 
 
 class Engines:
@@ -107,9 +163,15 @@ class Engines:
             self._router.wait_ready()
 
     def _make_router(self, config: RouterConfig, worker_urls: Sequence[str]) -> Router:
+        reading = {
+            self._engines[number].url for number in range(self._spec.num_prefill) if number in self._engines
+        }
         router = Router(
             config=config,
-            worker_urls=worker_urls,
+            worker_urls=[url for url in worker_urls if url not in reading],
+            prefill={url: bootstrap_port(url) for url in worker_urls if url in reading}
+            if self._spec.num_prefill
+            else None,
             request_timeout_s=self._spec.request_timeout_s,
             log_path=self._spec.log_directory / "router.log",
         )

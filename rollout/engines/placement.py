@@ -98,6 +98,15 @@ def free_port(host: str, *, avoid: Collection[int] = ()) -> int:
     raise ValueError(f"no free port found on {host} between {FREE_RANGE.start} and {FREE_RANGE.stop - 1}")
 
 
+def free_ports(host: str, count: int) -> int:
+    """The first of so many ports of `host` in a row that are all free now. Raises `ValueError` where there are none."""
+    for _ in range(1000):
+        first = free_port(host)
+        if all(is_free(host, port) for port in range(first + 1, first + count)):
+            return first
+    raise ValueError(f"no {count} free ports in a row found on {host}")
+
+
 def claim_port(host: str, port: int, *, section: str, avoid: Collection[int] = ()) -> int:
     """`port` if it is free, or a free one for 0. `section` holds the options `host` and `port`, for the error.
 

@@ -1,4 +1,4 @@
-"""Engines of a Ray cluster, each started by an actor on the node where Ray places it.
+"""Engines of a Ray cluster, started where the run's placement seats them: by one actor, or one on each of its nodes.
 
 Actors die with the driver: Ray ends the workers of a job whose driver is gone, and a server ends with the actor that
 started it.
@@ -7,44 +7,67 @@ started it.
 from __future__ import annotations
 
 import logging
+import time
+from collections.abc import Sequence
 from typing import Any
 
 import ray
 
 from polyturn.configs.addresses import bind_address
-from polyturn.rollout.engines.placement import assigned_gpus
-from polyturn.rollout.engines.server import EngineSpec, SGLangServer
+from polyturn.configs.sizing.placement import POLICY_ENGINES, PlacedEngine, place_further
+from polyturn.rollout.engines.process import EngineError
+from polyturn.rollout.engines.reservation import Reservation, free_nodes
+from polyturn.rollout.engines.server import EngineSpec, NodePart, SGLangServer
 
 logger = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 20.0
 ENDED_TIMEOUT_S = 5.0
+PLACE_TIMEOUT_S = 60.0
+"""For the actors of an engine to start, beside the time that its server has: a node may be gone."""
 
 
 class EngineActor:
-    """One SGLang server on the node of this actor."""
+    """One SGLang server, or what one has on the node of this actor."""
 
-    def __init__(self, spec: EngineSpec, index: int) -> None:
+    def __init__(
+        self, spec: EngineSpec, index: int, gpus: Sequence[str], *, node_rank: int = 0, num_nodes: int = 1
+    ) -> None:
         self._spec = spec
         self._index = index
+        self._gpus = tuple(gpus)
+        self._node_rank = node_rank
+        self._num_nodes = num_nodes
         self._server: SGLangServer | None = None
 
-    def start(self) -> str:
-        """Start the server and wait until it is ready; its URL, as all nodes of the cluster may use it.
+    def rendezvous(self) -> str:
+        """Where the nodes of this engine may meet: an address and a port of this host."""
+        return NodePart.find_rendezvous(bind_address(ray.util.get_node_ip_address()))
+
+    def start(self, rendezvous: str | None) -> str:
+        """Start the server, and on its first node wait until it is ready; its URL, as all nodes may use it.
 
         Raises as `Engine.ready` does.
         """
-        config = self._spec.config
-        on_gpu = config.device == "cuda"
+        part = None
+        if rendezvous is not None:
+            part = NodePart(node_rank=self._node_rank, num_nodes=self._num_nodes, rendezvous=rendezvous)
         self._server = SGLangServer(
             self._spec,
             index=self._index,
-            gpus=assigned_gpus(ray.get_gpu_ids(), config.tensor_parallel) if on_gpu else (),
+            gpus=self._gpus,
             own_address=bind_address(ray.util.get_node_ip_address()),
+            part=part,
         )
         self._server.start()
-        self._server.wait_ready()
+        if self._node_rank == 0:
+            self._server.wait_ready()
         return self._server.url
+
+    def check(self) -> None:
+        """Raise `EngineError` with the log's tail unless the server is running, or has not been started."""
+        if self._server is not None:
+            self._server.process.check()
 
     def ended(self) -> str | None:
         return None if self._server is None else self._server.ended()
@@ -55,16 +78,31 @@ class EngineActor:
 
 
 class RayEngine:
-    """The `Engine` of an actor, seen from the driver."""
+    """The `Engine` of one actor or several, seen from the driver."""
 
-    def __init__(self, spec: EngineSpec, index: int) -> None:
-        config = spec.config
-        self._index = index
-        num_gpus = config.tensor_parallel if config.device == "cuda" else 0
+    def __init__(
+        self, spec: EngineSpec, placed: PlacedEngine, reservation: Reservation, *, is_alone: bool = False
+    ) -> None:
+        """`is_alone`: the reservation is for this engine, and ends with it."""
+        self._spec = spec
+        self._own_reservation = reservation if is_alone else None
+        self._index = placed.index
         # The trainer's ranks are counted as CPUs; engines take turns with them, so they ask for none.
-        self._actor = ray.remote(EngineActor).options(num_cpus=0, num_gpus=num_gpus).remote(spec, index)
-        self._started: Any = None
-        self._stopped: Any = None
+        self._actors = [
+            ray.remote(EngineActor)
+            .options(num_cpus=0, scheduling_strategy=reservation.on(seat))
+            .remote(
+                spec,
+                placed.index,
+                reservation.gpus(seat),
+                node_rank=node_rank,
+                num_nodes=len(placed.seats),
+            )
+            for node_rank, seat in enumerate(placed.seats)
+        ]
+        self._started: list[Any] = []
+        self._checks: list[Any] = []
+        self._stopped: list[Any] = []
         self._url: str | None = None
 
     @property
@@ -73,42 +111,83 @@ class RayEngine:
         return self._url
 
     def start(self) -> None:
-        self._started = self._actor.start.remote()
+        first = self._actors[0]
+        # Resolved where it is used: the driver does not wait for it.
+        rendezvous = first.rendezvous.remote() if len(self._actors) > 1 else None
+        self._started = [actor.start.remote(rendezvous) for actor in self._actors]
+        self._checks = [actor.check.remote() for actor in self._actors[1:]]
+        self._deadline = time.monotonic() + self._spec.config.start_timeout_s + PLACE_TIMEOUT_S
 
     def ready(self) -> bool:
-        if ray.wait([self._started], timeout=0)[0]:
-            self._url = ray.get(self._started)
+        done, waiting = ray.wait(self._started, num_returns=len(self._started), timeout=0)
+        # What one of the nodes raised is why the first one would wait for it.
+        urls = dict(zip(done, ray.get(done), strict=True))
+        self._check_other_nodes()
+        if not waiting:
+            self._url = urls[self._started[0]]
+        elif time.monotonic() > self._deadline:
+            raise EngineError(
+                f"SGLang server {self._index} was not ready after {self._spec.config.start_timeout_s:g} s, and the "
+                "process that holds it does not answer: is its node still there?"
+            )
         return self._url is not None
 
+    def _check_other_nodes(self) -> None:
+        """They answer nothing by which their end would be noticed: an engine waits for a node that has died."""
+        for number, check in enumerate(self._checks):
+            if ray.wait([check], timeout=0)[0]:
+                ray.get(check)
+                self._checks[number] = self._actors[number + 1].check.remote()
+
     def ended(self) -> str | None:
-        try:
-            how: str | None = ray.get(self._actor.ended.remote(), timeout=ENDED_TIMEOUT_S)
-        except ray.exceptions.GetTimeoutError:
-            return None
-        except ray.exceptions.RayError:
-            return f"the process that holds SGLang server {self._index} has died"
-        return how
+        calls = [actor.ended.remote() for actor in self._actors]
+        done, _ = ray.wait(calls, num_returns=len(calls), timeout=ENDED_TIMEOUT_S)
+        for node_rank, call in enumerate(calls):
+            if call not in done:
+                continue
+            on_node = f" (node rank {node_rank})" if len(calls) > 1 else ""
+            try:
+                how: str | None = ray.get(call)
+            except ray.exceptions.RayError:
+                return f"the process that holds SGLang server {self._index}{on_node} has died"
+            if how is not None:
+                return f"{how}{on_node}"
+        return None
 
     def release(self) -> None:
-        if self._stopped is None:
-            self._stopped = self._actor.stop.remote()
+        if not self._stopped:
+            self._stopped = [actor.stop.remote() for actor in self._actors]
 
     def stop(self) -> None:
         self.release()
         try:
-            ray.get(self._stopped, timeout=STOP_TIMEOUT_S)
+            for stopped in self._stopped:
+                ray.get(stopped, timeout=STOP_TIMEOUT_S)
         except ray.exceptions.RayError as fault:
             # It may have died already, which must not hide why; a server ends with its actor.
             logger.info("stopping an engine: %s", fault)
         finally:
-            ray.kill(self._actor)
+            for actor in self._actors:
+                ray.kill(actor)
+            if self._own_reservation is not None:
+                self._own_reservation.release()
 
 
 class RayLauncher:
-    """Engines are actors of the Ray cluster that this process has joined."""
+    """Engines are actors of the Ray cluster that this process has joined. An engine that has ended may be launched
+    again: it comes where it was. One that no plan knows comes on a node that has room for it now."""
 
-    def __init__(self, spec: EngineSpec) -> None:
+    def __init__(self, spec: EngineSpec, reservation: Reservation, *, group: str = POLICY_ENGINES) -> None:
+        """`group`: of the placement's engines."""
         self._spec = spec
+        self._reservation = reservation
+        self._placed = reservation.placement.engines[group]
 
     def __call__(self, index: int) -> RayEngine:
-        return RayEngine(self._spec, index)
+        if index < len(self._placed):
+            return RayEngine(self._spec, self._placed[index], self._reservation)
+        config = self._spec.config
+        placement = place_further(config, index, free_nodes(), section=self._spec.section)
+        (placed,) = placement.engines[POLICY_ENGINES]
+        reservation = Reservation(placement, timeout_s=PLACE_TIMEOUT_S, asks_nodes=False)
+        return RayEngine(self._spec, placed, reservation, is_alone=True)

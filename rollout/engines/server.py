@@ -23,12 +23,14 @@ from polyturn.configs.addresses import (
     bracketed,
     http_url,
 )
-from polyturn.configs.loading.upstream import find_problems
+from polyturn.configs.loading.router_options import ROUTER_DEFAULTS
+from polyturn.configs.loading.sglang_options import attention_parts
+from polyturn.configs.loading.upstream import ROUTER, find_problems
 from polyturn.configs.schema.engines import RouterConfig, ServersConfig
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.trainer import LoraConfig
 from polyturn.configs.sizing.hardware import SHARED_MEM_FRACTION
-from polyturn.rollout.engines.placement import claim_port, free_port, gpu_environment
+from polyturn.rollout.engines.placement import claim_port, free_port, free_ports, gpu_environment
 from polyturn.rollout.engines.process import EngineError, SupervisedProcess
 
 CPU_DEFAULTS: Mapping[str, Any] = {
@@ -85,6 +87,14 @@ class EngineSpec:
     lora: LoraConfig | None = None
     """What adapters they can be given; None: none."""
 
+    num_prefill: int = 0
+    """So many of the engines, the first ones, only read prompts; the others then only generate."""
+
+    @property
+    def attention_parts(self) -> int:
+        """Data-parallel parts of its attention."""
+        return attention_parts(self.sglang)
+
     @classmethod
     def from_config(cls, config: RunConfig, *, model_path: Path, log_directory: Path) -> Self:
         """As a run config describes them."""
@@ -96,6 +106,7 @@ class EngineSpec:
             model_path=model_path,
             dtype=config.model.dtype,
             seeded=config.rollout.sampling.seeded,
+            num_prefill=config.engines.num_prefill,
             log_directory=log_directory,
             sglang=config.sglang,
             seed=config.seed,
@@ -103,6 +114,32 @@ class EngineSpec:
             largest_support=config.rollout.sampling.largest_support,
             lora=config.trainer.lora if config.serves_adapters else None,
         )
+
+
+RENDEZVOUS_PORTS = 8
+"""In a row: SGLang derives six for data-parallel attention from the rendezvous; the last is `bootstrap_port`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NodePart:
+    """What an engine has on one of several nodes."""
+
+    node_rank: int
+    """0: the node that answers requests."""
+    num_nodes: int
+    rendezvous: str
+    """`address:port` on the node of node rank 0. The port listens on every interface of that node, whatever the
+    address: it is torch's store, which knows no other way."""
+
+    @property
+    def bootstrap_port(self) -> int:
+        """Where engines that decode meet one that reads prompts: on node rank 0, and known to all of its nodes."""
+        return int(self.rendezvous.rpartition(":")[2]) + RENDEZVOUS_PORTS - 1
+
+    @staticmethod
+    def find_rendezvous(address: str) -> str:
+        """One on this host, which has the address."""
+        return f"{bracketed(address)}:{free_ports(address, RENDEZVOUS_PORTS)}"
 
 
 class SGLangServer:
@@ -116,6 +153,7 @@ class SGLangServer:
         gpus: Sequence[str] = (),
         own_address: str = LOOPBACK,
         avoid_ports: Collection[int] = (),
+        part: NodePart | None = None,
     ) -> None:
         """Choose the port; nothing starts.
 
@@ -124,6 +162,7 @@ class SGLangServer:
             gpus: Those that are the engine's own, as `gpus_of_engine` and `assigned_gpus` name them; none on a CPU.
             own_address: This host's, as those who call the engine know it.
             avoid_ports: Free ones that are promised to others.
+            part: Of an engine on several nodes, that of this one. Nothing but node rank 0 answers requests.
 
         Raises `ValueError` when the port is taken or the spec sets an argument that we own.
         """
@@ -132,21 +171,47 @@ class SGLangServer:
         self.host = advertised_address(bind_address(host), own=own_address)
         port = config.port + index if config.port else 0
         self.port = claim_port(host, port, section=spec.section, avoid=avoid_ports)
+        bootstrap_port = None
+        if index < spec.num_prefill:
+            taken = {self.port, *avoid_ports}
+            bootstrap_port = part.bootstrap_port if part else free_port(bind_address(host), avoid=taken)
         self._timeout_s = config.start_timeout_s
         self._rendezvous = Path(tempfile.gettempdir()) / f"polyturn-rendezvous-{uuid.uuid4().hex}"
-        arguments = server_arguments(spec, host=bind_address(host), port=self.port, index=index)
+        if part is None and spec.attention_parts > 1:
+            rendezvous: str | None = NodePart.find_rendezvous(LOOPBACK)
+        else:
+            rendezvous = None if part is None else part.rendezvous
+        arguments = server_arguments(
+            spec,
+            host=bind_address(host),
+            port=self.port,
+            index=index,
+            part=part,
+            rendezvous=rendezvous,
+            bootstrap_port=bootstrap_port,
+        )
         on_cpu = config.device == "cpu"
+        where = "" if part is None else f" (node rank {part.node_rank})"
+        log = (
+            f"engine_{index}"
+            if part is None or part.node_rank == 0
+            else f"engine_{index}_node_{part.node_rank}"
+        )
         self.process = SupervisedProcess(
             [sys.executable, "-m", "polyturn.rollout.engines.sglang_main", *arguments],
-            name=f"SGLang server {index}"
+            name=f"SGLang server {index}{where}"
             if spec.section == "engines"
-            else f"SGLang server {index} of {spec.section}",
-            log_path=spec.log_directory / f"engine_{index}.log",
+            else f"SGLang server {index}{where} of {spec.section}",
+            log_path=spec.log_directory / f"{log}.log",
             environment={
                 **ENVIRONMENT,
                 **(cpu_environment(config.tensor_parallel) if on_cpu else gpu_environment(gpus)),
-                # Its ranks meet in a file: the store of a TCP rendezvous would listen on every interface.
-                "SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE": f"file://{self._rendezvous}",
+                # Ranks of one node meet in a file: the store of a TCP rendezvous would listen on every interface.
+                **(
+                    {"SGLANG_DISTRIBUTED_INIT_METHOD_OVERRIDE": f"file://{self._rendezvous}"}
+                    if part is None
+                    else {}
+                ),
             },
         )
 
@@ -200,7 +265,16 @@ def cpu_environment(tensor_parallel: int) -> dict[str, str]:
     return {**CPU_ENVIRONMENT, **({"SGLANG_CPU_OMP_THREADS_BIND": binding} if tensor_parallel > 1 else {})}
 
 
-def server_arguments(spec: EngineSpec, *, port: int, host: str = LOOPBACK, index: int = 0) -> list[str]:
+def server_arguments(
+    spec: EngineSpec,
+    *,
+    port: int,
+    host: str = LOOPBACK,
+    index: int = 0,
+    part: NodePart | None = None,
+    rendezvous: str | None = None,
+    bootstrap_port: int | None = None,
+) -> list[str]:
     """The command line of one server: `set_by_polyturn`, and what the spec's user wrote.
 
     Raises `ValueError` when that sets an option of ours.
@@ -218,6 +292,11 @@ def server_arguments(spec: EngineSpec, *, port: int, host: str = LOOPBACK, index
         # The process sees its own GPUs alone.
         "base_gpu_id": 0,
         "tp_size": config.tensor_parallel,
+        "nnodes": None if part is None else part.num_nodes,
+        "node_rank": None if part is None else part.node_rank,
+        "dist_init_addr": rendezvous,
+        "disaggregation_mode": _disaggregation_mode(spec, index),
+        "disaggregation_bootstrap_port": bootstrap_port,
         # Said explicitly: `auto` turns float32 into float16.
         "dtype": spec.dtype,
         # Every engine samples its own stream when requests carry no seed.
@@ -261,6 +340,18 @@ def lora_arguments(lora: LoraConfig) -> dict[str, Any]:
     }
 
 
+def _disaggregation_mode(spec: EngineSpec, index: int) -> str | None:
+    if not spec.num_prefill:
+        return None
+    return "prefill" if index < spec.num_prefill else "decode"
+
+
+def bootstrap_port(url: str) -> int:
+    """The port at which the decoding engines meet an engine that reads prompts, as that says itself."""
+    reply = httpx.get(f"{url}/server_info", timeout=30.0, trust_env=False, verify=False)
+    return int(reply.raise_for_status().json()["disaggregation_bootstrap_port"])
+
+
 def command_line(arguments: Mapping[str, Any]) -> list[str]:
     """Snake-case arguments as flags.
 
@@ -289,38 +380,57 @@ class Router:
     """The router: `start`, `wait_ready`, use `url`, `stop`. It forwards requests, never control calls."""
 
     def __init__(
-        self, *, config: RouterConfig, worker_urls: Sequence[str], request_timeout_s: float, log_path: Path
+        self,
+        *,
+        config: RouterConfig,
+        worker_urls: Sequence[str],
+        request_timeout_s: float,
+        log_path: Path,
+        prefill: Mapping[str, int] | None = None,
     ) -> None:
-        """`worker_urls` are the engines, which must be ready. Raises `ValueError` when the port is taken."""
+        """Choose the port; nothing starts.
+
+        Args:
+            worker_urls: The engines, which must be ready.
+            prefill: Engines that only read prompts, by URL with their bootstrap ports; those in `worker_urls` then only
+                generate.
+
+        Raises `ValueError` when the port is taken, or the config sets an option of ours.
+        """
+        for _, problem in find_problems(ROUTER, config.options, device="cpu"):
+            raise ValueError(problem)
         self.config = config
         bound = bind_address(config.host)
         self.host = advertised_address(bound)
         self.port = claim_port(bound, config.port, section="engines.router")
-        self._num_workers = len(worker_urls)
-        self._known = set(worker_urls)
+        self._num_workers = len(worker_urls) + len(prefill or {})
+        self._known = {*worker_urls, *(prefill or ())}
+        self._pairs = prefill is not None
         arguments: dict[str, Any] = {
             # It reads host and port as one text, which names and bare IPv6 addresses are not.
             "host": bracketed(bound),
             "port": self.port,
-            "worker_urls": list(worker_urls),
             "policy": config.policy,
             # By default metrics listen on every interface, at a port that two routers would share.
             "prometheus_host": LOOPBACK,
             "prometheus_port": free_port(LOOPBACK, avoid=(self.port,)),
             "health_check_endpoint": "/health",
-            "health_check_interval_secs": 2,
-            "health_failure_threshold": 2,
-            "health_success_threshold": 1,
-            "cb_failure_threshold": 3,
-            "cb_success_threshold": 1,
-            "cb_timeout_duration_secs": 5,
-            "worker_startup_check_interval": 1,
             "request_timeout_secs": max(1, round(request_timeout_s)),
             "shutdown_grace_period_secs": 1,
-            "log_level": "warn",
+            **ROUTER_DEFAULTS,
+            **config.options,
         }
+        words = command_line(arguments)
+        if prefill is None:
+            words += ["--worker-urls", *worker_urls]
+        else:
+            words.append("--pd-disaggregation")
+            for url, port in prefill.items():
+                words += ["--prefill", url, str(port)]
+            for url in worker_urls:
+                words += ["--decode", url]
         self.process = SupervisedProcess(
-            [sys.executable, "-m", "sglang_router.launch_router", *command_line(arguments)],
+            [sys.executable, "-m", "sglang_router.launch_router", *words],
             name="sglang-router",
             log_path=log_path,
             # A proxy in the environment must not come between the router and its engines.
@@ -365,6 +475,9 @@ class Router:
         """Send requests to these engines, and to no others; False where it could not be told."""
         if set(urls) == self._known:
             return True
+        if self._pairs:
+            # It is told at its start which engines read prompts.
+            return False
         try:
             with httpx.Client(base_url=self.url, timeout=10.0, trust_env=False, verify=False) as client:
                 listed = {str(worker["url"]): str(worker["id"]) for worker in self._workers()}

@@ -12,10 +12,13 @@ from hypothesis import strategies as st
 
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.loading.loader import load_config
+from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.sizing.arithmetic import num_gpus
+from polyturn.configs.sizing.memory import check_layout
+from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.configs.sizing.nodes import Node, read_hosts
-from polyturn.configs.sizing.placement import Placement, Seat, plan_placement, planned_nodes
+from polyturn.configs.sizing.placement import Placement, Seat, place_further, plan_placement, planned_nodes
 from polyturn.configs.sizing.placement_table import meeting_lines, placement_lines
 
 CUDA = ("engines.device=cuda", "trainer.device=cuda")
@@ -94,9 +97,22 @@ GLM = (
 
 
 def test_reference_glm_4_5_355b_on_64_gpus() -> None:
-    """tp8 pp4 cp2 ep16 on 8 x 8, and two engines of 32 GPUs on the same."""
-    config = on_gpus(*GLM)
+    """slime's page of it: tp8 pp4 cp2 ep16 on 8 nodes of 8, --colocate --rollout-num-gpus-per-engine 32."""
+    config = load_config("glm_4_5_355b")
     assert config.trainer.parallel.world_size == 64 == num_gpus(config)
+    assert config.trainer.parallel.data == 1
+    rollout, trainer = config.rollout, config.trainer
+    # --rollout-batch-size 128 --n-samples-per-prompt 8 --num-steps-per-rollout 4, over-sampled to 256 prompts.
+    assert rollout.prompts_per_step * rollout.samples_per_prompt == trainer.global_batch_size * 4
+    assert rollout.oversample * rollout.prompts_per_step == 256
+    assert config.sglang == {
+        "mem_fraction_static": 0.7,
+        "attn_dp_size": 4,
+        "ep_size": 32,
+        "enable_dp_lm_head": True,
+        "moe_dense_tp_size": 1,
+    }
+    check_layout(config, ModelShape.read(resolve_model_path(config.model.path, needs_weights=False)))
     placement = plan_placement(config, nodes(8))
     assert blocks(placement.policy) == {str(number): ALL for number in range(1, 9)}
     assert engines_of(placement) == [
@@ -117,6 +133,24 @@ def test_reference_glm_4_5_355b_on_64_gpus() -> None:
     assert [sorted({place.tensor for place in of_node}) for of_node in places] == [ALL] * 8
     assert [{place.pipeline for place in of_node} for of_node in places] == [{n // 2} for n in range(8)]
     assert [{place.expert for place in of_node} for of_node in places] == [set(ALL), set(range(8, 16))] * 4
+
+
+def test_the_fp8_variant_of_its_engines() -> None:
+    """--sglang-dp-size 32 --sglang-ep-size 32 with DeepEP, and what the ranks cannot share."""
+    fp8 = ["weight_sync.dtype=fp8_block", "sglang.attn_dp_size=32", "sglang.moe_a2a_backend=deepep"]
+    more = [
+        "sglang.deepep_mode=auto",
+        "sglang.disable_radix_cache=true",
+        "sglang.cuda_graph_bs_decode=[1, 2, 4, 8]",
+    ]
+    config = load_config("glm_4_5_355b", [*fp8, *more])
+    shape = ModelShape.read(resolve_model_path(config.model.path, needs_weights=False))
+    check_layout(config, shape)
+    for key, value in (("attn_dp_size", 3), ("ep_size", 64), ("attention_data_parallel_size", 5)):
+        with pytest.raises(ConfigError, match=r"which must divide engines\.tensor_parallel=32"):
+            check_layout(load_config("quickstart", [*CUDA, *GLM[1:], f"sglang.{key}={value}"]), shape)
+    with pytest.raises(ConfigError, match=r"'sglang\.dp_size' is not yours to set: copies of the model are"):
+        load_config("glm_4_5_355b", ["sglang.dp_size=4"])
 
 
 def test_a_plan_of_64_gpus_is_told_in_a_line_for_each_node_and_kind() -> None:
@@ -235,6 +269,17 @@ def test_a_host_is_the_address_of_the_engines_node_or_of_all_of_its_own() -> Non
     assert [engine.told for engine in anywhere.engines["engines"]] == ["10.0.0.1"] * 7 + ["10.0.0.2"]
 
 
+def test_rollout_workers_on_other_nodes_find_the_router() -> None:
+    workers = ["engines.router.policy=cache_aware", "rollout.num_workers=2"]
+    plan_placement(on_gpus(*workers), nodes(1))
+    plan_placement(on_gpus(*workers, "engines.router.host=10.0.0.1"), nodes(2))
+    for host in ("127.0.0.1", "localhost", "0.0.0.0"):
+        with pytest.raises(
+            ConfigError, match=r"do not find the router; set it to the address of the driver's"
+        ):
+            plan_placement(on_gpus(*workers, f"engines.router.host={host}"), nodes(2))
+
+
 @st.composite
 def layouts(draw: st.DrawFn) -> tuple[RunConfig, list[Node]]:
     tensor = draw(st.sampled_from([1, 2, 4]))
@@ -297,6 +342,21 @@ def test_any_plan(layout: tuple[RunConfig, list[Node]]) -> None:
         assert (engine.meets_at is None) == (len(engine.seats) == 1)
     taken = sum(placement.on(each)[1] for each in there)
     assert taken == num_gpus(config)
+
+
+def test_one_engine_more_comes_where_there_is_room_for_it_now() -> None:
+    servers = on_gpus("engines={num_engines: 2, tensor_parallel: 4, port: 7000}").engines
+    placement = place_further(servers, 2, [node(1, gpus=3), node(2, gpus=5)], section="engines")
+    (engine,) = placement.engines["engines"]
+    assert (where(engine.seats), engine.told, engine.port) == ([("2", (0, 1, 2, 3))], "10.0.0.2", 7002)
+    assert placement.on(node(2, gpus=5)) == (0, 4)
+    with pytest.raises(ConfigError, match=r"no place for one engine more: engines\.tensor_parallel=4 needs"):
+        place_further(servers, 2, [node(1, gpus=3)], section="engines")
+    on_cpu = load_config("quickstart").engines
+    assert (
+        place_further(on_cpu, 1, [node(1, gpus=0)], section="engines").engines["engines"][0].told
+        == "10.0.0.1"
+    )
 
 
 def test_pretended_nodes_are_as_many_as_it_takes() -> None:
@@ -367,3 +427,17 @@ def test_places_that_contradict_each_other(section: str, sentence: str) -> None:
 def test_nodes_as_ray_describes_them() -> None:
     entry = {"NodeManagerAddress": "10.0.0.7", "Alive": True, "Resources": {"CPU": 8.0, "memory": 1e9}}
     assert Node.of(entry) == Node(address="10.0.0.7", num_cpus=8, num_gpus=0)
+
+
+def test_prefill_and_decode_want_a_router_and_rest_together() -> None:
+    pairs = ["engines={num_engines: 3, num_prefill: 1, router: {policy: cache_aware}}"]
+    assert on_gpus(*pairs).engines.num_prefill == 1
+    for changes, sentence in (
+        (["engines.num_prefill=3"], "none is left to generate"),
+        (["engines.router.policy=sticky"], "num_prefill needs sglang-router"),
+        (["engines.device=cpu"], "on a CPU there is no way"),
+        (["rollout.max_staleness=1"], "max_staleness: 0"),
+        (["rollout.sampling.top_k=20"], "the router drops what"),
+    ):
+        with pytest.raises(ConfigError, match=sentence):
+            on_gpus(*pairs, *changes)

@@ -20,6 +20,7 @@ from polyturn.configs.errors import ConfigError
 from polyturn.configs.loading import upstream
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.loading.megatron_options import DTYPES, GROUPS, OPEN_OPTIMIZER
+from polyturn.configs.loading.router_options import OPEN_ROUTER, REFUSED_ROUTER, ROUTER_DEFAULTS, SET_ROUTER
 from polyturn.configs.loading.sglang_options import (
     BOUNDS,
     OPEN_SGLANG,
@@ -30,7 +31,7 @@ from polyturn.configs.loading.sglang_options import (
 )
 from polyturn.configs.loading.upstream import accepts
 from polyturn.configs.schema.engines import EnginesConfig
-from polyturn.rollout.engines.server import CPU_DEFAULTS, EngineSpec, server_arguments
+from polyturn.rollout.engines.server import CPU_DEFAULTS, EngineSpec, NodePart, server_arguments
 
 needs_sglang = pytest.mark.skipif(
     importlib.util.find_spec("sglang") is None, reason="SGLang is not installed"
@@ -83,6 +84,34 @@ def test_every_server_argument_is_open_or_owned() -> None:
     assert set(SET_SGLANG_ON_CPU) | set(BOUNDS) <= OPEN_SGLANG
 
 
+@needs_sglang
+def test_every_argument_of_the_router_is_open_or_owned() -> None:
+    known = upstream.router_arguments()
+    assert known is not None
+    assert set(SET_ROUTER) | set(REFUSED_ROUTER) | OPEN_ROUTER == set(known)
+    assert not (set(SET_ROUTER) | set(REFUSED_ROUTER)) & OPEN_ROUTER and not set(SET_ROUTER) & set(
+        REFUSED_ROUTER
+    )
+    assert set(ROUTER_DEFAULTS) <= OPEN_ROUTER
+
+
+@needs_sglang
+def test_router_options_are_told_with_file_and_line(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(
+        "extends: quickstart\nengines:\n  router:\n    policy: cache_aware\n    options:\n      port: 3\n"
+        "      cache_treshold: 0.5\n      queue_size: many\n      retry_max_retries: 2\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert str(caught.value).splitlines() == [
+        f"{path}:6: 'engines.router.options.port' is not yours to set: set engines.router.port",
+        f"{path}:7: unknown key 'engines.router.options.cache_treshold', did you mean "
+        "'engines.router.options.cache_threshold'?",
+        f"{path}:8: 'engines.router.options.queue_size' must be an integer, got 'many'",
+    ]
+
+
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_the_command_line_sets_what_the_table_says(device: Literal["cpu", "cuda"]) -> None:
     spec = EngineSpec(
@@ -94,8 +123,11 @@ def test_the_command_line_sets_what_the_table_says(device: Literal["cpu", "cuda"
         seeded=True,
         num_sharing=1,
         largest_support=104,
+        num_prefill=1,
     )
-    flags = {word for word in server_arguments(spec, port=1) if word.startswith("--")}
+    part = NodePart(node_rank=0, num_nodes=2, rendezvous="10.0.0.1:2")
+    words = server_arguments(spec, port=1, part=part, rendezvous="10.0.0.1:2", bootstrap_port=3)
+    flags = {word for word in words if word.startswith("--")}
     options = {flag.removeprefix("--").replace("-", "_") for flag in flags}
     expected = set(set_by_polyturn(device))
     if device == "cpu":

@@ -118,6 +118,7 @@ def ray_session() -> Iterator[None]:
     import ray
 
     ray.init(
+        address="local",  # else it joins what another process started on this machine
         num_cpus=4,
         include_dashboard=False,
         log_to_driver=False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,45 +10,10 @@ import pytest
 from polyturn.configs.errors import ConfigError, RunFailure
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.sizing.nodes import Host, Node
-from polyturn.rollout.engines.placement import assigned_gpus, free_port
-from polyturn.trainer.ranks.rank import Rank
+from polyturn.rollout.engines.placement import free_port
 from polyturn.trainer.run.cluster import alive_nodes, kept_to, start_ray
-from polyturn.trainer.run.preflight import check_hosts
-
-
-def on_gpus(*overrides: str):
-    return load_config("quickstart", ["engines.device=cuda", "trainer.device=cuda", *overrides])
-
-
-@pytest.mark.stack
-@pytest.mark.parametrize("hides", [True, False])
-def test_actors_of_a_real_cluster_see_gpus_of_their_own(hides: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    import ray
-
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
-    if not hides:
-        monkeypatch.setenv("RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES", "1")
-
-    config = on_gpus()
-
-    class Host:
-        def gpus(self) -> tuple[str, ...]:
-            return assigned_gpus(ray.get_gpu_ids(), 2)
-
-        def own(self) -> str:
-            Rank(config=config, model_path="", rank=0)._see_own_gpu()
-            return os.environ["CUDA_VISIBLE_DEVICES"]
-
-    start_ray(load_config("quickstart"), num_gpus=4)
-    try:
-        hosts = [ray.remote(Host).options(num_cpus=0, num_gpus=2).remote() for _ in range(2)]
-        assert sorted(ray.get([host.gpus.remote() for host in hosts])) == [("4", "5"), ("6", "7")]
-        for host in hosts:
-            ray.kill(host)
-        ranks = [ray.remote(Host).options(num_cpus=0, num_gpus=1).remote() for _ in range(4)]
-        assert sorted(ray.get([rank.own.remote() for rank in ranks])) == ["4", "5", "6", "7"]
-    finally:
-        ray.shutdown()
+from polyturn.trainer.run.machine_checks import check_hosts
+from polyturn.trainer.run.preflight import check_compared_parts
 
 
 def test_nodes_stand_in_the_order_of_their_addresses_and_have_one_each() -> None:
@@ -78,6 +42,13 @@ def test_an_address_at_which_no_ray_answers_is_refused_at_once() -> None:
     config = load_config("quickstart", [f"cluster.address=localhost:{free_port('127.0.0.1')}"])
     with pytest.raises(RunFailure, match=r"Ray takes localhost for this machine's own address"):
         start_ray(config)
+
+
+def test_weights_in_parts_are_not_compared() -> None:
+    check_compared_parts(load_config("quickstart", ["sglang.attn_dp_size=1"]))
+    for key in ("attn_dp_size", "ep_size", "expert_parallel_size"):
+        with pytest.raises(ConfigError, match=r"set checks\.weights_equal: false"):
+            check_compared_parts(load_config("quickstart", [f"sglang.{key}=2"]))
 
 
 def test_hosts_without_a_cluster_serve_a_plan_alone(tmp_path: Path) -> None:

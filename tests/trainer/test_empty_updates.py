@@ -22,6 +22,7 @@ from polyturn.trainer.data.balance import cut_into_updates, share_out
 from polyturn.trainer.data.samples import SKIPPED, TrainSample, Update, UpdateReport
 from polyturn.trainer.ranks.rank import PolicyRank
 from polyturn.trainer.ranks.trainer import Trainer, _left_out
+from polyturn.trainer.run.cluster import reserve
 from polyturn.trainer.run.metrics import step_metrics
 from tests.support.samples import make_sample
 
@@ -189,7 +190,8 @@ OF_THE_DRIVER = ("polyturn.trainer.run", "polyturn.trainer.credit", "polyturn.tr
 def test_an_update_with_samples_on_one_rank_of_two(ray_session, make_model, make_samples) -> None:
     path = make_model()
     config = load_config("quickstart", [*SMALL, f"model.path={path}", "trainer.parallel.data=2"])
-    group = Trainer(config, model_path=path)
+    reservation = reserve(config)
+    group = Trainer(config, model_path=path, reservation=reservation)
     try:
         group.build()
         (sample,) = make_samples([6])
@@ -205,3 +207,4 @@ def test_an_update_with_samples_on_one_rank_of_two(ray_session, make_model, make
         assert [name for report in reports for name in report.trained_tokens] == [sample.sample_id]
     finally:
         group.close()
+        reservation.release()

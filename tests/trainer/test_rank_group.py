@@ -10,10 +10,10 @@ from ray.exceptions import RayActorError
 
 from polyturn.configs.errors import RunFailure
 from polyturn.configs.loading.loader import load_config
-from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.trainer.ranks import trainer
 from polyturn.trainer.ranks.rank import Rank
 from polyturn.trainer.ranks.trainer import Call, Ranks
+from polyturn.trainer.run.cluster import reserve
 
 pytestmark = pytest.mark.stack
 
@@ -34,9 +34,15 @@ class LoneRank(Rank):
 
 def test_shares_answers_and_failures(ray_session, tmp_path, monkeypatch):
     monkeypatch.setattr(trainer, "CLOSE_TIMEOUT_S", 1.0)
-    config = load_config("quickstart")
+    config = load_config("quickstart", ["trainer.parallel={tensor: 1, data: 2, pipeline: 2}"])
+    reservation = reserve(config)
     group = Ranks(
-        LoneRank, config=config, model_path=tmp_path, parallel=ParallelConfig(tensor=1, data=2, pipeline=2)
+        LoneRank,
+        config=config,
+        model_path=tmp_path,
+        parallel=config.trainer.parallel,
+        seats=reservation.placement.policy,
+        reservation=reservation,
     )
     assert group.on_all(lambda rank: rank.take("same")) == [(rank, "same") for rank in range(4)]
     # Ranks 0 and 2 are the stages of the first copy, 1 and 3 those of the second.
@@ -62,3 +68,4 @@ def test_shares_answers_and_failures(ray_session, tmp_path, monkeypatch):
     assert isinstance(group.find_death(), RayActorError), "although the others are busy for minutes"
     with pytest.raises(RayActorError):
         group.close()
+    reservation.release()

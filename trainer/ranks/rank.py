@@ -19,7 +19,7 @@ import ray
 from polyturn.configs.addresses import bind_address
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.trainer import ParallelConfig
-from polyturn.rollout.engines.placement import assigned_gpus, free_port, gpu_environment
+from polyturn.rollout.engines.placement import free_port, gpu_environment
 from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.data.samples import SKIPPED, UNMOVED, Columns, TrainSample, Update, UpdateReport
 from polyturn.trainer.models.hf_directory import FP8Cast, read_config
@@ -50,8 +50,10 @@ class Rank:
     checkpoints: Checkpoints
     """Of the models in this process."""
 
-    def __init__(self, *, config: RunConfig, model_path: str, rank: int) -> None:
+    def __init__(self, *, config: RunConfig, model_path: str, rank: int, gpus: Sequence[str] = ()) -> None:
+        """`gpus`: its own, as `CUDA_VISIBLE_DEVICES` names them; none on a CPU."""
         self._config = config
+        self._gpus = tuple(gpus)
         self._model_path = Path(model_path)
         self._rank = rank
 
@@ -79,12 +81,11 @@ class Rank:
         leave_ranks()
 
     def _see_own_gpu(self) -> None:
-        """Hide the GPUs of others from this process, where Ray was told not to, before CUDA is first used.
+        """Hide the GPUs of others from this process before CUDA is first used.
 
         On the CPU all are hidden: Megatron-core takes one that it finds.
         """
-        on_gpu = self._config.trainer.device == "cuda"
-        os.environ.update(gpu_environment(assigned_gpus(ray.get_gpu_ids(), 1) if on_gpu else ()))
+        os.environ.update(gpu_environment(self._gpus))
 
     def _place(self, parallel: ParallelConfig, address: str, port: int) -> Place:
         from polyturn.trainer.megatron.process_groups import Place

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import ray
 from ray.exceptions import RayActorError, RayTaskError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from polyturn.configs.errors import RunFailure
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.trainer import ParallelConfig
+from polyturn.configs.sizing.placement import Seat
+from polyturn.rollout.engines.reservation import Reservation
 from polyturn.trainer.data.balance import share_out, split_over_ranks
 from polyturn.trainer.data.samples import SKIPPED, UNMOVED, TrainSample, Update, UpdateReport
 from polyturn.trainer.ranks.rank import CriticRank, PolicyRank, Rank
@@ -45,18 +45,33 @@ class Trainer:
     Its methods take and give what is of a whole step; each model's ranks share it out among themselves.
     """
 
-    def __init__(self, config: RunConfig, *, model_path: Path) -> None:
+    def __init__(self, config: RunConfig, *, model_path: Path, reservation: Reservation) -> None:
+        """`reservation`: what the run has of the Ray cluster, and where in it each rank sits."""
         self._config = config
         self._model_path = model_path
+        self._reservation = reservation
         self._start()
 
     def _start(self) -> None:
         config, model_path, trainer = self._config, self._model_path, self._config.trainer
-        self._policy = Ranks(PolicyRank, config=config, model_path=model_path, parallel=trainer.parallel)
+        reservation, placement = self._reservation, self._reservation.placement
+        self._policy = Ranks(
+            PolicyRank,
+            config=config,
+            model_path=model_path,
+            parallel=trainer.parallel,
+            seats=placement.policy,
+            reservation=reservation,
+        )
         self._critic: Ranks[CriticRank] | None = None
         if trainer.critic_has_ranks:
             self._critic = Ranks(
-                CriticRank, config=config, model_path=model_path, parallel=trainer.critic.parallel
+                CriticRank,
+                config=config,
+                model_path=model_path,
+                parallel=trainer.critic.parallel,
+                seats=placement.critic,
+                reservation=reservation,
             )
         self._models: list[Ranks[Any]] = [self._policy, *([self._critic] if self._critic else [])]
 
@@ -263,25 +278,26 @@ class Ranks(Generic[R]):
     """Starts one actor per rank of a layout, and calls them together."""
 
     def __init__(
-        self, kind: type[R], *, config: RunConfig, model_path: Path, parallel: ParallelConfig
+        self,
+        kind: type[R],
+        *,
+        config: RunConfig,
+        model_path: Path,
+        parallel: ParallelConfig,
+        seats: Sequence[Seat],
+        reservation: Reservation,
     ) -> None:
+        assert len(seats) == parallel.world_size, "a seat for each rank"
         self._parallel = parallel
-        on_gpu = config.trainer.device == "cuda"
-        bundle = {"CPU": 1, "GPU": 1} if on_gpu else {"CPU": 1}
-        self._placement: PlacementGroup = placement_group([bundle] * parallel.world_size, strategy="PACK")
-        ray.get(self._placement.ready(), timeout=START_TIMEOUT_S)
         threads = str(config.trainer.threads_per_rank)
         actor = ray.remote(kind)
         self._ranks = [
             actor.options(
                 num_cpus=1,
-                num_gpus=1 if on_gpu else 0,
                 runtime_env={"env_vars": {"OMP_NUM_THREADS": threads, "HF_HUB_OFFLINE": "1"}},
-                scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    self._placement, placement_group_bundle_index=rank
-                ),
-            ).remote(config=config, model_path=str(model_path), rank=rank)
-            for rank in range(parallel.world_size)
+                scheduling_strategy=reservation.on(seat),
+            ).remote(config=config, model_path=str(model_path), rank=rank, gpus=reservation.gpus(seat))
+            for rank, seat in enumerate(seats)
         ]
 
     def start_build(self) -> list[Any]:
@@ -340,4 +356,3 @@ class Ranks(Generic[R]):
         """End the actors at once."""
         for rank in self._ranks:
             ray.kill(rank)
-        remove_placement_group(self._placement)

@@ -18,25 +18,25 @@ from polyturn.configs.addresses import LOOPBACK, bind_address, bracketed
 from polyturn.configs.errors import ConfigError, RunFailure
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.sizing.nodes import Host, Node, read_hosts, resolve
-from polyturn.configs.sizing.placement import Placement, plan_placement
+from polyturn.configs.sizing.placement import plan_placement
+from polyturn.rollout.engines.reservation import Reservation, SharedPath
 
 CONNECT_TIMEOUT_S = 10.0
 POLL_S = 0.5
 
 
-def start_ray(config: RunConfig, *, num_gpus: int | None = None) -> Placement:
-    """Join the cluster that the config names, or start a private one on this machine's loopback; where the run sits.
+def start_ray(config: RunConfig, *, num_gpus: int | None = None) -> None:
+    """Join the cluster that the config names, or start a private one on this machine's loopback.
 
     Args:
         num_gpus: of a private one; None: those that this process sees.
 
     Raises:
-        ConfigError: the cluster has no room for the run.
-        RunFailure: it cannot be joined, or hosts of `cluster.hosts` are not there in time.
+        RunFailure: it cannot be joined.
     """
     if config.cluster.address is not None:
         _join(config.cluster.address)
-        return plan_placement(config, _nodes_of(config))
+        return
     # Ray takes its loopback mode, in which nothing listens beyond this machine, for Windows and macOS alone. The
     # constant is for this process, which has read the variable already; the variable is for the processes of Ray.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
@@ -52,7 +52,28 @@ def start_ray(config: RunConfig, *, num_gpus: int | None = None) -> Placement:
         logging_level=logging.ERROR,
         _node_ip_address=LOOPBACK,
     )
-    return plan_placement(config, alive_nodes(ray.nodes()))
+
+
+def reserve(
+    config: RunConfig, *, shared_paths: Sequence[SharedPath] = (), trains: bool = True
+) -> Reservation:
+    """What the run takes of the cluster that `start_ray` has joined, by a plan for its nodes.
+
+    Args:
+        shared_paths: which all nodes must see.
+        trains: whether the trainer's ranks start, too.
+
+    Raises:
+        ConfigError: the cluster has no room for the run.
+        RunFailure: hosts of `cluster.hosts` are not there in time, or nodes do not give what they have.
+    """
+    placement = plan_placement(config, _nodes_of(config), trains=trains)
+    return Reservation(
+        placement,
+        timeout_s=config.cluster.start_timeout_s,
+        asks_nodes=config.cluster.address is not None,
+        shared_paths=shared_paths,
+    )
 
 
 def _join(address: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
@@ -11,19 +12,21 @@ import ray
 
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import RunConfig
+from polyturn.configs.sizing.served import managed_models
 from polyturn.rollout.engines.engine_log import EngineLog
 from polyturn.rollout.engines.groups import ServedGroups
 from polyturn.rollout.engines.keeper import EngineKeeper
-from polyturn.rollout.engines.launch import Engines
+from polyturn.rollout.engines.launch import Engines, ExternalLauncher
 from polyturn.rollout.engines.process import EngineError
 from polyturn.rollout.engines.ray_launcher import RayLauncher
+from polyturn.rollout.engines.reservation import Reservation, SharedPath
 from polyturn.rollout.engines.server import EngineSpec
 from polyturn.rollout.player import RolloutError
 from polyturn.rollout.replay import ReplayedSteps
 from polyturn.rollout.source import StepSource
 from polyturn.rollout.worker import RolloutWorker
 from polyturn.trainer.models.quantization import starts_engines
-from polyturn.trainer.run.cluster import start_ray
+from polyturn.trainer.run.cluster import reserve, start_ray
 from polyturn.trainer.run.directory import RunDirectory
 from polyturn.trainer.run.failures import sentence_of
 from polyturn.trainer.run.ray_reaper import start_reaper
@@ -32,28 +35,69 @@ from polyturn.trainer.weight_sync import WeightSyncError
 logger = logging.getLogger(__name__)
 
 
-def begin_ray(stack: ExitStack, config: RunConfig, directory: RunDirectory) -> None:
-    """Join the config's Ray cluster, or start one, until the stack ends."""
+def begin_ray(
+    stack: ExitStack, config: RunConfig, directory: RunDirectory, *, trains: bool = True
+) -> Reservation:
+    """Join the config's Ray cluster, or start one, until the stack ends; what the run takes of it.
+
+    `trains`: whether ranks of the trainer will be started.
+    """
     start_ray(config)
     if config.cluster.address is None:
         stack.callback(start_reaper(directory.logs / "reaper.log").stop)
     stack.callback(ray.shutdown)
+    with shared_paths(config, directory) as paths:
+        reservation = reserve(config, shared_paths=paths, trains=trains)
+    stack.callback(ignoring_dead_actors(reservation.release))
+    return reservation
 
 
-def begin_engines(stack: ExitStack, config: RunConfig, directory: RunDirectory) -> Engines:
+@contextmanager
+def shared_paths(config: RunConfig, directory: RunDirectory) -> Iterator[list[SharedPath]]:
+    """The paths that every node of a cluster must see. By a file in it meanwhile, the run directory is told from
+    another one of that name."""
+    models = {"model.path": config.model.path, "model.reference_path": config.model.reference_path}
+    models |= {f"{model.name}.path": model.path for model in managed_models(config)}
+    probe = directory.logs / f".seen-{uuid.uuid4().hex}"
+    probe.touch()
+    try:
+        yield [
+            SharedPath(what="the run directory", path=directory.path, probe=probe),
+            *(
+                SharedPath(what=key, path=found, probe=found / "config.json")
+                for key, path in models.items()
+                if path is not None
+                for found in [resolve_model_path(path, key=key)]
+            ),
+        ]
+    finally:
+        probe.unlink()
+
+
+def begin_engines(
+    stack: ExitStack, config: RunConfig, directory: RunDirectory, reservation: Reservation
+) -> Engines:
     """Start the engines, until the stack ends; they are to be waited for."""
     model_path = resolve_model_path(config.model.path)
     served = _engine_model(config, model_path, directory)
     spec = EngineSpec.from_config(config, model_path=served, log_directory=directory.logs)
-    engines = Engines(spec, RayLauncher(spec))
+    external = config.engines.urls
+    launcher = ExternalLauncher(spec, external) if external else RayLauncher(spec, reservation)
+    engines = Engines(spec, launcher)
     stack.callback(ignoring_dead_actors(engines.stop))
     engines.start()
     return engines
 
 
-def begin_groups(stack: ExitStack, config: RunConfig, directory: RunDirectory) -> ServedGroups:
+def begin_groups(
+    stack: ExitStack, config: RunConfig, directory: RunDirectory, reservation: Reservation
+) -> ServedGroups:
     """Start the engines of the models beside the policy, until the stack ends; they are to be waited for."""
-    groups = ServedGroups(config, log_directory=directory.logs, make_launcher=RayLauncher)
+    groups = ServedGroups(
+        config,
+        log_directory=directory.logs,
+        make_launcher=lambda spec, name: RayLauncher(spec, reservation, group=name),
+    )
     stack.callback(ignoring_dead_actors(groups.stop))
     groups.start()
     return groups

@@ -9,18 +9,16 @@ import importlib.util
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from polyturn.configs.addresses import LOOPBACK
 from polyturn.configs.errors import ConfigError, as_config_error, nearest
 from polyturn.configs.loading import upstream
+from polyturn.configs.loading.sglang_options import attention_parts, expert_parts
 from polyturn.configs.models import PRESET, read_json, resolve_model_path
 from polyturn.configs.schema.deadlines import check_times
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.shared_placement import check_shared_placement
-from polyturn.configs.sizing.arithmetic import check_batch, num_cores, num_gpus
+from polyturn.configs.sizing.arithmetic import check_batch
 from polyturn.configs.sizing.memory import CPU_KV_TOKENS, check_layout
 from polyturn.configs.sizing.model_shape import ModelShape
-from polyturn.configs.sizing.nodes import pretended_nodes, read_hosts
-from polyturn.configs.sizing.placement import plan_placement
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.messages import TaskSource
 from polyturn.envs.process_env import make_for_rollout
@@ -33,7 +31,6 @@ from polyturn.rollout.checks import (
     check_rewards,
     check_tasks,
 )
-from polyturn.rollout.engines.placement import claim_port
 from polyturn.rollout.factory import (
     agent_play,
     check_train_split,
@@ -58,6 +55,7 @@ from polyturn.trainer.checkpoints.torch_dist_index import METADATA, read_index
 from polyturn.trainer.models.weight_files import check_targets, read_weight_files
 from polyturn.trainer.run.directory import RunDirectory, check_unused
 from polyturn.trainer.run.evaluations import check_evaluations
+from polyturn.trainer.run.machine_checks import check_cores, check_gpus, check_hosts, check_ports
 from polyturn.trainer.run.model_checks import (
     check_critic,
     check_family,
@@ -125,6 +123,7 @@ def preflight(
             make_order(config.rollout)
             make_filter(config.rollout.filter)
         check_comparison(config)
+        check_compared_parts(config)
         check_fp8(config)
     model = evaluated or resolve_model_path(config.model.path, needs_weights=not is_sketch)
     # What this machine has.
@@ -209,6 +208,17 @@ def check_secrets(config: RunConfig) -> None:
         )
 
 
+def check_compared_parts(config: RunConfig) -> None:
+    """Checksums of weights are known for engines whose ranks share every tensor alike."""
+    parts = {"attn_dp_size": attention_parts(config.sglang), "ep_size": expert_parts(config.sglang)}
+    for key, count in parts.items():
+        if count > 1 and config.checks.enabled and config.checks.weights_equal:
+            raise ConfigError(
+                f"checks.weights_equal: with sglang.{key}={count} the ranks of an engine hold other parts of weights "
+                "than are compared; set checks.weights_equal: false"
+            )
+
+
 def check_agent(config: RunConfig, model: Path) -> None:
     if config.agent is None:
         return
@@ -282,8 +292,12 @@ def check_own_algorithms(config: RunConfig) -> None:
 
 def check_upstream(config: RunConfig) -> None:
     """Again what the loader did, for configs that were made in code."""
-    for section, device in (("sglang", config.engines.device), ("megatron", config.trainer.device)):
-        for _, problem in upstream.find_problems(section, getattr(config, section), device=device):
+    for section, values, device in (
+        ("sglang", config.sglang, config.engines.device),
+        ("megatron", config.megatron, config.trainer.device),
+        (upstream.ROUTER, config.engines.router.options, config.engines.device),
+    ):
+        for _, problem in upstream.find_problems(section, values, device=device):
             raise ConfigError(problem)
 
 
@@ -422,78 +436,6 @@ def check_template(config: RunConfig, directory: Path) -> list[str]:
         return []
     with as_config_error("model: "):
         return [f"model: {note}" for note in check_chat_template(config, directory)]
-
-
-def check_cores(config: RunConfig) -> None:
-    """Ranks against this machine's cores, where no Ray cluster with its own is joined."""
-    if config.cluster.address is not None or config.trainer.device != "cpu":
-        return
-    parallel, cores = config.trainer.parallel, num_cores()
-    if parallel.world_size > cores:
-        raise ConfigError(
-            f"trainer.parallel asks for {parallel.world_size} ranks ({parallel.describe()}), but this machine has "
-            f"{cores} core(s); lower one of them"
-        )
-    if config.trainer.num_ranks > cores:
-        raise ConfigError(
-            f"the policy and the critic ask for {config.trainer.num_ranks} ranks, but this machine has {cores} "
-            "core(s); set trainer.critic.placement=shared, or lower one of them"
-        )
-
-
-def check_hosts(config: RunConfig) -> None:
-    """The host file of a run, and, where no cluster is joined, whether the run can do with one node."""
-    cluster = config.cluster
-    if cluster.hosts is not None:
-        read_hosts(cluster.hosts, default_gpus=cluster.gpus_per_node)
-        if cluster.address is None:
-            raise ConfigError(
-                "cluster.hosts names the nodes of a Ray cluster, and cluster.address says how to join it; without, "
-                "only --dry-run can plan for them"
-            )
-    elif cluster.address is None:
-        plan_placement(config, pretended_nodes(1, num_gpus=num_gpus(config)))
-
-
-def check_gpus(config: RunConfig, *, trains: bool) -> None:
-    """What the config asks for against this machine's GPUs; a run may join a Ray cluster with its own."""
-    engines = config.engines
-    if trains:
-        wanted = 0 if config.cluster.address is not None else num_gpus(config)
-        lower = "trainer.parallel or engines.num_engines"
-    else:
-        wanted = engines.num_engines * engines.tensor_parallel if engines.device == "cuda" else 0
-        lower = "engines.num_engines or engines.tensor_parallel"
-    # Without torch there is nothing to count GPUs with, and nothing that could use them.
-    if not wanted or importlib.util.find_spec("torch") is None:
-        return
-    import torch
-
-    visible = torch.cuda.device_count()
-    if wanted > visible:
-        raise ConfigError(
-            f"the config asks for {wanted} GPU(s), and {visible} can be seen; lower {lower}, or set engines.device and "
-            "trainer.device to cpu"
-        )
-
-
-def check_ports(config: RunConfig) -> None:
-    """Addresses and ports of this machine; the engines of a Ray cluster that is joined may be on others."""
-    engines, router = config.engines, config.engines.router
-    ports = [engines.port + i for i in range(engines.num_engines)] if engines.port else [0]
-    if ports[-1] > 65535:
-        raise ConfigError(
-            f"engines.port: {engines.num_engines} engines from port {engines.port} go beyond port 65535"
-        )
-    if router.port and router.port in ports:
-        raise ConfigError(
-            f"engines.router.port: port {router.port} is also one of engines.port; choose another, or 0 for a free one"
-        )
-    with as_config_error():
-        claim_port(router.host, router.port, section="engines.router")
-        if config.cluster.address is None:
-            for port in ports:
-                claim_port(engines.host or LOOPBACK, port, section="engines")
 
 
 def check_run_directory(config: RunConfig) -> None:

@@ -48,7 +48,9 @@ def check_served_models(config: RunConfig, *, trains: bool = True, is_sketch: bo
         assert model.path is not None
         directory = resolve_model_path(model.path, key=f"{section}.path", needs_weights=not is_sketch)
         check_precision(directory, model.engines.device, f"{section}.path")
-        check_engine_layout(model.engines, ModelShape.read(directory), section=f"{section}.engines")
+        check_engine_layout(
+            model.engines, ModelShape.read(directory), section=f"{section}.engines", sglang=model.sglang
+        )
         for _, problem in upstream.find_problems("sglang", model.sglang, device=model.engines.device):
             raise ConfigError(f"{section}: {problem}")
         if not is_sketch and config.cluster.address is None:

@@ -136,9 +136,9 @@ def _running_stack(
     replays = config.rollout.replay is not None
     with ExitStack() as stack, stopwatch.measure("start") as _:
         progress.phase("starting Ray and the trainer's ranks" + ("" if replays else ", and the engines"))
-        begin_ray(stack, config, directory)
-        engines = None if replays else begin_engines(stack, config, directory)
-        groups = begin_groups(stack, config, directory)
+        reservation = begin_ray(stack, config, directory)
+        engines = None if replays else begin_engines(stack, config, directory, reservation)
+        groups = begin_groups(stack, config, directory, reservation)
         memory: EngineMemory | None = None
         if engines is not None and config.shares_gpus:
             # What they find free of the GPUs decides about their KV: they are first, and give all up again.
@@ -150,7 +150,8 @@ def _running_stack(
                 timeout_s=config.engines.turn_timeout_s,
             )
             memory.release()
-        trainer = Trainer(config, model_path=resolve_model_path(config.model.path))
+        model_path = resolve_model_path(config.model.path)
+        trainer = Trainer(config, model_path=model_path, reservation=reservation)
         stack.callback(ignoring_dead_actors(trainer.close))
         trainer.build()
         if engines is not None and memory is None:

@@ -21,6 +21,7 @@ from polyturn.trainer.data.balance import cut_into_updates, share_out
 from polyturn.trainer.data.samples import UpdateReport
 from polyturn.trainer.ranks.rank import PolicyRank
 from polyturn.trainer.ranks.trainer import Trainer
+from polyturn.trainer.run.cluster import reserve
 
 pytestmark = pytest.mark.stack
 
@@ -156,7 +157,9 @@ def test_a_critic_with_ranks_of_its_own_does_what_a_shared_one_does(ray_session,
     expected = [take_step(rank, rank._config, episodes) for episodes in steps]
     rank.close()
 
-    group = Trainer(make_config(path, "trainer.critic.placement=own"), model_path=path)
+    config = make_config(path, "trainer.critic.placement=own")
+    reservation = reserve(config)
+    group = Trainer(config, model_path=path, reservation=reservation)
     try:
         group.build()
         for index, (episodes, (estimates, report)) in enumerate(zip(steps, expected, strict=True)):
@@ -173,6 +176,7 @@ def test_a_critic_with_ranks_of_its_own_does_what_a_shared_one_does(ray_session,
         assert again.metrics == found.metrics
     finally:
         group.close()
+        reservation.release()
 
 
 def test_the_policy_waits_while_the_critic_warms_up_and_both_resume(make_model, tmp_path):

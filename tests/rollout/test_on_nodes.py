@@ -1,0 +1,179 @@
+"""Over two pretended nodes of a real Ray cluster, processes come where the plan seats them and see their GPUs alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from polyturn.configs.errors import RunFailure
+from polyturn.configs.loading.loader import load_config
+from polyturn.configs.schema.run import RunConfig
+from polyturn.configs.sizing.placement import Seat
+from polyturn.rollout.engines.reservation import SharedPath
+from polyturn.trainer.ranks.rank import Rank
+from polyturn.trainer.ranks.trainer import Ranks
+from polyturn.trainer.run.cluster import reserve, start_ray
+
+pytestmark = pytest.mark.stack
+
+FIRST, SECOND = "127.0.0.2", "127.0.0.3"
+CUDA = ("engines.device=cuda", "trainer.device=cuda", "trainer.parallel.data=1")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The address of a cluster of two nodes with 8 GPUs each, which this process has joined as a run does."""
+    import ray
+    from ray._private import ray_constants
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        # A private Ray of another module has turned addresses off for this process.
+        patch.delenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", raising=False)
+        patch.setattr(ray_constants, "ENABLE_RAY_CLUSTER", True)
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        node = {"num_cpus": 16, "num_gpus": 8, "object_store_memory": 80 << 20}
+        cluster = Cluster()
+        try:
+            # Never 127.0.0.1, which Ray takes for the machine's other address.
+            cluster.add_node(**node, node_ip_address=FIRST, include_dashboard=False)
+            cluster.add_node(**node, node_ip_address=SECOND)
+            start_ray(load_config("quickstart", [f"cluster.address={cluster.address}"]))
+            yield cluster.address
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+
+
+class SeeingRank(Rank):
+    """A rank that says where it is and which GPUs its CUDA would see."""
+
+    def sees(self) -> tuple[str, str]:
+        import ray
+
+        self._see_own_gpu()
+        return ray.util.get_node_ip_address(), os.environ["CUDA_VISIBLE_DEVICES"]
+
+    def close(self) -> None: ...
+
+
+def planned(seats: Sequence[Seat]) -> list[tuple[str, str]]:
+    return [(seat.node.address, ",".join(map(str, seat.gpus))) for seat in seats]
+
+
+def on_nodes(address: str, *overrides: str) -> RunConfig:
+    return load_config("quickstart", [f"cluster.address={address}", *CUDA, *overrides])
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["trainer.parallel={tensor: 2, data: 3}", "engines={num_engines: 2, tensor_parallel: 4}"],
+        [
+            "trainer.parallel={tensor: 4, pipeline: 3}",
+            "engines={num_engines: 3, tensor_parallel: 4, placement: shared}",
+        ],
+        [
+            "trainer.parallel={tensor: 2}",
+            "engines={num_engines: 4, tensor_parallel: 2, num_on_trainer_gpus: 1}",
+        ],
+        ["trainer.parallel={data: 16}", "engines={tensor_parallel: 16, placement: shared}"],
+    ],
+    ids=["disaggregated", "co-located", "mixed", "engine-on-both"],
+)
+def test_where_processes_come_is_where_the_plan_seats_them(cluster: str, overrides: list[str]) -> None:
+    import ray
+
+    reservation = reserve(on_nodes(cluster, *overrides))
+    try:
+        seats = list(reservation.placement.seats())
+        calls = [
+            ray.remote(ray.util.get_node_ip_address)
+            .options(num_cpus=0, scheduling_strategy=reservation.on(seat))
+            .remote()
+            for seat in seats
+        ]
+        gpus = [",".join(reservation.gpus(seat)) for seat in seats]
+        assert list(zip(ray.get(calls), gpus, strict=True)) == planned(seats)
+    finally:
+        reservation.release()
+
+
+def test_ranks_see_the_gpus_of_their_seats_alone(cluster: str, tmp_path: Path) -> None:
+    # Engines leave one GPU on each node, the last.
+    config = on_nodes(cluster, "trainer.parallel.data=2", "engines={num_engines: 2, tensor_parallel: 7}")
+    reservation = reserve(config)
+    try:
+        ranks = Ranks(
+            SeeingRank,
+            config=config,
+            model_path=tmp_path,
+            parallel=config.trainer.parallel,
+            seats=reservation.placement.policy,
+            reservation=reservation,
+        )
+        assert ranks.on_all(SeeingRank.sees) == planned(reservation.placement.policy)
+        ranks.close()
+    finally:
+        reservation.release()
+
+
+def test_gpus_that_another_job_holds_are_left_to_it_and_what_is_short_is_named(
+    cluster: str, tmp_path: Path
+) -> None:
+    import ray
+
+    @ray.remote(num_gpus=2, num_cpus=0)
+    class Other:
+        def gpus(self) -> list[int]:
+            return [int(gpu) for gpu in ray.get_gpu_ids()]
+
+    other = Other.options(resources={f"node:{FIRST}": 0.01}).remote()
+    try:
+        taken = ray.get(other.gpus.remote())
+        config = on_nodes(cluster, "trainer.parallel.data=6", "engines.tensor_parallel=8")
+        reservation = reserve(config)
+        found = [gpu for seat in reservation.placement.policy for gpu in reservation.gpus(seat)]
+        assert sorted(map(int, found)) == sorted(set(range(8)) - set(taken))
+        # Ray has given these to the run, though no process of Ray's holds them.
+        late = Other.options(resources={f"node:{FIRST}": 0.01}).remote()
+        assert ray.wait([late.gpus.remote()], timeout=2)[0] == []
+        ray.kill(late)
+        reservation.release()
+        config = on_nodes(
+            cluster, "trainer.parallel.data=8", "engines.tensor_parallel=8", "cluster.start_timeout_s=2"
+        )
+        with pytest.raises(RunFailure, match=rf"{FIRST} has 6 of the 8 GPUs free that the run takes there"):
+            reserve(config)
+    finally:
+        ray.kill(other)
+
+
+def test_hosts_that_do_not_join_and_paths_that_a_node_does_not_see(cluster: str, tmp_path: Path) -> None:
+    hosts = tmp_path / "hosts"
+    hosts.write_text(f"{SECOND} slots=2\n{FIRST} slots=8\n")
+    config = on_nodes(cluster, f"cluster.hosts={hosts}", "engines.tensor_parallel=8")
+    reservation = reserve(config)
+    assert planned(reservation.placement.policy) == [(SECOND, "0")]
+    assert reservation.placement.engines["engines"][0].told == FIRST
+    reservation.release()
+    path = tmp_path / "model"
+    shared = [
+        SharedPath(what="cluster.hosts", path=hosts, probe=hosts),
+        SharedPath(what="model.path", path=path, probe=path / "config.json"),
+    ]
+    with pytest.raises(
+        RunFailure, match=rf"model\.path: {path} is not seen on node {SECOND}; it must lie on"
+    ):
+        reserve(config, shared_paths=shared)
+    hosts.write_text(f"{FIRST} slots=8\n127.0.0.9\n127.0.0.10\n")
+    config = on_nodes(cluster, f"cluster.hosts={hosts}", "cluster.start_timeout_s=0.5")
+    with pytest.raises(
+        RunFailure, match=r"hosts:2: 127\.0\.0\.9 and 1 more has not joined .* it has 127\.0\.0\.2"
+    ):
+        reserve(config)
