@@ -8,14 +8,22 @@ from pathlib import Path
 
 import pytest
 
+from polyturn.agents.policy import SamplingParams
+from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.errors import RunFailure
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.run import RunConfig
-from polyturn.configs.sizing.placement import Seat
-from polyturn.rollout.engines.reservation import SharedPath
+from polyturn.configs.sizing.nodes import Node
+from polyturn.configs.sizing.placement import Seat, plan_placement
+from polyturn.rollout.engines.launch import Engines, ExternalLauncher
+from polyturn.rollout.engines.ray_launcher import RayLauncher
+from polyturn.rollout.engines.reservation import Reservation, SharedPath
+from polyturn.rollout.engines.server import EngineSpec
+from polyturn.rollout.factory import open_client
 from polyturn.trainer.ranks.rank import Rank
 from polyturn.trainer.ranks.trainer import Ranks
-from polyturn.trainer.run.cluster import reserve, start_ray
+from polyturn.trainer.run.cluster import alive_nodes, reserve, start_ray
+from tests.support.engines import weight_version
 
 pytestmark = pytest.mark.stack
 
@@ -177,3 +185,52 @@ def test_hosts_that_do_not_join_and_paths_that_a_node_does_not_see(cluster: str,
         RunFailure, match=r"hosts:2: 127\.0\.0\.9 and 1 more has not joined .* it has 127\.0\.0\.2"
     ):
         reserve(config)
+
+
+async def test_an_engine_on_two_nodes_gives_the_tokens_of_one(
+    cluster: str, engines: Engines, tiny_model: Path, tmp_path: Path
+) -> None:
+    import ray
+
+    config = load_config(
+        "quickstart",
+        [
+            f"cluster.address={cluster}",
+            "engines={tensor_parallel: 2, ranks_per_node: 1, start_timeout_s: 240}",
+            "rollout.sampling.seeded=false",
+        ],
+    )
+    nodes = alive_nodes(ray.nodes())
+    assert nodes == [Node(address=address, num_cpus=16, num_gpus=8) for address in (FIRST, SECOND)]
+    placement = plan_placement(config, nodes)
+    (placed,) = placement.engines["engines"]
+    assert planned(placed.seats) == [(FIRST, ""), (SECOND, "")]
+    reservation = Reservation(placement)
+    spec = EngineSpec.from_config(config, model_path=tiny_model, log_directory=tmp_path)
+    prompts = [list(range(20, 20 + size)) for size in (3, 17, 40)]
+    greedy = SamplingParams(max_tokens=24, temperature=0)
+
+    async def tokens(url: str) -> list[tuple[int, ...]]:
+        async with open_client(timeout_s=60) as client:
+            policy = SGLangPolicy(client=client, url=url, stop_token_ids=(2,))
+            answers = [await policy.generate(prompt_ids=prompt, sampling=greedy) for prompt in prompts]
+        return [tuple(answer.token_ids) for answer in answers]
+
+    try:
+        with Engines(spec, RayLauncher(spec, reservation)) as running:
+            [url] = running.engine_urls
+            assert url.startswith(f"http://{FIRST}:")
+            assert await tokens(url) == await tokens(engines.engine_urls[0])
+            # Of others' engines nothing is started, and nothing is ended.
+            with Engines(spec, ExternalLauncher(spec, [url + "/"])) as external:
+                assert external.engine_urls == [url]
+            assert weight_version(url) == "0"
+            assert running.ended() == []
+            # The second node answers nobody: that it has died is seen where its process is, and at no request.
+            second = running._engines[0]._actors[1]
+            ray.kill(second)
+            (how,) = running.ended()
+            assert how == "the process that holds SGLang server 0 (node rank 1) has died"
+        assert sorted(path.name for path in tmp_path.glob("*.log")) == ["engine_0.log", "engine_0_node_1.log"]
+    finally:
+        reservation.release()
