@@ -256,6 +256,18 @@ def remember(process: subprocess.Popen[str], family: dict[psutil.Process, str]) 
         family[child] = child.name()
 
 
+def engine_of(process: subprocess.Popen[str]) -> psutil.Process:
+    """The server of the only engine of a run."""
+    (server,) = (
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "polyturn.rollout.engines.sglang_main" in child.cmdline()
+        and "polyturn.rollout.engines.supervisor" in child.parent().cmdline()
+        and "polyturn.rollout.engines.supervisor" not in child.cmdline()
+    )
+    return server
+
+
 def assert_gone(family: dict[psutil.Process, str], *, within_s: float) -> None:
     deadline = time.monotonic() + within_s
     alive: list[str] = []
@@ -306,8 +318,11 @@ def test_a_run_that_is_stopped_and_killed_trains_what_an_uninterrupted_one_does(
     assert stopped.wait(timeout=120) == 130
     assert_gone(family, within_s=20)
     assert json.loads((path / "summary.json").read_text())["status"] == "interrupted"
-    steps_before = len(read_metrics(path / "metrics.jsonl"))
+    rows = read_metrics(path / "metrics.jsonl")
+    steps_before = len(rows)
     assert 1 <= steps_before < NUM_STEPS
+    assert {"seconds/release", "seconds/reload", "seconds/offload", "seconds/resume"} <= rows[0].keys()
+    assert rows[0]["turns/offloaded_bytes"] > 0
 
     killed = start(*overrides, "engines.placement=shared", "resume=true")
     output_until(killed, "resumed after step")
@@ -332,13 +347,20 @@ def test_a_run_that_is_stopped_and_killed_trains_what_an_uninterrupted_one_does(
     kill_a_rank(process)
     output = output_until(process, "the trainer is back")
     assert engine_processes(process) == engines
+    # The only engine is killed: what was asked of it waits for another one, which the trainer brings its weights.
+    engine_of(process).kill()
+    output_until(process, "engine 0 serves version")
+    listed = run("engines", "list", str(path))
+    assert listed.stdout.splitlines()[1].split()[:2] == ["0", "serving"], listed.stderr
     output = output_until(process, "run: ")
     assert process.wait(timeout=60) == 0 and output.strip().endswith(str(path))
+    events = [orjson.loads(line) for line in (path / "logs" / "engines.jsonl").open("rb")]
+    assert [(event["event"], event["engine"]) for event in events] == [("lost", 0), ("serving", 0)]
+    assert events[0]["kind"] == "ended" and events[1]["version"] >= 1
     rows = read_metrics(path / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, NUM_STEPS + 1))
     assert {(row["ledger/segments"], row["ledger/lost_tokens"]) for row in rows} == {(1.0, 0.0)}
-    assert {"seconds/release", "seconds/reload", "seconds/offload", "seconds/resume"} <= rows[0].keys()
-    assert rows[0]["turns/offloaded_bytes"] > 0 and "seconds/release" not in rows[-1]
+    assert "seconds/release" not in rows[-1]
     assert load_config(path / "config.yaml").model.template_date is not None, "the day was pinned"
     assert (path / "policy" / "chat_template.jinja").read_text() == own.read_text()
     assert prompts_by_step(path) == prompts_by_step(finished)
