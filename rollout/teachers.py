@@ -21,7 +21,7 @@ import numpy.typing as npt
 from polyturn.agents.connections import EngineClient
 from polyturn.agents.episode import Episode
 from polyturn.agents.ledger import Segment
-from polyturn.agents.policy import EngineUnavailable
+from polyturn.agents.policy import EngineUnavailable, GarbledAnswer, PolicyFault
 from polyturn.agents.sglang_scorer import SGLangScorer
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.engines import TeacherConfig
@@ -97,6 +97,8 @@ class Teacher:
                 wait_s = tries.next_wait_s()
                 if wait_s is None:
                     message = f"teacher {self.config.name}: {tries.over(str(fault))}"
+                    if isinstance(fault, GarbledAnswer):
+                        raise PolicyFault(message) from fault
                     raise EngineUnavailable(message, is_gone=fault.is_gone) from fault
             finally:
                 engine.num_requests -= 1

@@ -8,9 +8,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from secrets import token_urlsafe
 
 import orjson
 import psutil
@@ -75,9 +77,48 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "import sys, polyturn; print(polyturn.train('quickstart', *sys.argv[2:], output_dir=sys.argv[1]))"
     )
     command = [sys.executable, "-c", program, str(tmp_path_factory.mktemp("runs")), *SMALL, *BESIDE]
-    process = subprocess.run(command, capture_output=True, text=True, timeout=400, check=False)
+    secret, began = f"Zq{token_urlsafe(24)}", time.time()
+    keys = dict.fromkeys(("OPENAI_API_KEY", "HF_TOKEN", "WANDB_API_KEY"), secret)
+    with arguments_seen() as seen:
+        process = subprocess.run(
+            command, env={**os.environ, **keys}, capture_output=True, text=True, timeout=400, check=False
+        )
     assert process.returncode == 0, process.stdout + process.stderr
-    return Path(process.stdout.strip().splitlines()[-1])
+    path = Path(process.stdout.strip().splitlines()[-1])
+    assert_said_nowhere(secret, path, began, process.stdout + process.stderr + "".join(seen))
+    return path
+
+
+@contextlib.contextmanager
+def arguments_seen() -> Iterator[set[str]]:
+    """The command lines of all that is started meanwhile, as `ps` shows them, looked at each second."""
+    seen: set[str] = set()
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(1.0):
+            for child in psutil.Process().children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    seen.add(" ".join(child.cmdline()))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        thread.join()
+        assert any("sglang_main" in arguments for arguments in seen)
+
+
+def assert_said_nowhere(secret: str, path: Path, began: float, told: str) -> None:
+    """A key of the environment is in nothing that the run printed or wrote, Ray's logs of that time among it."""
+    assert secret not in told
+    logs = Path("/tmp/ray").glob("session_*/**/*")
+    for file in (*path.rglob("*"), *logs):
+        with contextlib.suppress(OSError):
+            if file.is_file() and file.stat().st_mtime >= began:
+                assert secret.encode() not in file.read_bytes(), file
 
 
 def test_the_run_directory_says_everything_that_happened(finished: Path) -> None:

@@ -16,6 +16,7 @@ READERS = {
     "agents/chat_template.py": "a template is told the day, which a run pins",
     "agents/sessions/server.py": "an answer of OpenAI's says when it was made",
     "agents/sessions/socket_folders.py": "the age of a folder that somebody else made",
+    "rollout/engines/engine_log.py": "an event in the log of engines says when it was",
     "tools/retries.py": "a server names the date from which it may be asked again",
     "tools/sandbox/docker_container.py": "Docker's events are asked for by its clock",
     "trainer/run/progress.py": "TensorBoard's events carry the time, which it shows",

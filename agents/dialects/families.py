@@ -42,6 +42,7 @@ TEMPLATES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("<arg_key>", "<tool_call>' ~ tc.name"), "sglang:glm47"),
     (("<arg_key>",), "sglang:glm45"),
     (("<tool_call>",), "hermes"),
+    (("<|python_start|>", '"parameters": '), "json"),
     (("<|python_start|>",), "pythonic"),
     (("<|python_tag|>",), "json"),
     (('{"name": ', '"parameters": '), "json"),

@@ -1,4 +1,7 @@
-"""Every option of a run, typed. Unknown keys are errors; the loader adds file, line and the nearest key."""
+"""Every option of a run, typed. Unknown keys are errors; the loader adds file, line and the nearest key.
+
+The sections that all of a run shares are here with the checks between them, so that the module is long.
+"""
 
 from __future__ import annotations
 

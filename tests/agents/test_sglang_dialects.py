@@ -248,6 +248,9 @@ def test_auto_reads_what_a_familys_own_template_writes(tmp_path):
         "qwen3-coder": "sglang:qwen3_coder",
         "gemma-4-thoughts": "sglang:gemma4",
         "deepseek-v3.1": "sglang:deepseekv3",
+        "llama4": "json",
+        "granite-4": "hermes",
+        "command-r7b": "sglang:cohere_command4",
     }
 
 

@@ -147,7 +147,9 @@ UNUSABLE = {
 async def test_an_answer_that_cannot_be_used_is_a_fault(name):
     with serving(UNUSABLE[name]) as service, pytest.raises(PolicyFault) as raised:
         await teach(config(service.url), episode=one_segment())
-    assert not isinstance(raised.value, EngineUnavailable) and len(service.bodies) == 1
+    # What is no JSON may be one engine's alone; the rest would be the same elsewhere.
+    num_tries = 4 if name == "garbage" else 1
+    assert not isinstance(raised.value, EngineUnavailable) and len(service.bodies) == num_tries
 
 
 @pytest.mark.parametrize("reply", [None, 503], ids=["hangs", "500s"])

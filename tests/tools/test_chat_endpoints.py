@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import re
-import threading
 
 import pytest
 from hypothesis import given, settings
@@ -558,7 +557,7 @@ async def test_threads_share_one_client_of_an_endpoint():
         found = await asyncio.gather(*(asyncio.to_thread(chat.ask, QUESTION) for _ in range(8)))
         assert {answer.content for answer in found} == {"Ashford"}
         await asyncio.to_thread(chat.close)
-    assert not any(thread.name == "chat endpoint" for thread in threading.enumerate())
+    assert not chat._thread.is_alive()
 
 
 ANY = st.recursive(

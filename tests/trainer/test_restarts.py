@@ -99,16 +99,7 @@ def test_what_is_no_death_is_raised_as_it_was(tmp_path: Path) -> None:
     assert not screen.lines and restarts.num == 0
 
 
-@pytest.mark.parametrize(
-    ("overrides", "turns", "words"),
-    [
-        (("trainer.max_restarts=0",), None, "trainer.max_restarts=0"),
-        ((), object(), "whose GPUs engines share"),
-    ],
-)
-def test_where_no_trainer_is_started_again_the_run_ends(
-    tmp_path: Path, overrides: tuple[str, ...], turns: Any, words: str
-) -> None:
-    restarts, _ = restarts_of(Dying(), tmp_path, *overrides, turns=turns)
-    with pytest.raises(RunFailure, match=words):
+def test_where_no_trainer_is_started_again_the_run_ends(tmp_path: Path) -> None:
+    restarts, _ = restarts_of(Dying(), tmp_path, "trainer.max_restarts=0")
+    with pytest.raises(RunFailure, match=r"trainer\.max_restarts=0"):
         restarts.restart(ActorDiedError())
