@@ -26,9 +26,9 @@ def report() -> dict[str, str]:
         "check",
         "--all",
         "--num-tasks",
-        "3",
+        "2",
         "--budget-s",
-        "0.5",
+        "0.25",
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     *blocks, last = done.stdout.strip().split("\n\n")
