@@ -131,7 +131,8 @@ def unpack(data: Any) -> Any:
         makers = {"d": dict, "c": collections.Counter, "o": collections.OrderedDict}
         return makers[tag]({unpack(key): unpack(value) for key, value in unpack_pairs(content)})
     if tag == "q":
-        return collections.deque(unpack(content[0]), content[1])
+        items, max_length = content
+        return collections.deque(unpack(items), max_length)
     if tag == "?":
         return Opaque(content)
     if tag in "DFL" or tag[:1] == "T":

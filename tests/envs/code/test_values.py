@@ -5,7 +5,7 @@ import json
 from collections import deque
 from datetime import date, datetime, time, timedelta
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from polyturn.envs.code.harness.values import DoesNotCross, Packer, same, take_over, unpack
@@ -64,6 +64,7 @@ def test_a_value_arrives_as_it_was(value):
 
 @settings(deadline=None)
 @given(JSON)
+@example({"q": []})
 def test_whatever_else_comes_is_refused_by_one_of_a_few_exceptions(data):
     refusals = (ValueError, TypeError, KeyError, AttributeError, RecursionError, ArithmeticError)
     with contextlib.suppress(*refusals):
