@@ -56,7 +56,7 @@ from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.engines import EnginesConfig, ReplaceConfig, RouterConfig
-from polyturn.rollout.engines.checksums import EngineChecksums
+from polyturn.rollout.engines.checksums import EngineChecksums, EngineLayout
 from polyturn.rollout.engines.engine_log import EngineLog
 from polyturn.rollout.engines.fleet import Ailment, EngineFleet, Traffic
 from polyturn.rollout.engines.keeper import EngineKeeper
@@ -128,8 +128,8 @@ class Proxy:
                 answer = await reply.read()
                 status, kind = reply.status, reply.content_type
         except (OSError, ClientError):
-            assert request.transport is not None
-            request.transport.close()  # as a dead server would
+            if request.transport is not None:  # None: whoever asked has gone
+                request.transport.close()  # as a dead server would
             return web.Response(status=502)
         if is_generation and self.mode == "garbled":
             spoiled = json.loads(answer)
@@ -458,7 +458,7 @@ def bench(
 @contextmanager
 def publishing(sync: str, model: Path, directory: Path, *, tied: bool) -> Iterator[WeightPublisher]:
     def new_checksums() -> EngineChecksums:
-        return EngineChecksums(tied_embeddings=tied)
+        return EngineChecksums(EngineLayout(tied_embeddings=tied))
 
     publisher: WeightPublisher
     if sync == "disk":
