@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -14,7 +13,7 @@ from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.engines import ServedModel
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.tasks import JudgeReward
-from polyturn.rollout.engines.launch import Engines, Launcher, LocalLauncher
+from polyturn.rollout.engines.launch import BroughtUp, Engines, Launcher, LocalLauncher
 from polyturn.rollout.engines.server import EngineSpec
 
 
@@ -46,7 +45,7 @@ def section_of(config: RunConfig, model: ServedModel) -> str:
     raise AssertionError(f"{model.name} is of no section")
 
 
-class ServedGroups:
+class ServedGroups(BroughtUp):
     """All of them; a context manager that leaves none behind.
 
     The first engine that does not come up ends the start. None gets new weights.
@@ -108,20 +107,6 @@ class ServedGroups:
         with ExitStack() as stack:
             for engines in self._groups.values():
                 stack.callback(engines.stop)
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-            self.wait_ready()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
 
 def with_urls(config: RunConfig, urls: Mapping[str, tuple[str, ...]]) -> RunConfig:

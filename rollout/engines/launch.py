@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Protocol, Self
@@ -133,7 +134,37 @@ class ExternalLauncher:
         return ExternalEngine(self._urls[index], timeout_s=self._spec.config.start_timeout_s)
 
 
-class Engines:
+class BroughtUp(ABC):
+    """What is started, waited for and stopped as one; a context manager that leaves nothing behind."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Begin to start it; returns at once."""
+
+    @abstractmethod
+    def wait_ready(self) -> None:
+        """Wait until it is of use. Raises as `Engine.ready` does."""
+
+    @abstractmethod
+    def stop(self) -> None:
+        """End it; returns when it is gone. A second call does nothing."""
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+            self.wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+class Engines(BroughtUp):
     """All engines of a run; a context manager that starts them and leaves none behind.
 
     with Engines(spec, LocalLauncher(spec)) as engines:
@@ -260,17 +291,3 @@ class Engines:
             engine.release()
         for engine in engines:
             engine.stop()
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-            self.wait_ready()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
