@@ -20,7 +20,7 @@ from polyturn.envs.tasks.order import task_digest
 from polyturn.envs.tasks.rates import ROUNDING, Difficulty, read_difficulties
 from polyturn.rollout.collection import play_groups
 from polyturn.rollout.engines.groups import judged
-from polyturn.rollout.evaluation import local_engines
+from polyturn.rollout.evaluation.held_out import local_engines
 from polyturn.rollout.factory import build_player, open_policy, training_sampling
 from polyturn.rollout.groups import Prompt
 from polyturn.rollout.player import EpisodePlayer

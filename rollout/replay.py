@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from polyturn.agents.episode import Episode
-from polyturn.rollout.evaluation import EvaluationResult
+from polyturn.rollout.evaluation.held_out import EvaluationResult
 from polyturn.rollout.groups import Group, Prompt, position_of
 from polyturn.rollout.scheduler import Frontier, StepGroups
 from polyturn.rollout.source import OnEpisode, RolloutStart, Standing

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from polyturn.agents.episode import Episode
-from polyturn.rollout.evaluation import EvaluationResult
+from polyturn.rollout.evaluation.held_out import EvaluationResult
 from polyturn.rollout.scheduler import Frontier, StepGroups
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.rollout.suites import Suite

@@ -23,7 +23,7 @@ from polyturn.envs.tasks.order import task_digest
 from polyturn.rollout.branching import make_branching
 from polyturn.rollout.engines.fleet import Ailment
 from polyturn.rollout.engines.membership import Membership
-from polyturn.rollout.evaluation import EvaluationResult, evaluate
+from polyturn.rollout.evaluation.held_out import EvaluationResult, evaluate
 from polyturn.rollout.factory import build_player, evaluation_sampling, open_engines, training_sampling
 from polyturn.rollout.filters import make_filter
 from polyturn.rollout.groups import Prompt, PromptCursor, journal_of, position_of

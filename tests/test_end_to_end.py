@@ -201,7 +201,9 @@ def test_the_final_policy_is_a_hugging_face_directory_with_new_weights(finished:
 
 
 def test_evaluation_serves_the_final_policy_on_the_same_tasks(finished: Path, tmp_path: Path) -> None:
-    process = run("eval", "quickstart", "--model", str(finished / "policy"), *SMALL, f"output_dir={tmp_path}")
+    process = run(
+        "eval", "run", "quickstart", "--model", str(finished / "policy"), *SMALL, f"output_dir={tmp_path}"
+    )
     assert process.returncode == 0, process.stdout + process.stderr
     result = json.loads(process.stdout.strip().splitlines()[-1])
     assert result["num_tasks"] == 16 and result["model"] == str(finished / "policy")

@@ -17,7 +17,7 @@ from polyturn.configs.schema.run import RunConfig
 from polyturn.packages import SERVING, require
 
 if TYPE_CHECKING:
-    from polyturn.rollout.evaluation import EvaluationResult
+    from polyturn.rollout.evaluation.held_out import EvaluationResult
     from polyturn.rollout.named_play import PolicyChoice
     from polyturn.rollout.probe import ProbeResult
 
@@ -290,7 +290,7 @@ def newest_policy(config: RunConfig) -> Path:
 
 
 def _evaluate_one(config: RunConfig, model_path: Path | None, choice: PolicyChoice) -> EvaluationReport:
-    from polyturn.rollout.evaluation import evaluate_model, evaluate_policy
+    from polyturn.rollout.evaluation.held_out import evaluate_model, evaluate_policy
     from polyturn.trainer.run.progress import make_progress
 
     settings = config.evaluation

@@ -194,7 +194,7 @@ def test_a_run_directory_that_is_taken(workspace: Path) -> None:
 
 
 def test_no_finished_run_to_evaluate() -> None:
-    message = refused(in_this_process, "eval", "recipe.yaml")
+    message = refused(in_this_process, "eval", "run", "recipe.yaml")
     assert message == "there is no finished run of 'test' in runs; name a model with --model PATH"
 
 
@@ -214,7 +214,7 @@ def test_an_environment_to_show_that_does_not_exist() -> None:
             ("convert", "preset:qwen3-4b", "out"),
             "SOURCE: 'preset:qwen3-4b' is the shape of a published model",
         ),
-        (("eval", "recipe.yaml", "--model", "nowhere"), "--model: there is no directory 'nowhere'"),
+        (("eval", "run", "recipe.yaml", "--model", "nowhere"), "--model: there is no directory 'nowhere'"),
         (
             ("train", "recipe.yaml", "trainer.algorithm.kl.kind=in_loss", "model.reference_path=nowhere"),
             "model.reference_path: there is no directory 'nowhere'",

@@ -31,7 +31,7 @@ def invoke(*arguments: str) -> tuple[int, str]:
     "command",
     [
         ["train"],
-        ["eval"],
+        ["eval", "run"],
         ["simulate"],
         ["probe"],
         ["convert"],

@@ -189,14 +189,15 @@ def test_a_new_run_beside_what_another_left(workspace: Path) -> None:
     assert sentence.startswith("run_dir: run holds trajectories of a run whose config.yaml is gone")
 
 
-@pytest.mark.parametrize("command", ["eval", "convert"])
+@pytest.mark.parametrize(
+    "command", [("eval", "run", "recipe.yaml", "--model", "model"), ("convert", "model", "target")]
+)
 @pytest.mark.parametrize("damage", [junk, empty, directory, circular, json_list])
 def test_other_commands_on_a_damaged_model(
-    workspace: Path, command: str, damage: Callable[[Path], None]
+    workspace: Path, command: tuple[str, ...], damage: Callable[[Path], None]
 ) -> None:
     damage(workspace / "model" / "config.json")
-    arguments = ("recipe.yaml", "--model", "model") if command == "eval" else ("model", "target")
-    assert "config.json" in said(command, *arguments)
+    assert "config.json" in said(*command)
     assert not (workspace / "target").exists()
 
 

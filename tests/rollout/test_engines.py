@@ -47,7 +47,7 @@ from polyturn.rollout.engines.groups import judged
 from polyturn.rollout.engines.memory import EngineMemory
 from polyturn.rollout.engines.process import EngineError
 from polyturn.rollout.engines.server import EngineSpec, SGLangServer
-from polyturn.rollout.evaluation import evaluate
+from polyturn.rollout.evaluation.held_out import evaluate
 from polyturn.rollout.factory import build_player, open_client, open_policy
 from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.named_play import ModelEpisodes, named_player

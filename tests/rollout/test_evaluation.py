@@ -16,13 +16,11 @@ from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.rewards import exact_match
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collection import play_groups
-from polyturn.rollout.evaluation import (
+from polyturn.rollout.evaluation.held_out import evaluate, evaluation_prompts, summarise
+from polyturn.rollout.evaluation.statistics import (
     clustered_interval,
-    evaluate,
-    evaluation_prompts,
     interval,
     student_quantile,
-    summarise,
     wilson_interval,
 )
 from polyturn.rollout.limits import RolloutLimits

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.run import RunConfig
-from polyturn.rollout.evaluation import EvaluationResult
+from polyturn.rollout.evaluation.held_out import EvaluationResult
 from polyturn.rollout.player import RolloutError
 from polyturn.rollout.suites import Suite, suites_of
 from polyturn.trainer.run.evaluations import Evaluations, check_evaluations

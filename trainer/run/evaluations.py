@@ -21,7 +21,7 @@ import orjson
 from polyturn.agents.ledger import UNSAMPLED_VERSION
 from polyturn.configs.errors import ConfigError, did_you_mean
 from polyturn.configs.schema.run import RunConfig
-from polyturn.rollout.evaluation import EvaluationResult
+from polyturn.rollout.evaluation.held_out import EvaluationResult
 from polyturn.rollout.suites import HELDOUT, Suite, suites_of
 from polyturn.rollout.waiting import Meanwhile, awaited, nothing
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from polyturn.configs.schema.run import RunConfig
-from polyturn.rollout.evaluation import EvaluationResult
+from polyturn.rollout.evaluation.held_out import EvaluationResult
 from polyturn.rollout.source import StepSource
 from polyturn.rollout.suites import Suite, suites_of
 from polyturn.rollout.waiting import Meanwhile, awaited, nothing

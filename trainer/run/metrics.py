@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from polyturn.agents.episode import Episode, Outcome
-from polyturn.rollout.evaluation import mean_metrics
+from polyturn.rollout.evaluation.held_out import mean_metrics
 from polyturn.rollout.filters import UNIFORM
 from polyturn.rollout.groups import Group
 from polyturn.rollout.scheduler import StepGroups

@@ -7,7 +7,19 @@ from typing import Annotated
 import typer
 
 from polyturn import __version__
-from polyturn.cli import convert, doctor, engines, env, probe, rollout, serve, simulate, template, train
+from polyturn.cli import (
+    convert,
+    doctor,
+    engines,
+    env,
+    evaluation,
+    probe,
+    rollout,
+    serve,
+    simulate,
+    template,
+    train,
+)
 
 app = typer.Typer(
     name="polyturn",
@@ -20,11 +32,11 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("rollout")(rollout.rollout)
-app.command("eval")(train.evaluate)
 app.command("simulate")(simulate.simulate)
 app.command("probe")(probe.probe)
 app.command("convert")(convert.convert)
 app.add_typer(env.app, name="env")
+app.add_typer(evaluation.app, name="eval")
 app.add_typer(engines.app, name="engines")
 app.add_typer(train.config_app, name="config")
 app.add_typer(serve.app, name="serve")

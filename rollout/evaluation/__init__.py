@@ -1,0 +1,1 @@
+"""Scoring a policy on held-out tasks: in a run, and on suites of environments."""

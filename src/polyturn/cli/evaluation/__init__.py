@@ -1,0 +1,12 @@
+"""`polyturn eval`: score policies on suites of environments, and say how two compare. A module for each command."""
+
+from __future__ import annotations
+
+import typer
+
+from polyturn.cli.evaluation.run import evaluate
+
+app = typer.Typer(
+    help="Score policies on suites of environments.", no_args_is_help=True, rich_markup_mode=None
+)
+app.command("run")(evaluate)
