@@ -80,6 +80,11 @@ class EvaluatedEntry:
     success_score: float
     """A score of so much and more is a success, which pass@k and pass^k count."""
     episodes: tuple[ScoredEpisode, ...]
+    sampling: Mapping[str, object] = field(default_factory=dict)
+    """Temperature, limits of tokens and turns, and whatever else of how it was played changes a score: a comparison
+    warns where two evaluations differ in it."""
+    scorer: str = ""
+    """Names what gave the scores, and changes with it, such as a digest of the reward's settings."""
 
     @property
     def num_asked(self) -> int:
