@@ -21,6 +21,7 @@ import pytest
 from polyturn.agents.episode import Episode
 from polyturn.agents.ledger import UNSAMPLED_VERSION
 from polyturn.configs.loading.loader import load_config
+from polyturn.configs.metrics.declared import undeclared
 from polyturn.configs.models import MODELS_DIRECTORY, resolve_model_path
 from polyturn.rollout.journal import read_journal
 from polyturn.rollout.store import TrajectoryStore
@@ -135,6 +136,7 @@ def test_the_run_directory_says_everything_that_happened(finished: Path) -> None
     rows = read_metrics(finished / "metrics.jsonl")
     assert [row["step"] for row in rows] == list(range(1, NUM_STEPS + 1))
     for row in rows:
+        assert undeclared(row) == []
         assert row["engine/requests"] >= row["episode/num"] and row["engine/faults"] == 0
         assert 0 <= row["engine/0/kv_use"] <= row["engine/0/kv_use_max"] <= 1
     assert list((finished / "tensorboard").iterdir())

@@ -12,6 +12,7 @@ import typer
 import polyturn
 from polyturn.cli.outcome import reported, table
 from polyturn.configs.loading.loader import dump_config, json_schema
+from polyturn.configs.metrics.markdown import metrics_markdown
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.reference import options_markdown
 from polyturn.configs.schema.run import RunConfig
@@ -127,6 +128,16 @@ def options() -> None:
     Example: polyturn config options
     """
     typer.echo(options_markdown(), nl=False)
+
+
+@config_app.command()
+def metrics() -> None:
+    """Print every metric of a run with its unit, meaning and healthy range, as Markdown tables.
+
+    \b
+    Example: polyturn config metrics
+    """
+    typer.echo(metrics_markdown(), nl=False)
 
 
 def print_plan(config: RunConfig) -> None:

@@ -1,0 +1,1 @@
+"""The figures of a run: every metric's name and meaning, and the dozen that tell most."""
