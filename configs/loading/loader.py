@@ -29,7 +29,8 @@ from polyturn.configs.loading.validation import (
 )
 from polyturn.configs.loading.yaml_tree import Tree
 from polyturn.configs.models import LAYOUT_NAME, PRESET, preset_directory
-from polyturn.configs.schema.run import RunConfig, SuiteConfig
+from polyturn.configs.schema.run import EnvironmentConfig, RunConfig
+from polyturn.configs.schema.suite import SuiteConfig, SuiteEntry
 
 __all__ = [
     "ConfigError",
@@ -79,15 +80,73 @@ def _problems(tree: Tree, section: str, values: Mapping[str, Any], device: str) 
 
 
 def load_suite(suite: str | Path, overrides: Sequence[str] = ()) -> list[RunConfig]:
-    """One config for each entry of a suite: the suite's recipe with the entry's environment and evaluation.
+    """One config for each entry of a suite that is played: its recipe with the entry's environment and evaluation.
 
-    The overrides are the recipe's. Raises ConfigError.
+    Overrides are as of `read_suite`; all others are the recipe's. Raises ConfigError, also where a file is missing that
+    an entry needs.
     """
-    path = find_shipped("suite", suite)
-    loaded = load_section(SuiteConfig, path)
-    beside = path.parent / loaded.recipe
-    base = load_config(beside if beside.is_file() else loaded.recipe, overrides)
-    return [base.model_copy(update=dict(entry)) for entry in loaded.entries]
+    loaded, left = read_suite(suite, overrides)
+    if missing := missing_files(loaded):
+        raise ConfigError("\n".join(missing))
+    beside = find_shipped("suite", suite).parent / loaded.recipe
+    base = load_config(beside if beside.is_file() else loaded.recipe, left)
+    return [
+        base.model_copy(
+            update={
+                "environment": with_files(entry, loaded.data),
+                "reward": entry.reward,
+                "evaluation": entry.evaluation,
+            }
+        )
+        for entry in loaded.played
+    ]
+
+
+def read_suite(suite: str | Path, overrides: Sequence[str] = ()) -> tuple[SuiteConfig, list[str]]:
+    """A suite as it is written, and the overrides that are its recipe's.
+
+    Its own are `data`, `only` and what an entry has: `evaluation.num_tasks=16` holds for every entry. No file that an
+    entry needs is looked for. Raises ConfigError.
+    """
+    tree = _read_layers(find_shipped("suite", suite), SuiteConfig, ())
+    left = []
+    for override in overrides:
+        key = override.partition("=")[0].strip()
+        first = key.partition(".")[0]
+        if first in SUITE_KEYS:
+            tree = merge(tree, _read_override(override, SuiteConfig), SuiteConfig)
+        elif first in ENTRY_KEYS and isinstance(tree.value.get("entries", tree).value, list):
+            given = _read_override(override, SuiteEntry)
+            entries = tree.value["entries"]
+            merged = [merge(entry, given, SuiteEntry) for entry in entries.value]
+            tree = Tree({**tree.value, "entries": Tree(merged, entries.origin)}, tree.origin)
+        else:
+            left.append(override)
+    return read_section(SuiteConfig, _name_default_kinds(tree, SuiteConfig)), left
+
+
+SUITE_KEYS = ("data", "only")
+ENTRY_KEYS = ("environment", "evaluation", "reward")
+
+
+def with_files(entry: SuiteEntry, data: Path) -> EnvironmentConfig:
+    """The entry's environment with the files that it needs among its options, unless they name others."""
+    found = {need.option: str(data / need.file) for need in entry.needs if need.file is not None}
+    return entry.environment.model_copy(update={"options": {**found, **entry.environment.options}})
+
+
+def missing_files(suite: SuiteConfig) -> list[str]:
+    """A sentence for each file that an entry needs and that is not there."""
+    problems = []
+    for entry in suite.played:
+        options = with_files(entry, suite.data).options
+        for need in entry.needs:
+            if need.file is not None and not Path(str(options[need.option])).expanduser().exists():
+                problems.append(
+                    f"{suite.name}: {entry.called}: there is no '{options[need.option]}': {need.get} "
+                    "(Name another directory with data=DIR, or play other entries with only=[NAME].)"
+                )
+    return problems
 
 
 def is_suite(name: str | Path) -> bool:

@@ -496,20 +496,3 @@ class RunConfig(Section):
                 f"behind, and rollout.max_staleness allows {given}; set it to {needed} or more"
             )
         return self
-
-
-class SuiteEntry(Section):
-    """One environment of a suite."""
-
-    environment: EnvironmentConfig
-    reward: RewardChoice = EnvironmentReward()
-    evaluation: EvaluationConfig = EvaluationConfig()
-
-
-class SuiteConfig(Section):
-    """A named list of environments to score one policy on."""
-
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-    recipe: str
-    """The recipe whose engines, model settings and limits serve the suite."""
-    entries: Annotated[list[SuiteEntry], Field(min_length=1)]

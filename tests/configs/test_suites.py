@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from polyturn.configs.errors import ConfigError
-from polyturn.configs.loading.loader import is_suite, load_config, load_suite, shipped_names
+from polyturn.configs.loading.loader import is_suite, load_config, load_suite, read_suite, shipped_names
 
 SUITE = """\
 name: two
@@ -22,7 +22,9 @@ entries:
 @pytest.mark.parametrize("name", shipped_names("suite"))
 def test_shipped_suites_load(name: str) -> None:
     assert is_suite(name)
-    assert load_suite(name)
+    suite, _ = read_suite(name)
+    assert suite.name == name and suite.about
+    load_config(suite.recipe)
 
 
 def test_a_suite_is_its_recipe_with_each_entry_in_turn(tmp_path: Path) -> None:
@@ -72,3 +74,58 @@ def test_mistakes_in_an_entry_are_told_with_their_line(
     Path("s.yaml").write_text("name: a\nrecipe: quickstart\nentries: []\n")
     with pytest.raises(ConfigError, match=r"s.yaml:3: 'entries' must be a list of at least 1, got a list"):
         load_suite("s.yaml")
+
+
+NEEDS = (
+    SUITE
+    + """\
+  - name: nq
+    environment: {id: polyturn/SearchR1-v0, options: {top_k: 5}}
+    needs:
+      - {option: heldout_questions, file: nq/test.jsonl, get: "Get nq/test.jsonl of FlashRAG_datasets."}
+"""
+)
+
+
+def test_a_file_that_an_entry_needs_is_an_option_of_its_environment(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(NEEDS)
+    (tmp_path / "flashrag" / "nq").mkdir(parents=True)
+    file = tmp_path / "flashrag" / "nq" / "test.jsonl"
+    file.write_text("{}")
+    *_, nq = load_suite(path, [f"data={tmp_path / 'flashrag'}", "engines.num_engines=2"])
+    assert nq.environment.options == {"top_k": 5, "heldout_questions": str(file)}
+    assert nq.engines.num_engines == 2
+    *_, nq = load_suite(path, ["only=[nq]", f"environment.options.heldout_questions={file}"])
+    assert nq.environment.options == {"top_k": 5, "heldout_questions": str(file)}
+
+
+def test_a_suite_without_its_files_is_refused_with_what_to_get(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(NEEDS)
+    with pytest.raises(ConfigError) as caught:
+        load_suite(path)
+    assert str(caught.value) == (
+        "two: nq: there is no 'data/nq/test.jsonl': Get nq/test.jsonl of FlashRAG_datasets. (Name another "
+        "directory with data=DIR, or play other entries with only=[NAME].)"
+    )
+    assert [config.environment.id for config in load_suite(path, ["only=[C]"])] == ["a/C-v0"]
+    with pytest.raises(ConfigError, match=r"only: there is no entry 'ng'; there are B, C, nq"):
+        load_suite(path, ["only=[ng]"])
+
+
+def test_overrides_of_an_entry_hold_for_all_of_them(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(SUITE)
+    first, second = load_suite(path, ["evaluation.num_tasks=7", "environment.max_turns=2"])
+    assert (first.evaluation.num_tasks, second.evaluation.num_tasks, second.evaluation.split) == (7, 7, "dev")
+    assert (first.environment.max_turns, second.environment.max_turns) == (2, 2)
+    with pytest.raises(ConfigError, match=r"command line: unknown key 'entries.0.evaluation.num_task'"):
+        load_suite(path, ["evaluation.num_task=7"])
+
+
+def test_two_entries_of_one_environment_need_names(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(SUITE.replace("a/C-v0", "b/B-v1"))
+    with pytest.raises(ConfigError, match="two entries are called 'B'; give each a `name` of its own"):
+        load_suite(path)
