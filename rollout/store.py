@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -33,6 +33,7 @@ from polyturn.rollout.older_formats import (
     older_rows,
 )
 from polyturn.rollout.row_checksums import row_checksums, sound_rows
+from polyturn.rollout.summaries import SUMMARY, packed, summary_schema, unpacked
 from polyturn.rollout.whole_file import whole_file
 from polyturn.tools.types import ToolUsage
 
@@ -118,6 +119,7 @@ ROWS_PER_GROUP = 8
 """Parquet compresses and checks so many rows together: damage costs no more than these."""
 NUM_ROWS = b"polyturn_num_rows"
 """In the file's metadata: the rows that were written."""
+SUMMARY_SCHEMA = summary_schema(SCHEMA, {**BRANCH_COLUMNS, **FAILURE_COLUMNS})
 UNREADABLE = (OSError, ValueError, KeyError, OverflowError, MemoryError, pa.ArrowException)
 """What pyarrow raises, or the making of an episode, where bytes are not what was written."""
 
@@ -317,6 +319,10 @@ def write_episodes(
         for start in range(0, len(rows), ROWS_PER_GROUP):
             group = rows[start : start + ROWS_PER_GROUP]
             writer.write_table(_table(group, schema, step=step, advantages=advantages or {}))
+        summary = [_plain_row(episode, 0, step, advantages or {}) for episode in episodes]
+        # Values of a footer are text for pyarrow's reader.
+        content = packed(pa.Table.from_pylist(summary, schema=SUMMARY_SCHEMA))
+        writer.add_key_value_metadata({SUMMARY: content})
 
 
 def read_episodes(path: Path) -> list[Episode]:
@@ -331,10 +337,11 @@ def read_episodes(path: Path) -> list[Episode]:
     return list(found.episodes)
 
 
-def read_sound_episodes(path: Path) -> StoredEpisodes:
+def read_sound_episodes(path: Path, *, only: Collection[str] | None = None) -> StoredEpisodes:
     """The episodes of a columnar file whose bytes are those that were written, and what is damaged.
 
     Earlier releases' files are read, too; in the oldest ones, which have no checksums, not all damage is found.
+    Of a file of which `only` some episodes are wanted, by id, no more is read than holds them.
 
     Raises:
         FileNotFoundError: it is not there.
@@ -354,6 +361,8 @@ def read_sound_episodes(path: Path) -> StoredEpisodes:
         damage: list[str] = []
         for group in range(num_groups):
             try:
+                if only is not None and not _holds(file, group, only):
+                    continue
                 table = file.read_row_group(group)
                 rows += (
                     sound_rows(table, ARRAY_COLUMNS)
@@ -362,11 +371,27 @@ def read_sound_episodes(path: Path) -> StoredEpisodes:
                 )
             except UNREADABLE as fault:
                 damage.append(f"{path}: row group {group} is damaged: {_said(fault)}")
-    if number > 1 and len(rows) != expected and not damage:
+    if only is not None:
+        rows = [row for row in rows if row["episode_id"] in only]
+    elif number > 1 and len(rows) != expected and not damage:
         damage.append(
             f"{path} is damaged: {len(rows)} of its rows have the checksum that they were written with"
         )
     return StoredEpisodes(episodes=tuple(_whole_episodes(rows)), damage=tuple(damage))
+
+
+def _holds(file: pq.ParquetFile, group: int, only: Collection[str]) -> bool:
+    """Whether a row group has a row of one of these episodes."""
+    found = file.read_row_group(group, columns=["episode_id"])["episode_id"].to_pylist()
+    return any(identity in only for identity in found)
+
+
+def read_summary(path: Path) -> pa.Table | None:
+    """A row for each episode of a file of this release, with the columns of `SUMMARY_SCHEMA`; None where it has none.
+
+    Raises `OSError` or another of `UNREADABLE` where the file cannot be read.
+    """
+    return unpacked(pq.read_metadata(path).metadata)
 
 
 def check_format(path: Path) -> None:
