@@ -89,6 +89,8 @@ class Episode:
     """Calls that were written with a slip that left one meaning, and made."""
     tools: Mapping[str, ToolUsage] = field(default_factory=dict)
     """By tool: its calls, how they went and what they took; calls of no tool under `(unknown)`."""
+    answer: str | None = None
+    """What was answered, as the environment says (`ToolEnv.answer_of`); None: no answer was given."""
     messages: tuple[Message, ...] = ()
     segments: tuple[Segment, ...] = ()
     num_drawn_tokens: int = 0

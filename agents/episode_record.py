@@ -74,6 +74,7 @@ class EpisodeRecord:
     reward_parts: dict[str, float] = field(default_factory=dict)
     role_rewards: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, float] = field(default_factory=dict)
+    answer: str | None = None
     num_turns: int = 0
     turn_records: list[TurnRecord] = field(default_factory=list)
     anchors: dict[str, str] = field(default_factory=dict)
@@ -111,6 +112,7 @@ class EpisodeRecord:
             self.reward_parts[name] = self.reward_parts.get(name, 0.0) + part
         self.metrics.update(info.get("metrics", {}))
         self.role_rewards.update(info.get("role_rewards", {}))
+        self.answer = info.get("given_answer", self.answer)
         for tool_result in info.get("tool_results", ()):
             self._count(tool_result)
         if terminated:
@@ -188,6 +190,7 @@ class EpisodeRecord:
             reward_parts={} if failed else self.reward_parts,
             role_rewards={} if failed else self.role_rewards,
             metrics=self.metrics,
+            answer=None if failed else self.answer,
             num_turns=self.num_turns,
             turn_records=() if failed else tuple(self.turn_records),
             num_tool_calls=self.num_tool_calls,

@@ -18,7 +18,7 @@ ROLES = frozenset(get_args(Role))
 _TEXT_KEYS = frozenset(("tool_call_id", "name"))
 _FLAT_KEYS = frozenset(("role", "content", *_TEXT_KEYS))
 _NUMBERS = ("reward_parts", "metrics", "role_rewards")
-_TEXTS = ("role", "anchor", "stop_reason", "task_id")
+_TEXTS = ("role", "anchor", "stop_reason", "task_id", "given_answer")
 _OBJECTS: Mapping[str, type] = {"tools": ToolSpec, "tool_results": ToolResult}
 
 

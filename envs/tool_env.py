@@ -175,6 +175,11 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         """The parts of the final answer's reward by name; the reward is their sum."""
         raise NotImplementedError(f"{type(self).__name__} must define grade(message)")
 
+    def answer_of(self, message: AssistantMessage) -> str | None:
+        """What the message that ends an episode answers, in a form in which equal answers are equal; None: it gives no
+        answer. Evaluations count them (majority@k, no-answer rate)."""
+        return None if message.tool_calls else message.content.strip() or None
+
     step_limits: StepLimits = NO_LIMITS
     """What a reset or step may take; whoever plays sets it."""
 
@@ -363,6 +368,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
             score = await self._score(action, offload)
             reward, info["reward_parts"] = reward + score.value, score.parts
             info["stop_reason"] = "terminated"
+            info["given_answer"] = await self._guard("answer_of", self.answer_of, action, offload=inline)
         truncated = not terminated and self._num_turns == self._max_turns
         if truncated:
             info["stop_reason"] = "max_turns"

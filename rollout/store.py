@@ -108,7 +108,9 @@ FAILURE_COLUMNS = {"failed_part": pa.string()}
 """Of files with attempts that a known part of their environment failed; null for the others."""
 CALL_COLUMNS = {"num_recovered_calls": pa.int32()}
 """Of files with an episode in which a malformed call was made for what it plainly means."""
-OPTIONAL_COLUMNS = {**RECORD_COLUMNS, **BRANCH_COLUMNS, **FAILURE_COLUMNS, **CALL_COLUMNS}
+ANSWER_COLUMNS = {"answer": pa.string()}
+"""Of files with an episode in which an answer was given; null for the others."""
+OPTIONAL_COLUMNS = {**RECORD_COLUMNS, **BRANCH_COLUMNS, **FAILURE_COLUMNS, **CALL_COLUMNS, **ANSWER_COLUMNS}
 """In the order in which they stand behind the others."""
 ARRAY_COLUMNS = (*TOKEN_COLUMNS, *RECORD_COLUMNS)
 ENCODINGS = {
@@ -298,7 +300,8 @@ def write_episodes(
     branches = BRANCH_COLUMNS if any(episode.parent_id for episode in episodes) else ()
     failures = FAILURE_COLUMNS if any(episode.failed_part for episode in episodes) else ()
     calls = CALL_COLUMNS if any(episode.num_recovered_calls for episode in episodes) else ()
-    schema = schema_with([*recorded, *branches, *failures, *calls])
+    answers = ANSWER_COLUMNS if any(episode.answer is not None for episode in episodes) else ()
+    schema = schema_with([*recorded, *branches, *failures, *calls, *answers])
     schema = schema.with_metadata({**schema.metadata, NUM_ROWS: str(len(rows)).encode()})
     encodings = {name: how for name, how in ENCODINGS.items() if name.partition(".")[0] in schema.names}
     split = [name.partition(".")[0] for name in encodings]
@@ -509,6 +512,7 @@ def _plain_row(episode: Episode, place: int, step: int, advantages: Mapping[str,
         "branch_turn": episode.branch_turn if episode.parent_id else None,
         "failed_part": episode.failed_part or None,
         "num_recovered_calls": episode.num_recovered_calls,
+        "answer": episode.answer,
         **{name: getattr(episode.timings, name) for name in TIMINGS},
         **{name: getattr(episode, name) for name in PLAIN_COLUMNS},
     }
@@ -550,6 +554,7 @@ def _episode(rows: Sequence[Mapping[str, Any]]) -> Episode:
         branch_turn=first.get("branch_turn") or 0,
         failed_part=first.get("failed_part") or "",
         num_recovered_calls=first.get("num_recovered_calls") or 0,
+        answer=first.get("answer"),
         **{name: first[name] for name in PLAIN_COLUMNS},
     )
 

@@ -323,6 +323,10 @@ class CodeEnv(ToolEnv):
         self.metrics["tests_passed"] = report.fraction
         return {"tests": report.reward(partial_credit=self._partial_credit)}
 
+    def answer_of(self, message: AssistantMessage) -> str | None:
+        """The program."""
+        return find_code(message.content) or None
+
     def oracle(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> AssistantMessage:  # type: ignore[override]
         """Gives the task's own solution."""
         del messages, tools

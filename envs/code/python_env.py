@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from polyturn.envs.messages import AssistantMessage, ListTasks, Message, Script, Task, TaskSource, known_split
 from polyturn.envs.rewards.math import verify
+from polyturn.envs.rewards.math.extract import extract
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.python import PythonTool, SharedSandboxes
 from polyturn.tools.sandbox import BackendName, Limits
@@ -187,6 +188,10 @@ class PythonToolEnv(ToolEnv):
             PythonTool
         ).close()  # the episode is over: do not hold its interpreter until the next one
         return {"correct": verify(str(self.task.label), message.content, mode="box_only").score()}
+
+    def answer_of(self, message: AssistantMessage) -> str | None:
+        """What stands in the box."""
+        return extract(message.content, box_only=True)
 
     def oracle(self, messages: Sequence[Message], tools: Sequence[ToolSpec]) -> AssistantMessage:  # type: ignore[override]
         """Runs the task's own program, and answers with what it prints."""

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
+from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.math.tasks import check_split, file_tasks, generated_tasks, gsm8k_sample
 from polyturn.envs.messages import AssistantMessage, Message, Script, Task, TaskSource
 from polyturn.envs.rewards.math import MathVerifier, Verdict, gold_texts, shared_verifier, unpayable_reason
@@ -200,7 +201,12 @@ class MathEnv(ToolEnv):
         self._num_attempts += 1
         verifier = self._verifier or shared_verifier()
         self._verdict = verdict = verifier.verify(self.task.label, message.content, mode=self._mode)
-        if verdict.score() or self._num_attempts >= self._max_attempts:
+        if not verdict.decided:
+            raise EnvironmentFault(
+                f"{self.env_id}: the answer to task {self.task.task_id!r} could not be compared with the label: "
+                f"{verdict.reason}"
+            ).of("grade")
+        if verdict.correct or self._num_attempts >= self._max_attempts:
             return ()
         left = self._max_attempts - self._num_attempts
         return (
@@ -215,6 +221,11 @@ class MathEnv(ToolEnv):
         self.metrics[f"verdict_{self._verdict.reason}"] = 1.0
         earned = self._attempt_decay ** (self._num_attempts - 1) if self._verdict.correct else 0.0
         return {"correct": earned}
+
+    def answer_of(self, message: AssistantMessage) -> str | None:
+        """What was taken from the last attempt to be compared."""
+        del message
+        return None if self._verdict is None else self._verdict.extracted
 
     def oracle(  # type: ignore[override]
         self, messages: Sequence[Message], tools: Sequence[ToolSpec]

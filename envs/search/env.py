@@ -343,6 +343,11 @@ class SearchEnv(ToolEnv):
             missing=self.style.missing_answer,
         )
 
+    def answer_of(self, message: AssistantMessage) -> str | None:
+        """What stands in the answer's form, normalised as it is compared."""
+        found = find_answer(self.style, message.content)
+        return None if found is None else normalise_answer(found) or found.strip() or None
+
     def step(self, action: AssistantMessage) -> StepResult:
         self._note(action)
         return super().step(action)

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 
 from polyturn.envs.messages import AssistantMessage, ListTasks, Message, Script, Task, TaskSource, known_split
-from polyturn.envs.rewards import exact_match
+from polyturn.envs.rewards import exact_match, normalise_answer
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.envs.two_hop.world import (
     BASE_PHRASES,
@@ -254,6 +254,10 @@ class TwoHopSearchEnv(ToolEnv):
     def grade(self, message: AssistantMessage) -> Mapping[str, float]:
         """Exact match with the town, after normalisation."""
         return {"exact_match": exact_match(message.content, self.task.label)}
+
+    def answer_of(self, message: AssistantMessage) -> str | None:
+        """The message, normalised as it is compared."""
+        return None if message.tool_calls else normalise_answer(message.content) or None
 
 
 def task_of(task_id: str, question: str, town: str) -> Task:
