@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -29,8 +30,8 @@ from polyturn.configs.loading.validation import (
 )
 from polyturn.configs.loading.yaml_tree import Tree
 from polyturn.configs.models import LAYOUT_NAME, PRESET, preset_directory
-from polyturn.configs.schema.run import EnvironmentConfig, RunConfig
-from polyturn.configs.schema.suite import SuiteConfig, SuiteEntry
+from polyturn.configs.schema.run import EnvironmentConfig, EvaluationConfig, RunConfig
+from polyturn.configs.schema.suite import Budget, SuiteConfig, SuiteEntry, name_of_environment
 
 __all__ = [
     "ConfigError",
@@ -79,54 +80,151 @@ def _problems(tree: Tree, section: str, values: Mapping[str, Any], device: str) 
     return found
 
 
-def load_suite(suite: str | Path, overrides: Sequence[str] = ()) -> list[RunConfig]:
-    """One config for each entry of a suite that is played: its recipe with the entry's environment and evaluation.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedEntry:
+    """One entry of a suite, with the config that it is played by."""
 
-    Overrides are as of `read_suite`; all others are the recipe's. Raises ConfigError, also where a file is missing that
-    an entry needs.
+    name: str
+    config: RunConfig
+    success_score: float = 1.0
+    budget: Budget = field(default_factory=Budget)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LoadedSuite:
+    """What an evaluation plays."""
+
+    name: str
+    entries: tuple[LoadedEntry, ...]
+
+
+def load_evaluation(recipe_or_suite: str | Path, overrides: Sequence[str] = ()) -> LoadedSuite:
+    """A suite, or the held-out tasks of a recipe as a suite of one entry.
+
+    Overrides of a suite are as of `read_suite`; all others are the recipe's. Raises ConfigError, also where a file is
+    missing that an entry needs.
     """
-    loaded, left = read_suite(suite, overrides)
+    if not is_suite(recipe_or_suite):
+        return suite_of(load_config(recipe_or_suite, overrides))
+    loaded, left = read_suite(recipe_or_suite, overrides)
     if missing := missing_files(loaded):
         raise ConfigError("\n".join(missing))
-    beside = find_shipped("suite", suite).parent / loaded.recipe
+    beside = find_shipped("suite", recipe_or_suite).parent / loaded.recipe
     base = load_config(beside if beside.is_file() else loaded.recipe, left)
-    return [
-        base.model_copy(
-            update={
-                "environment": with_files(entry, loaded.data),
-                "reward": entry.reward,
-                "evaluation": entry.evaluation,
-            }
-        )
-        for entry in loaded.played
-    ]
+    return LoadedSuite(
+        name=loaded.name,
+        entries=tuple(
+            LoadedEntry(
+                name=entry.called,
+                config=_config_of(base, entry, loaded.data),
+                success_score=entry.success_score,
+                budget=entry.budget,
+            )
+            for entry in loaded.played
+        ),
+    )
+
+
+def suite_of(config: RunConfig) -> LoadedSuite:
+    """The held-out tasks of a recipe as a suite of one entry."""
+    entry = LoadedEntry(name=name_of_environment(config.environment.id), config=config)
+    return LoadedSuite(name=config.name, entries=(entry,))
+
+
+def _config_of(base: RunConfig, entry: SuiteEntry, data: Path) -> RunConfig:
+    return base.model_copy(
+        update={
+            "environment": with_files(entry, data),
+            "reward": entry.reward,
+            "evaluation": EvaluationConfig(**dict(entry.evaluation)),
+            "agent": entry.agent or base.agent,
+        }
+    )
+
+
+def load_suite(suite: str | Path, overrides: Sequence[str] = ()) -> list[RunConfig]:
+    """The configs of `load_evaluation`, one for each entry of a suite."""
+    return [entry.config for entry in load_evaluation(find_shipped("suite", suite), overrides).entries]
 
 
 def read_suite(suite: str | Path, overrides: Sequence[str] = ()) -> tuple[SuiteConfig, list[str]]:
     """A suite as it is written, and the overrides that are its recipe's.
 
-    Its own are `data`, `only` and what an entry has: `evaluation.num_tasks=16` holds for every entry. No file that an
-    entry needs is looked for. Raises ConfigError.
+    Its own are `data`, `only` and what an entry has: `evaluation.num_tasks=16` holds for every entry, and
+    `entries.NAME.evaluation.num_tasks=16` for one. No file that an entry needs is looked for. Raises ConfigError.
     """
     tree = _read_layers(find_shipped("suite", suite), SuiteConfig, ())
+    tree = _with_defaults(tree)
     left = []
     for override in overrides:
         key = override.partition("=")[0].strip()
-        first = key.partition(".")[0]
+        first, _, rest = key.partition(".")
         if first in SUITE_KEYS:
             tree = merge(tree, _read_override(override, SuiteConfig), SuiteConfig)
-        elif first in ENTRY_KEYS and isinstance(tree.value.get("entries", tree).value, list):
-            given = _read_override(override, SuiteEntry)
-            entries = tree.value["entries"]
-            merged = [merge(entry, given, SuiteEntry) for entry in entries.value]
-            tree = Tree({**tree.value, "entries": Tree(merged, entries.origin)}, tree.origin)
+        elif first in ENTRY_KEYS:
+            tree = _over_entries(tree, _read_override(override, SuiteEntry), None)
+        elif first == "entries" and rest:
+            name = _entry_named(tree, rest)
+            given = _read_override(override.strip().removeprefix(f"entries.{name}."), SuiteEntry)
+            tree = _over_entries(tree, given, name)
         else:
             left.append(override)
     return read_section(SuiteConfig, _name_default_kinds(tree, SuiteConfig)), left
 
 
 SUITE_KEYS = ("data", "only")
-ENTRY_KEYS = ("environment", "evaluation", "reward")
+ENTRY_KEYS = ("environment", "evaluation", "reward", "success_score", "budget", "agent")
+
+
+def _with_defaults(tree: Tree) -> Tree:
+    """The suite with its defaults below every entry. Raises ConfigError where they have what no entry has."""
+    defaults, entries = tree.value.get("defaults"), tree.value.get("entries")
+    if defaults is None or not isinstance(defaults.value, dict) or not _is_list(entries):
+        return tree
+    if problems := list(_unknown_keys(defaults, SuiteEntry, SuiteConfig, "defaults.")):
+        raise ConfigError("\n".join(problems))
+    merged = [merge(defaults, entry, SuiteEntry) for entry in entries.value]
+    return Tree({**tree.value, "entries": Tree(merged, entries.origin)}, tree.origin)
+
+
+def _over_entries(tree: Tree, given: Tree, name: str | None) -> Tree:
+    """The suite with what is given over the entry of that name; None: over every entry."""
+    entries = tree.value.get("entries")
+    if not _is_list(entries):
+        return tree
+    merged = [
+        merge(entry, given, SuiteEntry) if name is None or _name_in(entry) == name else entry
+        for entry in entries.value
+    ]
+    return Tree({**tree.value, "entries": Tree(merged, entries.origin)}, tree.origin)
+
+
+def _entry_named(tree: Tree, rest: str) -> str:
+    """The name of an entry that an override begins with; a name may have dots. Raises ConfigError."""
+    entries = tree.value.get("entries")
+    names = [_name_in(entry) for entry in entries.value] if _is_list(entries) else []
+    for name in sorted(names, key=len, reverse=True):
+        if name and rest.startswith(f"{name}."):
+            return name
+    wanted = rest.partition(".")[0]
+    raise ConfigError(
+        f"{COMMAND_LINE}: there is no entry '{wanted}'{did_you_mean(wanted, names)}; there are {', '.join(names)}"
+    )
+
+
+def _name_in(entry: Tree) -> str:
+    """What an entry is called, as far as it can be told before it is read."""
+    written = entry.plain()
+    if not isinstance(written, dict):
+        return ""
+    environment = written.get("environment")
+    env_id = environment.get("id") if isinstance(environment, dict) else None
+    name = written.get("name")
+    return name if isinstance(name, str) else name_of_environment(env_id) if isinstance(env_id, str) else ""
+
+
+def _is_list(tree: Tree | None) -> TypeGuard[Tree]:
+    return tree is not None and isinstance(tree.value, list)
 
 
 def with_files(entry: SuiteEntry, data: Path) -> EnvironmentConfig:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, NonNegativeInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from polyturn.configs.errors import did_you_mean
-from polyturn.configs.schema.run import EnvironmentConfig, EvaluationConfig
+from polyturn.configs.schema.agent import AgentConfig
+from polyturn.configs.schema.run import EnvironmentConfig, EvaluatedTasks
 from polyturn.configs.schema.section import Section
 from polyturn.configs.schema.tasks import EnvironmentReward, RewardChoice
 
@@ -48,6 +50,18 @@ class Accepted(Section):
     """One sentence for whoever reads the result."""
 
 
+class Budget(Section):
+    """What may be spent on the episodes of an entry together; then no further one starts. What one episode may take
+    stands in `environment`."""
+
+    max_tokens: PositiveInt | None = None
+    """Tokens of prompts and completions; null: no limit."""
+    max_cost: PositiveFloat | None = None
+    """In the currency of the prices that are given; null: no limit."""
+    max_seconds: PositiveFloat | None = None
+    """From the entry's first episode on, in one sitting; null: no limit."""
+
+
 class SuiteEntry(Section):
     """One environment of a suite."""
 
@@ -55,7 +69,12 @@ class SuiteEntry(Section):
     """What reports call it; null: the environment's id, without its namespace and version."""
     environment: EnvironmentConfig
     reward: RewardChoice = EnvironmentReward()
-    evaluation: EvaluationConfig = EvaluationConfig()
+    evaluation: EvaluatedTasks = EvaluatedTasks()
+    success_score: float = 1.0
+    """A score of so much and more is a success, which pass@k counts."""
+    budget: Budget = Budget()
+    agent: AgentConfig | None = None
+    """Who plays in place of the built-in loop, where a model is served; null: whom the recipe names, if anybody."""
     needs: list[Need] = []
     """What has to be got before the entry can be played."""
     has_oracle: bool = True
@@ -66,7 +85,16 @@ class SuiteEntry(Section):
     @property
     def called(self) -> str:
         """What reports call it."""
-        return self.name or self.environment.id.rpartition("/")[2].rpartition("-v")[0]
+        return self.name or name_of_environment(self.environment.id)
+
+
+def name_of_environment(env_id: str) -> str:
+    """What an environment is called in reports: its id without namespace and version, in characters of a file's name.
+
+    A project's own `my_module:polyturn/Mine-v0` is `Mine`.
+    """
+    bare = re.sub(r"-v\d+$", "", env_id.rpartition("/")[2].rpartition(":")[2])
+    return re.sub(r"[^A-Za-z0-9._-]", "-", bare).lstrip("._-") or "entry"
 
 
 class SuiteConfig(Section):
@@ -79,6 +107,8 @@ class SuiteConfig(Section):
     """The recipe whose engines, model settings and limits serve the suite."""
     data: Path = Path("data")
     """The directory of the files that entries need, relative to the working directory."""
+    defaults: dict[str, Any] = {}
+    """What every entry has that does not say otherwise: keys of an entry."""
     only: list[str] = []
     """The entries that are played, by name; empty: all."""
     entries: Annotated[list[SuiteEntry], Field(min_length=1)]

@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from polyturn.configs.errors import ConfigError
-from polyturn.configs.loading.loader import is_suite, load_config, load_suite, read_suite, shipped_names
+from polyturn.configs.loading.loader import (
+    is_suite,
+    load_config,
+    load_evaluation,
+    load_suite,
+    read_suite,
+    shipped_names,
+)
+from polyturn.configs.schema.suite import Budget
 
 SUITE = """\
 name: two
@@ -129,3 +137,73 @@ def test_two_entries_of_one_environment_need_names(tmp_path: Path) -> None:
     path.write_text(SUITE.replace("a/C-v0", "b/B-v1"))
     with pytest.raises(ConfigError, match="two entries are called 'B'; give each a `name` of its own"):
         load_suite(path)
+
+
+def test_what_a_suite_says_for_all_its_entries_is_below_what_an_entry_says(tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    path.write_text(
+        SUITE
+        + """\
+defaults:
+  environment: {max_turns: 5, max_tokens_per_turn: 9}
+  evaluation: {temperature: 0.5, num_tasks: 3}
+  success_score: 0.8
+  budget: {max_cost: 2.5}
+"""
+    )
+    suite = load_evaluation(path, ["entries.C.evaluation.temperature=0", "entries.B.budget.max_tokens=100"])
+    first, second = suite.entries
+    assert (suite.name, first.name, second.name) == ("two", "B", "C")
+    assert (first.config.environment.max_turns, second.config.environment.max_turns) == (5, 3)
+    assert first.config.environment.max_tokens_per_turn == second.config.environment.max_tokens_per_turn == 9
+    assert (first.config.evaluation.num_tasks, second.config.evaluation.num_tasks) == (3, 4)
+    assert (first.config.evaluation.temperature, second.config.evaluation.temperature) == (0.5, 0.0)
+    assert (first.success_score, second.success_score) == (0.8, 0.8)
+    assert first.budget == Budget(max_cost=2.5, max_tokens=100) and second.budget == Budget(max_cost=2.5)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "complaint"),
+    [
+        (
+            "defaults: {budget: {max_cos: 1}}\n",
+            [],
+            "s.yaml:7: unknown key 'defaults.budget.max_cos', did you mean 'defaults.budget.max_cost'?",
+        ),
+        (
+            "defaults: {evaluation: {num_tasks: none}}\n",
+            [],
+            "s.yaml:7: 'entries.0.evaluation.num_tasks' must be an integer, got 'none'",
+        ),
+        (
+            "",
+            ["entries.BB.success_score=1"],
+            "command line: there is no entry 'BB', did you mean 'B'?; there are B, C",
+        ),
+        (
+            "",
+            ["budget.max_tokens=0"],
+            "command line: 'entries.0.budget.max_tokens' must be a value greater than 0",
+        ),
+        (
+            "",
+            ["entries.B.evaluation.num_tasks=[]"],
+            "command line: 'entries.0.evaluation.num_tasks' must be an integer, got a list",
+        ),
+    ],
+)
+def test_mistakes_in_defaults_and_overrides_are_told_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, overrides: list[str], complaint: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("s.yaml").write_text(SUITE + text)
+    with pytest.raises(ConfigError) as caught:
+        load_evaluation("s.yaml", overrides)
+    assert str(caught.value).startswith(complaint)
+
+
+def test_the_held_out_tasks_of_a_recipe_are_a_suite_of_one_entry() -> None:
+    suite = load_evaluation("quickstart", ["evaluation.num_tasks=5"])
+    [entry] = suite.entries
+    assert (suite.name, entry.name, entry.success_score) == ("quickstart", "TwoHopSearch", 1.0)
+    assert entry.config == load_config("quickstart", ["evaluation.num_tasks=5"])
