@@ -5,12 +5,26 @@ B is compared with A: an effect above 0 says that B is better.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from statistics import fmean
 
-from polyturn.rollout.evaluation.records import Evaluation
-from polyturn.rollout.evaluation.report import COVERAGE_FLOOR
+import numpy as np
+
+from polyturn.rollout.evaluation.paired import (
+    Array,
+    Effect,
+    effect_of,
+    holm,
+    mean_effect,
+    sign_flip_p_value,
+)
+from polyturn.rollout.evaluation.records import EvaluatedEntry, Evaluation, Failure, ScoredEpisode
+from polyturn.rollout.evaluation.report import COVERAGE_FLOOR, score_of
+from polyturn.rollout.evaluation.statistics import CONFIDENCE
 
 
 class Verdict(StrEnum):
@@ -30,12 +44,12 @@ class LeftOut:
     """Tasks that are not compared, and why."""
 
     only_in_a: int
-    """B was not asked for them, or they are other tasks there by their digest."""
+    """B has no episode of them, or other tasks by their digest."""
     only_in_b: int
     unscored_in_a: int
-    """Asked of both, but A has no scored episode."""
+    """Played by both, but A has no scored episode."""
     unscored_in_b: int
-    """Asked of both, but B has no scored episode; in neither: counted under A."""
+    """Played by both, but B has no scored episode; where neither has, they count under A."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,14 +75,14 @@ class PairedResult:
     effect: float
     """b - a."""
     low: float | None
-    """The 95 % interval of the effect; None, as `high`: one task has none."""
+    """The 95 % interval of the effect; None, as `high`: scores that leave 0 to 1 and are all the same have none."""
     high: float | None
     p_value: float
     """Two-sided, of no difference."""
     p_adjusted: float
     """After Holm, over the entries; the same as `p_value` over all."""
     minimal_detectable_effect: float | None
-    """The true difference that a test like this finds with 80 % power; None for one task."""
+    """The true difference that a test like this finds with 80 % power; None as `low`."""
     verdict: Verdict
 
 
@@ -110,4 +124,219 @@ def compare(a: Evaluation, b: Evaluation, *, coverage_floor: float = COVERAGE_FL
 
     Raises `ValueError` where no task was measured in both.
     """
-    raise NotImplementedError
+    of_b = {entry.name: entry for entry in b.entries}
+    pairs = [_pair(entry, of_b[entry.name]) for entry in a.entries if entry.name in of_b]
+    measured = [pair for pair in pairs if pair.tasks]
+    if not measured:
+        raise ValueError(_nothing_shared(a, b, pairs))
+    p_values = [sign_flip_p_value(pair.differences) for pair in measured]
+    adjusted = dict(
+        zip([pair.name for pair in measured], zip(p_values, holm(p_values), strict=True), strict=True)
+    )
+    weights = [pair.differences / (len(pair.tasks) * len(measured)) for pair in measured]
+    overall_p = p_values[0] if len(measured) == 1 else sign_flip_p_value(np.concatenate(weights))
+    covered = {pair.name: min(_coverage(pair.a), _coverage(pair.b)) >= coverage_floor for pair in pairs}
+    only_a = {entry.name: "only in A" for entry in a.entries if entry.name not in of_b}
+    only_b = {entry.name: "only in B" for entry in b.entries if entry.name not in {e.name for e in a.entries}}
+    return Comparison(
+        a=a.policy,
+        b=b.policy,
+        confidence=CONFIDENCE,
+        coverage_floor=coverage_floor,
+        warnings=(
+            *_suite_warnings(a, b),
+            *(said for pair in pairs for said in _warnings(pair, coverage_floor)),
+        ),
+        entries=tuple(
+            EntryComparison(
+                name=pair.name,
+                left_out=pair.left_out,
+                result=_result(pair.effect, [pair], *adjusted[pair.name], is_covered=covered[pair.name])
+                if pair.tasks
+                else None,
+                gained=tuple(task for task, was, is_now in pair.solved if was < 0.5 < is_now),
+                lost=tuple(task for task, was, is_now in pair.solved if is_now < 0.5 < was),
+            )
+            for pair in pairs
+        ),
+        entries_left_out=only_a | only_b,
+        overall=_result(
+            mean_effect([pair.effect for pair in measured]),
+            measured,
+            overall_p,
+            overall_p,
+            is_covered=all(covered.values()),
+        ),
+    )
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Pair:
+    """One entry of both, with the tasks that were measured in both."""
+
+    a: EvaluatedEntry
+    b: EvaluatedEntry
+    tasks: tuple[TaskPair, ...]
+    solved: tuple[tuple[TaskPair, float, float], ...]
+    """Each with the share of A's and of B's episodes that are successes."""
+    left_out: LeftOut
+    num_changed: int
+    """Tasks of one id that are others by their digest."""
+
+    @property
+    def name(self) -> str:
+        return self.a.name
+
+    @property
+    def differences(self) -> Array:
+        return np.array([task.b - task.a for task in self.tasks], dtype=np.float64)
+
+    @property
+    def effect(self) -> Effect:
+        return effect_of(self.differences, scale=self.scale)
+
+    @property
+    def scale(self) -> float:
+        """The largest difference that scores allow: 1, or how far those lie apart that leave 0 to 1."""
+        scores = [score for task in self.tasks for score in (task.a, task.b)]
+        low, high = min(scores), max(scores)
+        return 1.0 if low >= 0 and high <= 1 else high - low
+
+
+def _pair(a: EvaluatedEntry, b: EvaluatedEntry) -> _Pair:
+    of_a, of_b = _episodes_by_task(a), _episodes_by_task(b)
+    tasks, solved, unscored_in_a, unscored_in_b = [], [], 0, 0
+    for key in sorted(of_a.keys() & of_b.keys()):
+        scored_a, scored_b = _scored(of_a[key]), _scored(of_b[key])
+        if not scored_a:
+            unscored_in_a += 1
+        elif not scored_b:
+            unscored_in_b += 1
+        else:
+            first = of_a[key][0]
+            task = TaskPair(
+                entry=a.name,
+                task_id=first.task_id,
+                task_digest=first.task_digest,
+                a=_mean(scored_a),
+                b=_mean(scored_b),
+            )
+            tasks.append(task)
+            solved.append((task, _success_share(scored_a, a), _success_share(scored_b, b)))
+    only_a, only_b = of_a.keys() - of_b.keys(), of_b.keys() - of_a.keys()
+    ids_a = {of_a[key][0].task_id for key in only_a}
+    return _Pair(
+        a=a,
+        b=b,
+        tasks=tuple(tasks),
+        solved=tuple(solved),
+        left_out=LeftOut(
+            only_in_a=len(only_a),
+            only_in_b=len(only_b),
+            unscored_in_a=unscored_in_a,
+            unscored_in_b=unscored_in_b,
+        ),
+        num_changed=len(ids_a & {of_b[key][0].task_id for key in only_b}),
+    )
+
+
+def _episodes_by_task(entry: EvaluatedEntry) -> Mapping[str, Sequence[ScoredEpisode]]:
+    """By digest; a task that stands in a split more than once is one task, with the episodes of all its places."""
+    tasks: dict[str, list[ScoredEpisode]] = defaultdict(list)
+    for episode in sorted(entry.episodes, key=lambda episode: (episode.task_index, episode.sample)):
+        tasks[episode.task_digest or f"id {episode.task_id}"].append(episode)
+    return tasks
+
+
+def _scored(episodes: Sequence[ScoredEpisode]) -> list[float]:
+    return [score_of(episode) for episode in episodes if episode.failure is Failure.NONE]
+
+
+def _mean(scores: Sequence[float]) -> float:
+    return math.fsum(scores) / len(scores)
+
+
+def _success_share(scores: Sequence[float], entry: EvaluatedEntry) -> float:
+    return fmean(score >= entry.success_score for score in scores)
+
+
+def _coverage(entry: EvaluatedEntry) -> float:
+    num_scored = sum(episode.failure is Failure.NONE for episode in entry.episodes)
+    return num_scored / entry.num_asked if entry.num_asked else 0.0
+
+
+def _result(
+    effect: Effect, pairs: Sequence[_Pair], p_value: float, p_adjusted: float, *, is_covered: bool
+) -> PairedResult:
+    low, high = effect.interval or (None, None)
+    if low is not None and high is not None and all(pair.scale == 1 for pair in pairs):
+        low, high = max(low, -1.0), min(high, 1.0)
+    return PairedResult(
+        num_tasks=sum(len(pair.tasks) for pair in pairs),
+        a=fmean(_mean([task.a for task in pair.tasks]) for pair in pairs),
+        b=fmean(_mean([task.b for task in pair.tasks]) for pair in pairs),
+        effect=effect.mean,
+        low=low,
+        high=high,
+        p_value=p_value,
+        p_adjusted=p_adjusted,
+        minimal_detectable_effect=effect.minimal_detectable,
+        verdict=_verdict(effect, p_adjusted) if is_covered else Verdict.NONE,
+    )
+
+
+def _verdict(effect: Effect, p_value: float) -> Verdict:
+    if p_value >= 1 - CONFIDENCE:
+        return Verdict.UNDECIDED
+    return Verdict.BETTER if effect.mean > 0 else Verdict.WORSE
+
+
+def _nothing_shared(a: Evaluation, b: Evaluation, pairs: Sequence[_Pair]) -> str:
+    if not pairs:
+        return (
+            f"A and B share no entry: A has {_listed(entry.name for entry in a.entries)}, "
+            f"B has {_listed(entry.name for entry in b.entries)}; compare evaluations of one suite"
+        )
+    if any(pair.num_changed for pair in pairs):
+        return "A and B share task ids, but the tasks themselves are others (by digest): evaluate one of them again"
+    unscored = sum(pair.left_out.unscored_in_a + pair.left_out.unscored_in_b for pair in pairs)
+    if unscored:
+        return f"A and B share {unscored} tasks, but none of them has a score in both: polyturn eval resume plays them"
+    return "A and B share entries, but no task in them: compare evaluations of one suite and split"
+
+
+def _suite_warnings(a: Evaluation, b: Evaluation) -> list[str]:
+    return [f"suites differ: A played '{a.suite}', B '{b.suite}'"] if a.suite != b.suite else []
+
+
+def _warnings(pair: _Pair, coverage_floor: float) -> list[str]:
+    """What stands in the way of calling a difference one of the policies."""
+    a, b, name = pair.a, pair.b, pair.name
+    compared = [
+        ("environment", a.environment, b.environment),
+        ("split", a.split, b.split),
+        ("scorer", a.scorer, b.scorer),
+        ("success score", a.success_score, b.success_score),
+        ("samples of each task", a.samples_per_task, b.samples_per_task),
+        *(
+            (f"sampling.{key}", a.sampling.get(key), b.sampling.get(key))
+            for key in sorted({*a.sampling, *b.sampling})
+        ),
+    ]
+    said = [
+        f"{name}: {what} differs: {of_a!r} in A, {of_b!r} in B"
+        for what, of_a, of_b in compared
+        if of_a != of_b
+    ]
+    if pair.num_changed:
+        said.append(f"{name}: {pair.num_changed} tasks have one id in both, but are others by their digest")
+    for side, entry in (("A", a), ("B", b)):
+        if (share := _coverage(entry)) < coverage_floor:
+            said.append(
+                f"{name}: {share:.1%} of {side}'s episodes have a score, {coverage_floor:.0%} are needed"
+            )
+    return said
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"'{name}'" for name in names) or "none"

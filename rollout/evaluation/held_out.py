@@ -42,11 +42,12 @@ class EvaluationResult:
     """How a policy did on held-out tasks. The score of an episode is its reward."""
 
     mean: float
+    """Over tasks, of each task's mean: a task counts the same however many of its episodes failed."""
     low: float
     high: float
     """The 95 % interval, by `method`."""
-    method: Literal["wilson", "clustered", "none"]
-    """`none`: a single task with scores that are not 0 or 1 has no interval; low and high are the mean."""
+    method: Literal["wilson", "student", "combined", "none"]
+    """As `statistics.Interval`. `none`: low and high are the mean."""
     num_tasks: int
     """Tasks with at least one episode that did not fail."""
     num_episodes: int
@@ -131,12 +132,12 @@ def summarise(groups: Sequence[Group]) -> EvaluationResult:
     }
     if not scores:
         raise ValueError("no episode of the evaluation survived, so there is nothing to score")
-    low, high, method = interval(scores)
+    found = interval(scores)
     return EvaluationResult(
-        mean=fmean(score for task in scores for score in task),
-        low=low,
-        high=high,
-        method=method,
+        mean=found.mean,
+        low=found.mean if found.low is None else found.low,
+        high=found.mean if found.high is None else found.high,
+        method=found.method,
         num_tasks=len(scores),
         num_episodes=len(episodes),
         num_failed=sum(group.num_dropped for group in groups),

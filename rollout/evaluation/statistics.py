@@ -1,80 +1,152 @@
-"""Intervals for the mean score of an evaluation."""
+"""Intervals for the mean score of tasks that are a sample of all tasks like them.
+
+A task's value is the mean of its scores, and the mean of an evaluation is that of its tasks' values: samples of one
+task are not independent, tasks are. `docs/evaluation_statistics.md` has what these intervals cover, by simulation,
+beside others.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from statistics import NormalDist, fmean
 from typing import Literal
 
+import numpy as np
+import numpy.typing as npt
+
 CONFIDENCE = 0.95
-Z = NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
+UPPER = 0.5 + CONFIDENCE / 2
+Z = NormalDist().inv_cdf(UPPER)
+Z_ONE_SIDED = NormalDist().inv_cdf(CONFIDENCE)
+SKEW_TASKS = 2.0
+"""Imagined tasks that were all or nothing, by which the dispersion of few successes, or few failures, is corrected."""
+SMALLEST = 1e-12
+"""A variance below this is rounding."""
+
+Array = npt.NDArray[np.float64]
 
 
-def wilson_interval(num_successes: float, num_trials: int) -> tuple[float, float]:
-    """Wilson's score interval for a proportion (Wilson 1927; Brown, Cai, DasGupta 2001, equation 4)."""
-    share = num_successes / num_trials
-    scale = 1 + Z**2 / num_trials
-    centre = (share + Z**2 / (2 * num_trials)) / scale
-    half = Z * math.sqrt(share * (1 - share) / num_trials + Z**2 / (4 * num_trials**2)) / scale
-    # Clamped to the share itself: at 0 and 1 rounding could put it just outside.
-    return min(max(0.0, centre - half), share), max(min(1.0, centre + half), share)
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Interval:
+    """A mean with its 95 % interval."""
+
+    mean: float
+    low: float | None
+    """None, as `high`, where there is no interval."""
+    high: float | None
+    method: Literal["wilson", "student", "combined", "none"]
+    """`wilson`: for scores from 0 to 1. `student`: for others. `combined`: of several. `none`: other scores of one
+    task, or that are all the same, say nothing of how far tasks lie apart."""
 
 
-def clustered_interval(scores: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """An interval for the mean of all scores, where the scores of one task (an inner list) belong together.
+def interval(scores: Sequence[Sequence[float]]) -> Interval:
+    """The interval for the mean over tasks, each an inner list of scores, in any order. Needs one task at least."""
+    values = np.sort(np.array([fmean(task) for task in scores], dtype=np.float64))
+    mean = math.fsum(values) / len(values)
+    if all(0 <= score <= 1 for task in scores for score in task):
+        low, high = (float(bound) for bound in wilson_interval(values))
+        return Interval(mean=mean, low=min(low, mean), high=max(high, mean), method="wilson")
+    if len(values) < 2 or np.ptp(values) < SMALLEST:
+        return Interval(mean=mean, low=None, high=None, method="none")
+    half = student_quantile(len(values) - 1) * float(values.std(ddof=1)) / math.sqrt(len(values))
+    return Interval(mean=mean, low=mean - half, high=mean + half, method="student")
 
-    The cluster-robust standard error of Miller 2024 (arXiv 2411.00640, section 2.2),
 
-        se = sqrt(sum over tasks c of (sum over i of (s_ci - mean))^2) / n
+def wilson_interval(values: Array) -> tuple[Array, Array]:
+    """Wilson's interval for the mean of values of tasks from 0 to 1, over as many tasks as their spread is worth.
 
-    with the small-sample factor sqrt(C / (C - 1)) and Student's t with C - 1 degrees of freedom for C tasks (Cameron
-    and Miller 2015, section VI). Samples of one task are not independent: an interval that takes them for so is far too
-    narrow. Needs two tasks at least.
+    `values` has the tasks in its last axis; those before it are as many evaluations. For tasks that are all or nothing
+    it is Wilson's interval of their number (Wilson 1927; Brown, Cai, DasGupta 2001, equation 4). Values between lie
+    closer together, by the dispersion
+
+        phi = sum (v - m)^2 / (C m (1 - m)),
+
+    so that C tasks are worth C / phi; of this the effective sample size of surveys is made (Korn and Graubard 1998;
+    Franco, Little, Louis, Slud 2019). As phi is itself estimated, three things are corrected, each measured in
+    docs/evaluation_statistics.md:
+    - from few tasks, by Student's t: z^2 is replaced by t^2 with C - 1 degrees of freedom to the extent 1 - phi, as of
+      tasks that are all or nothing the spread is known;
+    - from few successes, or few failures, of which the rare large ones may not have been seen: phi has the weight of
+      4 C m (1 - m) tasks, and its square root that of 2 (1 - 2m)^2;
+    - where nothing is spread phi is 1.
+    Near 0 and 1 Wilson's limit on the inner side covers as little as 83 %. There it gives way to the limit for rare
+    events, to the extent 1 - 2m (Brown, Cai, DasGupta 2001, section 4.1.1, who do so for the smallest counts).
     """
-    num_tasks = len(scores)
-    assert num_tasks >= 2, "an interval over tasks needs two of them"
-    flat = [score for task in scores for score in task]
-    mean = fmean(flat)
-    residuals = (sum(score - mean for score in task) for task in scores)
-    error = math.sqrt(sum(residual**2 for residual in residuals) * num_tasks / (num_tasks - 1)) / len(flat)
-    half = student_quantile(num_tasks - 1) * error
-    return mean - half, mean + half
+    num_tasks = values.shape[-1]
+    mean = values.mean(axis=-1)
+    variance = mean * (1 - mean)
+    spread = ((values - mean[..., None]) ** 2).mean(axis=-1)
+    is_spread = spread > SMALLEST
+    phi = np.where(is_spread, np.clip(spread / np.where(is_spread, variance, 1.0), 0.0, 1.0), 1.0)
+    weight = 4 * num_tasks * variance
+    skew = np.where(is_spread, SKEW_TASKS * (1 - 2 * mean) ** 2, 1.0)
+    dispersion = (weight * phi + skew * np.sqrt(phi)) / (weight + skew)
+    quantile = Z**2 + (1 - phi) * (student_quantile(num_tasks - 1) ** 2 - Z**2 if num_tasks > 1 else 0.0)
+    num_effective = num_tasks / dispersion * Z**2 / quantile
+    low, high = _wilson(mean, num_effective)
+    rare_low = _rare(num_effective * mean) / num_effective
+    rare_high = 1 - _rare(num_effective * (1 - mean)) / num_effective
+    low = low - np.clip(1 - 2 * mean, 0.0, 1.0) * np.maximum(low - rare_low, 0.0)
+    high = high + np.clip(2 * mean - 1, 0.0, 1.0) * np.maximum(rare_high - high, 0.0)
+    return np.clip(np.where(mean > 0, low, 0.0), 0.0, mean), np.clip(np.where(mean < 1, high, 1.0), mean, 1.0)
 
 
-def student_quantile(degrees: int) -> float:
-    """The 97.5 % quantile of Student's t.
+def mean_interval(parts: Sequence[Interval]) -> Interval:
+    """The interval for the mean of independent means, such as of the entries of a suite, which count the same.
+
+    MOVER, the method of variance estimates recovery (Zou and Donner 2008, equations 1 and 2): the distances from each
+    mean to its limit are added as standard errors are,
+
+        L = mean(m) - sqrt(sum (m_i - l_i)^2) / k
+
+    and so for U, so that limits may lie unevenly about a mean. Without an interval where a part has none.
+    """
+    mean = math.fsum(part.mean for part in parts) / len(parts)
+    if len(parts) == 1:
+        return parts[0]
+    below, above = 0.0, 0.0
+    for part in parts:
+        if part.low is None or part.high is None:
+            return Interval(mean=mean, low=None, high=None, method="none")
+        below += (part.mean - part.low) ** 2
+        above += (part.high - part.mean) ** 2
+    return Interval(
+        mean=mean,
+        low=mean - math.sqrt(below) / len(parts),
+        high=mean + math.sqrt(above) / len(parts),
+        method="combined",
+    )
+
+
+def student_quantile(degrees: int, level: float = UPPER) -> float:
+    """A quantile of Student's t, by default the 97.5 % one.
 
     Exact for one and two degrees of freedom; else the Cornish-Fisher expansion of Abramowitz and Stegun, 26.7.5.
     """
-    upper = 0.5 + CONFIDENCE / 2
+    assert degrees >= 1
     if degrees == 1:
-        return math.tan(math.pi * (upper - 0.5))
+        return math.tan(math.pi * (level - 0.5))
     if degrees == 2:
-        return (2 * upper - 1) * math.sqrt(2 / (4 * upper * (1 - upper)))
-    g1 = (Z**3 + Z) / 4
-    g2 = (5 * Z**5 + 16 * Z**3 + 3 * Z) / 96
-    g3 = (3 * Z**7 + 19 * Z**5 + 17 * Z**3 - 15 * Z) / 384
-    g4 = (79 * Z**9 + 776 * Z**7 + 1482 * Z**5 - 1920 * Z**3 - 945 * Z) / 92160
-    return Z + g1 / degrees + g2 / degrees**2 + g3 / degrees**3 + g4 / degrees**4
+        return (2 * level - 1) * math.sqrt(2 / (4 * level * (1 - level)))
+    z = NormalDist().inv_cdf(level)
+    g1 = (z**3 + z) / 4
+    g2 = (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    g3 = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    g4 = (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160
+    return z + g1 / degrees + g2 / degrees**2 + g3 / degrees**3 + g4 / degrees**4
 
 
-def interval(
-    scores: Sequence[Sequence[float]],
-) -> tuple[float, float, Literal["wilson", "clustered", "none"]]:
-    """Wilson's interval for one binary score per task, else one clustered by task.
+def _wilson(mean: Array, num_trials: Array) -> tuple[Array, Array]:
+    scale = 1 + Z**2 / num_trials
+    centre = (mean + Z**2 / (2 * num_trials)) / scale
+    half = Z * np.sqrt(mean * (1 - mean) / num_trials + Z**2 / (4 * num_trials**2)) / scale
+    return centre - half, centre + half
 
-    Scores of 0 and 1 that are all the same have no spread to estimate an error from: there too Wilson's
-    interval over the tasks, which are independent, holds.
-    """
-    flat = [score for task in scores for score in task]
-    is_binary = all(score in (0.0, 1.0) for score in flat)
-    if is_binary and (len(flat) == len(scores) or len(set(flat)) == 1 or len(scores) == 1):
-        return *wilson_interval(fmean(flat) * len(scores), len(scores)), "wilson"
-    if len(scores) == 1:
-        mean = fmean(flat)
-        return mean, mean, "none"
-    low, high = clustered_interval(scores)
-    if all(0.0 <= score <= 1.0 for score in flat):
-        low, high = max(0.0, low), min(1.0, high)
-    return low, high, "clustered"
+
+def _rare(count: Array) -> Array:
+    """The one-sided lower 95 % limit of the rate behind a rare count: Byar's approximation (Breslow and Day 1987)."""
+    count = np.maximum(count, SMALLEST)
+    root = 1 - 1 / (9 * count) - Z_ONE_SIDED / (3 * np.sqrt(count))
+    return count * np.maximum(root, 0.0) ** 3
