@@ -37,6 +37,8 @@ def invoke(*arguments: str) -> tuple[int, str]:
         ["convert"],
         ["doctor"],
         ["template", "check"],
+        ["models", "list"],
+        ["models", "get"],
         ["env", "list"],
         ["env", "show"],
         ["env", "play"],

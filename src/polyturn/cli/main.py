@@ -13,6 +13,7 @@ from polyturn.cli import (
     engines,
     env,
     evaluation,
+    models,
     probe,
     rollout,
     serve,
@@ -38,6 +39,7 @@ app.command("convert")(convert.convert)
 app.add_typer(env.app, name="env")
 app.add_typer(evaluation.app, name="eval")
 app.add_typer(engines.app, name="engines")
+app.add_typer(models.app, name="models")
 app.add_typer(train.config_app, name="config")
 app.add_typer(serve.app, name="serve")
 app.add_typer(template.app, name="template")
