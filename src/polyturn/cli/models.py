@@ -11,6 +11,7 @@ from polyturn.cli.outcome import reported, table
 from polyturn.configs.models import BUILTIN, PRESET, builtin_models, preset_names
 from polyturn.configs.sizing.memory import human_bytes
 from polyturn.packages import require
+from polyturn.trainer.models.published import PUBLISHED, find_published, get_published
 
 app = typer.Typer(help="Models to start from.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -22,8 +23,6 @@ def list_models() -> None:
     \b
     Example: polyturn models list
     """
-    from polyturn.trainer.models.published import PUBLISHED
-
     rows = [("name", "what it is")]
     rows += [(BUILTIN + name, "shipped, with weights") for name in builtin_models()]
     rows += [
@@ -54,8 +53,6 @@ def get(
     Example: polyturn models get smollm2-135m
     """
     with reported():
-        from polyturn.trainer.models.published import find_published, get_published
-
         model = find_published(name)
         require(("torch", "transformers"))
         target = directory or Path("models") / model.name
