@@ -8,6 +8,7 @@ compressed by zstd; in it stand the length of a piece of JSON, the JSON, and the
 from __future__ import annotations
 
 import contextlib
+import mmap
 import os
 import struct
 import threading
@@ -106,27 +107,36 @@ def read_journal(path: Path) -> JournalContents:
 
     Raises `LaterFormat` for the journal of a later release.
     """
-    if not path.exists():
-        return JournalContents(episodes=(), damage=(), num_truncated=0)
-    episodes, damage, num_truncated = [], [], 0
-    content = path.read_bytes()
-    _refuse_later(path, content)
-    for number, record in enumerate(_records(content), start=1):
-        if record.is_torn:
-            num_truncated = 1
-            continue
-        try:
-            if record.body is None:
-                raise ValueError("its checksum does not fit")
-            episodes.append(decode_episode(record.body))
-        except (ValueError, KeyError, TypeError, AssertionError) as fault:
-            damage.append(
-                f"{path}: record {number}, bytes {record.start} to {record.end}, is damaged: {fault}"
-            )
-    return JournalContents(episodes=tuple(episodes), damage=tuple(damage), num_truncated=num_truncated)
+    found = list(stream_journal(path))
+    return JournalContents(
+        episodes=tuple(each for each in found if isinstance(each, Episode)),
+        damage=tuple(each for each in found if isinstance(each, str)),
+        num_truncated=found.count(None),
+    )
 
 
-def _refuse_later(path: Path, content: bytes) -> None:
+def stream_journal(path: Path) -> Iterator[Episode | str | None]:
+    """What a journal's records hold, one after the other: an episode, a sentence of what is damaged, or None for one
+    that its writer did not finish. Nothing without a file; raises as `read_journal`.
+    """
+    if not path.exists() or path.stat().st_size == 0:
+        return
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        _refuse_later(path, content)
+        for number, record in enumerate(_records(content), start=1):
+            if record.is_torn:
+                yield None
+                continue
+            try:
+                if record.body is None:
+                    raise ValueError("its checksum does not fit")
+                found: Episode | str = decode_episode(record.body)
+            except (ValueError, KeyError, TypeError, AssertionError) as fault:
+                found = f"{path}: record {number}, bytes {record.start} to {record.end}, is damaged: {fault}"
+            yield found
+
+
+def _refuse_later(path: Path, content: bytes | mmap.mmap) -> None:
     """Raise `LaterFormat` where the first head is sound and has the mark of one: else it would be taken for damage."""
     head, number = content[: HEAD.size], content[len(MARK) - 1 : len(MARK)]
     if len(head) < HEAD.size or not number.isdigit() or int(number) <= JOURNAL_FORMAT:
@@ -147,7 +157,7 @@ def _codec() -> pa.Codec:
     return pa.Codec("zstd", compression_level=1)
 
 
-def _records(content: bytes) -> Iterator[_Record]:
+def _records(content: bytes | mmap.mmap) -> Iterator[_Record]:
     """The records in their order. Behind a damaged one the reader goes on at the next sound head."""
     start = 0
     while start < len(content):
@@ -168,7 +178,7 @@ def _records(content: bytes) -> Iterator[_Record]:
         start = end
 
 
-def _sound_head(content: bytes, start: int) -> tuple[int, int, int] | None:
+def _sound_head(content: bytes | mmap.mmap, start: int) -> tuple[int, int, int] | None:
     """The body's checksum and its two lengths from the head at `start`; None where none is sound."""
     head = content[start : start + HEAD.size]
     if len(head) < HEAD.size or not head.startswith(MARK):
@@ -177,7 +187,7 @@ def _sound_head(content: bytes, start: int) -> tuple[int, int, int] | None:
     return (checksum, length, plain_length) if zlib.crc32(head[:HEAD_CHECKED]) == of_head else None
 
 
-def _next_head(content: bytes, start: int) -> int | None:
+def _next_head(content: bytes | mmap.mmap, start: int) -> int | None:
     """Where the next sound head begins."""
     while (start := content.find(MARK, start)) >= 0:
         if _sound_head(content, start) is not None:

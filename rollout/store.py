@@ -7,8 +7,9 @@ is made, and as an episode is made of rows.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 from polyturn.agents.episode import Episode, EpisodeTimings, Outcome, TurnRecord
 from polyturn.agents.ledger import TOKEN_COLUMNS, Segment
 from polyturn.agents.sampling_support import SamplingSupport
-from polyturn.rollout.journal import Journal, JournalContents, read_journal
+from polyturn.rollout.journal import Journal, JournalContents, read_journal, stream_journal
 from polyturn.rollout.older_formats import (
     FORMAT,
     FORMAT_KEY,
@@ -199,6 +200,20 @@ class TrajectoryStore:
             damage += stored.damage
         return StoredEpisodes(episodes=tuple(found.values()), damage=damage)
 
+    def stream(self, step: int, on_damage: Callable[[str], None]) -> Iterator[Episode]:
+        """The episodes of a step, one after the other: of its columnar file, or else of the journal, where they may be
+        attempts that failed and were played again. Raises as `read_sound_episodes`.
+        """
+        if self.path(step).exists():
+            yield from stream_sound_episodes(self.path(step), on_damage)
+            return
+        yield from _read_older(self._older_journal_path(step)).episodes
+        for found in stream_journal(self.journal_path(step)):
+            if isinstance(found, Episode):
+                yield found
+            elif found is not None:
+                on_damage(found)
+
     def write_step(
         self, step: int, episodes: Sequence[Episode], *, advantages: Mapping[str, float] | None = None
     ) -> Path:
@@ -351,36 +366,52 @@ def read_sound_episodes(path: Path, *, only: Collection[str] | None = None) -> S
         LaterFormat: a later release wrote it.
         ValueError: it has the columns of no release.
     """
+    damage: list[str] = []
+    episodes = tuple(stream_sound_episodes(path, damage.append, only=only))
+    return StoredEpisodes(episodes=episodes, damage=tuple(damage))
+
+
+def stream_sound_episodes(
+    path: Path, on_damage: Callable[[str], None], *, only: Collection[str] | None = None
+) -> Iterator[Episode]:
+    """The same episodes one after the other, with a few rows of the file in memory; `on_damage` hears what is damaged.
+
+    Raises as `read_sound_episodes`, when the first is asked for.
+    """
+    return _whole_episodes(_stream_rows(path, on_damage, only))
+
+
+def _stream_rows(
+    path: Path, on_damage: Callable[[str], None], only: Collection[str] | None
+) -> Iterator[Mapping[str, Any]]:
     with path.open("rb") as opened:
         try:
             file = pq.ParquetFile(opened, page_checksum_verification=True)
             schema, num_groups = file.schema_arrow, file.num_row_groups
             expected = int((schema.metadata or {}).get(NUM_ROWS, b"-1"))
         except UNREADABLE as fault:
-            what = f"{path} is damaged and cannot be read: {_said(fault)}"
-            return StoredEpisodes(episodes=(), damage=(what,))
+            on_damage(f"{path} is damaged and cannot be read: {_said(fault)}")
+            return
         number = _format_of(path, schema)
-        rows: list[dict[str, Any]] = []
-        damage: list[str] = []
+        num_rows, is_damaged = 0, False
         for group in range(num_groups):
             try:
                 if only is not None and not _holds(file, group, only):
                     continue
                 table = file.read_row_group(group)
-                rows += (
+                rows = (
                     sound_rows(table, ARRAY_COLUMNS)
                     if number == FORMAT
                     else older_rows(table, number, ARRAY_COLUMNS)
                 )
             except UNREADABLE as fault:
-                damage.append(f"{path}: row group {group} is damaged: {_said(fault)}")
-    if only is not None:
-        rows = [row for row in rows if row["episode_id"] in only]
-    elif number > 1 and len(rows) != expected and not damage:
-        damage.append(
-            f"{path} is damaged: {len(rows)} of its rows have the checksum that they were written with"
-        )
-    return StoredEpisodes(episodes=tuple(_whole_episodes(rows)), damage=tuple(damage))
+                is_damaged = True
+                on_damage(f"{path}: row group {group} is damaged: {_said(fault)}")
+                continue
+            num_rows += len(rows)
+            yield from (row for row in rows if only is None or row["episode_id"] in only)
+    if only is None and number > 1 and num_rows != expected and not is_damaged:
+        on_damage(f"{path} is damaged: {num_rows} of its rows have the checksum that they were written with")
 
 
 def _holds(file: pq.ParquetFile, group: int, only: Collection[str]) -> bool:
@@ -435,12 +466,10 @@ def _read_whatever_is_sound(path: Path) -> StoredEpisodes:
         return StoredEpisodes(episodes=(), damage=(str(fault),))
 
 
-def _whole_episodes(rows: Sequence[Mapping[str, Any]]) -> Iterator[Episode]:
-    """The episodes of which every row is there."""
-    by_episode: dict[str, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        by_episode.setdefault(row["episode_id"], []).append(row)
-    for of_one in by_episode.values():
+def _whole_episodes(rows: Iterable[Mapping[str, Any]]) -> Iterator[Episode]:
+    """The episodes of which every row is there. Those of one episode stand one behind the other."""
+    for _, group in itertools.groupby(rows, key=lambda row: row["episode_id"]):
+        of_one = list(group)
         if len(of_one) == max(1, of_one[0]["num_segments"]):
             yield _episode(of_one)
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import typer
 
+from polyturn.cli.evaluation.export import export
 from polyturn.cli.evaluation.run import evaluate
 
 app = typer.Typer(
     help="Score policies on suites of environments.", no_args_is_help=True, rich_markup_mode=None
 )
+app.command("export")(export)
 app.command("run")(evaluate)
