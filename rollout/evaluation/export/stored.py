@@ -192,7 +192,7 @@ def _scored(episode: Episode, scored: ScoredEpisode, tools: _ToolsOf) -> StoredE
         entry=scored.entry,
         task_index=scored.task_index,
         sample=scored.sample,
-        answer=None if scored.answer is None else blank_credentials(scored.answer),
+        answer=_blanked(scored.answer),
     )
 
 
@@ -246,6 +246,7 @@ class _FileStream:
                         score=episode.reward,
                         failure=Failure.NONE if episode.reward is not None else Failure.INFRASTRUCTURE,
                         held_credential=held,
+                        answer=clean.answer,
                         step=step,
                     )
             except ValueError as error:
@@ -259,9 +260,14 @@ def without_credentials(episode: Episode) -> tuple[Episode, bool]:
     """
     messages = tuple(_blanked(message) for message in episode.messages)
     held = any(new is not old for new, old in zip(messages, episode.messages, strict=True))
-    error = None if episode.error is None else blank_credentials(episode.error)
-    segments = () if held else episode.segments
-    return replace(episode, messages=with_unique_calls(messages), segments=segments, error=error), held
+    clean = replace(
+        episode,
+        messages=with_unique_calls(messages),
+        segments=() if held else episode.segments,
+        error=_blanked(episode.error),
+        answer=_blanked(episode.answer),
+    )
+    return clean, held
 
 
 def with_unique_calls(messages: Sequence[Message]) -> tuple[Message, ...]:
