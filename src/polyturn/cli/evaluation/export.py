@@ -10,6 +10,7 @@ import typer
 
 from polyturn.cli.outcome import reported
 from polyturn.cli.train import print_warning
+from polyturn.rollout.evaluation.export import formats
 
 Source = Annotated[
     Path,
@@ -37,8 +38,6 @@ def export(
     Example: polyturn eval export evaluations/games-20260101-120000 --format inspect --output games.eval
     """
     with reported():
-        from polyturn.rollout.evaluation.export import formats
-
         found = formats.export(source, kind, output, tell=print_warning)
         typer.echo(
             json.dumps(
