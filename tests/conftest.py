@@ -57,6 +57,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         metavar="URL",
         help="test the Docker sandbox on this running daemon (unix:///…) instead of one that the tests start",
     )
+    group.addoption(
+        "--require-chromium",
+        action="store_true",
+        help="have the tests of the viewer's page fail, not skip, where there is no Chromium",
+    )
+    group.addoption(
+        "--write-screenshots",
+        action="store_true",
+        help="have the tests of the viewer's page write the pictures that docs/viewer.md shows",
+    )
 
 
 @pytest.fixture(scope="session")
