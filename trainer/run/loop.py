@@ -31,6 +31,7 @@ from polyturn.trainer.run.best import reached
 from polyturn.trainer.run.checks import CheckFailure, RunChecks
 from polyturn.trainer.run.directory import RunDirectory, RunState, write_json
 from polyturn.trainer.run.failures import InterruptGuard, StepFailure, sentence_of
+from polyturn.trainer.run.health import HealthMonitor
 from polyturn.trainer.run.heldout import HeldOut, Results
 from polyturn.trainer.run.metrics import step_metrics
 from polyturn.trainer.run.progress import ProgressDisplay
@@ -95,6 +96,7 @@ class TrainingLoop:
             self._store,
         )
         self._alarms = AlarmMonitor(config.alarms, self._progress.message)
+        self._health = HealthMonitor(config.alarms)
         self._heldout = HeldOut(
             config,
             worker=self._worker,
@@ -356,6 +358,7 @@ class TrainingLoop:
         )
         self._sinks.write(step, row)
         self._progress.step(step, row)
+        self._progress.health(step, self._health.watch(row))
         if is_last or saves or stopped is not None:
             with self._stopwatch.measure("checkpoint"):
                 self._save()

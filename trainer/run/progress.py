@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Literal, Protocol, TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
 from polyturn.tools.plain import printable
+from polyturn.trainer.run.health import Finding
 
 NUM_ROWS_SHOWN = 12
+NUM_FINDINGS_SHOWN = 6
 
 
 class ProgressDisplay(Protocol):
@@ -30,6 +33,10 @@ class ProgressDisplay(Protocol):
 
     def step(self, step: int, row: Mapping[str, float]) -> None:
         """A step is finished."""
+        ...
+
+    def health(self, step: int, findings: Sequence[Finding]) -> None:
+        """What is unhealthy after a step."""
         ...
 
     def message(self, text: str) -> None:
@@ -67,6 +74,7 @@ class PlainProgress:
         self._num_steps = num_steps
         self._stream = stream or sys.stdout
         self._started = time.monotonic()
+        self._unhealthy: set[str] = set()
 
     def phase(self, name: str, *, total: int | None = None) -> None:
         if not name.startswith("step"):
@@ -77,6 +85,16 @@ class PlainProgress:
 
     def step(self, step: int, row: Mapping[str, float]) -> None:
         self.message(format_step(step, self._num_steps, row))
+
+    def health(self, step: int, findings: Sequence[Finding]) -> None:
+        """A line when something begins to be unhealthy, and when it is healthy again; alarms have said theirs."""
+        seen = {finding.name: finding for finding in findings if not finding.is_alarm}
+        for name in [name for name in seen if name not in self._unhealthy]:
+            self.message(f"unhealthy at step {step}: {seen[name].line}")
+        alarms = {finding.name for finding in findings if finding.is_alarm}
+        for name in sorted(self._unhealthy - set(seen) - alarms):
+            self.message(f"healthy again at step {step}: {name}")
+        self._unhealthy = set(seen)
 
     def message(self, text: str) -> None:
         shown = f"[{time.monotonic() - self._started:6.1f} s] {printable(text)}"
@@ -91,6 +109,7 @@ class LiveProgress:
 
     def __init__(self, *, num_steps: int) -> None:
         self._rows: list[tuple[int, Mapping[str, float]]] = []
+        self._findings: Sequence[Finding] = ()
         self._bars = Progress(
             TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         )
@@ -108,6 +127,12 @@ class LiveProgress:
     def step(self, step: int, row: Mapping[str, float]) -> None:
         self._rows = [*self._rows, (step, row)][-NUM_ROWS_SHOWN:]
         self._bars.update(self._steps, completed=step)
+        self._live.update(self._render())
+
+    def health(self, step: int, findings: Sequence[Finding]) -> None:
+        """The table under the bars."""
+        del step
+        self._findings = findings
         self._live.update(self._render())
 
     def message(self, text: str) -> None:
@@ -133,4 +158,20 @@ class LiveProgress:
                     for part in ("generate", "tools", "train", "sync")
                 ),
             )
-        return Group(table, self._bars)
+        return Group(table, self._bars, *health_table(self._findings))
+
+
+def health_table(findings: Sequence[Finding]) -> list[Table]:
+    """What is unhealthy, as a table; none where all is well."""
+    if not findings:
+        return []
+    table = Table("unhealthy", "is", "healthy is", "what to do", "read", title_justify="left", box=None)
+    for finding in findings[:NUM_FINDINGS_SHOWN]:
+        cells = (finding.name, f"{finding.value:.4g}", finding.healthy, finding.sentence, finding.page)
+        # Names of environments and tools are not ours: no control sequence, no markup.
+        table.add_row(
+            *(Text(printable(cell)) for cell in cells), style="red" if finding.is_alarm else "yellow"
+        )
+    if len(findings) > NUM_FINDINGS_SHOWN:
+        table.add_row(Text(f"and {len(findings) - NUM_FINDINGS_SHOWN} more"))
+    return [table]
