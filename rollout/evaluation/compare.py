@@ -206,7 +206,7 @@ class _Pair:
 def _pair(a: EvaluatedEntry, b: EvaluatedEntry) -> _Pair:
     of_a, of_b = _episodes_by_task(a), _episodes_by_task(b)
     tasks, solved, unscored_in_a, unscored_in_b = [], [], 0, 0
-    for key in sorted(of_a.keys() & of_b.keys()):
+    for key in (key for key in of_a if key in of_b):
         scored_a, scored_b = _scored(of_a[key]), _scored(of_b[key])
         if not scored_a:
             unscored_in_a += 1

@@ -199,4 +199,25 @@ def _entry(entry: PlannedEntry, newest: Mapping[Place, ScoredEpisode]) -> Evalua
         samples_per_task=entry.samples_per_task,
         success_score=entry.success_score,
         episodes=tuple(newest[place] for place in places if place in newest),
+        sampling=_sampling(entry),
+        scorer=_scorer(entry),
     )
+
+
+def _sampling(entry: PlannedEntry) -> dict[str, object]:
+    """What of the entry's config changes how its tasks are played, beside who plays."""
+    environment, evaluation = entry.config.get("environment", {}), entry.config.get("evaluation", {})
+    limits = {key: value for key, value in environment.items() if key == "options" or key.startswith("max_")}
+    sampled = {
+        key: evaluation[key] for key in ("temperature", "top_p", "top_k", "min_p") if key in evaluation
+    }
+    return limits | sampled
+
+
+def _scorer(entry: PlannedEntry) -> str:
+    """What grades, with the digests of the files that it names; empty where nobody wrote it down."""
+    if "reward" not in entry.config:
+        return ""
+    reward = orjson.dumps(entry.config["reward"], option=orjson.OPT_SORT_KEYS).decode()
+    files = [f"{path} {digest}" for path, digest in sorted(entry.files.items()) if path in reward]
+    return " ".join([reward, *files])

@@ -32,6 +32,8 @@ def invoke(*arguments: str) -> tuple[int, str]:
     [
         ["train"],
         ["eval", "run"],
+        ["eval", "report"],
+        ["eval", "compare"],
         ["simulate"],
         ["probe"],
         ["convert"],

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import typer
 
+from polyturn.cli.evaluation.compare import compare
 from polyturn.cli.evaluation.export import export
+from polyturn.cli.evaluation.report import report
 from polyturn.cli.evaluation.run import evaluate
 
 app = typer.Typer(
     help="Score policies on suites of environments.", no_args_is_help=True, rich_markup_mode=None
 )
+app.command("compare")(compare)
 app.command("export")(export)
+app.command("report")(report)
 app.command("run")(evaluate)
