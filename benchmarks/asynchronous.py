@@ -26,7 +26,7 @@ from typing import Any
 
 from contestants.slow_tools import register
 
-from polyturn.trainer.run.progress import read_metrics
+from polyturn.trainer.sinks.json_lines import read_metrics
 
 ENVIRONMENTS = {"long_tailed": "long_tailed", "tools": "even"}
 NUM_WARM = 2
@@ -63,7 +63,7 @@ def overrides(latency: str, *, staleness: int, seed: int, steps: int, short: boo
         "trainer.parallel={tensor: 1, data: 1}",
         "evaluation.before=false",
         f"evaluation.num_tasks={64 if short else 256}",
-        "logging.tensorboard=false",
+        "metrics.sinks=[]",
     ]
 
 

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from polyturn.rollout.store import TrajectoryStore
-from polyturn.trainer.run.progress import read_metrics
+from polyturn.trainer.sinks.json_lines import read_metrics
 
 PHASES = ("release", "reload", "offload", "resume")
 
@@ -61,7 +61,7 @@ def measure(*, steps: int, scratch: Path) -> dict[str, object]:
         "rollout.samples_per_prompt=4",
         "rollout.max_concurrent_requests=1",
         "evaluation={before: false, after: false}",
-        "logging.tensorboard=false",
+        "metrics.sinks=[]",
     ]
     for placement in ("own", "shared"):
         train(scratch / placement, *options, f"engines.placement={placement}")

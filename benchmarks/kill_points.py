@@ -50,7 +50,7 @@ import psutil
 from polyturn.agents.episode import Episode, Outcome
 from polyturn.rollout.journal import read_journal
 from polyturn.rollout.store import TrajectoryStore
-from polyturn.trainer.run.progress import read_metrics
+from polyturn.trainer.sinks.json_lines import read_metrics
 
 SMALL = (
     "trainer.global_batch_size=8",
@@ -64,7 +64,7 @@ SMALL = (
     "trainer.parallel.data=1",
     # So that there is a router to kill.
     "engines.router.policy=cache_aware",
-    "logging.tensorboard=false",
+    "metrics.sinks=[]",
 )
 MODES: Mapping[str, tuple[str, ...]] = {"sync": (), "k2": ("rollout.max_staleness=2",)}
 POINTS_PER_CHAIN = 20

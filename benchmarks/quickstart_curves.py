@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from polyturn.trainer.run.progress import read_metrics
+from polyturn.trainer.sinks.json_lines import read_metrics
 
 PARTS = ("generate", "tools", "train", "sync")
 

@@ -39,7 +39,7 @@ def train(directory: Path, *, num_requests: int, num_steps: int, num_prompts: in
         "trainer.parallel.data=1",
         "evaluation.before=false",
         "evaluation.after=false",
-        "logging.tensorboard=false",
+        "metrics.sinks=[]",
     ]
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 

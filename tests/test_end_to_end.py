@@ -25,7 +25,7 @@ from polyturn.configs.metrics.declared import undeclared
 from polyturn.configs.models import MODELS_DIRECTORY, resolve_model_path
 from polyturn.rollout.journal import read_journal
 from polyturn.rollout.store import TrajectoryStore
-from polyturn.trainer.run.progress import read_metrics
+from polyturn.trainer.sinks.json_lines import read_metrics
 
 pytestmark = pytest.mark.stack
 

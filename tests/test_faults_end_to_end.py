@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from polyturn.rollout.store import TrajectoryStore, read_episodes
-from polyturn.trainer.run.progress import read_metrics
+from polyturn.trainer.sinks.json_lines import read_metrics
 
 pytestmark = pytest.mark.stack
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 
@@ -39,3 +39,8 @@ OVERVIEW: tuple[Curve, ...] = (
     Curve(title="Gradient norm", names=("train/grad_norm",)),
     Curve(title="Response length", names=("episode/sampled_tokens",)),
 )
+
+
+def headlines(row: Mapping[str, float]) -> dict[str, float]:
+    """The figures of the overview again as `overview/NAME`: dashboards make a section of what stands in front."""
+    return {f"overview/{name}": row[name] for curve in OVERVIEW for name in curve.names_in(row)}

@@ -418,6 +418,11 @@ METRICS: tuple[Metric, ...] = (
         ("trainer/restarts", "restarts", "of the trainer in this session, after a rank died"),
     ),
     *_of(
+        "trainer/sinks/factory.py",
+        "metrics.md",
+        ("sink/*/dropped", "rows", "that one sink did not get or did not take, so far in this session"),
+    ),
+    *_of(
         "trainer/run/alarms.py",
         "training.md#alarms",
         ("rollout/longest_pause_s", "s", "between two episodes that ended, while some were awaited"),
@@ -510,6 +515,7 @@ HEALTHY: Mapping[str, Healthy] = {
         high=0,
         otherwise="evaluations take longer than the steps between them: play fewer tasks, or less often",
     ),
+    "sink/*/dropped": Healthy(high=0, otherwise="a dashboard lacks rows, which metrics.jsonl has"),
     "trainer/restarts": Healthy(
         high=0, otherwise="ranks of the trainer die: see the sentence in the terminal"
     ),

@@ -27,6 +27,7 @@ from polyturn.configs.schema.branching import NoBranching
 from polyturn.configs.schema.concurrency import AdaptiveConcurrency
 from polyturn.configs.schema.curriculum import CurriculumConfig
 from polyturn.configs.schema.engines import EnginesConfig, ServedModel, TeacherConfig
+from polyturn.configs.schema.metrics import MetricsConfig
 from polyturn.configs.schema.rollout import MinP, RolloutConfig, TopP
 from polyturn.configs.schema.section import Section
 from polyturn.configs.schema.tasks import (
@@ -301,10 +302,8 @@ class ChecksConfig(Section):
 
 
 class LoggingConfig(Section):
-    """Where metrics go, beside `metrics.jsonl`."""
+    """What is shown while a run goes on."""
 
-    tensorboard: bool = True
-    """Write TensorBoard events into the run directory."""
     progress: Literal["auto", "bar", "plain"] = "auto"
     """auto: a live display on a terminal, one line per step elsewhere."""
 
@@ -356,6 +355,7 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     checks: ChecksConfig = ChecksConfig()
     alarms: AlarmsConfig = AlarmsConfig()
+    metrics: MetricsConfig = MetricsConfig()
     logging: LoggingConfig = LoggingConfig()
     cluster: ClusterConfig = ClusterConfig()
     sglang: dict[str, Any] = {}

@@ -21,7 +21,6 @@ from polyturn.rollout.factory import tasks_of
 from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.trainer.run.directory import RunDirectory
-from polyturn.trainer.run.progress import JsonLinesSink, read_metrics
 from polyturn.trainer.run.resume import (
     check_resume,
     forget_failure,
@@ -29,6 +28,7 @@ from polyturn.trainer.run.resume import (
     note_failure,
     with_template_date,
 )
+from polyturn.trainer.sinks.json_lines import JsonLinesSink, read_metrics
 
 ROWS = [{"prompt": f"what is {i} + {i}?", "answer": str(2 * i)} for i in range(20)]
 RECIPE = """\

@@ -11,7 +11,7 @@ from polyturn.configs.schema.run import RunConfig
 from polyturn.trainer.checkpoints.manifest import describe_file, find_faults, write_manifest
 from polyturn.trainer.checkpoints.sources import find_source
 from polyturn.trainer.run.directory import RunDirectory, RunState, runs_of
-from polyturn.trainer.run.progress import JsonLinesSink, read_metrics
+from polyturn.trainer.sinks.json_lines import JsonLinesSink, read_metrics
 
 
 def make_config(tmp_path: Path, **changes: object) -> RunConfig:

@@ -3,7 +3,7 @@
 config.yaml                     the resolved config
 identity.json                   what the run is of, for a resume to compare with
 metrics.jsonl                   one line per step
-tensorboard/                    the same, as TensorBoard events
+tensorboard/, wandb/, sinks/    the same for dashboards, as `metrics.sinks` says
 trajectories/step_000001.parquet
 journal/                        episodes of the step under way, and of those that no checkpoint has yet
 draws.jsonl                     with a curriculum that draws by results: what it has drawn
@@ -164,10 +164,6 @@ class RunDirectory:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
-
-    @property
-    def tensorboard(self) -> Path:
-        return self.path / "tensorboard"
 
     @property
     def checkpoints(self) -> Path:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any
 
 from polyturn.agents.chat import read_template
@@ -30,13 +31,17 @@ from polyturn.trainer.run.best import reached
 from polyturn.trainer.run.checks import CheckFailure, RunChecks
 from polyturn.trainer.run.directory import RunDirectory, RunState, write_json
 from polyturn.trainer.run.failures import InterruptGuard, StepFailure, sentence_of
+from polyturn.trainer.run.health import HealthMonitor
 from polyturn.trainer.run.heldout import HeldOut, Results
 from polyturn.trainer.run.metrics import step_metrics
-from polyturn.trainer.run.progress import JsonLinesSink, MetricSink, ProgressDisplay, TensorBoardSink
+from polyturn.trainer.run.progress import ProgressDisplay
 from polyturn.trainer.run.resume import forget_failure, installed_versions, note_failure
 from polyturn.trainer.run.served_weights import ServedWeights
 from polyturn.trainer.run.stopwatch import Stopwatch
 from polyturn.trainer.run.turns import Turns
+from polyturn.trainer.sinks.factory import RunSinks
+from polyturn.trainer.sinks.json_lines import JsonLinesSink, finite_rows
+from polyturn.trainer.sinks.protocol import SinkStart
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,9 +74,15 @@ class TrainingLoop:
         self._progress = parts.progress
         self._guard = parts.guard
         self._stopwatch = parts.stopwatch
-        self._sinks: list[MetricSink] = [JsonLinesSink(directory.metrics, last_step=state.step)]
-        if config.logging.tensorboard:
-            self._sinks.append(TensorBoardSink(directory.tensorboard, last_step=state.step))
+        file = JsonLinesSink(directory.metrics, last_step=state.step)
+        start = SinkStart(
+            run_dir=directory.path,
+            config=config.model_dump(mode="json"),
+            last_step=state.step,
+            history=partial(finite_rows, directory.metrics, last_step=state.step),
+            tell=self._progress.message,
+        )
+        self._sinks = RunSinks(config.metrics, start, file)
         self._store = TrajectoryStore(directory.path)
         self._checks = RunChecks(config.checks, maxima=state.maxima)
         frontier = Frontier(position=state.prompt_position, ahead=tuple(state.prompts_ahead))
@@ -85,6 +96,7 @@ class TrainingLoop:
             self._store,
         )
         self._alarms = AlarmMonitor(config.alarms, self._progress.message)
+        self._health = HealthMonitor(config.alarms)
         self._heldout = HeldOut(
             config,
             worker=self._worker,
@@ -267,8 +279,7 @@ class TrainingLoop:
 
     def close(self) -> None:
         self._served.close()
-        for sink in self._sinks:
-            sink.close()
+        self._sinks.close()
 
     def _take(self, step: int, watch: Stopwatch, stall: StallWatch) -> StepGroups | None:
         """The step's groups; None when the guard asked to stop."""
@@ -345,9 +356,9 @@ class TrainingLoop:
             suites_before=self._state.suites_before,
             stopped_by=None if stopped is None else self._stop_at,
         )
-        for sink in self._sinks:
-            sink.write(step, row)
+        self._sinks.write(step, row)
         self._progress.step(step, row)
+        self._progress.health(step, self._health.watch(row))
         if is_last or saves or stopped is not None:
             with self._stopwatch.measure("checkpoint"):
                 self._save()

@@ -79,6 +79,7 @@ from polyturn.trainer.run.served_checks import (
     check_served_models,
     check_teachers,
 )
+from polyturn.trainer.sinks.factory import check_sinks
 
 
 def preflight(
@@ -122,6 +123,7 @@ def preflight(
         with as_config_error():
             make_order(config.rollout)
             make_filter(config.rollout.filter)
+        check_sinks(config.metrics)
         check_comparison(config)
         check_compared_parts(config)
         check_fp8(config)

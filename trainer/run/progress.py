@@ -1,26 +1,23 @@
-"""Where a run's figures go: to a person, live on a terminal or one plain line per step elsewhere; to `metrics.jsonl`
-always, and to TensorBoard beside it.
-"""
+"""What a person sees of a run: a live display on a terminal, one plain line per step elsewhere."""
 
 from __future__ import annotations
 
-import math
 import sys
 import time
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Literal, Protocol, TextIO
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol, TextIO
 
-import orjson
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
+from rich.text import Text
 
-from polyturn.rollout.whole_file import whole_file
 from polyturn.tools.plain import printable
+from polyturn.trainer.run.health import Finding
 
 NUM_ROWS_SHOWN = 12
+NUM_FINDINGS_SHOWN = 6
 
 
 class ProgressDisplay(Protocol):
@@ -36,6 +33,10 @@ class ProgressDisplay(Protocol):
 
     def step(self, step: int, row: Mapping[str, float]) -> None:
         """A step is finished."""
+        ...
+
+    def health(self, step: int, findings: Sequence[Finding]) -> None:
+        """What is unhealthy after a step."""
         ...
 
     def message(self, text: str) -> None:
@@ -73,6 +74,7 @@ class PlainProgress:
         self._num_steps = num_steps
         self._stream = stream or sys.stdout
         self._started = time.monotonic()
+        self._unhealthy: set[str] = set()
 
     def phase(self, name: str, *, total: int | None = None) -> None:
         if not name.startswith("step"):
@@ -83,6 +85,16 @@ class PlainProgress:
 
     def step(self, step: int, row: Mapping[str, float]) -> None:
         self.message(format_step(step, self._num_steps, row))
+
+    def health(self, step: int, findings: Sequence[Finding]) -> None:
+        """A line when something begins to be unhealthy, and when it is healthy again; alarms have said theirs."""
+        seen = {finding.name: finding for finding in findings if not finding.is_alarm}
+        for name in [name for name in seen if name not in self._unhealthy]:
+            self.message(f"unhealthy at step {step}: {seen[name].line}")
+        alarms = {finding.name for finding in findings if finding.is_alarm}
+        for name in sorted(self._unhealthy - set(seen) - alarms):
+            self.message(f"healthy again at step {step}: {name}")
+        self._unhealthy = set(seen)
 
     def message(self, text: str) -> None:
         shown = f"[{time.monotonic() - self._started:6.1f} s] {printable(text)}"
@@ -97,6 +109,7 @@ class LiveProgress:
 
     def __init__(self, *, num_steps: int) -> None:
         self._rows: list[tuple[int, Mapping[str, float]]] = []
+        self._findings: Sequence[Finding] = ()
         self._bars = Progress(
             TextColumn("{task.description:<28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
         )
@@ -114,6 +127,12 @@ class LiveProgress:
     def step(self, step: int, row: Mapping[str, float]) -> None:
         self._rows = [*self._rows, (step, row)][-NUM_ROWS_SHOWN:]
         self._bars.update(self._steps, completed=step)
+        self._live.update(self._render())
+
+    def health(self, step: int, findings: Sequence[Finding]) -> None:
+        """The table under the bars."""
+        del step
+        self._findings = findings
         self._live.update(self._render())
 
     def message(self, text: str) -> None:
@@ -139,87 +158,20 @@ class LiveProgress:
                     for part in ("generate", "tools", "train", "sync")
                 ),
             )
-        return Group(table, self._bars)
+        return Group(table, self._bars, *health_table(self._findings))
 
 
-class MetricSink(Protocol):
-    """Takes one row of scalars per step."""
-
-    def write(self, step: int, row: Mapping[str, float]) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class JsonLinesSink:
-    """One JSON object a line. On resume, rows of steps that no checkpoint kept are dropped."""
-
-    def __init__(self, path: Path, *, last_step: int) -> None:
-        self._path = path
-        if path.exists():
-            kept = [row for row in read_metrics(path) if row["step"] <= last_step]
-            with whole_file(path) as file:
-                file.write(b"".join(orjson.dumps(row) + b"\n" for row in kept))
-        self._file = path.open("ab")
-
-    def write(self, step: int, row: Mapping[str, float]) -> None:
-        finite = {key: value if math.isfinite(value) else None for key, value in row.items()}
-        self._file.write(orjson.dumps({"step": step, **finite}) + b"\n")
-        self._file.flush()
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class TensorBoardSink:
-    """TensorBoard events; a resumed run hides the steps that it plays again.
-
-    The package's own summary writer has a thread, which a full disk ends: whoever writes after that waits for ever.
-    Its files are written here directly, so that the fault reaches the caller.
-    """
-
-    def __init__(self, directory: Path, *, last_step: int) -> None:
-        from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
-
-        directory.mkdir(parents=True, exist_ok=True)
-        self._writer = EventsWriter(str(directory / "events"))
-        if last_step:
-            start = SessionLog(status=SessionLog.START)
-            self._writer.write_event(Event(wall_time=time.time(), step=last_step + 1, session_log=start))
-
-    def write(self, step: int, row: Mapping[str, float]) -> None:
-        from tensorboardX.proto.event_pb2 import Event
-        from tensorboardX.summary import scalar
-
-        for key, value in row.items():
-            if math.isfinite(value):
-                event = Event(wall_time=time.time(), step=step, summary=scalar(key, value))
-                self._writer.write_event(event)
-        self._writer.flush()
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The rows of a `metrics.jsonl`; what is no row, such as a last line that a crash cut short, is left out."""
-    rows: list[dict[str, Any]] = []
-    for line in path.read_bytes().splitlines(keepends=True):
-        row = _row(line) if line.endswith(b"\n") else None
-        if row is not None:
-            rows.append(row)
-    return rows
-
-
-def num_damaged_rows(path: Path) -> int:
-    """How many whole lines of a `metrics.jsonl` are no rows; 0 where there is none."""
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    return sum(line.endswith(b"\n") and _row(line) is None for line in lines)
-
-
-def _row(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = orjson.loads(line)
-    except orjson.JSONDecodeError:
-        return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+def health_table(findings: Sequence[Finding]) -> list[Table]:
+    """What is unhealthy, as a table; none where all is well."""
+    if not findings:
+        return []
+    table = Table("unhealthy", "is", "healthy is", "what to do", "read", title_justify="left", box=None)
+    for finding in findings[:NUM_FINDINGS_SHOWN]:
+        cells = (finding.name, f"{finding.value:.4g}", finding.healthy, finding.sentence, finding.page)
+        # Names of environments and tools are not ours: no control sequence, no markup.
+        table.add_row(
+            *(Text(printable(cell)) for cell in cells), style="red" if finding.is_alarm else "yellow"
+        )
+    if len(findings) > NUM_FINDINGS_SHOWN:
+        table.add_row(Text(f"and {len(findings) - NUM_FINDINGS_SHOWN} more"))
+    return [table]

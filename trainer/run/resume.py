@@ -37,7 +37,7 @@ from polyturn.rollout.player import other_task
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.trainer.checkpoints.manifest import find_faults
 from polyturn.trainer.run.directory import FailedStep, RunDirectory
-from polyturn.trainer.run.progress import num_damaged_rows
+from polyturn.trainer.sinks.json_lines import num_damaged_rows
 
 Warn = Callable[[str], None]
 MAX_FAILURES = 2

@@ -1,0 +1,1 @@
+"""Where the rows of figures go: the file of the run, and whatever dashboards it has."""
