@@ -420,12 +420,13 @@ def _holds(file: pq.ParquetFile, group: int, only: Collection[str]) -> bool:
     return any(identity in only for identity in found)
 
 
-def read_summary(path: Path) -> pa.Table | None:
-    """A row for each episode of a file of this release, with the columns of `SUMMARY_SCHEMA`; None where it has none.
+def read_summary(path: Path, columns: Sequence[str] | None = None) -> pa.Table | None:
+    """A row for each episode of a file of this release, with these columns of `SUMMARY_SCHEMA` (None: with all), as far
+    as it has them; None for a file without a summary.
 
     Raises `OSError` or another of `UNREADABLE` where the file cannot be read.
     """
-    return unpacked(pq.read_metadata(path).metadata)
+    return unpacked(pq.read_metadata(path).metadata, columns)
 
 
 def check_format(path: Path) -> None:

@@ -8,7 +8,7 @@ no message and no token. It stands behind its checksum. A file without one is re
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import pyarrow as pa
 
@@ -34,10 +34,15 @@ def packed(table: pa.Table) -> bytes:
     return zlib.crc32(body).to_bytes(CHECKSUM_BYTES) + body
 
 
-def unpacked(metadata: Mapping[bytes, bytes] | None) -> pa.Table | None:
-    """The summary in a footer's metadata; None where there is none, or not the one that was written."""
+def unpacked(metadata: Mapping[bytes, bytes] | None, columns: Sequence[str] | None = None) -> pa.Table | None:
+    """The summary in a footer's metadata, or these columns of it; None where it is not there as it was written."""
     content = (metadata or {}).get(SUMMARY, b"")
     checksum, body = content[:CHECKSUM_BYTES], content[CHECKSUM_BYTES:]
     if not body or zlib.crc32(body).to_bytes(CHECKSUM_BYTES) != checksum:
         return None
-    return pa.ipc.open_stream(body).read_all()
+    # The others are not decompressed; threads cost more than so little is worth.
+    options = pa.ipc.IpcReadOptions(use_threads=False)
+    if columns is not None:
+        names = pa.ipc.open_stream(body).schema.names
+        options.included_fields = [names.index(name) for name in columns if name in names]
+    return pa.ipc.open_stream(body, options=options).read_all()

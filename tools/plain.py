@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import numbers
 import re
@@ -16,8 +17,12 @@ MAX_DIGITS = 1_000
 MAX_SIZE = 1e12
 """Of rewards and what is counted: its square is still a float of 32 bits."""
 _LARGEST = 1 << 63
-# Control characters but line breaks and tabs, and marks of direction.
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+# Control characters but line breaks and tabs, marks of direction, line breaks that only some programs see, and what
+# has no width and no place in a text: joiners stay, which Persian and emoji are written with.
+_UNPRINTABLE = re.compile(
+    r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    r"\U000e0000-\U000e007f]"
+)
 _BITS_A_DIGIT = math.log2(10)
 
 
@@ -36,6 +41,11 @@ def clean_text(text: str) -> str:
 def printable(text: str) -> str:
     """A text for a terminal: what would move its cursor, colour it or turn its direction stands there as an escape."""
     return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), clean_text(text))
+
+
+def printable_json(text: str) -> str:
+    """JSON for a terminal, or for a program: the same, with JSON's own escapes, so that it is read back as it was."""
+    return _UNPRINTABLE.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
 def shown(value: Any, *, limit: int = 80) -> str:

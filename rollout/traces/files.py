@@ -129,10 +129,17 @@ class TraceFiles:
         """The table of no episode."""
         return _schema(columns).empty_table()
 
-    def read_messages(self, place: int, identities: Sequence[str]) -> dict[str, list[Any]]:
-        """The messages of these episodes of a file, by id."""
+    def read_messages(
+        self, place: int, identities: Sequence[str], *, written: str | None = None
+    ) -> dict[str, list[Any]]:
+        """The messages of these episodes of a file, by id.
+
+        `written`: only of those in whose stored JSON this stands, whatever its case.
+        """
         table = self.read_columns(place, ("episode_id", "messages"))
         table = table.filter(pc.is_in(table["episode_id"], pa.array(identities, pa.string())))
+        if written is not None:
+            table = table.filter(pc.match_substring(table["messages"], written, ignore_case=True))
         return {
             row["episode_id"]: orjson.loads(row["messages"]) for row in table.to_pylist() if row["messages"]
         }
@@ -175,9 +182,10 @@ class TraceFiles:
     def _columnar(self, file: TraceFile, names: Sequence[str]) -> pa.Table:
         stored = [name for name in dict.fromkeys((*names, *NEEDED, "segment")) if name not in ABOUT]
         try:
-            if set(stored) - {"segment"} <= set(SUMMARY_SCHEMA.names):
-                summary = read_summary(file.path)
-                if summary is not None:
+            short = [name for name in stored if name != "segment"]
+            if set(short) <= set(SUMMARY_SCHEMA.names):
+                summary = read_summary(file.path, short)
+                if summary is not None and summary.num_columns == len(short):
                     return summary
             check_format(file.path)
             opened = pq.ParquetFile(file.path, memory_map=True)

@@ -16,6 +16,8 @@ from polyturn.rollout.traces.files import FAILED, SET_ASIDE, TraceFiles
 
 DROPPED = (FAILED, SET_ASIDE)
 """States of attempts that no step is trained on."""
+_WRITTEN_ALIKE = re.compile(r"[A-Za-z0-9 .,;!?'_-]+")
+"""JSON escapes none of it, and it does not reach from a tool's name into the call's arguments."""
 DRAWN = ("reasoning", "content")
 
 
@@ -61,6 +63,12 @@ class Pattern:
 
     text: str
     is_regex: bool = False
+
+    @property
+    def written(self) -> str | None:
+        """The text as it must stand in the stored JSON of what holds it; None where JSON may write it otherwise."""
+        is_plain = not self.is_regex and _WRITTEN_ALIKE.fullmatch(self.text) is not None
+        return self.text if is_plain else None
 
     def compile(self) -> re.Pattern[str]:
         """Case counts where the text has a capital letter. Raises `ValueError` for an expression that is none."""
@@ -161,8 +169,8 @@ def select(
             continue
         table = selection.keep(files.read_columns(place, names))
         matches: dict[str, list[Match]] = {}
-        if pattern is not None and table.num_rows:
-            matches = _search(files, place, table, pattern)
+        if pattern is not None and selection.pattern is not None and table.num_rows:
+            matches = _search(files, place, table, pattern, selection.pattern.written)
             table = table.filter(pc.is_in(table["episode_id"], pa.array(list(matches), pa.string())))
         if table.num_rows:
             yield table, matches
@@ -211,10 +219,10 @@ def matches_of(
 
 
 def _search(
-    files: TraceFiles, place: int, table: pa.Table, pattern: re.Pattern[str]
+    files: TraceFiles, place: int, table: pa.Table, pattern: re.Pattern[str], written: str | None
 ) -> dict[str, list[Match]]:
     identities = table["episode_id"].to_pylist()
-    messages = files.read_messages(place, identities)
+    messages = files.read_messages(place, identities, written=written)
     found = {
         identity: matches_of(messages.get(identity, ()), error, pattern)
         for identity, error in zip(identities, table["error"].to_pylist(), strict=True)

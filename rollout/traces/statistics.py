@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from polyturn.tools.types import ToolUsage
 
@@ -103,6 +103,8 @@ def summarize_by(table: pa.Table, grouping: str) -> list[Summary]:
     if not table.num_rows:
         return []
     codes = column.indices.to_numpy(zero_copy_only=False)
+    # Taken from many chunks, each row would be looked for.
+    table = table.select(COLUMNS).combine_chunks()
     order = np.argsort(codes, kind="stable")
     starts = np.searchsorted(codes[order], np.arange(len(column.dictionary) + 1))
     values = column.dictionary.to_pylist()
@@ -127,15 +129,29 @@ def histogram(values: npt.NDArray[np.float64], *, num_bins: int = NUM_BINS) -> t
     )
 
 
-def tool_usage(column: Iterable[Sequence[tuple[str, Any]] | None]) -> dict[str, ToolUsage]:
-    """What each tool was used for, summed over the values of the column `tools`; the most called first."""
+def tool_usage(column: pa.ChunkedArray) -> dict[str, ToolUsage]:
+    """What each tool was used for, summed over the column `tools`; the most called first."""
     found: dict[str, ToolUsage] = {}
-    names = {field.name for field in fields(ToolUsage)}
-    for row in column:
-        for tool, usage in row or ():
-            values = {name: value for name, value in usage.items() if name in names}
-            found[tool] = found.get(tool, ToolUsage()) + ToolUsage(**values)
+    for chunk in column.chunks:
+        # A row that is null has no entries, so that what stands between the offsets is all there is.
+        start, end = chunk.offsets[0].as_py(), chunk.offsets[-1].as_py()
+        names = chunk.keys[start:end].dictionary_encode()
+        codes = names.indices.to_numpy(zero_copy_only=False)
+        usages = chunk.items[start:end]
+        for code, name in enumerate(names.dictionary.to_pylist()):
+            of_one = usages.filter(pa.array(codes == code))
+            found[name] = found.get(name, ToolUsage()) + _summed(of_one)
     return dict(sorted(found.items(), key=lambda one: (-one[1].num_calls, one[0])))
+
+
+def _summed(usages: pa.StructArray) -> ToolUsage:
+    values = {field.name: usages.field(field.name) for field in fields(ToolUsage)}
+    return ToolUsage(
+        **{
+            name: (pc.max if name.startswith("max_") else pc.sum)(column).as_py()
+            for name, column in values.items()
+        }
+    )
 
 
 def _numbers(table: pa.Table, name: str) -> npt.NDArray[np.float64]:

@@ -12,6 +12,7 @@ import yaml
 from typer.testing import CliRunner
 
 from polyturn import packages
+from polyturn.cli.completion import complete_override
 from polyturn.cli.main import app
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.loading.loader import load_config
@@ -41,6 +42,9 @@ def invoke(*arguments: str) -> tuple[int, str]:
         ["template", "check"],
         ["models", "list"],
         ["models", "get"],
+        ["traces", "show"],
+        ["traces", "search"],
+        ["traces", "stats"],
         ["env", "list"],
         ["env", "show"],
         ["env", "play"],
@@ -190,6 +194,34 @@ def test_the_newest_finished_run_is_evaluated(workspace: Path) -> None:
     assert newest_policy(named) == Path("runs/test-20260101-000000/policy")
     with pytest.raises(ConfigError, match="no finished run"):
         newest_policy(config.model_copy(update={"name": "nothing"}))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("train quick", "quickstart"),
+        ("train quickstart trainer.num_st", "trainer.num_steps="),
+        ("train quickstart rollout.sampling.see", "rollout.sampling.seeded="),
+        ("env play polyturn/Two", "polyturn/TwoHopSearch-v0"),
+        ("eval run smoke --policy ora", "oracle"),
+        ("traces stats runs/te", "runs/test-20260101-000000"),
+    ],
+)
+def test_the_shell_completes_what_users_name(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, words: str, expected: str
+) -> None:
+    (workspace / "runs" / "test-20260101-000000" / "trajectories").mkdir(parents=True)
+    monkeypatch.setenv("_POLYTURN_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", f"polyturn {words}")
+    monkeypatch.setenv("COMP_CWORD", str(len(words.split())))
+    result = CliRunner().invoke(app, [], prog_name="polyturn")
+    assert expected in result.output.splitlines(), result.output
+
+
+def test_choices_of_an_option_are_completed_behind_it() -> None:
+    assert complete_override("rollout.sampling.seeded=t") == ["rollout.sampling.seeded=true"]
+    assert "trainer.device=cuda" in complete_override("trainer.device=")
+    assert complete_override("no.such=") == []
 
 
 def test_version(polyturn: Run) -> None:

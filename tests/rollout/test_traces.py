@@ -10,7 +10,7 @@ from polyturn.rollout.store import TrajectoryStore, read_summary, write_episodes
 from polyturn.rollout.traces.files import TraceFiles
 from polyturn.rollout.traces.selection import Pattern, Range, Selection, select, selected
 from polyturn.rollout.traces.statistics import COLUMNS, histogram, summarize, summarize_by, tool_usage
-from tests.support.stored_run import episode, make_evaluation, make_run, segment
+from tests.support.stored_run import conversation, episode, make_evaluation, make_run, segment
 
 OLDER = Path(__file__).parent / "older_formats"
 
@@ -75,6 +75,18 @@ def test_a_text_is_found_where_it_was_thought_called_and_answered(run):
         "capital of": [(2, "call", "assistant", "capital of")],
         "is the capital": [(3, "content", "tool", "is the capital")],
     }
+
+
+@pytest.mark.parametrize(
+    "text", ["É", "naïve", 'say "no"', "a\\b", "x\ny", "search({", "ß", "straße 7", "7.5", "(", "'"]
+)
+def test_a_text_is_found_however_it_is_written_in_the_file(tmp_path, text):
+    """What is looked for in the stored JSON first must never be missed."""
+    for said, wanted in ((text, text), (text, text.lower()), (text.upper(), text.upper().lower())):
+        path = tmp_path / "step_000001.parquet"
+        write_episodes(path, [episode(0, 0, messages=conversation(said, query=f"... {said} ..."))], step=1)
+        assert ids(path, pattern=Pattern(text=wanted)) == ["g00000000.0.0"]
+        assert ids(path, pattern=Pattern(text=f"{wanted}nowhere")) == []
 
 
 def test_a_summary_says_what_the_columns_say(run, tmp_path):
@@ -180,8 +192,11 @@ def test_summaries_leave_failed_attempts_out_of_every_mean(run):
     assert [(one.low, one.count) for one in whole.rewards] == [(0.0, 4), (0.25, 1), (1.0, 4)]
     steps = summarize_by(table, "step")
     assert [(one.name, one.num_episodes) for one in steps] == [("1", 4), ("2", 4), ("3", 2)]
-    usage = tool_usage(table["tools"].to_pylist())
+    usage = tool_usage(table["tools"])
     assert list(usage) == ["search"] and (usage["search"].num_calls, usage["search"].num_failures) == (9, 4)
+    assert usage["search"].seconds == 9 * 0.25 and usage["search"].max_seconds == 0.25
+    assert tool_usage(table.slice(8, 2)["tools"])["search"].num_calls == 1
+    assert tool_usage(table.slice(0, 0)["tools"]) == {}
     nothing = summarize(table.slice(0, 0))
     assert nothing.num_episodes == 0 and nothing.reward.mean is None and not nothing.rewards
 

@@ -8,13 +8,14 @@ from typing import Annotated
 import orjson
 import typer
 
+from polyturn.cli.completion import complete_run
 from polyturn.cli.outcome import reported, table
 from polyturn.configs.errors import ConfigError, RunFailure
 from polyturn.rollout.engines.requests import AddEngine, EngineRequest, RemoveEngine, ask
 
 app = typer.Typer(help="The engines of a run that is under way.", no_args_is_help=True)
 
-Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.")]
+Run = Annotated[Path, typer.Argument(metavar="RUN", help="The run's directory.", autocompletion=complete_run)]
 Timeout = Annotated[float, typer.Option("--timeout-s", help="How long the run has to answer.", min=1)]
 
 

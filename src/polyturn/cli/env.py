@@ -26,6 +26,7 @@ from polyturn.agents.episode import Episode, Outcome
 from polyturn.agents.policies.episodes import MessageEpisodes, NamedPolicy
 from polyturn.agents.policies.named import make_policy
 from polyturn.agents.policy import MessagePolicy, Reply, as_reply
+from polyturn.cli.completion import complete_environment
 from polyturn.cli.options import PolicyName, PolicyOptions, read_options
 from polyturn.cli.outcome import INTERRUPTED, RUN_FAILED, print_error, reported, table
 from polyturn.configs.errors import ConfigError, as_config_error
@@ -42,7 +43,12 @@ app = typer.Typer(
     help="List, show, play, check and write environments.", no_args_is_help=True, rich_markup_mode=None
 )
 
-EnvId = Annotated[str, typer.Argument(metavar="ID", help="As `polyturn env list` shows it.")]
+EnvId = Annotated[
+    str,
+    typer.Argument(
+        metavar="ID", help="As `polyturn env list` shows it.", autocompletion=complete_environment
+    ),
+]
 Options = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Arguments of the environment's constructor."),
@@ -220,7 +226,10 @@ _WIDTH = max(len(name) for name in CHECKS)
 
 @app.command()
 def check(
-    env_id: Annotated[str | None, typer.Argument(metavar="[ID]", help="The environment to check.")] = None,
+    env_id: Annotated[
+        str | None,
+        typer.Argument(metavar="[ID]", help="The environment to check.", autocompletion=complete_environment),
+    ] = None,
     options: Options = None,
     every: Annotated[bool, typer.Option("--all", help="Check all that are registered.")] = False,
     only: Annotated[

@@ -19,6 +19,7 @@ from polyturn.cli import (
     serve,
     simulate,
     template,
+    traces,
     train,
 )
 
@@ -26,7 +27,6 @@ app = typer.Typer(
     name="polyturn",
     help="Train, evaluate and play multi-turn tool use.\n\nExample: polyturn train quickstart trainer.num_steps=5",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -38,6 +38,7 @@ app.command("probe")(probe.probe)
 app.command("convert")(convert.convert)
 app.add_typer(env.app, name="env")
 app.add_typer(evaluation.app, name="eval")
+app.add_typer(traces.app, name="traces")
 app.add_typer(engines.app, name="engines")
 app.add_typer(models.app, name="models")
 app.add_typer(train.config_app, name="config")

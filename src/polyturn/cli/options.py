@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from polyturn.cli.completion import complete_policy
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.loading.yaml_tree import read_value
 
@@ -15,6 +16,7 @@ PolicyName = Annotated[
     typer.Option(
         "--policy",
         metavar="NAME",
+        autocompletion=complete_policy,
         help="Who plays: model, oracle, random, human, scripted:TARGET, openai:URL or best_of (docs/policies.md).",
     ),
 ]

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 import polyturn
+from polyturn.cli.completion import complete_override, complete_recipe
 from polyturn.cli.outcome import reported, table
 from polyturn.configs.loading.loader import dump_config, json_schema
 from polyturn.configs.metrics.markdown import metrics_markdown
@@ -43,10 +44,20 @@ from polyturn.trainer.run.model_checks import capacity_of, check_memory, critic_
 from polyturn.trainer.run.preflight import preflight
 
 Recipe = Annotated[
-    str, typer.Argument(metavar="RECIPE", help="A YAML file, or the name of a shipped recipe.")
+    str,
+    typer.Argument(
+        metavar="RECIPE",
+        help="A YAML file, or the name of a shipped recipe.",
+        autocompletion=complete_recipe,
+    ),
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Options that replace the recipe's.")
+    list[str] | None,
+    typer.Argument(
+        metavar="[KEY=VALUE]...",
+        help="Options that replace the recipe's.",
+        autocompletion=complete_override,
+    ),
 ]
 
 
