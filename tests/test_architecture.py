@@ -19,7 +19,9 @@ import pytest
 import polyturn
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("configs", "tools", "envs", "agents", "rollout", "trainer")
+FOLDERS = ("configs", "tools", "envs", "agents", "rollout", "trainer", "viewer")
+WEB_SOURCES = ROOT / "viewer" / "web"
+"""What the page in `viewer/assets` is built from; it is in the repository alone."""
 HEAVY = ("torch", "ray", "sglang", "sglang_router", "megatron", "transformers")
 
 
@@ -108,7 +110,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             ROOT / name,
             source / name,
             symlinks=True,
-            ignore=shutil.ignore_patterns("__pycache__", "*.egg-info"),
+            ignore=shutil.ignore_patterns("__pycache__", "*.egg-info", "node_modules"),
         )
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source / name)
@@ -150,8 +152,10 @@ def test_every_folder_of_code_and_data_is_in_the_sdist_and_the_wheel(built: Path
     for name in FOLDERS:
         for path in (ROOT / name).rglob("*"):
             if (
-                path.suffix in (".py", ".yaml", ".jinja", ".json", ".safetensors", ".tmpl")
+                path.suffix
+                in (".py", ".yaml", ".jinja", ".json", ".safetensors", ".tmpl", ".html", ".js", ".css")
                 and "__pycache__" not in path.parts
+                and WEB_SOURCES not in path.parents
             ):
                 inside = built / "polyturn" / name / path.relative_to(ROOT / name)
                 assert inside.is_file(), f"{path} is not installed"

@@ -6,7 +6,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = ("configs", "tools", "envs", "agents", "rollout", "trainer", "src/polyturn/cli")
+FOLDERS = ("configs", "tools", "envs", "agents", "rollout", "trainer", "viewer", "src/polyturn/cli")
 CLOCKS = {
     "time": {"time", "time_ns", "localtime", "gmtime", "ctime", "asctime", "strftime"},
     "datetime": {"now", "utcnow", "today"},
@@ -19,8 +19,10 @@ READERS = {
     "rollout/engines/engine_log.py": "an event in the log of engines says when it was",
     "tools/retries.py": "a server names the date from which it may be asked again",
     "tools/sandbox/docker_container.py": "Docker's events are asked for by its clock",
-    "trainer/run/progress.py": "TensorBoard's events carry the time, which it shows",
+    "rollout/evaluation/export/inspect_log.py": "inspect's format says when something was",
+    "trainer/sinks/tensorboard.py": "TensorBoard's events carry the time, which it shows",
     "trainer/run/resume.py": "the day that a run pins for its template is that of its beginning",
+    "viewer/catalogue.py": "how long ago a run's files were written",
     "trainer/run/directory.py": "the name of a run directory that was given none",
 }
 """Who reads it, and what for: to show it, or because another program speaks of it. No wait ends by it."""

@@ -139,7 +139,9 @@ class EpisodeSets:
         for one in self.sets():
             if name is None or one.name == name:
                 return one
-        raise NotThere("there are no episodes" if name is None else f"there are no episodes called {name[:200]!r}")
+        raise NotThere(
+            "there are no episodes" if name is None else f"there are no episodes called {name[:200]!r}"
+        )
 
     def parts(self, one: EpisodeSet, step: int) -> list[StepPart]:
         """The episodes of a step; none where there are none."""

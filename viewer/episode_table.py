@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -69,9 +70,6 @@ MAX_ROWS = 1_000
 MAX_NAMES = 200
 """Of metrics and reward parts that are columns."""
 
-Place = tuple[int, int]
-"""An episode: the number of its part and its place there."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Selection:
@@ -91,18 +89,23 @@ class Selection:
 
     def numbers(self, name: str) -> npt.NDArray[np.float64]:
         """A column of numbers, NaN where there is none."""
-        return self._gather(name, lambda part: _numbers(part, name), np.float64)
+        return self._gather(lambda part: _numbers(part, name), np.float64)
 
     def texts(self, name: str) -> npt.NDArray[Any]:
         """A column of texts, "" where there is none."""
-        return self._gather(name, lambda part: _texts(part, name), np.object_)
+        return self._gather(lambda part: _texts(part, name), np.object_)
 
-    def _gather(self, name: str, column: Any, kind: Any) -> npt.NDArray[Any]:
+    def _gather(self, column: Any, kind: Any) -> npt.NDArray[Any]:
         found = np.empty(len(self), dtype=kind)
         for number in np.unique(self.part).tolist():
             here = self.part == number
             found[here] = column(self.parts[number])[self.place[here]]
         return found
+
+    def places(self) -> list[tuple[StepPart, int]]:
+        """Where each stands."""
+        pairs = zip(self.part.tolist(), self.place.tolist(), strict=True)
+        return [(self.parts[part], place) for part, place in pairs]
 
     def __getitem__(self, order: npt.NDArray[Any]) -> Selection:
         return Selection(
@@ -166,17 +169,20 @@ def _mask(part: StepPart, parameters: Parameters) -> npt.NDArray[np.bool_]:
     tool_error = parameters.maybe_flag("tool_error")
     dropped = parameters.maybe_flag("dropped")
     equal = {column: value for name, column in EQUAL.items() if (value := parameters.text(name)) is not None}
-    part.rows.load(["reward", *equal, *(["num_tool_errors"] if tool_error is not None else [])])
     if low is not None or high is not None:
         rewards = _numbers(part, "reward")
         with np.errstate(invalid="ignore"):
-            mask &= (rewards >= (-np.inf if low is None else low)) & (rewards <= (np.inf if high is None else high))
+            mask &= (rewards >= (-np.inf if low is None else low)) & (
+                rewards <= (np.inf if high is None else high)
+            )
     for column, value in equal.items():
         mask &= _equals(part.rows.column(column), value)
     if tool_error is not None:
         mask &= (_numbers(part, "num_tool_errors") > 0) == tool_error
     if dropped is not None:
-        mask &= np.array([(part.why_dropped(i) is not None) == dropped for i in range(len(mask))], dtype=np.bool_)
+        mask &= np.array(
+            [(part.why_dropped(i) is not None) == dropped for i in range(len(mask))], dtype=np.bool_
+        )
     version = parameters.maybe_integer("version")
     if version is not None and mask.any():
         mask &= part.rows.has_version(version)
@@ -193,8 +199,6 @@ def _equals(column: pa.Array, value: str) -> npt.NDArray[np.bool_]:
 
 def _contains(messages: pa.Array, text: str) -> npt.NDArray[np.bool_]:
     """Whether the text stands in any of the messages, which are JSON, whatever the case."""
-    import orjson
-
     escaped = orjson.dumps(text).decode()[1:-1]
     found = pc.fill_null(pc.match_substring(messages, escaped, ignore_case=True), False)
     return found.to_numpy(zero_copy_only=False)
@@ -268,7 +272,8 @@ def episode_row(row: Json, set_name: str, step: int, dropped: str | None) -> Jso
 
 
 def _versions(page: Selection, index: int, asked: int) -> Json:
-    episode = page.parts[int(page.part[index])].rows.episode(int(page.place[index]))
+    part, place = page.places()[index]
+    episode = part.rows.episode(place)
     if episode is None:
         return {"min_version": asked, "max_version": asked}
     return version_range([segment.policy_versions[segment.sampled] for segment in episode.segments])
@@ -289,9 +294,7 @@ def _columns(parts: Sequence[StepPart], rows: Sequence[Json]) -> list[Json]:
     for row in [*rows, *(part.rows.rows([0])[0] for part in firsts[:: max(1, len(firsts) // 8)])]:
         for name in MAPS:
             found[name] |= dict.fromkeys(dict(row[name] or {}))
-    columns = [
-        _column(name, title, is_shown=name not in HIDDEN) for name, title in TITLES.items()
-    ]
+    columns = [_column(name, title, is_shown=name not in HIDDEN) for name, title in TITLES.items()]
     for name, keys in found.items():
         for key in sorted(keys)[:MAX_NAMES]:
             columns.append(_column(f"{name}.{key}", key, is_shown=len(keys) <= 6))

@@ -1,12 +1,12 @@
 """The episodes of one step as columns, read when they are asked for.
 
-`ParquetRows` reads single columns and single row groups of a file of this release. `EpisodeRows` holds episodes in
+`ParquetRows` reads a file of this release as far as it is asked for. `EpisodeRows` holds episodes in
 memory: those of a journal, of an earlier release's file, or of one that is damaged.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,8 +20,14 @@ import pyarrow.parquet as pq
 
 from polyturn.agents.episode import Episode
 from polyturn.rollout.journal import read_journal
-from polyturn.rollout.older_formats import FORMAT, FORMAT_KEY
-from polyturn.rollout.store import SCHEMA, UNREADABLE, read_sound_episodes
+from polyturn.rollout.row_checksums import rows_of
+from polyturn.rollout.store import (
+    SCHEMA,
+    UNREADABLE,
+    check_format,
+    read_sound_episodes,
+    read_summary,
+)
 
 MAPS = ("metrics", "reward_parts")
 """Columns of names and numbers."""
@@ -57,6 +63,10 @@ TYPES = {
 }
 
 
+Behavior = tuple[str, int, npt.NDArray[np.bool_], npt.NDArray[np.float32]]
+"""Of a segment of T tokens: its episode's id, its number, which tokens were sampled [T], their logprobs [T]."""
+
+
 class StepRows(Protocol):
     """The n episodes of a step, in the order in which they were written."""
 
@@ -66,10 +76,6 @@ class StepRows(Protocol):
         ...
 
     def __len__(self) -> int: ...
-
-    def load(self, names: Iterable[str]) -> None:
-        """Read these columns together, if they are not there."""
-        ...
 
     def column(self, name: str) -> pa.Array:
         """A column of `ROW_COLUMNS`, or `messages` as JSON, [n]."""
@@ -87,6 +93,14 @@ class StepRows(Protocol):
         """One episode whole; None where its row is damaged."""
         ...
 
+    def advantages(self, place: int) -> dict[str, float]:
+        """Of one episode, by the role that wrote it, the empty one without roles."""
+        ...
+
+    def behavior(self) -> Iterator[Behavior]:
+        """Of every segment."""
+        ...
+
 
 class EpisodeRows:
     """Episodes that are in memory."""
@@ -99,9 +113,6 @@ class EpisodeRows:
     def __len__(self) -> int:
         return len(self._episodes)
 
-    def load(self, names: Iterable[str]) -> None:
-        """All is there."""
-
     def column(self, name: str) -> pa.Array:
         if name not in self._columns:
             values = [_value(episode, name) for episode in self._episodes]
@@ -109,9 +120,7 @@ class EpisodeRows:
         return self._columns[name]
 
     def rows(self, places: Sequence[int]) -> list[dict[str, Any]]:
-        return [
-            {name: _value(self._episodes[place], name) for name in ROW_COLUMNS} for place in places
-        ]
+        return [{name: _value(self._episodes[place], name) for name in ROW_COLUMNS} for place in places]
 
     def has_version(self, version: int) -> npt.NDArray[np.bool_]:
         return np.array(
@@ -124,6 +133,15 @@ class EpisodeRows:
 
     def episode(self, place: int) -> Episode | None:
         return self._episodes[place]
+
+    def advantages(self, place: int) -> dict[str, float]:
+        del place
+        return {}
+
+    def behavior(self) -> Iterator[Behavior]:
+        for episode in self._episodes:
+            for number, segment in enumerate(episode.segments):
+                yield episode.episode_id, number, segment.sampled, segment.logprobs
 
 
 def _value(episode: Episode, name: str) -> Any:
@@ -157,7 +175,7 @@ class DamagedFile(Exception):
 
 
 class ParquetRows:
-    """A file whose columns are read one by one. It is open while it is read, and not between.
+    """A columnar file: short columns are in memory, long ones are read when they are asked for.
 
     Methods raise `DamagedFile`.
     """
@@ -166,76 +184,73 @@ class ParquetRows:
         """Raises one of `UNREADABLE` for a file that is not of this release, or is damaged."""
         self._path = path
         self.problems: list[str] = []
-        with _opened(path) as file:
-            schema = file.schema_arrow
-            if (schema.metadata or {}).get(FORMAT_KEY) != str(FORMAT).encode():
-                raise ValueError(f"{path} is of another format")
-            for name in (*ROW_COLUMNS, "messages", "segment", "policy_versions"):
-                if name in schema.names and schema.field(name).type != TYPES[name]:
-                    raise ValueError(f"{path}: the column {name!r} is not that of a trajectory file")
-            self._names = set(schema.names)
-            metadata = file.metadata
-            counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-            segment = _whole(file.read(columns=["segment"], use_threads=False).column("segment"))
-        self._group_starts = np.cumsum([0, *counts])
-        first = pc.fill_null(pc.equal(segment, 0), True).to_numpy(zero_copy_only=False)
-        self._first = np.flatnonzero(first)
-        """The row of each episode that has what belongs to it as a whole."""
-        self._columns: dict[str, pa.Array] = {}
+        check_format(path)
+        table = read_summary(path)
+        if table is None:
+            table = self._first_rows([name for name in ROW_COLUMNS if name in TYPES])
+        for name in ROW_COLUMNS:
+            if name not in table.column_names:
+                table = table.append_column(name, pa.nulls(len(table), TYPES[name]))
+        self._table = table.select(list(ROW_COLUMNS)).combine_chunks()
 
     def __len__(self) -> int:
-        return len(self._first)
-
-    def load(self, names: Iterable[str]) -> None:
-        wanted = [name for name in dict.fromkeys(names) if name not in self._columns]
-        there = [name for name in wanted if name in self._names]
-        if there:
-            table = self._read(there)
-            first = pa.array(self._first)
-            self._columns |= {name: _whole(table.column(name)).take(first) for name in there}
-        self._columns |= {name: pa.nulls(len(self), TYPES[name]) for name in set(wanted) - set(there)}
+        return len(self._table)
 
     def column(self, name: str) -> pa.Array:
-        if name == "messages":  # too large to be kept
-            return _whole(self._read([name]).column(name)).take(pa.array(self._first))
-        self.load([name])
-        return self._columns[name]
+        if name == "messages":
+            return self._by_episode(self._first_rows(["episode_id", "messages"]), "messages")
+        return _whole(self._table.column(name))
 
     def rows(self, places: Sequence[int]) -> list[dict[str, Any]]:
-        rows = self._first[np.asarray(places, dtype=np.int64)]
-        groups = np.searchsorted(self._group_starts, rows, side="right") - 1
-        wanted = np.unique(groups)
-        names = [name for name in ROW_COLUMNS if name in self._names]
-        table = self._read(names, groups=wanted.tolist())
-        sizes = np.diff(self._group_starts)[wanted]
-        starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]) if len(wanted) else np.zeros(0, dtype=np.int64)
-        within = rows - self._group_starts[groups] + starts[np.searchsorted(wanted, groups)]
-        missing = dict.fromkeys(name for name in ROW_COLUMNS if name not in self._names)
         with _damage_of(self._path):
-            return [{**missing, **row} for row in table.take(pa.array(within)).to_pylist()]
+            return self._table.take(pa.array(places, pa.int64())).to_pylist()
 
     def has_version(self, version: int) -> npt.NDArray[np.bool_]:
-        versions = _whole(self._read(["policy_versions"]).column("policy_versions"))
-        owners = np.searchsorted(self._first, np.arange(len(versions)), side="right") - 1
+        table = self._read(["episode_id", "policy_versions"])
+        versions = _whole(table.column("policy_versions"))
         lengths = pc.fill_null(pc.list_value_length(versions), 0).to_numpy(zero_copy_only=False)
         flat = versions.flatten().to_numpy(zero_copy_only=False)
-        found = np.zeros(len(self), dtype=np.bool_)
-        found[np.repeat(owners, lengths)[flat == version]] = True
-        return found
+        rows = np.zeros(len(versions), dtype=np.bool_)
+        rows[np.repeat(np.arange(len(versions)), lengths)[flat == version]] = True
+        has_it = set(table.column("episode_id").filter(pa.array(rows)).to_pylist())
+        identities = self.column("episode_id").to_pylist()
+        return np.array([identity in has_it for identity in identities], dtype=np.bool_)
 
     def episode(self, place: int) -> Episode | None:
-        start = int(self._first[place])
-        end = int(self._first[place + 1]) if place + 1 < len(self) else int(self._group_starts[-1])
-        first, last = np.searchsorted(self._group_starts, [start, end - 1], side="right") - 1
-        with _damage_of(self._path):
-            found = read_sound_episodes(self._path, row_groups=range(int(first), int(last) + 1))
         wanted = self.column("episode_id")[place].as_py()
-        return next((episode for episode in found.episodes if episode.episode_id == wanted), None)
+        with _damage_of(self._path):
+            found = read_sound_episodes(self._path, only=[wanted])
+        return next(iter(found.episodes), None)
 
-    def _read(self, names: Sequence[str], *, groups: Sequence[int] | None = None) -> pa.Table:
+    def advantages(self, place: int) -> dict[str, float]:
+        wanted = self.column("episode_id")[place]
+        rows = self._read(["episode_id", "role", "advantage"])
+        rows = rows.filter(pc.equal(rows.column("episode_id"), wanted)).to_pylist()
+        return {row["role"] or "": row["advantage"] for row in rows if row["advantage"] is not None}
+
+    def behavior(self) -> Iterator[Behavior]:
+        arrays = ("sampled", "logprobs")
+        with _damage_of(self._path):
+            rows = rows_of(self._read(["episode_id", "segment", *arrays]), arrays)
+        for row in rows:
+            if row["segment"] is not None:
+                yield row["episode_id"], row["segment"], row["sampled"], row["logprobs"]
+
+    def _first_rows(self, names: Sequence[str]) -> pa.Table:
+        """The row of each episode that has what belongs to it as a whole."""
+        table = self._read([*names, "segment"])
+        return table.filter(pc.fill_null(pc.equal(table.column("segment"), 0), True))
+
+    def _by_episode(self, table: pa.Table, name: str) -> pa.Array:
+        """A column of a table in the order of the episodes here."""
+        place_of = {identity: place for place, identity in enumerate(table.column("episode_id").to_pylist())}
+        places = [place_of.get(identity) for identity in self.column("episode_id").to_pylist()]
+        return _whole(table.column(name)).take(pa.array(places, pa.int64()))
+
+    def _read(self, names: Sequence[str]) -> pa.Table:
         with _damage_of(self._path), _opened(self._path) as file:
-            every = range(file.num_row_groups) if groups is None else groups
-            return file.read_row_groups(list(every), columns=list(names), use_threads=False)
+            there = [name for name in names if name in file.schema_arrow.names]
+            return file.read(columns=there, use_threads=False)
 
 
 @contextmanager

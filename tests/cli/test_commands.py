@@ -39,6 +39,7 @@ def invoke(*arguments: str) -> tuple[int, str]:
         ["probe"],
         ["convert"],
         ["doctor"],
+        ["view"],
         ["template", "check"],
         ["models", "list"],
         ["models", "get"],

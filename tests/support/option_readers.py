@@ -21,7 +21,7 @@ from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.section import Section
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = ("agents", "configs", "envs", "rollout", "tools", "trainer", "src/polyturn/cli")
+FOLDERS = ("agents", "configs", "envs", "rollout", "tools", "trainer", "viewer", "src/polyturn/cli")
 Sections = frozenset[type[Section] | str]
 """What an expression may be: sections, and by their names classes of ours that keep some in attributes."""
 NONE: Sections = frozenset()

@@ -21,6 +21,7 @@ from polyturn.cli import (
     template,
     traces,
     train,
+    view,
 )
 
 app = typer.Typer(
@@ -44,6 +45,7 @@ app.add_typer(models.app, name="models")
 app.add_typer(train.config_app, name="config")
 app.add_typer(serve.app, name="serve")
 app.add_typer(template.app, name="template")
+app.command("view")(view.view)
 app.command("doctor")(doctor.doctor)
 
 

@@ -158,8 +158,14 @@ export interface HeldOutResult {
 export interface Metrics {
   /** Every name that a row of any of the runs has, sorted. */
   names: string[];
-  /** Those to show first. */
+  /** Those to show first, and the charts that they stand in. */
   headline: string[];
+  overview: { title: string; names: string[]; better: string | null }[];
+  /** What the names of the curves mean, where that is known. `low` to `high` is healthy; `otherwise` says what to do. */
+  about: Record<
+    string,
+    { unit: string; meaning: string; low: number | null; high: number | null; otherwise: string | null }
+  >;
   curves: Curve[];
   problems: string[];
 }
