@@ -13,6 +13,9 @@ export interface Curve {
   dash?: number[];
   steps: number[];
   values: (number | null)[];
+  /** Least and most of the steps that a point stands for; null: it stands for one. */
+  low: (number | null)[] | null;
+  high: (number | null)[] | null;
 }
 
 interface Props {
@@ -27,12 +30,31 @@ interface Props {
 /** All curves over the union of their steps, as uPlot takes them. */
 function aligned(curves: Curve[]): uPlot.AlignedData {
   const steps = [...new Set(curves.flatMap((curve) => curve.steps))].sort((a, b) => a - b);
-  const columns = curves.map((curve) => {
-    const values = new Map(curve.steps.map((step, at) => [step, curve.values[at] ?? null]));
-    // undefined: this run has no such step, and the line goes on over it; null: it has no value there.
-    return steps.map((step) => values.get(step));
-  });
+  const columns = curves.flatMap((curve) =>
+    [curve.values, ...bounds(curve)].map((column) => {
+      const values = new Map(curve.steps.map((step, at) => [step, column[at] ?? null]));
+      // undefined: this run has no such step, and the line goes on over it; null: it has no value there.
+      return steps.map((step) => values.get(step));
+    }),
+  );
   return [steps, ...columns] as uPlot.AlignedData;
+}
+
+function bounds(curve: Curve): (number | null)[][] {
+  return curve.low && curve.high ? [curve.high, curve.low] : [];
+}
+
+/** Each curve as a line, with a band between its bounds where it has some. */
+function drawnAs(curves: Curve[]): Pick<uPlot.Options, "series" | "bands"> {
+  const series: uPlot.Series[] = [{}];
+  const bands: uPlot.Band[] = [];
+  for (const curve of curves) {
+    series.push({ label: curve.label, stroke: curve.color, width: 1.75, dash: curve.dash, points: { show: curve.steps.length < 2 } });
+    if (!bounds(curve).length) continue;
+    bands.push({ series: [series.length, series.length + 1], fill: `${curve.color}30` });
+    series.push({ points: { show: false } }, { points: { show: false } });
+  }
+  return { series, bands };
 }
 
 export function Chart({ title, curves, step, onStep, height = 180 }: Props) {
@@ -62,16 +84,7 @@ export function Chart({ title, curves, step, onStep, height = 180 }: Props) {
           { ...axis, size: 26, space: 48, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 100000] },
           { ...axis, size: 54, space: 28, values: (_, ticks) => ticks.map((tick) => number(tick, 3)) },
         ],
-        series: [
-          {},
-          ...curves.map((curve) => ({
-            label: curve.label,
-            stroke: curve.color,
-            width: 1.75,
-            dash: curve.dash,
-            points: { show: curve.steps.length < 2 },
-          })),
-        ],
+        ...drawnAs(curves),
         hooks: {
           draw: [
             (self) => {
@@ -127,7 +140,8 @@ export function Chart({ title, curves, step, onStep, height = 180 }: Props) {
         <span class="name">{title}</span>
         <span class="values">
           {said.map(({ curve, value }) => (
-            <span key={curve.label} style={{ color: curve.color }} title={curve.label}>
+            <span key={curve.label} title={curve.label}>
+              <span class="dot" style={{ background: curve.color }} />
               {number(value)}
             </span>
           ))}

@@ -1,6 +1,6 @@
 /** Where the seconds of an episode went, turn by turn: waiting, generating, in tools, and by which policy version. */
 
-import type { Turn } from "./api";
+import type { EpisodeRow, Turn } from "./api";
 import { number, seconds } from "./format";
 
 interface Span {
@@ -49,7 +49,14 @@ function laneOf(turns: Turn[]): Lanes {
   return lanes;
 }
 
-export function Swimlane({ turns, onTurn }: { turns: Turn[]; onTurn: (turn: number) => void }) {
+interface Props {
+  turns: Turn[];
+  /** Of the whole episode, for those whose turns were not timed. */
+  row: Pick<EpisodeRow, "generate_s" | "tools_s" | "queue_s" | "total_s">;
+  onTurn: (turn: number) => void;
+}
+
+export function Swimlane({ turns, row, onTurn }: Props) {
   const lanes = laneOf(turns);
   if (lanes.total <= 0) return null;
   const rows: [string, string, Span[]][] = [
@@ -84,10 +91,10 @@ export function Swimlane({ turns, onTurn }: { turns: Turn[]; onTurn: (turn: numb
           </div>
         ))}
       <div class="lane">
-        <span class="lane-name muted">{lanes.unit === "s" ? "" : "not timed by turn"}</span>
+        <span class="lane-name muted" />
         <div class="lane-ends muted">
-          <span>0</span>
-          <span>{lanes.unit === "s" ? seconds(lanes.total) : `${number(lanes.total)} tokens sampled`}</span>
+          <span>{lanes.unit === "s" ? "0" : `Turns were not timed: widths are tokens. In all ${seconds(row.generate_s)} generating, ${seconds(row.tools_s)} in tools, ${seconds(row.queue_s)} waiting.`}</span>
+          <span>{lanes.unit === "s" ? seconds(lanes.total) : `${number(lanes.total)} tokens`}</span>
         </div>
       </div>
     </section>

@@ -91,6 +91,7 @@ export function VirtualTable<Row>(props: Props<Row>) {
     rows.push(
       <div
         key={index}
+        id={`row-${index}`}
         class={`vrow${index === selected ? " selected" : ""}${row === undefined ? " coming" : ""}`}
         role="row"
         aria-rowindex={index + 2}
@@ -102,7 +103,7 @@ export function VirtualTable<Row>(props: Props<Row>) {
         }}
       >
         {columns.map((column, at) => (
-          <div key={column.key} role="cell" class={column.numeric ? "numeric" : ""}>
+          <div key={column.key} role="gridcell" class={column.numeric ? "numeric" : ""}>
             {row === undefined ? (
               at === 0 ? "…" : ""
             ) : at === 0 && props.href ? (
@@ -121,39 +122,42 @@ export function VirtualTable<Row>(props: Props<Row>) {
     <div
       class="vtable"
       ref={scroller}
-      role="table"
+      role="grid"
       aria-label={props.label}
       aria-rowcount={count + 1}
       aria-colcount={columns.length}
+      aria-activedescendant={count ? `row-${selected}` : undefined}
       tabIndex={0}
       style={{ height: `${Math.min(640, (Math.max(count, 2) + 1) * ROW + 18)}px` }}
       onScroll={(event) => setView({ top: event.currentTarget.scrollTop, height: event.currentTarget.clientHeight })}
     >
-      <div class="vhead" role="row" aria-rowindex={1} style={{ gridTemplateColumns: template, minWidth: `${width}px` }}>
-        {columns.map((column) => {
-          const sorted = props.sort?.key === column.key ? props.sort : null;
-          return (
-            <div
-              key={column.key}
-              role="columnheader"
-              class={column.numeric ? "numeric" : ""}
-              title={column.title}
-              aria-sort={sorted ? (sorted.descending ? "descending" : "ascending") : undefined}
-            >
-              {column.sortable && props.onSort ? (
-                <button
-                  type="button"
-                  onClick={() => props.onSort?.({ key: column.key, descending: sorted ? !sorted.descending : !!column.numeric })}
-                >
-                  {column.label}
-                  <span aria-hidden="true">{sorted ? (sorted.descending ? " ↓" : " ↑") : ""}</span>
-                </button>
-              ) : (
-                column.label
-              )}
-            </div>
-          );
-        })}
+      <div role="rowgroup" class="vtop" style={{ minWidth: `${width}px` }}>
+        <div class="vhead" role="row" aria-rowindex={1} style={{ gridTemplateColumns: template }}>
+          {columns.map((column) => {
+            const sorted = props.sort?.key === column.key ? props.sort : null;
+            return (
+              <div
+                key={column.key}
+                role="columnheader"
+                class={column.numeric ? "numeric" : ""}
+                title={column.title}
+                aria-sort={sorted ? (sorted.descending ? "descending" : "ascending") : undefined}
+              >
+                {column.sortable && props.onSort ? (
+                  <button
+                    type="button"
+                    onClick={() => props.onSort?.({ key: column.key, descending: sorted ? !sorted.descending : !!column.numeric })}
+                  >
+                    {column.label}
+                    <span aria-hidden="true">{sorted ? (sorted.descending ? " ↓" : " ↑") : ""}</span>
+                  </button>
+                ) : (
+                  column.label
+                )}
+              </div>
+            );
+          })}
+        </div>
       </div>
       <div class="vbody" role="rowgroup" style={{ height: `${count * ROW}px`, minWidth: `${width}px` }}>
         {rows}

@@ -68,6 +68,8 @@ function Curves({ runs, metrics, chosen }: { runs: RunSummary[]; metrics: Metric
               dash: DASHES[Math.floor(place / COLORS.length) % DASHES.length],
               steps: curve.steps,
               values: curve.values,
+              low: curve.low,
+              high: curve.high,
             };
           }),
         })),

@@ -21,7 +21,7 @@ export function EpisodeView({ run, id }: { run: RunSummary; id: string }) {
   return <Ready of={asked}>{(episode) => <Episode run={run} episode={episode} />}</Ready>;
 }
 
-const TABS: [string, string][] = [["conversation", "Conversation"], ["tokens", "Tokens"], ["ledger", "Ledger"], ["turns", "Turns and tools"]];
+const TABS: [string, string][] = [["conversation", "Conversation"], ["tokens", "Tokens"], ["ledger", "Ledger"], ["turns", "Turns"]];
 
 function Episode({ run, episode }: { run: RunSummary; episode: EpisodeDetail }) {
   const { query } = useRoute();
@@ -90,7 +90,7 @@ function Episode({ run, episode }: { run: RunSummary; episode: EpisodeDetail }) 
         </div>
       )}
       <EpisodeFacts episode={episode} />
-      <Swimlane turns={episode.turns} onTurn={turnChosen} />
+      <Swimlane turns={episode.turns} row={row} onTurn={turnChosen} />
       <nav class="tabs inner" aria-label="Parts of the episode">
         {TABS.map(([name, title]) => {
           const next = new URLSearchParams(query);
@@ -349,6 +349,7 @@ function Ledger({ run, episode }: { run: RunSummary; episode: EpisodeDetail }) {
 
 function Branch({ node, all }: { node: SegmentNode; all: SegmentNode[] }) {
   const children = all.filter((one) => one.parent === node.segment);
+  const most = Math.max(1, ...all.map((one) => one.num_tokens));
   const { query, path } = useRoute();
   const next = new URLSearchParams(query);
   next.set("tab", "tokens");
@@ -363,6 +364,10 @@ function Branch({ node, all }: { node: SegmentNode; all: SegmentNode[] }) {
           {count(node.num_tokens, "token")}, {number(node.num_sampled)} sampled
           {node.parent !== null && `, the first ${number(node.num_shared)} as in segment ${node.parent}`}
           {node.first_turn !== null && `, turns ${node.first_turn} to ${node.last_turn}`}
+        </span>
+        <span class="run-bar" aria-hidden="true">
+          <span class="shared-run" style={{ width: `${(100 * node.num_shared) / most}%` }} />
+          <span class="own-run" style={{ width: `${(100 * (node.num_tokens - node.num_shared)) / most}%` }} />
         </span>
         {node.advantage !== null && (
           <span>

@@ -8,7 +8,7 @@ import { valueOf } from "../embedded";
 import { count, number, seconds } from "../format";
 import { Histogram } from "../histogram";
 import { useKeys } from "../keyboard";
-import { episodeLink, OutcomeChip, Problems, Ready, Signed } from "../parts";
+import { episodeLink, groupLink, OutcomeChip, Problems, Ready, Signed } from "../parts";
 import { setQuery, useRoute } from "../router";
 import { Inline } from "../visible_text";
 import type { Column, Sort } from "../virtual_table";
@@ -41,7 +41,7 @@ export function EpisodesView({ run }: { run: RunSummary }) {
             All steps
           </button>
         )}
-        {run.state === "running" && !all && query.get("step") === null && <span class="chip accent live">follows the newest step</span>}
+        {run.state === "running" && set.kind === "train" && !all && query.get("step") === null && <span class="chip accent live">follows the newest step</span>}
       </div>
       {set.steps.length > 1 && !all && <StepSlider steps={set.steps} step={step} />}
       {!all && set.kind !== "entry" && <StepFacts run={run.id} set={set.name} step={step} />}
@@ -139,11 +139,16 @@ function Episodes({ run, set, step }: { run: string; set: string; step: number |
   const filter = filterOf(run, set, step, query);
   const pages = usePages(filter);
   // The histogram is of what the other filters leave: the bars stay where they are while an interval is chosen.
-  const whole = useAnswer("/api/episodes", { ...filter, min_reward: undefined, max_reward: undefined, sort: undefined, limit: 1 });
+  const isChosen = filter.min_reward !== undefined || filter.max_reward !== undefined;
+  const whole = useAnswer(
+    "/api/episodes",
+    isChosen ? { ...filter, min_reward: undefined, max_reward: undefined, sort: undefined, limit: 1 } : null,
+  );
+  const bins = (isChosen ? whole.answer : pages.answer)?.histogram;
   return (
     <>
-      {whole.answer && whole.answer.histogram.counts.length > 0 && (
-        <Rewards bins={whole.answer.histogram} low={filter.min_reward} high={filter.max_reward} />
+      {bins && bins.counts.length > 0 && (
+        <Rewards bins={bins} low={filter.min_reward} high={filter.max_reward} />
       )}
       <Filters filter={filter} />
       <Ready of={pages}>
@@ -260,6 +265,8 @@ function usePages(filter: EpisodeFilter) {
   const [first, setFirst] = useState<{ key: string; page: EpisodePage | null; error: string | null }>({ key, page: null, error: null });
   const pages = useRef(new Map<number, EpisodeRow[]>());
   const asked = useRef(new Set<number>());
+  /** The first and the last page of which rows are in sight: no screen holds more than two. */
+  const inSight = useRef<[number, number]>([0, 0]);
   const current = useRef(key);
   current.current = key;
   const [, redraw] = useState(0);
@@ -283,12 +290,11 @@ function usePages(filter: EpisodeFilter) {
     [key],
   );
   useEffect(() => {
-    // Pages that are shown stay until what replaces them is there.
+    // What is in sight stays there until what replaces it has come; the rest is asked when it comes into sight again.
     asked.current = new Set();
-    const shown = [...pages.current.keys()];
-    if (first.key !== key) pages.current = new Map();
-    fetchPage(0);
-    if (first.key === key) for (const index of shown) fetchPage(index);
+    const [from, end] = first.key === key ? inSight.current : [0, 0];
+    for (const index of [...pages.current.keys()]) if (index < from || index > end) pages.current.delete(index);
+    for (const index of new Set([0, from, end])) fetchPage(index);
   }, [key, changed, fetchPage]);
   return {
     answer: first.page,
@@ -297,16 +303,37 @@ function usePages(filter: EpisodeFilter) {
     row: (index: number) => (first.key === key ? pages.current.get(Math.floor(index / PAGE))?.[index % PAGE] : first.page?.rows[index]),
     onVisible: useCallback(
       (from: number, end: number) => {
-        for (let page = Math.floor(from / PAGE); page <= Math.floor(Math.max(from, end - 1) / PAGE); page++) fetchPage(page);
+        inSight.current = [Math.floor(from / PAGE), Math.floor(Math.max(from, end - 1) / PAGE)];
+        for (const page of inSight.current) fetchPage(page);
       },
       [fetchPage],
     ),
   };
 }
 
-const WIDTHS: Record<string, number> = { episode_id: 210, task_id: 170, outcome: 170, stop_reason: 130, error: 240, group_id: 170, env_id: 170, dropped: 170 };
+/** What readers look for first stands first; the others follow as they come. */
+const FIRST = ["task_id", "reward", "advantage", "outcome", "num_turns", "num_tool_calls", "num_tool_errors", "num_drawn_tokens", "total_s", "dropped"];
+/** Said by another column, or the same in every row. */
+const HIDDEN = ["stop_reason", "env_id"];
 
-function cellOf(column: ApiColumn, row: EpisodeRow) {
+function inOrder(columns: ApiColumn[]): ApiColumn[] {
+  const place = (column: ApiColumn) => {
+    const at = FIRST.indexOf(column.name);
+    return at < 0 ? FIRST.length : at;
+  };
+  return [...columns].sort((a, b) => place(a) - place(b));
+}
+
+const WIDTHS: Record<string, number> = { episode_id: 150, task_id: 160, outcome: 170, stop_reason: 130, error: 240, group_id: 120, env_id: 170, dropped: 170 };
+
+function cellOf(run: string, column: ApiColumn, row: EpisodeRow) {
+  if (column.name === "group_id") {
+    return (
+      <a href={groupLink(run, row)} tabIndex={-1}>
+        <Inline text={row.group_id} limit={60} />
+      </a>
+    );
+  }
   if (column.name === "outcome") return <OutcomeChip row={row} />;
   if (column.name === "advantage") return <Signed value={row.advantage} />;
   const value = valueOf(row, column.name);
@@ -326,26 +353,28 @@ function EpisodeTable(props: {
   const { run, page } = props;
   const { query } = useRoute();
   const chosen = query.get("columns")?.split(",");
-  const shown = page.columns.filter((column) => (chosen ? chosen.includes(column.name) : column.is_shown));
+  const all = useMemo(() => inOrder(page.columns), [page.columns]);
+  const isShown = (column: ApiColumn) => column.is_shown && !HIDDEN.includes(column.name) && (column.name !== "step" || props.step === null);
+  const shown = all.filter((column) => (chosen ? chosen.includes(column.name) : isShown(column)));
   const names = shown.map((column) => column.name).join();
   const columns = useMemo(
     (): Column<EpisodeRow>[] =>
-      (shown.length ? shown : page.columns.slice(0, 1)).map((column) => ({
+      (shown.length ? shown : all.slice(0, 1)).map((column) => ({
         key: column.name,
         label: column.title,
         title: column.name,
         width: WIDTHS[column.name] ?? (column.kind === "text" ? 150 : Math.max(84, 26 + 8 * column.title.length)),
         numeric: column.kind !== "text",
         sortable: true,
-        cell: (row) => cellOf(column, row),
+        cell: (row) => cellOf(run, column, row),
       })),
-    [names],
+    [names, run],
   );
   const sort: Sort | null = props.sort ? { key: props.sort.replace(/^-/, ""), descending: props.sort.startsWith("-") } : null;
   const toggle = (name: string) => {
     const current = shown.map((column) => column.name);
     const next = current.includes(name) ? current.filter((one) => one !== name) : [...current, name];
-    setQuery({ columns: page.columns.map((column) => column.name).filter((one) => next.includes(one)).join() });
+    setQuery({ columns: all.map((column) => column.name).filter((one) => next.includes(one)).join() });
   };
   return (
     <>
@@ -356,7 +385,7 @@ function EpisodeTable(props: {
         <details class="columns-choice">
           <summary>Columns</summary>
           <div class="metric-names">
-            {page.columns.map((column) => (
+            {all.map((column) => (
               <label key={column.name} class="check">
                 <input type="checkbox" checked={shown.includes(column)} onChange={() => toggle(column.name)} />
                 <Inline text={column.title} limit={60} />
