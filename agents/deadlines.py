@@ -63,6 +63,10 @@ class Slots:
     """Of threads that tokenise long texts: several would keep the event loop from the interpreter."""
 
 
+MAX_SPANS = 256
+"""Waits of one episode that are kept with their times."""
+
+
 @dataclass(kw_only=True, slots=True, eq=False)
 class EpisodeTime:
     """The time of one episode, by its owner.
@@ -88,6 +92,8 @@ class EpisodeTime:
         default_factory=lambda: {"generate_s": 0.0, "tools_s": 0.0, "queue_s": 0.0}
     )
     """As `EpisodeTimings`."""
+    spans: list[tuple[str, float, float]] = field(default_factory=list)
+    """As `EpisodeTimings`, by `time.perf_counter`."""
     num_drawn_tokens: int = 0
     """As `Episode.num_drawn_tokens`."""
 
@@ -122,7 +128,7 @@ class EpisodeTime:
         if self.slots is not None and not self.slots.may_request.is_set():
             asked = time.perf_counter()
             await self.slots.may_request.wait()
-            self.seconds["queue_s"] += time.perf_counter() - asked
+            self._note("queue", asked)
         if self.live is not None:
             async with self._entering:  # of requests that are made at once, one enters for all
                 await self._wait(self.live.enter(self), NoSlot, "live episode")
@@ -141,12 +147,19 @@ class EpisodeTime:
         finally:
             if slot is not None:
                 slot.release()
-            ended = time.perf_counter()
-            self.seconds["generate_s"] += ended - started
+            ended = self._note("generate", started)
         if counts is None or counts(answer):
             self.spent_s += max(0.0, ended - max(started, self._counted_until))
             self._counted_until = ended
         return answer
+
+    def _note(self, kind: str, started: float) -> float:
+        """Something has ended; when."""
+        ended = time.perf_counter()
+        self.seconds[f"{kind}_s"] += ended - started
+        if len(self.spans) < MAX_SPANS:
+            self.spans.append((kind, started, ended))
+        return ended
 
     def take_back(self, seconds: float) -> None:
         """So much of what the last request took was no time of the policy, but of a queue."""
@@ -170,7 +183,7 @@ class EpisodeTime:
         finally:
             if slot is not None:
                 slot.release()
-            self.seconds["tools_s"] += time.perf_counter() - started
+            self._note("tools", started)
 
     async def _acquire(self, slot: asyncio.Semaphore, fault: type[RuntimeError], what: str) -> None:
         if slot.locked():
@@ -188,4 +201,4 @@ class EpisodeTime:
         except TimeoutError:
             raise fault(f"no slot for a {what} became free within {timeout_s:g} s") from None
         finally:
-            self.seconds["queue_s"] += time.perf_counter() - asked
+            self._note("queue", asked)

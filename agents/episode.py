@@ -37,6 +37,9 @@ class EpisodeTimings:
     tools_s: float = 0.0
     queue_s: float = 0.0
     total_s: float = 0.0
+    spans: tuple[tuple[str, float, float], ...] = field(default=(), compare=False)
+    """What it waited for and when: `generate`, `tools` or `queue`, and seconds from its start. For a timeline, up to
+    `deadlines.MAX_SPANS`; trajectories do not keep them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -200,7 +200,13 @@ class EpisodeRecord:
             messages=tuple(self.messages),
             segments=tuple(segments),
             num_drawn_tokens=clock.num_drawn_tokens,
-            timings=EpisodeTimings(**clock.seconds, total_s=time.perf_counter() - self.started),
+            timings=EpisodeTimings(
+                **clock.seconds,
+                total_s=time.perf_counter() - self.started,
+                spans=tuple(
+                    (kind, began - self.started, ended - self.started) for kind, began, ended in clock.spans
+                ),
+            ),
             error=None if stop.error is None else clean_text(stop.error),
             failed_part=clean_text(stop.failed_part),
         )

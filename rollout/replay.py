@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from polyturn.agents.episode import Episode
+from polyturn.rollout.engines.load import Loads
 from polyturn.rollout.evaluation.held_out import EvaluationResult
 from polyturn.rollout.groups import Group, Prompt, position_of
 from polyturn.rollout.scheduler import Frontier, StepGroups
@@ -74,6 +75,10 @@ class ReplayedSteps:
     ) -> Future[EvaluationResult | None]:
         del suite, step, trajectories, on_episode
         raise AssertionError("a run without engines has no evaluations: its config is refused")
+
+    def engine_loads(self) -> list[tuple[float, Loads]]:
+        """There are none."""
+        return []
 
     def engine_figures(self) -> dict[str, float]:
         return {}

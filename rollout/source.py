@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from polyturn.agents.episode import Episode
+from polyturn.rollout.engines.load import Loads
 from polyturn.rollout.evaluation.held_out import EvaluationResult
 from polyturn.rollout.scheduler import Frontier, StepGroups
 from polyturn.rollout.store import TrajectoryStore
@@ -117,4 +118,8 @@ class StepSource(Protocol):
 
     def engine_figures(self) -> dict[str, float]:
         """Metrics of the engines since the last call."""
+        ...
+
+    def engine_loads(self) -> list[tuple[float, Loads]]:
+        """Samples of the engines' loads since the last call, with their times by `time.perf_counter`."""
         ...

@@ -22,6 +22,7 @@ from polyturn.envs.tasks import make_curriculum
 from polyturn.envs.tasks.order import task_digest
 from polyturn.rollout.branching import make_branching
 from polyturn.rollout.engines.fleet import Ailment
+from polyturn.rollout.engines.load import Loads
 from polyturn.rollout.engines.membership import Membership
 from polyturn.rollout.evaluation.held_out import EvaluationResult, evaluate
 from polyturn.rollout.factory import build_player, evaluation_sampling, open_engines, training_sampling
@@ -276,6 +277,14 @@ class RolloutWorker:
                 return await self._watch.take_figures(())
             figures = await self._watch.take_figures(await player.take_traffic())
             return {**figures, "rollout/worker_deaths": float(player.num_deaths)}
+
+        return self._run(take())
+
+    def engine_loads(self) -> list[tuple[float, Loads]]:
+        """See `StepSource`."""
+
+        async def take() -> list[tuple[float, Loads]]:
+            return self._watch.take_loads()
 
         return self._run(take())
 

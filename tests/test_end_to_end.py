@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import os
 import signal
@@ -26,6 +27,7 @@ from polyturn.configs.models import MODELS_DIRECTORY, resolve_model_path
 from polyturn.rollout.journal import read_journal
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.trainer.sinks.json_lines import read_metrics
+from tests.trainer.test_timeline import assert_well_formed, read_trace
 
 pytestmark = pytest.mark.stack
 
@@ -42,8 +44,10 @@ BESIDE = (
     "evaluation.training_waits=before_sync",
     "evaluation.suites=[{name: greedy, num_tasks: 4, temperature: 0, every_steps: 1}]",
     "checkpoint.keep_best={metric: heldout/mean}",
+    "metrics.timeline.every_steps=2",
+    "trainer.profile.steps=[2]",
 )
-"""Evaluations beside the steps, which change nothing of what is trained."""
+"""Evaluations beside the steps, a timeline and a profile, which change nothing of what is trained."""
 COMMAND = (sys.executable, "-m", "polyturn.cli.main")
 
 
@@ -145,6 +149,38 @@ def test_the_run_directory_says_everything_that_happened(finished: Path) -> None
     assert best == json.loads((finished / "best.json").read_text()) and best["metric"] == "heldout/mean"
     kept = {path.name for path in (finished / "checkpoints").iterdir()}
     assert kept == {"step_000003", "step_000004", f"step_{best['step']:06d}"}
+
+
+def test_the_timeline_shows_who_waits_for_whom(finished: Path) -> None:
+    files = sorted((finished / "timeline").iterdir())
+    assert [file.name for file in files] == [f"steps_00000{i}_to_00000{i + 1}.json.gz" for i in (1, 3)]
+    for file in files:
+        events = read_trace(file)
+        assert_well_formed(events)
+        spans = {event["name"] for event in events if event["ph"] == "X"}
+        assert {
+            "episodes awaited",
+            "score",
+            "update",
+            "sync",
+            "paused for weights",
+            "generate",
+            "tools",
+        } <= spans
+        assert {event["name"] for event in events if event["ph"] == "C"} >= {"engine 0: requests"}
+        # 16 episodes of each of two steps, and an arrow from each.
+        trained = [event for event in events if event["ph"] == "X" and event.get("args", {}).get("step")]
+        assert len(trained) == len({event["args"]["episode"] for event in trained}) == 32
+        assert sum(event["ph"] == "f" for event in events) == 32
+
+
+def test_a_step_that_is_named_was_profiled(finished: Path) -> None:
+    (path,) = (finished / "profile").iterdir()
+    assert path.name == "step_000002_rank_0.json.gz"
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    assert {"aten::mm", "autograd::engine::evaluate_function: MmBackward0"} & {
+        event.get("name") for event in events
+    }
 
 
 def test_evaluations_beside_the_steps_are_of_the_weights_that_they_say(finished: Path) -> None:

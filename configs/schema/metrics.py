@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
 from polyturn.configs.schema.section import Plugin, Section
 
@@ -69,6 +69,17 @@ MetricsSink = Annotated[
 ]
 
 
+class TimelineConfig(Section):
+    """A trace of engines, episodes, trainer and weight sync for ui.perfetto.dev: `timeline/` of the run directory."""
+
+    every_steps: NonNegativeInt = 0
+    """Write a file after every so many steps, and after the last; 0: no timeline."""
+    keep_files: PositiveInt = 4
+    """The newest so many stay."""
+    max_events: PositiveInt = 100_000
+    """Of each kind between two files; the oldest go first."""
+
+
 class MetricsConfig(Section):
     """Where the figures of each step go beside `metrics.jsonl` (docs/metrics.md). What a sink takes, and that it fails
     or hangs, is nothing to the run."""
@@ -79,6 +90,7 @@ class MetricsConfig(Section):
     """Rows that wait for a slow sink; further ones are dropped, which is told once and counted."""
     close_timeout_s: PositiveFloat = 30.0
     """How long the end of a run waits for what sinks have not written yet."""
+    timeline: TimelineConfig = TimelineConfig()
 
     @model_validator(mode="after")
     def _each_once(self) -> Self:

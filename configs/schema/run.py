@@ -44,6 +44,7 @@ from polyturn.configs.schema.trainer import (
     LoraConfig,
     OptimizerConfig,
     ParallelConfig,
+    ProfileConfig,
     SharedPrefix,
     StopAt,
 )
@@ -179,6 +180,20 @@ class TrainerConfig(Section):
     refresh_reference_every_steps: NonNegativeInt = 0
     """Make the policy the reference after every so many steps; 0: the reference stays what it is."""
     critic: CriticConfig = CriticConfig()
+    profile: ProfileConfig = ProfileConfig()
+
+    @model_validator(mode="after")
+    def _profiled_ranks_and_steps_exist(self) -> Self:
+        num_ranks, profile = self.parallel.world_size, self.profile
+        for rank in profile.ranks if profile.steps else []:
+            if rank >= num_ranks:
+                raise ValueError(
+                    f"profile.ranks: there is no rank {rank}; the policy has {num_ranks}, counted from 0"
+                )
+        for step in profile.steps:
+            if step > self.num_steps:
+                raise ValueError(f"profile.steps: there is no step {step}; num_steps is {self.num_steps}")
+        return self
 
     @model_validator(mode="after")
     def _own_algorithms_stand_beside_it(self) -> Self:

@@ -31,6 +31,24 @@ class RankPlace:
     """The part of the experts that it holds."""
 
 
+class ProfileConfig(Section):
+    """torch's profiler on some ranks of the policy in some steps: `profile/step_000003_rank_0.json.gz` of the run
+    directory, for ui.perfetto.dev. What is trained is the same."""
+
+    steps: list[PositiveInt] = []
+    """Which steps, scoring and updates."""
+    ranks: list[NonNegativeInt] = [0]
+    """Which ranks."""
+    activities: list[Literal["cpu", "cuda"]] = ["cpu", "cuda"]
+    """What is recorded; cuda only where the trainer is on GPUs."""
+    record_shapes: bool = False
+    """The shapes of each operation's inputs, too."""
+    profile_memory: bool = False
+    """What each operation allocates, too."""
+    with_stack: bool = False
+    """The lines of Python that each operation comes from, too; slow."""
+
+
 class ParallelConfig(Section):
     """The layout of the trainer's ranks: tensor x context x data x pipeline of them."""
 

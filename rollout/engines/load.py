@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import statistics
+import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -20,6 +22,8 @@ MAX_SILENT = 3
 """An engine that answers nothing at all so many times in a row is gone."""
 KEPT = 100_000
 """Samples between two steps: a day of them."""
+KEPT_TIMED = 3_600
+"""Of them with their times: an hour."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,6 +97,7 @@ class LoadPoller:
         self._on_loads = on_loads or (lambda _: None)
         self._num_silent = dict.fromkeys(self._urls, 0)
         self._samples: list[Loads] = []
+        self._timed: deque[tuple[float, Loads]] = deque(maxlen=KEPT_TIMED)
 
     def set_urls(self, urls: Mapping[int, str]) -> None:
         """Other engines are there from now on."""
@@ -109,6 +114,7 @@ class LoadPoller:
         loads = dict(zip(urls, found, strict=True))
         if len(self._samples) < KEPT:
             self._samples.append(loads)
+        self._timed.append((time.perf_counter(), loads))
         self._on_loads(loads)
         return loads
 
@@ -155,6 +161,12 @@ class LoadPoller:
     def num_samples(self) -> int:
         """That the next figures are of."""
         return len(self._samples)
+
+    def take_samples(self) -> list[tuple[float, Loads]]:
+        """The samples since the last call, the newest `KEPT_TIMED`, each with its time by `time.perf_counter`."""
+        samples = list(self._timed)
+        self._timed.clear()
+        return samples
 
     def take_figures(self) -> Mapping[str, float]:
         """Metrics of all samples since the last call: of each engine means, and the largest share of its KV."""

@@ -78,6 +78,10 @@ class EngineWatch:
         self._limit = adapt(self._limit, feedback, rule)
         live.limit = self._limit.episodes
 
+    def take_loads(self) -> list[tuple[float, Loads]]:
+        """The samples since the last call, as `LoadPoller.take_samples`."""
+        return self._poller.take_samples()
+
     def take_traffic(self) -> dict[int, Traffic]:
         """By engine of the fleet, what was answered since the last call."""
         before, self._told = self._told, self.fleet.traffic

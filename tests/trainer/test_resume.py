@@ -73,6 +73,9 @@ def resumed(directory: RunDirectory, *overrides: str) -> list[str]:
 
 def test_a_resume_of_the_same_tells_nothing(begun: RunDirectory) -> None:
     assert resumed(begun) == []
+    # Nor do other dashboards, a timeline or a profile.
+    seen_otherwise = ("metrics.sinks=[]", "metrics.timeline.every_steps=3", "trainer.profile.steps=[1]")
+    assert resumed(begun, *seen_otherwise) == []
 
 
 @pytest.mark.parametrize(

@@ -223,7 +223,7 @@ from pathlib import Path
 class Mine:
     def __init__(self, fails_at=()):
         self.fails_at = fails_at
-    def open(self, start):
+    def open(self, start) -> None:
         self.path = start.run_dir / "mine.txt"
         if "open" in self.fails_at:
             raise SystemExit("no such place")
@@ -232,7 +232,7 @@ class Mine:
             raise RuntimeError(f"step {step}")
         with self.path.open("a") as file:
             file.write(f"{step} {sorted(values)}\\n")
-    def close(self):
+    def close(self) -> None:
         pass
 
 class NoSink(Mine):

@@ -24,6 +24,7 @@ from polyturn.trainer.algorithms.objective import Objective
 from polyturn.trainer.data.samples import SKIPPED, UNMOVED, Columns, TrainSample, Update, UpdateReport
 from polyturn.trainer.models.hf_directory import FP8Cast, read_config
 from polyturn.trainer.models.quantization import starts_engines
+from polyturn.trainer.ranks.profiling import RankProfiler
 from polyturn.trainer.ranks.publishers import all_ranks_publish, make_publisher
 from polyturn.trainer.weight_sync import SyncReport, WeightPublisher
 
@@ -56,6 +57,7 @@ class Rank:
         self._gpus = tuple(gpus)
         self._model_path = Path(model_path)
         self._rank = rank
+        self.profiler = RankProfiler(config.trainer.profile, rank=rank, device=config.trainer.device)
 
     def rendezvous(self) -> tuple[str, int]:
         """An address and a free port of this rank's host."""

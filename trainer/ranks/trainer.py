@@ -6,8 +6,8 @@ Actors die with the driver: Ray ends the workers of a job whose driver is gone.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -188,6 +188,17 @@ class Trainer:
             )
             for report in reports
         ]
+
+    @contextmanager
+    def profiled(self, step: int, directory: Path) -> Iterator[None]:
+        """Profile what the policy's ranks do in the block, if the config names the step; a file for each in the
+        directory."""
+        if step not in self._config.trainer.profile.steps:
+            yield
+            return
+        self._policy.on_all(lambda rank: rank.profiler.begin())
+        yield
+        self._policy.on_all(lambda rank: rank.profiler.end(directory, step))
 
     def begin_checkpoint(self, directory: Path) -> None:
         """Copy the state on all ranks; they write it while the run goes on."""

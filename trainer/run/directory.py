@@ -4,6 +4,7 @@ config.yaml                     the resolved config
 identity.json                   what the run is of, for a resume to compare with
 metrics.jsonl                   one line per step
 tensorboard/, wandb/, sinks/    the same for dashboards, as `metrics.sinks` says
+timeline/, profile/             traces, where the config asks for them
 trajectories/step_000001.parquet
 journal/                        episodes of the step under way, and of those that no checkpoint has yet
 draws.jsonl                     with a curriculum that draws by results: what it has drawn
@@ -164,6 +165,14 @@ class RunDirectory:
     @property
     def metrics(self) -> Path:
         return self.path / "metrics.jsonl"
+
+    @property
+    def timeline(self) -> Path:
+        return self.path / "timeline"
+
+    @property
+    def profile(self) -> Path:
+        return self.path / "profile"
 
     @property
     def checkpoints(self) -> Path:

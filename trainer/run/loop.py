@@ -38,6 +38,7 @@ from polyturn.trainer.run.progress import ProgressDisplay
 from polyturn.trainer.run.resume import forget_failure, installed_versions, note_failure
 from polyturn.trainer.run.served_weights import ServedWeights
 from polyturn.trainer.run.stopwatch import Stopwatch
+from polyturn.trainer.run.timeline import Timeline
 from polyturn.trainer.run.turns import Turns
 from polyturn.trainer.sinks.factory import RunSinks
 from polyturn.trainer.sinks.json_lines import JsonLinesSink, finite_rows
@@ -83,6 +84,8 @@ class TrainingLoop:
             tell=self._progress.message,
         )
         self._sinks = RunSinks(config.metrics, start, file)
+        self._timeline = Timeline(config.metrics.timeline, directory.timeline, self._progress.message)
+        self._stopwatch.on_span = self._timeline.phase
         self._store = TrajectoryStore(directory.path)
         self._checks = RunChecks(config.checks, maxima=state.maxima)
         frontier = Frontier(position=state.prompt_position, ahead=tuple(state.prompts_ahead))
@@ -171,20 +174,24 @@ class TrainingLoop:
         num_steps = self._config.trainer.num_steps
         while self._state.step < num_steps and not self._guard.requested and not self._is_stopped:
             step = self._state.step + 1
-            watch = Stopwatch()
+            watch = Stopwatch(on_span=self._timeline.phase)
             self._served.engines_at_work(watch)
             with StallWatch(self._config.alarms, self._progress.message) as stall:
-                taken = self._take(step, watch, stall)
+                with self._timeline.measure("trainer", "episodes awaited"):
+                    taken = self._take(step, watch, stall)
             self._complete_checkpoint(wait=False)
             if taken is None:
                 return
             version = self._state.policy_version + self._config.trainer.updates_per_step
             with self._setting_aside(step, taken.groups), self._served.resting(watch):
-                credit, reports = self._learn(step, taken.groups, watch)
+                with self._trainer.profiled(step, self._directory.profile):
+                    credit, reports = self._learn(step, taken.groups, watch)
                 if self._config.shares_gpus and self._saves_after(step):
                     # While the state is where it can be copied from.
                     self._snapshot(step, watch)
                 sync = self._served.sync_if_due(step, version, watch)
+                if sync is not None:
+                    self._timeline.note_pause(sync.pause_seconds)
             row = self._engine_figures() | step_metrics(
                 taken=taken,
                 credit=credit,
@@ -230,7 +237,7 @@ class TrainingLoop:
         trainer = self._config.trainer
         episodes = [episode for group in groups for episode in group.episodes]
         self._progress.phase(f"step {step}: scoring")
-        with watch.measure("train"):
+        with watch.measure("train", span="score"):
             own_algorithms = self._config.own_algorithms
             scored = self._trainer.score(make_samples(episodes, environments=own_algorithms))
             try:
@@ -248,7 +255,8 @@ class TrainingLoop:
                 raise FloatingPointError(f"step {step}: rewards cannot be compared: {fault}") from fault
         self._store.write_step(step, episodes, advantages=credit.advantages)
         self._progress.phase(f"step {step}: training")
-        with watch.measure("train"):
+        with watch.measure("train", span="update"):
+            self._timeline.note_update(step, episodes)
             reports = self._trainer.update(cut_into_updates(credit.samples, trainer.updates_per_step))
         self._check_step(step, groups, credit, reports)
         return credit, reports
@@ -280,6 +288,8 @@ class TrainingLoop:
     def close(self) -> None:
         self._served.close()
         self._sinks.close()
+        self._stopwatch.on_span = None
+        self._timeline.close()
 
     def _take(self, step: int, watch: Stopwatch, stall: StallWatch) -> StepGroups | None:
         """The step's groups; None when the guard asked to stop."""
@@ -288,9 +298,10 @@ class TrainingLoop:
             f"step {step}: episodes", total=rollout.prompts_per_step * rollout.samples_per_prompt
         )
 
-        def note(_: Episode) -> None:
+        def note(episode: Episode) -> None:
             stall.tick()
             self._progress.advance()
+            self._timeline.note_episode(episode)
 
         self._served.tend()
         taken = self._worker.take(on_episode=note, meanwhile=self._served.tend)
@@ -362,6 +373,9 @@ class TrainingLoop:
         if is_last or saves or stopped is not None:
             with self._stopwatch.measure("checkpoint"):
                 self._save()
+        if self._timeline.is_on:
+            self._timeline.note_loads(self._worker.engine_loads())
+            self._timeline.end_step(step, is_last=is_last or stopped is not None)
 
     def _save(self) -> None:
         """Begin a checkpoint of the state as it is; unless it is to be written meanwhile, finish it, too."""

@@ -200,7 +200,16 @@ DATA = (
 COMPARED_BY_CONTENT = ("model.path", "model.template", "environment.*timeout_s", "curriculum.difficulties")
 """But for these: a model is known by its files, how long machinery may take is no part of a task, and what a file of
 difficulties said is in the checkpoint."""
-OF_ONE_SESSION = ("name", "resume", "run_dir", "output_dir", "checkpoint.load*", "logging.*")
+OF_ONE_SESSION = (
+    "name",
+    "resume",
+    "run_dir",
+    "output_dir",
+    "checkpoint.load*",
+    "logging.*",
+    "metrics.*",
+    "trainer.profile.*",
+)
 """Options that say nothing about what a run is of."""
 FREE = ("*options", "sglang", "megatron", "megatron.*", "*.weights")
 """Mappings whose keys are the user's, so that a missing one is a change."""

@@ -45,14 +45,11 @@ class MetricSink(Protocol):
 
 
 METHODS = {
-    "open": Signature(
-        what="metric sink", arguments=("start",), text="def open(self, start: SinkStart) -> None"
-    ),
-    "write": Signature(
-        what="metric sink",
-        arguments=("step", "values"),
-        text="def write(self, step: int, values: Mapping[str, float]) -> None",
-    ),
-    "close": Signature(what="metric sink", arguments=(), text="def close(self) -> None"),
+    name: Signature(what="metric sink", arguments=arguments, text=text, wrong_results=())
+    for name, arguments, text in (
+        ("open", ("start",), "def open(self, start: SinkStart) -> None"),
+        ("write", ("step", "values"), "def write(self, step: int, values: Mapping[str, float]) -> None"),
+        ("close", (), "def close(self) -> None"),
+    )
 }
-"""Of a sink of one's own. They return nothing."""
+"""Of a sink of one's own."""

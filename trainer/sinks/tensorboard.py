@@ -52,7 +52,7 @@ class TensorBoardSink:
 
 def _tag(name: str) -> str:
     """A metric's name, with `*` in it, as the regular expression of tags that a chart shows."""
-    return name.replace("*", "[^/]+") + "$"
+    return f"^{name.replace('*', '[^/]+')}$"
 
 
 def _unused(directory: Path) -> Path:
