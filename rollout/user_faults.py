@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from polyturn.agents.episode import Episode
 
@@ -17,9 +17,14 @@ def user_fault_share(episodes: Iterable[Episode]) -> float | None:
 
     None where there is no such episode.
     """
+    return share_of_user_faults((episode.metrics, episode.reward) for episode in episodes)
+
+
+def share_of_user_faults(played: Iterable[tuple[Mapping[str, float], float | None]]) -> float | None:
+    """The same of the metrics and rewards of episodes."""
     broke = [
-        episode.metrics[BROKE_SCRIPT] > 0
-        for episode in episodes
-        if BROKE_SCRIPT in episode.metrics and episode.reward is not None and episode.reward < SUCCESS_REWARD
+        metrics[BROKE_SCRIPT] > 0
+        for metrics, reward in played
+        if BROKE_SCRIPT in metrics and reward is not None and reward < SUCCESS_REWARD
     ]
     return sum(broke) / len(broke) if broke else None

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import tempfile
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, closing, contextmanager
-from dataclasses import dataclass, field, replace
-from functools import partial
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -17,18 +14,13 @@ import numpy.typing as npt
 
 from polyturn.agents.episode import Episode
 from polyturn.agents.ledger import UNSAMPLED_VERSION
-from polyturn.agents.policies.named import make_policy
 from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.collection import play_groups
-from polyturn.rollout.engines.groups import judged
 from polyturn.rollout.engines.launch import Engines, LocalLauncher
 from polyturn.rollout.engines.server import EngineSpec
 from polyturn.rollout.evaluation.statistics import interval
-from polyturn.rollout.factory import build_player, evaluation_sampling, open_policy
 from polyturn.rollout.groups import Group, Prompt
-from polyturn.rollout.named_play import ModelEpisodes, PolicyChoice, named_player
 from polyturn.rollout.player import EpisodePlayer, RolloutError
-from polyturn.rollout.store import TrajectoryStore
 from polyturn.rollout.user_faults import user_fault_share
 
 Keep = Callable[[Episode], Awaitable[None]]
@@ -168,105 +160,3 @@ def local_engines(config: RunConfig, *, model_path: Path, log_directory: Path) -
     """The config's engines on this machine, serving a Hugging Face directory; a context manager."""
     spec = EngineSpec.from_config(config, model_path=model_path, log_directory=log_directory)
     return Engines(spec, LocalLauncher(spec))
-
-
-def evaluate_model(
-    config: RunConfig,
-    *,
-    model_path: Path,
-    policy: PolicyChoice | None = None,
-    directory: Path | None = None,
-    on_episode: Callable[[Episode], None] | None = None,
-) -> EvaluationResult:
-    """Serve a Hugging Face directory, evaluate it on the config's held-out tasks, and stop the engines.
-
-    With `directory`, trajectories and the engines' logs are kept there. With `policy`, one that is made of the model
-    plays in its place.
-    """
-    settings = config.evaluation
-    sampling = evaluation_sampling(settings)
-    with tempfile.TemporaryDirectory(prefix="polyturn-evaluation-") as scratch:
-        kept = directory or Path(scratch)
-        with judged(config, log_directory=kept / "logs") as config:
-            if policy is None:
-                player = build_player(config, model_path=model_path, split=settings.split, sampling=sampling)
-            else:
-                player = named_player(config)
-
-            async def play(url: str | Sequence[str], keep: Keep, tell: Tell) -> EvaluationResult:
-                async with open_policy(config, model_path=model_path, url=url) as fleet, player.serves:
-                    if policy is None:
-                        return await _evaluate(config, player, fleet, keep, tell)
-                    model = ModelEpisodes(config, model_path=model_path, policy=fleet, sampling=sampling)
-                    named = make_policy(policy.name, policy.options, model=model)
-                    async with aclosing(named):
-                        result = await _evaluate(config, player, named, keep, tell)
-                    return replace(result, policy=named.label)
-
-            with (
-                closing(player),
-                _kept(kept, on_episode) as (keep, tell),
-                local_engines(config, model_path=model_path, log_directory=kept / "logs") as engines,
-            ):
-                return asyncio.run(play(engines.request_urls, keep, tell))
-
-
-def evaluate_policy(
-    config: RunConfig,
-    policy: PolicyChoice,
-    *,
-    directory: Path | None = None,
-    on_episode: Callable[[Episode], None] | None = None,
-) -> EvaluationResult:
-    """Evaluate a policy that no model is served for: an endpoint, a script, a person. See `evaluate_model`.
-
-    Raises `ValueError` where it cannot be had, or cannot play the environment.
-    """
-    named = make_policy(policy.name, policy.options)
-
-    async def play(player: EpisodePlayer, keep: Keep, tell: Tell) -> EvaluationResult:
-        async with aclosing(named):
-            result = await _evaluate(config, player, named, keep, tell)
-        return replace(result, policy=named.label)
-
-    with tempfile.TemporaryDirectory(prefix="polyturn-evaluation-") as scratch:
-        kept = directory or Path(scratch)
-        with (
-            judged(config, log_directory=kept / "logs") as graded,
-            closing(named_player(graded, max_at_once=named.max_at_once)) as player,
-            _kept(kept, on_episode) as (keep, tell),
-        ):
-            return asyncio.run(play(player, keep, tell))
-
-
-async def _evaluate(
-    config: RunConfig, player: EpisodePlayer, policy: Any, keep: Keep, tell: Tell
-) -> EvaluationResult:
-    settings = config.evaluation
-    return await evaluate(
-        player=player,
-        policy=policy,
-        num_tasks=settings.num_tasks,
-        samples_per_task=settings.samples_per_task,
-        keep=keep,
-        on_episode=tell,
-    )
-
-
-@contextmanager
-def _kept(directory: Path, on_episode: Callable[[Episode], None] | None) -> Iterator[tuple[Keep, Tell]]:
-    """What keeps the episodes of an evaluation as they end, and as one file at its end."""
-    store = TrajectoryStore(directory)
-    episodes: list[Episode] = []
-
-    def tell(episode: Episode) -> None:
-        episodes.append(episode)
-        if on_episode is not None:
-            on_episode(episode)
-
-    try:
-        yield partial(store.keep, EVALUATION_STEP), tell
-        store.write_step(EVALUATION_STEP, episodes)
-        store.forget(EVALUATION_STEP)
-    finally:
-        store.close()

@@ -29,6 +29,8 @@ class PlannedEntry(_Recorded):
     success_score: float
     tasks_digest: str = ""
     """Of the digests of the tasks that are played, in order."""
+    budget: dict[str, float | None] = {}
+    """As `configs.schema.suite.Budget`."""
     config: dict[str, Any] = {}
     """The run config that the entry is played by."""
     files: dict[str, str] = {}
@@ -46,6 +48,8 @@ class Player(_Recorded):
     """Without what is secret."""
     model: str | None = None
     """The directory that is served, or the URL that is asked for tokens; None: neither."""
+    prices: dict[str, float] | None = None
+    """As `scoring.Prices`; None: none were given."""
     files: dict[str, str] = {}
     """What tells the model or the script apart from another of the same path: a digest of each file."""
 

@@ -18,6 +18,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from polyturn.envs.builtin import register_with_gymnasium
+from polyturn.version import __version__
 
 if TYPE_CHECKING:
     from polyturn.configs.errors import ConfigError, Interrupted, RunFailure
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
     from polyturn.runs import EvaluationReport, evaluate, load_config, train
     from polyturn.tools.tool import tool
     from polyturn.tools.types import ToolCall, ToolError, ToolResult, ToolSpec
-
-__version__ = "0.1.0"
 
 __all__ = [
     "AssistantMessage",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from polyturn import evaluations
 from polyturn.configs.errors import ConfigError, RunFailure, as_config_error
 from polyturn.configs.loading import loader
 from polyturn.configs.models import resolve_model_path
@@ -17,8 +19,9 @@ from polyturn.configs.schema.run import RunConfig
 from polyturn.packages import SERVING, require
 
 if TYPE_CHECKING:
+    from polyturn.evaluations import Asked
+    from polyturn.rollout.evaluation.conduct import Conducted
     from polyturn.rollout.evaluation.held_out import EvaluationResult
-    from polyturn.rollout.named_play import PolicyChoice
     from polyturn.rollout.probe import ProbeResult
 
 logger = logging.getLogger(__name__)
@@ -35,6 +38,8 @@ class EvaluationReport:
     split: str
     model_path: Path | None
     """The Hugging Face directory of the policy; None: no model was served."""
+    name: str
+    """Of the entry of the suite."""
     result: EvaluationResult
     """The mean reward with its 95 % interval, and what was counted."""
 
@@ -97,6 +102,7 @@ def evaluate(
     policy_options: Mapping[str, Any] | None = None,
     on_warning: Callable[[str], object] = logger.warning,
     on_report: Callable[[EvaluationReport], object] | None = None,
+    directory: Path | None = None,
     **options: Any,
 ) -> list[EvaluationReport]:
     """Score a policy on held-out tasks: `[report] = polyturn.evaluate("quickstart")`, then `report.result.mean`.
@@ -108,7 +114,9 @@ def evaluate(
         policy: Who plays, by name (docs/policies.md). No engine starts for one that is not made of the model.
         policy_options: Of the policy.
         on_warning: Is told what may be wrong, such as of the chat template.
-        on_report: Is told of each environment when it is done.
+        on_report: Is told of each environment at the end.
+        directory: A new directory, in which all that is played is kept, and `polyturn eval resume` can go on; None:
+            nothing is kept.
         options: As of `load_config`.
 
     Returns:
@@ -118,48 +126,50 @@ def evaluate(
         ConfigError: a config or model that cannot be evaluated, or missing packages; nothing has been started.
         RunFailure: an engine did not come up or died, or every episode failed.
     """
-    configs = _configs(recipe, (*overrides, *_as_overrides(options)))
-    from polyturn.agents.policies.named import make_policy, serves_model
-    from polyturn.rollout.checks import check_named_policy
-    from polyturn.rollout.named_play import PolicyChoice
-
-    choice = PolicyChoice(name=policy, options=policy_options or {})
-    with as_config_error("policy: "):
-        is_served = serves_model(choice.name, choice.options)
-        model = None
-        if not is_served:
-            named = make_policy(choice.name, choice.options)
-            for config in configs:
-                check_named_policy(config, named)
-    if is_served:
-        model = _model_to_evaluate(configs, model_path, on_warning)
-    elif model_path is not None:
-        raise ConfigError(
-            f"policy: {policy!r} is not made of a model, so that model_path={model_path} is not played"
-        )
-    reports = []
-    for config in configs:
-        reports.append(_evaluate_one(config, model, choice))
+    with evaluations.asked(
+        recipe,
+        (*overrides, *_as_overrides(options)),
+        model_path=model_path,
+        policy=policy,
+        policy_options=policy_options,
+        on_warning=on_warning,
+    ) as asked:
+        with tempfile.TemporaryDirectory(prefix="polyturn-evaluation-") as scratch:
+            kept = evaluations.begin(asked, Path(scratch) / "evaluation" if directory is None else directory)
+            with evaluations.shown(asked.suite) as watching:
+                conducted = evaluations.play(kept, asked, watching, is_interruptible=directory is not None)
+        reports = reports_of(asked, conducted)
+    for report in reports:
         if on_report is not None:
-            on_report(reports[-1])
+            on_report(report)
     return reports
 
 
-def _model_to_evaluate(
-    configs: Sequence[RunConfig], model_path: str | Path | None, on_warning: Callable[[str], object]
-) -> Path:
-    """The model's directory, when all that its evaluation needs is there. Raises ConfigError."""
-    if model_path is None:
-        model_path = newest_policy(configs[0])
-    elif isinstance(model_path, str):
-        model_path = resolve_model_path(model_path, key="model_path")
-    from polyturn.trainer.run.preflight import preflight
+def reports_of(asked: Asked, conducted: Conducted) -> list[EvaluationReport]:
+    """A report for each entry. Raises `RunFailure` where one has no scored episode."""
+    from polyturn.rollout.evaluation.conduct import result_of
+    from polyturn.rollout.evaluation.who_plays import MODEL
 
-    for config in configs:
-        for warning in preflight(config, evaluated=model_path):
-            on_warning(warning)
-    require(SERVING)
-    return model_path
+    who = asked.who
+    policy = MODEL if who.name == MODEL and who.url is None else conducted.evaluation.policy
+    reports = []
+    for loaded, entry in zip(asked.suite.entries, conducted.evaluation.entries, strict=True):
+        try:
+            result = result_of(entry, policy=policy, tally=conducted.tallies.get(entry.name))
+        except ValueError as failure:
+            raise RunFailure(str(failure)) from failure
+        environment = loaded.config.environment
+        reports.append(
+            EvaluationReport(
+                environment=environment.id,
+                options=environment.options,
+                split=entry.split,
+                model_path=None if asked.plan.player.model is None else Path(asked.plan.player.model),
+                result=result,
+                name=entry.name,
+            )
+        )
+    return reports
 
 
 def roll_out(
@@ -273,53 +283,6 @@ def _serving() -> Iterator[None]:
         raise RunFailure(failure.sentence) from failure
     except RolloutError as failure:
         raise RunFailure(str(failure)) from failure
-
-
-def newest_policy(config: RunConfig) -> Path:
-    """The final policy of `run_dir`, or of the newest finished run of this name. Raises ConfigError."""
-    from polyturn.trainer.run.directory import runs_of
-
-    runs = runs_of(config.name, config.output_dir) if config.run_dir is None else [config.run_dir]
-    for run in runs:
-        if (run / "policy" / "config.json").is_file():
-            return run / "policy"
-    where = config.run_dir or config.output_dir
-    raise ConfigError(
-        f"there is no finished run of '{config.name}' in {where}; name a model with --model PATH"
-    )
-
-
-def _evaluate_one(config: RunConfig, model_path: Path | None, choice: PolicyChoice) -> EvaluationReport:
-    from polyturn.rollout.evaluation.held_out import evaluate_model, evaluate_policy
-    from polyturn.trainer.run.progress import make_progress
-
-    settings = config.evaluation
-    progress = make_progress(config.logging.progress, num_steps=1)
-    progress.phase("held-out evaluation", total=settings.num_tasks * settings.samples_per_task)
-    try:
-        with _serving():
-            if model_path is None:
-                result = evaluate_policy(config, choice, on_episode=lambda _: progress.advance())
-            else:
-                policy = None if choice.name == "model" else choice
-                result = evaluate_model(
-                    config, model_path=model_path, policy=policy, on_episode=lambda _: progress.advance()
-                )
-    finally:
-        progress.close()
-    return EvaluationReport(
-        environment=config.environment.id,
-        options=config.environment.options,
-        split=settings.split,
-        model_path=model_path,
-        result=result,
-    )
-
-
-def _configs(recipe: str | Path | RunConfig, overrides: tuple[str, ...]) -> list[RunConfig]:
-    if isinstance(recipe, RunConfig) or not loader.is_suite(recipe):
-        return [load_config(recipe, *overrides)]
-    return loader.load_suite(recipe, overrides)
 
 
 def _as_overrides(options: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

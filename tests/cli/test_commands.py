@@ -17,7 +17,7 @@ from polyturn.cli.main import app
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.reference import options_markdown
-from polyturn.runs import newest_policy
+from polyturn.evaluations import newest_policy
 from tests.support.command_line import Run, in_this_process
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,6 +35,8 @@ def invoke(*arguments: str) -> tuple[int, str]:
         ["eval", "run"],
         ["eval", "report"],
         ["eval", "compare"],
+        ["eval", "resume"],
+        ["eval", "ctl"],
         ["simulate"],
         ["probe"],
         ["convert"],

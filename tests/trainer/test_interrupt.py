@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from polyturn.trainer.run.failures import InterruptGuard
+from polyturn.tools.interruption import InterruptGuard
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

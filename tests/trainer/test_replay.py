@@ -20,8 +20,8 @@ from polyturn.rollout.replay import ReplayedSteps
 from polyturn.rollout.scheduler import Frontier
 from polyturn.rollout.source import RolloutStart
 from polyturn.rollout.store import TrajectoryStore, read_episodes
+from polyturn.tools.interruption import InterruptGuard
 from polyturn.trainer.run.directory import RunDirectory
-from polyturn.trainer.run.failures import InterruptGuard
 from polyturn.trainer.run.preflight import preflight
 from polyturn.trainer.run.progress import PlainProgress
 from polyturn.trainer.run.resume import identify

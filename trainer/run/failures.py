@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import re
-import signal
-import threading
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType, TracebackType
 
 from ray.exceptions import ActorDiedError, RayError
 
@@ -21,41 +18,6 @@ from polyturn.trainer.checkpoints.manifest import CheckpointError
 from polyturn.trainer.run.checks import CheckFailure
 from polyturn.trainer.run.directory import RunDirectory
 from polyturn.trainer.weight_sync import WeightSyncError
-
-
-class InterruptGuard:
-    """Turns the first SIGINT or SIGTERM into a flag, and a second one into `KeyboardInterrupt`."""
-
-    def __init__(self) -> None:
-        self._subscribers: list[Callable[[], object]] = []
-        self._requested = threading.Event()
-        self._previous: dict[int, object] = {}
-
-    @property
-    def requested(self) -> bool:
-        return self._requested.is_set()
-
-    def subscribe(self, on_request: Callable[[], object]) -> None:
-        """Call `on_request` once, in the signal handler, when the first signal arrives."""
-        self._subscribers.append(on_request)
-
-    def __enter__(self) -> InterruptGuard:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
-        if self._requested.is_set():
-            raise KeyboardInterrupt
-        self._requested.set()
-        for on_request in self._subscribers:
-            on_request()
 
 
 class StepFailure(RunFailure):

@@ -21,6 +21,7 @@ from polyturn.rollout.groups import Group, journal_of
 from polyturn.rollout.scheduler import Frontier, StepGroups
 from polyturn.rollout.source import RolloutStart, StepSource
 from polyturn.rollout.store import TrajectoryStore
+from polyturn.tools.interruption import InterruptGuard
 from polyturn.trainer.credit.estimates import StepCredit, assign_credit, make_samples
 from polyturn.trainer.credit.off_policy import largest_logprob_difference
 from polyturn.trainer.data.balance import cut_into_updates
@@ -30,7 +31,7 @@ from polyturn.trainer.run.alarms import LONGEST_PAUSE, AlarmMonitor, StallWatch
 from polyturn.trainer.run.best import reached
 from polyturn.trainer.run.checks import CheckFailure, RunChecks
 from polyturn.trainer.run.directory import RunDirectory, RunState, write_json
-from polyturn.trainer.run.failures import InterruptGuard, StepFailure, sentence_of
+from polyturn.trainer.run.failures import StepFailure, sentence_of
 from polyturn.trainer.run.health import HealthMonitor
 from polyturn.trainer.run.heldout import HeldOut, Results
 from polyturn.trainer.run.metrics import step_metrics

@@ -201,6 +201,26 @@ def preflight(
     return warnings
 
 
+def preflight_of_tokens(config: RunConfig, model: Path) -> list[str]:
+    """Check what an evaluation needs whose model others serve already, in the order of `preflight`.
+
+    Args:
+        model: A directory with its config and tokenizer.
+
+    Returns sentences of warning; raises ConfigError.
+    """
+    check_secrets(config)
+    check_times(config)
+    check_lengths(config)
+    shape = ModelShape.read(model)
+    check_tokenizer(model, shape)
+    check_judges(config)
+    check_environment(config, (config.evaluation.split,), model)
+    warnings = check_template(config, model)
+    check_agent(config, model)
+    return warnings
+
+
 def check_secrets(config: RunConfig) -> None:
     """That none is in the config itself, which is printed and stored."""
     for key, why in literal_secrets(config.model_dump(mode="json")):

@@ -18,9 +18,10 @@ from polyturn.rollout.scheduler import Frontier, StepGroups
 from polyturn.rollout.source import RolloutStart, StepSource
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.rollout.waiting import Meanwhile, nothing
+from polyturn.tools.interruption import InterruptGuard
 from polyturn.trainer.checkpoints.manifest import read_sealed, write_sealed
 from polyturn.trainer.run.directory import RunDirectory, RunState
-from polyturn.trainer.run.failures import InterruptGuard, as_run_failure
+from polyturn.trainer.run.failures import as_run_failure
 from polyturn.trainer.run.metrics import episode_metrics
 from polyturn.trainer.run.parts import (
     StartingWeights,

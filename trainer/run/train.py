@@ -13,9 +13,10 @@ from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.groups import ServedGroups, with_urls
 from polyturn.rollout.engines.launch import Engines
 from polyturn.rollout.engines.memory import EngineMemory
+from polyturn.tools.interruption import InterruptGuard
 from polyturn.trainer.ranks.trainer import Trainer
 from polyturn.trainer.run.directory import RunDirectory, RunState
-from polyturn.trainer.run.failures import InterruptGuard, as_run_failure
+from polyturn.trainer.run.failures import as_run_failure
 from polyturn.trainer.run.loop import RunParts
 from polyturn.trainer.run.parts import (
     begin_engines,

@@ -5,8 +5,10 @@ from __future__ import annotations
 import typer
 
 from polyturn.cli.evaluation.compare import compare
+from polyturn.cli.evaluation.ctl import ctl
 from polyturn.cli.evaluation.export import export
 from polyturn.cli.evaluation.report import report
+from polyturn.cli.evaluation.resume import resume
 from polyturn.cli.evaluation.run import evaluate
 
 app = typer.Typer(
@@ -16,3 +18,5 @@ app.command("compare")(compare)
 app.command("export")(export)
 app.command("report")(report)
 app.command("run")(evaluate)
+app.command("resume")(resume)
+app.command("ctl")(ctl)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import json
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated
 
 import typer
 
-import polyturn
+from polyturn.cli.evaluation.played import print_played
 from polyturn.cli.options import PolicyName, PolicyOptions, read_options
 from polyturn.cli.outcome import reported
 from polyturn.cli.train import Overrides, print_warning
-from polyturn.configs.loading.loader import is_suite
+from polyturn.configs.errors import ConfigError, as_config_error
+from polyturn.configs.loading.yaml_tree import read_value
 from polyturn.configs.models import resolve_model_path
-from polyturn.runs import EvaluationReport
+from polyturn.evaluations import asked, begin, play, shown
+from polyturn.rollout.evaluation.scoring import Prices
+
+PRICES = ("prompt", "cached_prompt", "completion")
 
 
 def evaluate(
@@ -29,61 +33,67 @@ def evaluate(
         typer.Option(
             "--model",
             metavar="PATH",
-            help="A Hugging Face directory or builtin:NAME; without it the newest finished run's policy.",
+            help="A Hugging Face directory, a run, a checkpoint or builtin:NAME. Default: the newest run's policy.",
         ),
     ] = None,
     policy: PolicyName = "model",
     policy_options: PolicyOptions = None,
+    directory: Annotated[
+        Path | None,
+        typer.Option(
+            "--directory",
+            metavar="DIR",
+            help="A new directory. Default: evaluations/SUITE-DATE in output_dir.",
+        ),
+    ] = None,
+    prices: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--price",
+            metavar="KIND=PRICE",
+            help="Of a million tokens: prompt, completion, cached_prompt (default: as prompt).",
+        ),
+    ] = None,
 ) -> None:
-    """Score a policy on held-out tasks: a model, or one that is named.
+    """Score a policy on a suite, or on the held-out tasks of a recipe.
 
-    Prints the mean with its 95 % interval; the last line is one JSON object.
+    All is kept in a directory: `polyturn eval resume` goes on. The last line is one JSON object (docs/evaluation.md).
 
     \b
-    Example: polyturn eval run quickstart --model runs/quickstart-20260101-120000/policy evaluation.num_tasks=64
+    Example: polyturn eval run quickstart --model runs/quickstart-20260101-120000 evaluation.num_tasks=64
     """
     with reported():
-        reports = polyturn.evaluate(
+        with asked(
             recipe_or_suite,
-            *overrides or (),
+            overrides or (),
             model_path=None if model is None else resolve_model_path(model, key="--model"),
             policy=policy,
             policy_options=read_options(policy_options),
+            prices=_read_prices(prices or ()),
             on_warning=print_warning,
-            on_report=_print_report,
-        )
-        results = [_as_json(report) for report in reports]
-        whole = {"suite": recipe_or_suite, "model": results[0]["model"], "results": results}
-        if reports[0].result.policy != "model":
-            typer.echo(f"policy: {reports[0].result.policy}")
-        if reports[0].model_path is not None:
-            typer.echo(f"model: {reports[0].model_path}")
-        typer.echo(json.dumps(whole if is_suite(recipe_or_suite) else results[0]))
+        ) as evaluation:
+            with as_config_error():
+                path = begin(evaluation, directory)
+            typer.echo(f"evaluation: {path}")
+            with shown(evaluation.suite) as watching:
+                conducted = play(path, evaluation, watching)
+        print_played(path, evaluation, conducted)
 
 
-def _print_report(report: EvaluationReport) -> None:
-    options, result = f" {report.options}" if report.options else "", report.result
-    typer.echo(
-        f"{report.environment}{options} [{report.split}]: mean reward {result.mean:.3f}, 95 % interval "
-        f"{result.low:.3f} to {result.high:.3f}, {result.num_tasks} tasks, {result.num_failed} failed episodes"
-    )
-
-
-def _as_json(report: EvaluationReport) -> dict[str, Any]:
-    result = report.result
-    return {
-        "environment": report.environment,
-        "options": report.options,
-        "split": report.split,
-        "model": None if report.model_path is None else str(report.model_path),
-        "policy": result.policy,
-        "mean": result.mean,
-        "low": result.low,
-        "high": result.high,
-        "num_tasks": result.num_tasks,
-        "num_episodes": result.num_episodes,
-        "num_failed": result.num_failed,
-        "metrics": dict(result.metrics),
-        "user_fault_share": result.user_fault_share,
-        "num_user_faults": result.num_user_faults,
-    }
+def _read_prices(written: list[str] | tuple[str, ...]) -> Prices | None:
+    """The prices of `kind=price` arguments; None: none are given. Raises ConfigError."""
+    given: dict[str, float] = {}
+    for option in written:
+        kind, equals, text = option.partition("=")
+        value = read_value(text, "command line", kind).plain() if equals else None
+        if kind not in PRICES or isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise ConfigError(
+                f"command line: --price '{option}' must be KIND=PRICE, a KIND of {', '.join(PRICES)} and a PRICE of "
+                "at least 0"
+            )
+        given[kind] = float(value)
+    if not given:
+        return None
+    if "prompt" not in given or "completion" not in given:
+        raise ConfigError("command line: --price needs a price of prompt and one of completion")
+    return Prices(**{"cached_prompt": given["prompt"], **given})
