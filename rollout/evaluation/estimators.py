@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from math import comb
-from statistics import fmean
+
+import numpy as np
+
+MAX_EXACT = 16
+"""Samples of a task up to which majority@k goes through all subsets."""
+NUM_DRAWS = 1_000
 
 
 def pass_at_k(num_samples: int, num_successes: int, k: int) -> float:
@@ -30,38 +36,57 @@ def pass_all_k(num_samples: int, num_successes: int, k: int) -> float:
 def majority_at_k(answers: Sequence[str | None], scores: Sequence[float], k: int) -> float:
     """The expected score of the answer that most of k samples give (Wang et al. 2022, arXiv 2203.11171).
 
-    The expectation is exact, over all C(n, k) subsets of the n samples and over the choice among answers that are tied,
-    each of which is as likely. A sample without an answer (None) has no vote; a subset without a vote scores what such
-    samples score. An answer scores the mean of the samples that gave it.
+    The expectation is over all C(n, k) subsets of the n samples and over the choice among answers that are tied, each
+    of which is as likely: exact up to 16 samples and for k = n, else over 1,000 subsets that are drawn, the same in
+    every call. A sample without an answer (None) has no vote; a subset without a vote scores what such samples score.
+    An answer scores the mean of the samples that gave it.
     """
     assert len(answers) == len(scores) and 1 <= k <= len(answers)
     scores_of: dict[str | None, list[float]] = defaultdict(list)
     for answer, score in zip(answers, scores, strict=True):
         scores_of[answer].append(score)
     silent = scores_of.pop(None, [])
-    ranked = sorted((sorted(given) for given in scores_of.values()), key=len)
-    counts = tuple(len(given) for given in ranked)
-    chance_of = dict(zip(sorted(set(counts)), _chances(counts, len(silent), k), strict=True))
-    expected = sum(chance_of[len(given)] * fmean(given) for given in ranked)
+    given = sorted(scores_of.values(), key=len)
+    chance_of = _chances(tuple(len(found) for found in given), len(silent), k)
+    expected = math.fsum(chance_of[len(found)] * _mean(found) for found in given)
     if silent:
-        expected += comb(len(silent), k) / comb(len(answers), k) * fmean(sorted(silent))
-    return expected
+        expected += comb(len(silent), k) / comb(len(answers), k) * _mean(silent)
+    # A mean of scores: rounding, or subsets that are drawn, could put it just outside of them.
+    return min(max(expected, min(scores)), max(scores))
+
+
+def _mean(scores: Sequence[float]) -> float:
+    return math.fsum(scores) / len(scores)
 
 
 @lru_cache(maxsize=4096)
-def _chances(counts: tuple[int, ...], num_silent: int, k: int) -> tuple[float, ...]:
-    """For each different number in `counts`, ascending: the probability that an answer given so often is chosen."""
+def _chances(counts: tuple[int, ...], num_silent: int, k: int) -> Mapping[int, float]:
+    """The probability that an answer is chosen, by how often it was given; `counts` has that of each, ascending."""
+    if k == sum(counts) + num_silent:
+        return {count: (count == counts[-1]) / counts.count(counts[-1]) for count in counts}
+    if sum(counts) + num_silent > MAX_EXACT:
+        return _drawn_chances(counts, num_silent, k)
     num_subsets = comb(sum(counts) + num_silent, k)
-    chances = []
-    for count in sorted(set(counts)):
+    chances = {}
+    for count in set(counts):
         others = list(counts)
         others.remove(count)
-        favourable = sum(
+        favourable = math.fsum(
             comb(count, votes) * _beaten(others, num_silent, votes, k - votes)
             for votes in range(1, min(count, k) + 1)
         )
-        chances.append(favourable / num_subsets)
-    return tuple(chances)
+        chances[count] = favourable / num_subsets
+    return chances
+
+
+def _drawn_chances(counts: tuple[int, ...], num_silent: int, k: int) -> Mapping[int, float]:
+    """The same over subsets that are drawn."""
+    rng = np.random.default_rng(0)
+    votes = rng.multivariate_hypergeometric([*counts, num_silent], k, size=NUM_DRAWS)[:, :-1]
+    most = votes.max(axis=1, keepdims=True)
+    won = (votes == most) & (most > 0)
+    shares = (won / np.maximum(won.sum(axis=1, keepdims=True), 1)).mean(axis=0)
+    return {count: float(shares[np.array(counts) == count].mean()) for count in set(counts)}
 
 
 def _beaten(others: Sequence[int], num_silent: int, votes: int, num_left: int) -> float:

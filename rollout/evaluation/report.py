@@ -22,8 +22,6 @@ from polyturn.rollout.evaluation.estimators import majority_at_k, pass_all_k, pa
 from polyturn.rollout.evaluation.records import EvaluatedEntry, Evaluation, Failure, ScoredEpisode
 from polyturn.rollout.evaluation.statistics import CONFIDENCE, Interval, interval, mean_interval
 
-MAX_MAJORITY = 64
-"""The largest k of majority@k: its exact expectation takes long beyond."""
 MAX_ERRORS = 5
 """Sentences of failed episodes in a report."""
 COVERAGE_FLOOR = 0.95
@@ -228,7 +226,7 @@ def _figures_of(entry: EvaluatedEntry, coverage_floor: float) -> Figures:
         success=_estimate(successes, coverage.share),
         pass_at=_at_each_k(entry, tasks, partial(_passed, entry, pass_at_k)),
         pass_all=_at_each_k(entry, tasks, partial(_passed, entry, pass_all_k)),
-        majority=_at_each_k(entry, tasks, _majority, most=MAX_MAJORITY),
+        majority=_at_each_k(entry, tasks, _majority),
         **_counted([entry]),
     )
 
@@ -334,13 +332,12 @@ def _at_each_k(
     entry: EvaluatedEntry,
     tasks: Sequence[Sequence[ScoredEpisode]],
     estimator: Estimator,
-    most: int | None = None,
 ) -> tuple[AtK, ...]:
     """For k = 1, 2, 4 and so on, and for all samples of a task."""
     found = []
     for k in _each_k(entry.samples_per_task):
         values = [[estimator(task, k)] for task in tasks if len(task) >= k]
-        if values and (most is None or k <= most):
+        if values:
             estimate = _estimate(values, len(values) / entry.num_tasks)
             assert estimate is not None
             found.append(AtK(k=k, estimate=estimate))

@@ -11,7 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polyturn.rollout.evaluation.estimators import majority_at_k, pass_all_k, pass_at_k
+from polyturn.rollout.evaluation.estimators import (
+    _chances,
+    _drawn_chances,
+    majority_at_k,
+    pass_all_k,
+    pass_at_k,
+)
 
 ANSWERS = st.lists(st.sampled_from([None, "a", "b", "c", "d"]), min_size=1, max_size=7)
 
@@ -72,10 +78,17 @@ def test_majority_by_hand() -> None:
     assert majority_at_k([None, None, "a"], [0.0, 0.0, 1.0], 3) == 1.0, "who does not answer has no vote"
 
 
-def test_majority_of_many_samples_is_quick_enough_to_be_exact() -> None:
+def test_majority_of_more_samples_is_drawn() -> None:
+    """Beside the exact one of 16 samples, where drawing has an error of a hundredth; all samples are never drawn."""
+    counts = (1, 2, 4, 8)
+    for k in (2, 4, 8):
+        drawn, exact = _drawn_chances(counts, 1, k), _chances(counts, 1, k)
+        assert drawn == pytest.approx(exact, abs=0.05)
     answers = [str(number % 23) for number in range(64)]
-    scores = [float(answer == "0") for answer in answers]
-    assert 0 < majority_at_k(answers, scores, 32) < 1
-    assert sum(
-        majority_at_k(answers, [float(a == which) for a in answers], 32) for which in set(answers)
-    ) == pytest.approx(1)
+    chance = [
+        majority_at_k(answers, [float(answer == which) for answer in answers], 32) for which in set(answers)
+    ]
+    assert sum(chance) == pytest.approx(1) and max(chance) < 0.1
+    assert majority_at_k(answers, [float(answer == "0") for answer in answers], 64) == 1 / 18, (
+        "18 answers came thrice"
+    )
