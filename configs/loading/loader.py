@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from polyturn.configs.errors import ConfigError, did_you_mean, nearest
 from polyturn.configs.loading import upstream, yaml_tree
+from polyturn.configs.loading.origins import DEFAULT, annotated
 from polyturn.configs.loading.validation import (
     KIND,
     Shape,
@@ -42,9 +43,11 @@ __all__ = [
     "load_section",
     "read_section",
     "shipped_names",
+    "show_origins",
 ]
 
 COMMAND_LINE = "command line"
+PYTHON = "Python"
 EXTENDS = "extends"
 ALGORITHMS = "algorithms/"
 """Begins the name of a shipped algorithm in `extends`: a part of a recipe."""
@@ -53,20 +56,34 @@ CONFIGS_DIRECTORY = Path(__file__).parent.parent
 S = TypeVar("S", bound=BaseModel)
 
 
-def load_config(recipe: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(
+    recipe: str | Path, overrides: Sequence[str] = (), *, options: Sequence[str] = ()
+) -> RunConfig:
     """Load a run's config.
 
-    `recipe` is a YAML file or the name of a shipped one; an override is `a.b.c=value`, its value YAML.
-    Raises ConfigError, one line for each thing that is wrong.
+    `recipe` is a YAML file or the name of a shipped one; an override is `a.b.c=value`, its value YAML. `options` are
+    the same, given by a program in Python. Raises ConfigError, one line for each thing that is wrong.
     """
-    config, tree = _load(RunConfig, find_shipped("recipe", recipe), overrides)
+    return _load_config(recipe, overrides, options)[0]
+
+
+def show_origins(recipe: str | Path, overrides: Sequence[str] = (), *, options: Sequence[str] = ()) -> str:
+    """The resolved config as YAML, where each value was written behind it. Takes and raises what `load_config` does."""
+    config, tree = _load_config(recipe, overrides, options)
+    return annotated(config.model_dump(mode="json"), tree)
+
+
+def _load_config(
+    recipe: str | Path, overrides: Sequence[str], options: Sequence[str]
+) -> tuple[RunConfig, Tree]:
+    config, tree = _load(RunConfig, find_shipped("recipe", recipe), overrides, options)
     problems = []
     for section, device in (("sglang", config.engines.device), ("megatron", config.trainer.device)):
         problems += _problems(tree, section, getattr(config, section), device)
     problems += _problems(tree, upstream.ROUTER, config.engines.router.options, config.engines.device)
     if problems:
         raise ConfigError("\n".join(problems))
-    return config
+    return config, tree
 
 
 def _problems(tree: Tree, section: str, values: Mapping[str, Any], device: str) -> list[str]:
@@ -268,10 +285,13 @@ def load_section(section: type[S], path: Path, overrides: Sequence[str] = ()) ->
     return _load(section, path, overrides)[0]
 
 
-def _load(section: type[S], path: Path, overrides: Sequence[str]) -> tuple[S, Tree]:
+def _load(
+    section: type[S], path: Path, overrides: Sequence[str], options: Sequence[str] = ()
+) -> tuple[S, Tree]:
     tree = _read_layers(path, section, ())
-    for override in overrides:
-        tree = merge(tree, _read_override(override, section), section)
+    for given, origin in ((overrides, COMMAND_LINE), (options, PYTHON)):
+        for override in given:
+            tree = merge(tree, _read_override(override, section, origin), section)
     tree = _name_default_kinds(tree, section)
     return read_section(section, tree), tree
 
@@ -393,23 +413,21 @@ def _find_base(base: Tree, path: Path) -> Path:
         raise ConfigError(f"{base.origin}: 'extends': {error}") from error
 
 
-def _read_override(override: str, section: type[BaseModel]) -> Tree:
+def _read_override(override: str, section: type[BaseModel], origin: str = COMMAND_LINE) -> Tree:
     """`a.b.c=value` as a tree."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise ConfigError(
-            f"{COMMAND_LINE}: '{override}' is not of the form key=value, as in trainer.num_steps=10"
-        )
+        raise ConfigError(f"{origin}: '{override}' is not of the form key=value, as in trainer.num_steps=10")
     field = dict(field_paths(section)).get(key.strip())
     if field is not None and is_text(field):
-        tree = yaml_tree.read_text(text, COMMAND_LINE, key.strip())
+        tree = yaml_tree.read_text(text, origin, key.strip())
     else:
-        tree = yaml_tree.read_value(text, COMMAND_LINE, key.strip())
+        tree = yaml_tree.read_value(text, origin, key.strip())
         if field is not None and takes_text(field) and tree.text is not None and tree.value is not None:
-            tree = Tree(tree.text, COMMAND_LINE)
+            tree = Tree(tree.text, origin)
     for part in reversed(parts):
-        tree = Tree({part: tree}, COMMAND_LINE)
+        tree = Tree({part: tree}, origin)
     return tree
 
 
@@ -419,7 +437,7 @@ def _name_default_kinds(tree: Tree, shape: Shape) -> Tree:
         return tree
     children = dict(tree.value)
     if isinstance(shape, Variants) and KIND not in children and shape.default_kind is not None:
-        children = {KIND: Tree(shape.default_kind, tree.origin), **children}
+        children = {KIND: Tree(shape.default_kind, DEFAULT), **children}
     section = select(shape, children)
     if section is not None:
         for key in children.keys() & section.model_fields.keys():

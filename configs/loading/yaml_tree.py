@@ -6,6 +6,7 @@ Scalars follow YAML 1.2's core schema, where `1e-6` is a float and `yes` and `on
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -156,9 +157,9 @@ def read_text(text: str, origin: str, key: str) -> Tree:
     return Tree(None if _CONSTANTS.get(stripped, stripped) is None else stripped, origin, stripped)
 
 
-def write(data: Any) -> str:
-    """YAML that `read_file` reads back as the same data."""
-    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+def write(data: Any, *, width: int | None = 110) -> str:
+    """YAML that `read_file` reads back as the same data; with `width` None it folds no line."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=width or math.inf)
 
 
 def read_scalar(text: str) -> Any:

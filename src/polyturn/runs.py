@@ -55,11 +55,13 @@ def load_config(recipe: str | Path | RunConfig, /, *overrides: str, **options: A
     Raises:
         ConfigError: one line for each thing that is wrong, with the file and line where it is written.
     """
-    written = (*overrides, *_as_overrides(options))
+    given = tuple(_as_overrides(options))
     if not isinstance(recipe, RunConfig):
-        return loader.load_config(recipe, written)
-    if written:
-        raise ConfigError(f"{written[0]}: a config that is loaded takes no options; load it with them")
+        return loader.load_config(recipe, overrides, options=given)
+    if overrides or given:
+        raise ConfigError(
+            f"{(*overrides, *given)[0]}: a config that is loaded takes no options; load it with them"
+        )
     return recipe
 
 

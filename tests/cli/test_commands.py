@@ -11,11 +11,12 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+import polyturn
 from polyturn import packages
 from polyturn.cli.completion import complete_override
 from polyturn.cli.main import app
 from polyturn.configs.errors import ConfigError
-from polyturn.configs.loading.loader import load_config
+from polyturn.configs.loading.loader import load_config, show_origins
 from polyturn.configs.schema.reference import options_markdown
 from polyturn.evaluations import newest_policy
 from tests.support.command_line import Run, in_this_process
@@ -132,6 +133,40 @@ def test_config_show_and_schema_agree() -> None:
     jsonschema.validate(resolved, json.loads(schema))
 
 
+def test_config_show_says_where_each_value_was_written(workspace: Path) -> None:
+    (workspace / "mine.yaml").write_text(
+        "extends: recipe.yaml\nseed: 9\nmodel:\n  path: builtin:tiny-searcher\nenvironment:\n"
+        "  options: {note: 'a # b'}\n"
+    )
+    overrides = ("trainer.num_steps=5", "group_rewards=[{name: n, target: 'm:f', weight: 2}]")
+    text = show_origins("mine.yaml", overrides, options=["output_dir=elsewhere"])
+    lines = {
+        line.split(":")[0].strip(): line.rpartition("  # ")[2] for line in text.splitlines() if "  # " in line
+    }
+    assert lines["seed"] == "mine.yaml:2" and lines["note"] == "mine.yaml:6"
+    assert lines["output_dir"] == "Python"
+    for written in (
+        r"path: builtin:tiny-searcher +# mine\.yaml:4",
+        r"num_steps: 5 +# command line",
+        r"target: m:f +# command line",
+        r"weight: 2\.0 +# command line",
+    ):
+        assert re.search(f"{written}$", text, flags=re.MULTILINE), (written, text)
+    assert re.search(r"samples_per_prompt: \d+ +# \S*quickstart\.yaml:\d+$", text, flags=re.MULTILINE), text
+    assert re.search(r"learning_rate: \S+ +# default$", text, flags=re.MULTILINE)
+    # It is still the recipe.
+    resolved = load_config("mine.yaml", overrides, options=["output_dir=elsewhere"])
+    (workspace / "again.yaml").write_text(text)
+    assert load_config("again.yaml") == resolved
+    shown = in_this_process("config", "show", "mine.yaml", "--origin", *overrides)
+    assert shown.stdout.count("# default") == text.count("# default") + 1
+
+
+def test_options_of_a_program_are_told_as_python() -> None:
+    with pytest.raises(ConfigError, match=r"^Python: 'seed' must be an integer"):
+        polyturn.load_config("quickstart", seed="x")
+
+
 def test_the_documented_options_are_those_of_the_schema() -> None:
     """Regenerate the second half of docs/configuration.md with `polyturn config options`."""
     documented = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
@@ -147,23 +182,6 @@ def test_links_of_the_option_tables_have_targets() -> None:
     }
     links = re.findall(r"\]\(#([^)]+)\)", text)
     assert links and set(links) <= headings
-
-
-def test_doctor_says_what_is_missing_and_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    absent = packages.Package(
-        distribution="no-such-package",
-        module="no_such",
-        used_for="nothing",
-        install="pip install no-such-package",
-    )
-    present = packages.Package(distribution="pydantic", module="pydantic", used_for="configs", install="-")
-    for known, code in (((present,), 0), ((present, absent), 1)):
-        monkeypatch.setattr("polyturn.cli.doctor.PACKAGES", known)
-        result, text = invoke("doctor")
-        assert result == code
-        assert ("ready to train" in text) == (code == 0)
-        assert ("missing: no-such-package\n  pip install no-such-package" in text) == (code == 1)
-        assert "cores" in text and "memory" in text
 
 
 def test_a_missing_package_is_an_error_that_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ import typer
 from polyturn import __version__
 from polyturn.cli import (
     convert,
-    doctor,
     engines,
     env,
     evaluation,
@@ -23,6 +22,7 @@ from polyturn.cli import (
     train,
     view,
 )
+from polyturn.cli.doctor.command import doctor
 
 app = typer.Typer(
     name="polyturn",
@@ -46,7 +46,7 @@ app.add_typer(train.config_app, name="config")
 app.add_typer(serve.app, name="serve")
 app.add_typer(template.app, name="template")
 app.command("view")(view.view)
-app.command("doctor")(doctor.doctor)
+app.command("doctor")(doctor)
 
 
 def _print_version(wanted: bool) -> None:

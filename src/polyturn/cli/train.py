@@ -12,7 +12,7 @@ import typer
 import polyturn
 from polyturn.cli.completion import complete_override, complete_recipe
 from polyturn.cli.outcome import reported, table
-from polyturn.configs.loading.loader import dump_config, json_schema
+from polyturn.configs.loading.loader import dump_config, json_schema, show_origins
 from polyturn.configs.metrics.markdown import metrics_markdown
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.reference import options_markdown
@@ -111,14 +111,25 @@ config_app = typer.Typer(
 
 
 @config_app.command()
-def show(recipe: Recipe, overrides: Overrides = None) -> None:
+def show(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    origin: Annotated[
+        bool,
+        typer.Option("--origin", help="Say behind each value where it was written, or that it is a default."),
+    ] = False,
+) -> None:
     """Print the resolved config as YAML.
 
     \b
-    Example: polyturn config show quickstart trainer.num_steps=5
+    Example: polyturn config show quickstart trainer.num_steps=5 --origin
     """
     with reported():
-        typer.echo(dump_config(polyturn.load_config(recipe, *overrides or ())), nl=False)
+        if origin:
+            text = show_origins(recipe, overrides or ())
+        else:
+            text = dump_config(polyturn.load_config(recipe, *overrides or ()))
+        typer.echo(text, nl=False)
 
 
 @config_app.command()

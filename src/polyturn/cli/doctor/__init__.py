@@ -1,0 +1,1 @@
+"""`polyturn doctor`: facts about a machine, what they mean, and the command."""
