@@ -159,7 +159,7 @@ def test_config_show_says_where_each_value_was_written(workspace: Path) -> None:
     (workspace / "again.yaml").write_text(text)
     assert load_config("again.yaml") == resolved
     shown = in_this_process("config", "show", "mine.yaml", "--origin", *overrides)
-    assert shown.stdout.count("# default") == text.count("# default") + 1
+    assert shown.stdout == show_origins("mine.yaml", overrides)
 
 
 def test_options_of_a_program_are_told_as_python() -> None:
