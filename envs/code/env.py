@@ -27,6 +27,7 @@ from polyturn.envs.code.grading import (
     grade_unit_tests,
     limits_for,
 )
+from polyturn.envs.code.mbpp import mbpp_task
 from polyturn.envs.messages import (
     AssistantMessage,
     ListTasks,
@@ -153,10 +154,42 @@ def read_tasks(path: str | Path, kind: Kind) -> ListTasks:
     tasks = []
     for number, row in read_rows(path, "task"):
         try:
-            tasks.append(stdio_task(row) if {"question_content", "input_output"} & row.keys() else usual(row))
+            tasks.append(_task_maker(row, usual)(row))
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path}:{number}: {error}") from error
     return ListTasks(tasks)
+
+
+def _task_maker(
+    row: Mapping[str, Any], usual: Callable[[Mapping[str, Any]], Task]
+) -> Callable[[Mapping[str, Any]], Task]:
+    if {"question_content", "input_output"} & row.keys():
+        return stdio_task
+    return mbpp_task if "test_list" in row else usual
+
+
+def file_tasks(path: str | Path, kind: Kind, split: str) -> ListTasks:
+    """The tasks of a file that say that they are of a split, or all of them where none says so. Read once.
+
+    Raises:
+        ValueError: as `read_tasks`; an unknown split, or one without a task.
+    """
+    file = Path(path)
+    stat = file.stat() if file.is_file() else None
+    tasks = _read_once(str(path), kind, stat and (stat.st_mtime_ns, stat.st_size))
+    said = [tasks[index].metadata.get("split") for index in range(len(tasks))]
+    if not any(said):
+        return tasks
+    chosen = [tasks[index] for index, own in enumerate(said) if own == known_split(split, SPLITS)]
+    if not chosen:
+        raise ValueError(f"{path}: no row is of the split {split!r}")
+    return ListTasks(chosen)
+
+
+@functools.lru_cache(maxsize=8)
+def _read_once(path: str, kind: Kind, stamp: tuple[int, int] | None) -> ListTasks:
+    del stamp
+    return read_tasks(path, kind)
 
 
 @functools.lru_cache(maxsize=4)
@@ -238,7 +271,8 @@ class CodeEnv(ToolEnv):
     ) -> None:
         """
         Args:
-            path: A JSONL file of tasks, in the place of the problems that come with the package.
+            path: A JSONL file of tasks, in the place of the problems that come with the package. Rows of MBPP are of
+                `heldout` or `train` by their numbers; others are of every split.
             tries: Answers that may be given.
             run_code: Whether there is a tool `run_code`.
             partial_credit: Whether the reward is the fraction of tests passed.
@@ -259,9 +293,10 @@ class CodeEnv(ToolEnv):
         if not timeout_s > 0:
             raise ValueError(f"timeout_s must be above 0, not {timeout_s}")
         if path is not None:
-            tasks = read_tasks(path, self.kind)
+            tasks = file_tasks(path, self.kind, split)
         elif tasks is None:
             builtin_tasks(self.kind, split)
+        self._path = path
         self.sandboxes = SharedSandboxes(backend)
         self._limits = limits or Limits()
         self._tries = tries
@@ -282,6 +317,8 @@ class CodeEnv(ToolEnv):
 
     def tasks(self, split: str) -> TaskSource:
         """The problems of `train` or `heldout`, or the tasks given to the constructor."""
+        if self._path is not None:
+            return file_tasks(self._path, self.kind, split)
         return self._given_tasks if self._given_tasks is not None else builtin_tasks(self.kind, split)
 
     def begin(self, task: Any) -> Sequence[Message]:

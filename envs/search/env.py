@@ -14,9 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
-from polyturn.envs.border import read_rows
 from polyturn.envs.messages import AssistantMessage, ListTasks, Message, Script, Task, TaskSource, known_split
 from polyturn.envs.rewards import exact_match, normalise_answer
+from polyturn.envs.search.published_score import ANSWER, cut_behind_action, published_answer, published_match
+from polyturn.envs.search.questions import read_questions
 from polyturn.envs.search.styles import (
     AnswerForm,
     RewardName,
@@ -43,34 +44,6 @@ def world_questions(seed: int, size: WorldSize, split: Pool) -> ListTasks:
     return ListTasks([Task.from_prompt(q.id, q.text, label=(q.town,)) for q in questions])
 
 
-@functools.lru_cache(maxsize=8)
-def read_questions(path: str) -> ListTasks:
-    """The rows `{"question": ..., "golden_answers": [...], "id"?}` of a JSONL file, as FlashRAG writes NQ and HotpotQA.
-
-    Raises:
-        ValueError: there is no such file, or `path:line: ...` a row that is not of this form.
-    """
-    tasks = [_question(path, number, row) for number, row in read_rows(path, "question")]
-    if not tasks:
-        raise ValueError(f"{path}: the file holds no question")
-    try:
-        return ListTasks(tasks)
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def _question(path: str, number: int, row: dict[str, Any]) -> Task:
-    where = f"{path}:{number}"
-    if not isinstance(row.get("question"), str) or not row["question"].strip():
-        raise ValueError(f"{where}: a row needs a text as 'question'")
-    golds = row.get("golden_answers")
-    if not isinstance(golds, list) or not golds or not all(isinstance(gold, str) for gold in golds):
-        raise ValueError(f"{where}: 'golden_answers' must be a list of texts, with one at least")
-    rest = {key: value for key, value in row.items() if key not in ("id", "question", "golden_answers")}
-    task_id = str(row.get("id", f"{Path(path).stem}-{number}"))
-    return Task.from_prompt(task_id, row["question"], label=tuple(golds), metadata=rest)
-
-
 def question_of(task: Task) -> str:
     """What a task asks: its last user message."""
     return next(message["content"] for message in reversed(task.messages) if message["role"] == "user")
@@ -90,7 +63,6 @@ def read_golds(label: Any) -> Sequence[str]:
     return golds
 
 
-ANSWER = ("<answer>", "</answer>")
 EXACT, FORMAT, ATTEMPT = 0.8, 0.2, 0.1
 """Search-R1's rewards with format: 1.0 right and well formed, 0.8 right, 0.2 well formed, 0.1 an answer, else 0."""
 
@@ -120,6 +92,8 @@ def reward_parts(
     """
     if reward == "f1":
         return {"f1": missing if answer is None else max(token_f1(answer, gold) for gold in golds)}
+    if reward == "qa_em":
+        return {"exact_match": missing if answer is None else published_match(answer, golds)}
     exact = 0.0 if answer is None else exact_match(answer, golds)
     if reward == "exact_match":
         return {"exact_match": missing if answer is None else exact}
@@ -234,6 +208,7 @@ class SearchEnv(ToolEnv):
         final_answer_turn: bool | None = None,
         questions: str | Path | None = None,
         heldout_questions: str | Path | None = None,
+        data_source: str | None = None,
         index: str | Path | None = None,
         corpus: str | Path | None = None,
         search_url: str | None = None,
@@ -246,13 +221,16 @@ class SearchEnv(ToolEnv):
         """
         Args:
             style: A `SearchStyle` or the name of one. What follows is the style's own where it is None.
-            reward: `exact_match`, `exact_match_and_format` (Search-R1's 1.0, 0.8, 0.2, 0.1, 0) or `f1`.
+            reward: `exact_match`, `qa_em` (exactly Search-R1's scorer), `exact_match_and_format` (its 1.0, 0.8, 0.2,
+                0.1, 0) or `f1`.
             prompt: The user's message, with `{question}` in it.
             top_k: Passages per search.
             max_searches: Turns in which a search counts.
             final_answer_turn: Whether one more turn follows in which only an answer counts.
-            questions: A JSONL file of `{"question", "golden_answers"}`, in place of the world's `train` questions.
+            questions: A JSONL or Parquet file of `{"question", "golden_answers"}`, in place of the world's `train`
+                questions.
             heldout_questions: Another, in place of its `heldout` questions.
+            data_source: Of files that hold several sets, as Search-R1's `test.parquet`, the one that is played.
             index: The directory of an index, in place of the world's passages.
             corpus: A passage file in wiki-18's format, to be indexed in memory.
             search_url: A search server, such as `http://127.0.0.1:8000`, or `replay:FILE` for recorded answers.
@@ -278,7 +256,7 @@ class SearchEnv(ToolEnv):
         self.world_seed = world_seed
         files = {"train": questions, "heldout": heldout_questions}
         self._questions = {
-            name: read_questions(str(path)) for name, path in files.items() if path is not None
+            name: read_questions(str(path), data_source) for name, path in files.items() if path is not None
         }
         own = (questions, heldout_questions, tasks, index, corpus, search_url, retriever)
         self._is_two_hop = all(option is None for option in own)
@@ -334,10 +312,14 @@ class SearchEnv(ToolEnv):
         return ({"role": "user", "content": tags.invalid},)
 
     def grade(self, message: AssistantMessage) -> Mapping[str, float]:
-        """The style's reward of the last answer in the policy's own text."""
+        """The style's reward of the last answer in the policy's own text; `qa_em` looks as its scorer does."""
+        if self.style.reward == "qa_em":
+            answer = published_answer(self._response(message))
+        else:
+            answer = find_answer(self.style, message.content)
         return reward_parts(
             self.style.reward,
-            find_answer(self.style, message.content),
+            answer,
             read_golds(self.task.label),
             well_formed=self._is_well_formed(),
             missing=self.style.missing_answer,
@@ -379,6 +361,19 @@ class SearchEnv(ToolEnv):
         self._desk.count(
             "num_thought_words", float(len(thought.replace("<think>", " ").split())) if closed else 0.0
         )
+
+    def _response(self, last: AssistantMessage) -> str:
+        """All that follows the prompt, turns and results, as Search-R1 keeps it: turns end behind their action."""
+        parts = []
+        for message in self._transcript:
+            if message["role"] == "assistant":
+                parts.append("")
+            elif parts:
+                parts[-1] += message["content"]
+        tags = self.style.tags
+        turns = [write_turn(turn, tags) if tags else turn.content for turn in self._turns[:-1]]
+        told = [*turns, last.content]
+        return "".join(cut_behind_action(turn) + part for turn, part in zip(told, parts, strict=True))
 
     def _is_well_formed(self) -> bool:
         if self.style.tags is None:

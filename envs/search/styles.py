@@ -13,7 +13,7 @@ from polyturn.envs.messages import AssistantMessage
 from polyturn.tools.search.retrieval import LAYOUTS, Layout
 from polyturn.tools.types import ToolCall
 
-RewardName = Literal["exact_match", "exact_match_and_format", "f1"]
+RewardName = Literal["exact_match", "qa_em", "exact_match_and_format", "f1"]
 AnswerForm = Literal["tags", "boxed", "text"]
 Pair = tuple[str, str]
 
