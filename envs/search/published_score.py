@@ -1,8 +1,9 @@
 """How Search-R1 scores an answer (arXiv 2503.09516, `verl/utils/reward_score/qa_em.py`), so that figures compare.
 
 It looks at all that follows the prompt: the last `<answer>` block of that, wherever it began, and any gold answer that
-is equal after normalisation, also where normalisation leaves nothing. One thing is not as published: there the prompt is
-looked at too, so that an episode without an answer has the prompt's example, "Beijing", for its answer; here it has none.
+is equal after normalisation, also where normalisation leaves nothing. One thing is not as published: there the prompt
+is looked at, too, so that an episode without an answer has the prompt's example, "Beijing", for its answer; here it
+has none.
 """
 
 from __future__ import annotations
