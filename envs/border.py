@@ -22,18 +22,28 @@ _TEXTS = ("role", "anchor", "stop_reason", "task_id", "given_answer")
 _OBJECTS: Mapping[str, type] = {"tools": ToolSpec, "tool_results": ToolResult}
 
 
-def read_rows(path: str | Path, what: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of a JSONL file with the numbers of their lines, from 1 on; blank lines are passed over.
+PARQUET = (".parquet", ".pq")
+"""What the name of a Parquet file ends in; all others are JSONL."""
+
+
+def read_rows(
+    path: str | Path, what: str, *, columns: Collection[str] | None = None
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of a JSONL or Parquet file with the numbers of their lines, from 1 on; blank lines are passed over.
 
     Args:
         path: The file.
         what: What messages call a row: `problem`.
+        columns: Of a Parquet file, those that are read, as far as it has them; None: all.
 
     Raises:
-        ValueError: there is no such file; `path:line: ...` for a line that is no JSON object.
+        ValueError: there is no such file; it is none of Parquet; `path:line: ...` for a line that is no JSON object.
     """
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such {what} file")
+    if Path(path).suffix in PARQUET:
+        yield from _read_parquet(path, columns)
+        return
     with Path(path).open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if not line.strip():
@@ -45,6 +55,23 @@ def read_rows(path: str | Path, what: str) -> Iterator[tuple[int, dict[str, Any]
             if not isinstance(row, dict):
                 raise ValueError(f"{path}:{number}: a {what} is a JSON object, not {type(row).__name__}")
             yield number, row
+
+
+def _read_parquet(path: str | Path, columns: Collection[str] | None) -> Iterator[tuple[int, dict[str, Any]]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            names = [name for name in file.schema_arrow.names if columns is None or name in columns]
+            for batch in file.iter_batches(batch_size=1024, columns=names):
+                for row in batch.to_pylist():
+                    number += 1
+                    # A column that only some rows use is null in the others, as if the key were not there.
+                    yield number, {key: value for key, value in row.items() if value is not None}
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not a Parquet file: {error}") from error
 
 
 def read_messages(given: Any, *, roles: Collection[str]) -> Observation:

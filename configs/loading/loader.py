@@ -32,7 +32,7 @@ from polyturn.configs.loading.validation import (
 from polyturn.configs.loading.yaml_tree import Tree
 from polyturn.configs.models import LAYOUT_NAME, PRESET, preset_directory
 from polyturn.configs.schema.run import EnvironmentConfig, EvaluationConfig, RunConfig
-from polyturn.configs.schema.suite import Budget, SuiteConfig, SuiteEntry, name_of_environment
+from polyturn.configs.schema.suite import Budget, Need, SuiteConfig, SuiteEntry, name_of_environment
 
 __all__ = [
     "ConfigError",
@@ -246,21 +246,39 @@ def _is_list(tree: Tree | None) -> TypeGuard[Tree]:
 
 def with_files(entry: SuiteEntry, data: Path) -> EnvironmentConfig:
     """The entry's environment with the files that it needs among its options, unless they name others."""
-    found = {need.option: str(data / need.file) for need in entry.needs if need.file is not None}
+    missing = missing_needs(entry, data)
+    found = {
+        need.option: str((data / need.file).expanduser())
+        for need in entry.needs
+        if need.file is not None and (need.required or need not in missing)
+    }
     return entry.environment.model_copy(update={"options": {**found, **entry.environment.options}})
 
 
+def missing_needs(entry: SuiteEntry, data: Path) -> list[Need]:
+    """The files that an entry needs, required or not, and that are not there."""
+    missing = []
+    for need in entry.needs:
+        if need.file is not None:
+            named = entry.environment.options.get(need.option, data / need.file)
+            if not Path(str(named)).expanduser().exists():
+                missing.append(need)
+    return missing
+
+
 def missing_files(suite: SuiteConfig) -> list[str]:
-    """A sentence for each file that an entry needs and that is not there."""
+    """A sentence for each file that an entry cannot be played without and that is not there, and what to do."""
     problems = []
     for entry in suite.played:
-        options = with_files(entry, suite.data).options
-        for need in entry.needs:
-            if need.file is not None and not Path(str(options[need.option])).expanduser().exists():
-                problems.append(
-                    f"{suite.name}: {entry.called}: there is no '{options[need.option]}': {need.get} "
-                    "(Name another directory with data=DIR, or play other entries with only=[NAME].)"
-                )
+        for need in missing_needs(entry, suite.data):
+            if need.required:
+                named = entry.environment.options.get(need.option, suite.data / (need.file or ""))
+                problems.append(f"{suite.name}: {entry.called}: there is no '{named}': {need.get}")
+    if problems:
+        problems.append(
+            f"{suite.name}: name another directory than '{suite.data}' with data=DIR, one file with "
+            "entries.NAME.environment.options.OPTION=FILE, or play other entries with only=[NAME]"
+        )
     return problems
 
 

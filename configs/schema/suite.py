@@ -37,6 +37,8 @@ class Need(Section):
     """The option of the environment that names it."""
     file: str | None = None
     """Where it is looked for, below the suite's `data`; null: it is no file, and the option has a value of its own."""
+    required: bool = True
+    """Whether the entry cannot be played without it; false of training tasks, in which the others are looked for."""
     get: str
     """One sentence: what to get, and from where."""
 

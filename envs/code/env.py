@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import logging
 import random
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from polyturn.envs.code.grading import (
     grade_unit_tests,
     limits_for,
 )
-from polyturn.envs.code.mbpp import mbpp_task
+from polyturn.envs.code.mbpp import Ungradable, mbpp_task
 from polyturn.envs.messages import (
     AssistantMessage,
     ListTasks,
@@ -43,6 +44,7 @@ from polyturn.tools.python import RunCodeTool, SharedSandboxes
 from polyturn.tools.sandbox import BackendName, Limits
 from polyturn.tools.types import ToolSpec
 
+logger = logging.getLogger(__name__)
 Kind = Literal["unit_tests", "stdio"]
 SPLITS = ("train", "heldout")
 _FORM = "Put the whole {what} in one block of Python:\n\n```python\n...\n```"
@@ -151,12 +153,16 @@ def read_tasks(path: str | Path, kind: Kind) -> ListTasks:
         ValueError: `path:line: ...` for a row that is none.
     """
     usual: Callable[[Mapping[str, Any]], Task] = unit_test_task if kind == "unit_tests" else stdio_task
-    tasks = []
+    tasks, left_out = [], []
     for number, row in read_rows(path, "task"):
         try:
             tasks.append(_task_maker(row, usual)(row))
+        except Ungradable as reason:
+            left_out.append(f"{path}:{number}: {reason}")
         except (ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{path}:{number}: {error}") from error
+    if left_out:
+        logger.warning("%d rows are left out, which cannot be graded: %s", len(left_out), "; ".join(left_out))
     return ListTasks(tasks)
 
 

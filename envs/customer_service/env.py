@@ -360,9 +360,14 @@ def shop_tasks(seed: int, split: str) -> ListTasks:
     policy = importlib.resources.files(__package__).joinpath("policy.md").read_text(encoding="utf-8").strip()
     tasks = []
     for customer in customers:
+        seen: list[Scenario] = []
         for number in range(SCENARIOS_PER_CUSTOMER):
             task_id = f"{split}-{customer.customer_id}-{number}"
-            scenario = make_scenario(shop, customer, random.Random(f"{seed}/{task_id}"))
+            rng = random.Random(f"{seed}/{task_id}")
+            scenario = make_scenario(shop, customer, rng)
+            while scenario in seen:  # a customer wants nothing twice
+                scenario = make_scenario(shop, customer, rng)
+            seen.append(scenario)
             tasks.append(
                 Task(task_id=task_id, messages=({"role": "system", "content": policy},), label=scenario)
             )

@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Any, Literal, get_args
 
 from polyturn.envs.faults import EnvironmentFault
-from polyturn.envs.math.tasks import check_split, file_tasks, generated_tasks, gsm8k_sample
+from polyturn.envs.math.tasks import check_split, file_tasks, generated_tasks, gsm8k_sample, whole_file
 from polyturn.envs.messages import AssistantMessage, Message, Script, Task, TaskSource
 from polyturn.envs.rewards.math import MathVerifier, Verdict, gold_texts, shared_verifier, unpayable_reason
 from polyturn.envs.rewards.math.equality import Doubles, Evaluator
@@ -107,6 +107,7 @@ class MathEnv(ToolEnv):
         self,
         *,
         path: str | None = None,
+        heldout_path: str | None = None,
         heldout_fraction: float = 0.1,
         seed: int = 0,
         num_problems: int = 500,
@@ -124,8 +125,9 @@ class MathEnv(ToolEnv):
     ) -> None:
         """
         Args:
-            path: A JSONL file of rows with `problem` (or `question`) and `answer` (or a `solution` with a box), or a
-                folder with `train.jsonl` and `test.jsonl`. None: problems made from `seed`.
+            path: A JSONL or Parquet file of rows with `problem` (or `question`) and `answer` (or a `solution` with a
+                box), or a folder with `train.jsonl` and `test.jsonl`. None: problems made from `seed`.
+            heldout_path: A file all of which is held out; `path` is then a file all of which is trained on, or None.
             heldout_fraction: The share of a single file that is held out.
             seed: Which problems are made.
             num_problems: How many are made for `train`.
@@ -165,7 +167,7 @@ class MathEnv(ToolEnv):
             render_mode=render_mode,
         )
         self.system_prompt = system_prompt or _system_prompt(answer_format, calculator)
-        self._path, self._heldout_fraction = path, heldout_fraction
+        self._path, self._heldout_path, self._heldout_fraction = path, heldout_path, heldout_fraction
         self._seed, self._sizes = seed, (num_problems, num_heldout)
         self._mode: Literal["box_only", "text"] = "box_only" if answer_format == "boxed" else "text"
         self._max_attempts, self._attempt_decay = max_attempts, attempt_decay
@@ -178,6 +180,11 @@ class MathEnv(ToolEnv):
         split = check_split(split)
         if self._given_tasks is not None:
             return self._given_tasks
+        if self._heldout_path is not None:
+            file = self._path if split == "train" else self._heldout_path
+            if file is None:
+                raise ValueError(f"there is no split {split!r}: give a file of it as path=")
+            return whole_file(str(file), self.system_prompt)
         if self._path is not None:
             return file_tasks(str(self._path), split, self.system_prompt, self._heldout_fraction)
         return self._own_tasks(split)

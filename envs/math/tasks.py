@@ -150,7 +150,7 @@ def check_split(split: str) -> str:
 
 @functools.lru_cache(maxsize=16)
 def file_tasks(path: str, split: str, system_prompt: str, heldout_fraction: float) -> ListTasks:
-    """The problems of a JSONL file, or of `train.jsonl` and `test.jsonl` in a folder.
+    """The problems of a JSONL or Parquet file, or of `train.jsonl` and `test.jsonl` in a folder.
 
     Of a single file, a share of `heldout_fraction` is held out, chosen by a hash of the problem: the same whatever the
     order of the rows.
@@ -173,6 +173,15 @@ def file_tasks(path: str, split: str, system_prompt: str, heldout_fraction: floa
         ]
     if not tasks:
         raise ValueError(f"{where}: no problem is in the split {split!r}; give another heldout_fraction")
+    return ListTasks(tasks)
+
+
+@functools.lru_cache(maxsize=16)
+def whole_file(path: str, system_prompt: str) -> ListTasks:
+    """All problems of a JSONL or Parquet file. Raises as `file_tasks`."""
+    tasks = _read(Path(path), system_prompt)
+    if not tasks:
+        raise ValueError(f"{path}: the file holds no problem")
     return ListTasks(tasks)
 
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from polyturn.envs.border import read_rows
 from polyturn.envs.messages import ListTasks, Task
 
-PARQUET = (".parquet", ".pq")
 _COLUMNS = ("id", "question", "golden_answers", "data_source", "reward_model")
 """Those of Search-R1's Parquet files that say something that is not said twice."""
 
@@ -23,16 +22,16 @@ def read_questions(path: str, data_source: str | None = None) -> ListTasks:
     `reward_model.ground_truth.target`. Ids of rows with a `data_source` begin with that.
 
     Args:
-        data_source: Leaves the rows of that set alone; None: all.
+        data_source: Of rows that name one, those of this alone; None: all.
 
     Raises:
         ValueError: there is no such file, or `path:line: ...` a row that is not of this form, or no row is of that set.
     """
     tasks, sources = [], set()
-    for number, row in _rows(path):
+    for number, row in read_rows(path, "question", columns=_COLUMNS):
         source = row.get("data_source")
         sources.add(str(source))
-        if data_source is None or source == data_source:
+        if data_source is None or source in (None, data_source):
             tasks.append(_question(path, number, row))
     if not tasks:
         if data_source is not None and sources:
@@ -44,27 +43,6 @@ def read_questions(path: str, data_source: str | None = None) -> ListTasks:
         return ListTasks(tasks)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _rows(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    if Path(path).suffix not in PARQUET:
-        yield from read_rows(path, "question")
-        return
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: no such question file")
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            columns = [name for name in file.schema_arrow.names if name in _COLUMNS]
-            number = 0
-            for batch in file.iter_batches(batch_size=1024, columns=columns):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
-    except pa.ArrowException as error:
-        raise ValueError(f"{path}: not a Parquet file: {error}") from error
 
 
 def _question(path: str, number: int, row: Mapping[str, Any]) -> Task:

@@ -308,7 +308,9 @@ class _Scripts:
             best |= {i: max(r, best.get(i, -math.inf)) for i, r in rewards.items()}
             left = [index for index in left if best.get(index, 0.0) < FULL]
         self._score("gold", best)
-        self._find("gold_answer", {i: r for i, r in best.items() if r < FULL}, shows_reward=True)
+        # Where no right answer is paid by itself, it is what is done that counts.
+        unpaid = {i: r for i, r in best.items() if r < FULL}
+        self._find("gold_answer", unpaid if len(unpaid) < len(best) else {}, shows_reward=True)
 
     async def _rewards(
         self, player: EpisodePlayer, name: Script, policy: NamedPolicy, places: Sequence[int]

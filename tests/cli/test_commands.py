@@ -38,6 +38,8 @@ def invoke(*arguments: str) -> tuple[int, str]:
         ["eval", "compare"],
         ["eval", "resume"],
         ["eval", "ctl"],
+        ["eval", "list"],
+        ["eval", "validate"],
         ["simulate"],
         ["probe"],
         ["convert"],

@@ -113,10 +113,15 @@ def test_a_suite_without_its_files_is_refused_with_what_to_get(tmp_path: Path) -
     path.write_text(NEEDS)
     with pytest.raises(ConfigError) as caught:
         load_suite(path)
-    assert str(caught.value) == (
-        "two: nq: there is no 'data/nq/test.jsonl': Get nq/test.jsonl of FlashRAG_datasets. (Name another "
-        "directory with data=DIR, or play other entries with only=[NAME].)"
-    )
+    assert str(caught.value).splitlines() == [
+        "two: nq: there is no 'data/nq/test.jsonl': Get nq/test.jsonl of FlashRAG_datasets.",
+        "two: name another directory than 'data' with data=DIR, one file with "
+        "entries.NAME.environment.options.OPTION=FILE, or play other entries with only=[NAME]",
+    ]
+    path.write_text(NEEDS.replace("file: nq", "required: false, file: nq"))
+    *_, nq = load_suite(path)
+    assert nq.environment.options == {"top_k": 5}
+    path.write_text(NEEDS)
     assert [config.environment.id for config in load_suite(path, ["only=[C]"])] == ["a/C-v0"]
     with pytest.raises(ConfigError, match=r"only: there is no entry 'ng'; there are B, C, nq"):
         load_suite(path, ["only=[ng]"])

@@ -542,6 +542,8 @@ class Tests:
         """The tests that a source defines and leaves to others to run."""
         found: list[tuple[str, Run]] = []
         check = self._names.get("check")
+        if check is self._solution:  # that is what the function is called
+            check = None
         if callable(check):
             found.append(("check", lambda: self._expect(self._call(check))))
         for name, value in list(self._names.items()):

@@ -10,6 +10,8 @@ from polyturn.cli.evaluation.export import export
 from polyturn.cli.evaluation.report import report
 from polyturn.cli.evaluation.resume import resume
 from polyturn.cli.evaluation.run import evaluate
+from polyturn.cli.evaluation.suites import list_suites
+from polyturn.cli.evaluation.validate import validate
 
 app = typer.Typer(
     help="Score policies on suites of environments.", no_args_is_help=True, rich_markup_mode=None
@@ -20,3 +22,5 @@ app.command("report")(report)
 app.command("run")(evaluate)
 app.command("resume")(resume)
 app.command("ctl")(ctl)
+app.command("list")(list_suites)
+app.command("validate")(validate)
