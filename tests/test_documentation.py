@@ -23,7 +23,7 @@ from typer.core import TyperGroup
 
 import polyturn
 from polyturn.cli.main import app
-from polyturn.configs.loading.loader import shipped_names
+from polyturn.configs.loading.loader import ENTRY_KEYS, SUITE_KEYS, shipped_names
 from polyturn.configs.schema.reference import options_markdown
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -171,6 +171,8 @@ def check_command(words: list[str], place: str) -> None:
         f"{place}: no recipe {recipe!r} ships"
     )
     tops = {key.partition(".")[0] for key in OPTION_KEYS}
+    if recipe in shipped_names("suite"):
+        tops |= {*SUITE_KEYS, *ENTRY_KEYS, "entries"}
     for override in context.params["overrides"] or ():
         top = override.partition("=")[0].partition(".")[0]
         assert top in tops, f"{place}: {override!r} begins with no section of a recipe"

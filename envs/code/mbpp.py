@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from polyturn.envs.code.grading import as_unit_tests
 from polyturn.envs.messages import Task
@@ -82,7 +82,7 @@ def _bound_by(node: ast.AST) -> list[str]:
     return []
 
 
-def _are_texts(value: Any) -> bool:
+def _are_texts(value: Any) -> TypeGuard[list[str]]:
     return isinstance(value, list) and bool(value) and all(isinstance(one, str) for one in value)
 
 

@@ -17,7 +17,6 @@ from typing import Any, Literal
 
 from polyturn.agents.episode import Episode
 from polyturn.agents.episode_loop import play_messages
-from polyturn.agents.policies.episodes import NamedPolicy
 from polyturn.agents.policies.named import make_policy
 from polyturn.agents.policies.scripted import ScriptedPolicy
 from polyturn.configs.schema.run import RunConfig
@@ -313,7 +312,7 @@ class _Scripts:
         self._find("gold_answer", unpaid if len(unpaid) < len(best) else {}, shows_reward=True)
 
     async def _rewards(
-        self, player: EpisodePlayer, name: Script, policy: NamedPolicy, places: Sequence[int]
+        self, player: EpisodePlayer, name: Script, policy: Any, places: Sequence[int]
     ) -> dict[int, float]:
         """The reward of each task, by its place; tasks whose episode failed are missing, and told."""
         if not places:
