@@ -57,7 +57,7 @@ export function requestKey(path: RequestPath, parameters: object = {}): string {
 /** In an exported file: the text of `<script type="application/json" id="polyturn-data">`. The page asks it, not HTTP.
  *
  * In `answers` are, by `requestKey` with exactly these parameters: `/api/runs`; of each run `/api/run?run`,
- * `/api/metrics?name..&run` for each name of `Metrics.names` alone, `/api/steps?run&set`, `/api/step?run&set&step`,
+ * `/api/metrics?run` with the curves of all names, `/api/steps?run&set`, `/api/step?run&set&step`,
  * `/api/mismatch?run`, `/api/report?run`, `/api/compare?a&b`; `/api/episodes?run&set` with all exported rows (filter
  * and sort them in the page); and of each exported episode `/api/group?group&run&set&step`,
  * `/api/episode?id&run&set&step` and `/api/tokens?id&run&segment&set&step` (all tokens of the segment). */
