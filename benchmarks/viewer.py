@@ -3,10 +3,11 @@
     python benchmarks/viewer.py [--short]
 
 Writes runs by `TrajectoryStore`, 250 episodes a step, with messages, tokens and an environment's metrics, and asks a
-server in a process of its own over HTTP, as the page does. `open` is from a fresh process's first request to the last of
-those that the first view needs: the list of runs, the curves, the steps and a page of episodes. Every other figure is
-the first time that this is asked, unless it is called `again`. `ratio_to_whole_read` is what opening takes over reading
-all episodes by `read_sound_episodes`, the way without columns, of one step and scaled up. The last line is JSON.
+server in a process of its own over HTTP, as the page does. `open` is from the first request of a fresh process to the
+last of those that the first view needs: the list of runs, the curves, the steps and a page of episodes. Every other
+figure is the first time that this is asked, unless it is called `again`. `ratio_to_whole_read` is what opening takes
+over reading all episodes by `read_sound_episodes`, the way without columns, of one step and scaled up. The last line is
+JSON.
 """
 
 from __future__ import annotations

@@ -27,6 +27,9 @@ from polyturn.configs.models import MODELS_DIRECTORY, resolve_model_path
 from polyturn.rollout.journal import read_journal
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.trainer.sinks.json_lines import read_metrics
+from polyturn.viewer.answers import Answers
+from polyturn.viewer.catalogue import Catalogue
+from polyturn.viewer.parameters import Parameters
 from tests.trainer.test_timeline import assert_well_formed, read_trace
 
 pytestmark = pytest.mark.stack
@@ -223,6 +226,17 @@ def test_trajectories_hold_what_was_sampled_by_which_version(finished: Path) -> 
                 # On-policy: a step's tokens are those of the version that the step before published.
                 assert version == (step - 1 if sampled else UNSAMPLED_VERSION)
                 assert (logprob < 0) or not sampled
+
+
+def test_the_viewer_shows_where_trainer_and_engine_differ(finished: Path) -> None:
+    answers = Answers(Catalogue([finished]))
+    found = answers.answer("/api/mismatch", Parameters([("run", finished.name)]))
+    checks = json.loads((finished / "summary.json").read_text())["checks"]
+    assert found["steps"] == sorted(episodes_by_step(finished))
+    largest = max(value for of_step in found["max"] for value in of_step if value is not None)
+    assert largest == pytest.approx(checks["logprob_difference"], rel=1e-6)
+    runs = answers.answer("/api/runs", Parameters())["runs"]
+    assert [(run["state"], run["step"]) for run in runs] == [("finished", max(found["steps"]))]
 
 
 def test_the_final_policy_is_a_hugging_face_directory_with_new_weights(finished: Path) -> None:

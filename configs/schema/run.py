@@ -321,6 +321,9 @@ class LoggingConfig(Section):
 
     progress: Literal["auto", "bar", "plain"] = "auto"
     """auto: a live display on a terminal, one line per step elsewhere."""
+    token_credit: bool = True
+    """Keep what a step made of each sampled token (the trainer's logprob, advantage, weight, whether it was bounded) in
+    `token_credit/` of the run directory, for `polyturn view`; about 5 bytes a token."""
 
 
 class ClusterConfig(Section):

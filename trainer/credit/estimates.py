@@ -10,6 +10,8 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from polyturn.agents.episode import BEST_OF_SAMPLES, Episode, Outcome
@@ -35,6 +37,8 @@ class StepCredit:
     advantages: dict[str, float]
     """By `Episode.part_id`: the mean over the part's tokens."""
     metrics: Mapping[str, float] = field(default_factory=dict)
+    bounded: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    """By sample id, [T]: tokens that a correction or the policy's loss bounds before the first update."""
 
 
 def make_samples(
@@ -124,6 +128,7 @@ def assign_credit(
             **measure(corrected, version=version),
             **distillation_figures(samples),
         },
+        bounded={name: column for found in corrected for name, column in found.bounded().items()},
     )
 
 

@@ -49,6 +49,15 @@ class Corrected:
     """[N]: tokens that the policy loss bounds before the first update."""
     metrics: Mapping[str, float]
 
+    def bounded(self) -> dict[str, npt.NDArray[np.bool_]]:
+        """By sample id, [T]: tokens that a correction or the loss bounds."""
+        flags, found, start = self.clipped | self.clipped_by_loss, {}, 0
+        for sample in self.samples:
+            column = np.zeros(len(sample), dtype=np.bool_)
+            column[sample.sampled] = flags[start : start + sample.num_trainable]
+            found[sample.sample_id], start = column, start + sample.num_trainable
+        return found
+
 
 def correct(samples: Sequence[TrainSample], config: AlgorithmConfig) -> Corrected:
     """Give samples that are scored and have advantages the product of the config's corrections as weights, and what the

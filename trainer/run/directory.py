@@ -6,6 +6,7 @@ metrics.jsonl                   one line per step
 tensorboard/, wandb/, sinks/    the same for dashboards, as `metrics.sinks` says
 timeline/, profile/             traces, where the config asks for them
 trajectories/step_000001.parquet
+token_credit/                   what each step made of its tokens, where logging.token_credit is on
 journal/                        episodes of the step under way, and of those that no checkpoint has yet
 draws.jsonl                     with a curriculum that draws by results: what it has drawn
 set_aside/                      episodes of steps that failed a check, and were or will be played anew

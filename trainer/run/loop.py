@@ -21,6 +21,7 @@ from polyturn.rollout.groups import Group, journal_of
 from polyturn.rollout.scheduler import Frontier, StepGroups
 from polyturn.rollout.source import RolloutStart, StepSource
 from polyturn.rollout.store import TrajectoryStore
+from polyturn.rollout.token_credit import token_credit_path
 from polyturn.tools.interruption import InterruptGuard
 from polyturn.trainer.credit.estimates import StepCredit, assign_credit, make_samples
 from polyturn.trainer.credit.off_policy import largest_logprob_difference
@@ -40,6 +41,7 @@ from polyturn.trainer.run.resume import forget_failure, installed_versions, note
 from polyturn.trainer.run.served_weights import ServedWeights
 from polyturn.trainer.run.stopwatch import Stopwatch
 from polyturn.trainer.run.timeline import Timeline
+from polyturn.trainer.run.token_credit import keep_token_credit
 from polyturn.trainer.run.turns import Turns
 from polyturn.trainer.sinks.factory import RunSinks
 from polyturn.trainer.sinks.json_lines import JsonLinesSink, finite_rows
@@ -255,6 +257,8 @@ class TrainingLoop:
             except ArithmeticError as fault:
                 raise FloatingPointError(f"step {step}: rewards cannot be compared: {fault}") from fault
         self._store.write_step(step, episodes, advantages=credit.advantages)
+        if self._config.logging.token_credit:
+            keep_token_credit(token_credit_path(self._directory.path, step), episodes, credit)
         self._progress.phase(f"step {step}: training")
         with watch.measure("train", span="update"):
             self._timeline.note_update(step, episodes)
