@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("--short", action="store_true")
     arguments = parser.parse_args()
-    rows = [row for _, row in finite_rows(arguments.run / "metrics.jsonl", last_step=10**9)]
+    rows = [row for _, row in finite_rows(arguments.run / "metrics.jsonl")]
     kinds = [kind for kind, package in PACKAGES.items() if find_spec(package)]
     config = MetricsConfig.model_validate(
         {"sinks": [{"kind": kind, **OPTIONS.get(kind, {})} for kind in kinds]}

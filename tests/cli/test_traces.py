@@ -104,6 +104,21 @@ def test_statistics_are_a_table_and_bars(run: Path) -> None:
     assert value["num_episodes"] == 4 and value["tools"]["search"]["num_failures"] == 4
 
 
+def test_statistics_of_a_run_end_with_the_overview_of_its_figures(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert "over the steps" not in traces("stats", run)
+    rows = [
+        {"step": step, "reward/mean": reward, "seconds/\x1b[2J": 1.0}
+        for step, reward in ((1, 0.0), (2, 1.0), (4, 0.5))
+    ]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    text = traces("stats", run)
+    assert re.search(r"^reward/mean +0 +0\.5 +0 +1  ▁█[▄▅]$", text, flags=re.MULTILINE), text
+    assert not OBEYED.search(text.replace("\n", ""))
+    value = json.loads(traces("stats", run, "--json"))
+    assert value["overview"]["reward/mean"] == [[1, 0.0], [2, 1.0], [4, 0.5]]
+
+
 def test_an_evaluation_under_way_is_read(tmp_path: Path) -> None:
     directory = make_evaluation(tmp_path / "evaluation")
     assert "3 episodes of qa, sums" in traces("stats", directory, "--by", "part")

@@ -43,12 +43,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def finite_rows(path: Path, *, last_step: int) -> list[tuple[int, dict[str, float]]]:
-    """The same up to a step, as steps and figures without those that were not finite."""
+def finite_rows(path: Path, *, last_step: int | None = None) -> list[tuple[int, dict[str, float]]]:
+    """The same as steps and figures without those that were not finite; up to a step, where one is given."""
     return [
         (row["step"], {name: value for name, value in row.items() if name != "step" and value is not None})
         for row in read_metrics(path)
-        if row["step"] <= last_step
+        if last_step is None or row["step"] <= last_step
     ]
 
 

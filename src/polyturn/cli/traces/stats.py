@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Annotated
@@ -11,6 +12,7 @@ import typer
 
 from polyturn.cli.outcome import reported
 from polyturn.cli.traces import wanted
+from polyturn.cli.traces.curves import overview_lines, overview_of
 from polyturn.cli.traces.paper import Paper, bar, columns, one_line, put
 from polyturn.configs.errors import ConfigError, as_config_error
 from polyturn.rollout.traces.selection import selected
@@ -48,7 +50,7 @@ def stats(
     no_pager: wanted.NoPager = False,
     color: wanted.Colour = "auto",
 ) -> None:
-    """Sum episodes up: rewards, outcomes, lengths, times and tools.
+    """Sum episodes up: rewards, outcomes, lengths, times and tools; and of a run the overview of its figures.
 
     \b
     Example: polyturn traces stats runs/quickstart-20260131-120000 --by step
@@ -73,8 +75,10 @@ def stats(
             table = selected(files, chosen, (*COLUMNS, "tools", *([GROUPINGS[by]] if by else ())))
         whole, tools = summarize(table), tool_usage(table["tools"])
         rows = summarize_by(table, by) if by else []
+        overview = overview_of(files.directory)
         if as_json:
             value = asdict(whole) | {
+                "overview": {name: list(by_step.items()) for name, by_step in overview.items()},
                 "parts": list(chosen.parts or files.usual_parts),
                 "tools": {name: asdict(usage) for name, usage in tools.items()},
                 "by": by,
@@ -84,6 +88,7 @@ def stats(
         else:
             searched = chosen.parts or files.usual_parts
             lines = stats_lines(whole, tools, by, rows, paper, searched, files.parts)
+            lines = itertools.chain(lines, overview_lines(overview, paper))
             put(lines, paged=not no_pager, is_coloured=paper.is_coloured)
         wanted.print_damage(files)
 
