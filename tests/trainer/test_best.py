@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.trainer import KeepBest, StopAt
-from polyturn.trainer.run.best import Best, BestCheckpoint, reached
+from polyturn.trainer.run.best import Best, BestCheckpoint, reached, unknown_metrics
 from polyturn.trainer.run.directory import RunDirectory, RunState
 
 HELDOUT = KeepBest(metric="heldout/mean")
@@ -119,3 +120,14 @@ def test_a_run_stops_at_its_metric() -> None:
     for bounds in ({}, {"at_least": 1.0, "at_most": 0.0}):
         with pytest.raises(ValidationError, match="either at_least or at_most"):
             StopAt(metric="reward/mean", **bounds)
+
+
+def test_a_metric_that_nothing_makes_is_told_with_what_is_near() -> None:
+    stop = "trainer.stop_at={{metric: {}, at_least: 0.9}}"
+    for metric in ("reward/mean", "env/num_searches", "heldout/greedy/mean", "engine/0/kv_use"):
+        assert unknown_metrics(load_config("quickstart", [stop.format(metric)])) == []
+    (told,) = unknown_metrics(load_config("quickstart", [stop.format("succes/mean")]))
+    assert told.startswith(
+        "trainer.stop_at.metric: 'succes/mean' is no metric of docs/metrics.md; nothing comes"
+    )
+    assert told.endswith(", did you mean 'success/mean'?")

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import orjson
 
+from polyturn.configs.errors import did_you_mean
+from polyturn.configs.metrics.declared import undeclared
+from polyturn.configs.metrics.table import METRICS
+from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.trainer import KeepBest, StopAt
 from polyturn.rollout.whole_file import whole_file
 
@@ -109,6 +113,22 @@ class BestCheckpoint:
             if found is not None and (found.metric, found.mode) == (config.metric, config.mode)
             else None
         )
+
+
+def unknown_metrics(config: RunConfig) -> list[str]:
+    """A sentence for each metric that the config waits for and no part of Polyturn makes.
+
+    That is no mistake where an algorithm of one's own makes it; where none does, the run never stops by it, and no
+    checkpoint is the best.
+    """
+    named = {"trainer.stop_at": config.trainer.stop_at, "checkpoint.keep_best": config.checkpoint.keep_best}
+    known = [metric.name for metric in METRICS if "*" not in metric.name]
+    return [
+        f"{key}.metric: {section.metric!r} is no metric of docs/metrics.md; nothing comes of it unless an "
+        f"algorithm of your own makes it{did_you_mean(section.metric, known)}"
+        for key, section in named.items()
+        if section is not None and undeclared([section.metric])
+    ]
 
 
 def reached(config: StopAt | None, figures: Row) -> str | None:

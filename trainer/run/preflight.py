@@ -53,6 +53,7 @@ from polyturn.trainer.checkpoints.megatron_args import check_args
 from polyturn.trainer.checkpoints.sources import initial_weights
 from polyturn.trainer.checkpoints.torch_dist_index import METADATA, read_index
 from polyturn.trainer.models.weight_files import check_targets, read_weight_files
+from polyturn.trainer.run.best import unknown_metrics
 from polyturn.trainer.run.directory import RunDirectory, check_unused
 from polyturn.trainer.run.evaluations import check_evaluations
 from polyturn.trainer.run.machine_checks import check_cores, check_gpus, check_hosts, check_ports
@@ -120,6 +121,7 @@ def preflight(
         check_plugins(config.trainer.algorithm)
         check_own_algorithms(config)
         check_evaluations(config)
+        warnings += unknown_metrics(config)
         with as_config_error():
             make_order(config.rollout)
             make_filter(config.rollout.filter)

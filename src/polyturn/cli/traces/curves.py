@@ -28,7 +28,7 @@ def overview_lines(overview: Mapping[str, Mapping[int, float]], paper: Paper) ->
     if not overview:
         return
     yield f"\n{paper.ink('over the steps', bold=True)}"
-    rows = [("metric", "first", "last", "lowest", "highest", "")]
+    rows: list[tuple[str, ...]] = [("metric", "first", "last", "lowest", "highest", "")]
     for name, by_step in overview.items():
         values = list(by_step.values())
         shown = (values[0], values[-1], min(values), max(values))
