@@ -43,17 +43,29 @@ def search_results(message: Mapping[str, Any]) -> list[Json]:
     ends = [found.start() for found in starts[1:]] + [len(text)]
     passages = []
     for found, end in list(zip(starts, ends, strict=True))[:MAX_PASSAGES]:
-        title, _, body = text[found.end() : end].strip().partition("\n")
+        passage = text[found.end() : end].strip()
+        title, body = _titled(passage) if found.group(2) else passage.partition("\n")[::2]
         rank = next(group for group in found.groups() if group)
         passages.append(
             {
-                "title": title.strip().removesuffix(")").strip('"')[:300],
+                "title": title.strip().strip('"')[:300],
                 "text": cut(body.strip(), MAX_BLOCK_CHARS)[0],
                 "rank": int(rank) if len(rank) < 10 else None,
                 "score": None,
             }
         )
     return [{"kind": "passages", "title": None, "passages": passages}]
+
+
+def _titled(passage: str) -> tuple[str, str]:
+    """What follows `(Title:`, which may have parentheses of its own, and what follows its closing one."""
+    depth = 1
+    for place, character in enumerate(passage[:1_000]):
+        depth += (character == "(") - (character == ")")
+        if depth == 0:
+            return passage[:place], passage[place + 1 :]
+    title, _, body = passage.partition("\n")
+    return title, body
 
 
 def board(message: Mapping[str, Any]) -> list[Json]:

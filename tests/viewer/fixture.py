@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from polyturn.rollout.evaluation.directory import EpisodeLog, entry_directory, w
 from polyturn.rollout.evaluation.plan import EvaluationPlan, PlannedEntry, Player
 from polyturn.rollout.evaluation.records import Failure, ScoredEpisode
 from polyturn.rollout.store import TrajectoryStore, write_episodes
+from polyturn.rollout.token_credit import TokenCredit, token_credit_path, write_token_credit
 from polyturn.tools.types import ToolUsage
 
 MODEL = Path(__file__).parents[2] / "configs" / "models" / "tiny-searcher"
@@ -129,7 +130,9 @@ def _write_run(path: Path, tokenizer: Tokenizer, rng: random.Random, *, is_finis
             if is_under_way:
                 continue
             trained = [episode for episode in episodes if episode.outcome is not Outcome.FAILED]
-            store.write_step(step, trained, advantages=_advantages(trained))
+            advantages = _advantages(trained)
+            store.write_step(step, trained, advantages=advantages)
+            write_token_credit(token_credit_path(path, step), _credit(rng, trained, advantages))
             file.write(orjson.dumps({"step": step, **_metrics(rng, step)}) + b"\n")
         if not is_finished:
             file.write(b'{"step": 6, "reward/me')
@@ -318,6 +321,27 @@ def _advantages(episodes: Sequence[Episode]) -> dict[str, float]:
         )
         for episode in episodes
     }
+
+
+def _credit(
+    rng: random.Random, episodes: Sequence[Episode], advantages: Mapping[str, float]
+) -> Iterator[tuple[str, int, TokenCredit]]:
+    """A trainer that is close to its engine, and further from it the later in a segment."""
+    for episode in episodes:
+        for number, segment in enumerate(episode.segments):
+            places = np.flatnonzero(segment.sampled)
+            if not len(places):
+                continue
+            differences = np.asarray([rng.gauss(0, 0.01 + place / 5_000) for place in places])
+            yield (
+                episode.episode_id,
+                number,
+                TokenCredit(
+                    proximal_logprobs=(segment.logprobs[places] + differences).astype(np.float32),
+                    advantages=np.full(len(places), advantages[episode.episode_id], np.float32),
+                    clipped=np.abs(differences) > 0.06,
+                ),
+            )
 
 
 def _metrics(rng: random.Random, step: int) -> dict[str, float | None]:

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.rollout.token_credit import TokenCredit, token_credit_path, write_token_credit
+from polyturn.tools.search.retrieval import Hit, render_hits, render_quoted
 from polyturn.viewer.answers import Answers, Conflict
 from polyturn.viewer.catalogue import Catalogue
 from polyturn.viewer.conversation import num_common, shown_messages
 from polyturn.viewer.parameters import BadParameter, NotThere, Parameters
 from polyturn.viewer.plain_json import dumps
-from polyturn.viewer.renderers import RENDERERS, any_of_them
+from polyturn.viewer.renderers import RENDERERS, any_of_them, search_results
 from tests.viewer.api_types import read_api_types
 from tests.viewer.fixture import EPISODES_PER_GROUP, GROUPS_PER_STEP, NUM_STEPS, FixtureRun
 
@@ -188,8 +189,10 @@ def test_what_the_trainer_made_of_tokens_stands_beside_them(made: FixtureRun, tm
         turns = ask(answers, f"/api/episode?run={RUN}&step=2&id=g00000005-0")["turns"]
         assert np.allclose([turn["mean_difference"] for turn in turns], 0.25)
         mismatch = ask(answers, f"/api/mismatch?run={RUN}")
-        assert mismatch["steps"] == [2] and TYPES.problems(mismatch, "MismatchMap") == []
-        assert sum(mismatch["num_tokens"][0]) == sum(episode.num_sampled_tokens for episode in episodes)
+        assert TYPES.problems(mismatch, "MismatchMap") == []
+        assert sum(mismatch["num_tokens"][mismatch["steps"].index(2)]) == sum(
+            episode.num_sampled_tokens for episode in episodes
+        )
 
 
 def _credit(segment: Any) -> TokenCredit:
@@ -340,3 +343,11 @@ def test_messages_of_any_shape_are_shown(messages: list[Any]) -> None:
         found = orjson.loads(dumps(shown_messages(messages, num_turns=2, show=show)))
         assert TYPES.problems(found, ("array", "ShownMessage")) == []
     assert num_common([messages, messages]) <= len(messages)
+
+
+@pytest.mark.parametrize("title", ["Paris", "Paris (Texas)"])
+def test_titles_of_search_results_end_where_their_parenthesis_does(title: str) -> None:
+    hits = [Hit(passage_id=str(place), title=title, text="A city.", score=1.0) for place in range(2)]
+    for shown in (render_hits(hits), render_quoted(hits)):
+        (block,) = search_results({"role": "tool", "content": shown})
+        assert [(one["title"], one["text"]) for one in block["passages"]] == [(title, "A city.")] * 2

@@ -18,8 +18,21 @@ export interface Curve {
   high: (number | null)[] | null;
 }
 
+/** What a curve means, and between what it is healthy. */
+export interface About {
+  unit: string;
+  meaning: string;
+  low: number | null;
+  high: number | null;
+  otherwise: string | null;
+}
+
 interface Props {
   title: string;
+  /** By label of a curve. */
+  about: Record<string, About | undefined>;
+  /** Whether each value says whose it is. */
+  isLabelled: boolean;
   curves: Curve[];
   /** The step of the slider; null: none. */
   step: number | null;
@@ -57,7 +70,7 @@ function drawnAs(curves: Curve[]): Pick<uPlot.Options, "series" | "bands"> {
   return { series, bands };
 }
 
-export function Chart({ title, curves, step, onStep, height = 180 }: Props) {
+export function Chart({ title, about, isLabelled, curves, step, onStep, height = 180 }: Props) {
   const host = useRef<HTMLDivElement>(null);
   const plot = useRef<uPlot | null>(null);
   const at = useRef(step);
@@ -134,14 +147,16 @@ export function Chart({ title, curves, step, onStep, height = 180 }: Props) {
     const index = step === null ? curve.steps.length - 1 : curve.steps.indexOf(step);
     return { curve, value: index < 0 ? null : (curve.values[index] ?? null) };
   });
+  const unhealthy = said.filter(({ curve, value }) => !isHealthy(value, about[curve.label]) && about[curve.label]?.otherwise);
   return (
     <figure class="chart">
       <figcaption>
         <span class="name">{title}</span>
         <span class="values">
           {said.map(({ curve, value }) => (
-            <span key={curve.label} title={curve.label}>
+            <span key={curve.label} title={explained(curve.label, about[curve.label])} class={isHealthy(value, about[curve.label]) ? "" : "unhealthy"}>
               <span class="dot" style={{ background: curve.color }} />
+              {isLabelled && <span class="muted">{curve.label} </span>}
               {number(value)}
             </span>
           ))}
@@ -153,6 +168,23 @@ export function Chart({ title, curves, step, onStep, height = 180 }: Props) {
         role="img"
         aria-label={`${title} ${step === null ? "at the last step" : `at step ${step}`}: ${said.map(({ curve, value }) => `${curve.label} ${number(value)}`).join(", ")}`}
       />
+      {unhealthy.map(({ curve }) => (
+        <p key={curve.label} class="advice">
+          {isLabelled && `${curve.label}: `}
+          {about[curve.label]?.otherwise}
+        </p>
+      ))}
     </figure>
   );
+}
+
+function isHealthy(value: number | null, about: About | undefined): boolean {
+  if (value === null || !about) return true;
+  return (about.low === null || value >= about.low) && (about.high === null || value <= about.high);
+}
+
+function explained(label: string, about: About | undefined): string {
+  if (!about) return label;
+  const range = about.low === null && about.high === null ? "" : `; healthy from ${number(about.low)} to ${number(about.high)}`;
+  return `${label}: ${about.meaning}, in ${about.unit}${range}`;
 }

@@ -27,11 +27,13 @@ function make(file: Embedded, path: RequestPath, parameters: Record<string, unkn
   if (path === "/api/episodes") return episodes(file, parameters as unknown as EpisodeFilter);
   if (path === "/api/tokens") return tokens(file, parameters);
   const { bins: _bins, last: _last, ...key } = parameters;
-  return file.answers[requestKey(path, key)] ?? closest(file, path, key);
+  return found(file, path, key);
 }
 
-/** An answer whose key says more than was asked, such as the step of an episode. */
-function closest(file: Embedded, path: RequestPath, parameters: Record<string, unknown>): unknown {
+/** The answer to just this, or to a request that says more, such as the step of an episode. */
+function found(file: Embedded, path: RequestPath, parameters: Record<string, unknown>): unknown {
+  const exact = file.answers[requestKey(path, parameters)];
+  if (exact !== undefined) return exact;
   for (const [key, answer] of Object.entries(file.answers)) {
     const [own, query] = key.split("?");
     if (own !== path) continue;
@@ -42,7 +44,7 @@ function closest(file: Embedded, path: RequestPath, parameters: Record<string, u
 }
 
 function metrics(file: Embedded, runs: string[], names: string[] | undefined): Metrics {
-  const all: Metrics = { names: [], headline: [], curves: [], problems: [] };
+  const all: Metrics = { names: [], headline: [], overview: [], about: {}, curves: [], problems: [] };
   const curves = new Map<string, Curve>();
   for (const [key, answer] of Object.entries(file.answers)) {
     if (!key.startsWith("/api/metrics?")) continue;
@@ -52,6 +54,12 @@ function metrics(file: Embedded, runs: string[], names: string[] | undefined): M
     for (const curve of one.curves) if (runs.includes(curve.run)) curves.set(`${curve.run}\n${curve.name}`, curve);
     all.names = [...new Set([...all.names, ...one.names])].sort();
     all.headline = [...new Set([...all.headline, ...one.headline])];
+    all.about = { ...all.about, ...one.about };
+    for (const chart of one.overview) {
+      const same = all.overview.find((other) => other.title === chart.title);
+      if (same) same.names = [...new Set([...same.names, ...chart.names])];
+      else all.overview.push({ ...chart });
+    }
   }
   const wanted = new Set(names ?? all.headline);
   all.curves = [...curves.values()].filter((curve) => wanted.has(curve.name));
@@ -60,7 +68,7 @@ function metrics(file: Embedded, runs: string[], names: string[] | undefined): M
 
 function tokens(file: Embedded, parameters: Record<string, unknown>): Tokens | undefined {
   const { start = 0, count = 2000, ...key } = parameters as { start?: number; count?: number };
-  const whole = closest(file, "/api/tokens", key) as Tokens | undefined;
+  const whole = found(file, "/api/tokens", key) as Tokens | undefined;
   if (!whole) return undefined;
   const part: Record<string, unknown> = { ...whole, start };
   for (const [name, column] of Object.entries(whole)) if (Array.isArray(column)) part[name] = column.slice(start, start + count);
@@ -68,12 +76,12 @@ function tokens(file: Embedded, parameters: Record<string, unknown>): Tokens | u
 }
 
 function texts(file: Embedded, row: EpisodeRow, run: string): string {
-  const detail = closest(file, "/api/episode", { run, set: row.set, id: row.episode_id, step: row.step }) as EpisodeDetail | undefined;
+  const detail = found(file, "/api/episode", { run, set: row.set, id: row.episode_id, step: row.step }) as EpisodeDetail | undefined;
   return (detail?.messages ?? []).map((one) => `${one.text}\n${one.thinking ?? ""}\n${JSON.stringify(one.calls)}`).join("\n").toLowerCase();
 }
 
 function episodes(file: Embedded, filter: EpisodeFilter): EpisodePage | undefined {
-  const whole = closest(file, "/api/episodes", { run: filter.run, set: filter.set }) as EpisodePage | undefined;
+  const whole = found(file, "/api/episodes", { run: filter.run, set: filter.set }) as EpisodePage | undefined;
   if (!whole) return undefined;
   const first = filter.step ?? filter.from_step ?? -Infinity;
   const last = filter.step ?? filter.to_step ?? Infinity;

@@ -33,7 +33,6 @@ export function CurvesView({ runs, single }: { runs: RunSummary[]; single: boole
 function Curves({ runs, metrics, chosen }: { runs: RunSummary[]; metrics: Metrics; chosen: string[] }) {
   const { query } = useRoute();
   const theme = useThemeChanges();
-  const names = chosen.length ? chosen : metrics.headline;
   const steps = useMemo(
     () => [...new Set(metrics.curves.flatMap((curve) => curve.steps))].sort((a, b) => a - b),
     [metrics],
@@ -54,27 +53,32 @@ function Curves({ runs, metrics, chosen }: { runs: RunSummary[]; metrics: Metric
     for (const curve of metrics.curves) table.set(curve.name, [...(table.get(curve.name) ?? []), curve]);
     return table;
   }, [metrics]);
-  const drawn = useMemo(
-    () =>
-      names
-        .filter((name) => byName.has(name))
-        .map((name) => ({
-          name,
-          curves: (byName.get(name) ?? []).map((curve): Curve => {
+  const charts = useMemo(() => {
+    const color = (place: number) => ({
+      color: cssColor(COLORS[place % COLORS.length] ?? "--c0"),
+      dash: DASHES[Math.floor(place / COLORS.length) % DASHES.length],
+    });
+    const drawn = ({ steps, values, low, high }: ApiCurve) => ({ steps, values, low, high });
+    const single = runs.length === 1;
+    // Of one run metrics of one kind lie over one another; of several runs one metric does.
+    const together = chosen.length ? chosen.map((name) => ({ title: name, names: [name] })) : metrics.overview;
+    const apart = single ? together : together.flatMap(({ names }) => names.map((name) => ({ title: name, names: [name] })));
+    return apart
+      .map(({ title, names }) => ({
+        title,
+        isLabelled: single && (names.length > 1 || title !== names[0]),
+        curves: names.flatMap((name, at) =>
+          (byName.get(name) ?? []).map((curve): Curve => {
             const place = runs.findIndex((run) => run.id === curve.run);
-            return {
-              label: runs[place]?.name ?? curve.run,
-              color: cssColor(COLORS[place % COLORS.length] ?? "--c0"),
-              dash: DASHES[Math.floor(place / COLORS.length) % DASHES.length],
-              steps: curve.steps,
-              values: curve.values,
-              low: curve.low,
-              high: curve.high,
-            };
+            return single ? { label: name, ...color(at), ...drawn(curve) } : { label: runs[place]?.name ?? curve.run, ...color(place), ...drawn(curve) };
           }),
-        })),
-    [byName, names.join("\n"), theme, runs.map((run) => run.id).join()],
-  );
+        ),
+        about: Object.fromEntries(
+          names.flatMap((name) => (single ? [[name, metrics.about[name]]] : runs.map((run) => [run.name, metrics.about[name]]))),
+        ),
+      }))
+      .filter(({ curves }) => curves.length);
+  }, [metrics, chosen.join("\n"), theme, runs.map((run) => run.id).join()]);
   return (
     <>
       <Problems problems={metrics.problems} />
@@ -109,10 +113,10 @@ function Curves({ runs, metrics, chosen }: { runs: RunSummary[]; metrics: Metric
           </output>
         </div>
       )}
-      {drawn.length ? (
+      {charts.length ? (
         <div class="charts">
-          {drawn.map(({ name, curves }) => (
-            <Chart key={name} title={name} curves={curves} step={step === null ? null : (steps[at] ?? null)} onStep={(value) => setQuery({ step: value })} />
+          {charts.map((chart) => (
+            <Chart key={chart.title} {...chart} step={step === null ? null : (steps[at] ?? null)} onStep={(value) => setQuery({ step: value })} />
           ))}
         </div>
       ) : (
