@@ -66,6 +66,8 @@ class EvaluationPlan(_Recorded):
     """When, in UTC, as ISO 8601 has it."""
     source: str | None = None
     """The suite or recipe that was named: a file, or the name of a shipped one."""
+    scored_from: str | None = None
+    """The evaluation whose stored episodes were graded in place of playing; None: it was played."""
     overrides: list[str] = []
     """Those of the command line."""
     entries: Annotated[list[PlannedEntry], Field(min_length=1)]

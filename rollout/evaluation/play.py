@@ -199,6 +199,7 @@ class Sitting:
             if entry.spent is None and entry.parked:
                 self._waiting.extend(entry.parked)
                 entry.parked.clear()
+        self._begin_to_count()
         self._changed.set()
 
     async def play(self) -> None:

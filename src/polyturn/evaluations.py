@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ from polyturn.configs.loading.loader import (
 )
 from polyturn.configs.models import BUILTIN, resolve_model_path
 from polyturn.configs.schema.run import RunConfig
+from polyturn.configs.schema.suite import Budget
 from polyturn.packages import SERVING, require
 from polyturn.tools.interruption import InterruptGuard
 from polyturn.tools.secrets import literal_secrets
@@ -230,15 +232,67 @@ def to_resume(
             files |= model_files(who.model_path)
         for change in changed_files(player.files, files):
             raise ConfigError(_refused(directory, f"{player.label}: {change}"))
-        yield Asked(plan=plan, suite=suite, who=who)
+        yield Asked(plan=_with_budgets(plan, suite), suite=suite, who=who)
+
+
+def _with_budgets(plan: EvaluationPlan, suite: LoadedSuite) -> EvaluationPlan:
+    """The plan with what may be spent as the suite says now: that decides how much is played, and no result."""
+    entries = [
+        entry.model_copy(update={"budget": loaded.budget.model_dump()})
+        for entry, loaded in zip(plan.entries, suite.entries, strict=True)
+    ]
+    return plan.model_copy(update={"entries": entries})
+
+
+def to_rescore(directory: Path, overrides: Sequence[str] = ()) -> tuple[EvaluationPlan, LoadedSuite]:
+    """An evaluation whose stored episodes are to be graded, by its reward or by another one that `overrides` say.
+
+    Raises ConfigError where there is none, and where anything else than the reward is not what it was.
+    """
+    from polyturn.rollout.checks import check_rewards
+    from polyturn.rollout.evaluation.conduct import planned
+    from polyturn.rollout.evaluation.directory import read_plan
+
+    with as_config_error():
+        plan = read_plan(directory)
+        suite = _suite_again(plan, overrides)
+        for change in _changes(plan, suite, but=("reward", "judges", "success_score")):
+            raise ConfigError(_refused(directory, change))
+        for entry in suite.entries:
+            check_rewards(entry.config)
+        entries = [planned(entry) for entry in suite.entries]
+    return plan.model_copy(
+        update={
+            "entries": entries,
+            "overrides": [*plan.overrides, *overrides],
+            "scored_from": str(directory.resolve()),
+        }
+    ), suite
+
+
+def rescored_copy(directory: Path, plan: EvaluationPlan, suite: LoadedSuite, target: Path | None) -> Path:
+    """A new evaluation with the trajectories and lines of another one, to be graded by its own plan.
+
+    Raises ConfigError where there is one already.
+    """
+    from polyturn.rollout.evaluation.directory import ENTRIES, EPISODES, write_plan
+
+    path = target or new_directory(suite)
+    try:
+        write_plan(path, plan)
+    except FileExistsError as error:
+        raise ConfigError(f"{path} holds an evaluation already; name a new directory") from error
+    shutil.copytree(directory / ENTRIES, path / ENTRIES)
+    shutil.copy2(directory / EPISODES, path / EPISODES)
+    return path
 
 
 def _refused(directory: Path, change: str) -> str:
     return f"{directory} cannot go on: {change}. Undo that, or begin another one with `polyturn eval run`"
 
 
-def _changes(plan: EvaluationPlan, suite: LoadedSuite) -> Iterator[str]:
-    """A sentence for all that decides the result and is not what it was."""
+def _changes(plan: EvaluationPlan, suite: LoadedSuite, *, but: Sequence[str] = ()) -> Iterator[str]:
+    """A sentence for all that decides the result and is not what it was; `but` are sections that may be another."""
     from polyturn.rollout.evaluation.conduct import planned
     from polyturn.rollout.evaluation.fingerprint import changed_files, changed_values, deciding
 
@@ -247,11 +301,15 @@ def _changes(plan: EvaluationPlan, suite: LoadedSuite) -> Iterator[str]:
         yield f"its entries were {', '.join(was)} and are {', '.join(now)}"
         return
     for before, entry in zip(plan.entries, suite.entries, strict=True):
-        yield from changed_values(deciding(_config(before.config)), deciding(entry.config), before.name)
+        was_decided, decides = deciding(_config(before.config)), deciding(entry.config)
+        for name in but:
+            was_decided.pop(name, None)
+            decides.pop(name, None)
+        yield from changed_values(was_decided, decides, before.name)
         after = planned(entry)
-        if before.success_score != after.success_score:
+        if before.success_score != after.success_score and "success_score" not in but:
             yield f"{before.name}.success_score was {before.success_score:g} and is {after.success_score:g}"
-        files = list(changed_files(before.files, after.files))
+        files = [] if but else list(changed_files(before.files, after.files))
         yield from (f"{before.name}: the file {change}" for change in files)
         if before.num_tasks != after.num_tasks and not files:
             yield f"{before.name}: there were {before.num_tasks} tasks to play and are {after.num_tasks}"
@@ -272,7 +330,12 @@ def _suite_again(plan: EvaluationPlan, overrides: Sequence[str]) -> LoadedSuite:
     return LoadedSuite(
         name=plan.suite,
         entries=tuple(
-            LoadedEntry(name=entry.name, config=_config(entry.config), success_score=entry.success_score)
+            LoadedEntry(
+                name=entry.name,
+                config=_config(entry.config),
+                success_score=entry.success_score,
+                budget=Budget.model_validate(entry.budget),
+            )
             for entry in plan.entries
         ),
     )

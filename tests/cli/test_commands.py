@@ -37,6 +37,7 @@ def invoke(*arguments: str) -> tuple[int, str]:
         ["eval", "report"],
         ["eval", "compare"],
         ["eval", "resume"],
+        ["eval", "score"],
         ["eval", "ctl"],
         ["eval", "list"],
         ["eval", "validate"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -19,6 +20,7 @@ import pytest
 from polyturn.rollout.evaluation.directory import ENTRIES, EPISODES, read_evaluation, read_lines
 from polyturn.rollout.evaluation.records import Failure
 from polyturn.rollout.store import TrajectoryStore
+from tests.support.chat_server import ChatServer, chat_server, message
 from tests.support.command_line import Done, in_this_process
 
 NUM_TASKS = 12
@@ -237,6 +239,103 @@ def test_a_running_evaluation_is_paused_retuned_and_stopped(
     ]
     late = in_this_process("eval", "ctl", "E", "status")
     assert late.returncode == 2 and "nobody plays E now; `polyturn eval resume E`" in late.stderr
+
+
+def test_an_endpoint_is_sampled_as_the_entry_says_and_its_tokens_are_paid_for_up_to_the_budget(
+    folder: Path,
+) -> None:
+    usage = {"prompt_tokens": 400, "completion_tokens": 50, "prompt_tokens_details": {"cached_tokens": 100}}
+
+    async def evaluate() -> tuple[Done, Done, ChatServer]:
+        async with chat_server(message("4", usage=usage)) as server:
+            done = await asyncio.to_thread(
+                in_this_process,
+                *(
+                    "eval",
+                    "run",
+                    "suite.yaml",
+                    "only=[some]",
+                    "evaluation.temperature=0.25",
+                    "--directory",
+                    "E",
+                ),
+                *("--policy", f"openai:{server.url}", "--policy-option", "model=m"),
+                *(
+                    "--policy-option",
+                    "max_concurrent_requests=1",
+                    "budget.max_cost=0.9",
+                    "evaluation.top_p=0.5",
+                ),
+                *("--price", "prompt=1000", "--price", "cached_prompt=500", "--price", "completion=1000"),
+            )
+            more = await asyncio.to_thread(in_this_process, "eval", "resume", "E", "budget.max_cost=10")
+        return done, more, server
+
+    done, more, server = asyncio.run(evaluate())
+    assert done.returncode == more.returncode == 0, done.stderr + more.stderr
+    assert "some: its budget max_cost=0.9 is spent; the rest of it is not played" in done.stdout
+    assert json.loads(done.stdout.splitlines()[-1])["num_left"] == 5 - 3
+    assert {(request["temperature"], request["top_p"]) for request in server.requests} == {(0.25, 0.5)}
+    [entry] = read_evaluation(Path("E")).entries
+    assert [line.cost for line in entry.episodes] == [pytest.approx(0.3 + 0.05 + 0.05)] * 5
+    assert (entry.episodes[0].num_prompt_tokens, entry.episodes[0].num_completion_tokens) == (400, 50)
+    assert [line.score for line in entry.episodes] == [0.0] * 4 + [1.0]
+    assert [line.answer for line in entry.episodes] == ["4"] * 5 and len(server.requests) == 5
+
+
+GRADER = """\
+from pathlib import Path
+
+
+def grade(episode):
+    if episode.answer == "3" and not Path("mended").exists():
+        raise RuntimeError("the grader knows no 3")
+    return float(episode.answer == episode.label)
+
+
+def even(episode):
+    return float(int(episode.answer) % 2 == 0)
+"""
+
+
+def test_what_could_not_be_graded_is_graded_later_and_by_another_reward_without_playing(folder: Path) -> None:
+    Path("grade.py").write_text(GRADER)
+    Path("play.py").write_text("def play(messages, tools):\n    return messages[-1]['content'].split()[-1]\n")
+    reward = "reward={kind: function, target: 'grade.py:grade'}"
+    done = run("only=[all]", reward)
+    assert done.returncode == 0, done.stderr
+    [entry] = read_evaluation(Path("E")).entries
+    failed = [line for line in entry.episodes if line.failure is Failure.SCORER]
+    assert [line.task_id for line in failed] == ["t3", "t3"] and "the grader knows no 3" in (
+        failed[0].error or ""
+    )
+    stored = kept("E", "all")
+    assert max(stored.values()) == 1 and len(stored) == 2 * NUM_TASKS, (
+        "what could not be graded is not played again"
+    )
+
+    Path("play.py").unlink()  # nobody plays
+    Path("mended").touch()
+    done = in_this_process("eval", "score", "E")
+    assert done.returncode == 0, done.stderr
+    graded = json.loads(done.stdout.splitlines()[-1])["graded"]
+    assert graded == {"all": {"num_scored": 2, "num_failed": 0, "num_kept": 0}}
+    [entry] = read_evaluation(Path("E")).entries
+    assert {(line.score, line.failure) for line in entry.episodes} == {(1.0, Failure.NONE)}
+    assert kept("E", "all") == stored
+
+    done = in_this_process("eval", "score", "E", "reward.target=grade.py:even", "--directory", "F")
+    assert done.returncode == 0, done.stderr
+    [entry] = read_evaluation(Path("F")).entries
+    assert [line.score for line in entry.episodes[::2]] == [1.0, 0.0] * (NUM_TASKS // 2)
+    assert {line.score for line in read_evaluation(Path("E")).entries[0].episodes} == {1.0}, "E is as it was"
+    for change, complaint in (
+        ("evaluation.temperature=0.5", "all.evaluation.temperature was 1.0 and is 0.5"),
+        ("reward.target=grade.py:nothing", "grade.py has no 'nothing'"),
+    ):
+        refused = in_this_process("eval", "score", "E", change, "--directory", "G")
+        assert refused.returncode == 2 and complaint in refused.stderr, refused.stderr
+        assert not Path("G").exists()
 
 
 def ctl(*arguments: str) -> str:

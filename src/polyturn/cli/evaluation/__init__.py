@@ -10,6 +10,7 @@ from polyturn.cli.evaluation.export import export
 from polyturn.cli.evaluation.report import report
 from polyturn.cli.evaluation.resume import resume
 from polyturn.cli.evaluation.run import evaluate
+from polyturn.cli.evaluation.score import score
 from polyturn.cli.evaluation.suites import list_suites
 from polyturn.cli.evaluation.validate import validate
 
@@ -21,6 +22,7 @@ app.command("export")(export)
 app.command("report")(report)
 app.command("run")(evaluate)
 app.command("resume")(resume)
+app.command("score")(score)
 app.command("ctl")(ctl)
 app.command("list")(list_suites)
 app.command("validate")(validate)
