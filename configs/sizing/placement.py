@@ -115,10 +115,10 @@ def plan_placement(config: RunConfig, nodes: Sequence[Node], *, trains: bool = T
 
 
 def place_further(servers: ServersConfig, index: int, free: Sequence[Node], *, section: str) -> Placement:
-    """The place of one engine more, on a node that has room for it.
+    """The place of one engine more, or of one whose node has gone, on a node that has room for it.
 
     Args:
-        index: the engine's number, beyond those of the plan.
+        index: the engine's number.
         free: nodes with what no one holds of them.
 
     Raises:

@@ -14,6 +14,7 @@ from typing import Any
 import ray
 
 from polyturn.configs.addresses import bind_address
+from polyturn.configs.sizing.nodes import Node
 from polyturn.configs.sizing.placement import POLICY_ENGINES, PlacedEngine, place_further
 from polyturn.rollout.engines.process import EngineError
 from polyturn.rollout.engines.reservation import Reservation, free_nodes
@@ -175,19 +176,41 @@ class RayEngine:
 
 class RayLauncher:
     """Engines are actors of the Ray cluster that this process has joined. An engine that has ended may be launched
-    again: it comes where it was. One that no plan knows comes on a node that has room for it now."""
+    again: it comes where it was, or, where a node of its place has gone, on one that has room for it now. So does one
+    that no plan knows."""
 
     def __init__(self, spec: EngineSpec, reservation: Reservation, *, group: str = POLICY_ENGINES) -> None:
         """`group`: of the placement's engines."""
         self._spec = spec
         self._reservation = reservation
         self._placed = reservation.placement.engines[group]
+        self._were_launched: set[int] = set()
 
     def __call__(self, index: int) -> RayEngine:
-        if index < len(self._placed):
-            return RayEngine(self._spec, self._placed[index], self._reservation)
-        config = self._spec.config
-        placement = place_further(config, index, free_nodes(), section=self._spec.section)
+        if index in self._were_launched or index >= len(self._placed):
+            free = free_nodes()
+            gone = self._gone(index, free)
+            if index >= len(self._placed) or gone:
+                return self._elsewhere(index, gone, free)
+        # At the start of a run all nodes are there: the reservation has just been given on them.
+        self._were_launched.add(index)
+        return RayEngine(self._spec, self._placed[index], self._reservation)
+
+    def _gone(self, index: int, living: Sequence[Node]) -> list[str]:
+        """The nodes of an engine's place that the cluster does not have any more."""
+        there = {node.address for node in living}
+        seats = self._placed[index].seats if index < len(self._placed) else ()
+        return [seat.node.address for seat in seats if seat.node.address not in there]
+
+    def _elsewhere(self, index: int, gone: Sequence[str], free: Sequence[Node]) -> RayEngine:
+        placement = place_further(self._spec.config, index, free, section=self._spec.section)
         (placed,) = placement.engines[POLICY_ENGINES]
+        if gone:
+            logger.warning(
+                "engine %d goes to node %s: %s has gone",
+                index,
+                placed.seats[0].node.address,
+                " and ".join(gone),
+            )
         reservation = Reservation(placement, timeout_s=PLACE_TIMEOUT_S, asks_nodes=False)
         return RayEngine(self._spec, placed, reservation, is_alone=True)

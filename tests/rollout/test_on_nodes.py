@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from polyturn.agents.policy import SamplingParams
 from polyturn.agents.sglang_policy import SGLangPolicy
-from polyturn.configs.errors import RunFailure
+from polyturn.configs.errors import ConfigError, RunFailure
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.sizing.nodes import Node
 from polyturn.configs.sizing.placement import Seat, plan_placement
 from polyturn.rollout.engines.launch import Engines, ExternalLauncher
-from polyturn.rollout.engines.ray_launcher import RayLauncher
-from polyturn.rollout.engines.reservation import Reservation, SharedPath
+from polyturn.rollout.engines.ray_launcher import RayEngine, RayLauncher
+from polyturn.rollout.engines.reservation import Reservation, SharedPath, free_nodes
 from polyturn.rollout.engines.server import EngineSpec
 from polyturn.rollout.factory import open_client
 from polyturn.trainer.ranks.rank import Rank
@@ -31,9 +33,12 @@ FIRST, SECOND = "127.0.0.2", "127.0.0.3"
 CUDA = ("engines.device=cuda", "trainer.device=cuda", "trainer.parallel.data=1")
 
 
+NODE = {"num_cpus": 16, "num_gpus": 8, "object_store_memory": 80 << 20}
+
+
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
-    """The address of a cluster of two nodes with 8 GPUs each, which this process has joined as a run does."""
+def nodes() -> Iterator[Any]:
+    """A `Cluster` of two nodes with 8 GPUs each, which this process has joined as a run does."""
     import ray
     from ray._private import ray_constants
     from ray.cluster_utils import Cluster
@@ -45,17 +50,22 @@ def cluster() -> Iterator[str]:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        node = {"num_cpus": 16, "num_gpus": 8, "object_store_memory": 80 << 20}
         cluster = Cluster()
         try:
             # Never 127.0.0.1, which Ray takes for the machine's other address.
-            cluster.add_node(**node, node_ip_address=FIRST, include_dashboard=False)
-            cluster.add_node(**node, node_ip_address=SECOND)
+            cluster.add_node(**NODE, node_ip_address=FIRST, include_dashboard=False)
+            cluster.add_node(**NODE, node_ip_address=SECOND)
             start_ray(load_config("quickstart", [f"cluster.address={cluster.address}"]))
-            yield cluster.address
+            yield cluster
         finally:
             ray.shutdown()
             cluster.shutdown()
+
+
+@pytest.fixture
+def cluster(nodes: Any) -> str:
+    """Its address."""
+    return str(nodes.address)
 
 
 class SeeingRank(Rank):
@@ -68,6 +78,14 @@ class SeeingRank(Rank):
         return ray.util.get_node_ip_address(), os.environ["CUDA_VISIBLE_DEVICES"]
 
     def close(self) -> None: ...
+
+
+def until(is_so: Callable[[], bool]) -> None:
+    """Ray's view of its nodes follows a little later."""
+    deadline = time.monotonic() + 30
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def planned(seats: Sequence[Seat]) -> list[tuple[str, str]]:
@@ -187,6 +205,38 @@ def test_hosts_that_do_not_join_and_paths_that_a_node_does_not_see(cluster: str,
         reserve(config)
 
 
+def test_an_engine_whose_node_has_gone_comes_on_one_that_lives(
+    nodes: Any, cluster: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    import ray
+
+    third = "127.0.0.4"
+    added = nodes.add_node(**NODE, node_ip_address=third)
+    hosts = tmp_path / "hosts"
+    hosts.write_text(f"{SECOND} slots=4\n{third} slots=8\n")
+    config = on_nodes(cluster, f"cluster.hosts={hosts}", "engines.tensor_parallel=8")
+    spec = EngineSpec.from_config(config, model_path=tiny_model, log_directory=tmp_path)
+    reservation = reserve(config)
+
+    def where(engine: RayEngine) -> str:
+        return str(ray.get(engine._actors[0].rendezvous.remote())).rpartition(":")[0]
+
+    try:
+        launcher = RayLauncher(spec, reservation)
+        assert where(launcher(0)) == where(launcher(0)) == third
+        nodes.remove_node(added)
+        until(lambda: third not in {node.address for node in free_nodes()})
+        # The second node has not enough free, for the run has some of it.
+        moved = launcher(0)
+        assert where(moved) == FIRST
+        with pytest.raises(ConfigError, match="there is no place for one engine more"):
+            launcher(0)
+        moved.stop()
+        until(lambda: Node(address=FIRST, num_cpus=16, num_gpus=8) in free_nodes())
+    finally:
+        reservation.release()
+
+
 async def test_an_engine_on_two_nodes_gives_the_tokens_of_one(
     cluster: str, engines: Engines, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -200,9 +250,9 @@ async def test_an_engine_on_two_nodes_gives_the_tokens_of_one(
             "rollout.sampling.seeded=false",
         ],
     )
-    nodes = alive_nodes(ray.nodes())
-    assert nodes == [Node(address=address, num_cpus=16, num_gpus=8) for address in (FIRST, SECOND)]
-    placement = plan_placement(config, nodes)
+    alive = alive_nodes(ray.nodes())
+    assert alive == [Node(address=address, num_cpus=16, num_gpus=8) for address in (FIRST, SECOND)]
+    placement = plan_placement(config, alive)
     (placed,) = placement.engines["engines"]
     assert planned(placed.seats) == [(FIRST, ""), (SECOND, "")]
     reservation = Reservation(placement)

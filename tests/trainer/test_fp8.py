@@ -14,6 +14,7 @@ from transformers import FineGrainedFP8Config
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 from polyturn.configs.errors import ConfigError
+from polyturn.configs.loading.loader import load_config
 from polyturn.configs.models import preset_directory, read_json
 from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.trainer.models import hf_directory
@@ -22,13 +23,14 @@ from polyturn.trainer.models.fp8 import cast_tensors, dequantize_blocks, quantiz
 from polyturn.trainer.models.hf_directory import FP8Cast, HFWeights, write_unquantised
 from polyturn.trainer.models.quantization import (
     BlockFP8,
+    EngineRanks,
     check_engine_blocks,
     check_scales,
     find_quantised,
     quantization_config,
 )
 from polyturn.trainer.models.weight_files import INDEX_NAME, expected_tensors, read_weight_files
-from polyturn.trainer.run.model_checks import check_loadable
+from polyturn.trainer.run.model_checks import check_fp8_engines, check_loadable
 from polyturn.trainer.run.served_checks import check_precision
 from polyturn.trainer.weight_sync.buckets import make_buckets
 from tests.support.engines import engine_checksums
@@ -426,8 +428,9 @@ def test_engines_divide_fp8_in_whole_blocks(
         check_engine_blocks(
             shapes,
             find_quantised(shapes),
-            tensor_parallel=ranks,
-            expert_parallel=expert_ranks,
+            ranks=EngineRanks(
+                attention=ranks, experts=ranks // expert_ranks, shared_experts=ranks, dense=ranks
+            ),
             num_kv_heads=shape.num_kv_heads,
         )
 
@@ -436,3 +439,30 @@ def test_engines_divide_fp8_in_whole_blocks(
     else:
         with pytest.raises(ValueError, match=told):
             check()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("sglang.attn_dp_size=32", "sglang.moe_a2a_backend=deepep"), None),
+        (("sglang.attn_dp_size=4", "sglang.moe_a2a_backend=deepep"), None),
+        # Ranks have shares of the shared expert, or of an expert.
+        (("sglang.attn_dp_size=32",), "shared_experts.* has 1536 .*, which 32 ranks"),
+        (
+            ("sglang.attn_dp_size=32", "sglang.moe_a2a_backend=deepep", "sglang.ep_size=2"),
+            r"experts\.0.* has 1536 .*, which 16 ranks",
+        ),
+    ],
+)
+def test_the_reference_fp8_variant_of_355b_divides_as_sglang_does(
+    options: tuple[str, ...], told: str | None
+) -> None:
+    config = load_config(
+        "glm_4_5_355b", ["weight_sync.dtype=fp8_block", "checks.weights_equal=false", *options]
+    )
+    shape = ModelShape.read(preset_directory("glm-4.5-355b"))
+    if told is None:
+        check_fp8_engines(config, shape)
+    else:
+        with pytest.raises(ConfigError, match=told):
+            check_fp8_engines(config, shape)

@@ -141,12 +141,32 @@ def _has_split_block(name: str, shapes: Mapping[str, tuple[int, ...]], matrices:
     return leaf in _LATENT and first in matrices and shapes[first][0] % BLOCK != 0
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineRanks:
+    """Over how many ranks an engine divides the matrices of each kind; 1: every rank has them whole."""
+
+    attention: int
+    """Of one data-parallel part of the attention."""
+    experts: int
+    """That share one expert."""
+    shared_experts: int
+    dense: int
+    """The layers of a model with experts that have none, and all of any other model's."""
+
+    def of(self, name: str) -> int:
+        """Those of a matrix, by its name."""
+        if _EXPERT.match(name):
+            return self.experts
+        if ".shared_expert" in name:
+            return self.shared_experts
+        return self.attention if ".self_attn." in name else self.dense
+
+
 def check_engine_blocks(
     shapes: Mapping[str, tuple[int, ...]],
     quantised: Collection[str],
     *,
-    tensor_parallel: int,
-    expert_parallel: int = 1,
+    ranks: EngineRanks,
     num_kv_heads: int,
 ) -> None:
     """That an engine can divide FP8 matrices among its ranks: it wants whole blocks on each of them.
@@ -161,18 +181,18 @@ def check_engine_blocks(
     """
     for name in sorted(quantised & shapes.keys()):
         leaf, (rows, columns) = name.split(".")[-2], shapes[name]
-        ranks = tensor_parallel // expert_parallel if _EXPERT.match(name) else tensor_parallel
+        shares = ranks.of(name)
         if leaf in ("k_proj", "v_proj"):
             # More ranks than key-value heads have copies of them.
-            ranks = min(ranks, num_kv_heads)
-        if ranks == 1 or leaf in _LATENT:
+            shares = min(shares, num_kv_heads)
+        if shares == 1 or leaf in _LATENT:
             continue
         size, what = (columns, "columns") if leaf in ("o_proj", "down_proj") else (rows, "rows")
         if leaf == _HALVES:
             size //= 2
-        if size % (ranks * BLOCK):
+        if size % (shares * BLOCK):
             raise ValueError(
-                f"{name} has {size} {what}, which {ranks} ranks of an engine cannot share in whole blocks of {BLOCK}"
+                f"{name} has {size} {what}, which {shares} ranks of an engine cannot share in whole blocks of {BLOCK}"
             )
 
 

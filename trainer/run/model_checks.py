@@ -10,13 +10,19 @@ import importlib.util
 from pathlib import Path
 
 from polyturn.configs.errors import ConfigError, as_config_error
+from polyturn.configs.loading.sglang_options import attention_parts, expert_parts
 from polyturn.configs.models import PRESET, read_json, resolve_model_path
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.sizing.fit import Capacity, judge, named_capacity
 from polyturn.configs.sizing.hardware import host_memory
 from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.trainer.models.families import find_family, same_computation
-from polyturn.trainer.models.quantization import check_engine_blocks, check_scales, find_quantised
+from polyturn.trainer.models.quantization import (
+    EngineRanks,
+    check_engine_blocks,
+    check_scales,
+    find_quantised,
+)
 from polyturn.trainer.models.weight_files import OUTPUT, check_tensors, expected_tensors, read_weight_files
 
 
@@ -87,17 +93,31 @@ def check_fp8_engines(config: RunConfig, shape: ModelShape) -> None:
         for name, size in expected_tensors(shape)
         if ".experts." not in name or ".experts.0." in name
     }
-    # Ranks that share their requests by data have an attention each.
-    if config.sglang.get("enable_dp_attention"):
-        shapes = {name: size for name, size in shapes.items() if ".self_attn." not in name}
     with as_config_error("weight_sync.dtype: fp8_block: "):
         check_engine_blocks(
             shapes,
             find_quantised(shapes),
-            tensor_parallel=config.engines.tensor_parallel,
-            expert_parallel=config.sglang.get("ep_size") or 1,
+            ranks=_engine_ranks(config, has_experts=shape.experts is not None),
             num_kv_heads=shape.num_kv_heads,
         )
+
+
+REPLICATED_SHARED_EXPERTS = ("deepep", "mooncake", "nixl", "mori", "ascend_fuseep", "flashinfer")
+"""Values of sglang.moe_a2a_backend with which every rank has a layer's shared expert whole, as SGLang 0.5.23 has it in
+`glm4_moe.py` and `deepseek_v2.py`."""
+
+
+def _engine_ranks(config: RunConfig, *, has_experts: bool) -> EngineRanks:
+    """Over how many ranks SGLang divides what, by the section `sglang`."""
+    ranks, section = config.engines.tensor_parallel, config.sglang
+    is_replicated = section.get("moe_a2a_backend") in REPLICATED_SHARED_EXPERTS
+    is_dense_whole = has_experts and section.get("moe_dense_tp_size") == 1
+    return EngineRanks(
+        attention=max(1, ranks // attention_parts(section)),
+        experts=max(1, ranks // expert_parts(section)),
+        shared_experts=1 if is_replicated else ranks,
+        dense=1 if is_dense_whole else ranks,
+    )
 
 
 def check_rounding(config: RunConfig) -> list[str]:

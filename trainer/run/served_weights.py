@@ -284,7 +284,7 @@ class ServedWeights:
         is_playing = (rollout.max_staleness and rollout.play_while_training) or self._heldout.is_playing
         if not is_playing or not self._config.weight_sync.needs_pause:
             mode = None
-        with self._lock, self._keeper.quiet():
+        with self._lock:
             self.version, self._report = version, None
             self._lacking.clear()
             if self._updates_elsewhere:
@@ -327,7 +327,8 @@ class ServedWeights:
                 if any(number in targets for number in self._keeper.examine()):
                     return False  # the others would wait for it to join them
                 self._connected = None
-                self._trainer.set_engines(urls)
+                with self._keeper.quiet():
+                    self._trainer.set_engines(urls)
                 self._connected = urls
             report = self._send(urls, version, watch, mode=mode)
         except (EngineError, WeightSyncError) as fault:
@@ -342,8 +343,10 @@ class ServedWeights:
         return True
 
     def _send(self, urls: list[str], version: int, watch: Stopwatch, *, mode: PauseMode | None) -> SyncReport:
+        assert self._keeper is not None, "there are engines"
         with ExitStack() as stack:
             if self._turns is not None:
+                stack.enter_context(self._keeper.quiet())
                 self._progress.phase("the GPUs go to the engines")
                 late = self._config.weight_sync.gathers_in_activate
                 prepare = partial(self._trainer.prepare_weights, version)
@@ -354,7 +357,9 @@ class ServedWeights:
                     self._trainer.prepare_weights(version)
                 started = time.perf_counter()
                 if mode is not None:
+                    # An engine that hangs is noticed and ended while the others wait for it.
                     stack.enter_context(self._paused(mode))
+            stack.enter_context(self._keeper.quiet())
             with watch.measure("sync"):
                 self.are_whole = False
                 report = self._trainer.activate_weights()
