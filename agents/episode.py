@@ -38,8 +38,8 @@ class EpisodeTimings:
     queue_s: float = 0.0
     total_s: float = 0.0
     spans: tuple[tuple[str, float, float], ...] = field(default=(), compare=False)
-    """What it waited for and when: `generate`, `tools` or `queue`, and seconds from its start. For a timeline, up to
-    `deadlines.MAX_SPANS`; trajectories do not keep them."""
+    """What it waited for and when: `generate`, `tools` or `queue`, and seconds from its start, up to
+    `deadlines.MAX_SPANS`. For those who look at it; no part of what episodes are compared by."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

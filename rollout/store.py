@@ -111,7 +111,23 @@ CALL_COLUMNS = {"num_recovered_calls": pa.int32()}
 """Of files with an episode in which a malformed call was made for what it plainly means."""
 ANSWER_COLUMNS = {"answer": pa.string()}
 """Of files with an episode in which an answer was given; null for the others."""
-OPTIONAL_COLUMNS = {**RECORD_COLUMNS, **BRANCH_COLUMNS, **FAILURE_COLUMNS, **CALL_COLUMNS, **ANSWER_COLUMNS}
+SPAN = pa.struct(
+    [
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("started", pa.float32(), nullable=False),
+        pa.field("ended", pa.float32(), nullable=False),
+    ]
+)
+SPAN_COLUMNS = {"spans": pa.list_(SPAN)}
+"""Of files with an episode of which it is known when it waited for what (`EpisodeTimings.spans`); in its first row."""
+OPTIONAL_COLUMNS = {
+    **RECORD_COLUMNS,
+    **BRANCH_COLUMNS,
+    **FAILURE_COLUMNS,
+    **CALL_COLUMNS,
+    **ANSWER_COLUMNS,
+    **SPAN_COLUMNS,
+}
 """In the order in which they stand behind the others."""
 ARRAY_COLUMNS = (*TOKEN_COLUMNS, *RECORD_COLUMNS)
 ENCODINGS = {
@@ -316,7 +332,8 @@ def write_episodes(
     failures = FAILURE_COLUMNS if any(episode.failed_part for episode in episodes) else ()
     calls = CALL_COLUMNS if any(episode.num_recovered_calls for episode in episodes) else ()
     answers = ANSWER_COLUMNS if any(episode.answer is not None for episode in episodes) else ()
-    schema = schema_with([*recorded, *branches, *failures, *calls, *answers])
+    spans = SPAN_COLUMNS if any(episode.timings.spans for episode in episodes) else ()
+    schema = schema_with([*recorded, *branches, *failures, *calls, *answers, *spans])
     schema = schema.with_metadata({**schema.metadata, NUM_ROWS: str(len(rows)).encode()})
     encodings = {name: how for name, how in ENCODINGS.items() if name.partition(".")[0] in schema.names}
     split = [name.partition(".")[0] for name in encodings]
@@ -541,6 +558,11 @@ def _plain_row(episode: Episode, place: int, step: int, advantages: Mapping[str,
         "parent_id": episode.parent_id or None,
         "branch_turn": episode.branch_turn if episode.parent_id else None,
         "failed_part": episode.failed_part or None,
+        "spans": [
+            dict(zip(("kind", "started", "ended"), span, strict=True)) for span in episode.timings.spans
+        ]
+        if place == 0 and episode.timings.spans
+        else None,
         "num_recovered_calls": episode.num_recovered_calls,
         "answer": episode.answer,
         **{name: getattr(episode.timings, name) for name in TIMINGS},
@@ -579,7 +601,10 @@ def _episode(rows: Sequence[Mapping[str, Any]]) -> Episode:
         tools={name: ToolUsage(**usage) for name, usage in first["tools"]},
         messages=tuple(orjson.loads(first["messages"])),
         segments=tuple(_segment(row) for row in rows if row["segment"] is not None),
-        timings=EpisodeTimings(**{name: first[name] for name in TIMINGS}),
+        timings=EpisodeTimings(
+            **{name: first[name] for name in TIMINGS},
+            spans=tuple((one["kind"], one["started"], one["ended"]) for one in first.get("spans") or ()),
+        ),
         parent_id=first.get("parent_id") or "",
         branch_turn=first.get("branch_turn") or 0,
         failed_part=first.get("failed_part") or "",

@@ -16,6 +16,7 @@ from polyturn.viewer.plain_json import Json, finite, numbers
 from polyturn.viewer.tokenizers import TokenTexts
 
 MAX_LOG_RATIO = 20.0
+MAX_TURNS = 2_000
 MAX_EARLIER = 64
 """Segments before one that it may go on from."""
 Column = npt.NDArray[Any]
@@ -80,7 +81,40 @@ def token_page(
 def turns_of(episode: Episode, credit: Mapping[int, TokenCredit]) -> list[Json]:
     """`Turn` of each."""
     number = max(episode.num_turns, len(episode.turn_records))
-    return [_turn(episode, turn, credit) for turn in range(min(number, 2_000))]
+    seconds = seconds_by_turn(episode)
+    nothing = dict.fromkeys(("start_s", "generate_s", "tools_s", "queue_s"))
+    return [
+        {**_turn(episode, turn, credit), **(seconds[turn] if turn < len(seconds) else nothing)}
+        for turn in range(min(number, MAX_TURNS))
+    ]
+
+
+def seconds_by_turn(episode: Episode) -> list[Json]:
+    """When each turn began and what it waited for, of the turns of which that is known.
+
+    A turn is what is generated until the environment steps, that step included; the reset's is before the first. Where
+    an agent asks without stepping, each request is a turn.
+    """
+    spans = list(episode.timings.spans)
+    steps = sum(kind == "tools" for kind, _, _ in spans)
+    by_request = steps < episode.num_turns - 1 and sum(kind == "generate" for kind, _, _ in spans) > steps
+    found: list[Json] = []
+    turn: Json | None = None
+    for kind, started, ended in spans:
+        has_generated = turn is not None and turn["generate_s"] is not None
+        if kind == "tools" and not has_generated:
+            turn = None  # of the reset, as is what it waited for
+            continue
+        if turn is None or (by_request and has_generated and kind == "generate"):
+            turn = {"start_s": finite(started), "generate_s": None, "tools_s": None, "queue_s": None}
+            has_generated = False
+        if kind == "generate" and not has_generated:
+            found.append(turn)
+        if (name := f"{kind}_s") in turn:
+            turn[name] = (turn[name] or 0.0) + (finite(ended - started) or 0.0)
+        if kind == "tools" and not by_request:
+            turn = None
+    return found
 
 
 def _turn(episode: Episode, turn: int, credit: Mapping[int, TokenCredit]) -> Json:
@@ -105,10 +139,6 @@ def _turn(episode: Episode, turn: int, credit: Mapping[int, TokenCredit]) -> Jso
         "turn": turn,
         "role": (record.role if record is not None else role)[:200],
         "reward": None if record is None else finite(record.reward),
-        "start_s": None,
-        "generate_s": None,
-        "tools_s": None,
-        "queue_s": None,
         "num_sampled": sum(len(column) for column in sampled["logprobs"]),
         "num_context": context,
         **version_range(sampled["versions"]),

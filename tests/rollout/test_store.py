@@ -150,6 +150,14 @@ def test_columnar_round_trip(tmp_path, written):
     assert with_advantage == {episode.episode_id for episode in written[:2]}
 
 
+def test_when_an_episode_waited_for_what_is_kept(tmp_path):
+    spans = (("queue", 0.0, 0.25), ("generate", 0.25, 1.5), ("tools", 1.5, 2.0))
+    episode = simple_episode()
+    waited = replace(episode, episode_id="g00000000.1.0", timings=replace(episode.timings, spans=spans))
+    write_episodes(tmp_path / "step.parquet", [episode, waited], step=1)
+    assert [one.timings.spans for one in read_episodes(tmp_path / "step.parquet")] == [(), spans]
+
+
 def test_the_journal_is_kept_until_the_step_is_trained(tmp_path):
     store = TrajectoryStore(tmp_path)
     failed = simple_episode("g00000000.0.0", None)

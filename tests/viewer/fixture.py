@@ -237,7 +237,11 @@ def _episode(
             _segment(tokenizer, rng, script.pieces[:branch_at], step),
             _segment(tokenizer, rng, compacted, step),
         ]
-    generate_s, tools_s, queue_s = rng.uniform(0.5, 3), rng.uniform(0.05, 0.4), rng.uniform(0, 0.2)
+    spans = _spans(rng, script.turn)
+    seconds = {
+        f"{kind}_s": sum(ended - started for of, started, ended in spans if of == kind)
+        for kind in ("generate", "tools", "queue")
+    }
     sampled = sum(segment.num_sampled for segment in segments)
     error = None
     if outcome is Outcome.FAILED:
@@ -264,22 +268,27 @@ def _episode(
             "search": ToolUsage(
                 num_calls=script.num_calls,
                 num_failures=script.num_errors,
-                seconds=tools_s,
-                max_seconds=tools_s,
+                seconds=seconds["tools_s"],
+                max_seconds=seconds["tools_s"],
             )
         },
         messages=tuple(script.messages),
         segments=tuple(segments),
         num_drawn_tokens=sampled,
-        timings=EpisodeTimings(
-            generate_s=generate_s,
-            tools_s=tools_s,
-            queue_s=queue_s,
-            total_s=generate_s + tools_s + queue_s + 0.01,
-        ),
+        timings=EpisodeTimings(**seconds, total_s=spans[-1][2] + 0.01, spans=spans),
         error=error,
         failed_part="tool 'search'" if outcome is Outcome.FAILED else "",
     )
+
+
+def _spans(rng: random.Random, num_turns: int) -> tuple[tuple[str, float, float], ...]:
+    """A reset, and in each turn a wait, what is generated, and a step."""
+    found, now = [], 0.0
+    for kind in ["tools", *["queue", "generate", "tools"] * num_turns]:
+        ended = now + rng.uniform(0.01, {"generate": 1.5}.get(kind, 0.2))
+        found.append((kind, now, ended))
+        now = ended
+    return tuple(found)
 
 
 def _passages(place: str, extra: str) -> str:

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from polyturn.agents.episode import Episode, EpisodeTimings, Outcome
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.rollout.token_credit import TokenCredit, token_credit_path, write_token_credit
 from polyturn.tools.search.retrieval import Hit, render_hits, render_quoted
@@ -24,6 +25,7 @@ from polyturn.viewer.conversation import num_common, shown_messages
 from polyturn.viewer.parameters import BadParameter, NotThere, Parameters
 from polyturn.viewer.plain_json import dumps
 from polyturn.viewer.renderers import RENDERERS, any_of_them, search_results
+from polyturn.viewer.token_columns import seconds_by_turn
 from tests.viewer.api_types import read_api_types
 from tests.viewer.fixture import EPISODES_PER_GROUP, GROUPS_PER_STEP, NUM_STEPS, FixtureRun
 
@@ -166,6 +168,48 @@ def test_tokens_are_the_stored_ones_with_their_text(answers: Answers, made: Fixt
     assert "".join(found["texts"]).startswith("system Find the answer with the search tool")
     part = ask(answers, f"/api/tokens?run={RUN}&id=g00000001-0&start=5&count=3")
     assert part["ids"] == found["ids"][5:8] and part["total"] == len(stored)
+
+
+def test_turns_have_their_own_seconds(answers: Answers, made: FixtureRun) -> None:
+    stored = next(e for e in TrajectoryStore(made.run).read_step(1) if e.episode_id == "g00000001-0").timings
+    turns = ask(answers, f"/api/episode?run={RUN}&id=g00000001-0")["turns"]
+    assert len(turns) == 3
+    for name in ("generate_s", "queue_s"):
+        assert sum(turn[name] for turn in turns) == pytest.approx(getattr(stored, name), rel=1e-4)
+    reset = stored.spans[0][2] - stored.spans[0][1]
+    assert sum(turn["tools_s"] for turn in turns) == pytest.approx(stored.tools_s - reset, rel=1e-4)
+    assert [turn["start_s"] for turn in turns] == [
+        pytest.approx(stored.spans[1 + 3 * n][1]) for n in range(3)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("spans", "num_turns", "expected"),
+    [
+        ("TQGT", 1, [(1, 1, 1)]),
+        ("QTGGTG", 2, [(2, 1, None), (1, None, None)]),
+        ("GQGG", 3, [(1, None, 1), (1, None, None), (1, None, None)]),
+        ("T", 0, []),
+        ("QT", 1, []),
+    ],
+)
+def test_waits_are_shared_out_to_turns(spans: str, num_turns: int, expected: list[Any]) -> None:
+    kinds = {"G": "generate", "T": "tools", "Q": "queue"}
+    waits = tuple((kinds[letter], float(at), at + 1.0) for at, letter in enumerate(spans))
+    episode = Episode(
+        episode_id="e",
+        group_id="g",
+        env_id="env",
+        task_id="t",
+        seed=0,
+        outcome=Outcome.COMPLETED,
+        stop_reason="terminated",
+        reward=0.0,
+        num_turns=num_turns,
+        timings=EpisodeTimings(spans=waits),
+    )
+    found = [(turn["generate_s"], turn["tools_s"], turn["queue_s"]) for turn in seconds_by_turn(episode)]
+    assert found == expected
 
 
 def test_what_the_trainer_made_of_tokens_stands_beside_them(made: FixtureRun, tmp_path: Path) -> None:
