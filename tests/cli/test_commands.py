@@ -44,6 +44,7 @@ def invoke(*arguments: str) -> tuple[int, str]:
         ["simulate"],
         ["probe"],
         ["convert"],
+        ["import-slime"],
         ["doctor"],
         ["view"],
         ["template", "check"],

@@ -12,6 +12,7 @@ from polyturn.cli import (
     engines,
     env,
     evaluation,
+    import_slime,
     models,
     probe,
     rollout,
@@ -37,6 +38,7 @@ app.command("rollout")(rollout.rollout)
 app.command("simulate")(simulate.simulate)
 app.command("probe")(probe.probe)
 app.command("convert")(convert.convert)
+app.command("import-slime")(import_slime.import_slime)
 app.add_typer(env.app, name="env")
 app.add_typer(evaluation.app, name="eval")
 app.add_typer(traces.app, name="traces")
