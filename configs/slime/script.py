@@ -14,7 +14,7 @@ _SOURCE = re.compile(r"^[ \t]*(?:source|\.)[ \t]+(\S+)[ \t]*$", re.MULTILINE)
 _SEQUENCE = re.compile(r"\$\(seq (\d+) (\d+) (\d+)\)")
 _REFERENCE = re.compile(r"\$\{(\w+)(?::?-([^{}]*))?\}|\$(\w+)")
 _SPREAD = re.compile(r"\"?\$\{(\w+)\[@\]\}\"?")
-_PROGRAM = re.compile(r"(?:^|/)train(_async)?\.py$")
+_PROGRAM = re.compile(r"(?:[\s/]|^)train(_async)?\.py[ \t]+((?:--|\"?\$).*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,16 +46,11 @@ def read_script(path: Path) -> Launch:
         raise ValueError(f"{path}: no such script")
     shell = _Shell()
     text = _read(path, shell)
-    for line in text.splitlines():
-        words = _words(line)
-        for index, word in enumerate(words):
-            found = _PROGRAM.search(word)
-            if found and any(after.startswith(("--", "$", '"$')) for after in words[index + 1 :]):
-                arguments = [w for after in words[index + 1 :] for w in _expanded(after, shell)]
-                options = _options([_resolved(argument, shell) for argument in arguments])
-                return Launch(
-                    options=options, is_async=found[1] is not None, notes=tuple(dict.fromkeys(shell.notes))
-                )
+    found = _PROGRAM.search(text)
+    if found is not None:
+        arguments = [word for given in _words(found[2]) for word in _expanded(given, shell)]
+        options = _options([_resolved(argument, shell) for argument in arguments])
+        return Launch(options=options, is_async=found[1] is not None, notes=tuple(dict.fromkeys(shell.notes)))
     raise ValueError(f"{path}: it starts neither train.py nor train_async.py")
 
 

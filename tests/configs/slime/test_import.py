@@ -49,7 +49,9 @@ OPTIMIZER_ARGS=(
 """
 SUBMIT = """
 ray job submit --address="http://127.0.0.1:8265" \\
-   --runtime-env-json='{"env_vars": {"PYTHONPATH": "/root/Megatron-LM"}}' \\
+   --runtime-env-json='{
+     "env_vars": {"PYTHONPATH": "/root/Megatron-LM"}
+   }' \\
    -- python3 PROGRAM \\
    LAYOUT \\
    ${MODEL_ARGS[@]} \\
