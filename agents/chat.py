@@ -1,6 +1,8 @@
 """Conversations as tokens: the prompt once, and after that only what the chat template adds.
 
 A dialect of tags has its conversations in one assistant turn: what is found goes on where the policy stopped, as text.
+
+The module is long because all that a renderer knows of its template serves each of its few questions.
 """
 
 from __future__ import annotations
@@ -293,6 +295,30 @@ class ChatRenderer:
                 self._outlines, self._num_outlines = {}, 0
             outline.keeps[block] = self._keeps(outline.behind(block))
         return outline.keeps[block]
+
+    def written_turn(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = ()) -> list[int]:
+        """The tokens of the last message, an assistant's, as the template writes it and a policy would sample it behind
+        `start` or `extend`, with the token that ends it.
+
+        Raises:
+            ValueError: the template refuses it, or writes another head before it than before a turn to be sampled.
+        """
+        shield = self._shield(messages, tools)
+        head = self._template.render(shield.messages[:-1], shield.tools)
+        whole = self._template.render(shield.messages, shield.tools, generation=False)
+        if not whole.startswith(head):
+            raise TemplateRefusal(
+                "the chat template does not write this turn behind the head that it gives a turn to be sampled, as "
+                "where the head opens a thought and the turn has none, or histories have no thoughts"
+            )
+        text = whole[len(head) :]
+        end = self._calling if messages[-1].get("tool_calls") else self._plain
+        ends = [(text.rfind(stop), stop) for stop in (*end.stops, end.close) if stop and stop in text]
+        if ends:
+            at, stop = max(ends)
+            return self._encoder.encode(text[: at + len(stop)], shield, behind=self._encoder.anchor)
+        token_ids = self._encoder.encode(text.rstrip(), shield, behind=self._encoder.anchor)
+        return [*token_ids, self._stop_token_ids[0]]
 
     def shows_tools(self, tools: Sequence[ToolSpec]) -> bool:
         """Whether the template tells the model of all these tools."""

@@ -349,6 +349,15 @@ METRICS: tuple[Metric, ...] = (
         ("heldout/[*/]skipped", "evaluations", "that were due while another was under way, so far"),
     ),
     *_of(
+        "trainer/run/heldout_loss.py",
+        "fine_tuning.md",
+        (
+            "heldout/loss",
+            "nats",
+            "on the held-out rows of a run that is fine-tuned, a mean over taught tokens",
+        ),
+    ),
+    *_of(
         "rollout/engines/load.py",
         "engines.md#what-is-known-of-their-load",
         ("engine/*/silent", "share", "of the looks at an engine's load that it did not answer"),

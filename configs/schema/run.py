@@ -30,6 +30,7 @@ from polyturn.configs.schema.engines import EnginesConfig, ServedModel, TeacherC
 from polyturn.configs.schema.metrics import MetricsConfig
 from polyturn.configs.schema.rollout import MinP, RolloutConfig, TopP
 from polyturn.configs.schema.section import Section
+from polyturn.configs.schema.supervised import SupervisedConfig
 from polyturn.configs.schema.tasks import (
     EnvironmentReward,
     GroupRewardConfig,
@@ -362,6 +363,7 @@ class RunConfig(Section):
     group_rewards: list[GroupRewardConfig] = []
     model: ModelConfig
     rollout: RolloutConfig
+    supervised: SupervisedConfig | None = None
     engines: EnginesConfig = EnginesConfig()
     teachers: list[TeacherConfig] = []
     """Models that the policy is distilled from."""
@@ -383,9 +385,22 @@ class RunConfig(Section):
     and `optimizer`, fields of its DistributedDataParallelConfig and OptimizerConfig."""
 
     @property
+    def plays(self) -> bool:
+        """Whether there are engines that its steps are played on."""
+        return self.rollout.replay is None and self.supervised is None
+
+    @model_validator(mode="after")
+    def _one_source_of_steps(self) -> Self:
+        if self.supervised is not None and self.rollout.replay is not None:
+            raise ValueError(
+                "supervised: rollout.replay gives the run its steps already; leave one of them out"
+            )
+        return self
+
+    @property
     def served_models(self) -> list[ServedModel]:
         """The teachers, then the judges; none where nothing is played."""
-        return [] if self.rollout.replay is not None else [*self.teachers, *self.judges]
+        return [*self.teachers, *self.judges] if self.plays else []
 
     @model_validator(mode="after")
     def _served_models_have_names_of_their_own(self) -> Self:
@@ -447,7 +462,7 @@ class RunConfig(Section):
     @property
     def shares_gpus(self) -> bool:
         """Whether the engines, or some of them, are on the trainer's GPUs by turns."""
-        return self.engines.num_sharing > 0 and self.rollout.replay is None
+        return self.engines.num_sharing > 0 and self.plays
 
     @property
     def asks_engines_directly(self) -> bool:

@@ -52,7 +52,7 @@ def check_batch(config: RunConfig) -> str:
 def num_gpus(config: RunConfig) -> int:
     """GPUs that the run needs: trainer ranks have their own, and so have engines that do not take turns with them."""
     engines, trainer = config.engines, config.trainer
-    for_engines = engines.num_own_gpus if config.rollout.replay is None else 0
+    for_engines = engines.num_own_gpus if config.plays else 0
     served = sum(model.engines.num_gpus for model in config.served_models if model.is_managed)
     return for_engines + served + (trainer.num_ranks if trainer.device == "cuda" else 0)
 

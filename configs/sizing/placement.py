@@ -179,7 +179,7 @@ def shown(nodes: Sequence[Node]) -> str:
 
 def _check_sharing(config: RunConfig) -> None:
     engines, device = config.engines, config.trainer.device
-    if engines.num_sharing and config.rollout.replay is None and engines.device != device:
+    if engines.num_sharing and config.plays and engines.device != device:
         raise ConfigError(
             f"engines.placement: engines that take turns with the trainer run on its device, and engines.device is "
             f"{engines.device}, trainer.device {device}"
@@ -216,7 +216,7 @@ class _Plan:
         self._turn = 0
 
     def seated(self, *, engines_first: bool) -> Placement:
-        config, plays = self._config, self._config.rollout.replay is None
+        config, plays = self._config, self._config.plays
         groups: dict[str, ServersConfig] = {}
         if plays and config.engines.is_managed:
             groups[POLICY_ENGINES] = config.engines

@@ -32,7 +32,7 @@ def placement_lines(config: RunConfig, placement: Placement) -> list[PlacedLine]
         for engines in placement.engines.values():
             for engine in engines:
                 lines += _engine_lines(node, engine)
-    if not config.asks_engines_directly and config.rollout.replay is None:
+    if not config.asks_engines_directly and config.plays:
         router = config.engines.router
         lines.append(
             PlacedLine(node="driver", device="cpu", name="router", note=f"{router.host}:{_port(router.port)}")

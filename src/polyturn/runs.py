@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from polyturn.evaluations import Asked
     from polyturn.rollout.evaluation.conduct import Conducted
     from polyturn.rollout.evaluation.held_out import EvaluationResult
+    from polyturn.rollout.fine_tuning.source import TaughtRows
     from polyturn.rollout.probe import ProbeResult
 
 logger = logging.getLogger(__name__)
@@ -194,6 +195,70 @@ def roll_out(
         on_warning(warning)
     require()
     return run(config)
+
+
+def fine_tune(
+    recipe: str | Path | RunConfig,
+    /,
+    *overrides: str,
+    on_warning: Callable[[str], object] = logger.warning,
+    **options: Any,
+) -> Path:
+    """Fine-tune a recipe's policy on rows: `fine_tune("quickstart", supervised={"data": ["rows.jsonl"]})`.
+
+    Arguments are those of `load_config`, and what comes of them is that of `train`, but that the steps follow from the
+    rows and the epochs; `trainer.num_steps` among the overrides ends the run earlier.
+
+    Raises:
+        ConfigError: also where a row is not as it should be, with file, line and key.
+        RunFailure: as of `train`.
+        Interrupted: as of `train`.
+    """
+    require()
+    config, rows = fine_tuning(recipe, *overrides, on_message=on_warning, **options)
+    from polyturn.trainer.run.preflight import preflight
+
+    warnings = preflight(config)
+    from polyturn.trainer.run import train as run
+    from polyturn.trainer.run.failures import FAILURES, sentence_of
+
+    try:
+        return run.train(config, warnings=warnings, rows=rows)
+    except RunFailure:
+        raise
+    except FAILURES as failure:
+        raise RunFailure(sentence_of(failure)) from failure
+
+
+def fine_tuning(
+    recipe: str | Path | RunConfig,
+    /,
+    *overrides: str,
+    on_message: Callable[[str], object] = logger.warning,
+    **options: Any,
+) -> tuple[RunConfig, TaughtRows]:
+    """The config of a run that is fine-tuned, and its rows. Arguments are those of `fine_tune`.
+
+    Raises `ConfigError` where there are none, or one is not as it should be.
+    """
+    written = (*overrides, *_as_overrides(options))
+    config = load_config(recipe, *written)
+    if config.supervised is None:
+        raise ConfigError("supervised.data: name the rows to fine-tune on: --data FILE")
+    from polyturn.rollout.fine_tuning.source import load_rows
+    from polyturn.trainer.run.progress import make_progress
+    from polyturn.trainer.run.supervised import supervised_run
+
+    progress = make_progress(config.logging.progress, num_steps=1)
+    progress.phase("reading the rows")
+    try:
+        rows = load_rows(config, on_row=progress.advance)
+    finally:
+        progress.close()
+    on_message(rows.summary())
+    ends_early = any(override.startswith("trainer.num_steps=") for override in written)
+    num_steps = config.trainer.num_steps if ends_early else None
+    return supervised_run(config, len(rows.train), num_steps=num_steps), rows
 
 
 MAX_PROBED = 1_000_000

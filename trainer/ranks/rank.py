@@ -185,6 +185,14 @@ class PolicyRank(Rank):
         for _ in self._exported:
             continue
 
+    def surprise(self, samples: Sequence[TrainSample]) -> float:
+        """The sum of -log p over the trainable tokens of this rank's samples, at temperature 1."""
+        columns = self.policy.logprobs(samples, temperature=1.0)
+        return -sum(
+            float(column[sample.sampled].sum(dtype="float64"))
+            for sample, column in zip(samples, columns, strict=True)
+        )
+
     def score(self, samples: Sequence[TrainSample]) -> dict[str, Columns]:
         """What the step needs to know of this rank's samples under the weights as they are, by sample id.
 

@@ -165,6 +165,13 @@ class Trainer:
                     columns[sample_id] = {**columns.get(sample_id, {}), **of_sample}
         return {sample.sample_id: replace(sample, **columns[sample.sample_id]) for sample in samples}
 
+    def cross_entropy(self, samples: Sequence[TrainSample]) -> float:
+        """The mean of -log p over the trainable tokens of samples, at temperature 1, by the weights as they are."""
+        trainer = self._config.trainer
+        shares = split_over_ranks(samples, trainer.parallel.data, trainer.balance)
+        sums = self._policy.start_on_shares(PolicyRank.surprise, shares).results()
+        return sum(sums) / sum(sample.num_trainable for sample in samples)
+
     def update(self, updates: Sequence[Update]) -> list[UpdateReport]:
         """Train on a step; the report of each data-parallel rank of the policy."""
         trainer = self._config.trainer

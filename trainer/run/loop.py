@@ -35,11 +35,13 @@ from polyturn.trainer.run.directory import RunDirectory, RunState, write_json
 from polyturn.trainer.run.failures import StepFailure, sentence_of
 from polyturn.trainer.run.health import HealthMonitor
 from polyturn.trainer.run.heldout import HeldOut, Results
+from polyturn.trainer.run.heldout_loss import HeldOutLoss
 from polyturn.trainer.run.metrics import step_metrics
-from polyturn.trainer.run.progress import ProgressDisplay
+from polyturn.trainer.run.progress import HELDOUT_LOSS, ProgressDisplay
 from polyturn.trainer.run.resume import forget_failure, installed_versions, note_failure
 from polyturn.trainer.run.served_weights import ServedWeights
 from polyturn.trainer.run.stopwatch import Stopwatch
+from polyturn.trainer.run.supervised import figures_of_supervised
 from polyturn.trainer.run.timeline import Timeline
 from polyturn.trainer.run.token_credit import keep_token_credit
 from polyturn.trainer.run.turns import Turns
@@ -122,6 +124,7 @@ class TrainingLoop:
             step=state.step,
             version=state.policy_version,
         )
+        self._heldout_loss = HeldOutLoss(config, parts.trainer, parts.worker)
         self._keeper = parts.keeper
         self._heldout.meanwhile = self._served.tend
         self._saving: RunState | None = None
@@ -147,6 +150,7 @@ class TrainingLoop:
                 others = {name: found for name, found in before.items() if name}
                 self._state = replace(self._state, heldout_before=before[""], suites_before=others)
                 self._save()
+        self._measure_before()
         try:
             self._take_steps()
         finally:
@@ -161,8 +165,18 @@ class TrainingLoop:
             after = self._heldout.play("after", self._state.step)
         with self._served.trainer_at_work(self._stopwatch):
             self._save_policy()
+        if self._config.supervised is not None and not self._heldout_loss.newest:
+            self._heldout_loss.measure()
         self._summarise("finished", after)
         self._stop_if_asked()
+
+    def _measure_before(self) -> None:
+        """The loss on held-out rows before the first step, where a run is fine-tuned on rows."""
+        if self._state.step == 0 and self._state.heldout_before is None:
+            found = self._heldout_loss.measure()
+            if found:
+                self._progress.message(f"loss on held-out rows before training: {found[HELDOUT_LOSS]:.4f}")
+                self._state = replace(self._state, heldout_before=found)
 
     def _save_policy(self) -> None:
         self._trainer.save_hf(self._directory.policy)
@@ -355,6 +369,8 @@ class TrainingLoop:
         if saves:
             self._heldout.best.report(step, row)
         standing = self._worker.standing()
+        if self._config.supervised is not None:
+            row = figures_of_supervised(row) | self._heldout_loss.after_step(step)
         row = {**row, **standing.figures, **self._evaluate_between(step)}
         row = {**row, **self._alarms.watch(step, row)}
         stopped = reached(self._config.trainer.stop_at, row)
@@ -434,6 +450,14 @@ class TrainingLoop:
         """Whether a metric has ended the run; another `trainer.stop_at` lets it go on."""
         return self._state.stopped_by is not None and self._state.stopped_by == self._stop_at
 
+    def _heldout_summary(self, after: Results) -> dict[str, Any]:
+        """What was measured on held-out tasks, or on held-out rows."""
+        before = self._state.heldout_before
+        if self._config.supervised is None:
+            return {"heldout": {"before": before, "after": after.get("")}}
+        losses = {"before": before, "after": self._heldout_loss.newest}
+        return {"heldout_loss": {when: (found or {}).get(HELDOUT_LOSS) for when, found in losses.items()}}
+
     def _summarise(self, status: str, after: Results | None) -> None:
         best, found = self._heldout.best.best, after or {}
         before = self._state.suites_before
@@ -443,7 +467,7 @@ class TrainingLoop:
             "seed": self._config.seed,
             "steps": self._state.step,
             "policy_version": self._state.policy_version,
-            "heldout": {"before": self._state.heldout_before, "after": found.get("")},
+            **self._heldout_summary(found),
             "suites": {
                 suite.name: {"before": before.get(suite.name), "after": found.get(suite.name)}
                 for suite in self._heldout.suites

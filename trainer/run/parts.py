@@ -21,6 +21,7 @@ from polyturn.rollout.engines.process import EngineError
 from polyturn.rollout.engines.ray_launcher import RayLauncher
 from polyturn.rollout.engines.reservation import Reservation, SharedPath
 from polyturn.rollout.engines.server import EngineSpec
+from polyturn.rollout.fine_tuning.source import TaughtRows, TaughtSteps, load_rows
 from polyturn.rollout.player import RolloutError
 from polyturn.rollout.replay import ReplayedSteps
 from polyturn.rollout.source import StepSource
@@ -145,8 +146,17 @@ class StartingWeights:
 
 
 @contextmanager
-def step_source(config: RunConfig, engines: Engines | None) -> Iterator[StepSource]:
-    """What gives the run its steps: they are played on the engines, or replayed where there are none."""
+def step_source(
+    config: RunConfig, engines: Engines | None, rows: TaughtRows | None = None
+) -> Iterator[StepSource]:
+    """What gives the run its steps: they are played on the engines, or where there are none made of rows, or replayed.
+
+    Args:
+        rows: As of `train`.
+    """
+    if config.supervised is not None:
+        yield TaughtSteps(config, rows or load_rows(config))
+        return
     if engines is None:
         assert config.rollout.replay is not None, "without engines there is something to replay"
         yield ReplayedSteps(config.rollout.replay, samples_per_prompt=config.rollout.samples_per_prompt)

@@ -80,6 +80,7 @@ from polyturn.trainer.run.served_checks import (
     check_served_models,
     check_teachers,
 )
+from polyturn.trainer.run.supervised import check_supervised
 from polyturn.trainer.sinks.factory import check_sinks
 
 
@@ -131,7 +132,7 @@ def preflight(
         check_fp8(config)
     model = evaluated or resolve_model_path(config.model.path, needs_weights=not is_sketch)
     # What this machine has.
-    has_engines = config.rollout.replay is None or not trains
+    has_engines = config.plays or not trains
     if trains and not dry_run:
         check_hosts(config)
     if not is_sketch:
@@ -156,9 +157,10 @@ def preflight(
         warnings += check_rounding(config)
     else:
         check_precision(model, config.engines.device, "the model that is evaluated")
-    check_judges(config)
+    if config.plays or not trains:
+        check_judges(config)
     check_served_models(config, trains=trains, is_sketch=is_sketch)
-    if trains and not is_sketch and config.rollout.replay is None:
+    if trains and not is_sketch and config.plays:
         check_teachers(config, model)
     if is_sketch:
         check_family(model)
@@ -177,8 +179,10 @@ def preflight(
     if splits is None:
         trained_on = (config.environment.train_split,) if trains else ()
         splits = (*trained_on, config.evaluation.split)
-    check_environment(config, splits, model)
-    if trains:
+    is_taught = trains and config.supervised is not None
+    if not is_taught:
+        check_environment(config, splits, model)
+    if trains and not is_taught:
         with as_config_error():
             check_branching(config)
         for suite in suites_of(config)[1:]:
@@ -186,10 +190,12 @@ def preflight(
         with as_config_error("curriculum: "):
             tasks = tasks_of(config, config.environment.train_split)
             make_curriculum(config.curriculum, tasks, seed=config.seed)
-    if not is_sketch:
+    if not is_sketch and not is_taught:
         warnings += check_template(config, model)
         check_agent(config, model)
-    if not has_engines:
+    if is_taught:
+        check_supervised(config)
+    elif not has_engines:
         check_replay(config, warnings.append)
     if config.resume and trains and not is_sketch:
         with as_config_error():

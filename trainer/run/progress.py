@@ -16,6 +16,8 @@ from rich.text import Text
 from polyturn.tools.plain import printable
 from polyturn.trainer.run.health import Finding
 
+HELDOUT_LOSS = "heldout/loss"
+"""Of a run that is fine-tuned on rows."""
 NUM_ROWS_SHOWN = 12
 NUM_FINDINGS_SHOWN = 6
 
@@ -61,10 +63,27 @@ def format_step(step: int, num_steps: int, row: Mapping[str, float]) -> str:
     end = f"{row['seconds/step']:.1f} s ({split})"
     if not row["episode/num"]:
         return f"step {step:>3}/{num_steps}  nothing to train on  {end}"
-    return (
-        f"step {step:>3}/{num_steps}  reward {row['reward/mean']:.3f}  success {row['success/mean']:.3f}  "
-        f"turns {row['episode/turns']:.2f}  {row['rollout/tokens_per_second']:.0f} tok/s  {end}"
+    figures = "  ".join(
+        f"{value} {name}" if name == "tok/s" else f"{name} {value}" for name, value in headline(row).items()
     )
+    return f"step {step:>3}/{num_steps}  {figures}  {end}"
+
+
+def headline(row: Mapping[str, float]) -> dict[str, str]:
+    """What a step is judged by at a glance: rewards of what was played, or losses of what was taught."""
+    if HELDOUT_LOSS in row or "reward/mean" not in row:
+        found = row.get(HELDOUT_LOSS)
+        return {
+            "loss": f"{row.get('train/loss', 0.0):.4f}",
+            "held-out": "-" if found is None else f"{found:.4f}",
+            "tok/s": f"{row['train/tokens_per_second']:.0f}",
+        }
+    return {
+        "reward": f"{row['reward/mean']:.3f}",
+        "success": f"{row['success/mean']:.3f}",
+        "turns": f"{row['episode/turns']:.2f}",
+        "tok/s": f"{row['rollout/tokens_per_second']:.0f}",
+    }
 
 
 class PlainProgress:
@@ -143,20 +162,14 @@ class LiveProgress:
         self._live.stop()
 
     def _render(self) -> Group:
-        table = Table(
-            "step", "reward", "success", "turns", "tok/s", "generate", "tools", "train", "sync", box=None
-        )
+        parts = ("generate", "tools", "train", "sync")
+        names = headline(self._rows[-1][1]) if self._rows else ()
+        table = Table("step", *names, *parts, box=None)
         for step, row in self._rows:
             table.add_row(
                 str(step),
-                f"{row['reward/mean']:.3f}",
-                f"{row['success/mean']:.3f}",
-                f"{row['episode/turns']:.2f}",
-                f"{row['rollout/tokens_per_second']:.0f}",
-                *(
-                    f"{row.get(f'seconds/{part}', 0.0):.1f} s"
-                    for part in ("generate", "tools", "train", "sync")
-                ),
+                *headline(row).values(),
+                *(f"{row.get(f'seconds/{part}', 0.0):.1f} s" for part in parts),
             )
         return Group(table, self._bars, *health_table(self._findings))
 

@@ -37,6 +37,7 @@ from polyturn.rollout.player import other_task
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.trainer.checkpoints.manifest import find_faults
 from polyturn.trainer.run.directory import FailedStep, RunDirectory
+from polyturn.trainer.run.supervised import data_digest
 from polyturn.trainer.sinks.json_lines import num_damaged_rows
 
 Warn = Callable[[str], None]
@@ -85,8 +86,9 @@ def check_resume(config: RunConfig, directory: RunDirectory, warn: Warn) -> None
     found = directory.sound_checkpoint(partial(find_faults, read=False), warn)
     last_step, frontier = (0, 0) if found is None else (found[1].step, found[1].prompt_position)
     _refuse_what_fails_again(directory, last_step, config.checks)
-    whole = journal_of(frontier, prompts_per_step=config.rollout.prompts_per_step) - 1
-    _check_stored(config, TrajectoryStore(directory.path), whole, warn)
+    if config.supervised is None:
+        whole = journal_of(frontier, prompts_per_step=config.rollout.prompts_per_step) - 1
+        _check_stored(config, TrajectoryStore(directory.path), whole, warn)
     if num_damaged := num_damaged_rows(directory.metrics):
         warn(
             f"resume: {directory.metrics} is damaged: {num_damaged} of its rows cannot be read and are left out"
@@ -195,9 +197,19 @@ DATA = (
     "rollout.samples_per_prompt",
     "rollout.sampling.*",
     "rollout.branching.*",
+    "supervised.tokens",
+    "supervised.heldout_share",
+    "supervised.max_tokens",
 )
 """Options that decide which episodes a run plays and what they are worth."""
-COMPARED_BY_CONTENT = ("model.path", "model.template", "environment.*timeout_s", "curriculum.difficulties")
+COMPARED_BY_CONTENT = (
+    "model.path",
+    "model.template",
+    "environment.*timeout_s",
+    "curriculum.difficulties",
+    "supervised.data",
+    "supervised.heldout",
+)
 """But for these: a model is known by its files, how long machinery may take is no part of a task, and what a file of
 difficulties said is in the checkpoint."""
 OF_ONE_SESSION = (
@@ -253,15 +265,12 @@ class Differences:
 
 def identify(config: RunConfig) -> Identity:
     """What a run of this config is of. Raises `ValueError` where tasks or environment cannot be had."""
-    env = make(config.environment.id, **config.environment.options)
-    try:
-        specs = [spec.to_openai() for spec in env.tools]
-        code = _source_of(type(env.unwrapped))
-    finally:
-        env.close()
+    specs, code = ([], "") if config.supervised is not None else _described(config)
     return Identity(
         config=config.model_dump(mode="json"),
-        tasks=source_digest(tasks_of(config, config.environment.train_split)),
+        tasks=data_digest(config)
+        if config.supervised is not None
+        else source_digest(tasks_of(config, config.environment.train_split)),
         tools=_digest(orjson.dumps(specs, default=str, option=orjson.OPT_SORT_KEYS)),
         code=code,
         model=model_digest(resolve_model_path(config.model.path)),
@@ -270,6 +279,15 @@ def identify(config: RunConfig) -> Identity:
         else _digest(read_template(config.model.template).encode()),
         versions=installed_versions(),
     )
+
+
+def _described(config: RunConfig) -> tuple[list[dict[str, Any]], str]:
+    """The tools that the environment describes, and the digest of the file that it stands in."""
+    env = make(config.environment.id, **config.environment.options)
+    try:
+        return [spec.to_openai() for spec in env.tools], _source_of(type(env.unwrapped))
+    finally:
+        env.close()
 
 
 def compare(old: Mapping[str, Any], new: Identity, config: RunConfig) -> Differences:
@@ -284,7 +302,7 @@ def compare(old: Mapping[str, Any], new: Identity, config: RunConfig) -> Differe
         line = f"{path} is {_shown(now)}, the run began with {_shown(was)}"
         (refused if _decides_data(path, was, now) else reported).append(line)
     for name, what in (
-        ("tasks", f"the tasks of the split {config.environment.train_split!r} are others than they were"),
+        ("tasks", _other_data(config)),
         ("tools", f"the environment {config.environment.id} describes other tools than it did"),
         ("model", f"the config, tokenizer or weights in {config.model.path} are others than they were"),
         ("template", f"the chat template, model.template={config.model.template}, is another than it was"),
@@ -301,6 +319,12 @@ def compare(old: Mapping[str, Any], new: Identity, config: RunConfig) -> Differe
         if new.versions.get(package) != was
     ]
     return Differences(refused=tuple(refused), reported=(*reported, *_consequences(changed, config)))
+
+
+def _other_data(config: RunConfig) -> str:
+    if config.supervised is not None:
+        return "the rows of supervised.data or supervised.heldout are others than they were"
+    return f"the tasks of the split {config.environment.train_split!r} are others than they were"
 
 
 def refusal(differences: Differences, directory: Path) -> str:

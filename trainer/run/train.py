@@ -13,6 +13,7 @@ from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.groups import ServedGroups, with_urls
 from polyturn.rollout.engines.launch import Engines
 from polyturn.rollout.engines.memory import EngineMemory
+from polyturn.rollout.fine_tuning.source import TaughtRows
 from polyturn.tools.interruption import InterruptGuard
 from polyturn.trainer.ranks.trainer import Trainer
 from polyturn.trainer.run.directory import RunDirectory, RunState
@@ -35,7 +36,9 @@ from polyturn.trainer.run.stopwatch import Stopwatch
 from polyturn.trainer.run.turns import Turns
 
 
-def train(config: RunConfig, *, warnings: Sequence[str] | None = None) -> Path:
+def train(
+    config: RunConfig, *, warnings: Sequence[str] | None = None, rows: TaughtRows | None = None
+) -> Path:
     """Train as the config says; the run directory.
 
     Nothing in a run directory is changed before it is known that the run can begin or go on: until then all that is
@@ -43,6 +46,7 @@ def train(config: RunConfig, *, warnings: Sequence[str] | None = None) -> Path:
 
     Args:
         warnings: of the preflight, where it has been passed; None: it is passed first.
+        rows: that it is fine-tuned on, where they have been read; None: they are read if there are any.
 
     Raises:
         ValueError: the config cannot be run; nothing has been started.
@@ -69,7 +73,7 @@ def train(config: RunConfig, *, warnings: Sequence[str] | None = None) -> Path:
             # From here on Ctrl-C drains; before, there is nothing to save.
             guard = stack.enter_context(InterruptGuard())
             guard.subscribe(lambda: progress.message("stopping: what is under way is finished and saved"))
-            worker = stack.enter_context(step_source(running, engines))
+            worker = stack.enter_context(step_source(running, engines, rows))
             guard.subscribe(worker.stop)
             keeper = stack.enter_context(kept_engines(running, directory, engines, worker, progress.message))
             parts = RunParts(
@@ -121,7 +125,7 @@ class _Processes:
 
     trainer: Trainer
     engines: Engines | None
-    """None where the run replays another."""
+    """None where nothing is played."""
     groups: ServedGroups
     turns: Turns | None
     """Where engines and trainer share GPUs, which are the trainer's now."""
@@ -134,7 +138,7 @@ def _running_stack(
     """Start Ray, the trainer's ranks, the models beside the policy and, unless the run replays another, its engines;
     end all on the way out."""
     directory.logs.mkdir(exist_ok=True)
-    replays = config.rollout.replay is not None
+    replays = not config.plays
     with ExitStack() as stack, stopwatch.measure("start") as _:
         progress.phase("starting Ray and the trainer's ranks" + ("" if replays else ", and the engines"))
         reservation = begin_ray(stack, config, directory)

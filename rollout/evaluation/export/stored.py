@@ -76,6 +76,8 @@ class StoredPart:
     """Who played, for people."""
     model_path: Path | None
     """The directory whose tokenizer made the tokens, if it is there."""
+    template: Path | None
+    """The chat template in place of that directory's own."""
     success_score: float
     created: str
     """When it was begun, as ISO 8601 has it; empty: nobody knows."""
@@ -147,6 +149,7 @@ def _entries(directory: Path, tell: Tell) -> list[StoredPart]:
                 split=entry.split,
                 policy=evaluation.policy,
                 model_path=_directory_of(plan.player.model),
+                template=_template_of(planned.config),
                 success_score=entry.success_score,
                 created=plan.created,
                 stream=_EntryStream(directory, entry, tools, tell),
@@ -208,6 +211,7 @@ def _run(directory: Path, tell: Tell) -> StoredPart:
         split=str(environment.get("train_split", "train")),
         policy=str(model.get("path", "model")),
         model_path=_directory_of(model.get("path")),
+        template=_template_of(config),
         success_score=1.0,
         created="",
         stream=_FileStream(steps, _ToolsOf(config, tell), tell),
@@ -221,6 +225,7 @@ def _file(path: Path, tell: Tell) -> StoredPart:
         split="",
         policy="unknown",
         model_path=None,
+        template=None,
         success_score=1.0,
         created="",
         stream=_FileStream([(None, path)], _ToolsOf({}, tell), tell),
@@ -317,6 +322,11 @@ def _directory_of(model: object) -> Path | None:
         return resolve_model_path(model, needs_weights=False)
     except ConfigError:
         return None
+
+
+def _template_of(config: Mapping[str, Any]) -> Path | None:
+    named = (config.get("model") or {}).get("template")
+    return Path(named) if named else None
 
 
 def question_of(messages: Sequence[Message]) -> list[Message]:

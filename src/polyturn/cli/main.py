@@ -17,6 +17,7 @@ from polyturn.cli import (
     probe,
     rollout,
     serve,
+    sft,
     simulate,
     template,
     traces,
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 app.command("train")(train.train)
 app.command("rollout")(rollout.rollout)
+app.command("sft")(sft.sft)
 app.command("simulate")(simulate.simulate)
 app.command("probe")(probe.probe)
 app.command("convert")(convert.convert)

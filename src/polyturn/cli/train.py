@@ -180,7 +180,8 @@ def print_plan(config: RunConfig) -> None:
     for sentence in meeting_lines(placement):
         typer.echo(sentence)
     _print_memory(config, shape)
-    typer.echo(f"\n# tasks\n{table(_task_rows(config))}\n\n# reward\n{table(_reward_rows(config))}")
+    if config.supervised is None:
+        typer.echo(f"\n# tasks\n{table(_task_rows(config))}\n\n# reward\n{table(_reward_rows(config))}")
     missing = [p.distribution for p in PACKAGES if p.needed_to_train and p.installed_version() is None]
     if missing:
         typer.echo(f"\nnot installed here: {', '.join(missing)}; see `polyturn doctor`")
@@ -202,7 +203,7 @@ def _print_memory(config: RunConfig, shape: ModelShape) -> None:
             which = f" of stage {stage}" if parallel.pipeline > 1 else ""
             sizes = {**rank.parts, **rank.working}
             rows.append(_memory_row(f"{name}{which} (x {of_a_stage})", sizes))
-    if config.rollout.replay is None:
+    if config.plays:
         engines = config.engines.num_engines * config.engines.tensor_parallel
         rows.append(_memory_row(f"engine rank (x {engines})", estimate.engine))
     for served in served_memory(config):

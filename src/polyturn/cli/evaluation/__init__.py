@@ -6,6 +6,7 @@ import typer
 
 from polyturn.cli.evaluation.compare import compare
 from polyturn.cli.evaluation.ctl import ctl
+from polyturn.cli.evaluation.curate import curate
 from polyturn.cli.evaluation.export import export
 from polyturn.cli.evaluation.report import report
 from polyturn.cli.evaluation.resume import resume
@@ -18,6 +19,7 @@ app = typer.Typer(
     help="Score policies on suites of environments.", no_args_is_help=True, rich_markup_mode=None
 )
 app.command("compare")(compare)
+app.command("curate")(curate)
 app.command("export")(export)
 app.command("report")(report)
 app.command("run")(evaluate)

@@ -1,0 +1,1 @@
+"""Fine-tuning on conversations: rows of files, their tokens, and the steps that a run is trained on."""
