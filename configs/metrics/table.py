@@ -349,7 +349,7 @@ METRICS: tuple[Metric, ...] = (
         ("heldout/[*/]skipped", "evaluations", "that were due while another was under way, so far"),
     ),
     *_of(
-        "trainer/run/heldout_loss.py",
+        "trainer/run/progress.py",
         "fine_tuning.md",
         (
             "heldout/loss",
