@@ -17,6 +17,7 @@ from polyturn.configs.loading import loader
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import RunConfig
 from polyturn.packages import SERVING, require
+from polyturn.trainer.run.supervised import supervised_run
 
 if TYPE_CHECKING:
     from polyturn.evaluations import Asked
@@ -247,7 +248,6 @@ def fine_tuning(
         raise ConfigError("supervised.data: name the rows to fine-tune on: --data FILE")
     from polyturn.rollout.fine_tuning.source import load_rows
     from polyturn.trainer.run.progress import make_progress
-    from polyturn.trainer.run.supervised import supervised_run
 
     progress = make_progress(config.logging.progress, num_steps=1)
     progress.phase("reading the rows")
