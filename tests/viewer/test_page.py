@@ -16,7 +16,8 @@ from urllib.parse import urlencode
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, ViewportSize, expect
 
-from polyturn.viewer.opening import open_viewer
+from polyturn.viewer.export import ExportChoice, export_page
+from polyturn.viewer.opening import open_answers, open_viewer
 from tests.support.chromium import headless_chromium
 from tests.viewer.fixture import FixtureRun, write_fixture
 
@@ -234,9 +235,16 @@ def test_rows_are_sorted_and_only_those_in_sight_are_drawn(site: Site, page: Pag
     expect(cells.first).to_contain_text("+")
     values = [float(text) for text in cells.all_inner_texts()]
     assert values == sorted(values, reverse=True)
+    last = page.locator(".vrow:not(.coming)[aria-rowindex='97']")
     table.evaluate("table => table.scrollTop = table.scrollHeight")
-    expect(page.locator("[aria-rowindex='97']")).to_be_visible()
+    expect(last).to_be_visible()
     assert rows(page).count() < 50
+    # Other rows are shown from their first one, and those further down are asked for again.
+    table.get_by_role("button", name="reward", exact=True).click()
+    expect(page.locator(".vrow:not(.coming)[aria-rowindex='2']")).to_be_visible()
+    table.evaluate("table => table.scrollTop = table.scrollHeight")
+    expect(last).to_be_visible()
+    expect(page.locator(".vrow.coming")).to_have_count(0)
 
 
 def test_keys_move_through_the_page(site: Site, page: Page) -> None:
@@ -415,6 +423,26 @@ def test_a_run_under_way_is_followed(site: Site, page: Page) -> None:
     with (site.files.run / "metrics.jsonl").open("ab") as file:
         file.write(b'an": 0.9}\n')  # The rest of a row that was being written.
     expect(card).to_contain_text("6 of 40")
+
+
+def test_the_export_needs_no_server(site: Site, page: Page, tmp_path: Path) -> None:
+    path = tmp_path / "seen.html"
+    export_page(open_answers([site.files.folder]), path, ExportChoice(first_step=STEP, last_step=STEP))
+    exported = Site(url=path.as_uri(), files=site.files)
+    requests: list[str] = []
+    page.on("request", lambda request: requests.append(request.url))
+    for name, (address, landmark) in views(exported).items():
+        page.goto(address)
+        expect(landmark(page), name).to_be_visible()
+        expect(page.get_by_role("alert"), name).to_have_count(0)
+    page.goto(exported.run("episodes", step=STEP, outcome="completed", sort="-reward"))
+    expect(rows(page)).to_have_count(14)
+    page.get_by_role("searchbox").fill("quarry")
+    expect(page).to_have_url(re.compile("text=quarry"))
+    expect(rows(page)).to_have_count(1)
+    page.get_by_label("Outcome", exact=True).select_option("failed")
+    expect(page.get_by_text("No episode passes the filter")).to_be_visible()
+    assert all(url.startswith(("file:", "data:")) for url in requests)
 
 
 SCREENSHOTS = ("curves", "step", "episode", "tokens", "group", "comparison")

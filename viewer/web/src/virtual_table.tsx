@@ -32,6 +32,8 @@ interface Props<Row> {
   sort?: Sort | null;
   onSort?: (sort: Sort) => void;
   href?: (row: Row) => string;
+  /** When it changes these are other rows, and the first of them are shown. */
+  restart?: string;
   empty?: string;
 }
 
@@ -56,6 +58,14 @@ export function VirtualTable<Row>(props: Props<Row>) {
     return () => observer.disconnect();
   }, []);
   useEffect(() => props.onVisible?.(first, end), [first, end, props.onVisible]);
+  const started = useRef(props.restart);
+  useLayoutEffect(() => {
+    if (started.current === props.restart) return;
+    started.current = props.restart;
+    setSelected(0);
+    setView((before) => ({ ...before, top: 0 }));
+    if (scroller.current) scroller.current.scrollTop = 0;
+  }, [props.restart]);
   useEffect(() => setSelected((before) => Math.min(before, Math.max(0, count - 1))), [count]);
 
   const select = (index: number) => {

@@ -14,7 +14,7 @@ import { Inline } from "../visible_text";
 import type { Column, Sort } from "../virtual_table";
 import { VirtualTable } from "../virtual_table";
 
-const PAGE = 200;
+const PAGE = 50;
 
 export function EpisodesView({ run }: { run: RunSummary }) {
   const { query } = useRoute();
@@ -155,7 +155,7 @@ function Episodes({ run, set, step }: { run: string; set: string; step: number |
         {(first) => (
           <>
             <Problems problems={first.problems} />
-            <EpisodeTable run={run} page={first} row={pages.row} onVisible={pages.onVisible} sort={filter.sort} step={step} />
+            <EpisodeTable run={run} page={first} row={pages.row} onVisible={pages.onVisible} sort={filter.sort} step={step} filterKey={JSON.stringify(filter)} />
           </>
         )}
       </Ready>
@@ -263,44 +263,51 @@ function usePages(filter: EpisodeFilter) {
   const key = JSON.stringify(filter);
   const changed = useChanges();
   const [first, setFirst] = useState<{ key: string; page: EpisodePage | null; error: string | null }>({ key, page: null, error: null });
-  const pages = useRef(new Map<number, EpisodeRow[]>());
-  const asked = useRef(new Set<number>());
-  /** The first and the last page of which rows are in sight: no screen holds more than two. */
+  const held = useRef({ key, pages: new Map<number, EpisodeRow[]>() });
+  const asked = useRef(new Set<string>());
+  /** The first and the last page of which rows are in sight: the table is lower than a page. */
   const inSight = useRef<[number, number]>([0, 0]);
+  const generation = `${changed} ${key}`;
   const current = useRef(key);
   current.current = key;
   const [, redraw] = useState(0);
   const fetchPage = useCallback(
     (index: number) => {
-      if (asked.current.has(index)) return;
-      asked.current.add(index);
+      const name = `${index} ${generation}`;
+      if (asked.current.has(name)) return;
+      asked.current.add(name);
       ask("/api/episodes", { ...filter, offset: index * PAGE, limit: PAGE }).then(
         (page) => {
           if (current.current !== key) return;
-          pages.current.set(index, page.rows);
+          if (held.current.key !== key) held.current = { key, pages: new Map() };
+          held.current.pages.set(index, page.rows);
           redraw((before) => before + 1);
           if (index === 0) setFirst({ key, page, error: null });
         },
         (error: Error) => {
-          asked.current.delete(index);
+          asked.current.delete(name);
           if (current.current === key && index === 0) setFirst({ key, page: null, error: error.message });
         },
       );
     },
-    [key],
+    [generation],
   );
   useEffect(() => {
-    // What is in sight stays there until what replaces it has come; the rest is asked when it comes into sight again.
-    asked.current = new Set();
-    const [from, end] = first.key === key ? inSight.current : [0, 0];
-    for (const index of [...pages.current.keys()]) if (index < from || index > end) pages.current.delete(index);
-    for (const index of new Set([0, from, end])) fetchPage(index);
-  }, [key, changed, fetchPage]);
+    // What is in sight stays there until what replaces it has come, and the table asks for that; the rest is asked for
+    // when it comes into sight again.
+    const [from, end] = inSight.current;
+    for (const name of [...asked.current]) if (!name.endsWith(generation)) asked.current.delete(name);
+    for (const index of [...held.current.pages.keys()]) if (index < from || index > end) held.current.pages.delete(index);
+    fetchPage(0);
+  }, [fetchPage]);
   return {
     answer: first.page,
     error: first.error,
     pending: first.key !== key,
-    row: (index: number) => (first.key === key ? pages.current.get(Math.floor(index / PAGE))?.[index % PAGE] : first.page?.rows[index]),
+    row: (index: number) =>
+      first.key === key && held.current.key === key
+        ? held.current.pages.get(Math.floor(index / PAGE))?.[index % PAGE]
+        : first.page?.rows[index],
     onVisible: useCallback(
       (from: number, end: number) => {
         inSight.current = [Math.floor(from / PAGE), Math.floor(Math.max(from, end - 1) / PAGE)];
@@ -349,6 +356,7 @@ function EpisodeTable(props: {
   onVisible: (first: number, end: number) => void;
   sort: string | undefined;
   step: number | null;
+  filterKey: string;
 }) {
   const { run, page } = props;
   const { query } = useRoute();
@@ -399,6 +407,7 @@ function EpisodeTable(props: {
         columns={columns}
         count={page.num_matching}
         row={props.row}
+        restart={props.filterKey}
         onVisible={props.onVisible}
         sort={sort}
         onSort={(next) => setQuery({ sort: `${next.descending ? "-" : ""}${next.key}` })}
