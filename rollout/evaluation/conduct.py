@@ -64,7 +64,7 @@ def plan_of(
             name=policy,
             label=label_of(who, model=model),
             options=dict(options),
-            model=None if who.model_path is None else str((model or who.model_path).resolve()),
+            model=None if who.model_path is None else str((model or who.model_path).absolute()),
             files={
                 **named_files(policy, options),
                 **({} if who.model_path is None else model_files(who.model_path)),

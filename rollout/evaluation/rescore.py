@@ -8,6 +8,8 @@ answers must be what is stored. Elsewhere a reward that needs no environment see
 from __future__ import annotations
 
 import asyncio
+import itertools
+import re
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -87,6 +89,8 @@ def rescore(
     with sole_player(directory), Recorder(directory, names, prices=prices) as recorder:
         ids = {name: wanted(recorder.lines, name, everything=everything) for name in names}
         on_begin(sum(map(len, ids.values())))
+        if not any(ids.values()):
+            return {}
         with served(configs, nobody, log_directory=directory / "logs") as (at_judges, _):
             for name, config in zip(names, at_judges, strict=True):
                 if ids[name]:
@@ -159,7 +163,7 @@ class _Grader:
         """The episode with its new grade, or with why it has none; None: a limit ended it, and nothing grades it."""
         if episode.outcome is Outcome.TRUNCATED:
             return None
-        said = [message for message in episode.messages if message["role"] == "assistant"]
+        said = actions_of(episode.messages)
         if not said:
             return _without_score(episode, "nothing was said in it")
         is_rebuilt = self._env.is_replayable or (len(said) == 1 and not episode.num_tool_calls)
@@ -175,7 +179,7 @@ class _Grader:
             )
         view = EpisodeView(
             task=task,
-            message=action_of(said[-1]),
+            message=said[-1],
             messages=episode.messages,
             metrics=dict(episode.metrics),
         )
@@ -191,16 +195,15 @@ class _Grader:
             _played(episode),
             reward=turns + score.value,
             reward_parts={**score.parts, **({"turns": turns} if turns else {})},
-            answer=self._env.answer_of(action_of(said[-1])),
+            answer=self._env.answer_of(said[-1]),
         )
 
-    async def _said_again(self, episode: Episode, said: Sequence[Message]) -> Episode:
+    async def _said_again(self, episode: Episode, said: Sequence[AssistantMessage]) -> Episode:
         """Say its messages to the environment once more."""
-        actions = [action_of(message) for message in said]
 
         def repeat(env: ToolEnv, seed: int) -> MessagePolicy:
             del env, seed
-            return ScriptedPolicy.saying(actions)
+            return ScriptedPolicy.saying(said)
 
         task_index, sample, attempt = played_place(episode)
         again = await self._player.play(
@@ -235,13 +238,31 @@ class _Grader:
         )
 
 
-def action_of(message: Message) -> AssistantMessage:
-    """The action that a stored message of an assistant was."""
-    calls = tuple(
-        ToolCall(id=call["id"], name=call["function"]["name"], arguments=call["function"]["arguments"])
-        for call in message.get("tool_calls", ())
-    )
-    return AssistantMessage(content=message["content"], reasoning=message.get("reasoning"), tool_calls=calls)
+UNREAD = re.compile(r"The (tool call|call|arguments) could not be read")
+"""Begins what a policy is told of a call that nobody could read: the record of the call has nothing of it."""
+
+
+def actions_of(messages: Sequence[Message]) -> list[AssistantMessage]:
+    """The actions of a stored conversation, in order. A call that could not be read is one again."""
+    actions = []
+    for place, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        told = {
+            answer.get("tool_call_id", ""): answer["content"]
+            for answer in itertools.takewhile(lambda each: each["role"] == "tool", messages[place + 1 :])
+        }
+        calls = tuple(_call_of(call, told.get(call["id"], "")) for call in message.get("tool_calls", ()))
+        actions.append(
+            AssistantMessage(content=message["content"], reasoning=message.get("reasoning"), tool_calls=calls)
+        )
+    return actions
+
+
+def _call_of(call: Mapping[str, Any], told: str) -> ToolCall:
+    name, arguments = call["function"]["name"], call["function"]["arguments"]
+    is_unread = not arguments and UNREAD.match(told)
+    return ToolCall(id=call["id"], name=name, arguments=arguments, error=told if is_unread else None)
 
 
 def _played(episode: Episode) -> Episode:

@@ -144,9 +144,18 @@ def begin(asked: Asked, directory: Path | None = None) -> Path:
 
 
 def play(
-    directory: Path, asked: Asked, watching: Watching | None = None, *, is_interruptible: bool = True
+    directory: Path,
+    asked: Asked,
+    watching: Watching | None = None,
+    *,
+    is_interruptible: bool = True,
+    grades_first: bool = False,
 ) -> Conducted:
     """Play what an evaluation lacks. Ctrl-C drains and saves, where it is interruptible.
+
+    Args:
+        grades_first: Grade stored episodes whose scorer failed before anything is played: what can be graded now is
+            not played again.
 
     Raises:
         RunFailure: an engine did not come up or died, or too much failed.
@@ -155,6 +164,7 @@ def play(
     """
     from polyturn.rollout.engines.process import EngineError
     from polyturn.rollout.evaluation.conduct import Watching, conduct
+    from polyturn.rollout.evaluation.rescore import rescore
     from polyturn.rollout.player import RolloutError
 
     configs = [entry.config for entry in asked.suite.entries]
@@ -164,6 +174,8 @@ def play(
             if is_interruptible and threading.current_thread() is threading.main_thread():
                 guard = stack.enter_context(InterruptGuard())
                 watching = replace(watching, on_stop=guard.subscribe)
+            if grades_first:
+                rescore(directory, asked.plan, configs, everything=False)
             conducted = conduct(directory, asked.plan, configs, asked.who, watching=watching)
     except EngineError as failure:
         raise RunFailure(f"{failure.sentence}; {_way_on(directory)}") from failure

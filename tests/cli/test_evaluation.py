@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -314,8 +315,13 @@ def test_what_could_not_be_graded_is_graded_later_and_by_another_reward_without_
         "what could not be graded is not played again"
     )
 
-    Path("play.py").unlink()  # nobody plays
     Path("mended").touch()
+    shutil.copytree("E", "R")
+    assert in_this_process("eval", "resume", "R").returncode == 0
+    assert {line.score for line in read_evaluation(Path("R")).entries[0].episodes} == {1.0}
+    assert kept("R", "all") == stored, "a resume grades first what was played to its end"
+
+    Path("play.py").unlink()  # nobody plays
     done = in_this_process("eval", "score", "E")
     assert done.returncode == 0, done.stderr
     graded = json.loads(done.stdout.splitlines()[-1])["graded"]

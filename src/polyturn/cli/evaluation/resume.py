@@ -28,5 +28,5 @@ def resume(
     with reported():
         with to_resume(directory, overrides or (), on_warning=print_warning) as evaluation:
             with shown(evaluation.suite) as watching:
-                conducted = play(directory, evaluation, watching)
+                conducted = play(directory, evaluation, watching, grades_first=True)
         print_played(directory, evaluation, conducted)
