@@ -7,6 +7,7 @@ is made, and as an episode is made of rows.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -157,14 +158,16 @@ class TrajectoryStore:
 
     An episode is safe from the moment `journal` returns. `write_step` makes the columnar file of a step; journals are
     what a run is resumed from, and are kept until `forget` says that they are not needed any more. A journal holds the
-    prompts that are drawn for one step; where steps overlap, another may be trained on them.
+    prompts that are drawn for one step; where steps overlap, another may be trained on them. Attempts that failed stand
+    in `failed/step_000001.journal`, too, and stay there for people to look at; nothing is resumed from them.
     """
 
     def __init__(self, directory: Path) -> None:
         self._trajectories = directory / "trajectories"
         self._journals = directory / "journal"
+        self._failures = directory / "failed"
         self._aside = directory / "set_aside"
-        self._open: dict[int, Journal] = {}
+        self._open: dict[Path, Journal] = {}
         self._opening = threading.Lock()
         # One: several would keep the event loop from the interpreter.
         self._writer = ThreadPoolExecutor(1, "trajectories")
@@ -192,11 +195,17 @@ class TrajectoryStore:
 
     def journal(self, step: int, episode: Episode) -> None:
         """Keep one attempt of a prompt of this step, failed or not. Several threads may do so at once."""
+        self._journal_at(self.journal_path(step)).append(episode)
+        if episode.outcome is Outcome.FAILED:
+            # Whoever looks at it misses it where the disk is full; the run does not.
+            with contextlib.suppress(OSError):
+                self._journal_at(self.failures_path(step)).append(episode)
+
+    def _journal_at(self, path: Path) -> Journal:
         with self._opening:
-            if step not in self._open:
-                self._open[step] = Journal(self.journal_path(step))
-            journal = self._open[step]
-        journal.append(episode)
+            if path not in self._open:
+                self._open[path] = Journal(path)
+            return self._open[path]
 
     def journaled(self, step: int) -> list[Episode]:
         """The attempts of a step that was begun before, all that are as they were written."""
@@ -275,8 +284,8 @@ class TrajectoryStore:
     def close(self) -> None:
         """Close the journal, with what is still being written."""
         self._writer.shutdown()
-        for number in list(self._open):
-            self._close_journal(number)
+        for path in list(self._open):
+            self._close(path)
 
     @property
     def draws_path(self) -> Path:
@@ -286,6 +295,10 @@ class TrajectoryStore:
     def journal_path(self, step: int) -> Path:
         """The journal of a step."""
         return self._journals / f"step_{step:06d}.journal"
+
+    def failures_path(self, step: int) -> Path:
+        """The attempts of a step that failed."""
+        return self._failures / f"step_{step:06d}.journal"
 
     def _older_journal_path(self, step: int) -> Path:
         """The journal of a step, as earlier releases wrote it."""
@@ -299,8 +312,12 @@ class TrajectoryStore:
         ]
 
     def _close_journal(self, step: int) -> None:
+        self._close(self.journal_path(step))
+        self._close(self.failures_path(step))
+
+    def _close(self, path: Path) -> None:
         with self._opening:
-            journal = self._open.pop(step, None)
+            journal = self._open.pop(path, None)
         if journal is not None:
             journal.close()
 
@@ -446,14 +463,17 @@ def read_summary(path: Path, columns: Sequence[str] | None = None) -> pa.Table |
     return unpacked(pq.read_metadata(path).metadata, columns)
 
 
-def check_format(path: Path) -> None:
-    """Whether the columns of a file are read here. Raises as `read_sound_episodes`, and `ValueError` for damage."""
+def check_format(path: Path) -> int:
+    """The number of a file's format, where its columns are read here.
+
+    Raises as `read_sound_episodes`, and `ValueError` for damage.
+    """
     with path.open("rb") as opened:
         try:
             schema = pq.ParquetFile(opened).schema_arrow
         except UNREADABLE as fault:
             raise ValueError(f"{path} is damaged and cannot be read: {_said(fault)}") from fault
-    _format_of(path, schema)
+    return _format_of(path, schema)
 
 
 def _format_of(path: Path, schema: pa.Schema) -> int:

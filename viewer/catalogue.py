@@ -80,7 +80,7 @@ class ViewedRun:
             stores += [one.directory for one in self.sets.sets()]
         for name in ("metrics.jsonl", "summary.json", "failed_check.json", "config.yaml", "episodes.jsonl"):
             yield self.path / name
-        folders = [store / name for store in stores for name in ("trajectories", "journal")]
+        folders = [store / name for store in stores for name in ("trajectories", "journal", "failed")]
         for folder in [*folders, self.path / "evaluation"]:
             try:
                 yield from folder.iterdir()

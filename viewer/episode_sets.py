@@ -152,28 +152,31 @@ class EpisodeSets:
         has_file = store.path(step).exists()
         if has_file:
             parts.append(StepPart(step=step, rows=self._cache.file(store.path(step))))
-        if store.journal_path(step).exists():
-            journal = self._cache.journal(store.journal_path(step))
-            left = self._not_in_a_file(one, step, journal)
-            if left or journal.problems:
-                rows = EpisodeRows([episode for episode, _ in left], journal.problems)
+        paths = (store.journal_path(step), store.failures_path(step))
+        journals = [self._cache.journal(path) for path in paths if path.exists()]
+        if journals:
+            left = self._not_in_a_file(one, step, journals)
+            problems = [sentence for journal in journals for sentence in journal.problems]
+            if left or problems:
+                rows = EpisodeRows([episode for episode, _ in left], problems)
                 why = [reason for _, reason in left]
                 parts.append(StepPart(step=step, rows=rows, dropped=why, is_live=not has_file))
         return parts
 
     def _not_in_a_file(
-        self, one: EpisodeSet, step: int, journal: StepRows
+        self, one: EpisodeSet, step: int, journals: Sequence[StepRows]
     ) -> list[tuple[Episode, str | None]]:
-        """The episodes of a journal that no columnar file has, and why, where that is known."""
+        """The episodes of journals that no columnar file has, and why, where that is known."""
         store = TrajectoryStore(one.directory)
         later = [number for number in one.steps if step <= number <= step + MAX_STEPS_LATER]
         files = [store.path(number) for number in later if store.path(number).exists()]
         written = {name for path in files for name in self._cache.file(path).column("episode_id").to_pylist()}
         found: list[tuple[Episode, str | None]] = []
-        for place in range(len(journal)):
-            episode = journal.episode(place)
+        attempts = (journal.episode(place) for journal in journals for place in range(len(journal)))
+        for episode in attempts:
             if episode is None or episode.episode_id in written:
                 continue
+            written.add(episode.episode_id)
             if episode.outcome is Outcome.FAILED:
                 found.append((episode, f"failed: {episode.stop_reason}"))
             else:
@@ -184,7 +187,7 @@ class EpisodeSets:
 def _steps(directory: Path) -> tuple[int, ...]:
     found = {
         int(digits)
-        for folder, ending in (("trajectories", ".parquet"), ("journal", ".journal"))
+        for folder, ending in (("trajectories", ".parquet"), ("journal", ".journal"), ("failed", ".journal"))
         for path in _files(directory / folder, ending)
         if (digits := path.stem.removeprefix("step_")).isascii() and digits.isdigit() and len(digits) < 10
     }

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 
 from polyturn.agents.episode import Episode
 from polyturn.rollout.journal import read_journal
+from polyturn.rollout.older_formats import FORMAT
 from polyturn.rollout.row_checksums import rows_of
 from polyturn.rollout.store import (
     SCHEMA,
@@ -184,7 +185,8 @@ class ParquetRows:
         """Raises one of `UNREADABLE` for a file that is not of this release, or is damaged."""
         self._path = path
         self.problems: list[str] = []
-        check_format(path)
+        if check_format(path) != FORMAT:
+            raise ValueError(f"{path} is of an earlier format")
         table = read_summary(path)
         if table is None:
             table = self._first_rows([name for name in ROW_COLUMNS if name in TYPES])

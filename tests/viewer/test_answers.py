@@ -269,6 +269,27 @@ def test_what_cannot_be_answered_is_a_sentence(answers: Answers, url: str, kind:
     assert len(str(refused.value).splitlines()) == 1
 
 
+def test_what_failed_is_still_shown_when_its_journal_is_gone(made: FixtureRun, tmp_path: Path) -> None:
+    with copied(made, tmp_path) as (path, answers):
+        shutil.rmtree(path / "journal")
+        (failed,) = ask(answers, f"/api/episodes?run={RUN}&step=2&dropped=true")["rows"]
+        assert failed["outcome"] == "failed" and failed["dropped"] == "failed: environment_fault"
+        assert (
+            "Traceback" in ask(answers, f"/api/episode?run={RUN}&step=2&id={failed['episode_id']}")["error"]
+        )
+        assert not ask(answers, f"/api/step?run={RUN}&step=2")["summary"]["is_live"]
+
+
+@pytest.mark.parametrize("name", ["format_1_first", "format_1_last", "format_2", "format_3"])
+def test_runs_of_earlier_releases_are_shown(name: str) -> None:
+    folder = Path(__file__).parents[1] / "rollout" / "older_formats" / name
+    answers = Answers(Catalogue([folder]))
+    rows = ask(answers, f"/api/episodes?run={name}")
+    assert rows["rows"] and TYPES.problems(rows, "EpisodePage") == []
+    episode = ask(answers, f"/api/episode?run={name}&id={rows['rows'][0]['episode_id']}")
+    assert TYPES.problems(episode, "EpisodeDetail") == []
+
+
 def test_a_live_run_is_followed(made: FixtureRun, tmp_path: Path) -> None:
     with copied(made, tmp_path) as (path, answers):
         cursor = ask(answers, "/api/live")["cursor"]

@@ -8,6 +8,7 @@ timeline/, profile/             traces, where the config asks for them
 trajectories/step_000001.parquet
 token_credit/                   what each step made of its tokens, where logging.token_credit is on
 journal/                        episodes of the step under way, and of those that no checkpoint has yet
+failed/                         attempts that failed, by step, for people to look at
 draws.jsonl                     with a curriculum that draws by results: what it has drawn
 set_aside/                      episodes of steps that failed a check, and were or will be played anew
 evaluation/                     trajectories of the held-out evaluations, and results.jsonl with those between steps
