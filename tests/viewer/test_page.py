@@ -6,6 +6,7 @@ One browser and one server serve all tests. Whatever a page logs as an error, th
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -18,8 +19,10 @@ from playwright.sync_api import Browser, BrowserContext, Locator, Page, Viewport
 
 from polyturn.viewer.export import ExportChoice, export_page
 from polyturn.viewer.opening import open_answers, open_viewer
+from tests.support.chat_server import chat_server, message
 from tests.support.chromium import headless_chromium
 from tests.viewer.fixture import FixtureRun, write_fixture
+from tests.viewer.test_playing_on import stored_run
 
 WIDE: ViewportSize = {"width": 1200, "height": 900}
 PHONE: ViewportSize = {"width": 360, "height": 720}
@@ -57,15 +60,30 @@ def browser(request: pytest.FixtureRequest) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def site(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    files = write_fixture(tmp_path_factory.mktemp("viewer") / "runs")
-    server = open_viewer([files.folder], host="127.0.0.1", port=0)
+    folder = tmp_path_factory.mktemp("viewer")
+    files = write_fixture(folder / "runs")
+    stack = contextlib.AsyncExitStack()
+
+    async def start() -> str:
+        playable = await stored_run(folder / "playable")
+        policy = await stack.enter_async_context(chat_server(message("It is \\boxed{nowhere}.")))
+        server = open_viewer(
+            [files.folder, playable],
+            host="127.0.0.1",
+            port=0,
+            policy_url=policy.url,
+            policy_options={"model": "m"},
+        )
+        stack.push_async_callback(server.stop)
+        return await server.start()
+
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     try:
-        url = asyncio.run_coroutine_threadsafe(server.start(), loop).result(timeout=30)
+        url = asyncio.run_coroutine_threadsafe(start(), loop).result(timeout=60)
         yield Site(url=url, files=files)
-        asyncio.run_coroutine_threadsafe(server.stop(), loop).result(timeout=30)
+        asyncio.run_coroutine_threadsafe(stack.aclose(), loop).result(timeout=30)
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
@@ -116,7 +134,7 @@ def overflow(page: Page) -> int:
 def test_runs_are_listed_and_lead_to_their_views(site: Site, page: Page) -> None:
     page.goto(site.url)
     cards = page.get_by_role("list", name="Runs").get_by_role("listitem").filter(has=page.locator(".title"))
-    expect(cards).to_have_count(4)
+    expect(cards).to_have_count(5)
     running = cards.filter(has_text=site.files.run.name)
     expect(running).to_contain_text("running")
     expect(running).to_contain_text("5 of 40")
@@ -384,6 +402,16 @@ def test_a_group_says_where_its_episodes_part(site: Site, page: Page) -> None:
     expect(page.locator(".column").first).to_contain_text(re.compile(r"reward [\d.-]+, advantage [+-]?\d"))
     page.get_by_role("link", name="Episode 4").click()
     expect(page).to_have_url(re.compile(f"/episode/{group}-3"))
+
+
+def test_an_episode_is_played_on(site: Site, page: Page) -> None:
+    page.goto(site.view("run", "playable", "episode", "played", set="train", step=1))
+    page.get_by_role("button", name="Play on from here").last.click()
+    played = page.get_by_role("region", name="Played on")
+    expect(played.locator(".chip").first).to_have_text("done")
+    expect(played).to_contain_text("reward 0")
+    expect(played.locator(".message")).to_have_count(1)
+    expect(played.locator(".message")).to_contain_text("nowhere")
 
 
 def test_evaluations_and_what_flipped(site: Site, page: Page) -> None:
