@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 from polyturn.configs.errors import ConfigError, did_you_mean
 
+HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+"""`owner/name`, as models are called on the Hugging Face hub."""
 BUILTIN = "builtin:"
 PRESET = "preset:"
 MODELS_DIRECTORY = Path(__file__).parent / "models"
@@ -67,6 +70,11 @@ def resolve_model_path(path: str, *, key: str = "model.path", needs_weights: boo
         raise ConfigError(f"{key}: '{path}' is a file; it must be a Hugging Face model directory")
     near = did_you_mean(path, [BUILTIN + name for name in builtin_models()])
     advice = near or "; download the model there first, or name another directory"
+    if not near and HUB_NAME.fullmatch(path):
+        advice = (
+            f"; if it is a model of the hub, `hf download {path} --local-dir models/{directory.name}` brings it here, "
+            f"and {key}=models/{directory.name} names it"
+        )
     raise ConfigError(f"{key}: there is no directory '{path}'{advice}")
 
 

@@ -49,6 +49,8 @@ __all__ = [
 COMMAND_LINE = "command line"
 PYTHON = "Python"
 EXTENDS = "extends"
+RUN_RECIPE = "config.yaml"
+"""In the directory of a run."""
 ALGORITHMS = "algorithms/"
 """Begins the name of a shipped algorithm in `extends`: a part of a recipe."""
 CONFIGS_DIRECTORY = Path(__file__).parent.parent
@@ -358,6 +360,10 @@ def find_shipped(what: str, name: str | Path) -> Path:
     stem = str(name).removesuffix(".yaml")
     if stem in names:
         return CONFIGS_DIRECTORY / f"{what}s" / f"{stem}.yaml"
+    if (path / RUN_RECIPE).is_file():
+        raise ConfigError(
+            f"'{name}' is the directory of a run; its recipe is {path / RUN_RECIPE}, with resume=true it goes on"
+        )
     if path.is_dir():
         raise ConfigError(f"'{name}' is a directory; a {what} is a YAML file")
     hint = _nearest_or_all(stem, names)

@@ -77,8 +77,21 @@ def test_missing_model_directory() -> None:
     assert refused(in_this_process, "train", "recipe.yaml", "model.path=nowhere") == (
         "model.path: there is no directory 'nowhere'; download the model there first, or name another directory"
     )
+    assert refused(in_this_process, "train", "recipe.yaml", "model.path=Qwen/Qwen3-4B") == (
+        "model.path: there is no directory 'Qwen/Qwen3-4B'; if it is a model of the hub, `hf download Qwen/Qwen3-4B "
+        "--local-dir models/Qwen3-4B` brings it here, and model.path=models/Qwen3-4B names it"
+    )
     message = refused(in_this_process, "train", "recipe.yaml", "model.path=builtin:tiny-sercher")
     assert message.startswith("model.path: there is no shipped model 'tiny-sercher'")
+
+
+def test_the_directory_of_a_run_in_place_of_its_recipe(workspace: Path) -> None:
+    (workspace / "runs" / "a").mkdir(parents=True)
+    assert refused(in_this_process, "train", "runs/a") == "'runs/a' is a directory; a recipe is a YAML file"
+    (workspace / "runs" / "a" / "config.yaml").write_text("name: a\n")
+    assert refused(in_this_process, "train", "runs/a") == (
+        "'runs/a' is the directory of a run; its recipe is runs/a/config.yaml, with resume=true it goes on"
+    )
 
 
 def test_tokenizer_larger_than_the_vocabulary(workspace: Path) -> None:

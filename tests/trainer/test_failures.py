@@ -6,6 +6,7 @@ import errno
 from pathlib import Path
 
 import pytest
+import torch
 from ray.core.generated.common_pb2 import ActorDiedErrorContext
 from ray.exceptions import ActorDiedError, RayTaskError
 
@@ -60,7 +61,7 @@ FULL = OSError(errno.ENOSPC, "No space left on device", "runs/a/metrics.jsonl")
             ),
             "engine 0 ended; its log runs/e.log: RuntimeError: CUDA out of memory",
         ),
-        (MemoryError(), "MemoryError"),
+        (MemoryError(), f"MemoryError; {failures.LESS_HOST_MEMORY}"),
         (ActorDiedError(), "a process of the run was killed or crashed"),
         (died("PolicyRank"), "a rank of the policy (process 41 on 10.0.0.7) was killed or crashed"),
         (died("Stranger"), "a process of the run (process 41 on 10.0.0.7) was killed or crashed"),
@@ -114,6 +115,15 @@ def test_memory_is_named_where_the_kernel_says_that_it_was_short(
         raise died("PolicyRank")
     told = "; the kernel killed 2 process(es) of this machine for want of memory" in str(ended.value)
     assert told == bool(num_kills)
+
+
+def test_a_want_of_memory_is_told_with_what_takes_less() -> None:
+    on_gpu = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore")
+    assert sentence_of(on_gpu).startswith(
+        "OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB.; lower trainer.max_tokens_per_gpu"
+    )
+    assert sentence_of(MemoryError()).startswith("MemoryError; lower sglang.max_total_tokens")
+    assert "lower" not in sentence_of(RuntimeError("an index is out of range"))
 
 
 class Ended(Engines):

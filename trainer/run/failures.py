@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ray.exceptions import ActorDiedError, RayError
+from ray.exceptions import OutOfMemoryError as RayOutOfMemory
 
 from polyturn.configs.errors import ConfigError, Interrupted, RunFailure, machine_fault
 from polyturn.rollout.engines.process import EngineError
@@ -51,7 +52,7 @@ def as_run_failure(directory: RunDirectory) -> Iterator[None]:
         again = f"; resume=true run_dir={directory.path} goes on" if directory.config.exists() else ""
         killed = num_oom_kills() - killed_before
         memory = (
-            f"; the kernel killed {killed} process(es) of this machine for want of memory"
+            f"; the kernel killed {killed} process(es) of this machine for want of memory: {LESS_HOST_MEMORY}"
             if killed > 0
             else ""
         )
@@ -69,12 +70,12 @@ def sentence_of(failure: BaseException) -> str:
         return machine_fault(failure)
     lines = [line.strip() for line in str(failure).splitlines() if line.strip()]
     if not lines:
-        return type(failure).__name__
+        return f"{type(failure).__name__}{_way_out(failure)}"
     if isinstance(failure, EngineError):
         return failure.sentence
     if isinstance(failure, SAY_IT_ALL):
         return " ".join(lines)
-    return f"{type(failure).__name__}: {lines[0]}"
+    return f"{type(failure).__name__}: {lines[0]}{_way_out(failure)}"
 
 
 ACTORS = {
@@ -91,6 +92,23 @@ def _death_of(failure: ActorDiedError) -> str:
     who = ACTORS.get(said.get("class_name", ""), "a process of the run")
     where = f" (process {said['pid']} on {said['ip']})" if {"pid", "ip"} <= said.keys() else ""
     return f"{who}{where} was killed or crashed"
+
+
+LESS_HOST_MEMORY = (
+    "lower sglang.max_total_tokens, trainer.max_tokens_per_gpu or engines.num_engines, or end what else runs "
+    "there"
+)
+LESS_GPU_MEMORY = (
+    "lower trainer.max_tokens_per_gpu, or sglang.mem_fraction_static where engines share the GPU; `polyturn train "
+    "RECIPE --dry-run` prints what each rank needs"
+)
+
+
+def _way_out(failure: BaseException) -> str:
+    """What can be done about a want of memory; empty for anything else. Torch's error is known by its name alone."""
+    if isinstance(failure, MemoryError | RayOutOfMemory):
+        return f"; {LESS_HOST_MEMORY}"
+    return f"; {LESS_GPU_MEMORY}" if type(failure).__name__ == "OutOfMemoryError" else ""
 
 
 VMSTAT = Path("/proc/vmstat")

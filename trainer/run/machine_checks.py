@@ -60,9 +60,10 @@ def check_gpus(config: RunConfig, *, trains: bool) -> None:
 
     visible = torch.cuda.device_count()
     if wanted > visible:
+        why = "" if visible else " (`polyturn doctor` says why)"
         raise ConfigError(
-            f"the config asks for {wanted} GPU(s), and {visible} can be seen; lower {lower}, or set engines.device and "
-            "trainer.device to cpu"
+            f"the config asks for {wanted} GPU(s), and {visible} can be seen{why}; lower {lower}, or set "
+            "engines.device and trainer.device to cpu"
         )
 
 
