@@ -229,6 +229,7 @@ def test_the_newest_finished_run_is_evaluated(workspace: Path) -> None:
         ("train quickstart rollout.sampling.see", "rollout.sampling.seeded="),
         ("env play polyturn/Two", "polyturn/TwoHopSearch-v0"),
         ("eval run smoke --policy ora", "oracle"),
+        ("eval run smo", "smoke"),
         ("traces stats runs/te", "runs/test-20260101-000000"),
     ],
 )

@@ -12,6 +12,8 @@ from polyturn.configs.schema.run import RunConfig
 
 RUNS = Path("runs")
 """Where recipes put their runs, unless they say otherwise."""
+EVALUATIONS = "evaluations"
+"""In it, where evaluations go."""
 
 
 def complete_recipe(incomplete: str) -> list[str]:
@@ -19,13 +21,8 @@ def complete_recipe(incomplete: str) -> list[str]:
     return _beginning(shipped_names("recipe"), incomplete) or _files(incomplete, ".yaml")
 
 
-def complete_suite(incomplete: str) -> list[str]:
-    """Shipped suites."""
-    return _beginning(shipped_names("suite"), incomplete) or _files(incomplete, ".yaml")
-
-
 def complete_recipe_or_suite(incomplete: str) -> list[str]:
-    """Both."""
+    """Shipped recipes and suites."""
     return _beginning([*shipped_names("recipe"), *shipped_names("suite")], incomplete) or _files(
         incomplete, ".yaml"
     )
@@ -62,7 +59,7 @@ def complete_run(incomplete: str) -> list[str]:
     """Directories of runs and evaluations below the one that is begun, or in `runs/`."""
     begun = Path(incomplete or ".")
     folder = begun if incomplete.endswith("/") or not incomplete else begun.parent
-    places = [folder, RUNS] if folder == Path() else [folder]
+    places = [folder, RUNS, RUNS / EVALUATIONS] if folder == Path() else [folder]
     found = [path for place in places if place.is_dir() for path in sorted(place.iterdir()) if path.is_dir()]
     runs = [str(path) for path in found if _is_run(path)]
     # On the way to one, the directories themselves.

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from polyturn.cli.completion import complete_recipe_or_suite
 from polyturn.cli.evaluation.played import print_played
 from polyturn.cli.options import PolicyName, PolicyOptions, read_options
 from polyturn.cli.outcome import reported
@@ -24,7 +25,9 @@ def evaluate(
     recipe_or_suite: Annotated[
         str,
         typer.Argument(
-            metavar="RECIPE_OR_SUITE", help="A YAML file, or the name of a shipped recipe or suite."
+            metavar="RECIPE_OR_SUITE",
+            help="A YAML file, or the name of a shipped recipe or suite.",
+            autocompletion=complete_recipe_or_suite,
         ),
     ],
     overrides: Overrides = None,

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from polyturn.cli.completion import complete_recipe_or_suite
 from polyturn.cli.outcome import RUN_FAILED, reported, table
 from polyturn.cli.train import Overrides
 from polyturn.configs.loading.loader import is_suite, load_evaluation, read_suite
@@ -30,7 +31,9 @@ def validate(
     recipe_or_suite: Annotated[
         str,
         typer.Argument(
-            metavar="RECIPE_OR_SUITE", help="A YAML file, or the name of a shipped recipe or suite."
+            metavar="RECIPE_OR_SUITE",
+            help="A YAML file, or the name of a shipped recipe or suite.",
+            autocompletion=complete_recipe_or_suite,
         ),
     ],
     overrides: Overrides = None,
