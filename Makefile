@@ -10,12 +10,13 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-r
 # Of a machine with a GPU, which has a PyTorch of its own.
 GPU_PYTHON ?= python3
 
-.PHONY: help setup demo test test-all test-slow lint bench gpu-check clean
+.PHONY: help setup demo test test-all test-slow lint docs bench gpu-check clean
 help:
 	@echo "make demo   train the quickstart policy on this machine's CPU, end to end"
 	@echo "make test   run the tests"
 	@echo "make test-all   the slow ones too"
 	@echo "make lint   format check, lint, import contract, type check"
+	@echo "make docs   the documentation as a site, in build/site"
 	@echo "make bench  the short form of every benchmark"
 	@echo "make gpu-check   what a machine with one GPU can answer, in eight minutes (docs/gpu_check.md)"
 	@echo "make setup  only the virtual environment (the others call it)"
@@ -51,6 +52,9 @@ lint: $(TEST_STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/python tests/static_checks.py
+
+docs: $(TEST_STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(TEST_STAMP)
 	@set -e; for program in benchmarks/*.py; do echo "== $$program"; $(BIN)/python $$program --short; done

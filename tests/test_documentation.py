@@ -7,8 +7,10 @@ import ast
 import builtins
 import inspect
 import json
+import os
 import re
 import shlex
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -164,7 +166,7 @@ def check_command(words: list[str], place: str) -> None:
         return
     context = command.make_context(name, words)
     recipe = next((context.params[key] for key in RECIPES if context.params.get(key)), None)
-    if recipe is None or recipe == "RECIPE":
+    if recipe is None or recipe.isupper():
         return
     shipped = shipped_names("recipe") + shipped_names("suite")
     assert recipe in shipped or Path(recipe).suffix in (".yaml", ".yml"), (
@@ -248,3 +250,29 @@ def resolve(node: ast.expr, names: dict[str, object]) -> object | None:
     if isinstance(node, ast.Attribute):
         return getattr(resolve(node.value, names), node.attr, None)
     return None
+
+
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs", reason="mkdocs is not installed")
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "mkdocs",
+            "build",
+            "--strict",
+            "--quiet",
+            "--site-dir",
+            str(tmp_path / "site"),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    reference = (tmp_path / "site" / "reference.html").read_text(encoding="utf-8")
+    assert all(f"{name}" in reference for name in polyturn.__all__ if not name.startswith("_"))
+    front = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+    assert not re.findall(r'(?:src|href)="(?:https?:)?//(?!squidfunk)[^"]*\.(?:js|css)"', front)
