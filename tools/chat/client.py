@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import math
 import re
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +32,8 @@ from polyturn.tools.secrets import (
 from polyturn.tools.types import ToolSpec
 
 CONNECT_S = 30.0
+CONNECTIONS_PER_POOL = 8
+"""httpx's pool looks at all its connections whenever a request begins or ends."""
 _RETRY_DELAY = re.compile(rb'"retryDelay":\s*"(\d{1,6}(?:\.\d{1,9})?)s"')
 """How Gemini asks to wait."""
 
@@ -61,7 +65,9 @@ class ChatClient:
         self.where = public_url(str(self._url))
         self._retries = Retries(max_retries=endpoint.max_retries, deadline_s=endpoint.timeout_s)
         self._slots = asyncio.Semaphore(endpoint.max_concurrent_requests)
-        self._client: httpx.AsyncClient | None = None
+        self._clients: list[httpx.AsyncClient] = []
+        self._under_way: list[int] = []
+        """Requests of each of them."""
 
     async def ask(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[ToolSpec] = ()) -> ChatAnswer:
         """The answer to a conversation in the shape of the OpenAI chat format.
@@ -86,9 +92,9 @@ class ChatClient:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        if self._client is not None:
-            await self._client.aclose()
-            self._client = None
+        clients, self._clients = self._clients, []
+        for client in clients:
+            await client.aclose()
 
     def _payload(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[ToolSpec]) -> dict[str, Any]:
         endpoint = self.endpoint
@@ -106,7 +112,8 @@ class ChatClient:
         try:
             async with (
                 deadline,
-                self._open().stream("POST", self._url, content=body, headers=self._headers) as response,
+                self._least_busy() as client,
+                client.stream("POST", self._url, content=body, headers=self._headers) as response,
             ):
                 if response.status_code != 200:
                     return await self._read_refusal(response)
@@ -152,18 +159,37 @@ class ChatClient:
                 return instead
         return streamed.answer()
 
-    def _open(self) -> httpx.AsyncClient:
-        if self._client is None:
-            idle_s = self.endpoint.idle_timeout_s if self.endpoint.stream else None
-            limit = self.endpoint.max_concurrent_requests
-            transport = httpx.AsyncHTTPTransport(
-                trust_env=False, limits=httpx.Limits(max_connections=limit, max_keepalive_connections=limit)
-            )
-            timeout = httpx.Timeout(None, connect=CONNECT_S, read=idle_s)
-            self._client = httpx.AsyncClient(
-                transport=BoundedTransport(transport), timeout=timeout, trust_env=False
-            )
-        return self._client
+    @contextlib.asynccontextmanager
+    async def _least_busy(self) -> AsyncIterator[httpx.AsyncClient]:
+        """The client with the fewest requests under way, which has one more meanwhile."""
+        if not self._clients:
+            self._clients = self._open()
+            self._under_way = [0] * len(self._clients)
+        place = self._under_way.index(min(self._under_way))
+        under_way = self._under_way
+        under_way[place] += 1
+        try:
+            yield self._clients[place]
+        finally:
+            under_way[place] -= 1
+
+    def _open(self) -> list[httpx.AsyncClient]:
+        """Clients that have together as many connections as there may be requests."""
+        idle_s = self.endpoint.idle_timeout_s if self.endpoint.stream else None
+        timeout = httpx.Timeout(None, connect=CONNECT_S, read=idle_s)
+        limits = httpx.Limits(
+            max_connections=CONNECTIONS_PER_POOL, max_keepalive_connections=CONNECTIONS_PER_POOL
+        )
+        number = math.ceil(self.endpoint.max_concurrent_requests / CONNECTIONS_PER_POOL)
+        # One for all: to read the certificates takes longer than many requests.
+        context = httpx.create_ssl_context(trust_env=False)
+        transports = [
+            httpx.AsyncHTTPTransport(verify=context, trust_env=False, limits=limits) for _ in range(number)
+        ]
+        return [
+            httpx.AsyncClient(transport=BoundedTransport(transport), timeout=timeout, trust_env=False)
+            for transport in transports
+        ]
 
     def _fault(self, problem: str) -> ChatFault:
         """Without secrets: an endpoint may say back what it was sent."""
