@@ -70,6 +70,7 @@ def test_the_vocabulary_brings_nothing_with_it() -> None:
         "polyturn.tools",
         "polyturn.tools.plain",
         "polyturn.tools.types",
+        "polyturn.version",
     }
 
 

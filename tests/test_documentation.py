@@ -25,7 +25,8 @@ from typer.core import TyperGroup
 
 import polyturn
 from polyturn.cli.main import app
-from polyturn.configs.loading.loader import ENTRY_KEYS, SUITE_KEYS, shipped_names
+from polyturn.configs.loading.loader import shipped_names
+from polyturn.configs.loading.suites import ENTRY_KEYS, SUITE_KEYS
 from polyturn.configs.schema.reference import options_markdown
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeGuard, TypeVar
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -31,8 +30,7 @@ from polyturn.configs.loading.validation import (
 )
 from polyturn.configs.loading.yaml_tree import Tree
 from polyturn.configs.models import LAYOUT_NAME, PRESET, preset_directory
-from polyturn.configs.schema.run import EnvironmentConfig, EvaluationConfig, RunConfig
-from polyturn.configs.schema.suite import Budget, Need, SuiteConfig, SuiteEntry, name_of_environment
+from polyturn.configs.schema.run import RunConfig
 
 __all__ = [
     "ConfigError",
@@ -99,207 +97,6 @@ def _problems(tree: Tree, section: str, values: Mapping[str, Any], device: str) 
     return found
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoadedEntry:
-    """One entry of a suite, with the config that it is played by."""
-
-    name: str
-    config: RunConfig
-    success_score: float = 1.0
-    budget: Budget = field(default_factory=Budget)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class LoadedSuite:
-    """What an evaluation plays."""
-
-    name: str
-    entries: tuple[LoadedEntry, ...]
-
-
-def load_evaluation(recipe_or_suite: str | Path, overrides: Sequence[str] = ()) -> LoadedSuite:
-    """A suite, or the held-out tasks of a recipe as a suite of one entry.
-
-    Overrides of a suite are as of `read_suite`; all others are the recipe's. Raises ConfigError, also where a file is
-    missing that an entry needs.
-    """
-    if not is_suite(recipe_or_suite):
-        return suite_of(load_config(recipe_or_suite, overrides))
-    loaded, left = read_suite(recipe_or_suite, overrides)
-    if missing := missing_files(loaded):
-        raise ConfigError("\n".join(missing))
-    beside = find_shipped("suite", recipe_or_suite).parent / loaded.recipe
-    base = load_config(beside if beside.is_file() else loaded.recipe, left)
-    return LoadedSuite(
-        name=loaded.name,
-        entries=tuple(
-            LoadedEntry(
-                name=entry.called,
-                config=_config_of(base, entry, loaded.data),
-                success_score=entry.success_score,
-                budget=entry.budget,
-            )
-            for entry in loaded.played
-        ),
-    )
-
-
-def suite_of(config: RunConfig) -> LoadedSuite:
-    """The held-out tasks of a recipe as a suite of one entry."""
-    entry = LoadedEntry(name=name_of_environment(config.environment.id), config=config)
-    return LoadedSuite(name=config.name, entries=(entry,))
-
-
-def _config_of(base: RunConfig, entry: SuiteEntry, data: Path) -> RunConfig:
-    return base.model_copy(
-        update={
-            "environment": with_files(entry, data),
-            "reward": entry.reward,
-            "evaluation": EvaluationConfig(**dict(entry.evaluation)),
-            "agent": entry.agent or base.agent,
-        }
-    )
-
-
-def load_suite(suite: str | Path, overrides: Sequence[str] = ()) -> list[RunConfig]:
-    """The configs of `load_evaluation`, one for each entry of a suite."""
-    return [entry.config for entry in load_evaluation(find_shipped("suite", suite), overrides).entries]
-
-
-def read_suite(suite: str | Path, overrides: Sequence[str] = ()) -> tuple[SuiteConfig, list[str]]:
-    """A suite as it is written, and the overrides that are its recipe's.
-
-    Its own are `data`, `only` and what an entry has: `evaluation.num_tasks=16` holds for every entry, and
-    `entries.NAME.evaluation.num_tasks=16` for one. No file that an entry needs is looked for. Raises ConfigError.
-    """
-    tree = _read_layers(find_shipped("suite", suite), SuiteConfig, ())
-    tree = _with_defaults(tree)
-    left = []
-    for override in overrides:
-        key = override.partition("=")[0].strip()
-        first, _, rest = key.partition(".")
-        if first in SUITE_KEYS:
-            tree = merge(tree, _read_override(override, SuiteConfig), SuiteConfig)
-        elif first in ENTRY_KEYS:
-            tree = _over_entries(tree, _read_override(override, SuiteEntry), None)
-        elif first == "entries" and rest:
-            name = _entry_named(tree, rest)
-            given = _read_override(override.strip().removeprefix(f"entries.{name}."), SuiteEntry)
-            tree = _over_entries(tree, given, name)
-        else:
-            left.append(override)
-    return read_section(SuiteConfig, _name_default_kinds(tree, SuiteConfig)), left
-
-
-SUITE_KEYS = ("data", "only")
-ENTRY_KEYS = ("environment", "evaluation", "reward", "success_score", "budget", "agent")
-
-
-def _with_defaults(tree: Tree) -> Tree:
-    """The suite with its defaults below every entry. Raises ConfigError where they have what no entry has."""
-    defaults, entries = tree.value.get("defaults"), tree.value.get("entries")
-    if defaults is None or not isinstance(defaults.value, dict) or not _is_list(entries):
-        return tree
-    if problems := list(_unknown_keys(defaults, SuiteEntry, SuiteConfig, "defaults.")):
-        raise ConfigError("\n".join(problems))
-    merged = [merge(defaults, entry, SuiteEntry) for entry in entries.value]
-    return Tree({**tree.value, "entries": Tree(merged, entries.origin)}, tree.origin)
-
-
-def _over_entries(tree: Tree, given: Tree, name: str | None) -> Tree:
-    """The suite with what is given over the entry of that name; None: over every entry."""
-    entries = tree.value.get("entries")
-    if not _is_list(entries):
-        return tree
-    merged = [
-        merge(entry, given, SuiteEntry) if name is None or _name_in(entry) == name else entry
-        for entry in entries.value
-    ]
-    return Tree({**tree.value, "entries": Tree(merged, entries.origin)}, tree.origin)
-
-
-def _entry_named(tree: Tree, rest: str) -> str:
-    """The name of an entry that an override begins with; a name may have dots. Raises ConfigError."""
-    entries = tree.value.get("entries")
-    names = [_name_in(entry) for entry in entries.value] if _is_list(entries) else []
-    for name in sorted(names, key=len, reverse=True):
-        if name and rest.startswith(f"{name}."):
-            return name
-    wanted = rest.partition(".")[0]
-    raise ConfigError(
-        f"{COMMAND_LINE}: there is no entry '{wanted}'{did_you_mean(wanted, names)}; there are {', '.join(names)}"
-    )
-
-
-def _name_in(entry: Tree) -> str:
-    """What an entry is called, as far as it can be told before it is read."""
-    written = entry.plain()
-    if not isinstance(written, dict):
-        return ""
-    environment = written.get("environment")
-    env_id = environment.get("id") if isinstance(environment, dict) else None
-    name = written.get("name")
-    return name if isinstance(name, str) else name_of_environment(env_id) if isinstance(env_id, str) else ""
-
-
-def _is_list(tree: Tree | None) -> TypeGuard[Tree]:
-    return tree is not None and isinstance(tree.value, list)
-
-
-def with_files(entry: SuiteEntry, data: Path) -> EnvironmentConfig:
-    """The entry's environment with the files that it needs among its options, unless they name others."""
-    missing = missing_needs(entry, data)
-    found = {
-        need.option: str((data / need.file).expanduser())
-        for need in entry.needs
-        if need.file is not None and (need.required or need not in missing)
-    }
-    return entry.environment.model_copy(update={"options": {**found, **entry.environment.options}})
-
-
-def missing_needs(entry: SuiteEntry, data: Path) -> list[Need]:
-    """The files that an entry needs, required or not, and that are not there."""
-    missing = []
-    for need in entry.needs:
-        if need.file is not None:
-            named = entry.environment.options.get(need.option, data / need.file)
-            if not Path(str(named)).expanduser().exists():
-                missing.append(need)
-    return missing
-
-
-def missing_files(suite: SuiteConfig) -> list[str]:
-    """A sentence for each file that an entry cannot be played without and that is not there, and what to do."""
-    problems = []
-    for entry in suite.played:
-        for need in missing_needs(entry, suite.data):
-            if need.required:
-                named = entry.environment.options.get(need.option, suite.data / (need.file or ""))
-                problems.append(f"{suite.name}: {entry.called}: there is no '{named}': {need.get}")
-    if problems:
-        problems.append(
-            f"{suite.name}: name another directory than '{suite.data}' with data=DIR, one file with "
-            "entries.NAME.environment.options.OPTION=FILE, or play other entries with only=[NAME]"
-        )
-    return problems
-
-
-def is_suite(name: str | Path) -> bool:
-    """Whether `name` is a suite, shipped or a file that lists entries, and no recipe.
-
-    Raises ConfigError where it is neither.
-    """
-    path = Path(name)
-    if path.is_file():
-        return "entries" in yaml_tree.read_file(path).value
-    recipes, suites = shipped_names("recipe"), shipped_names("suite")
-    stem = str(name).removesuffix(".yaml")
-    if stem not in recipes + suites:
-        hint = _nearest_or_all(stem, recipes + suites)
-        raise ConfigError(f"there is no recipe or suite '{name}', neither a file nor a shipped one; {hint}")
-    return stem not in recipes
-
-
 def load_section(section: type[S], path: Path, overrides: Sequence[str] = ()) -> S:
     """Load a YAML file with its layers and overrides as any pydantic section."""
     return _load(section, path, overrides)[0]
@@ -308,17 +105,17 @@ def load_section(section: type[S], path: Path, overrides: Sequence[str] = ()) ->
 def _load(
     section: type[S], path: Path, overrides: Sequence[str], options: Sequence[str] = ()
 ) -> tuple[S, Tree]:
-    tree = _read_layers(path, section, ())
+    tree = read_layers(path, section, ())
     for given, origin in ((overrides, COMMAND_LINE), (options, PYTHON)):
         for override in given:
-            tree = merge(tree, _read_override(override, section, origin), section)
-    tree = _name_default_kinds(tree, section)
+            tree = merge(tree, read_override(override, section, origin), section)
+    tree = name_default_kinds(tree, section)
     return read_section(section, tree), tree
 
 
 def read_section(section: type[S], tree: Tree) -> S:
     """What was written, as a pydantic section. Raises ConfigError, one line for each thing that is wrong."""
-    problems = list(_unknown_keys(tree, section, section, ""))
+    problems = list(unknown_keys(tree, section, section, ""))
     if problems:
         raise ConfigError("\n".join(problems))
     try:
@@ -366,11 +163,11 @@ def find_shipped(what: str, name: str | Path) -> Path:
         )
     if path.is_dir():
         raise ConfigError(f"'{name}' is a directory; a {what} is a YAML file")
-    hint = _nearest_or_all(stem, names)
+    hint = nearest_or_all(stem, names)
     raise ConfigError(f"there is no {what} '{name}', neither a file nor a shipped one; {hint}")
 
 
-def _nearest_or_all(name: str, known: list[str]) -> str:
+def nearest_or_all(name: str, known: list[str]) -> str:
     near = nearest(Path(name).name, known)
     if near:
         return f"did you mean {' or '.join(repr(n) for n in near)}?"
@@ -395,7 +192,7 @@ def merge(lower: Tree, upper: Tree, shape: Shape) -> Tree:
     return Tree(children, lower.origin)
 
 
-def _read_layers(path: Path, section: type[BaseModel], chain: tuple[Path, ...]) -> Tree:
+def read_layers(path: Path, section: type[BaseModel], chain: tuple[Path, ...]) -> Tree:
     """A file over the files that it extends; `chain` are those that led here."""
     tree = yaml_tree.read_file(path)
     children = dict(tree.value)
@@ -416,7 +213,7 @@ def _read_layers(path: Path, section: type[BaseModel], chain: tuple[Path, ...]) 
         if base_path.resolve() in chain:
             names = " -> ".join(yaml_tree.shown_path(p) for p in (*chain, base_path))
             raise ConfigError(f"{base.origin}: 'extends' goes in a circle: {names}")
-        below = merge(below, _read_layers(base_path, section, chain), section)
+        below = merge(below, read_layers(base_path, section, chain), section)
     return merge(below, tree, section)
 
 
@@ -437,7 +234,7 @@ def _find_base(base: Tree, path: Path) -> Path:
         raise ConfigError(f"{base.origin}: 'extends': {error}") from error
 
 
-def _read_override(override: str, section: type[BaseModel], origin: str = COMMAND_LINE) -> Tree:
+def read_override(override: str, section: type[BaseModel], origin: str = COMMAND_LINE) -> Tree:
     """`a.b.c=value` as a tree."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
@@ -455,7 +252,7 @@ def _read_override(override: str, section: type[BaseModel], origin: str = COMMAN
     return tree
 
 
-def _name_default_kinds(tree: Tree, shape: Shape) -> Tree:
+def name_default_kinds(tree: Tree, shape: Shape) -> Tree:
     """Write the default `kind` into every choice that leaves it out."""
     if not isinstance(tree.value, dict):
         return tree
@@ -465,22 +262,22 @@ def _name_default_kinds(tree: Tree, shape: Shape) -> Tree:
     section = select(shape, children)
     if section is not None:
         for key in children.keys() & section.model_fields.keys():
-            children[key] = _name_default_kinds(children[key], shape_of(section.model_fields[key]))
+            children[key] = name_default_kinds(children[key], shape_of(section.model_fields[key]))
     return Tree(children, tree.origin)
 
 
-def _unknown_keys(tree: Tree, shape: Shape, root: type[BaseModel], prefix: str) -> Iterator[str]:
+def unknown_keys(tree: Tree, shape: Shape, root: type[BaseModel], prefix: str) -> Iterator[str]:
     """One sentence for each key that the schema does not have, in the order of the file."""
     if isinstance(tree.value, list):
         for index, item in enumerate(tree.value):
-            yield from _unknown_keys(item, shape, root, f"{prefix}{index}.")
+            yield from unknown_keys(item, shape, root, f"{prefix}{index}.")
     section = select(shape, tree.value) if isinstance(tree.value, dict) else None
     if section is None:
         return
     for key, child in tree.value.items():
         path = f"{prefix}{key}"
         if key in section.model_fields:
-            yield from _unknown_keys(child, shape_of(section.model_fields[key]), root, f"{path}.")
+            yield from unknown_keys(child, shape_of(section.model_fields[key]), root, f"{path}.")
             continue
         yield f"{child.origin}: unknown key '{path}'{_hint(key, prefix, shape, section, root)}"
 

@@ -15,7 +15,7 @@ from polyturn.agents.deadlines import EpisodeLimits
 from polyturn.agents.episode import Episode
 from polyturn.agents.ledger import UNSAMPLED_VERSION
 from polyturn.agents.policies.named import make_policy
-from polyturn.configs.loading.loader import LoadedEntry, LoadedSuite
+from polyturn.configs.loading.suites import LoadedEntry, LoadedSuite
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.suite import Budget
 from polyturn.envs.tool_env import ToolEnv

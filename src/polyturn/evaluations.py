@@ -19,13 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyturn.configs.errors import ConfigError, Interrupted, RunFailure, as_config_error
-from polyturn.configs.loading.loader import (
-    LoadedEntry,
-    LoadedSuite,
-    is_suite,
-    load_evaluation,
-    suite_of,
-)
+from polyturn.configs.loading.suites import LoadedEntry, LoadedSuite, is_suite, load_evaluation, suite_of
 from polyturn.configs.models import BUILTIN, resolve_model_path
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.suite import Budget

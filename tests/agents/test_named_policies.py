@@ -20,6 +20,7 @@ from polyturn.configs.schema.endpoint import ChatEndpoint
 from polyturn.configs.schema.policies import BestOf
 from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.tool_env import ToolEnv
+from polyturn.rollout.evaluation.who_plays import SGLANG
 from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall
 from tests.support.chat_server import chat_server, message
@@ -332,7 +333,8 @@ async def test_the_documented_script_plays(tmp_path):
 
 
 def test_the_documented_names_are_those_that_there_are():
-    assert set(documented("# Policies")) == set(NAMES)
+    of_evaluations = {f"{SGLANG}URL"}
+    assert set(documented("# Policies")) == {*NAMES, *of_evaluations}
 
 
 async def test_what_was_chosen_among_several_cannot_be_trained_on():

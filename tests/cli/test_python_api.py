@@ -50,7 +50,9 @@ def test_what_ends_a_run_is_a_run_failure_with_its_sentence(monkeypatch: pytest.
         raise MemoryError("cannot allocate 4 GiB\nmore")
 
     monkeypatch.setattr(run, "train", ended)
-    with pytest.raises(polyturn.RunFailure, match=r"^MemoryError: cannot allocate 4 GiB$"):
+    with pytest.raises(
+        polyturn.RunFailure, match=r"^MemoryError: cannot allocate 4 GiB; lower sglang.max_total_tokens, "
+    ):
         polyturn.train("recipe.yaml")
 
 

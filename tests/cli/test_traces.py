@@ -29,7 +29,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def traces(command: str, directory: Path, *arguments: str, code: int = 0) -> str:
-    result = CliRunner().invoke(app, ["traces", command, str(directory), *arguments])
+    runner = CliRunner(env={"COLUMNS": "100"})
+    result = runner.invoke(app, ["traces", command, str(directory), *arguments])
     assert result.exit_code == code, result.output
     return result.output
 

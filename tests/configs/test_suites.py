@@ -7,14 +7,8 @@ from pathlib import Path
 import pytest
 
 from polyturn.configs.errors import ConfigError
-from polyturn.configs.loading.loader import (
-    is_suite,
-    load_config,
-    load_evaluation,
-    load_suite,
-    read_suite,
-    shipped_names,
-)
+from polyturn.configs.loading.loader import load_config, shipped_names
+from polyturn.configs.loading.suites import is_suite, load_evaluation, load_suite, read_suite
 from polyturn.configs.schema.suite import Budget
 
 SUITE = """\

@@ -10,13 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from polyturn.configs.loading.loader import (
-    load_config,
-    load_evaluation,
-    missing_needs,
-    read_suite,
-    shipped_names,
-)
+from polyturn.configs.loading.loader import load_config, shipped_names
+from polyturn.configs.loading.suites import load_evaluation, missing_needs, read_suite
 from polyturn.configs.schema.suite import Accepted
 from polyturn.rollout.evaluation.validate import EntryProof, validate_entry
 from tests.support.command_line import in_this_process

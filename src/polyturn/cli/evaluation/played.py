@@ -10,7 +10,7 @@ import typer
 
 from polyturn.cli.evaluation.tables import print_report
 from polyturn.cli.outcome import RUN_FAILED, print_error
-from polyturn.configs.loading.loader import LoadedEntry
+from polyturn.configs.loading.suites import LoadedEntry
 from polyturn.evaluations import Asked
 from polyturn.rollout.evaluation.conduct import Conducted, Tally, result_of
 from polyturn.rollout.evaluation.records import EvaluatedEntry

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from polyturn.cli.outcome import reported, table
-from polyturn.configs.loading.loader import missing_needs, read_suite, shipped_names
+from polyturn.configs.loading.loader import shipped_names
+from polyturn.configs.loading.suites import missing_needs, read_suite
 from polyturn.configs.schema.suite import SuiteConfig, SuiteEntry
 
 

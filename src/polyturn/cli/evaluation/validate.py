@@ -11,7 +11,7 @@ import typer
 from polyturn.cli.completion import complete_recipe_or_suite
 from polyturn.cli.outcome import RUN_FAILED, reported, table
 from polyturn.cli.train import Overrides
-from polyturn.configs.loading.loader import is_suite, load_evaluation, read_suite
+from polyturn.configs.loading.suites import is_suite, load_evaluation, read_suite
 from polyturn.configs.schema.suite import CheckName, SuiteEntry
 from polyturn.rollout.evaluation.validate import EntryProof, Script, validate_entry
 
