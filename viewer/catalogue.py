@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.models import resolve_model_path
-from polyturn.rollout.evaluation.directory import PLAN, is_evaluation, read_evaluation
+from polyturn.rollout.evaluation.directory import EVALUATIONS, PLAN, is_evaluation, read_evaluation
 from polyturn.rollout.evaluation.records import Evaluation
 from polyturn.viewer.episode_sets import EpisodeSets, StepCache
 from polyturn.viewer.parameters import NotThere
@@ -125,11 +125,10 @@ class Catalogue:
                 yield directory
                 continue
             try:
-                inside = sorted(path for path in directory.iterdir() if path.is_dir())
+                runs = _runs_in(directory)
             except OSError as fault:
                 self.problems.append(f"{directory} cannot be read: {fault.strerror}")
                 continue
-            runs = [path for path in inside if is_run(path)]
             if not runs:
                 self.problems.append(f"{directory} is no run or evaluation, and holds none")
             if len(runs) > MAX_RUNS:
@@ -263,3 +262,11 @@ def _policy(run: ViewedRun, config: dict[str, Any]) -> str | None:
 
 def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53 else None
+
+
+def _runs_in(directory: Path) -> list[Path]:
+    """What a folder holds, and its folder of evaluations. Raises `OSError` where it cannot be read."""
+    below = directory / EVALUATIONS
+    folders = [directory, below] if below.is_dir() else [directory]
+    inside = [path for folder in folders for path in sorted(folder.iterdir()) if path.is_dir()]
+    return sorted((path for path in inside if is_run(path)), key=lambda path: path.name)

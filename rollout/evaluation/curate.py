@@ -23,7 +23,7 @@ TRUNCATED = "was ended by a limit"
 SEVERAL = "is of several agents"
 CREDENTIAL = "holds what looks like a credential"
 UNREAD_CALL = "has a call that could not be read"
-NO_ANSWER = "does not end with a message of the policy"
+NO_ANSWER = "has no message of the policy"
 SAME = "has the same conversation as another one"
 NOT_BEST = "is beyond the best of its task"
 UNBALANCED = "is beyond its environment's share"
@@ -164,7 +164,7 @@ def _unfit(stored: StoredEpisode, least: float) -> str | None:
         return SEVERAL
     if stored.held_credential:
         return CREDENTIAL
-    if not episode.messages or episode.messages[-1]["role"] != "assistant":
+    if all(message["role"] != "assistant" for message in episode.messages):
         return NO_ANSWER
     calls = (call for message in episode.messages for call in message.get("tool_calls", ()))
     return UNREAD_CALL if any(not call["function"].get("name") for call in calls) else None

@@ -20,6 +20,8 @@ from polyturn.rollout.evaluation.plan import FORMAT, EvaluationPlan, PlannedEntr
 from polyturn.rollout.evaluation.records import EvaluatedEntry, Evaluation, Failure, ScoredEpisode
 from polyturn.rollout.whole_file import sync_directory, whole_file
 
+EVALUATIONS = "evaluations"
+"""The folder of evaluations in `output_dir`."""
 PLAN = "evaluation.yaml"
 EPISODES = "episodes.jsonl"
 ENTRIES = "entries"

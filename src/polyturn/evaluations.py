@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from polyturn.rollout.evaluation.who_plays import WhoPlays
 
 logger = logging.getLogger(__name__)
-EVALUATIONS = "evaluations"
-"""The folder of evaluations in `output_dir`."""
 ASK_S = 10.0
 """How long a server may take to say which model it serves."""
 Warn = Callable[[str], object]
@@ -114,6 +112,8 @@ def asked(
 
 def new_directory(suite: LoadedSuite) -> Path:
     """Where an evaluation is made that nobody named a directory for: `evaluations/SUITE-DATE` in `output_dir`."""
+    from polyturn.rollout.evaluation.directory import EVALUATIONS
+
     root = suite.entries[0].config.output_dir / EVALUATIONS
     stamp = f"{suite.name}-{datetime.now():%Y%m%d-%H%M%S}"
     path, number = root / stamp, 1

@@ -416,3 +416,11 @@ def test_titles_of_search_results_end_where_their_parenthesis_does(title: str) -
     for shown in (render_hits(hits), render_quoted(hits)):
         (block,) = search_results({"role": "tool", "content": shown})
         assert [(one["title"], one["text"]) for one in block["passages"]] == [(title, "A city.")] * 2
+
+
+def test_the_evaluations_of_a_folder_of_runs_are_among_its_runs(made: FixtureRun, tmp_path: Path) -> None:
+    (tmp_path / "evaluations").mkdir()
+    (tmp_path / "evaluations" / "one").symlink_to(made.evaluation)
+    assert [run.kind for run in Catalogue([tmp_path]).runs()] == ["evaluation"]
+    (tmp_path / "a run").symlink_to(made.run)
+    assert [run.id for run in Catalogue([tmp_path]).runs()] == ["a run", "one"]

@@ -73,3 +73,21 @@ def test_environments_are_balanced_by_their_best(tmp_path: Path) -> None:
     assert found.by_environment == {"a": 1, "b": 1} and found.num_with_tokens == 0
     assert found.dropped[curation.UNBALANCED] == 2
     assert found.dropped[curation.SEVERAL] == found.dropped[curation.UNREAD_CALL] == 1
+
+
+def test_what_a_call_ended_is_learnt_from_and_what_nobody_answered_is_not(tmp_path: Path) -> None:
+    call = {"id": "call_0", "type": "function", "function": {"name": "guess", "arguments": {"code": "1"}}}
+    user = {"role": "user", "content": "Guess."}
+    ended = (
+        user,
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_0", "name": "guess", "content": "Right."},
+    )
+    path, output = tmp_path / "step.parquet", tmp_path / "rows.jsonl"
+    made = [
+        episode(number, 0, 1.0, env_id="a", messages=said) for number, said in enumerate((ended, (user,)))
+    ]
+    write_episodes(path, made, step=1)
+    found = curate(path, output, Choice(), tell=lambda _: None)
+    assert ids(output) == ["eval000000.0.0"] and found.dropped[curation.NO_ANSWER] == 1
+    assert next(iter(read_rows(output))).taught == (False, True, False)

@@ -48,7 +48,8 @@ def curate(
                 typer.echo(f"not kept: {number:,}, each {reason}")
         if not found.num_rows:
             raise ConfigError(
-                f"{source}: none of {found.num_dropped:,} episodes is kept; lower --min-score, or let it play more"
+                f"{source}: none of {found.num_dropped:,} episodes is kept, for the reasons above; play more, or "
+                "choose otherwise (--min-score)"
             )
         typer.echo(
             json.dumps(
