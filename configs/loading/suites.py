@@ -89,11 +89,6 @@ def _config_of(base: RunConfig, entry: SuiteEntry, data: Path) -> RunConfig:
     )
 
 
-def load_suite(suite: str | Path, overrides: Sequence[str] = ()) -> list[RunConfig]:
-    """The configs of `load_evaluation`, one for each entry of a suite."""
-    return [entry.config for entry in load_evaluation(find_shipped("suite", suite), overrides).entries]
-
-
 def read_suite(suite: str | Path, overrides: Sequence[str] = ()) -> tuple[SuiteConfig, list[str]]:
     """A suite as it is written, and the overrides that are its recipe's.
 

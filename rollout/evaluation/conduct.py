@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -186,7 +187,7 @@ def conduct(
     was_stopped = False
     with sole_player(directory):
         try:
-            with Recorder(directory, names, prices=prices) as recorder:
+            with closing(Recorder(directory, names, prices=prices)) as recorder:
                 left = [
                     (entry, config)
                     for entry, config in zip(plan.entries, configs, strict=True)

@@ -9,8 +9,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import orjson
 from pydantic import ValidationError
@@ -31,14 +30,6 @@ REPORT = "report.json"
 def is_evaluation(directory: Path) -> bool:
     """Whether an evaluation was begun there."""
     return (directory / PLAN).is_file()
-
-
-def list_evaluations(root: Path) -> list[Path]:
-    """The evaluations directly below a directory, the newest first; none where it is not there."""
-    if not root.is_dir():
-        return []
-    found = [path for path in root.iterdir() if is_evaluation(path)]
-    return sorted(found, key=lambda path: ((path / PLAN).stat().st_mtime_ns, path.name), reverse=True)
 
 
 def entry_directory(directory: Path, name: str) -> Path:
@@ -174,17 +165,6 @@ class EpisodeLog:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
 
 def _entry(entry: PlannedEntry, newest: Mapping[Place, ScoredEpisode]) -> EvaluatedEntry:

@@ -25,8 +25,6 @@ from polyturn.rollout.user_faults import user_fault_share
 
 Keep = Callable[[Episode], Awaitable[None]]
 Tell = Callable[[Episode], None]
-EVALUATION_STEP = 0
-"""The step under which a stand-alone evaluation files its trajectories."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,8 +10,6 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import pyarrow.parquet as pq
 
@@ -92,17 +90,6 @@ class Recorder:
         self._log.close()
         for files in self._entries.values():
             files.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def _count(self, name: str, identity: str) -> None:
         group_id, sample, attempt = parse_episode_id(identity)

@@ -429,10 +429,10 @@ def _cost(entries: Sequence[EvaluatedEntry]) -> Cost | None:
 
 
 def _mean_metrics(scored: Sequence[ScoredEpisode]) -> dict[str, float]:
-    """Without those that are no finite number: JSON has none of them."""
+    """Without those that are no finite number: JSON has none of them. The sum of large ones may be none either."""
     values: dict[str, list[float]] = defaultdict(list)
     for episode in scored:
         for name, value in episode.metrics.items():
             if math.isfinite(value):
                 values[name].append(value)
-    return {name: math.fsum(found) / len(found) for name, found in sorted(values.items())}
+    return {name: math.fsum(value / len(found) for value in found) for name, found in sorted(values.items())}

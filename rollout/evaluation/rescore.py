@@ -86,7 +86,7 @@ def rescore(
     names = [entry.name for entry in plan.entries]
     nobody = WhoPlays(name="oracle")
     results: dict[str, Rescored] = {}
-    with sole_player(directory), Recorder(directory, names, prices=prices) as recorder:
+    with sole_player(directory), closing(Recorder(directory, names, prices=prices)) as recorder:
         ids = {name: wanted(recorder.lines, name, everything=everything) for name in names}
         on_begin(sum(map(len, ids.values())))
         if not any(ids.values()):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -36,7 +37,7 @@ def write(directory: Path, scores: list[list[float | None]], *, temperature: flo
     write_plan(
         directory, EvaluationPlan(suite="smoke", player=player, package="0", created="now", entries=entries)
     )
-    with EpisodeLog(directory) as log:
+    with closing(EpisodeLog(directory)) as log:
         for name in names:
             for episode in entry_of(scores, name).episodes:
                 log.append(episode)

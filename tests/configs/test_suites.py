@@ -8,7 +8,7 @@ import pytest
 
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.loading.loader import load_config, shipped_names
-from polyturn.configs.loading.suites import is_suite, load_evaluation, load_suite, read_suite
+from polyturn.configs.loading.suites import is_suite, load_evaluation, read_suite
 from polyturn.configs.schema.suite import Budget
 
 SUITE = """\
@@ -19,6 +19,11 @@ entries:
   - environment: {id: a/C-v0, max_turns: 3}
     evaluation: {split: dev, num_tasks: 4}
 """
+
+
+def configs_of(suite, overrides=()):
+    """One for each entry."""
+    return [entry.config for entry in load_evaluation(suite, overrides).entries]
 
 
 @pytest.mark.parametrize("name", shipped_names("suite"))
@@ -33,7 +38,7 @@ def test_a_suite_is_its_recipe_with_each_entry_in_turn(tmp_path: Path) -> None:
     path = tmp_path / "suite.yaml"
     path.write_text(SUITE)
     assert is_suite(path)
-    first, second = load_suite(path, ["engines.num_engines=2"])
+    first, second = configs_of(path, ["engines.num_engines=2"])
     assert (first.environment.id, second.environment.id) == ("a/B-v0", "a/C-v0")
     assert (second.environment.max_turns, second.evaluation.split, second.evaluation.num_tasks) == (
         3,
@@ -48,7 +53,7 @@ def test_a_suite_is_its_recipe_with_each_entry_in_turn(tmp_path: Path) -> None:
 def test_a_suite_may_use_a_recipe_beside_it(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("extends: quickstart\nseed: 9\n")
     (tmp_path / "suite.yaml").write_text(SUITE.replace("recipe: quickstart", "recipe: mine.yaml"))
-    assert load_suite(tmp_path / "suite.yaml")[0].seed == 9
+    assert configs_of(tmp_path / "suite.yaml")[0].seed == 9
 
 
 def test_a_recipe_is_no_suite(tmp_path: Path) -> None:
@@ -65,17 +70,17 @@ def test_mistakes_in_an_entry_are_told_with_their_line(
     monkeypatch.chdir(tmp_path)
     Path("s.yaml").write_text(SUITE + "    evalution: {}\n")
     with pytest.raises(ConfigError) as caught:
-        load_suite("s.yaml")
+        configs_of("s.yaml")
     assert str(caught.value) == (
         "s.yaml:7: unknown key 'entries.1.evalution', did you mean 'entries.1.evaluation'?"
     )
     Path("s.yaml").write_text(SUITE.replace("num_tasks: 4", "num_tasks: all"))
     with pytest.raises(ConfigError) as caught:
-        load_suite("s.yaml")
+        configs_of("s.yaml")
     assert str(caught.value) == "s.yaml:6: 'entries.1.evaluation.num_tasks' must be an integer, got 'all'"
     Path("s.yaml").write_text("name: a\nrecipe: quickstart\nentries: []\n")
     with pytest.raises(ConfigError, match=r"s.yaml:3: 'entries' must be a list of at least 1, got a list"):
-        load_suite("s.yaml")
+        configs_of("s.yaml")
 
 
 NEEDS = (
@@ -95,10 +100,10 @@ def test_a_file_that_an_entry_needs_is_an_option_of_its_environment(tmp_path: Pa
     (tmp_path / "flashrag" / "nq").mkdir(parents=True)
     file = tmp_path / "flashrag" / "nq" / "test.jsonl"
     file.write_text("{}")
-    *_, nq = load_suite(path, [f"data={tmp_path / 'flashrag'}", "engines.num_engines=2"])
+    *_, nq = configs_of(path, [f"data={tmp_path / 'flashrag'}", "engines.num_engines=2"])
     assert nq.environment.options == {"top_k": 5, "heldout_questions": str(file)}
     assert nq.engines.num_engines == 2
-    *_, nq = load_suite(path, ["only=[nq]", f"environment.options.heldout_questions={file}"])
+    *_, nq = configs_of(path, ["only=[nq]", f"environment.options.heldout_questions={file}"])
     assert nq.environment.options == {"top_k": 5, "heldout_questions": str(file)}
 
 
@@ -106,36 +111,36 @@ def test_a_suite_without_its_files_is_refused_with_what_to_get(tmp_path: Path) -
     path = tmp_path / "s.yaml"
     path.write_text(NEEDS)
     with pytest.raises(ConfigError) as caught:
-        load_suite(path)
+        configs_of(path)
     assert str(caught.value).splitlines() == [
         "two: nq: there is no 'data/nq/test.jsonl': Get nq/test.jsonl of FlashRAG_datasets.",
         "two: name another directory than 'data' with data=DIR, one file with "
         "entries.NAME.environment.options.OPTION=FILE, or play other entries with only=[NAME]",
     ]
     path.write_text(NEEDS.replace("file: nq", "required: false, file: nq"))
-    *_, nq = load_suite(path)
+    *_, nq = configs_of(path)
     assert nq.environment.options == {"top_k": 5}
     path.write_text(NEEDS)
-    assert [config.environment.id for config in load_suite(path, ["only=[C]"])] == ["a/C-v0"]
+    assert [config.environment.id for config in configs_of(path, ["only=[C]"])] == ["a/C-v0"]
     with pytest.raises(ConfigError, match=r"only: there is no entry 'ng'; there are B, C, nq"):
-        load_suite(path, ["only=[ng]"])
+        configs_of(path, ["only=[ng]"])
 
 
 def test_overrides_of_an_entry_hold_for_all_of_them(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
     path.write_text(SUITE)
-    first, second = load_suite(path, ["evaluation.num_tasks=7", "environment.max_turns=2"])
+    first, second = configs_of(path, ["evaluation.num_tasks=7", "environment.max_turns=2"])
     assert (first.evaluation.num_tasks, second.evaluation.num_tasks, second.evaluation.split) == (7, 7, "dev")
     assert (first.environment.max_turns, second.environment.max_turns) == (2, 2)
     with pytest.raises(ConfigError, match=r"command line: unknown key 'entries.0.evaluation.num_task'"):
-        load_suite(path, ["evaluation.num_task=7"])
+        configs_of(path, ["evaluation.num_task=7"])
 
 
 def test_two_entries_of_one_environment_need_names(tmp_path: Path) -> None:
     path = tmp_path / "s.yaml"
     path.write_text(SUITE.replace("a/C-v0", "b/B-v1"))
     with pytest.raises(ConfigError, match="two entries are called 'B'; give each a `name` of its own"):
-        load_suite(path)
+        configs_of(path)
 
 
 def test_what_a_suite_says_for_all_its_entries_is_below_what_an_entry_says(tmp_path: Path) -> None:

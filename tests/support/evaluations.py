@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -118,7 +119,7 @@ def make_evaluation(directory: Path, *, entries: tuple[str, ...] = ("one",)) -> 
             ],
         ),
     )
-    with EpisodeLog(directory) as log:
+    with closing(EpisodeLog(directory)) as log:
         for name in entries:
             store = TrajectoryStore(entry_directory(directory, name))
             for each in episodes():

@@ -400,7 +400,7 @@ def _write_evaluation(
         entries=planned,
     )
     write_plan(path, plan)
-    with EpisodeLog(path) as log:
+    with closing(EpisodeLog(path)) as log:
         for entry in planned:
             _write_entry(path, entry, log, tokenizer, rng, skill=skill)
 

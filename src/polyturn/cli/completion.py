@@ -9,11 +9,10 @@ from typing import get_args
 from polyturn.configs.loading.loader import shipped_names
 from polyturn.configs.loading.validation import field_paths, shape_of
 from polyturn.configs.schema.run import RunConfig
+from polyturn.rollout.evaluation.directory import EVALUATIONS
 
 RUNS = Path("runs")
 """Where recipes put their runs, unless they say otherwise."""
-EVALUATIONS = "evaluations"
-"""In it, where evaluations go."""
 
 
 def complete_recipe(incomplete: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +13,6 @@ from polyturn.rollout.evaluation.directory import (
     PLAN,
     EpisodeLog,
     line_of,
-    list_evaluations,
     read_evaluation,
     write_plan,
 )
@@ -60,7 +60,7 @@ FAILED = replace(SCORED, failure=Failure.SCORER, score=None, answer=None, error=
 def test_episodes_come_back_as_they_were_and_the_last_of_each_holds(tmp_path: Path) -> None:
     write_plan(tmp_path, PLANNED)
     other = replace(SCORED, task_index=1, sample=1)
-    with EpisodeLog(tmp_path) as log:
+    with closing(EpisodeLog(tmp_path)) as log:
         for episode in (other, FAILED, SCORED, replace(SCORED, entry="unknown"), replace(SCORED, sample=7)):
             log.append(episode)
     read = read_evaluation(tmp_path)
@@ -76,7 +76,7 @@ def test_a_line_that_was_not_finished_is_no_episode_and_the_next_one_is_whole(tm
     for cut in (1, len(whole) // 2, len(whole) - 1):
         (tmp_path / EPISODES).write_bytes(whole + line_of(FAILED)[:cut])
         assert read_evaluation(tmp_path).entries[0].episodes == (SCORED,)
-        with EpisodeLog(tmp_path) as log:
+        with closing(EpisodeLog(tmp_path)) as log:
             log.append(replace(SCORED, sample=1))
         assert [episode.sample for episode in read_evaluation(tmp_path).entries[0].episodes] == [0, 1]
 
@@ -96,11 +96,3 @@ def test_what_is_no_evaluation_is_refused_in_a_sentence(tmp_path: Path) -> None:
         assert "\n" not in str(refused.value)
     with pytest.raises(FileExistsError, match="holds an evaluation already"):
         write_plan(tmp_path, PLANNED)
-
-
-def test_evaluations_are_listed_the_newest_first(tmp_path: Path) -> None:
-    assert list_evaluations(tmp_path / "nowhere") == []
-    for name in ("a", "b", "c"):
-        write_plan(tmp_path / name, PLANNED)
-    (tmp_path / "other").mkdir()
-    assert [path.name for path in list_evaluations(tmp_path)] == ["c", "b", "a"]

@@ -86,6 +86,14 @@ def test_costs_are_those_of_failed_episodes_too() -> None:
     assert report_of(evaluation_of(entry_of([[1.0]]))).overall.cost is None
 
 
+def test_the_mean_of_metrics_whose_sum_is_no_number() -> None:
+    entry = replace(
+        entry_of([[1.0], [0.0]]),
+        episodes=tuple(episode(task=task, metrics={"odd": 1.7e308}) for task in range(2)),
+    )
+    assert report_of(evaluation_of(entry)).overall.metrics == {"odd": 1.7e308}
+
+
 def numbers(value: Any) -> list[float]:
     if isinstance(value, dict):
         return [number for item in value.values() for number in numbers(item)]
