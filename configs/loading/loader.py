@@ -144,8 +144,12 @@ def json_schema() -> dict[str, Any]:
 
 def shipped_names(what: str) -> list[str]:
     """The names of the YAML files that the package ships as `recipe`, `suite` or `algorithm`."""
-    folder = CONFIGS_DIRECTORY / f"{what}s"
-    return sorted(str(path.relative_to(folder).with_suffix("")) for path in folder.rglob("*.yaml"))
+    return sorted(_shipped(what))
+
+
+def _shipped(what: str) -> dict[str, Path]:
+    """By name, which is the file's: the folder that a recipe shares with its variants is no part of it."""
+    return {path.stem: path for path in (CONFIGS_DIRECTORY / f"{what}s").rglob("*.yaml")}
 
 
 def find_shipped(what: str, name: str | Path) -> Path:
@@ -153,17 +157,17 @@ def find_shipped(what: str, name: str | Path) -> Path:
     path = Path(name)
     if path.is_file():
         return path
-    names = shipped_names(what)
+    shipped = _shipped(what)
     stem = str(name).removesuffix(".yaml")
-    if stem in names:
-        return CONFIGS_DIRECTORY / f"{what}s" / f"{stem}.yaml"
+    if stem in shipped:
+        return shipped[stem]
     if (path / RUN_RECIPE).is_file():
         raise ConfigError(
             f"'{name}' is the directory of a run; its recipe is {path / RUN_RECIPE}, with resume=true it goes on"
         )
     if path.is_dir():
         raise ConfigError(f"'{name}' is a directory; a {what} is a YAML file")
-    hint = nearest_or_all(stem, names)
+    hint = nearest_or_all(stem, sorted(shipped))
     raise ConfigError(f"there is no {what} '{name}', neither a file nor a shipped one; {hint}")
 
 

@@ -62,7 +62,7 @@ def complaint(recipe: str, *overrides: str) -> str:
 
 def test_quickstart_is_found_by_name_and_by_path() -> None:
     by_name = load_config("quickstart")
-    assert by_name == load_config(loader.CONFIGS_DIRECTORY / "recipes" / "quickstart.yaml")
+    assert by_name == load_config(loader.CONFIGS_DIRECTORY / "recipes" / "quickstart" / "quickstart.yaml")
     assert by_name == load_config("quickstart.yaml")
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from polyturn.configs.loading.loader import load_config, shipped_names
+from polyturn.configs.loading.loader import CONFIGS_DIRECTORY, load_config, shipped_names
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.sizing.memory import check_layout
 from polyturn.configs.sizing.model_shape import ModelShape
@@ -83,3 +83,9 @@ def test_dapo_math_has_the_papers_sizes() -> None:
 def test_every_recipe_is_in_the_table() -> None:
     listed = re.findall(r"^\| \[?`(\w+)`", PAGE, re.MULTILINE)
     assert sorted(listed) == sorted(shipped_names("recipe"))
+
+
+def test_names_of_recipes_are_one_each_whatever_their_folder() -> None:
+    names = [path.stem for path in (CONFIGS_DIRECTORY / "recipes").rglob("*.yaml")]
+    assert sorted(names) == shipped_names("recipe")
+    assert load_config("qwen3_4b_async").name == load_config("qwen3_4b_async.yaml").name == "qwen3_4b_async"
