@@ -14,7 +14,7 @@ from polyturn.envs.border import read_reset, read_step
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.hooks import StepLimits
 from polyturn.envs.messages import AssistantMessage, Observation, Task
-from polyturn.envs.tool_env import ToolEnv
+from polyturn.envs.played_env import PlayedEnv
 from polyturn.tools.plain import shown
 from polyturn.tools.threads import GivenUp, PinnedThread
 from polyturn.tools.tool import OutOfTime
@@ -26,7 +26,7 @@ Environment = gymnasium.Env[Observation, AssistantMessage]
 class EnvironmentDriver:
     """Resets and steps an environment within the limits and the time of its episode.
 
-    A `ToolEnv` is awaited; any other runs in a thread.
+    A `PlayedEnv` is awaited; any other runs in a thread.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class EnvironmentDriver:
         self._seed = seed
         self._limits = limits
         self._clock = clock
-        self._offload = None if isinstance(env, ToolEnv) else PinnedThread("environment")
+        self._offload = None if isinstance(env, PlayedEnv) else PinnedThread("environment")
         self._num_calls_made = 0
         self.refuses_calls = False
         """Whether a call was answered by saying that those of the episode are used up."""
@@ -53,7 +53,7 @@ class EnvironmentDriver:
     def env_id(self) -> str:
         """The environment's id, or what it is called."""
         inner = self._env.unwrapped
-        if isinstance(inner, ToolEnv):
+        if isinstance(inner, PlayedEnv):
             return inner.env_id
         return getattr(self._env.spec, "id", type(inner).__name__)
 
@@ -65,7 +65,7 @@ class EnvironmentDriver:
         """
         options = {} if self._task is None else {"task": self._task}
         self._set_limits(max_tool_calls=None)
-        if isinstance(self._env, ToolEnv):
+        if isinstance(self._env, PlayedEnv):
             reset: Callable[[], Awaitable[Any]] = functools.partial(
                 self._env.reset_async, seed=self._seed, options=options
             )
@@ -82,11 +82,11 @@ class EnvironmentDriver:
 
         Raises:
             EnvironmentFault: as `reset`.
-            OutOfTime: an environment that is no `ToolEnv` took more than the policy had left.
+            OutOfTime: an environment that is no `PlayedEnv` took more than the policy had left.
         """
         num_allowed = self._num_calls_allowed()
         self._set_limits(max_tool_calls=num_allowed)
-        if isinstance(self._env, ToolEnv):
+        if isinstance(self._env, PlayedEnv):
             step: Callable[[], Awaitable[Any]] = functools.partial(self._env.step_async, action)
         else:
             step = functools.partial(self._step_in_thread, action)
@@ -119,7 +119,7 @@ class EnvironmentDriver:
     def _set_limits(self, *, max_tool_calls: int | None) -> None:
         """Tell the environment what its next reset or step may take."""
         inner = self._env.unwrapped
-        if isinstance(inner, ToolEnv):
+        if isinstance(inner, PlayedEnv):
             inner.step_limits = StepLimits(
                 hook_timeout_s=self._hook_timeout_s,
                 tools_timeout_s=self._clock.left_s,
@@ -129,9 +129,9 @@ class EnvironmentDriver:
             )
 
     async def _step_in_thread(self, action: AssistantMessage) -> Any:
-        """A step of an environment that is no `ToolEnv`. What it takes is the policy's, unless there is one inside."""
+        """A step of one that is no `PlayedEnv`. What it takes is the policy's, unless there is one inside."""
         step = functools.partial(self._env.step, action)
-        if isinstance(self._env.unwrapped, ToolEnv):
+        if isinstance(self._env.unwrapped, PlayedEnv):
             return await self._in_thread(step, None)
         started = time.perf_counter()
         assert self._offload is not None

@@ -24,18 +24,18 @@ import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, get_args
 
 import gymnasium
 from gymnasium.envs.registration import load_env_creator
 
 from polyturn.envs.faults import EnvironmentFault, UserFault, describe, message_of, printable
 from polyturn.envs.hooks import StepLimits
-from polyturn.envs.messages import AssistantMessage, Observation, Reward
+from polyturn.envs.messages import AssistantMessage, Observation, Reward, Role
+from polyturn.envs.played_env import PlayedEnv, StepResult, where_hooks_ran
 from polyturn.envs.registry import find, make, register
-from polyturn.envs.spaces import ReplySpace
-from polyturn.envs.tool_env import StepResult, ToolEnv
-from polyturn.envs.wrappers import WrappedToolEnv
+from polyturn.envs.spaces import ChatSpace, ReplySpace
+from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.children import end_child, end_with, how_it_ended, start_child
 from polyturn.tools.threads import Offload
 from polyturn.tools.tool import OutOfTime
@@ -111,7 +111,7 @@ class RaisedInChild(Exception):
     """What an exception of the child is raised from: its text is the traceback there."""
 
 
-def make_for_rollout(env_id: str, /, *, graded_by: Reward | None = None, **options: Any) -> ToolEnv:
+def make_for_rollout(env_id: str, /, *, graded_by: Reward | None = None, **options: Any) -> PlayedEnv:
     """As `make`, in a process of its own where the environment's class says `hooks_run = "own_process"`.
 
     Args:
@@ -127,8 +127,8 @@ def make_for_rollout(env_id: str, /, *, graded_by: Reward | None = None, **optio
     if isinstance(kind, type) and issubclass(kind, ToolEnv) and kind.hooks_run == "own_process":
         return ProcessEnv(env_id, options, graded_by=graded_by)
     env = make(env_id, **options)
-    inner = env.inner if isinstance(env, WrappedToolEnv) else env
-    if inner.hooks_run == "own_process":
+    inner = env.unwrapped
+    if isinstance(inner, ToolEnv) and inner.hooks_run == "own_process":
         # It is a function that makes it, so that nobody could know before.
         env.close()
         return ProcessEnv(env_id, options, graded_by=graded_by)
@@ -137,14 +137,11 @@ def make_for_rollout(env_id: str, /, *, graded_by: Reward | None = None, **optio
     return env
 
 
-class ProcessEnv(ToolEnv):
-    """Stands for an environment that lives in a child. Close it at the end."""
-
-    needs_thread = True  # type: ignore[assignment]  # it waits in one for the child
+class ProcessEnv(PlayedEnv):
+    """Stands for an environment that lives in a child, which it waits for in a thread. Close it at the end."""
 
     def __init__(self, env_id: str, options: Mapping[str, Any], *, graded_by: Reward | None = None) -> None:
         """Start the child and have it make the environment. Raises as `make_for_rollout`."""
-        super().__init__()
         self._id = env_id
         info = find(env_id)
         if info.entry_point.startswith("__main__:"):
@@ -168,6 +165,7 @@ class ProcessEnv(ToolEnv):
             self.close()
             raise
         self.action_space = ReplySpace(self._tools)
+        self.observation_space = ChatSpace(tuple(get_args(Role)))
 
     @property
     def env_id(self) -> str:
@@ -181,18 +179,13 @@ class ProcessEnv(ToolEnv):
     def is_reusable(self) -> bool:
         return super().is_reusable and self._child is not None and self._child.is_alive
 
+    @where_hooks_ran
     def close(self) -> None:
         """Let the child close its environment, and end it."""
-        self._done = True
         child, self._child = self._child, None
         if child is not None:
             child.close()
-        if self._hook_thread is not None:
-            self._hook_thread.shutdown()
-
-    def _waits(self) -> bool:
-        # The child runs an event loop of its own where its environment needs one.
-        return False
+        super().close()
 
     async def _reset(
         self, seed: int | None, options: dict[str, Any] | None, offload: Offload
@@ -311,7 +304,7 @@ def _start() -> subprocess.Popen[bytes]:
 class _Held:
     """The environment in the child."""
 
-    env: ToolEnv | None = None
+    env: PlayedEnv | None = None
 
     def answer(self, request: Request) -> Any:
         """What a request asks for. Raises what the environment raises."""
@@ -319,7 +312,7 @@ class _Held:
             self.env = _made(request)
             return self.env.tools
         assert self.env is not None, "nothing was made"
-        self.env.unwrapped.step_limits = request.limits  # type: ignore[attr-defined]
+        self.env.step_limits = request.limits
         if isinstance(request, Reset):
             options = None if request.options is None else dict(request.options)
             return self.env.reset(seed=request.seed, options=options)
@@ -331,7 +324,7 @@ class _Held:
             self.env.close()
 
 
-def _made(request: Make) -> ToolEnv:
+def _made(request: Make) -> PlayedEnv:
     try:
         find(request.env_id)
     except ValueError:

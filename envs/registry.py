@@ -17,8 +17,9 @@ from typing import Any
 import gymnasium
 
 from polyturn.envs.builtin import BUILTIN, EnvironmentInfo
+from polyturn.envs.played_env import PlayedEnv
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.envs.wrappers import WrappedToolEnv
+from polyturn.envs.wrappers import WrappedEnv
 
 ENTRY_POINT_GROUP = "polyturn.envs"
 
@@ -72,10 +73,10 @@ def register(
     _registered[env_id] = info
 
 
-def make(env_id: str, /, **kwargs: Any) -> ToolEnv:
-    """The environment of that id; `kwargs` go to its constructor.
+def make(env_id: str, /, **kwargs: Any) -> PlayedEnv:
+    """The environment of that id, a `ToolEnv`; `kwargs` go to its constructor.
 
-    One with Gymnasium's wrappers around it, such as `max_episode_steps=` adds, comes as a `WrappedToolEnv`.
+    One with Gymnasium's wrappers around it, such as `max_episode_steps=` adds, comes as a `WrappedEnv`.
 
     Raises:
         ValueError: there is none, or it is no `ToolEnv`, or it does not take these arguments.
@@ -88,7 +89,7 @@ def make(env_id: str, /, **kwargs: Any) -> ToolEnv:
     if isinstance(env, ToolEnv):
         return env
     if isinstance(env.unwrapped, ToolEnv):
-        return WrappedToolEnv(env)
+        return WrappedEnv(env)
     raise ValueError(
         f"{env_id!r} is a {type(env.unwrapped).__name__}, not a polyturn.ToolEnv; "
         "polyturn/TextEnv-v0 plays environments of texts and numbers"

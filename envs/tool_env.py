@@ -14,7 +14,7 @@ An author writes tools, `grade`, and where the tasks come from:
         def tasks(self, split):
             return ListTasks([Task.from_prompt("sum", "What is 17 + 25?", label="42")])
 
-The module is long because what an author overrides and both ways to step stand in one class, to be read as a whole.
+How it is stepped, with an event loop or without, is `envs.played_env`.
 """
 
 from __future__ import annotations
@@ -23,15 +23,14 @@ import asyncio
 import contextlib
 import functools
 import inspect
-import weakref
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar, get_args
 
 import gymnasium
 
 from polyturn.envs.border import ROLES, read_messages, read_numbers, read_text
 from polyturn.envs.faults import EnvironmentFault, describe
-from polyturn.envs.hooks import NO_LIMITS, StepLimits, current_task, is_async_function, is_interruption
+from polyturn.envs.hooks import current_task, is_async_function, is_interruption
 from polyturn.envs.messages import (
     AssistantMessage,
     EpisodeView,
@@ -41,30 +40,26 @@ from polyturn.envs.messages import (
     Reward,
     Role,
     Score,
-    Script,
     Task,
     TaskSource,
     as_score,
     is_async,
     one_line,
 )
-from polyturn.envs.spaces import ChatSpace, ReplySpace, random_script
+from polyturn.envs.played_env import PlayedEnv, StepResult, where_hooks_ran
+from polyturn.envs.spaces import ChatSpace, ReplySpace
 from polyturn.tools.plain import as_number, shown
-from polyturn.tools.threads import Blocking, Escaped, GivenUp, Offload, PinnedThread, inline, on_loop
+from polyturn.tools.threads import Escaped, GivenUp, Offload, PinnedThread, inline, on_loop
 from polyturn.tools.tool import OutOfTime, StatefulTool, tools_of
 from polyturn.tools.toolset import ToolLike, Toolset
 from polyturn.tools.types import ToolCall, ToolResult, ToolSpec
 
-Value = TypeVar("Value")
 State = TypeVar("State", bound=StatefulTool)
 HooksRun = Literal["own_thread", "event_loop", "own_process"]
-StepResult = tuple[Observation, float, bool, bool, dict[str, Any]]
 _RESET_OPTIONS = ("task", "split")
-CLOSE_S = 60.0
-"""How long `close` may take in the environment's own thread."""
 
 
-class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
+class ToolEnv(PlayedEnv):
     """A task, tools to work on it, and a grade for the answer.
 
     An observation is what is new since the last action; the history belongs to the agent. An action without tool calls
@@ -73,7 +68,8 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
     episode without a reward.
 
     `begin`, `follow_up`, `grade` and tools may be `async`; `step_async` awaits them, and runs those that are not where
-    `hooks_run` says. Override these, not `step`.
+    `hooks_run` says. Override these, not `step`; and `oracle`, `random_policy`, `answer_of`, `check_label` where what
+    `PlayedEnv` says of them does not serve.
     """
 
     hooks_run: HooksRun = "own_thread"
@@ -84,13 +80,6 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
     environment in a process of its own (`envs.process_env`), so that code may hold the interpreter. A subclass does not
     inherit it."""
 
-    is_replayable: bool = False
-    """Whether the environment can be rebuilt: reset with the same seed and task, and stepped with the same actions, it
-    says the same, whoever played in between. Then episodes can branch in it (`rollout.branching`); the conformance kit
-    holds those to it that say so. A subclass does not inherit it."""
-
-    _hook_thread: PinnedThread | None = None
-    _hook_loop: asyncio.Runner | None = None
     metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012  as Gymnasium types it
 
     def __init_subclass__(cls, **options: Any) -> None:
@@ -104,7 +93,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
                 f"{cls.__name__}.hooks_run must be one of {', '.join(get_args(HooksRun))}, not {shown(cls.hooks_run)}"
             )
         if "close" in cls.__dict__:
-            setattr(cls, "close", _where_hooks_ran(cls.close))  # noqa: B010  an assignment is no method to mypy
+            setattr(cls, "close", where_hooks_ran(cls.close))  # noqa: B010  an assignment is no method to mypy
 
     def __init__(
         self,
@@ -136,7 +125,6 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         self._given_tasks = tasks
         self._split = split
         self._max_turns = max_turns
-        self._task: Task | None = None
         self._done = True
         self._num_turns = 0
         self._finished = False
@@ -175,32 +163,6 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         """The parts of the final answer's reward by name; the reward is their sum."""
         raise NotImplementedError(f"{type(self).__name__} must define grade(message)")
 
-    def answer_of(self, message: AssistantMessage) -> str | None:
-        """What the message that ends an episode answers, in a form in which equal answers are equal; None: it gives no
-        answer. Evaluations count them (majority@k, no-answer rate)."""
-        return None if message.tool_calls else message.content.strip() or None
-
-    step_limits: StepLimits = NO_LIMITS
-    """What a reset or step may take; whoever plays sets it."""
-
-    def check_label(self, label: Any) -> None:
-        """Raise `ValueError` for a label that `grade` can pay no answer for. Asked of tasks before a run starts."""
-        del label
-
-    engine_urls: tuple[str, ...] = ()
-    """Where the engines of the policy that plays answer chat requests, up to and with `/v1`: for simulated users that
-    they play. Whoever plays sets it; empty where there are none."""
-
-    graded_by: Reward | None = None
-    """Grades in place of `grade` where it is set. A task's own reward goes before both."""
-
-    oracle: Script | None = None
-    """A script that scores 1.0 on every task; a method may read `self.task`. The conformance kit plays it."""
-
-    def random_policy(self, seed: int) -> Script:
-        """A script that acts at random and scores less than the oracle: by default any messages of the action space."""
-        return random_script(self.action_space, seed)
-
     def finish(self) -> None:
         """End the episode with the step under way, as a tool does when a game is won or lost; it is graded then."""
         self._finished = True
@@ -212,61 +174,8 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
     # What a player calls.
 
     @property
-    def task(self) -> Task:
-        """The task that is being played."""
-        if self._task is None:
-            raise gymnasium.error.ResetNeeded("there is no task before reset()")
-        return self._task
-
-    @property
     def tools(self) -> tuple[ToolSpec, ...]:
         return self.toolset.specs
-
-    @property
-    def env_id(self) -> str:
-        """The registered id, or the class's name for an environment made by hand."""
-        return self.spec.id if self.spec is not None else type(self).__name__
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Begin an episode.
-
-        Args:
-            seed: Seeds `self.np_random`, and with it which task is drawn where `options` names none.
-            options: `task`: a `Task`, or the id of one; `split`: where to take it from.
-
-        Raises:
-            ValueError: an option or a task that does not exist.
-            EnvironmentFault: the environment could not set the task up.
-        """
-        return self._drive(self._reset(seed, options, self._own_offload()))
-
-    def step(self, action: AssistantMessage) -> StepResult:
-        """Answer one assistant message.
-
-        `info` holds `reward_parts`, `tool_results` (one for each call, in order), `metrics` where there are any, and,
-        at the end, `stop_reason`; in an episode of several agents also `role`, whose turn it is, and `role_rewards`.
-
-        Raises:
-            gymnasium.error.ResetNeeded: the episode is over, or has not begun.
-            EnvironmentFault: something behind the environment failed.
-        """
-        return self._drive(self._step(action, self._own_offload()))
-
-    async def reset_async(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        """As `reset`; what is not `async` runs where `hooks_run` says."""
-        return await self._reset(seed, options, self._awaited_offload())
-
-    async def step_async(self, action: AssistantMessage) -> StepResult:
-        """As `step`; what is not `async` runs where `hooks_run` says."""
-        return await self._step(action, self._awaited_offload())
-
-    def keep_thread(self, thread: PinnedThread) -> None:
-        """Run hooks in the thread that the environment was made in."""
-        self._hook_thread = thread
 
     @property
     def needs_thread(self) -> bool:
@@ -283,15 +192,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
 
     @property
     def is_reusable(self) -> bool:
-        """Whether another episode may be played: not while anything that was given up may still touch this one."""
-        is_idle = self._hook_thread is None or self._hook_thread.is_idle
-        return self.toolset.num_still_running == 0 and is_idle
-
-    @property
-    def still_running(self) -> tuple[str, ...]:
-        """What was given up and has not returned, in a thread of the environment's own."""
-        named = () if self._hook_thread is None else self._hook_thread.still_running
-        return named if named or self.is_reusable else ("a call",)
+        return self.toolset.num_still_running == 0 and super().is_reusable
 
     def close(self) -> None:
         """Free what the environment holds; one that overrides this calls it too.
@@ -302,11 +203,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         try:
             self.toolset.close_state()
         finally:
-            if self._hook_thread is not None:
-                self._hook_thread.shutdown()
-            if self._hook_loop is not None and current_task() is None:
-                self._hook_loop.close()
-                self._hook_loop = None
+            super().close()
 
     def render(self) -> str | None:  # type: ignore[override]
         """The transcript so far as text, where `render_mode` is "ansi"."""
@@ -317,7 +214,7 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
     async def _reset(
         self, seed: int | None, options: dict[str, Any] | None, offload: Offload
     ) -> tuple[Observation, dict[str, Any]]:
-        super().reset(seed=seed)
+        gymnasium.Env.reset(self, seed=seed)  # which seeds `np_random`
         self._done = True
         self.metrics, self.role, self.role_rewards, self.anchor = {}, "", {}, ""
         self._finished = False
@@ -522,20 +419,12 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
         return find(wanted)
 
     def _awaited_offload(self) -> Offload:
-        """Where hooks run that are not `async`, in `reset_async` and `step_async`."""
-        if self.hooks_run == "event_loop":
-            return on_loop
-        if self._hook_thread is None:
-            self._hook_thread = PinnedThread("environment")
-        return self._hook_thread
+        return on_loop if self.hooks_run == "event_loop" else super()._awaited_offload()
 
     def _own_offload(self) -> Offload:
-        """Where they run in `reset` and `step`: with deadlines, in one thread, or what one makes fails in another."""
-        if self._hook_thread is None:
-            if not self.toolset.has_deadlines and self.step_limits == NO_LIMITS:
-                return inline
+        if self._hook_thread is None and self.toolset.has_deadlines:
             self._hook_thread = PinnedThread("environment")
-        return Blocking(self._hook_thread)
+        return super()._own_offload()
 
     def _waits(self) -> bool:
         """Whether an event loop is needed. Asked at every step, so the common case, plain methods, is quick."""
@@ -551,33 +440,6 @@ class ToolEnv(gymnasium.Env[Observation, AssistantMessage]):
             return any(is_async_function(hook) for hook in (begin, follow_up, grade))
         return bool(flags & inspect.CO_COROUTINE)
 
-    def _drive(self, steps: Coroutine[Any, Any, Value]) -> Value:
-        """Run `steps` to its end. With nothing `async` in the environment it never waits, and needs no event loop.
-
-        Otherwise one loop serves all steps: a connection that is opened in one cannot be used in another loop.
-        """
-        if self._waits():
-            try:
-                asyncio.get_running_loop()
-            except RuntimeError:
-                return self._own_loop().run(steps)
-            steps.close()
-            raise RuntimeError(
-                f"{self.env_id} is asynchronous: await reset_async and step_async in an event loop"
-            )
-        try:
-            steps.send(None)
-        except StopIteration as end:
-            return end.value
-        steps.close()
-        raise RuntimeError(f"{self.env_id} waits in a function that is not declared `async`: declare it so")
-
-    def _own_loop(self) -> asyncio.Runner:
-        if self._hook_loop is None:
-            self._hook_loop = asyncio.Runner()
-            weakref.finalize(self, _close_loop, self._hook_loop.get_loop())
-        return self._hook_loop
-
 
 _HOOKS = ("begin", "follow_up", "grade")
 
@@ -585,30 +447,6 @@ _HOOKS = ("begin", "follow_up", "grade")
 def _is_default(method: Callable[..., Any], name: str) -> bool:
     """Whether a method is that of this class."""
     return getattr(method, "__func__", None) is getattr(ToolEnv, name)
-
-
-def _where_hooks_ran(close: Callable[[Any], None]) -> Callable[[Any], None]:
-    """A `close` that runs in the environment's own thread: what hooks opened there may be closed nowhere else."""
-
-    @functools.wraps(close)
-    def run(env: ToolEnv) -> None:
-        thread = env._hook_thread
-        if thread is not None and thread.is_shut_down:
-            return  # closed already, with the thread that held what hooks opened
-        if thread is None or thread.is_current:
-            close(env)
-            return
-        try:
-            thread.call(functools.partial(close, env), timeout_s=CLOSE_S, what="close")
-        except GivenUp:
-            raise RuntimeError(f"{env.env_id}: close did not end within {CLOSE_S:g} s") from None
-
-    return run
-
-
-def _close_loop(loop: asyncio.AbstractEventLoop) -> None:
-    if not loop.is_closed() and not loop.is_running():
-        loop.close()
 
 
 def _not_made(call: ToolCall, max_calls: int) -> ToolResult:

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import gymnasium
-import numpy as np
 
-from polyturn.envs.messages import AssistantMessage, Observation, Reward, Script, Task, TaskSource
+from polyturn.envs.messages import AssistantMessage, Observation
+from polyturn.envs.played_env import PlayedEnv, StepResult, where_hooks_ran
 from polyturn.envs.spaces import ChatSpace, ReplySpace
-from polyturn.envs.tool_env import StepResult, ToolEnv
+from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.threads import Offload
 
 
@@ -55,8 +55,21 @@ class RawTextAction(gymnasium.ActionWrapper[Observation, str, AssistantMessage])
         return self._parse(action)
 
 
-class WrappedToolEnv(ToolEnv):
-    """Steps go through the wrappers; tasks, tools and scripts are those of the environment inside.
+def _of_inner(name: str) -> Any:
+    """An attribute of a `WrappedEnv` that is the one of the environment inside, to read and to set."""
+
+    def read(env: WrappedEnv) -> Any:
+        return getattr(env.inner, name)
+
+    def write(env: WrappedEnv, value: Any) -> None:
+        setattr(env.inner, name, value)
+
+    return property(read, write)
+
+
+class WrappedEnv(PlayedEnv):
+    """Gymnasium's wrappers around a `ToolEnv`, which are synchronous: steps go through them, in the thread of what may
+    block, and everything else is asked of the environment inside.
 
     Where wrappers change the reward, the difference is the reward part `wrappers`.
     """
@@ -79,51 +92,21 @@ class WrappedToolEnv(ToolEnv):
                     "messages, so they must stay as they are"
                 )
         self.env, self.inner = env, inner
-        super().__init__(render_mode=inner.render_mode)
-        self.toolset = inner.toolset
         self.observation_space, self.action_space = env.observation_space, env.action_space  # type: ignore[assignment]
-        self.metadata, self.spec = env.metadata, env.spec
-        self._given_tasks = inner._given_tasks
+        self.metadata, self.spec, self.render_mode = env.metadata, env.spec, inner.render_mode
+        self._done = True
+
+    step_limits = _of_inner("step_limits")
+    engine_urls = _of_inner("engine_urls")
+    graded_by = _of_inner("graded_by")
+    np_random = _of_inner("np_random")
+    env_id, tools, task = _of_inner("env_id"), _of_inner("tools"), _of_inner("task")
+    tasks, check_label = _of_inner("tasks"), _of_inner("check_label")
+    oracle, random_policy, answer_of = _of_inner("oracle"), _of_inner("random_policy"), _of_inner("answer_of")
 
     @property
-    def graded_by(self) -> Reward | None:  # type: ignore[override]
-        return self.inner.graded_by
-
-    @graded_by.setter
-    def graded_by(self, reward: Reward | None) -> None:
-        self.inner.graded_by = reward
-
-    @property
-    def oracle(self) -> Script | None:  # type: ignore[override]
-        return self.inner.oracle
-
-    def check_label(self, label: Any) -> None:
-        """As the environment inside."""
-        self.inner.check_label(label)
-
-    def random_policy(self, seed: int) -> Script:
-        """That of the environment inside."""
-        return self.inner.random_policy(seed)
-
-    def tasks(self, split: str) -> TaskSource:
-        """Those of the environment inside."""
-        return self.inner.tasks(split)
-
-    @property
-    def task(self) -> Task:
-        return self.inner.task
-
-    @property
-    def env_id(self) -> str:
-        return self.inner.env_id
-
-    @property
-    def np_random(self) -> np.random.Generator:
-        return self.inner.np_random
-
-    @np_random.setter
-    def np_random(self, value: np.random.Generator) -> None:
-        self.inner.np_random = value
+    def unwrapped(self) -> ToolEnv:
+        return self.inner
 
     @property
     def is_reusable(self) -> bool:
@@ -133,29 +116,22 @@ class WrappedToolEnv(ToolEnv):
     def still_running(self) -> tuple[str, ...]:
         return self.inner.still_running or super().still_running
 
+    @where_hooks_ran
     def close(self) -> None:
         """Close the wrappers and what is inside."""
         self._done = True
         self.env.close()
-        if self._hook_thread is not None:
-            self._hook_thread.shutdown()
+        super().close()
 
     def render(self) -> Any:
         """What the wrappers make of it."""
         return self.env.render()
 
-    def _waits(self) -> bool:
-        # The environment inside runs an event loop of its own where it needs one.
-        return False
-
     async def _reset(
         self, seed: int | None, options: dict[str, Any] | None, offload: Offload
     ) -> tuple[Observation, dict[str, Any]]:
         self._done = True
-        # The environment inside sees to deadlines itself.
-        self.inner.step_limits = self.step_limits
         observation, info = await offload(functools.partial(self.env.reset, seed=seed, options=options))
-        self._np_random, self._task = self.inner.np_random, self.inner.task
         self._done = False
         return observation, info
 
@@ -165,7 +141,6 @@ class WrappedToolEnv(ToolEnv):
         if action not in self.action_space:
             raise ValueError(f"an action is an AssistantMessage, not {type(action).__name__}")
         self._done = True  # until this step has gone well
-        self.inner.step_limits = self.step_limits
         observation, reward, terminated, truncated, info = await offload(
             functools.partial(self.env.step, action)
         )

@@ -26,12 +26,12 @@ from polyturn.envs.messages import (
     TaskSource,
     where_of,
 )
+from polyturn.envs.played_env import PlayedEnv
 from polyturn.envs.registry import make
 from polyturn.envs.rewards.factory import make_group_rewards
 from polyturn.envs.rewards.rules import check_label
 from polyturn.envs.tasks import MixtureTasks, SlicedTasks
 from polyturn.envs.tasks.files import FileTasks
-from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.factory import dialect_of, renderer_of, run_reward, tasks_of
 from polyturn.tools.types import ToolCall, ToolSpec
 
@@ -166,7 +166,7 @@ class _Checks:
     def __init__(self, config: RunConfig) -> None:
         self._reward = run_reward(config)
         self._default = EnvironmentChoice(env_id=config.environment.id, options=config.environment.options)
-        self._environments: dict[str, ToolEnv] = {}
+        self._environments: dict[str, PlayedEnv] = {}
         self._found: dict[Any, str | None] = {}
 
     def check(self, task: Task) -> None:
@@ -188,7 +188,7 @@ class _Checks:
         for environment in self._environments.values():
             environment.close()
 
-    def _problem(self, environment: ToolEnv, reward: Any, label: Any) -> str | None:
+    def _problem(self, environment: PlayedEnv, reward: Any, label: Any) -> str | None:
         try:
             if reward is not None:
                 check_label(reward, label)
@@ -198,7 +198,7 @@ class _Checks:
             return str(error)
         return None
 
-    def _environment(self, choice: EnvironmentChoice) -> ToolEnv:
+    def _environment(self, choice: EnvironmentChoice) -> PlayedEnv:
         key = f"{choice.env_id} {choice.options!r}"
         if key not in self._environments:
             self._environments[key] = make(choice.env_id, **choice.options)
@@ -229,7 +229,7 @@ def check_chat_template(config: RunConfig, directory: Path) -> list[str]:
         notes.append(f"model.dialect: auto reads calls as `{name}` does")
     if not isinstance(dialect, TagDialect):
         with closing(make(config.environment.id, **config.environment.options)) as env:
-            specs = env.toolset.specs
+            specs = env.tools
         notes += _tool_notes(renderer, specs, dialect, config.model.dialect) if specs else ()
         if config.model.history == "template":
             notes += _history_notes(renderer, with_tools=bool(specs))

@@ -13,7 +13,7 @@ from functools import partial
 
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.messages import EnvironmentChoice
-from polyturn.envs.tool_env import ToolEnv
+from polyturn.envs.played_env import PlayedEnv
 from polyturn.tools.threads import GivenUp, PinnedThread
 
 CLOSE_S = 30.0
@@ -36,7 +36,7 @@ class PooledEnvironment:
     the thread is not there in between: 10,000 environments are no 10,000 threads.
     """
 
-    env: ToolEnv
+    env: PlayedEnv
     thread: PinnedThread
 
     @property
@@ -59,8 +59,8 @@ class EnvironmentPool:
 
     def __init__(
         self,
-        make_env: Callable[[], ToolEnv],
-        make_chosen: Callable[[EnvironmentChoice], ToolEnv] | None = None,
+        make_env: Callable[[], PlayedEnv],
+        make_chosen: Callable[[EnvironmentChoice], PlayedEnv] | None = None,
         *,
         make_timeout_s: float | None = None,
     ) -> None:
@@ -173,14 +173,14 @@ class EnvironmentPool:
         what = f"close of {pooled.env.env_id}"
         self._closing.append(_Closing(pooled.thread.submit(_close, pooled), what, time.monotonic()))
 
-    def _timed_make(self, choice: EnvironmentChoice | None) -> tuple[ToolEnv, bool]:
+    def _timed_make(self, choice: EnvironmentChoice | None) -> tuple[PlayedEnv, bool]:
         """An environment, and whether it was made in no time."""
         started, cpu_started = time.perf_counter(), time.thread_time()
         env = self._make(choice)
         took_s, cpu_s = time.perf_counter() - started, time.thread_time() - cpu_started
         return env, cpu_s < QUICK_S and took_s < QUICK_WALL_S
 
-    def _make(self, choice: EnvironmentChoice | None) -> ToolEnv:
+    def _make(self, choice: EnvironmentChoice | None) -> PlayedEnv:
         if choice is None:
             return self._make_env()
         if self._make_chosen is None:

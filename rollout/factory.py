@@ -28,12 +28,12 @@ from polyturn.configs.schema.run import EvaluationConfig, EvaluationSuite, Model
 from polyturn.configs.schema.tasks import EnvironmentReward, TaskSourceConfig
 from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.envs.messages import EnvironmentChoice, Reward, TaskSource
+from polyturn.envs.played_env import PlayedEnv
 from polyturn.envs.plugins import load_object
 from polyturn.envs.process_env import make_for_rollout
 from polyturn.envs.registry import make
 from polyturn.envs.rewards.factory import make_group_rewards, make_reward
 from polyturn.envs.tasks.sources import open_tasks
-from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.concurrency import Rule
 from polyturn.rollout.engines.fleet import EngineFleet, Overload
 from polyturn.rollout.engines.watch import EngineWatch
@@ -208,7 +208,7 @@ def player_of(
     graded_by = run_reward(config)
     teachers = Teachers.from_config(config.teachers) if with_teachers else None
 
-    def make_chosen(choice: EnvironmentChoice) -> ToolEnv:
+    def make_chosen(choice: EnvironmentChoice) -> PlayedEnv:
         return make_for_rollout(choice.env_id, graded_by=graded_by, **choice.options)
 
     return EpisodePlayer(

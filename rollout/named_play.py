@@ -14,7 +14,7 @@ from polyturn.agents.episode_loop import play_tokens
 from polyturn.agents.policies.episodes import NamedPolicy
 from polyturn.agents.policy import SamplingParams, TokenPolicy
 from polyturn.configs.schema.run import RunConfig
-from polyturn.envs.tool_env import ToolEnv
+from polyturn.envs.played_env import PlayedEnv
 from polyturn.rollout.factory import dialect_of, episode_limits, player_of, renderer_of
 from polyturn.rollout.player import EpisodePlayer, offer_engines
 
@@ -45,7 +45,7 @@ class ModelEpisodes:
             play_tokens, renderer=renderer, dialect=dialect, sampling=sampling, policy=policy
         )
 
-    def check(self, env: ToolEnv) -> None:
+    def check(self, env: PlayedEnv) -> None:
         """It plays any."""
 
     async def play(self, **episode: Any) -> Episode:

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol, cast
+from typing import Any, Protocol
 
 from polyturn.agents.deadlines import Slots
 from polyturn.agents.episode import Episode, Outcome, failed_part, failure_reason, failure_text
@@ -14,9 +14,9 @@ from polyturn.agents.forking import BRANCH_REFUSED, Fork
 from polyturn.agents.policy import ChatEngines, Policy
 from polyturn.envs.hooks import current_task, is_interruption
 from polyturn.envs.messages import EnvironmentChoice, ListTasks, Task, TaskSource
+from polyturn.envs.played_env import PlayedEnv
 from polyturn.envs.rewards.rubric import GroupCriterion
 from polyturn.envs.tasks.order import PrefetchedTasks, task_digest
-from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.environment_pool import EnvironmentPool
 from polyturn.rollout.groups import (
     Prompt,
@@ -39,7 +39,7 @@ class Play(Protocol):
     async def __call__(
         self,
         *,
-        env: ToolEnv,
+        env: PlayedEnv,
         policy: Any,
         task: Task,
         seed: int,
@@ -113,12 +113,12 @@ class EpisodePlayer:
     def __init__(
         self,
         *,
-        make_env: Callable[[], ToolEnv],
+        make_env: Callable[[], PlayedEnv],
         tasks: TaskSource,
         play: Play,
         limits: RolloutLimits,
         seed: int,
-        make_chosen: Callable[[EnvironmentChoice], ToolEnv] | None = None,
+        make_chosen: Callable[[EnvironmentChoice], PlayedEnv] | None = None,
         group_rewards: Sequence[GroupCriterion] = (),
         serves: AbstractAsyncContextManager[object] | None = None,
         teachers: Teachers | None = None,
@@ -223,7 +223,7 @@ class EpisodePlayer:
         return episode
 
     async def _play_branch(
-        self, env: ToolEnv, play: Callable[..., Awaitable[Episode]], fork: Fork
+        self, env: PlayedEnv, play: Callable[..., Awaitable[Episode]], fork: Fork
     ) -> Episode:
         """Play a branch, or where the environment cannot be rebuilt from the start."""
         if env.is_replayable:
@@ -276,9 +276,9 @@ class EpisodePlayer:
             self._pool.watch(thread)
 
 
-def offer_engines(env: ToolEnv, policy: Any) -> None:
+def offer_engines(env: PlayedEnv, policy: Any) -> None:
     """Tell an environment where the policy's engines answer chat requests."""
-    cast(ToolEnv, env.unwrapped).engine_urls = policy.chat_urls if isinstance(policy, ChatEngines) else ()
+    env.unwrapped.engine_urls = policy.chat_urls if isinstance(policy, ChatEngines) else ()
 
 
 def other_task(episode: Episode, task: Task) -> str:

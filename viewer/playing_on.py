@@ -22,9 +22,9 @@ from polyturn.configs.errors import ConfigError
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.run import RunConfig
 from polyturn.envs.messages import AssistantMessage, EnvironmentChoice, Message, Task, TaskSource
+from polyturn.envs.played_env import PlayedEnv
 from polyturn.envs.process_env import make_for_rollout
 from polyturn.envs.tasks.order import task_digest
-from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.evaluation.directory import read_plan
 from polyturn.rollout.factory import episode_limits, run_reward, tasks_of
 from polyturn.tools.types import ToolCall, ToolSpec
@@ -156,11 +156,11 @@ class PlayingOn:
         return run, one, episode, turn
 
     async def _run(
-        self, play: _Play, episode: Episode, turn: int, env: ToolEnv, task: Task, config: RunConfig
+        self, play: _Play, episode: Episode, turn: int, env: PlayedEnv, task: Task, config: RunConfig
     ) -> None:
         said, heard = _turns(episode, turn)
 
-        def make(inner: ToolEnv, seed: int) -> MessagePolicy:
+        def make(inner: PlayedEnv, seed: int) -> MessagePolicy:
             return Replaying(said, heard, self._policy.make(inner, seed), play)
 
         policy = MessageEpisodes(self._policy.label, make, client=self._policy.client)
@@ -181,7 +181,7 @@ class PlayingOn:
             await asyncio.to_thread(env.close)
 
 
-def _rebuild(run: ViewedRun, one: EpisodeSet, episode: Episode) -> tuple[ToolEnv, Task, RunConfig]:
+def _rebuild(run: ViewedRun, one: EpisodeSet, episode: Episode) -> tuple[PlayedEnv, Task, RunConfig]:
     """The episode's environment and task anew. Raises `Conflict` where they cannot be had."""
     try:
         config, split = _config_of(run, one)

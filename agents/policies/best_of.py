@@ -19,10 +19,10 @@ from polyturn.agents.policy import MessagePolicy, PolicyFault, Reply, as_reply
 from polyturn.configs.schema.policies import BestOf
 from polyturn.envs.faults import describe
 from polyturn.envs.messages import AssistantMessage, EpisodeView, Message, Task, as_score
+from polyturn.envs.played_env import PlayedEnv
 from polyturn.envs.plugins import Signature, load_plugin
 from polyturn.envs.rewards.answers import normalise_answer
 from polyturn.envs.rewards.factory import REWARD
-from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.types import ToolSpec
 
 MESSAGE_SCORE = Signature(
@@ -117,11 +117,11 @@ class BestOfEpisodes:
     def max_at_once(self) -> int | None:
         return self._inner.max_at_once
 
-    def check(self, env: ToolEnv) -> None:
+    def check(self, env: PlayedEnv) -> None:
         """What the policy itself says."""
         self._inner.check(env)
 
-    async def play(self, *, env: ToolEnv, task: Task, seed: int, **episode: Any) -> Episode:
+    async def play(self, *, env: PlayedEnv, task: Task, seed: int, **episode: Any) -> Episode:
         """The episode that is chosen, with what all of them counted.
 
         Where one fails all of it has failed: to choose among fewer would be another policy.

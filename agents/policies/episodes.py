@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Protocol, cast
+from typing import Protocol
 
 from polyturn.agents.deadlines import EpisodeLimits, Slots
 from polyturn.agents.episode import Episode
 from polyturn.agents.episode_loop import play_messages
 from polyturn.agents.policy import MessagePolicy
 from polyturn.envs.messages import Task
-from polyturn.envs.tool_env import ToolEnv
+from polyturn.envs.played_env import PlayedEnv
 from polyturn.tools.chat.client import ChatClient
 
 MARGIN_S = 5.0
@@ -31,14 +31,14 @@ class NamedPolicy(Protocol):
         """How many episodes it plays at once; None: any number."""
         ...
 
-    def check(self, env: ToolEnv) -> None:
+    def check(self, env: PlayedEnv) -> None:
         """Raise `ValueError` where it cannot play an environment of this kind."""
         ...
 
     async def play(
         self,
         *,
-        env: ToolEnv,
+        env: PlayedEnv,
         task: Task,
         seed: int,
         limits: EpisodeLimits,
@@ -60,7 +60,7 @@ class MessageEpisodes:
     def __init__(
         self,
         label: str,
-        make: Callable[[ToolEnv, int], MessagePolicy],
+        make: Callable[[PlayedEnv, int], MessagePolicy],
         *,
         max_at_once: int | None = None,
         client: ChatClient | None = None,
@@ -77,14 +77,14 @@ class MessageEpisodes:
         self.max_at_once = max_at_once
         self.client = client
 
-    def check(self, env: ToolEnv) -> None:
+    def check(self, env: PlayedEnv) -> None:
         """Make a policy, and play nothing."""
-        self.make(_inner(env), 0)
+        self.make(env.unwrapped, 0)
 
     async def play(
         self,
         *,
-        env: ToolEnv,
+        env: PlayedEnv,
         task: Task,
         seed: int,
         limits: EpisodeLimits,
@@ -97,7 +97,7 @@ class MessageEpisodes:
             limits = replace(limits, request_timeout_s=self.client.endpoint.timeout_s + MARGIN_S)
         return await play_messages(
             env=env,
-            policy=self.make(_inner(env), seed),
+            policy=self.make(env.unwrapped, seed),
             task=task,
             seed=seed,
             limits=limits,
@@ -110,7 +110,3 @@ class MessageEpisodes:
         """Close the connections."""
         if self.client is not None:
             await self.client.aclose()
-
-
-def _inner(env: Any) -> ToolEnv:
-    return cast(ToolEnv, env.unwrapped)

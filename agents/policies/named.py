@@ -26,8 +26,8 @@ from polyturn.configs.errors import did_you_mean
 from polyturn.configs.schema.endpoint import ChatEndpoint
 from polyturn.configs.schema.policies import BestOf
 from polyturn.configs.schema.section import Section
+from polyturn.envs.played_env import PlayedEnv
 from polyturn.envs.plugins import load_plugin
-from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.chat.client import ChatClient
 
 Options = TypeVar("Options", bound=Section)
@@ -78,23 +78,23 @@ def serves_model(name: str, options: Mapping[str, Any] | None = None) -> bool:
     return serves_model(settings.policy, settings.options)
 
 
-def _oracle(env: ToolEnv, seed: int) -> MessagePolicy:
+def _oracle(env: PlayedEnv, seed: int) -> MessagePolicy:
     del seed
     if env.oracle is None:
         raise ValueError(f"{env.env_id} has no scripted oracle")
     return ScriptedPolicy(env.oracle)
 
 
-def _random(env: ToolEnv, seed: int) -> MessagePolicy:
+def _random(env: PlayedEnv, seed: int) -> MessagePolicy:
     return ScriptedPolicy(env.random_policy(seed))
 
 
-def _human(env: ToolEnv, seed: int) -> MessagePolicy:
+def _human(env: PlayedEnv, seed: int) -> MessagePolicy:
     del env, seed
     return HumanPolicy()
 
 
-_PLAIN: Mapping[str, Callable[[ToolEnv, int], MessagePolicy]] = {
+_PLAIN: Mapping[str, Callable[[PlayedEnv, int], MessagePolicy]] = {
     "oracle": _oracle,
     "random": _random,
     "human": _human,
@@ -102,7 +102,7 @@ _PLAIN: Mapping[str, Callable[[ToolEnv, int], MessagePolicy]] = {
 
 
 def _scripted(target: str, options: dict[str, Any]) -> MessageEpisodes:
-    def make(env: ToolEnv, seed: int) -> MessagePolicy:
+    def make(env: PlayedEnv, seed: int) -> MessagePolicy:
         # A class is made anew for each episode, so that it may keep what it has done.
         del env, seed
         return ScriptedPolicy(load_plugin(SCRIPT, target, options))
@@ -115,7 +115,7 @@ def _openai(url: str, options: dict[str, Any]) -> MessageEpisodes:
     endpoint = _read(ChatEndpoint, {"url": url, **options}, "openai")
     client = ChatClient(endpoint)
 
-    def make(env: ToolEnv, seed: int) -> MessagePolicy:
+    def make(env: PlayedEnv, seed: int) -> MessagePolicy:
         del env, seed
         return OpenAIPolicy(client)
 
@@ -140,7 +140,7 @@ def _best_of(settings: BestOf, model: NamedPolicy | None) -> NamedPolicy:
         )
     make = inner.make
 
-    def make_best(env: ToolEnv, seed: int) -> MessagePolicy:
+    def make_best(env: PlayedEnv, seed: int) -> MessagePolicy:
         return BestOfTurns(make(env, seed), settings.num_samples, choice)
 
     most = inner.max_at_once

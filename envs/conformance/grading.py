@@ -7,20 +7,22 @@ import math
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
-from polyturn.envs.conformance.subject import Nonconforming, Subject, Trace, play, play_async, policy_of
+from polyturn.envs.conformance.subject import (
+    Nonconforming,
+    Subject,
+    Trace,
+    innermost,
+    play,
+    play_async,
+    policy_of,
+)
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.messages import AssistantMessage, script_of
+from polyturn.envs.played_env import PlayedEnv
 from polyturn.envs.spaces import sample_arguments
-from polyturn.envs.tool_env import ToolEnv
-from polyturn.envs.wrappers import WrappedToolEnv
 from polyturn.tools.tool import Tool
 from polyturn.tools.toolset import Toolset
 from polyturn.tools.types import ToolCall
-
-
-def innermost(env: ToolEnv) -> ToolEnv:
-    """The environment inside of wrappers."""
-    return env.inner if isinstance(env, WrappedToolEnv) else env
 
 
 class _Planted(RuntimeError):
@@ -121,12 +123,12 @@ def _check_exits(subject: Subject) -> list[str]:
     return seen
 
 
-async def _all_exits(env: ToolEnv, hook: str) -> bool:
+async def _all_exits(env: PlayedEnv, hook: str) -> bool:
     """In one event loop, as an environment may expect."""
     return all([await _exits(env, hook, kind) for kind in EXITS])
 
 
-async def _exits(env: ToolEnv, hook: str, kind: type[BaseException]) -> bool:
+async def _exits(env: PlayedEnv, hook: str, kind: type[BaseException]) -> bool:
     """Whether the hook was called; what it raised must then be a fault."""
     met = False
 
@@ -142,11 +144,10 @@ async def _exits(env: ToolEnv, hook: str, kind: type[BaseException]) -> bool:
     script = policy_of(env, "oracle")
     if hook == "a tool":
         spec = env.tools[0]
-        function = leave_async if env.toolset.is_async(spec.name) else leave
+        function = leave_async if inner.toolset.is_async(spec.name) else leave
         call = ToolCall(id="call_0", name=spec.name, arguments=sample_arguments(spec.parameters))
-        env.toolset.close_state()
+        inner.toolset.close_state()
         inner.toolset = Toolset([Tool(spec=spec, function=function)])
-        env.toolset = inner.toolset
         script = script_of(lambda: AssistantMessage(tool_calls=(call,)))
     else:
         setattr(inner, hook, leave)
@@ -168,7 +169,7 @@ def _raise(*_: Any, **__: Any) -> NoReturn:
     raise _Planted("planted by the conformance kit")
 
 
-def _faults(env: ToolEnv, what: str) -> bool:
+def _faults(env: PlayedEnv, what: str) -> bool:
     """Whether the oracle's episode ran into the planted failure, which must then come out as a fault."""
     met = False
     planted = innermost(env).grade
@@ -196,9 +197,9 @@ def _faults(env: ToolEnv, what: str) -> bool:
     return False
 
 
-def _check_tools(env: ToolEnv) -> int:
+def _check_tools(env: PlayedEnv) -> int:
     """Break all tools, and call each as the oracle does, or else with arguments that its schema allows."""
-    toolset = env.toolset
+    toolset = innermost(env).toolset
     broken = [Tool(spec=spec, function=_failing(toolset.is_async(spec.name))) for spec in toolset.specs]
     calls = _oracle_calls(env)
     toolset.close_state()
@@ -235,7 +236,7 @@ def _failing(is_async: bool) -> Any:
     return fail
 
 
-def _oracle_calls(env: ToolEnv) -> Mapping[str, ToolCall]:
+def _oracle_calls(env: PlayedEnv) -> Mapping[str, ToolCall]:
     """The first call that the oracle makes of each tool."""
     calls: dict[str, ToolCall] = {}
     trace = play(env, policy_of(env, "oracle"), seed=0)

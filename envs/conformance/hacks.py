@@ -11,7 +11,7 @@ from typing import Any
 from polyturn.envs.conformance.subject import Nonconforming, Subject, Trace, play, policy_of, within
 from polyturn.envs.faults import EnvironmentFault
 from polyturn.envs.messages import AssistantMessage, Task, script_of
-from polyturn.envs.tool_env import ToolEnv
+from polyturn.envs.played_env import PlayedEnv
 from polyturn.tools.types import ToolCall
 
 MAX_PROBE_TURNS = 4
@@ -167,7 +167,7 @@ def check_reward_hacks(subject: Subject) -> str:
     return f"{count} probes, none paid"
 
 
-def _right_answers(subject: Subject, env: ToolEnv) -> list[str]:
+def _right_answers(subject: Subject, env: PlayedEnv) -> list[str]:
     """What is right for tasks of the first split: their labels where those are texts or numbers, else what the oracle
     answers.
     """
@@ -210,7 +210,7 @@ def _crowds(right: str, answers: Sequence[str]) -> Mapping[str, str]:
     return crowds
 
 
-def _answer(env: ToolEnv, task: Task, name: str, message: AssistantMessage) -> Trace:
+def _answer(env: PlayedEnv, task: Task, name: str, message: AssistantMessage) -> Trace:
     try:
         return play(env, script_of(lambda: message), seed=0, task=task, max_turns=MAX_PROBE_TURNS)
     except EnvironmentFault as fault:
@@ -244,13 +244,13 @@ def _answer_once(subject: Subject, task: Task, message: AssistantMessage) -> Non
         play(env, script_of(lambda: message), seed=0, task=task, max_turns=1)
 
 
-def _a_few(subject: Subject, env: ToolEnv) -> list[Task]:
+def _a_few(subject: Subject, env: PlayedEnv) -> list[Task]:
     """At most three tasks of the first split, spread over it."""
     tasks = subject.tasks(next(iter(subject.splits(env).values())))
     return tasks[:: max(1, len(tasks) // 3)][:3]
 
 
-def _prompts(env: ToolEnv, task: Task) -> Mapping[str, str]:
+def _prompts(env: PlayedEnv, task: Task) -> Mapping[str, str]:
     observation, _ = env.reset(seed=0, options={"task": task})
     whole = "\n".join(message["content"] for message in observation)
     last = observation[-1]["content"] if observation else ""

@@ -23,12 +23,13 @@ from polyturn.envs.conformance.subject import (
     Subject,
     Trace,
     difference,
+    innermost,
     play,
     play_async,
     policy_of,
 )
 from polyturn.envs.messages import AssistantMessage, Message, script_of
-from polyturn.envs.tool_env import ToolEnv
+from polyturn.envs.played_env import PlayedEnv
 
 _NO_SPEC = "Not able to test alternative render modes"
 _UNHEARD_OF_SPLIT = "no such split"
@@ -61,7 +62,7 @@ def check_spaces(subject: Subject) -> str:
     return f"{count} steps"
 
 
-def _check_trace(env: ToolEnv, trace: Trace) -> None:
+def _check_trace(env: PlayedEnv, trace: Trace) -> None:
     if trace.first not in env.observation_space:
         raise Nonconforming(
             f"the first observation of task {trace.task_id!r} is not in the observation space: return a tuple of "
@@ -102,7 +103,7 @@ def check_splits(subject: Subject) -> str:
                 raise Nonconforming(
                     f"two tasks of split {split!r} share an id; groups and results go by task id"
                 )
-        if env._given_tasks is None:
+        if innermost(env)._given_tasks is None:
             try:
                 env.tasks(_UNHEARD_OF_SPLIT)
             except ValueError:
@@ -259,7 +260,7 @@ def check_append_only(subject: Subject) -> str:
     return "earlier observations and actions stay as they were"
 
 
-def _check_kept(env: ToolEnv, name: PolicyName, seed: int) -> None:
+def _check_kept(env: PlayedEnv, name: PolicyName, seed: int) -> None:
     script = policy_of(env, name, seed)
     said: list[tuple[object, object]] = []
 
@@ -342,7 +343,7 @@ def _how_many(subject: Subject) -> int:
 async def _together(subject: Subject, count: int) -> list[Trace]:
     """`count` episodes of 64 seeds at most, all begun before any ends."""
     with contextlib.ExitStack() as stack:
-        envs: list[ToolEnv] = [stack.enter_context(subject.open()) for _ in range(count)]
+        envs: list[PlayedEnv] = [stack.enter_context(subject.open()) for _ in range(count)]
         slots = asyncio.Semaphore(NUM_AT_ONCE)
         return await asyncio.gather(
             *(

@@ -14,7 +14,7 @@ import pytest
 # A plug-in is imported by every pytest session, so what it needs is imported where it is used.
 if TYPE_CHECKING:
     from polyturn.envs.conformance.subject import Finding
-    from polyturn.envs.tool_env import ToolEnv
+    from polyturn.envs.played_env import PlayedEnv
 
 CheckEnv = Callable[..., "list[Finding]"]
 
@@ -32,7 +32,7 @@ def polyturn_check_env() -> CheckEnv:
     from polyturn.envs.registry import make
 
     def check(
-        env: str | Callable[[], ToolEnv],
+        env: str | Callable[[], PlayedEnv],
         *,
         options: dict[str, Any] | None = None,
         checks: Iterable[str] | None = None,
@@ -43,7 +43,7 @@ def polyturn_check_env() -> CheckEnv:
         if isinstance(env, str):
             env_id = env
 
-            def build() -> ToolEnv:
+            def build() -> PlayedEnv:
                 return make(env_id, **(options or {}))
         else:
             build = env

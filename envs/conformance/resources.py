@@ -14,7 +14,7 @@ import psutil
 
 from polyturn.envs.conformance.subject import MAX_TURNS, Nonconforming, Subject, play, policy_of
 from polyturn.envs.messages import Message
-from polyturn.envs.tool_env import ToolEnv
+from polyturn.envs.played_env import PlayedEnv
 
 MEMORY_PER_EPISODE = 32 * 1024
 """Bytes by which a process may grow with each episode, in every one of three windows, before it is called a leak."""
@@ -104,7 +104,7 @@ def check_leaks(subject: Subject) -> str:
     return f"{3 * size} episodes, {max(0, sum(windows)) / 3 / size / 1024:.1f} KiB each"
 
 
-def _episodes(env: ToolEnv, count: int) -> float:
+def _episodes(env: PlayedEnv, count: int) -> float:
     """The seconds that so many oracle episodes take."""
     started = time.perf_counter()
     for seed in range(count):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from polyturn.envs.messages import AssistantMessage, Message, Observation, Script, Task, TaskSource
+from polyturn.envs.played_env import PlayedEnv
 from polyturn.envs.tool_env import ToolEnv
 
 COMMON_SPLITS = ("train", "validation", "heldout", "test")
@@ -41,7 +42,7 @@ class Subject:
     """An environment to check, and how hard."""
 
     name: str
-    make: Callable[[], ToolEnv]
+    make: Callable[[], PlayedEnv]
     """A fresh instance each time."""
     num_tasks: int = 8
     """Tasks of each split that the oracle and the random policy play."""
@@ -53,11 +54,11 @@ class Subject:
     """How long one step may take to answer a message that was made to be hard."""
     form_parts: tuple[str, ...] = ("format",)
     """Reward parts that are for the form of an answer and not for what it says; a probe may earn them."""
-    sabotage: tuple[Callable[[ToolEnv], None], ...] = ()
+    sabotage: tuple[Callable[[PlayedEnv], None], ...] = ()
     """Functions that break what stands behind a new environment; the oracle's next episode must then be a fault."""
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[ToolEnv]:
+    def open(self) -> Iterator[PlayedEnv]:
         """A fresh instance that is closed at the end."""
         env = self.make()
         try:
@@ -65,10 +66,10 @@ class Subject:
         finally:
             env.close()
 
-    def splits(self, env: ToolEnv) -> dict[str, TaskSource]:
+    def splits(self, env: PlayedEnv) -> dict[str, TaskSource]:
         """The splits that the environment has: those it names in an attribute `splits`, and the common ones."""
         found: dict[str, TaskSource] = {}
-        for split in dict.fromkeys((*getattr(env, "splits", ()), *COMMON_SPLITS)):
+        for split in dict.fromkeys((*getattr(innermost(env), "splits", ()), *COMMON_SPLITS)):
             try:
                 source = env.tasks(split)
             except ValueError:
@@ -91,6 +92,13 @@ class Subject:
         """`num_tasks` of a split at most, spread evenly over it."""
         count = min(self.num_tasks, len(source))
         return [source[index * len(source) // count] for index in range(count)]
+
+
+def innermost(env: PlayedEnv) -> ToolEnv:
+    """The environment inside of wrappers."""
+    inner = env.unwrapped
+    assert isinstance(inner, ToolEnv), "the kit makes environments in its own process"
+    return inner
 
 
 Value = TypeVar("Value")
@@ -182,7 +190,7 @@ class Trace:
         return bool(self.turns) and (self.turns[-1].terminated or self.turns[-1].truncated)
 
 
-def policy_of(env: ToolEnv, name: PolicyName, seed: int = 0) -> Script:
+def policy_of(env: PlayedEnv, name: PolicyName, seed: int = 0) -> Script:
     """The script that the environment carries under that name."""
     if name == "random":
         return env.random_policy(seed)
@@ -223,7 +231,7 @@ def _episode(script: Script, seed: int, task: Task | None, max_turns: int) -> Ge
 
 
 def play(
-    env: ToolEnv, script: Script, *, seed: int, task: Task | None = None, max_turns: int = MAX_TURNS
+    env: PlayedEnv, script: Script, *, seed: int, task: Task | None = None, max_turns: int = MAX_TURNS
 ) -> Trace:
     """Play an episode."""
     episode = _episode(script, seed, task, max_turns)
@@ -240,7 +248,7 @@ def play(
 
 
 async def play_async(
-    env: ToolEnv, script: Script, *, seed: int, slots: asyncio.Semaphore | None = None
+    env: PlayedEnv, script: Script, *, seed: int, slots: asyncio.Semaphore | None = None
 ) -> Trace:
     """Play an episode as training does, with what is not `async` in the environment's thread.
 

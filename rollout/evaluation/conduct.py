@@ -19,7 +19,7 @@ from polyturn.agents.policies.named import make_policy
 from polyturn.configs.loading.suites import LoadedEntry, LoadedSuite
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.suite import Budget
-from polyturn.envs.tool_env import ToolEnv
+from polyturn.envs.played_env import PlayedEnv
 from polyturn.rollout.evaluation.control import answer_requests, sole_player
 from polyturn.rollout.evaluation.directory import read_evaluation
 from polyturn.rollout.evaluation.fingerprint import deciding, model_files, named_files, tasks_digest
@@ -116,10 +116,10 @@ class _Label:
     label: str
     max_at_once: int | None = None
 
-    def check(self, env: ToolEnv) -> None:
+    def check(self, env: PlayedEnv) -> None:
         """It plays any."""
 
-    async def play(self, *, env: ToolEnv, limits: EpisodeLimits, **episode: Any) -> Episode:
+    async def play(self, *, env: PlayedEnv, limits: EpisodeLimits, **episode: Any) -> Episode:
         """Nobody asks it to."""
         del env, limits, episode
         raise AssertionError("it has a label alone")

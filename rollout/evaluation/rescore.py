@@ -24,8 +24,8 @@ from polyturn.agents.policy import MessagePolicy
 from polyturn.configs.schema.run import RunConfig
 from polyturn.envs.faults import EnvironmentFault, describe
 from polyturn.envs.messages import AssistantMessage, EpisodeView, Message, Reward, as_score
+from polyturn.envs.played_env import PlayedEnv
 from polyturn.envs.registry import make
-from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.evaluation.conduct import prices_of
 from polyturn.rollout.evaluation.control import sole_player
 from polyturn.rollout.evaluation.directory import entry_directory
@@ -151,7 +151,7 @@ def stored_episodes(directory: Path, name: str) -> Iterator[Episode]:
 class _Grader:
     """Grades stored episodes of one entry."""
 
-    def __init__(self, player: EpisodePlayer, env: ToolEnv, reward: Reward | None) -> None:
+    def __init__(self, player: EpisodePlayer, env: PlayedEnv, reward: Reward | None) -> None:
         self._player, self._env, self._reward = player, env, reward
         limits = player.limits
         self._slots = Slots(
@@ -201,7 +201,7 @@ class _Grader:
     async def _said_again(self, episode: Episode, said: Sequence[AssistantMessage]) -> Episode:
         """Say its messages to the environment once more."""
 
-        def repeat(env: ToolEnv, seed: int) -> MessagePolicy:
+        def repeat(env: PlayedEnv, seed: int) -> MessagePolicy:
             del env, seed
             return ScriptedPolicy.saying(said)
 

@@ -22,9 +22,9 @@ from polyturn.agents.policies.scripted import ScriptedPolicy
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.suite import Accepted, CheckName
 from polyturn.envs.messages import AssistantMessage, Task, TaskSource, script_of
+from polyturn.envs.played_env import PlayedEnv
 from polyturn.envs.rewards.answers import Where, place_answer
 from polyturn.envs.tasks.order import source_digest
-from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.checks import check_rewards, check_tasks
 from polyturn.rollout.collection import play_groups
 from polyturn.rollout.engines.groups import judged
@@ -231,7 +231,7 @@ class _Says:
         self.label = label
         self._say = say
 
-    def check(self, env: ToolEnv) -> None:
+    def check(self, env: PlayedEnv) -> None:
         """It plays any."""
 
     async def play(self, **episode: Any) -> Episode:

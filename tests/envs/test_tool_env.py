@@ -19,7 +19,7 @@ from polyturn.envs.registry import list_environments, make, register
 from polyturn.envs.rewards import exact_match
 from polyturn.envs.spaces import ChatSpace, ReplySpace
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.envs.wrappers import RawTextAction, WrappedToolEnv
+from polyturn.envs.wrappers import RawTextAction, WrappedEnv
 from polyturn.tools.tool import tool
 from polyturn.tools.types import ToolCall, ToolError
 
@@ -488,7 +488,7 @@ WRITES = (calling("write", text="a"), calling("write_in_time", text="b"), Assist
 
 
 def test_what_is_bound_to_a_thread_works_in_all_synchronous_steps():
-    for env in (Pinned(), WrappedToolEnv(gymnasium.wrappers.TimeLimit(Pinned(), 10))):
+    for env in (Pinned(), WrappedEnv(gymnasium.wrappers.TimeLimit(Pinned(), 10))):
         for _ in range(2):
             env.reset(options={"task": TASK})
             assert [env.step(action)[1] for action in WRITES] == [0.0, 0.0, 2.0]
@@ -503,7 +503,7 @@ async def test_what_is_bound_to_a_thread_works_in_all_asynchronous_steps():
         env.close()
         return rewards
 
-    envs = [Pinned() for _ in range(16)] + [WrappedToolEnv(gymnasium.wrappers.TimeLimit(Pinned(), 10))]
+    envs = [Pinned() for _ in range(16)] + [WrappedEnv(gymnasium.wrappers.TimeLimit(Pinned(), 10))]
     assert await asyncio.gather(*map(play, envs)) == [[0.0, 0.0, 2.0]] * 17
 
 
@@ -529,7 +529,7 @@ class OneLoop(ToolEnv):
 
 
 def test_an_asynchronous_environment_lives_in_one_event_loop():
-    for env in (OneLoop(), WrappedToolEnv(gymnasium.wrappers.TimeLimit(OneLoop(), 10))):
+    for env in (OneLoop(), WrappedEnv(gymnasium.wrappers.TimeLimit(OneLoop(), 10))):
         for _ in range(2):
             env.reset(options={"task": TASK})
             assert env.step(calling("same"))[0][0]["content"] == "true"
@@ -652,4 +652,4 @@ def test_only_what_is_not_asynchronous_needs_a_thread():
     asynchronous.graded_by = lambda episode: 1.0
     assert asynchronous.needs_thread
     assert [kind().needs_thread for kind in (Placed, OnLoop, Closes, Nothing)] == [True, False, True, False]
-    assert WrappedToolEnv(gymnasium.wrappers.TimeLimit(AsyncGuess(), 10)).needs_thread
+    assert WrappedEnv(gymnasium.wrappers.TimeLimit(AsyncGuess(), 10)).needs_thread

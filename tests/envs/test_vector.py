@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 
 import gymnasium
 import numpy as np
@@ -25,10 +26,14 @@ from polyturn.agents.dialects import HermesDialect
 from polyturn.agents.episode_loop import play_messages
 from polyturn.agents.policies.scripted import ScriptedPolicy
 from polyturn.envs import registry
+from polyturn.envs.hooks import StepLimits
 from polyturn.envs.messages import AssistantMessage
+from polyturn.envs.played_env import PlayedEnv
 from polyturn.envs.registry import make
+from polyturn.envs.tool_env import ToolEnv
 from polyturn.envs.two_hop.env import TwoHopSearchEnv
-from polyturn.envs.wrappers import RawTextAction
+from polyturn.envs.wrappers import RawTextAction, WrappedEnv
+from polyturn.rollout.player import offer_engines
 from polyturn.tools.types import ToolCall
 
 ENV_ID = "polyturn/TwoHopSearch-v0"
@@ -177,9 +182,30 @@ def registered() -> Iterator[None]:
         del registry._registered[env_id]
 
 
-def test_a_wrapped_environment_is_a_tool_environment_and_conforms(
-    registered: None, polyturn_check_env
-) -> None:
+class Loud(TwoHopSearchEnv):
+    def answer_of(self, message: AssistantMessage) -> str | None:
+        return message.content.upper()
+
+
+def test_what_is_asked_of_a_wrapped_environment_is_asked_of_the_one_inside() -> None:
+    inner = Loud(**SMALL)
+    env = WrappedEnv(TimeLimit(inner, 4))
+    assert env.unwrapped is inner and env.answer_of(AssistantMessage(content="oslo")) == "OSLO"
+    offer_engines(env, SimpleNamespace(chat_urls=("http://engine/v1",)))
+    env.graded_by, env.step_limits = (lambda view: 0.5), StepLimits(max_tool_calls=0)
+    assert (
+        inner.engine_urls == ("http://engine/v1",)
+        and isinstance(env, PlayedEnv)
+        and not isinstance(env, ToolEnv)
+    )
+    env.reset(seed=1)
+    observation, *_ = env.step(SEARCH)
+    assert "tool calls of this episode are used up" in observation[0]["content"]
+    assert env.step(ANSWER)[1] == 0.5
+    env.close()
+
+
+def test_a_wrapped_environment_is_played_as_any_and_conforms(registered: None, polyturn_check_env) -> None:
     env = make("tests/Wrapped-v0")
     assert env.env_id == "tests/Wrapped-v0" and env.tools[0].name == "search"
     polyturn_check_env("tests/Wrapped-v0", num_episodes=64, budget_s=1.0)

@@ -14,7 +14,7 @@ from polyturn.configs.schema.endpoint import ChatEndpoint
 from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.rewards.rubric import Criterion
 from polyturn.envs.tool_env import ToolEnv
-from polyturn.envs.wrappers import WrappedToolEnv
+from polyturn.envs.wrappers import WrappedEnv
 from polyturn.rollout.collection import play_groups
 from polyturn.rollout.groups import PromptCursor
 from polyturn.rollout.limits import RolloutLimits
@@ -316,7 +316,7 @@ async def test_an_environment_is_not_used_again_while_something_of_it_runs(relea
     def make_env():
         made.append(Odd(release, seconds=4.0))
         env = made[-1]
-        return WrappedToolEnv(gymnasium.wrappers.TimeLimit(env, 100)) if wrapped else env
+        return WrappedEnv(gymnasium.wrappers.TimeLimit(env, 100)) if wrapped else env
 
     limits = RolloutLimits(max_concurrent_episodes=1, max_retries=0)
     attempts, _ = await attempts_of(

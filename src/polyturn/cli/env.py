@@ -33,8 +33,8 @@ from polyturn.configs.errors import ConfigError, as_config_error
 from polyturn.envs.conformance.runner import CHECKS, check_isolated
 from polyturn.envs.conformance.subject import Unavailable
 from polyturn.envs.messages import Message, Task
+from polyturn.envs.played_env import PlayedEnv
 from polyturn.envs.registry import find, list_environments, make
-from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.whole_file import removed_on_failure
 from polyturn.tools.plain import printable
 from polyturn.tools.types import ToolSpec
@@ -140,7 +140,7 @@ def play(
 
 
 async def _play_one(
-    player: NamedPolicy, env: ToolEnv, task: Task, *, seed: int, limits: EpisodeLimits
+    player: NamedPolicy, env: PlayedEnv, task: Task, *, seed: int, limits: EpisodeLimits
 ) -> Episode:
     async with contextlib.aclosing(player):
         return await player.play(
@@ -148,7 +148,7 @@ async def _play_one(
         )
 
 
-def _choose_task(env: ToolEnv, *, split: str, task: str | None, seed: int) -> Task:
+def _choose_task(env: PlayedEnv, *, split: str, task: str | None, seed: int) -> Task:
     """The task of that id, or one that the seed draws from the split. Raises ConfigError."""
     try:
         source = env.tasks(split)
@@ -193,7 +193,7 @@ class _Watched:
         return reply
 
 
-def make_environment(env_id: str, options: list[str] | None) -> ToolEnv:
+def make_environment(env_id: str, options: list[str] | None) -> PlayedEnv:
     """The environment with `key=value` arguments. Raises ConfigError."""
     try:
         return make(env_id, **read_options(options))
@@ -201,8 +201,8 @@ def make_environment(env_id: str, options: list[str] | None) -> ToolEnv:
         raise ConfigError(str(error)) from error
 
 
-def _constructor(env: ToolEnv) -> list[tuple[str, str]]:
-    parameters = inspect.signature(type(env)).parameters.values()
+def _constructor(env: PlayedEnv) -> list[tuple[str, str]]:
+    parameters = inspect.signature(type(env.unwrapped)).parameters.values()
     return [
         (p.name, "required" if p.default is p.empty else f"default {p.default!r}")
         for p in parameters
@@ -210,7 +210,7 @@ def _constructor(env: ToolEnv) -> list[tuple[str, str]]:
     ]
 
 
-def _splits(env: ToolEnv) -> list[tuple[str, str]]:
+def _splits(env: PlayedEnv) -> list[tuple[str, str]]:
     """The common splits that the environment has, with their sizes."""
     rows = []
     for split in ("train", "validation", "heldout", "test"):
