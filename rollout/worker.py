@@ -24,17 +24,18 @@ from polyturn.rollout.branching import make_branching
 from polyturn.rollout.engines.fleet import Ailment
 from polyturn.rollout.engines.load import Loads
 from polyturn.rollout.engines.membership import Membership
-from polyturn.rollout.evaluation.held_out import EvaluationResult, evaluate
-from polyturn.rollout.factory import build_player, evaluation_sampling, open_engines, training_sampling
+from polyturn.rollout.evaluation.held_out import EvaluationResult
+from polyturn.rollout.evaluation.worker import play_suite
+from polyturn.rollout.factory import build_player, open_engines, training_sampling
 from polyturn.rollout.filters import make_filter
 from polyturn.rollout.groups import Prompt, PromptCursor, journal_of, position_of
 from polyturn.rollout.limits import spare_what_stays
 from polyturn.rollout.order import make_order
-from polyturn.rollout.player import EpisodePlayer, RolloutError
+from polyturn.rollout.player import EpisodePlayer
 from polyturn.rollout.remote_players import RemotePlayers
 from polyturn.rollout.scheduler import Scheduler, StepGroups
 from polyturn.rollout.source import OnEpisode, RolloutStart, Standing
-from polyturn.rollout.store import TrajectoryStore, write_episodes
+from polyturn.rollout.store import TrajectoryStore
 from polyturn.rollout.suites import Suite
 from polyturn.rollout.waiting import Meanwhile, awaited, nothing
 
@@ -226,47 +227,17 @@ class RolloutWorker:
             assert playing is not None
             self._evaluating.add(playing)
             playing.add_done_callback(self._evaluating.discard)
-            return await self._evaluate(suite, step, trajectories, on_episode)
+            return await play_suite(
+                suite,
+                policy=self._policy,
+                model_path=self._model_path,
+                step=step,
+                trajectories=trajectories,
+                stop=self._stop,
+                on_episode=on_episode,
+            )
 
         return asyncio.run_coroutine_threadsafe(play(), self._loop)
-
-    async def _evaluate(
-        self, suite: Suite, step: int, trajectories: Path, on_episode: OnEpisode | None
-    ) -> EvaluationResult | None:
-        settings = suite.config.evaluation
-        episodes: list[Episode] = []
-
-        def note(episode: Episode) -> None:
-            episodes.append(episode)
-            if on_episode is not None:
-                on_episode(episode)
-
-        # Opening tasks and a tokenizer, and closing environments, may take seconds.
-        player = await asyncio.to_thread(
-            build_player,
-            suite.config,
-            model_path=self._model_path,
-            split=settings.split,
-            sampling=evaluation_sampling(settings),
-        )
-        try:
-            async with player.serves:
-                result = await evaluate(
-                    player=player,
-                    policy=self._policy,
-                    num_tasks=settings.num_tasks,
-                    samples_per_task=settings.samples_per_task,
-                    on_episode=note,
-                    stop=self._stop,
-                )
-        except RolloutError:
-            if self._stop.is_set():
-                return None
-            raise
-        finally:
-            await asyncio.to_thread(player.close)
-        await asyncio.to_thread(write_episodes, trajectories, episodes, step=step)
-        return result
 
     def engine_figures(self) -> dict[str, float]:
         """Metrics of the engines since the last call."""

@@ -504,7 +504,7 @@ def test_tensor_parallel_ranks_several_updates_a_kl_sync_through_disk_and_branch
         "evaluation.after=false",
         "evaluation.num_tasks=4",
         "evaluation.every_steps=1",
-        "evaluation.training_waits=never",
+        "evaluation.engines.device=cpu",
         f"output_dir={tmp_path}",
     )
     assert process.returncode == 0, process.stdout + process.stderr
@@ -515,6 +515,9 @@ def test_tensor_parallel_ranks_several_updates_a_kl_sync_through_disk_and_branch
     assert summary["stopped_by"]["at_least"] == 4.0
     results = [orjson.loads(line) for line in (path / "evaluation" / "results.jsonl").open("rb")]
     assert results and all(one["suite"] == "heldout" and one["num_tasks"] == 4 for one in results)
+    # Each on engines of their own, by the weights of one step, though the run's engines have got newer ones meanwhile.
+    assert all(one["version"] == one["oldest_version"] == one["newest_version"] for one in results)
+    assert {one["version"] for one in results} <= {2, 4} and not (path / "evaluated").exists()
     state = orjson.loads((path / "checkpoints" / "step_000002" / "state.json").read_bytes())
     drawn = {episode.task_id for episodes in episodes_by_step(path).values() for episode in episodes}
     assert len(state["curriculum"]["rates"]) == len(drawn) >= 4

@@ -26,7 +26,7 @@ from polyturn.configs.schema.algorithm import AlgorithmConfig, EnvironmentAlgori
 from polyturn.configs.schema.branching import NoBranching
 from polyturn.configs.schema.concurrency import AdaptiveConcurrency
 from polyturn.configs.schema.curriculum import CurriculumConfig
-from polyturn.configs.schema.engines import EnginesConfig, ServedModel, TeacherConfig
+from polyturn.configs.schema.engines import EnginesConfig, ServedModel, ServersConfig, TeacherConfig
 from polyturn.configs.schema.metrics import MetricsConfig
 from polyturn.configs.schema.rollout import MinP, RolloutConfig, TopP
 from polyturn.configs.schema.section import Section
@@ -239,6 +239,10 @@ class TrainerConfig(Section):
         return self.parallel.world_size + (self.critic.parallel.world_size if self.critic_has_ranks else 0)
 
 
+EVALUATION_ENGINES = "evaluation"
+"""What the engines of `evaluation.engines` are called among those beside the policy."""
+
+
 class EvaluatedTasks(Section):
     """What is played in an evaluation, and how it is sampled."""
 
@@ -282,10 +286,13 @@ class EvaluationConfig(EvaluatedTasks):
     """Evaluate after the last step."""
     every_steps: NonNegativeInt = 0
     """Evaluate after every so many steps, too; 0: only before and after."""
-    training_waits: Literal["until_done", "before_sync", "never"] = "until_done"
+    training_waits: Literal["until_done", "before_sync", "never"] | None = None
     """Episodes are played on beside an evaluation between steps. until_done: the next step is trained when it is done.
     before_sync: the next step is trained, and its weights wait for it. never: weights may change meanwhile, and the
-    versions that answered are reported."""
+    versions that answered are reported. null: never where `engines` are given, else until_done."""
+    engines: ServersConfig | None = None
+    """Engines for the evaluations alone, which take the newest weights when one begins and keep them until it ends, so
+    that nothing waits; arguments as in `sglang`. null: evaluations are played on the run's engines."""
     suites: list[EvaluationSuite] = []
     """Further evaluations, by name, each with tasks and sampling of its own."""
 
@@ -297,6 +304,25 @@ class EvaluationConfig(EvaluatedTasks):
             if names.count(name) > 1:
                 raise ValueError(f"two suites have the name {name!r}")
         return suites
+
+    @model_validator(mode="after")
+    def _own_engines_keep_their_weights(self) -> Self:
+        if self.engines is not None and self.training_waits == "before_sync":
+            raise ValueError(
+                "training_waits: before_sync keeps new weights from the run's engines, and the evaluations have their "
+                "own; leave it out"
+            )
+        return self
+
+    @property
+    def waits(self) -> Literal["until_done", "before_sync", "never"]:
+        """What `training_waits` comes to."""
+        return self.training_waits or ("until_done" if self.engines is None else "never")
+
+    @property
+    def mixes_versions(self) -> bool:
+        """Whether weights may change under an evaluation."""
+        return self.waits == "never" and self.engines is None
 
 
 class ChecksConfig(Section):
@@ -399,15 +425,40 @@ class RunConfig(Section):
 
     @property
     def served_models(self) -> list[ServedModel]:
-        """The teachers, then the judges; none where nothing is played."""
-        return [*self.teachers, *self.judges] if self.plays else []
+        """The teachers, the judges, and the policy as evaluations have it; none where nothing is played."""
+        return [*self.teachers, *self.judges, *self._evaluated_models] if self.plays else []
+
+    @property
+    def _evaluated_models(self) -> list[ServedModel]:
+        engines, model = self.evaluation.engines, self.model
+        if engines is None:
+            return []
+        return [
+            ServedModel(
+                name=EVALUATION_ENGINES,
+                path=model.path,
+                dtype=model.dtype,
+                engines=engines,
+                sglang=self.sglang,
+            )
+        ]
+
+    @model_validator(mode="after")
+    def _evaluations_on_engines_of_their_own_are_played(self) -> Self:
+        if self.evaluation.engines is not None and not self.plays:
+            raise ValueError("evaluation.engines: this run plays nothing; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _served_models_have_names_of_their_own(self) -> Self:
         names = [model.name for model in self.served_models]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"two teachers or judges have the name {name!r}")
+                raise ValueError(
+                    f"two teachers or judges have the name {name!r}"
+                    if name != EVALUATION_ENGINES
+                    else f"{name!r} is what the engines of evaluation.engines are called; choose another name"
+                )
         return self
 
     @model_validator(mode="after")
@@ -452,7 +503,7 @@ class RunConfig(Section):
             raise ValueError(
                 "engines.num_prefill: the router drops what rollout.sampling's top_p, top_k or min_p is replayed by"
             )
-        if self.rollout.max_staleness or self.evaluation.training_waits == "never":
+        if self.rollout.max_staleness or self.evaluation.mixes_versions:
             raise ValueError(
                 "engines.num_prefill: weights are changed between prefill and decode of a request only where none is "
                 "under way; set rollout.max_staleness: 0 and evaluation.training_waits: until_done"

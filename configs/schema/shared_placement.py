@@ -25,10 +25,10 @@ def _conflicts(config: RunConfig) -> Iterator[str]:
             "plays then; set it to 0, or rollout.play_while_training=false, with which answers are cut off and go on "
             "afterwards"
         )
-    if config.evaluation.training_waits != "until_done":
+    if config.evaluation.engines is None and config.evaluation.waits != "until_done":
         yield (
             f"{KEY}: an evaluation needs the engines, which give their memory up to the trainer; set "
-            "evaluation.training_waits=until_done"
+            "evaluation.training_waits=until_done, or give evaluation.engines"
         )
     if config.weight_sync.every_steps > 1:
         yield (

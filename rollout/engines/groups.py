@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.engines import ServedModel
-from polyturn.configs.schema.run import RunConfig
+from polyturn.configs.schema.run import EVALUATION_ENGINES, RunConfig
 from polyturn.configs.schema.tasks import JudgeReward
 from polyturn.rollout.engines.launch import BroughtUp, Engines, Launcher, LocalLauncher
 from polyturn.rollout.engines.server import EngineSpec
@@ -42,6 +42,8 @@ def section_of(config: RunConfig, model: ServedModel) -> str:
         names = [other.name for other in models]
         if model.name in names:
             return f"{section}.{names.index(model.name)}"
+    if model.name == EVALUATION_ENGINES:
+        return "evaluation"
     raise AssertionError(f"{model.name} is of no section")
 
 

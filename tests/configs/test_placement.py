@@ -190,6 +190,19 @@ def test_two_nodes_with_a_critic_and_a_judge_of_their_own() -> None:
     assert (grader.binds, grader.told, grader.port) == (("0.0.0.0",), "10.0.0.2", 7000)
 
 
+def test_engines_of_evaluations_have_places_of_their_own() -> None:
+    config = on_gpus(
+        "trainer.parallel.data=4",
+        "engines={num_engines: 2}",
+        "evaluation.engines={tensor_parallel: 2}",
+    )
+    assert num_gpus(config) == 8
+    placement = plan_placement(config, nodes(1))
+    assert where(placement.policy) == [("1", (gpu,)) for gpu in range(4)]
+    assert engines_of(placement, "evaluation") == [[("1", (4, 5))]]
+    assert engines_of(placement) == [[("1", (6,))], [("1", (7,))]]
+
+
 def test_engines_of_others_take_no_place() -> None:
     urls = ["http://10.9.9.9:30000", "http://10.9.9.8:30000/"]
     config = on_gpus(f"engines.urls={urls}", "trainer.parallel.data=8")

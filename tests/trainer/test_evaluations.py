@@ -235,3 +235,32 @@ def test_figures_that_will_be_there_or_are_of_other_kinds_are_taken() -> None:
             ],
         )
     )
+
+
+def test_engines_of_their_own_keep_one_version_while_nothing_waits(tmp_path: Path) -> None:
+    overrides = [
+        "evaluation={every_steps: 3, engines: {device: cpu, num_engines: 2}}",
+        "checkpoint={keep_best: {metric: heldout/mean}, every_steps: 3}",
+        "rollout={play_while_training: false, max_staleness: 1}",
+        "weight_sync.every_steps=2",
+    ]
+    config = load_config("quickstart", overrides)
+    check_evaluations(config)
+    assert config.evaluation.waits == "never" and not config.evaluation.mixes_versions
+    (model,) = config.served_models
+    assert (model.path, model.dtype, model.engines.num_engines) == (config.model.path, config.model.dtype, 2)
+    assert config_of(engines={}, training_waits="until_done").evaluation.waits == "until_done"
+    with pytest.raises(ConfigError, match="the evaluations have their own"):
+        load_config("quickstart", [*overrides, "evaluation.training_waits=before_sync"])
+    with pytest.raises(ConfigError, match=r"evaluation\.engines: this run plays nothing"):
+        load_config("quickstart", [*overrides, "rollout.replay=somewhere"])
+    with pytest.raises(ConfigError, match=r"is what the engines of evaluation\.engines are called"):
+        load_config("quickstart", [*overrides, "judges=[{name: evaluation, urls: ['http://127.0.0.1:1']}]"])
+
+
+def test_what_is_due_while_engines_of_their_own_are_busy_is_skipped(tmp_path: Path) -> None:
+    beside = evaluations(tmp_path, Engine())
+    assert [beside.is_due(step) for step in range(1, 5)] == [False, True, True, True]
+    for step in range(1, 7):
+        beside.skip(step)
+    assert beside.figures == {"heldout/skipped": 3.0, "heldout/math/skipped": 2.0}

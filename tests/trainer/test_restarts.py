@@ -61,6 +61,7 @@ def restarts_of(
         keeper=None,
         turns=turns,
         worker=nothing,
+        evaluation=None,
         progress=screen,
         guard=nothing,
         stopwatch=Stopwatch(),

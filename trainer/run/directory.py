@@ -16,6 +16,7 @@ checkpoints/step_000001/        one file per rank, trainer.json with their check
 best.json                       which of them is the best, where the config says by which metric
 engine_model/                   where the model is in FP8 and its weights are synced otherwise, or the
                                 other way round: what the engines are started from
+evaluated/                      with evaluation.engines, while the run goes on: the policy that they load
 policy/                         the final policy as a Hugging Face directory
 rollout.json                    of one that only plays: where it stands
 logs/                           engines and router
@@ -203,6 +204,10 @@ class RunDirectory:
     @property
     def weights(self) -> Path:
         return self.path / "weights"
+
+    @property
+    def evaluated(self) -> Path:
+        return self.path / "evaluated" / "policy"
 
     @property
     def engine_model(self) -> Path:

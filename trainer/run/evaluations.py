@@ -6,7 +6,8 @@
    skipped   stopped, with the run
 
 One evaluation of a suite is under way at a time. What is due while the one before is still under way is skipped and
-counted: a queue of them would fall behind for ever.
+counted: a queue of them would fall behind for ever. On engines of their own, which have one version at a time, so is
+whatever is due while any is under way.
 """
 
 from __future__ import annotations
@@ -108,12 +109,22 @@ class Evaluations:
             if not suite.is_due(step):
                 continue
             if suite.name in busy:
-                self._num_skipped[suite.prefix] = self._num_skipped.get(suite.prefix, 0) + 1
+                self._count_skipped(suite)
                 continue
             result = self._play(suite, engine_step)
             self._under_way.append(UnderWay(suite=suite, step=engine_step, version=version, result=result))
             begun.append(suite)
         return begun
+
+    def is_due(self, step: int) -> bool:
+        """Whether anything is to be played after a step."""
+        return any(suite.is_due(step) for suite in self._suites)
+
+    def skip(self, step: int) -> None:
+        """Count all that is due after a step as skipped."""
+        for suite in self._suites:
+            if suite.is_due(step):
+                self._count_skipped(suite)
 
     def wait(self, meanwhile: Meanwhile = nothing) -> None:
         """Wait until nothing is under way, and do something meanwhile. Raises what one of them raised."""
@@ -153,6 +164,9 @@ class Evaluations:
         """How many were skipped so far, by suite: for rows in which nothing has ended, too."""
         return {f"{prefix}/skipped": float(count) for prefix, count in self._num_skipped.items()}
 
+    def _count_skipped(self, suite: Suite) -> None:
+        self._num_skipped[suite.prefix] = self._num_skipped.get(suite.prefix, 0) + 1
+
     def _write(self, ended: Sequence[Ended]) -> None:
         if not ended:
             return
@@ -169,11 +183,11 @@ def check_evaluations(config: RunConfig) -> None:
 
     Figures of other kinds are not known before they are there.
     """
-    waits = config.evaluation.training_waits
-    if waits != "until_done" and not config.rollout.play_while_training:
+    waits, has_own_engines = config.evaluation.waits, config.evaluation.engines is not None
+    if waits != "until_done" and not config.rollout.play_while_training and not has_own_engines:
         raise ConfigError(
             f"evaluation.training_waits={waits} evaluates while the trainer trains, when the engines rest: set "
-            "rollout.play_while_training=true, or the other to until_done"
+            "rollout.play_while_training=true, or the other to until_done, or give evaluation.engines"
         )
     keep, stop = config.checkpoint.keep_best, config.trainer.stop_at
     if stop is not None and stop.metric.partition("/")[0] == HELDOUT:
@@ -187,15 +201,15 @@ def check_evaluations(config: RunConfig) -> None:
             f"{key}: {keep.metric} is measured after every {suite.every_steps} steps, but there is a checkpoint after "
             f"every {every}: let checkpoint.every_steps divide the other"
         )
-    if suite.every_steps % config.weight_sync.every_steps:
+    if suite.every_steps % config.weight_sync.every_steps and not has_own_engines:
         raise ConfigError(
             f"{key}: {keep.metric} is measured after every {suite.every_steps} steps, but the engines get weights "
             f"after every {config.weight_sync.every_steps}: let weight_sync.every_steps divide the other"
         )
-    if config.evaluation.training_waits == "never":
+    if config.evaluation.mixes_versions:
         raise ConfigError(
             f"{key}: with evaluation.training_waits=never several versions may answer, and {keep.metric} is of no "
-            "one checkpoint; set it to before_sync"
+            "one checkpoint; set it to before_sync, or give evaluation.engines"
         )
 
 

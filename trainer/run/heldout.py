@@ -15,6 +15,7 @@ from polyturn.rollout.suites import Suite, suites_of
 from polyturn.rollout.waiting import Meanwhile, awaited, nothing
 from polyturn.trainer.run.best import BestCheckpoint
 from polyturn.trainer.run.directory import RunDirectory
+from polyturn.trainer.run.evaluation_engines import EvaluationEngines
 from polyturn.trainer.run.evaluations import Evaluations
 from polyturn.trainer.run.progress import ProgressDisplay
 from polyturn.trainer.run.stopwatch import Stopwatch
@@ -24,17 +25,18 @@ Results = Mapping[str, Mapping[str, Any]]
 
 
 class HeldOut:
-    """Plays the evaluations on the run's engines, and tells what came of them."""
+    """Plays the evaluations, and tells what came of them."""
 
     def __init__(
         self,
         config: RunConfig,
         *,
-        worker: StepSource,
+        worker: StepSource | EvaluationEngines,
         directory: RunDirectory,
         progress: ProgressDisplay,
         stopwatch: Stopwatch,
     ) -> None:
+        """`worker` plays them: on the run's engines, or on those that are for evaluations alone."""
         self.best = BestCheckpoint(config.checkpoint.keep_best, directory.best)
         self.suites = suites_of(config)
         self.meanwhile: Meanwhile = nothing
@@ -66,10 +68,18 @@ class HeldOut:
         return found
 
     def begin(self, step: int, *, engine_step: int, version: int) -> None:
-        """Begin what is due after a step, by the weights that the engines got after `engine_step`."""
+        """Begin what is due after a step, by the weights that the engines that play got after `engine_step`."""
         begun = self._beside.begin(step, engine_step=engine_step, version=version)
         if any(self.best.is_by(suite.prefix) for suite in begun):
             self.best.expect(engine_step)
+
+    def is_due(self, step: int) -> bool:
+        """Whether any evaluation is to be played after a step."""
+        return self._beside.is_due(step)
+
+    def skip(self, step: int) -> None:
+        """Count what is due after a step, and is not begun."""
+        self._beside.skip(step)
 
     @property
     def is_playing(self) -> bool:

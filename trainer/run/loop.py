@@ -32,6 +32,7 @@ from polyturn.trainer.run.alarms import LONGEST_PAUSE, AlarmMonitor, StallWatch
 from polyturn.trainer.run.best import reached
 from polyturn.trainer.run.checks import CheckFailure, RunChecks
 from polyturn.trainer.run.directory import RunDirectory, RunState, write_json
+from polyturn.trainer.run.evaluation_engines import EvaluationEngines
 from polyturn.trainer.run.failures import StepFailure, sentence_of
 from polyturn.trainer.run.health import HealthMonitor
 from polyturn.trainer.run.heldout import HeldOut, Results
@@ -62,6 +63,8 @@ class RunParts:
     turns: Turns | None
     """Where engines and trainer share GPUs."""
     worker: StepSource
+    evaluation: EvaluationEngines | None
+    """Of the engines that are for evaluations alone."""
     progress: ProgressDisplay
     guard: InterruptGuard
     stopwatch: Stopwatch
@@ -105,9 +108,10 @@ class TrainingLoop:
         )
         self._alarms = AlarmMonitor(config.alarms, self._progress.message)
         self._health = HealthMonitor(config.alarms)
+        self._evaluation = parts.evaluation
         self._heldout = HeldOut(
             config,
-            worker=self._worker,
+            worker=parts.evaluation or parts.worker,
             directory=directory,
             progress=self._progress,
             stopwatch=self._stopwatch,
@@ -145,7 +149,7 @@ class TrainingLoop:
             self._snapshot(self._state.step, self._stopwatch)
         self._served.begin(self._stopwatch)
         if config.before and self._state.heldout_before is None:
-            before = self._heldout.play("before", self._state.step)
+            before = self._evaluate_all("before")
             if before is not None:
                 others = {name: found for name, found in before.items() if name}
                 self._state = replace(self._state, heldout_before=before[""], suites_before=others)
@@ -161,8 +165,7 @@ class TrainingLoop:
         self._heldout.tell(self._state.step)
         after = None
         if config.after:
-            self._served.engines_at_work(self._stopwatch)
-            after = self._heldout.play("after", self._state.step)
+            after = self._evaluate_all("after")
         with self._served.trainer_at_work(self._stopwatch):
             self._save_policy()
         if self._config.supervised is not None and not self._heldout_loss.newest:
@@ -233,7 +236,15 @@ class TrainingLoop:
         kept = {} if self._keeper is None else self._keeper.take_figures()
         return self._worker.engine_figures() | self._served.figures | kept
 
-    def _evaluate_between(self, step: int) -> dict[str, float]:
+    def _evaluate_all(self, when: str) -> Results | None:
+        """Play all evaluations `before` or `after` training; None where that was interrupted."""
+        if self._evaluation is None:
+            self._served.engines_at_work(self._stopwatch)
+        else:
+            self._hand_over(self._evaluation, self._state.policy_version)
+        return self._heldout.play(when, self._state.step)
+
+    def _evaluate_between(self, step: int, version: int) -> dict[str, float]:
         """Begin the evaluations that are due after a step; the figures of those that have ended.
 
         With the last step all that is under way ends, and its own is that after training.
@@ -241,11 +252,25 @@ class TrainingLoop:
         config = self._config.evaluation
         is_last = step == self._config.trainer.num_steps
         if not (is_last and config.after):
-            self._served.engines_at_work(self._stopwatch)
-            self._heldout.begin(step, engine_step=self._served.step, version=self._served.version)
-        if is_last or config.training_waits == "until_done":
+            self._begin_evaluations(step, version)
+        if is_last or config.waits == "until_done":
             self._heldout.wait()
         return self._heldout.tell(step)
+
+    def _begin_evaluations(self, step: int, version: int) -> None:
+        if self._evaluation is None:
+            self._served.engines_at_work(self._stopwatch)
+            self._heldout.begin(step, engine_step=self._served.step, version=self._served.version)
+        elif self._heldout.is_playing:
+            self._heldout.skip(step)
+        elif self._heldout.is_due(step):
+            self._hand_over(self._evaluation, version)
+            self._heldout.begin(step, engine_step=step, version=version)
+
+    def _hand_over(self, evaluation: EvaluationEngines, version: int) -> None:
+        """Give the trainer's weights to the engines that are for evaluations alone."""
+        with self._stopwatch.measure("evaluate"), self._served.trainer_at_work(self._stopwatch):
+            evaluation.take(self._trainer, self._directory.evaluated, version=version)
 
     def _learn(
         self, step: int, groups: Sequence[Group], watch: Stopwatch
@@ -302,6 +327,8 @@ class TrainingLoop:
     def abandon(self) -> None:
         """End what is under way, so that another loop can go on from a checkpoint. What was played is kept."""
         self._worker.halt(wait=self._served.can_answer)
+        if self._evaluation is not None:
+            self._evaluation.halt()
         self._store.close()
 
     def close(self) -> None:
@@ -371,7 +398,7 @@ class TrainingLoop:
         standing = self._worker.standing()
         if self._config.supervised is not None:
             row = figures_of_supervised(row) | self._heldout_loss.after_step(step)
-        row = {**row, **standing.figures, **self._evaluate_between(step)}
+        row = {**row, **standing.figures, **self._evaluate_between(step, version)}
         row = {**row, **self._alarms.watch(step, row)}
         stopped = reached(self._config.trainer.stop_at, row)
         if stopped is not None:

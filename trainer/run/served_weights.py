@@ -108,7 +108,7 @@ class ServedWeights:
         self._trained = version
         if not is_due or self._keeper is None:
             return None
-        if self._config.evaluation.training_waits == "before_sync":
+        if self._config.evaluation.waits == "before_sync":
             self._heldout.wait()
         report = self._sync(version, watch)
         self.step = step
@@ -236,6 +236,11 @@ class ServedWeights:
         return self.are_whole and (self._turns is None or self._turns.are_engines_on)
 
     @property
+    def _plays_evaluations(self) -> bool:
+        """Whether one is under way on the engines that are to get weights."""
+        return self._heldout.is_playing and self._config.evaluation.engines is None
+
+    @property
     def figures(self) -> dict[str, float]:
         """Metrics of the turns, where there are any."""
         return {} if self._turns is None else {"turns/offloaded_bytes": float(self._turns.offloaded_bytes)}
@@ -281,7 +286,7 @@ class ServedWeights:
         assert self._keeper is not None, "there are engines"
         rollout = self._config.rollout
         mode: PauseMode | None = "retract" if rollout.kv_after_update == "recompute" else "in_place"
-        is_playing = (rollout.max_staleness and rollout.play_while_training) or self._heldout.is_playing
+        is_playing = (rollout.max_staleness and rollout.play_while_training) or self._plays_evaluations
         if not is_playing or not self._config.weight_sync.needs_pause:
             mode = None
         with self._lock:

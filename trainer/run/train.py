@@ -17,6 +17,7 @@ from polyturn.rollout.fine_tuning.source import TaughtRows
 from polyturn.tools.interruption import InterruptGuard
 from polyturn.trainer.ranks.trainer import Trainer
 from polyturn.trainer.run.directory import RunDirectory, RunState
+from polyturn.trainer.run.evaluation_engines import evaluation_engines
 from polyturn.trainer.run.failures import as_run_failure
 from polyturn.trainer.run.loop import RunParts
 from polyturn.trainer.run.parts import (
@@ -75,6 +76,11 @@ def train(
             guard.subscribe(lambda: progress.message("stopping: what is under way is finished and saved"))
             worker = stack.enter_context(step_source(running, engines, rows))
             guard.subscribe(worker.stop)
+            evaluation = stack.enter_context(
+                evaluation_engines(running, processes.groups.urls, written_to=directory.evaluated.parent)
+            )
+            if evaluation is not None:
+                guard.subscribe(evaluation.stop)
             keeper = stack.enter_context(kept_engines(running, directory, engines, worker, progress.message))
             parts = RunParts(
                 config=running,
@@ -83,6 +89,7 @@ def train(
                 keeper=keeper,
                 turns=processes.turns,
                 worker=worker,
+                evaluation=evaluation,
                 progress=progress,
                 guard=guard,
                 stopwatch=stopwatch,
