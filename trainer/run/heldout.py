@@ -111,6 +111,18 @@ class HeldOut:
                 f"the best checkpoint so far is that of step {found.step} ({found.metric} {found.value:.4g})"
             )
 
+    def summary(self, *, before: Results, after: Results) -> dict[str, Any]:
+        """Of the suites and the best checkpoint, for `summary.json`."""
+        best = self.best.best
+        return {
+            "suites": {
+                suite.name: {"before": before.get(suite.name), "after": after.get(suite.name)}
+                for suite in self.suites
+                if suite.name
+            },
+            "best": None if best is None else asdict(best),
+        }
+
     def _play(self, suite: Suite, step: int) -> Future[EvaluationResult | None]:
         trajectories = self._trajectories(suite, f"step_{step:06d}")
         return self._worker.evaluate(suite, step=step, trajectories=trajectories)

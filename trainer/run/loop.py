@@ -486,8 +486,7 @@ class TrainingLoop:
         return {"heldout_loss": {when: (found or {}).get(HELDOUT_LOSS) for when, found in losses.items()}}
 
     def _summarise(self, status: str, after: Results | None) -> None:
-        best, found = self._heldout.best.best, after or {}
-        before = self._state.suites_before
+        found = after or {}
         summary = {
             "status": status,
             "name": self._config.name,
@@ -495,12 +494,7 @@ class TrainingLoop:
             "steps": self._state.step,
             "policy_version": self._state.policy_version,
             **self._heldout_summary(found),
-            "suites": {
-                suite.name: {"before": before.get(suite.name), "after": found.get(suite.name)}
-                for suite in self._heldout.suites
-                if suite.name
-            },
-            "best": None if best is None else asdict(best),
+            **self._heldout.summary(before=self._state.suites_before, after=found),
             "stopped_by": self._state.stopped_by,
             "seconds": {**self._stopwatch.seconds, "total": self._stopwatch.total},
             "checks": dict(self._checks.maxima),
