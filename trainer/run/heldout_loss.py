@@ -39,6 +39,11 @@ class HeldOutLoss:
         due = step == self._last or (self._every > 0 and step % self._every == 0)
         return self.measure() if due else {}
 
+    def summary(self, *, before: Mapping[str, float] | None) -> dict[str, dict[str, float | None]]:
+        """What was measured before and after the run, for `summary.json`."""
+        losses = {"before": before, "after": self.newest}
+        return {"heldout_loss": {when: (found or {}).get(HELDOUT_LOSS) for when, found in losses.items()}}
+
 
 def _samples_of(rows: tuple[TaughtRow, ...], environment: str) -> tuple[TrainSample, ...]:
     episodes = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -477,23 +477,20 @@ class TrainingLoop:
         """Whether a metric has ended the run; another `trainer.stop_at` lets it go on."""
         return self._state.stopped_by is not None and self._state.stopped_by == self._stop_at
 
-    def _heldout_summary(self, after: Results) -> dict[str, Any]:
-        """What was measured on held-out tasks, or on held-out rows."""
-        before = self._state.heldout_before
-        if self._config.supervised is None:
-            return {"heldout": {"before": before, "after": after.get("")}}
-        losses = {"before": before, "after": self._heldout_loss.newest}
-        return {"heldout_loss": {when: (found or {}).get(HELDOUT_LOSS) for when, found in losses.items()}}
-
     def _summarise(self, status: str, after: Results | None) -> None:
-        found = after or {}
+        found, before = after or {}, self._state.heldout_before
+        is_taught = self._config.supervised is not None
         summary = {
             "status": status,
             "name": self._config.name,
             "seed": self._config.seed,
             "steps": self._state.step,
             "policy_version": self._state.policy_version,
-            **self._heldout_summary(found),
+            **(
+                self._heldout_loss.summary(before=before)
+                if is_taught
+                else {"heldout": {"before": before, "after": found.get("")}}
+            ),
             **self._heldout.summary(before=self._state.suites_before, after=found),
             "stopped_by": self._state.stopped_by,
             "seconds": {**self._stopwatch.seconds, "total": self._stopwatch.total},
