@@ -14,13 +14,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+import numpy.typing as npt
+
 from polyturn.agents.chat import ChatRenderer
 from polyturn.agents.deadlines import EpisodeLimits, EpisodeTime, Slots
 from polyturn.agents.dialects import Dialect
 from polyturn.agents.environment_driver import Environment, EnvironmentDriver
 from polyturn.agents.episode import Episode, Outcome, derive_seed
 from polyturn.agents.episode_record import EpisodeRecord, Stop, to_the_end
-from polyturn.agents.policy import SamplingParams, TokenPolicy, live_episodes_of, policy_of_episode
+from polyturn.agents.policy import (
+    Generation,
+    SamplingParams,
+    TokenPolicy,
+    live_episodes_of,
+    policy_of_episode,
+)
 from polyturn.agents.sessions.matching import MessageKey, loose
 from polyturn.agents.sessions.offers import Offer, Offers, Worth
 from polyturn.agents.sessions.requests import Completer, CompletionRequest, SessionAddress
@@ -67,7 +76,8 @@ class AgentEpisode:
         seed: int,
         endpoint: Endpoint | None,
         address: SessionAddress | None,
-        complete: Completer,
+        session: Session,
+        tokenizer: Any,
         stage: _Stage,
     ) -> None:
         self.episode_id = episode_id
@@ -79,11 +89,13 @@ class AgentEpisode:
         """The environment's own, which `step` answers."""
         self.env = env.unwrapped
         self.seed = seed
+        self.tokenizer = tokenizer
+        """The policy's, of `transformers`."""
         self.metrics: dict[str, float] = {}
         """What the agent counts: it goes into the episode's metrics."""
         self._endpoint = endpoint
         self._address = address
-        self._complete = complete
+        self._session = session
         self._stage = stage
 
     @property
@@ -129,7 +141,25 @@ class AgentEpisode:
         """
         offered = self.tools if tools is None else tuple(tools)
         request = CompletionRequest(messages=tuple(messages), tools=offered)
-        return (await self._complete.complete(request)).message
+        return (await self._session.complete(request)).message
+
+    async def generate(
+        self, token_ids: npt.ArrayLike, *, max_tokens: int | None = None, stop: Sequence[str] = ()
+    ) -> Generation:
+        """What the policy samples behind tokens [T], for an agent that holds its tokens itself.
+
+        Where they begin with what was sampled before, they are recorded behind it; any others begin a line.
+
+        Args:
+            max_tokens: At most so many; None: what the run allows.
+            stop: Texts that end it, and belong to it.
+
+        Raises:
+            RequestRefused: the episode is over, or the context is full.
+            PolicyFault: no engine answered.
+        """
+        given = np.asarray(token_ids, dtype=np.int32)
+        return await self._session.generate(given, max_tokens=max_tokens, stop=stop)
 
     async def step(self, message: AssistantMessage | str) -> tuple[Message, ...] | None:
         """Do something in the environment: call its tools, or give the answer.
@@ -141,9 +171,12 @@ class AgentEpisode:
             AssistantMessage(content=message) if isinstance(message, str) else message
         )
 
-    def end(self, reward: float) -> None:
-        """End the episode with a reward that comes from elsewhere, in place of the environment's grade."""
-        self._stage.end(reward)
+    def end(self, reward: float, *, is_truncated: bool = False) -> None:
+        """End the episode with a reward that comes from elsewhere, in place of the environment's grade.
+
+        `is_truncated`: what ended it was a limit of the agent's own, and not the task's end.
+        """
+        self._stage.end(reward, is_truncated=is_truncated)
 
     async def offers_address(self) -> tuple[str, str]:
         """Where programs outside take up the episodes that are offered, and the key for it."""
@@ -272,7 +305,8 @@ async def play_agent(
             seed=derive_seed(seed, "agent"),
             endpoint=endpoint,
             address=address,
-            complete=session,
+            session=session,
+            tokenizer=renderer.tokenizer,
             stage=stage,
         )
         try:
@@ -341,11 +375,11 @@ class _Stage:
             self._session.is_closed = self._stop is not None
         return observation if self._stop is None else None
 
-    def end(self, reward: float) -> None:
+    def end(self, reward: float, *, is_truncated: bool = False) -> None:
         """As `AgentEpisode.end`."""
         if self._stop is None:
             self._record.reward += reward
-            self._stop = Stop(Outcome.COMPLETED, REWARDED)
+            self._stop = Stop(Outcome.TRUNCATED if is_truncated else Outcome.COMPLETED, REWARDED)
             self._session.is_closed = True
 
     async def wait(self, event: Awaitable[object]) -> None:

@@ -171,6 +171,11 @@ class ChatRenderer:
         )
 
     @property
+    def tokenizer(self) -> Any:
+        """The `transformers` tokenizer."""
+        return self._tokenizer
+
+    @property
     def stop_token_ids(self) -> tuple[int, ...]:
         """The tokens that end a turn: the tokenizer's eos, those of the model's two configs, and the template's own."""
         return self._stop_token_ids

@@ -182,8 +182,7 @@ def load_object(target: str) -> Any:
     where, colon, name = target.rpartition(":")
     if not colon or not where or not name:
         raise ValueError(f"{target!r} is not of the form module:name or path/to/file.py:name")
-    module = _load_file(where) if where.endswith(".py") else _load_module(where)
-    found: Any = module
+    found: Any = load_module(where)
     for part in name.split("."):
         if not hasattr(found, part):
             near = did_you_mean(part, [public for public in vars(found) if not public.startswith("_")])
@@ -192,7 +191,15 @@ def load_object(target: str) -> Any:
     return found
 
 
-def _load_module(name: str) -> ModuleType:
+def load_module(where: str) -> ModuleType:
+    """The module of a dotted name or of a path that ends in `.py`; a file as `load_object` does it.
+
+    Raises `ValueError` where there is none, or importing it fails.
+    """
+    return _load_file(where) if where.endswith(".py") else _import(where)
+
+
+def _import(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
     except Exception as error:  # a user's module may fail in any way while it is imported

@@ -10,6 +10,9 @@ been gone on from already, or whose beginning the chat template rewrites.
                  unknown -------------------------------------> a new line, rendered whole
 
 What was sampled for a client that went away is kept for its next try, and belongs to no line until it was delivered.
+A program that holds its tokens itself may ask with tokens: it goes on from the longest line that they begin with.
+
+The module is long because both kinds of requests write the same lines, and every rule about one reads them.
 """
 
 from __future__ import annotations
@@ -213,6 +216,40 @@ class Session:
             self._record(answer)
         return answer.completion
 
+    async def generate(
+        self, prompt_ids: npt.NDArray[np.int32], *, max_tokens: int | None = None, stop: Sequence[str] = ()
+    ) -> Generation:
+        """What the policy samples behind tokens [T] that the program holds itself.
+
+        They are recorded behind the longest line that they begin with, or else as a line of their own.
+
+        Raises:
+            RequestRefused: the episode is over, a limit is reached, or the context is full.
+            PolicyFault: no engine answered.
+        """
+        self._num_open += 1
+        self._busy(1)
+        line = None
+        try:
+            self._refuse_what_is_over()
+            line = self._line_with(prompt_ids)
+            line.is_busy = True
+            generation = await self._continue(
+                prompt_ids, max_tokens, tuple(stop), routing_from=line.ledger.num_routed
+            )
+        except BaseException as error:
+            self._num_refused += isinstance(error, RequestRefused)
+            self.fault = error if isinstance(error, PolicyFault) else self.fault
+            raise
+        finally:
+            self._num_open -= 1
+            self._busy(-1)
+            if line is not None:
+                line.is_busy = False
+        self.fault = None
+        self._record_tokens(line, prompt_ids, generation)
+        return generation
+
     async def count_tokens(self, request: CompletionRequest) -> int:
         """The tokens that a request's answer would be sampled behind. Raises `RequestRefused`."""
         return len(await self._render(self._prompt(request, tools_key(request.tools))))
@@ -397,29 +434,15 @@ class Session:
         return np.concatenate([before.token_ids, new])
 
     async def _sample(self, request: CompletionRequest, prompt: _Prompt) -> _Answer:
-        limits, number = self._limits, self._num_asked
+        number = self._num_asked
         self._num_asked += 1
         prompt_ids = await self._render(prompt)
-        budget = limits.max_tokens_per_episode - len(prompt_ids)
-        if budget <= 0:
-            raise RequestRefused(
-                f"the conversation has {len(prompt_ids)} tokens, which leaves no room for an answer in a context of "
-                f"{limits.max_tokens_per_episode} tokens (context_length_exceeded)"
-            )
-        asked_for = limits.max_tokens_per_turn if request.max_tokens is None else max(1, request.max_tokens)
-        sampling = replace(
-            self._sampling,
-            max_tokens=min(limits.max_tokens_per_turn, budget, asked_for),
-            stop=request.stop,
-            routing_from=prompt.parent.line.ledger.num_routed if prompt.extends and prompt.parent else 0,
-        )
-        generation = await generate_turn(
-            self._policy,
+        generation = await self._continue(
             prompt_ids,
-            sampling,
-            functools.partial(derive_seed, self._seed, number),
-            self._clock,
-            Interruption(limits.interruption_timeout_s),
+            request.max_tokens,
+            request.stop,
+            routing_from=prompt.parent.line.ledger.num_routed if prompt.extends and prompt.parent else 0,
+            number=number,
         )
         message, finish_reason, stop = self._read(request, prompt, generation)
         completion = Completion(
@@ -433,6 +456,42 @@ class Session:
             num_cached_tokens=generation.num_cached_tokens,
         )
         return _Answer(prompt=prompt, generation=generation, completion=completion)
+
+    async def _continue(
+        self,
+        prompt_ids: npt.NDArray[np.int32],
+        max_tokens: int | None,
+        stop: tuple[str, ...],
+        *,
+        routing_from: int,
+        number: int | None = None,
+    ) -> Generation:
+        """Sample behind tokens, as the `number`-th request; None: a new one."""
+        limits = self._limits
+        if number is None:
+            number = self._num_asked
+            self._num_asked += 1
+        budget = limits.max_tokens_per_episode - len(prompt_ids)
+        if budget <= 0:
+            raise RequestRefused(
+                f"the conversation has {len(prompt_ids)} tokens, which leaves no room for an answer in a context of "
+                f"{limits.max_tokens_per_episode} tokens (context_length_exceeded)"
+            )
+        asked_for = limits.max_tokens_per_turn if max_tokens is None else max(1, max_tokens)
+        sampling = replace(
+            self._sampling,
+            max_tokens=min(limits.max_tokens_per_turn, budget, asked_for),
+            stop=stop,
+            routing_from=routing_from,
+        )
+        return await generate_turn(
+            self._policy,
+            prompt_ids,
+            sampling,
+            functools.partial(derive_seed, self._seed, number),
+            self._clock,
+            Interruption(limits.interruption_timeout_s),
+        )
 
     def _read(
         self, request: CompletionRequest, prompt: _Prompt, generation: Generation
@@ -482,6 +541,35 @@ class Session:
         place = _Place(line=line, num_tokens=len(line.ledger), messages=line.messages, history=prompt.history)
         self._tree.add(prompt.tools_key, line.messages, place)
         self._on_answer(completion.message, prompt.new)
+
+    def _line_with(self, prompt_ids: npt.NDArray[np.int32]) -> Line:
+        """The longest line that is a beginning of the tokens; a new one, which is not recorded yet, where none is."""
+        fitting = [
+            line
+            for line in self._lines
+            if not line.is_busy and np.array_equal(line.ledger.token_ids, prompt_ids[: len(line.ledger)])
+        ]
+        return max(fitting, key=lambda line: len(line.ledger), default=None) or Line(
+            conversation=len(self._lines)
+        )
+
+    def _record_tokens(self, line: Line, prompt_ids: npt.NDArray[np.int32], generation: Generation) -> None:
+        """Append what was sampled behind tokens to its line. The transcript has the texts of both."""
+        if not any(line is known for known in self._lines):
+            line.conversation = len(self._lines)
+            self._lines.append(line)
+        said = self._renderer.decode(prompt_ids[len(line.ledger) :])
+        text = self._renderer.decode(generation.token_ids)
+        message = AssistantMessage(content=text, raw_text=text)
+        line.ledger.begin_turn(self.num_answers)
+        line.ledger.append_observation(prompt_ids[len(line.ledger) :])
+        line.ledger.append_generation(generation)
+        line.num_answers += 1
+        self.num_answers += 1
+        heard: Message = {"role": "user", "content": said}
+        line.messages = (*line.messages, heard, message.to_message())
+        self._last_messages[line.conversation] = message
+        self._on_answer(message, (heard,))
 
 
 def cut_at(text: str, stops: Sequence[str]) -> tuple[str, str | None]:

@@ -88,8 +88,44 @@ DERIVED: tuple[Counterpart, ...] = (
         "--over-sampling-batch-size", ("rollout.oversample",), "as a multiple of --rollout-batch-size"
     ),
     Counterpart(
-        "--dynamic-sampling-filter-path", ("rollout.filter",), "check_reward_nonzero_std: `nonzero_deviation`"
+        "--dynamic-sampling-filter-path",
+        ("rollout.filter",),
+        "check_reward_nonzero_std: `nonzero_deviation`; any other is called as it is",
     ),
+    Counterpart(
+        "--custom-rm-path",
+        ("reward", "group_rewards"),
+        "called as it is, the latter with --group-rm; a file with a class with `compute_reward`, too; a rule of "
+        "`slime.rollout.rm_hub`: ours",
+    ),
+    Counterpart("--group-rm", ("group_rewards",), "with --custom-rm-path"),
+    Counterpart("--reward-key", ("reward",), "in the options of the reward: which of its numbers counts"),
+    Counterpart(
+        "--custom-generate-function-path",
+        ("agent", "environment.max_turns"),
+        "called as it is; it counts its turns itself, so that `max_turns` is 64",
+    ),
+    Counterpart("--custom-config-path", ("agent", "reward"), "read into the options of what is called"),
+    Counterpart(
+        "--buffer-filter-path",
+        ("rollout.order",),
+        "pop_first: `fifo`; any other is called as it is, and chooses among complete groups",
+    ),
+    Counterpart(
+        "--rollout-function-path",
+        ("supervised", "rollout.max_staleness"),
+        "sft_rollout: a recipe for `polyturn sft`; fully_async_rollout: 1; any other is left out",
+    ),
+    Counterpart("--loss-type", ("supervised",), "sft_loss: a recipe for `polyturn sft`"),
+    Counterpart(
+        "--num-epoch", ("supervised.epochs",), "of `polyturn sft`; else trainer.num_steps says the end"
+    ),
+    Counterpart(
+        "--rollout-max-context-len",
+        ("environment.max_tokens_per_episode",),
+        "in place of answer and prompt together",
+    ),
+    Counterpart("--min-lr", ("trainer.optimizer.schedule",), "its `final_fraction`, over --lr"),
     Counterpart(
         "--eval-prompt-data", ("evaluation.tasks", "evaluation.suites"), "the first set, and the further ones"
     ),
@@ -164,22 +200,9 @@ LEFT_OUT: tuple[Counterpart, ...] = (
     _left_out("--sglang-enable-dp-attention", "sglang.attn_dp_size above 1 says it"),
     _left_out("--use-fault-tolerance", "always so: engines are replaced (docs/recovery.md)"),
     _left_out(
-        "--custom-rm-path",
-        "write a function of an episode and name it as reward.target: slime's has other arguments",
-    ),
-    _left_out(
-        "--custom-generate-function-path",
-        "write an environment, or name an async function as agent.target",
-    ),
-    _left_out(
-        "--custom-config-path",
-        "options of an environment or a reward stand in the recipe, under their options",
-    ),
-    _left_out(
         "--partial-rollout",
         "episodes under way go on with newer weights where rollout.max_staleness is above 0",
     ),
-    _left_out("--buffer-filter-path", "rollout.order says which groups are trained on first"),
     _left_out("--async-buffer-size", "rollout.max_staleness bounds how far is played ahead"),
     _left_out(
         "--eval-max-response-len",
@@ -195,23 +218,117 @@ LEFT_OUT: tuple[Counterpart, ...] = (
     _left_out("--attention-backend", _SET),
     _left_out("--rotary-base", "read from config.json of model.path: change it there"),
     _left_out("--use-wandb", "write metrics.sinks: [{kind: wandb}] (docs/metrics.md)"),
+    _left_out("--wandb-project", "write metrics.sinks: [{kind: wandb}] (docs/metrics.md)"),
+    _left_out("--wandb-group", "write metrics.sinks: [{kind: wandb}] (docs/metrics.md)"),
+    _left_out("--wandb-key", "log in with `wandb login`: recipes hold no secrets"),
+    _left_out("--lr-warmup-fraction", "write trainer.optimizer.warmup_updates"),
+    _left_out("--use-tis", "trainer.algorithm.corrections says how other samplers' tokens are weighted"),
+    _left_out(
+        "--custom-reward-post-process-path",
+        "trainer.algorithm.reward_shaping: {kind: plugin, ...} (docs/algorithms.md)",
+    ),
+    _left_out(
+        "--data-source-path",
+        "name a generator of tasks: environment.tasks: [{generator: ...}] (docs/tasks.md)",
+    ),
+    _left_out("--debug-train-only", "`polyturn train --replay` trains on what an earlier run has played"),
+    _left_out("--disable-compute-advantages-and-returns", "so in `polyturn sft`"),
+    _left_out("--rollout-stop-token-ids", "read from generation_config.json and the chat template"),
+    _left_out("--update-weight-buffer-size", "write weight_sync.bucket_bytes"),
     _left_out("--use-tensorboard", "metrics.sinks writes TensorBoard's files unless it says otherwise"),
 )
 """Options without a key, and why."""
 
 _MODEL_ARGS = """
-swiglu num-layers hidden-size ffn-hidden-size num-attention-heads group-query-attention num-query-
-groups use-rotary-position-embeddings disable-bias-linear add-qkv-bias normalization norm-epsilon
-vocab-size kv-channels qk-layernorm post-self-attn-layernorm post-mlp-layernorm untie-embeddings-
-and-output-weights rotary-percent make-vocab-size-divisible-by max-position-embeddings position-
-embedding-type no-rope-fusion num-experts moe-ffn-hidden-size moe-shared-expert-intermediate-size
-moe-router-topk moe-router-score-function moe-router-pre-softmax moe-router-enable-expert-bias moe-
-router-bias-update-rate moe-router-load-balancing-type moe-router-topk-scaling-factor moe-aux-loss-
-coeff moe-layer-freq moe-router-dtype moe-grouped-gemm moe-permute-fusion multi-latent-attention
-q-lora-rank kv-lora-rank qk-head-dim qk-pos-emb-head-dim v-head-dim
+swiglu num-layers hidden-size ffn-hidden-size num-attention-heads group-query-attention
+num-query-groups use-rotary-position-embeddings disable-bias-linear add-qkv-bias normalization
+norm-epsilon vocab-size kv-channels qk-layernorm post-self-attn-layernorm post-mlp-layernorm
+untie-embeddings-and-output-weights rotary-percent make-vocab-size-divisible-by
+max-position-embeddings position-embedding-type no-rope-fusion num-experts moe-ffn-hidden-size
+moe-shared-expert-intermediate-size moe-router-topk moe-router-score-function moe-router-pre-softmax
+moe-router-enable-expert-bias moe-router-bias-update-rate moe-router-load-balancing-type
+moe-router-topk-scaling-factor moe-aux-loss-coeff moe-layer-freq moe-router-dtype moe-grouped-gemm
+moe-permute-fusion multi-latent-attention q-lora-rank kv-lora-rank qk-head-dim qk-pos-emb-head-dim
+v-head-dim use-gated-attention apply-layernorm-1p attention-output-gate moe-shared-expert-gate
+moe-token-drop-policy spec rotary-interleaved rotary-scaling-factor rotary-scaling-type mscale
+mscale-all-dim moe-router-group-topk moe-router-num-groups
 """
 MODEL_OPTIONS = frozenset(f"--{name}" for name in _MODEL_ARGS.split())
 """Those of MODEL_ARGS: they are read from config.json of model.path."""
+
+
+COMMANDS: tuple[tuple[str, str, str], ...] = (
+    (
+        "docker run --gpus all --ipc=host --shm-size=16g slimerl/slime:latest",
+        "docker run --rm --gpus all --ipc host polyturn:gpu polyturn train RECIPE",
+        "built from `configs/clusters/gpu.Dockerfile` ([containers](many_nodes.md)); no image is published",
+    ),
+    (
+        "git clone ... && pip install -e . --no-deps",
+        "make setup",
+        "on a CPU; on GPUs the wheel into SGLang's own image, as that Dockerfile does",
+    ),
+    (
+        "hf download Qwen/Qwen3-4B --local-dir /root/Qwen3-4B",
+        "hf download Qwen/Qwen3-4B --local-dir /root/Qwen3-4B",
+        "the same: `model.path` names the directory; nothing is downloaded by a run",
+    ),
+    (
+        "hf download --repo-type dataset zhuzilin/dapo-math-17k",
+        "hf download --repo-type dataset zhuzilin/dapo-math-17k",
+        "the same: JSONL and Parquet are read as they are ([tasks](tasks.md))",
+    ),
+    (
+        "python tools/convert_hf_to_torch_dist.py ${MODEL_ARGS[@]} --hf-checkpoint A --save B",
+        "polyturn convert A B --to torch_dist",
+        "not needed for a run, which reads and writes Hugging Face's files",
+    ),
+    (
+        "torchrun --nproc-per-node 8 --nnodes 2 tools/convert_hf_to_torch_dist.py ...",
+        "torchrun --nproc-per-node 8 --nnodes 2 -m polyturn convert A B --tensor 8 --pipeline 2",
+        "the same, by the ranks that are named",
+    ),
+    ("python tools/convert_torch_dist_to_hf.py ...", "polyturn convert B C --to hf", "a run exports itself"),
+    (
+        "python tools/convert_hf_to_fp8.py --strategy block --block-size 128 128",
+        "polyturn convert A A-FP8 --to fp8",
+        "engines of a run take FP8 from its own weights: `weight_sync.dtype: fp8_block`",
+    ),
+    (
+        "source scripts/models/qwen3-4B.sh",
+        "polyturn models list",
+        "sizes are read from `config.json` of `model.path`; there is nothing to source",
+    ),
+    (
+        "ray start --head --node-ip-address ${MASTER_ADDR} --num-gpus 8",
+        "ray start --head --port=6379 --node-ip-address=10.0.0.1",
+        "of several nodes alone; on one machine `polyturn train` starts what it needs",
+    ),
+    (
+        "ray start --address=${MASTER_ADDR}:6379 --num-gpus 8",
+        "ray start --address=10.0.0.1:6379",
+        "the same on every other node ([several nodes](many_nodes.md))",
+    ),
+    (
+        "for WORKER_IP in $(awk '{print $1}' mpi_hostfile); do ssh ... pkill -9 sglang; ray start ...; done",
+        "polyturn train RECIPE cluster.address=10.0.0.1:6379 cluster.hosts=mpi_hostfile",
+        "the host file as it is, `slots=8` too ([which nodes](cluster.md#which-nodes)); a run ends what it started",
+    ),
+    (
+        "ray job submit --address=http://127.0.0.1:8265 -- python3 train.py ...",
+        "polyturn train RECIPE cluster.address=10.0.0.1:6379",
+        "the driver runs where it is called",
+    ),
+    ("python train_async.py ...", "polyturn train RECIPE rollout.max_staleness=1", "one loop for both"),
+    ("tensorboard --logdir outputs/", "tensorboard --logdir RUN/tensorboard", "`polyturn view RUN`, too"),
+)
+"""Commands around a run: slime's, ours, and what is to be said."""
+
+
+def commands_table() -> str:
+    """The commands as a table of the documentation."""
+    rows = [f"| `{theirs}` | `{ours}` | {how} |" for theirs, ours, how in COMMANDS]
+    return "\n".join(["| slime | Polyturn | |", "|---|---|---|", *rows])
 
 
 def table() -> str:

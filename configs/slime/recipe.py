@@ -9,6 +9,7 @@ from typing import Any
 from polyturn.configs.loading import upstream
 from polyturn.configs.loading.yaml_tree import read_scalar
 from polyturn.configs.slime.counterparts import COPIED, DERIVED, LEFT_OUT, MODEL_OPTIONS
+from polyturn.configs.slime.hooks import RULES, hooks_of
 from polyturn.configs.slime.script import Launch
 
 ALGORITHMS: Mapping[str, str] = {
@@ -18,15 +19,10 @@ ALGORITHMS: Mapping[str, str] = {
     "reinforce_plus_plus": "reinforce_plus_plus",
     "reinforce_plus_plus_baseline": "reinforce_plus_plus_baseline",
 }
-RULES: Mapping[str, str] = {
-    "deepscaler": "math",
-    "dapo": "math",
-    "math": "math",
-    "f1": "f1",
-    "gpqa": "multiple_choice",
-}
-NONZERO = "check_reward_nonzero_std"
 PROMPT_TOKENS = 4096
+SFT_FUNCTION = "sft_rollout.generate_rollout"
+SFT_LOSS = "sft_loss"
+ASYNC_FUNCTION = "fully_async_rollout.generate_rollout_fully_async"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,6 +32,8 @@ class Imported:
     recipe: dict[str, Any]
     left_out: tuple[tuple[str, str], ...]
     """Options, each with the reason."""
+    command: str = "train"
+    """Which of ours runs it: `train`, or `sft`."""
 
 
 def recipe_of(launch: Launch, *, name: str) -> Imported:
@@ -60,8 +58,16 @@ class _Importer:
                 self._set(one.keys[0], self._value(one.option))
         self._layout()
         self._engine_options()
+        self._hooks()
+        command = "train"
+        if (
+            self._text("--rollout-function-path").endswith(SFT_FUNCTION)
+            or self._text("--loss-type") == SFT_LOSS
+        ):
+            command = "sft"
+            self._supervise()
         self._rest()
-        return Imported(recipe=self._recipe, left_out=tuple(self._left_out))
+        return Imported(recipe=self._recipe, left_out=tuple(self._left_out), command=command)
 
     def _data(self) -> None:
         self._set("environment.id", "polyturn/SingleTurn-v0")
@@ -89,7 +95,7 @@ class _Importer:
         kind = self._text("--rm-type")
         if kind in RULES:
             self._set("reward", {"kind": "rule", "name": RULES[kind]})
-        elif kind:
+        elif kind and "--custom-rm-path" not in self._given:
             self._left_out.append(
                 ("--rm-type", f"there is no rule {kind!r}: name a reward of your own (docs/rewards.md)")
             )
@@ -99,18 +105,13 @@ class _Importer:
             answer = self._number("--rollout-max-response-len")
             prompt = self._number("--rollout-max-prompt-len", PROMPT_TOKENS)
             self._set("environment.max_tokens_per_turn", answer)
-            self._set("environment.max_tokens_per_episode", answer + prompt)
+            whole = self._number("--rollout-max-context-len", answer + prompt)
+            self._set("environment.max_tokens_per_episode", whole)
         prompts = self._number("--rollout-batch-size", 0)
         episodes = prompts * self._number("--n-samples-per-prompt", 1)
         if "--over-sampling-batch-size" in self._given and prompts:
             self._set("rollout.oversample", self._number("--over-sampling-batch-size") / prompts)
             self._set("rollout.on_stale", "drop")
-        chosen = self._text("--dynamic-sampling-filter-path")
-        if chosen.endswith(NONZERO):
-            self._set("rollout.filter", {"kind": "nonzero_deviation"})
-        elif chosen:
-            why = "write rollout.filter.kind: success_rate, or a sampler of your own (docs/tasks.md)"
-            self._left_out.append(("--dynamic-sampling-filter-path", f"{chosen}: {why}"))
         # One follows from the other: rollout_batch_size x n_samples = global_batch_size x num_steps.
         if "--global-batch-size" in self._given:
             self._set("trainer.updates_per_step", max(1, episodes // self._number("--global-batch-size")))
@@ -149,7 +150,10 @@ class _Importer:
         if "--calculate-per-token-loss" in self._given:
             self._set("trainer.algorithm.reduction", {"kind": "token_mean"})
         if "--lr-decay-style" in self._given:
-            self._set("trainer.optimizer.schedule", {"kind": self._text("--lr-decay-style")})
+            schedule: dict[str, Any] = {"kind": self._text("--lr-decay-style")}
+            if "--min-lr" in self._given and "--lr" in self._given and schedule["kind"] != "constant":
+                schedule["final_fraction"] = self._number("--min-lr") / self._number("--lr")
+            self._set("trainer.optimizer.schedule", schedule)
 
     def _layout(self) -> None:
         gpus = self._number("--actor-num-nodes", 1) * self._number("--actor-num-gpus-per-node", 8)
@@ -170,7 +174,8 @@ class _Importer:
             self._set("engines.placement", "shared")
             self._set("weight_sync", {"kind": "disk"})
         interval = self._number("--update-weights-interval", 1)
-        staleness = max(int(self._launch.is_async), interval - 1)
+        ahead = self._launch.is_async or self._text("--rollout-function-path").endswith(ASYNC_FUNCTION)
+        staleness = max(int(ahead), interval - 1)
         if interval > 1:
             self._set("weight_sync.every_steps", interval)
         if staleness:
@@ -195,6 +200,24 @@ class _Importer:
                 self._left_out.append((option, refused[0]))
             else:
                 self._set(f"sglang.{key}", value)
+
+    def _hooks(self) -> None:
+        hooks = hooks_of(self._launch)
+        for key, value in hooks.keys.items():
+            if key != "environment.max_turns" or "--max-turns" not in self._given:
+                self._set(key, value)
+        self._left_out += hooks.left_out
+
+    def _supervise(self) -> None:
+        """A recipe for `polyturn sft`. What it has of playing is required of every recipe, and not read there."""
+        tasks = self._recipe["environment"].pop("tasks", None)
+        if tasks is not None:
+            self._set("supervised.data", [tasks["path"]])
+        self._set("supervised.epochs", self._number("--num-epoch", 1))
+        self._set("rollout.samples_per_prompt", 1)
+        self._set("trainer.num_steps", 1)
+        self._set("trainer.algorithm.loss", {"kind": "supervised"})
+        del self._recipe["extends"]
 
     def _rest(self) -> None:
         known = {one.option for one in (*COPIED, *DERIVED)}

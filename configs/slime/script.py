@@ -14,13 +14,16 @@ _SOURCE = re.compile(r"^[ \t]*(?:source|\.)[ \t]+(\S+)[ \t]*$", re.MULTILINE)
 _SEQUENCE = re.compile(r"\$\(seq (\d+) (\d+) (\d+)\)")
 _REFERENCE = re.compile(r"\$\{(\w+)(?::?-([^{}]*))?\}|\$(\w+)")
 _SPREAD = re.compile(r"\"?\$\{(\w+)\[@\]\}\"?")
-_PROGRAM = re.compile(r"(?:[\s/]|^)train(_async)?\.py[ \t]+((?:--|\"?\$).*)$", re.MULTILINE)
+_PROGRAM = re.compile(r"(?:[\s/]|^)train(_async)?\.py\"?[ \t]+((?:--|\"?\$).*)$", re.MULTILINE)
+_GOING_ON = re.compile(r"\s*\n\s*(\"?\$\{\w+\[@\]\}.*)")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Launch:
     """What a script starts."""
 
+    folder: Path
+    """Where the script stands."""
     options: Mapping[str, tuple[str, ...]]
     """By option, the values behind it: none for a flag. The last of several holds, as in argparse."""
     is_async: bool = False
@@ -48,9 +51,20 @@ def read_script(path: Path) -> Launch:
     text = _read(path, shell)
     found = _PROGRAM.search(text)
     if found is not None:
-        arguments = [word for given in _words(found[2]) for word in _expanded(given, shell)]
+        written = found[2]
+        if (behind := _GOING_ON.match(text, found.end())) is not None:
+            shell.notes.append(
+                f"its command ends before {behind[1].split()[0]}, for want of a backslash: read as if it went on"
+            )
+            written += f" {behind[1]}"
+        arguments = [word for given in _words(written) for word in _expanded(given, shell)]
         options = _options([_resolved(argument, shell) for argument in arguments])
-        return Launch(options=options, is_async=found[1] is not None, notes=tuple(dict.fromkeys(shell.notes)))
+        return Launch(
+            folder=path.resolve().parent,
+            options=options,
+            is_async=found[1] is not None,
+            notes=tuple(dict.fromkeys(shell.notes)),
+        )
     raise ValueError(f"{path}: it starts neither train.py nor train_async.py")
 
 

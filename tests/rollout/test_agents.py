@@ -8,17 +8,11 @@ import httpx
 import pytest
 from openai import AsyncOpenAI
 
-from polyturn.agents.chat import load_tokenizer
-from polyturn.agents.deadlines import Slots
 from polyturn.agents.episode import Outcome
-from polyturn.agents.policy import SamplingParams
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.loading.loader import load_config
-from polyturn.configs.models import resolve_model_path
-from polyturn.rollout.factory import build_player
-from polyturn.rollout.groups import PromptCursor
 from polyturn.trainer.run.preflight import preflight
-from tests.support.policies import Says
+from tests.support.play import play_first
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "agents"
 """Agents as their authors write them."""
@@ -29,24 +23,6 @@ def config_of(agent, **options):
     return load_config("quickstart", overrides)
 
 
-def play(config, say):
-    model = resolve_model_path(config.model.path)
-    player = build_player(config, model_path=model, split="heldout", sampling=SamplingParams())
-    (prompt,) = PromptCursor(len(player.tasks), seed=0).take(1)
-    task = player.tasks[prompt.task_index]
-    policy = Says(load_tokenizer(model), lambda number: say(number, task))
-    slots = Slots(asyncio.Semaphore(4), asyncio.Semaphore(4))
-
-    async def run():
-        async with player.serves:
-            return await player.play(prompt, 0, 0, policy=policy, slots=slots)
-
-    try:
-        return asyncio.run(run()), policy
-    finally:
-        player.close()
-
-
 def say_right(number, task):
     if not number:
         return '<tool_call>\n{"name": "search", "arguments": {"query": "Mara Lindqvist"}}\n</tool_call>'
@@ -55,7 +31,7 @@ def say_right(number, task):
 
 @pytest.mark.parametrize("name", ["tool_loop.py:play", "openai_client.py:play"])
 def test_an_agent_of_the_config_plays(name):
-    episode, policy = play(config_of(EXAMPLES / name), say_right)
+    episode, policy = play_first(config_of(EXAMPLES / name), say_right)
     assert (episode.outcome, episode.reward) == (Outcome.COMPLETED, 1.0), episode.error
     (segment,) = episode.segments
     assert segment.token_ids[segment.sampled].tolist() == [*policy.written[0][1], *policy.written[1][1]]
@@ -64,7 +40,7 @@ def test_an_agent_of_the_config_plays(name):
 
 def test_slimes_hook_after_its_edit():
     config = config_of(EXAMPLES / "custom_generate.py:custom_generate", **{"agent.options": "{max_turns: 2}"})
-    episode, policy = play(config, lambda number, task: f"<calc>2 * {number} + 1</calc>")
+    episode, policy = play_first(config, lambda number, task: f"<calc>2 * {number} + 1</calc>")
     assert episode.outcome is Outcome.COMPLETED and episode.reward == 0.0
     assert [message["content"] for message in episode.messages[-3:]] == [
         "<calc>2 * 0 + 1</calc>", "Result: 1", "<calc>2 * 1 + 1</calc>"
@@ -97,7 +73,7 @@ async def test_a_program_outside_takes_an_episode_up_and_says_what_it_was_worth(
             assert (await client.post(end, headers=key, json=worth)).status_code == 200
 
     outside = asyncio.create_task(program())
-    (episode, policy) = await asyncio.to_thread(play, config, lambda number, task: "Ashford")
+    (episode, policy) = await asyncio.to_thread(play_first, config, lambda number, task: "Ashford")
     await outside
     assert (episode.outcome, episode.stop_reason) == (Outcome.COMPLETED, "rewarded")
     assert (episode.reward, episode.metrics["num_clicks"]) == (0.7, 3.0)

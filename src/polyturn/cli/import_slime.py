@@ -43,7 +43,7 @@ def import_slime(
             problems = str(error).splitlines()
         for problem in problems:
             typer.echo(f"to do: {problem}")
-        typer.echo(f"wrote {target}; now: polyturn train {target} --dry-run")
+        typer.echo(f"wrote {target}; now: polyturn {imported.command} {target} --dry-run")
         typer.echo(
             json.dumps({"recipe": str(target), "left_out": dict(imported.left_out), "to_do": problems})
         )

@@ -6,14 +6,29 @@ import json
 from pathlib import Path
 
 import pytest
+import typer
 
+from polyturn.agents.agent_play import load_agent
+from polyturn.cli.main import app
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.loading.validation import field_paths
 from polyturn.configs.schema.run import RunConfig
-from polyturn.configs.slime.counterparts import COPIED, DERIVED, LEFT_OUT, MODEL_OPTIONS, table
+from polyturn.configs.slime.counterparts import (
+    COMMANDS,
+    COPIED,
+    DERIVED,
+    LEFT_OUT,
+    MODEL_OPTIONS,
+    commands_table,
+    table,
+)
 from polyturn.configs.slime.script import read_script
+from polyturn.envs.rewards.factory import make_group_rewards
+from polyturn.rollout.filters import make_filter
+from polyturn.rollout.order import make_order
 from tests.support.command_line import in_this_process
 
+COMMAND = typer.main.get_command(app)
 ROOT = Path(__file__).resolve().parents[3]
 COMMON = """
 CKPT_ARGS=(
@@ -194,6 +209,71 @@ def test_glm_4_5_on_sixty_four_gpus(tmp_path: Path) -> None:
     assert config.megatron["optimizer"].items() <= shipped.megatron["optimizer"].items()
 
 
+CUSTOM = """
+async def reward_func(args, sample, **kwargs):
+    return {"score": 1.0}
+
+async def generate(args, sample, sampling_params):
+    return sample
+
+def keep(args, samples, **kwargs):
+    return True
+
+def oldest(args, rollout_id, buffer, num_samples):
+    return buffer[:num_samples]
+"""
+
+
+def test_functions_of_the_scripts_own_are_called_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "own_hooks.py").write_text(CUSTOM)
+    (tmp_path / "more.yaml").write_text("max_turns: 5\n")
+    path = script(
+        tmp_path,
+        **GLM4_9B,
+        more="ROLLOUT_ARGS+=(--custom-rm-path own_hooks.reward_func --reward-key score --wandb-key secret\n"
+        "--dynamic-sampling-filter-path own_hooks.keep --buffer-filter-path own_hooks.oldest\n"
+        "--custom-generate-function-path own_hooks.generate --custom-config-path more.yaml)\n",
+    )
+    config, left_out = imported(path)
+    assert config.agent is not None
+    options = config.agent.options
+    assert options["python_path"] == [str(tmp_path)] and options["reward"] == "own_hooks.reward_func"
+    assert (options["args"]["reward_key"], options["args"]["max_turns"]) == ("score", 5)
+    assert "secret" not in path.with_name("recipe.yaml").read_text()
+    assert load_agent(config.agent.target, options) is not None
+    assert make_filter(config.rollout.filter) is not None and make_order(config.rollout) is not None
+    assert not {"--custom-rm-path", "--custom-generate-function-path", "--buffer-filter-path"} & set(left_out)
+    path.with_name("recipe.yaml").unlink()
+    text = path.read_text().replace("--custom-generate-function-path own_hooks.generate", "--group-rm")
+    path.write_text(text.replace("own_hooks.oldest", "slime.rollout.data_source.pop_first"))
+    config, _ = imported(path)
+    assert config.rollout.order.kind == "fifo" and len(make_group_rewards(config.group_rewards)) == 1
+    path.with_name("recipe.yaml").unlink()
+    path.write_text(text.replace("own_hooks.reward_func", "slime.rollout.rm_hub.f1.f1_score"))
+    assert imported(path)[0].reward.model_dump(include={"kind", "name"}) == {"kind": "rule", "name": "f1"}
+
+
+def test_what_is_supervised_becomes_a_recipe_of_sft(tmp_path: Path) -> None:
+    path = script(
+        tmp_path,
+        **GLM4_9B,
+        more="ROLLOUT_ARGS+=(--rollout-function-path slime.rollout.sft_rollout.generate_rollout --num-epoch 3\n"
+        "--loss-type sft_loss --prompt-data /root/rows.jsonl)\nGRPO_ARGS=()\n",
+    )
+    config, _ = imported(path)
+    assert config.supervised is not None and config.supervised.epochs == 3
+    assert [str(path) for path in config.supervised.data] == ["/root/rows.jsonl"]
+    assert config.trainer.algorithm.loss.kind == "supervised"
+
+
+def test_a_command_that_ends_before_its_arrays_is_read_to_its_end(tmp_path: Path) -> None:
+    path = script(tmp_path, **GLM4_9B)
+    path.write_text(path.read_text().replace("--rollout-num-gpus 4 \\\n", "--rollout-num-gpus 4\n"))
+    config, left_out = imported(path)
+    assert config.rollout.prompts_per_step == 32
+    assert "for want of a backslash" in left_out["the script"]
+
+
 def test_what_is_no_launch_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run.sh").write_text("echo train.py\n")
     with pytest.raises(ValueError, match=r"it starts neither train\.py nor train_async\.py"):
@@ -206,7 +286,11 @@ def test_what_is_no_launch_is_refused(tmp_path: Path) -> None:
 
 
 def test_the_table_is_what_the_importer_does_and_names_keys_that_exist() -> None:
-    assert table() in (ROOT / "docs" / "coming_from_slime.md").read_text()
+    page = (ROOT / "docs" / "coming_from_slime.md").read_text()
+    assert table() in page and commands_table() in page
+    for _, ours, _ in COMMANDS:
+        if (words := ours.split())[0] == "polyturn" or "-m polyturn" in ours:
+            assert words[words.index("polyturn") + 1] in COMMAND.commands
     known = {path for path, _ in field_paths(RunConfig)} | {"extends", "sglang"}
     counterparts = (*COPIED, *DERIVED, *LEFT_OUT)
     for one in counterparts:

@@ -1,0 +1,1 @@
+"""Hooks written for slime, with the signatures that they have there."""
