@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from math import comb
+from statistics import fmean
 
 import numpy as np
 
@@ -48,15 +49,11 @@ def majority_at_k(answers: Sequence[str | None], scores: Sequence[float], k: int
     silent = scores_of.pop(None, [])
     given = sorted(scores_of.values(), key=len)
     chance_of = _chances(tuple(len(found) for found in given), len(silent), k)
-    expected = math.fsum(chance_of[len(found)] * _mean(found) for found in given)
+    expected = math.fsum(chance_of[len(found)] * fmean(found) for found in given)
     if silent:
-        expected += comb(len(silent), k) / comb(len(answers), k) * _mean(silent)
+        expected += comb(len(silent), k) / comb(len(answers), k) * fmean(silent)
     # A mean of scores: rounding, or subsets that are drawn, could put it just outside of them.
     return min(max(expected, min(scores)), max(scores))
-
-
-def _mean(scores: Sequence[float]) -> float:
-    return math.fsum(scores) / len(scores)
 
 
 @lru_cache(maxsize=4096)

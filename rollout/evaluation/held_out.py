@@ -18,7 +18,7 @@ from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.collection import play_groups
 from polyturn.rollout.engines.launch import Engines, LocalLauncher
 from polyturn.rollout.engines.server import EngineSpec
-from polyturn.rollout.evaluation.statistics import interval
+from polyturn.rollout.evaluation.statistics import finite_mean, interval
 from polyturn.rollout.groups import Group, Prompt
 from polyturn.rollout.player import EpisodePlayer, RolloutError
 from polyturn.rollout.user_faults import user_fault_share
@@ -145,7 +145,7 @@ def mean_metrics(episodes: Sequence[Episode]) -> dict[str, float]:
     """By name what episodes counted: the mean over those that have it."""
     names = sorted({name for episode in episodes for name in episode.metrics})
     return {
-        name: fmean(episode.metrics[name] for episode in episodes if name in episode.metrics)
+        name: finite_mean([episode.metrics[name] for episode in episodes if name in episode.metrics])
         for name in names
     }
 

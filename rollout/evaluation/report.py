@@ -20,7 +20,7 @@ import numpy as np
 from polyturn.agents.episode import Outcome, sentence_of
 from polyturn.rollout.evaluation.estimators import majority_at_k, pass_all_k, pass_at_k
 from polyturn.rollout.evaluation.records import EvaluatedEntry, Evaluation, Failure, ScoredEpisode
-from polyturn.rollout.evaluation.statistics import CONFIDENCE, Interval, interval, mean_interval
+from polyturn.rollout.evaluation.statistics import CONFIDENCE, Interval, finite_mean, interval, mean_interval
 
 MAX_ERRORS = 5
 """Sentences of failed episodes in a report."""
@@ -429,10 +429,10 @@ def _cost(entries: Sequence[EvaluatedEntry]) -> Cost | None:
 
 
 def _mean_metrics(scored: Sequence[ScoredEpisode]) -> dict[str, float]:
-    """Without those that are no finite number: JSON has none of them. The sum of large ones may be none either."""
+    """Without those that are no finite number: JSON has none of them."""
     values: dict[str, list[float]] = defaultdict(list)
     for episode in scored:
         for name, value in episode.metrics.items():
             if math.isfinite(value):
                 values[name].append(value)
-    return {name: math.fsum(value / len(found) for value in found) for name, found in sorted(values.items())}
+    return {name: finite_mean(found) for name, found in sorted(values.items())}

@@ -28,6 +28,14 @@ SMALLEST = 1e-12
 Array = npt.NDArray[np.float64]
 
 
+def finite_mean(values: Sequence[float]) -> float:
+    """The mean of one or more finite numbers, which is one, too, where no float holds their sum."""
+    try:
+        return fmean(values)
+    except OverflowError:
+        return math.fsum(value / len(values) for value in values)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Interval:
     """A mean with its 95 % interval."""

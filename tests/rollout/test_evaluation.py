@@ -13,10 +13,11 @@ from polyturn.envs.messages import AssistantMessage, ListTasks, Task
 from polyturn.envs.rewards import exact_match
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.rollout.collection import play_groups
-from polyturn.rollout.evaluation.held_out import evaluate, evaluation_prompts, summarise
+from polyturn.rollout.evaluation.held_out import evaluate, evaluation_prompts, mean_metrics, summarise
 from polyturn.rollout.limits import RolloutLimits
 from polyturn.rollout.player import EpisodePlayer, RolloutError
 from polyturn.rollout.user_faults import user_fault_share
+from tests.support.evaluations import episode
 from tests.support.play import message_play
 
 TASKS = ListTasks([Task.from_prompt(f"task-{i}", f"Say {i}", label=str(i)) for i in range(20)])
@@ -140,3 +141,9 @@ async def test_failures_of_simulated_users_are_told_from_those_of_the_policy():
     assert metrics.user_metrics(groups) == {"user/fault_share": 0.6, "user/failed_attempts": 8.0}
     assert metrics.user_metrics([]) == {}
     assert user_fault_share(()) is None
+
+
+@pytest.mark.parametrize(("values", "mean"), [((1e308, 1e308), 1e308), ((0.1, 0.2, 0.6), 0.3), ((-1e308, 1e308), 0.0)])
+def test_large_metrics_have_a_mean(values: tuple[float, ...], mean: float) -> None:
+    episodes = [episode(0, number, 1.0, metrics={"counted": value}) for number, value in enumerate(values)]
+    assert mean_metrics([*episodes, episode(1, 0, 1.0)]) == {"counted": pytest.approx(mean)}

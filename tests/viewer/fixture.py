@@ -24,7 +24,8 @@ from polyturn.configs.loading.loader import dump_config, load_config
 from polyturn.envs.messages import Message
 from polyturn.rollout.evaluation.directory import EpisodeLog, entry_directory, write_plan
 from polyturn.rollout.evaluation.plan import EvaluationPlan, PlannedEntry, Player
-from polyturn.rollout.evaluation.records import Failure, ScoredEpisode
+from polyturn.rollout.evaluation.scoring import evaluation_prompt, scored
+from polyturn.rollout.groups import episode_id
 from polyturn.rollout.store import TrajectoryStore, write_episodes
 from polyturn.rollout.token_credit import TokenCredit, token_credit_path, write_token_credit
 from polyturn.tools.types import ToolUsage
@@ -254,6 +255,7 @@ def _episode(
         task_digest=f"{position % 16:016x}",
         seed=position * 31 + 2**40,
         outcome=outcome,
+        answer=None if outcome is Outcome.FAILED else script.messages[-1]["content"],
         stop_reason={"truncated": "max_turns", "failed": "environment_fault"}.get(kind, "terminated"),
         reward=reward,
         reward_parts={} if reward is None else {"answer": float(is_right), "format": 0.0},
@@ -420,43 +422,13 @@ def _write_entry(
             if entry.name == "short" and (index, sample) == (2, 0):
                 continue
             kind = "failed" if entry.name == "two-hop" and (index, sample) == (3, 1) else "plain"
-            group_id = f"eval{index:06d}"
-            episode = _episode(
-                tokenizer, rng, 0, index, f"{group_id}-{sample}", group_id, kind=kind, skill=skill
-            )
+            group_id = evaluation_prompt(index).group_id
+            identity = episode_id(group_id, sample, 0)
+            episode = _episode(tokenizer, rng, 0, index, identity, group_id, kind=kind, skill=skill)
             episodes.append(episode)
-            log.append(_scored(entry.name, index, sample, episode))
+            log.append(scored(episode, entry=entry.name, prices=None))
     with closing(TrajectoryStore(entry_directory(path, entry.name))) as store:
         store.write_step(0, episodes)
-
-
-def _scored(entry: str, index: int, sample: int, episode: Episode) -> ScoredEpisode:
-    failed = episode.outcome is Outcome.FAILED
-    return ScoredEpisode(
-        entry=entry,
-        task_index=index,
-        sample=sample,
-        task_id=episode.task_id,
-        task_digest=episode.task_digest,
-        seed=episode.seed,
-        episode_id=episode.episode_id,
-        failure=Failure.INFRASTRUCTURE if failed else Failure.NONE,
-        score=episode.reward,
-        answer=None if failed else episode.messages[-1]["content"],
-        outcome=str(episode.outcome),
-        stop_reason=episode.stop_reason,
-        num_turns=episode.num_turns,
-        num_prompt_tokens=sum(len(segment) for segment in episode.segments),
-        num_completion_tokens=episode.num_sampled_tokens,
-        num_tool_calls=episode.num_tool_calls,
-        num_tool_errors=episode.num_tool_errors,
-        generate_s=episode.timings.generate_s,
-        tools_s=episode.timings.tools_s,
-        queue_s=episode.timings.queue_s,
-        total_s=episode.timings.total_s,
-        metrics=dict(episode.metrics),
-        error=episode.error,
-    )
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ export function Chart({ title, about, isLabelled, curves, step, onStep, height =
     if (!element) return;
     const ink = cssColor("--muted");
     const grid = cssColor("--line");
-    const font = `11px ${cssColor("--sans")}`;
+    const font = `11px ${getComputedStyle(document.body).fontFamily}`;
     const axis = { stroke: ink, font, grid: { stroke: grid, width: 1 }, ticks: { show: false } };
     const made = new uPlot(
       {

@@ -53,6 +53,11 @@ export function useThemeChanges(): number {
   return count;
 }
 
+/** A colour of the style sheet as a canvas takes it: what `light-dark()` comes to is known of an element alone. */
 export function cssColor(name: string): string {
-  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+  const probe = document.body.appendChild(document.createElement("i"));
+  probe.style.color = `var(${name})`;
+  const color = getComputedStyle(probe).color;
+  probe.remove();
+  return color;
 }

@@ -54,7 +54,9 @@ export interface Scale {
   legend: { kind: "ramp"; low: string; high: string; gradient: string } | { kind: "swatches"; items: [string, string][] };
 }
 
-const tint = (name: string, alpha: number) => `rgb(var(--tint-${name}) / ${Math.max(0, Math.min(1, alpha)).toFixed(3)})`;
+/** One of the tints of the style sheet, as opaque as `alpha` says, from 0 to 1. */
+export const tint = (name: "plus" | "minus" | "size", alpha: number) =>
+  `color-mix(in srgb, var(--tint-${name}) ${(100 * Math.max(0, Math.min(1, alpha))).toFixed(1)}%, transparent)`;
 
 /** The value that only a fiftieth of the sizes exceed: one outlier does not fade all others. */
 function usualSize(values: Value[], center: number): number {

@@ -9,6 +9,7 @@ import { useKeys } from "../keyboard";
 import { Ready } from "../parts";
 import { go, link, setQuery, useRoute } from "../router";
 import { cssColor, useThemeChanges } from "../theme";
+import { tint } from "../token_colors";
 import { Inline } from "../visible_text";
 
 export function MismatchView({ run }: { run: RunSummary }) {
@@ -41,12 +42,12 @@ function Map_({ run, map }: { run: RunSummary; map: MismatchMap }) {
     if (!element || !context) return;
     element.width = map.steps.length;
     element.height = map.positions.length;
-    const ink = cssColor("--tint-size");
+    context.fillStyle = cssColor("--tint-size");
     context.clearRect(0, 0, element.width, element.height);
     cells.forEach((column, x) =>
       column.forEach((value, y) => {
         if (value === null) return;
-        context.fillStyle = `rgb(${ink} / ${(0.06 + 0.94 * Math.sqrt(value / most)).toFixed(3)})`;
+        context.globalAlpha = 0.06 + 0.94 * Math.sqrt(value / most);
         context.fillRect(x, y, 1, 1);
       }),
     );
@@ -92,7 +93,7 @@ function Map_({ run, map }: { run: RunSummary; map: MismatchMap }) {
         <span class="legend" style={{ margin: 0 }}>
           <span>
             0
-            <span class="ramp" style={{ background: "linear-gradient(90deg, rgb(var(--tint-size) / 0.06), rgb(var(--tint-size) / 0.5) 25%, rgb(var(--tint-size)))" }} />
+            <span class="ramp" style={{ background: `linear-gradient(90deg, ${tint("size", 0.06)}, ${tint("size", 0.5)} 25%, ${tint("size", 1)})` }} />
             {number(most, 3)}
           </span>
           <span class="muted">|logprob of the trainer − of the engine|, by position (down) and step (across)</span>
