@@ -26,7 +26,7 @@ from polyturn.trainer.data.samples import TrainSample
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
 NAMED = re.compile(r"`((?:\w+/)+\w+\.py):([A-Za-z_][\w.]*)`")
-MAX_FILES, MAX_HOPS, MAX_CONTAINERS = 25, 39, 16
+MAX_FILES, MAX_HOPS, MAX_CONTAINERS = 25, 38, 16
 
 
 def definitions(path: Path) -> dict[str, ast.AST]:

@@ -60,8 +60,8 @@ from polyturn.rollout.worker import RolloutWorker
 from polyturn.tools.chat.client import ChatClient
 from polyturn.tools.search.retrieval import SEARCH_SPEC
 from polyturn.trainer.credit.estimates import make_samples
-from polyturn.trainer.data.samples import TrainSample
 from tests.support.engines import engine_checksums, weight_version
+from tests.support.samples import sample_of
 
 pytestmark = pytest.mark.stack
 
@@ -144,7 +144,7 @@ async def test_engine_and_trainer_agree_over_what_a_token_was_drawn_from(engines
     sizes = [segment.support.sizes[segment.sampled & (segment.turns == turn)] for turn in range(4)]
     assert 1 <= sizes[0].min() <= sizes[0].max() <= 20 < sizes[1].max() < 300
     assert (sizes[2] == 2).all() and (sizes[3] == 0).all()
-    sample = TrainSample.from_segment(segment, sample_id="s", group_id="g", sequence_id="s")
+    sample = sample_of(segment)
     trainer = make_policy(tiny_model)
     try:
         column, unrestricted = (

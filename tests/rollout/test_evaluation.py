@@ -143,7 +143,9 @@ async def test_failures_of_simulated_users_are_told_from_those_of_the_policy():
     assert user_fault_share(()) is None
 
 
-@pytest.mark.parametrize(("values", "mean"), [((1e308, 1e308), 1e308), ((0.1, 0.2, 0.6), 0.3), ((-1e308, 1e308), 0.0)])
+@pytest.mark.parametrize(
+    ("values", "mean"), [((1e308, 1e308), 1e308), ((0.1, 0.2, 0.6), 0.3), ((-1e308, 1e308), 0.0)]
+)
 def test_large_metrics_have_a_mean(values: tuple[float, ...], mean: float) -> None:
     episodes = [episode(0, number, 1.0, metrics={"counted": value}) for number, value in enumerate(values)]
     assert mean_metrics([*episodes, episode(1, 0, 1.0)]) == {"counted": pytest.approx(mean)}

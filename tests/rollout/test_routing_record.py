@@ -18,8 +18,8 @@ from polyturn.rollout.engines.fleet import EngineFleet
 from polyturn.rollout.engines.load import LoadPoller
 from polyturn.rollout.engines.server import EngineSpec, SGLangServer
 from polyturn.rollout.factory import open_client
-from polyturn.trainer.data.samples import TrainSample
 from tests.support.engines import engine_checksums
+from tests.support.samples import sample_of
 
 pytestmark = pytest.mark.stack
 
@@ -114,7 +114,7 @@ async def test_the_engine_records_what_its_routers_chose(moe_model, engine_url):
     # A tie that rounding decides otherwise is no fault of the record.
     assert same.mean() > 0.98
 
-    sample = TrainSample.from_segment(segment, sample_id="s", group_id="g", sequence_id="s")
+    sample = sample_of(segment)
     policy = make_policy(moe_model, routing_replay=True)
     try:
         (column,) = policy.logprobs([sample])

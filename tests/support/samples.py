@@ -9,7 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from polyturn.agents.episode import Episode, Outcome
+from polyturn.agents.ledger import Segment
 from polyturn.agents.sampling_support import SamplingSupport
+from polyturn.trainer.credit.estimates import make_samples
 from polyturn.trainer.data.samples import TrainSample
 
 
@@ -28,6 +31,24 @@ def make_sample(token_ids: npt.ArrayLike, *, name: str = "s", **fields: Any) -> 
         "turns": np.zeros(length, dtype=np.int16),
     }
     return TrainSample(**made | fields)
+
+
+def sample_of(segment: Segment) -> TrainSample:
+    """The sample `e/0` that is made of an episode of one segment."""
+    episode = Episode(
+        episode_id="e",
+        group_id="g",
+        env_id="tests/Any-v0",
+        task_id="t",
+        seed=0,
+        outcome=Outcome.COMPLETED,
+        stop_reason="terminated",
+        reward=1.0,
+        num_turns=int(segment.turns[-1]) + 1,
+        segments=(segment,),
+    )
+    (sample,) = make_samples([episode])
+    return sample
 
 
 def random_samples(lengths: Sequence[int], *, seed: int = 0, vocab_size: int = 301) -> list[TrainSample]:

@@ -11,7 +11,7 @@ from polyturn.agents.ledger import Ledger
 from polyturn.agents.policy import Generation
 from polyturn.trainer.data.balance import pack, split_over_ranks, split_packs
 from polyturn.trainer.data.samples import TrainSample
-from tests.support.samples import make_sample
+from tests.support.samples import make_sample, sample_of
 
 
 def make_samples(lengths) -> list[TrainSample]:
@@ -82,12 +82,13 @@ def test_a_segment_becomes_a_sample():
         Generation(token_ids=(5, 6), logprobs=(-0.5, -0.25), policy_versions=(0, 0), finish_reason="stop")
     )
     ledger.append_observation([9])
-    sample = TrainSample.from_segment(ledger.to_segment(), sample_id="e/0", group_id="g", sequence_id="e")
+    sample = sample_of(ledger.to_segment())
     assert sample.token_ids.tolist() == [7, 8, 5, 6, 9]
     assert sample.sampled.tolist() == [False, False, True, True, False]
     assert sample.behavior_logprobs.tolist() == [0.0, 0.0, -0.5, -0.25, 0.0]
     assert sample.policy_versions.tolist() == [-1, -1, 0, 0, -1] and sample.turns.tolist() == [0, 0, 0, 0, 1]
     assert sample.num_trainable == 2 and len(sample) == 5
+    assert (sample.sample_id, sample.sequence_id, sample.group_id) == ("e/0", "e", "g")
 
 
 def test_a_first_token_cannot_have_been_sampled():

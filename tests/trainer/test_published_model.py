@@ -14,9 +14,9 @@ from polyturn.configs.schema.engines import EnginesConfig
 from polyturn.rollout.engines.launch import Engines, LocalLauncher
 from polyturn.rollout.engines.server import EngineSpec
 from polyturn.rollout.factory import open_client
-from polyturn.trainer.data.samples import TrainSample
 from polyturn.trainer.models.published import find_published, get_published
 from tests.support.megatron.policies import make_policy
+from tests.support.samples import sample_of
 
 QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
@@ -67,7 +67,7 @@ async def test_engine_trainer_and_transformers_agree_on_real_text(smollm2: Path,
     segment = ledger.to_segment()
     assert "Paris" in tokenizer.decode(segment.token_ids[segment.turns == 0])
 
-    sample = TrainSample.from_segment(segment, sample_id="s", group_id="g", sequence_id="s")
+    sample = sample_of(segment)
     trainer = make_policy(smollm2)
     try:
         [trained] = trainer.logprobs([sample], temperature=1.0)

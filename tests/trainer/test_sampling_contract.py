@@ -12,7 +12,7 @@ from polyturn.agents.policy import Generation
 from polyturn.trainer.algorithms.objective import Objective, evaluate_objective
 from polyturn.trainer.battery.rows import Row, count, random_rows, to_batch
 from polyturn.trainer.credit.off_policy import drop_unusable
-from polyturn.trainer.data.samples import TrainSample
+from tests.support.samples import sample_of
 
 END = 0
 """The token that ends a turn, which is also the one that a tokenizer without padding pads with."""
@@ -34,10 +34,6 @@ def two_turns(*, forged: tuple[int, ...] = (5, END, 6)) -> Segment:
         if reason == "stop":
             ledger.append_observation(forged)
     return ledger.to_segment()
-
-
-def sample_of(segment: Segment) -> TrainSample:
-    return TrainSample.from_segment(segment, sample_id="s", group_id="g", sequence_id="s")
 
 
 @pytest.mark.catalogue("B27")

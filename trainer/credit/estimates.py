@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 
 from polyturn.agents.episode import BEST_OF_SAMPLES, Episode, Outcome
+from polyturn.agents.ledger import Segment
 from polyturn.configs.schema.algorithm import AlgorithmConfig, DistillationInAdvantage, NoShaping
 from polyturn.configs.schema.objective import KLInReward
 from polyturn.trainer.algorithms.advantages import Advantages, Float32, RewardBatch, RewardPart, TokenColumns
@@ -62,17 +63,29 @@ def make_samples(
             )
     assert all(episode.reward is not None for episode in episodes), "a failed episode is never trained on"
     return tuple(
-        TrainSample.from_segment(
-            segment,
-            sample_id=f"{episode.episode_id}/{index}",
-            group_id=_group_id(episode, role),
-            sequence_id=episode.part_id(role),
-            environment=_algorithm_of(episode, environments),
-        )
+        _sample(segment, index, episode, _algorithm_of(episode, environments))
         for episode in episodes
         for role in _roles(episode)
         for index, segment in enumerate(episode.segments)
         if segment.role == role and segment.num_sampled > 0
+    )
+
+
+def _sample(segment: Segment, index: int, episode: Episode, environment: str) -> TrainSample:
+    """The sample of a segment; they share their columns."""
+    return TrainSample(
+        sample_id=f"{episode.episode_id}/{index}",
+        group_id=_group_id(episode, segment.role),
+        sequence_id=episode.part_id(segment.role),
+        environment=environment,
+        token_ids=segment.token_ids,
+        sampled=segment.sampled,
+        behavior_logprobs=segment.logprobs,
+        policy_versions=segment.policy_versions,
+        turns=segment.turns,
+        routed_experts=segment.routed_experts,
+        support=segment.support,
+        teacher_logprobs=segment.teacher_logprobs,
     )
 
 

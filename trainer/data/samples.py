@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import numpy.typing as npt
 
-from polyturn.agents.ledger import Segment
 from polyturn.agents.sampling_support import SamplingSupport
 from polyturn.trainer.algorithms.tokens import GlobalCounts
 
@@ -90,26 +89,6 @@ class TrainSample:
     @property
     def num_trainable(self) -> int:
         return int(self.sampled.sum())
-
-    @classmethod
-    def from_segment(
-        cls, segment: Segment, *, sample_id: str, group_id: str, sequence_id: str, environment: str = ""
-    ) -> TrainSample:
-        """The sample of a segment of an episode; they share their columns."""
-        return cls(
-            sample_id=sample_id,
-            group_id=group_id,
-            sequence_id=sequence_id,
-            environment=environment,
-            token_ids=segment.token_ids,
-            sampled=segment.sampled,
-            behavior_logprobs=segment.logprobs,
-            policy_versions=segment.policy_versions,
-            turns=segment.turns,
-            routed_experts=segment.routed_experts,
-            support=segment.support,
-            teacher_logprobs=segment.teacher_logprobs,
-        )
 
 
 Columns = Mapping[str, npt.NDArray[np.float32]]

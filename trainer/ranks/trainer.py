@@ -17,7 +17,7 @@ from ray.exceptions import RayActorError, RayTaskError
 
 from polyturn.configs.errors import RunFailure
 from polyturn.configs.schema.run import RunConfig
-from polyturn.configs.schema.trainer import ParallelConfig
+from polyturn.configs.schema.trainer import ParallelConfig, SharedPrefix
 from polyturn.configs.sizing.placement import Seat
 from polyturn.rollout.engines.reservation import Reservation
 from polyturn.trainer.data.balance import share_out, split_over_ranks
@@ -62,6 +62,7 @@ class Trainer:
             parallel=trainer.parallel,
             seats=placement.policy,
             reservation=reservation,
+            shared_prefix=trainer.shared_prefix,
         )
         self._critic: Ranks[CriticRank] | None = None
         if trainer.critic_has_ranks:
@@ -150,14 +151,9 @@ class Trainer:
         """The samples with what the models say of them under the weights as they are, by sample id."""
         if not samples:
             return {}
-        trainer = self._config.trainer
-        shares = split_over_ranks(
-            samples, trainer.parallel.data, trainer.balance, shared_prefix=trainer.shared_prefix
-        )
-        calls = [self._policy.start_on_shares(PolicyRank.score, shares)]
+        calls = [self._policy.start_on_samples(PolicyRank.score, samples)]
         if self._critic is not None:
-            shares = split_over_ranks(samples, trainer.critic.parallel.data, trainer.balance)
-            calls.append(self._critic.start_on_shares(CriticRank.score, shares))
+            calls.append(self._critic.start_on_samples(CriticRank.score, samples))
         columns: dict[str, dict[str, Any]] = {}
         for call in calls:
             for found in call.results():
@@ -167,26 +163,19 @@ class Trainer:
 
     def cross_entropy(self, samples: Sequence[TrainSample]) -> float:
         """The mean of -log p over the trainable tokens of samples, at temperature 1, by the weights as they are."""
-        trainer = self._config.trainer
-        shares = split_over_ranks(samples, trainer.parallel.data, trainer.balance)
-        sums = self._policy.start_on_shares(PolicyRank.surprise, shares).results()
+        sums = self._policy.start_on_samples(PolicyRank.surprise, samples).results()
         return sum(sums) / sum(sample.num_trainable for sample in samples)
 
     def update(self, updates: Sequence[Update]) -> list[UpdateReport]:
         """Train on a step; the report of each data-parallel rank of the policy."""
-        trainer = self._config.trainer
-        shares = share_out(
-            updates, trainer.parallel.data, trainer.balance, shared_prefix=trainer.shared_prefix
-        )
         if self._critic is None:
-            return self._policy.start_on_shares(PolicyRank.update, shares).results()
+            return self._policy.start_on_updates(PolicyRank.update, updates).results()
         (num_updates, *_) = self._critic.on_all(lambda rank: rank.critic.num_updates)
-        of_critic = share_out(updates, trainer.critic.parallel.data, trainer.balance)
-        call = self._critic.start_on_shares(CriticRank.update, of_critic)
-        if trainer.critic_warms_up(num_updates):
-            reports = [_left_out(share) for share in shares]
+        call = self._critic.start_on_updates(CriticRank.update, updates)
+        if self._config.trainer.critic_warms_up(num_updates):
+            reports = [_left_out(share) for share in self._policy.share_out(updates)]
         else:
-            reports = self._policy.start_on_shares(PolicyRank.update, shares).results()
+            reports = self._policy.start_on_updates(PolicyRank.update, updates).results()
         metrics = call.results()[0]
         return [
             replace(
@@ -304,9 +293,13 @@ class Ranks(Generic[R]):
         parallel: ParallelConfig,
         seats: Sequence[Seat],
         reservation: Reservation,
+        shared_prefix: SharedPrefix = "off",
     ) -> None:
+        """`shared_prefix`: what samples that begin alike are to these ranks, as `trainer.shared_prefix` says it."""
         assert len(seats) == parallel.world_size, "a seat for each rank"
         self._parallel = parallel
+        self._balance = config.trainer.balance
+        self._shared_prefix = shared_prefix
         threads = str(config.trainer.threads_per_rank)
         actor = ray.remote(kind)
         self._ranks = [
@@ -329,6 +322,21 @@ class Ranks(Generic[R]):
         """What a function of a rank, which runs there, gives on each. Raises as `Call.results`."""
         calls = [rank.run.remote(task) for rank in self._ranks]
         return Call(calls, answering=range(len(calls))).results(within_s=within_s, done=done)
+
+    def start_on_samples(self, task: Callable[[R, Any], Any], samples: Sequence[TrainSample]) -> Call:
+        """Begin a function of a rank and of its share of samples; see `start_on_shares`."""
+        shares = split_over_ranks(
+            samples, self._parallel.data, self._balance, shared_prefix=self._shared_prefix
+        )
+        return self.start_on_shares(task, shares)
+
+    def start_on_updates(self, task: Callable[[R, Any], Any], updates: Sequence[Update]) -> Call:
+        """Begin a function of a rank and of its share of each update; see `start_on_shares`."""
+        return self.start_on_shares(task, self.share_out(updates))
+
+    def share_out(self, updates: Sequence[Update]) -> list[list[Update]]:
+        """For each data-parallel copy of the model its share of each update."""
+        return share_out(updates, self._parallel.data, self._balance, shared_prefix=self._shared_prefix)
 
     def start_on_shares(self, task: Callable[[R, Any], Any], shares: Sequence[Any]) -> Call:
         """Begin a function of a rank and of one share per data-parallel copy; the first rank of each answers.
