@@ -148,4 +148,4 @@ async def test_failures_of_simulated_users_are_told_from_those_of_the_policy():
 )
 def test_large_metrics_have_a_mean(values: tuple[float, ...], mean: float) -> None:
     episodes = [episode(0, number, 1.0, metrics={"counted": value}) for number, value in enumerate(values)]
-    assert mean_metrics([*episodes, episode(1, 0, 1.0)]) == {"counted": pytest.approx(mean)}
+    assert mean_metrics([*episodes, episode(1, 0, 1.0, metrics={})]) == {"counted": pytest.approx(mean)}
