@@ -53,7 +53,7 @@ CLOSE_S = 5.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Make:
-    """Make the environment; answered by its tools."""
+    """Make the environment; answered by what was `Made`."""
 
     env_id: str
     entry_point: str
@@ -65,12 +65,21 @@ class Make:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Made:
+    """What does not change of an environment."""
+
+    tools: tuple[ToolSpec, ...]
+    is_replayable: bool
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Reset:
     """Begin an episode."""
 
     seed: int | None
     options: Mapping[str, Any] | None
     limits: StepLimits
+    engine_urls: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,7 +160,7 @@ class ProcessEnv(PlayedEnv):
             )
         self._child: _Child | None = _Child()
         try:
-            self._tools: tuple[ToolSpec, ...] = self._ask(
+            made: Made = self._ask(
                 Make(
                     env_id=env_id,
                     entry_point=info.entry_point,
@@ -164,6 +173,7 @@ class ProcessEnv(PlayedEnv):
         except BaseException:
             self.close()
             raise
+        self._tools, self.is_replayable = made.tools, made.is_replayable
         self.action_space = ReplySpace(self._tools)
         self.observation_space = ChatSpace(tuple(get_args(Role)))
 
@@ -191,7 +201,7 @@ class ProcessEnv(PlayedEnv):
         self, seed: int | None, options: dict[str, Any] | None, offload: Offload
     ) -> tuple[Observation, dict[str, Any]]:
         self._task = (options or {}).get("task")
-        request = Reset(seed=seed, options=options, limits=self.step_limits)
+        request = Reset(seed=seed, options=options, limits=self.step_limits, engine_urls=self.engine_urls)
         given: tuple[Observation, dict[str, Any]] = await self._answer(request, offload)
         return given
 
@@ -310,10 +320,11 @@ class _Held:
         """What a request asks for. Raises what the environment raises."""
         if isinstance(request, Make):
             self.env = _made(request)
-            return self.env.tools
+            return Made(tools=self.env.tools, is_replayable=self.env.is_replayable)
         assert self.env is not None, "nothing was made"
         self.env.step_limits = request.limits
         if isinstance(request, Reset):
+            self.env.engine_urls = request.engine_urls
             options = None if request.options is None else dict(request.options)
             return self.env.reset(seed=request.seed, options=options)
         return self.env.step(request.action)

@@ -67,9 +67,13 @@ async def episode(env: ToolEnv) -> list[Any]:
 
 async def test_what_it_gives_is_what_it_gives_here_and_the_process_is_kept(pool: EnvironmentPool) -> None:
     here = make(HERE)
+    here.engine_urls = ("http://first/v1", "http://second/v1")
     expected = await episode(here)
+    assert expected[-1][-1]["metrics"] == {"graded": 1.0, "engines": 2.0}
     here.close()
     taken = await pool.take(None)
+    taken.env.engine_urls = here.engine_urls
+    assert taken.env.is_replayable
     first = pid_of(taken.env)
     assert await episode(taken.env) == expected
     assert taken.env.env_id == APART and taken.env.tools == here.tools
@@ -121,7 +125,7 @@ async def test_what_never_gives_the_interpreter_back_is_ended(monkeypatch: pytes
     env.keep_thread(taken.thread)
     await env.reset_async(seed=0, options={"task": TASK})
     _, reward, terminated, _, info = await env.step_async(AssistantMessage(content="x"))
-    assert (reward, terminated, info["metrics"]) == (0.5, True, {"graded": 1.0})
+    assert (reward, terminated, info["metrics"]) == (0.5, True, {"graded": 1.0, "engines": 0.0})
     await env.reset_async(seed=0, options={"task": TASK})
     monkeypatch.setattr(process_env, "MARGIN_S", 0.1)
     process = psutil.Process(pid_of(env))

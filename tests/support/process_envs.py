@@ -17,6 +17,7 @@ class Holder(ToolEnv):
     """Its hooks run in a process of its own."""
 
     hooks_run: HooksRun = "own_process"
+    is_replayable = True
 
     def tasks(self, split: str) -> ListTasks:
         return ListTasks([Task.from_prompt("t", f"Say x ({split}).", label="x")])
@@ -51,7 +52,7 @@ class Holder(ToolEnv):
         return 0
 
     def grade(self, message: AssistantMessage) -> Grade:
-        self.metrics["graded"] = 1.0
+        self.metrics |= {"graded": 1.0, "engines": float(len(self.engine_urls))}
         return {"correct": exact_match(message.content, self.task.label)}
 
 
