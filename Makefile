@@ -7,6 +7,14 @@ TEST_STAMP := $(VENV)/.installed-for-tests
 WORKERS ?= $(shell n=$$(nproc); echo $$((n < 7 ? n + 1 : 8)))
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder -rs --durations=25 --junitxml=build/tests.xml
 
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps
+# pip compiles one file after the other; here all cores do it, and hardly anything of what is left out is ever imported.
+# Some packages carry templates that are no Python: those fail, and nothing is lost.
+COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/tests?/|/transformers/models/' $(VENV)/lib || true
+# Hundreds of processes start in a test run, and a dozen in a training: what one has compiled serves the others, also
+# where the image of a container says that nothing compiled be kept.
+unexport PYTHONDONTWRITEBYTECODE
+
 # Of a machine with a GPU, which has a PyTorch of its own.
 GPU_PYTHON ?= python3
 
@@ -26,12 +34,14 @@ setup: $(STAMP)
 # The lock is complete, so --no-deps installs exactly it: nothing that a package asks for beside it, no CUDA build.
 $(STAMP): requirements/cpu.lock pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/cpu.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	$(PIP_INSTALL) --no-compile -r requirements/cpu.lock
+	$(PIP_INSTALL) --no-build-isolation --editable .
+	$(COMPILE)
 	@touch $(STAMP)
 
 $(TEST_STAMP): $(STAMP) requirements/test.lock
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements/test.lock
+	$(PIP_INSTALL) --no-compile -r requirements/test.lock
+	$(COMPILE)
 	@touch $(TEST_STAMP)
 
 demo: setup

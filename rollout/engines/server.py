@@ -430,7 +430,7 @@ class Router:
             for url in worker_urls:
                 words += ["--decode", url]
         self.process = SupervisedProcess(
-            [sys.executable, "-m", "sglang_router.launch_router", *words],
+            [sys.executable, "-m", "polyturn.rollout.engines.router_main", *words],
             name="sglang-router",
             log_path=log_path,
             # A proxy in the environment must not come between the router and its engines.
