@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import comb
 from statistics import fmean
 
 import numpy as np
@@ -71,7 +72,14 @@ DESIGNS = (
     Design(name="1 to 8, 0.8", samples=(1, 8), correlation=0.8),
     Design(name="graded, 0.5", samples=(1, 1), correlation=0.5, kind="graded"),
     Design(name="smooth, 0.1", samples=(1, 1), correlation=0.1, kind="smooth"),
+    Design(name="smooth, 0.02", samples=(1, 1), correlation=0.02, kind="smooth"),
 )
+SKEWED = (
+    Design(name="smooth, 0.3", samples=(1, 1), correlation=0.3, kind="smooth"),
+    Design(name="smooth, 0.5", samples=(1, 1), correlation=0.5, kind="smooth"),
+    Design(name="smooth, 0.8", samples=(1, 1), correlation=0.8, kind="smooth"),
+)
+"""Scores that lie near 0 and 1, and are neither: of some tasks that succeed nothing shows in the others."""
 
 Method = Callable[[Array, Array], tuple[Array, Array]]
 """From values and numbers of samples to the limits, each [num_evaluations]."""
@@ -104,7 +112,7 @@ def effective(values: Array, _samples: Array) -> tuple[Array, Array]:
     mean, variance = values.mean(axis=1), values.var(axis=1, ddof=1)
     is_spread = variance > 0
     number = np.where(is_spread, mean * (1 - mean) / np.where(is_spread, variance, 1), 1) * values.shape[1]
-    return plain_wilson(mean, np.maximum(number, 1.0))
+    return plain_wilson(mean, np.clip(number, 1.0, 1e9))
 
 
 def bootstrap(values: Array, _samples: Array) -> tuple[Array, Array]:
@@ -154,13 +162,19 @@ RARE = 3.0
 
 
 def coverage_cells(
-    num_evaluations: int, *, methods: Mapping[str, Method] = METHODS, seed: int = 0
+    num_evaluations: int,
+    *,
+    designs: Sequence[Design] = DESIGNS,
+    methods: Mapping[str, Method] = METHODS,
+    seed: int = 0,
 ) -> Iterator[Cell]:
     """Every design, number of tasks and range; `num_evaluations` of each."""
-    for design in DESIGNS:
+    for design in designs:
         for num_tasks in NUM_TASKS:
             for truths in RANGES:
-                rng = np.random.default_rng([seed, num_tasks, int(1000 * truths[0]), DESIGNS.index(design)])
+                rng = np.random.default_rng(
+                    [seed, num_tasks, int(1000 * truths[0]), (*DESIGNS, *SKEWED).index(design)]
+                )
                 found: dict[str, list[tuple[float, float]]] = {name: [] for name in methods}
                 for step in range(STEPS):
                     truth = truths[0] + (truths[1] - truths[0]) * (step + 0.5) / STEPS
@@ -178,6 +192,50 @@ def coverage_cells(
                     covered={name: fmean(c for c, _ in steps) for name, steps in found.items()},
                     width={name: fmean(w for _, w in steps) for name, steps in found.items()},
                 )
+
+
+def over_all_scores(cells: Sequence[Cell], name: str) -> dict[tuple[str, int], float]:
+    """What is covered by design and number of tasks, over true scores that are spread evenly from 0 to 1."""
+    return {
+        (design, number): sum(
+            cell.covered[name] * 2 * (cell.truths[1] - cell.truths[0])
+            for cell in cells
+            if (cell.design, cell.num_tasks) == (design, number)
+        )
+        for design, number in dict.fromkeys((cell.design, cell.num_tasks) for cell in cells)
+    }
+
+
+def exact_coverage(num_tasks: int, truths: tuple[float, float]) -> tuple[Array, Array]:
+    """Of tasks that are all or nothing: true scores within a range, and what ours covers of each, by enumeration."""
+    truth = truths[0] + (truths[1] - truths[0]) * (np.arange(400) + 0.5) / 400
+    counts = np.arange(num_tasks + 1)
+    low, high = wilson_interval((np.arange(num_tasks) < counts[:, None]).astype(float))
+    is_right = (low[:, None] <= truth) & (truth <= high[:, None])
+    return truth, (chances_of_counts(num_tasks, truth) * is_right).sum(axis=0)
+
+
+def chances_of_counts(num_tasks: int, truth: Array) -> Array:
+    """[num_tasks + 1, truths]"""
+    counts = np.arange(num_tasks + 1)[:, None]
+    ways = np.array([comb(num_tasks, count) for count in range(num_tasks + 1)], dtype=float)[:, None]
+    return ways * truth**counts * (1 - truth) ** (num_tasks - counts)
+
+
+def least_average(num_tasks: int, truth: Array, floor: float) -> float:
+    """What any interval covers on average of these true scores that covers each of them to `floor` at least.
+
+    Of all-or-nothing tasks an interval holds a true score for some counts, from one to another: its coverage is one of
+    so many values, of which near 0 few lie between 90 and 100 %.
+    """
+    below = np.concatenate(
+        [np.zeros((1, len(truth))), np.cumsum(chances_of_counts(num_tasks, truth), axis=0)]
+    )
+    least = np.ones_like(truth)
+    for first in range(num_tasks + 1):
+        covered = below[first + 1 :] - below[first]
+        least = np.minimum(least, np.where(covered >= floor, covered, 1.0).min(axis=0))
+    return float(least.mean())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -370,6 +428,45 @@ def print_coverage(cells: list[Cell]) -> dict[str, float]:
     }
 
 
+def print_what_can_be(cells: Sequence[Cell]) -> dict[str, float]:
+    """Where few successes are to be expected: what ours covers beside the least that any interval can."""
+    rows = []
+    for number in NUM_TASKS:
+        for truths in RANGES:
+            if number * fmean(truths) < RARE:
+                truth, covered = exact_coverage(number, truths)
+                bounds = [least_average(number, truth, floor) for floor in (0.9, 0.93)]
+                figures = [covered.mean(), covered.min(), *bounds]
+                name = f"{number} tasks, {truths[0]} to {truths[1]}"
+                rows.append([name, *(f"{100 * figure:.1f}" for figure in figures)])
+    header = ["all or nothing, one sample", "ours, mean", "ours, lowest"]
+    print_table([*header, "any that covers each to 90", "to 93"], rows)
+    everywhere = over_all_scores(cells, "ours")
+    rows = [
+        [str(number), percent([v for (_, n), v in everywhere.items() if n == number])] for number in NUM_TASKS
+    ]
+    print_table(["tasks", "ours by design, true scores spread evenly from 0 to 1"], rows)
+    return {"lowest_everywhere": min(everywhere.values()), "highest_everywhere": max(everywhere.values())}
+
+
+def print_skewed(num_evaluations: int) -> dict[str, float]:
+    """Scores near 0 and 1 that are neither."""
+    cells = list(coverage_cells(num_evaluations, designs=SKEWED))
+    rows = [
+        [
+            f"{design.name}, {number} tasks",
+            *(
+                percent([c.covered[name] for c in cells if (c.design, c.num_tasks) == (design.name, number)])
+                for name in METHODS
+            ),
+        ]
+        for design in SKEWED
+        for number in NUM_TASKS
+    ]
+    print_table(["skewed", *METHODS], rows)
+    return {"lowest_skewed": min(cell.covered["ours"] for cell in cells)}
+
+
 def print_by_design(title: str, found: list[tuple[str, int, dict[str, float]]]) -> None:
     """A row for each design, and in it for each number of tasks what each method has."""
     names = list(found[0][2])
@@ -383,7 +480,8 @@ def print_by_design(title: str, found: list[tuple[str, int, dict[str, float]]]) 
 def main() -> None:
     arguments = parse_arguments()
     number = arguments.evaluations // 20 if arguments.short else arguments.evaluations
-    said = print_coverage(list(coverage_cells(number)))
+    cells = list(coverage_cells(number))
+    said = print_coverage(cells) | print_what_can_be(cells) | print_skewed(number)
     of_tests = list(sizes(number // 2))
     print_by_design("differences found where there is none", of_tests)
     of_intervals = list(difference_coverage(number))

@@ -67,12 +67,22 @@ _KNOWN_KEY = re.compile(
 def blank_credentials(text: str) -> str:
     """`text` without user names and passwords in URLs, values of keys and tokens, and authorization headers.
 
-    Takes time linear in the text's length.
+    Takes time linear in the text's length. A pattern is not tried where no word is that all it finds would have; beyond
+    ASCII, where letters have more cases than two, each is.
     """
-    text = _USERINFO.sub(r"\1[credentials]@", text)
-    text = _AUTHORIZATION.sub(r"\1[credentials]", text)
-    text = _BEARER.sub(r"\1\2[credentials]", text)
-    text = _NAMED_VALUE.sub(r"\1[credentials]", text)
+    is_ascii, lowered = text.isascii(), text.lower()
+
+    def may_have(*words: str) -> bool:
+        return not is_ascii or any(word in lowered for word in words)
+
+    if may_have("://"):
+        text = _USERINFO.sub(r"\1[credentials]@", text)
+    if may_have("authorization", "cookie"):
+        text = _AUTHORIZATION.sub(r"\1[credentials]", text)
+    if may_have("bearer", "basic"):
+        text = _BEARER.sub(r"\1\2[credentials]", text)
+    if may_have("key", "token", "sig", "auth", "secret", "passw", "credential"):
+        text = _NAMED_VALUE.sub(r"\1[credentials]", text)
     return _KNOWN_KEY.sub("[credentials]", text)
 
 

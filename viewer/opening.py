@@ -12,6 +12,7 @@ from polyturn.configs.addresses import bind_address
 from polyturn.configs.errors import ConfigError
 from polyturn.envs.plugins import Signature, load_plugin
 from polyturn.viewer.answers import Answers
+from polyturn.viewer.blocks import checked
 from polyturn.viewer.catalogue import Catalogue
 from polyturn.viewer.playing_on import PlayingOn
 from polyturn.viewer.renderers import Renderer
@@ -68,6 +69,6 @@ def _renderer(text: str) -> tuple[str, Renderer]:
     if not is_pair or not env_id or not target:
         raise ConfigError(f"command line: --renderer is written ENV_ID=module:name, not '{text}'")
     try:
-        return env_id, load_plugin(RENDERER, target)
+        return env_id, checked(load_plugin(RENDERER, target))
     except ValueError as error:
         raise ConfigError(f"command line: --renderer: {error}") from error

@@ -6,7 +6,7 @@ B is compared with A: an effect above 0 says that B is better.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -240,11 +240,17 @@ def _pair(a: EvaluatedEntry, b: EvaluatedEntry) -> _Pair:
     )
 
 
-def _episodes_by_task(entry: EvaluatedEntry) -> Mapping[str, Sequence[ScoredEpisode]]:
-    """By digest; a task that stands in a split more than once is one task, with the episodes of all its places."""
-    tasks: dict[str, list[ScoredEpisode]] = defaultdict(list)
+def _episodes_by_task(entry: EvaluatedEntry) -> Mapping[tuple[str, int], Sequence[ScoredEpisode]]:
+    """By digest and how often it stands before: a task that a split has twice counts twice, as in a report."""
+    places: dict[int, list[ScoredEpisode]] = defaultdict(list)
     for episode in sorted(entry.episodes, key=lambda episode: (episode.task_index, episode.sample)):
-        tasks[episode.task_digest or f"id {episode.task_id}"].append(episode)
+        places[episode.task_index].append(episode)
+    num_before: Counter[str] = Counter()
+    tasks: dict[tuple[str, int], list[ScoredEpisode]] = {}
+    for episodes in places.values():
+        identity = episodes[0].task_digest or f"id {episodes[0].task_id}"
+        tasks[identity, num_before[identity]] = episodes
+        num_before[identity] += 1
     return tasks
 
 

@@ -109,13 +109,10 @@ def read_lines(path: Path) -> Iterator[ScoredEpisode]:
     A line that is not whole, as the last one is where the writer was killed, is passed over: its episode counts as one
     that has not been played.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return
-    for line in content.splitlines():
-        with contextlib.suppress(ValueError, TypeError, KeyError):
-            yield episode_of(orjson.loads(line))
+    with contextlib.suppress(FileNotFoundError), path.open("rb") as file:
+        for line in file:
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                yield episode_of(orjson.loads(line))
 
 
 def line_of(episode: ScoredEpisode) -> bytes:

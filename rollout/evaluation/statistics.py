@@ -72,13 +72,15 @@ def wilson_interval(values: Array) -> tuple[Array, Array]:
         phi = sum (v - m)^2 / (C m (1 - m)),
 
     so that C tasks are worth C / phi; of this the effective sample size of surveys is made (Korn and Graubard 1998;
-    Franco, Little, Louis, Slud 2019). As phi is itself estimated, three things are corrected, each measured in
+    Franco, Little, Louis, Slud 2019). As phi is itself estimated, two things are corrected, each measured in
     docs/evaluation_statistics.md:
     - from few tasks, by Student's t: z^2 is replaced by t^2 with C - 1 degrees of freedom to the extent 1 - phi, as of
       tasks that are all or nothing the spread is known;
-    - from few successes, or few failures, of which the rare large ones may not have been seen: phi has the weight of
-      4 C m (1 - m) tasks, and its square root that of 2 (1 - 2m)^2;
-    - where nothing is spread phi is 1.
+    - from few tasks that success, or failure, comes from, since rare large ones may not have been seen. Success comes
+      from K1 = (sum v)^2 / sum v^2 of the tasks (Kish 1965), failure from K0 of them, alike of 1 - v. phi has the
+      weight of 4 / (1 / K1 + 1 / K0) tasks, and beside them 2 (1 - 2m)^2 (1 - K / C) are imagined that were all or
+      nothing, K being the smaller of the two: none where all tasks have their part in it.
+    Where nothing is spread phi is 1.
     Near 0 and 1 Wilson's limit on the inner side covers as little as 83 %. There it gives way to the limit for rare
     events, to the extent 1 - 2m (Brown, Cai, DasGupta 2001, section 4.1.1, who do so for the smallest counts).
     """
@@ -88,9 +90,12 @@ def wilson_interval(values: Array) -> tuple[Array, Array]:
     spread = ((values - mean[..., None]) ** 2).mean(axis=-1)
     is_spread = spread > SMALLEST
     phi = np.where(is_spread, np.clip(spread / np.where(is_spread, variance, 1.0), 0.0, 1.0), 1.0)
-    weight = 4 * num_tasks * variance
-    skew = np.where(is_spread, SKEW_TASKS * (1 - 2 * mean) ** 2, 1.0)
-    dispersion = (weight * phi + skew * np.sqrt(phi)) / (weight + skew)
+    successes, failures = _contributing(values), _contributing(1 - values)
+    both = successes + failures
+    weight = 4 * successes * failures / np.where(both > 0, both, 1.0)
+    unseen = 1 - np.minimum(successes, failures) / num_tasks
+    skew = np.where(is_spread, SKEW_TASKS * (1 - 2 * mean) ** 2 * unseen, 1.0)
+    dispersion = (weight * phi + skew) / (weight + skew)
     quantile = Z**2 + (1 - phi) * (student_quantile(num_tasks - 1) ** 2 - Z**2 if num_tasks > 1 else 0.0)
     num_effective = num_tasks / dispersion * Z**2 / quantile
     low, high = _wilson(mean, num_effective)
@@ -151,6 +156,12 @@ def _wilson(mean: Array, num_trials: Array) -> tuple[Array, Array]:
     centre = (mean + Z**2 / (2 * num_trials)) / scale
     half = Z * np.sqrt(mean * (1 - mean) / num_trials + Z**2 / (4 * num_trials**2)) / scale
     return centre - half, centre + half
+
+
+def _contributing(values: Array) -> Array:
+    """From how many tasks the sum over the last axis comes: all of them where they are alike, 0 of zeros."""
+    total, squares = values.sum(axis=-1), (values**2).sum(axis=-1)
+    return np.where(squares > SMALLEST, total**2 / np.maximum(squares, SMALLEST), 0.0)
 
 
 def _rare(count: Array) -> Array:

@@ -34,7 +34,7 @@ from polyturn.agents.policy import PolicyFault
 
 async def play(messages, tools):
     said = messages[-1]["content"].split()[-1]
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.5 if Path("slow").exists() else 0.05)
     if said == "3" and not Path("mended").exists():
         raise PolicyFault("there is no 3")
     return said
@@ -211,6 +211,8 @@ def test_a_resume_of_something_else_is_refused_and_says_what_is_not_what_it_was(
 def test_a_running_evaluation_is_paused_retuned_and_stopped(
     start: Callable[..., subprocess.Popen[str]], folder: Path
 ) -> None:
+    assert in_this_process("eval", "ctl", "E", "status").returncode == 2  # and what it imports is there
+    Path("slow").touch()
     process = start("run", "suite.yaml", "--policy", "scripted:play.py:play", "--directory", "E", *QUICK)
     wait_for_lines(2)
     assert "no further episode starts" in ctl("pause")
@@ -226,8 +228,12 @@ def test_a_running_evaluation_is_paused_retuned_and_stopped(
     other = in_this_process("eval", "resume", "E")
     assert other.returncode == 2 and "another process plays E" in other.stderr
     assert len(list(read_lines(folder / "E" / EPISODES))) == count
+    Path("slow").unlink()
     assert "goes on with" in ctl("resume")
-    wait_for_lines(count + 1)
+    wait_for_lines(2 * 4)  # t3 is played, and fails
+    Path("mended").touch()
+    assert ctl("requeue") == "2 errored episodes are played again\n"
+    wait_for_lines(2 * 4 + 2)
     process.send_signal(signal.SIGINT)
     output = process.communicate(timeout=30)[0]
     assert process.returncode == 130 and "`polyturn eval resume E` goes on from there" in output
@@ -237,6 +243,7 @@ def test_a_running_evaluation_is_paused_retuned_and_stopped(
         "set",
         "set",
         "resume",
+        "requeue",
     ]
     late = in_this_process("eval", "ctl", "E", "status")
     assert late.returncode == 2 and "nobody plays E now; `polyturn eval resume E`" in late.stderr

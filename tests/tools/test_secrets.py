@@ -63,6 +63,46 @@ def test_plain_messages_stay(text: str) -> None:
     assert blank_credentials(text) == text
 
 
+WORDS = (
+    *(
+        "://",
+        "u",
+        "@h",
+        "Authorization",
+        "cookie",
+        ": ",
+        "Bearer ",
+        "basic ",
+        "dXNlcjpwYXNzd29yZA==",
+        "?",
+        "&",
+        "--",
+    ),
+    *(
+        "api",
+        "Key",
+        "toKen",
+        "SIG",
+        "auth",
+        "Secret",
+        "passwd",
+        "credential",
+        "=",
+        "abcd1234",
+        "id",
+        " ",
+        "http",
+    ),
+)
+
+
+@given(st.lists(st.sampled_from(WORDS), max_size=12))
+def test_what_is_not_tried_would_find_nothing(words: list[str]) -> None:
+    """Behind a letter beyond ASCII every pattern is tried."""
+    text = "".join(words)
+    assert blank_credentials(f"\u00e9 {text}") == f"\u00e9 {blank_credentials(text)}"
+
+
 def test_secrets_are_told_by_name_and_by_look() -> None:
     values = {
         "LANG": "en_US.UTF-8",

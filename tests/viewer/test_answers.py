@@ -22,10 +22,12 @@ from polyturn.tools.search.retrieval import Hit, render_hits, render_quoted
 from polyturn.viewer.answers import Answers, Conflict
 from polyturn.viewer.catalogue import Catalogue
 from polyturn.viewer.conversation import num_common, shown_messages
+from polyturn.viewer.opening import open_answers
 from polyturn.viewer.parameters import BadParameter, NotThere, Parameters
 from polyturn.viewer.plain_json import dumps
 from polyturn.viewer.renderers import RENDERERS, any_of_them, search_results
 from polyturn.viewer.token_columns import seconds_by_turn
+from tests.support.command_line import in_this_process
 from tests.viewer.api_types import read_api_types
 from tests.viewer.fixture import EPISODES_PER_GROUP, GROUPS_PER_STEP, NUM_STEPS, FixtureRun
 
@@ -424,3 +426,57 @@ def test_the_evaluations_of_a_folder_of_runs_are_among_its_runs(made: FixtureRun
     assert [run.kind for run in Catalogue([tmp_path]).runs()] == ["evaluation"]
     (tmp_path / "a run").symlink_to(made.run)
     assert [run.id for run in Catalogue([tmp_path]).runs()] == ["a run", "one"]
+
+
+RENDERERS_OF_ONES_OWN = """
+def table(message):
+    if message["role"] != "tool":
+        return []
+    return [{"kind": "table", "title": "mine", "columns": ["a"], "rows": [[message["content"][:9]]]}]
+
+
+def number(message):
+    return [{"kind": "table", "title": None, "columns": ["a"], "rows": [[1]]}]
+
+
+def nothing(message):
+    return None
+
+
+def raises(message):
+    raise RuntimeError("no")
+
+
+def other():
+    pass
+"""
+
+
+def test_an_environments_own_renderer_shows_its_messages(made: FixtureRun, tmp_path: Path) -> None:
+    """Named as on the command line; what is wrong in one costs no more than its blocks."""
+    file = tmp_path / "own looks.py"
+    file.write_text(RENDERERS_OF_ONES_OWN)
+    url = f"/api/episode?run={RUN}&id=g00000000-1"
+
+    def blocks(name: str) -> list[tuple[str, list[Any]]]:
+        renderers = [f"polyturn/TwoHopSearch-v0={file}:{name}"]
+        found = ask(open_answers([made.folder], renderers=renderers), url)
+        assert TYPES.problems(found, TYPES.answers["/api/episode"]) == []
+        return [(message["role"], message["blocks"]) for message in found["messages"]]
+
+    shown = blocks("table")
+    assert {role for role, found in shown if found} == {"tool"}
+    assert all(found[0]["title"] == "mine" for role, found in shown if role == "tool")
+    for name, complaint in (("number", "0.table.rows.0.0: "), ("nothing", "what it returns: ")):
+        [[block]] = {str(found): found for _, found in blocks(name)}.values()
+        assert block["kind"] == "text" and block["text"].startswith(complaint)
+    assert not any(found for _, found in blocks("raises"))
+    for text, complaint in (
+        ("polyturn/TwoHopSearch-v0", "is written ENV_ID=module:name"),
+        (f"x={file}:no", "has no 'no'"),
+        (f"x={file}:other", "def show(message"),
+    ):
+        done = in_this_process(
+            "view", str(made.folder), "--renderer", text, "--export", str(tmp_path / "a.html")
+        )
+        assert done.returncode == 2 and complaint in done.stderr, done.stderr

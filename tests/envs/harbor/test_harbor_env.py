@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,11 @@ from polyturn.envs.harbor.env import HarborEnv
 from polyturn.envs.harbor.task_directory import SHIPPED, read_task
 from polyturn.envs.harbor.trial import TrialOptions
 from polyturn.envs.messages import AssistantMessage, Script
+from polyturn.rollout.evaluation.directory import read_evaluation
 from polyturn.tools.sandbox.container import ContainerLimits, container_options
 from polyturn.tools.types import ToolCall
 from tests.envs.harbor.conftest import MakeEnv
+from tests.support.command_line import in_this_process
 from tests.support.harbor_tasks import write_task
 
 
@@ -47,6 +51,30 @@ def test_the_solution_of_a_shipped_task_earns_everything_and_nothing_earns_nothi
     solved = play(env, env.oracle, seed=0)
     assert (solved.reward, solved.reward_parts) == (1.0, {"tests": 1.0})
     assert play(env, calling(), seed=0).reward == 0.0
+
+
+def test_the_suite_is_played_over_a_directory_of_tasks(
+    docker_host: str, client: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shipped ones, where the suite looks for tasks, by their oracle; and the proof of the suite by one of them."""
+    monkeypatch.chdir(tmp_path)
+    for task in ("train/count-levels", "train/repair-total", "heldout/merge-settings"):
+        shutil.copytree(SHIPPED / task, Path("my data/harbor") / Path(task).name)
+    options = (
+        "data=my data",
+        f"environment.options.docker_host={docker_host}",
+        "environment.options.build_network=none",
+    )
+    done = in_this_process("eval", "run", "harbor", "--policy", "oracle", "--directory", "E", *options)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["mean"], result["num_tasks"], result["num_left"]) == (1.0, 3, 0)
+    [entry] = read_evaluation(Path("E")).entries
+    assert all(line.num_tool_calls >= 1 for line in entry.episodes)
+    proved = in_this_process("eval", "validate", "harbor", "--tasks", "1", *options)
+    assert proved.returncode == 0, proved.stdout + proved.stderr
+    [found] = json.loads(proved.stdout.splitlines()[-1])["entries"]
+    assert found["scores"]["oracle"] == 1.0 and found["scores"]["nothing"] == 0.0
 
 
 def test_what_is_graded_is_out_of_the_agents_sight_and_reach(make_env: MakeEnv, tmp_path: Path) -> None:

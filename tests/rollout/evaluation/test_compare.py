@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from polyturn.rollout.evaluation.compare import Verdict, compare
 from polyturn.rollout.evaluation.paired import MAX_ENUMERATED, effect_of, holm, sign_flip_p_value
 from polyturn.rollout.evaluation.records import Evaluation
+from polyturn.rollout.evaluation.report import report_of
 from tests.rollout.evaluation.evaluations import entry_of, episode, evaluation_of, evaluations
 
 
@@ -160,3 +161,23 @@ def test_whatever_is_compared(a: Evaluation, b: Evaluation) -> None:
             mirrored.entries, key=lambda entry: [e.name for e in compared.entries].index(entry.name)
         )
     ] or any(e.success_score != o.success_score for e in a.entries for o in b.entries)
+
+
+def test_a_task_that_a_split_has_twice_counts_twice_in_a_comparison_as_in_a_report() -> None:
+    """Tasks 0 and 2 are the same; B was not played on the first of them."""
+
+    def with_twin(scores: list[list[float | None]]) -> Evaluation:
+        entry = entry_of(scores)
+        twins = [replace(each, task_digest="0" * 16) for each in entry.episodes if each.task_index != 1]
+        return evaluation_of(replace(entry, episodes=(*twins, entry.episodes[1])))
+
+    a, b = with_twin(binary(1, 0, 0)), with_twin(binary(1, 1, 1))
+    whole = compare(a, b).overall
+    assert (whole.num_tasks, whole.a, whole.b) == (3, pytest.approx(1 / 3), 1.0)
+    for evaluation, of_compared in ((a, whole.a), (b, whole.b)):
+        score = report_of(evaluation).overall.score
+        assert score is not None and score.mean == pytest.approx(of_compared)
+    [entry] = b.entries
+    part = replace(entry, episodes=tuple(each for each in entry.episodes if each.task_index))
+    compared = compare(a, evaluation_of(part))
+    assert compared.overall.num_tasks == 2 and compared.entries[0].left_out.only_in_a == 1

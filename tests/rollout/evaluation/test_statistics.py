@@ -81,6 +81,33 @@ def test_wilson_against_published_values() -> None:
     assert of(29, 29) == pytest.approx((0.8830, 1.0), abs=1e-4)
 
 
+def test_scores_that_lie_near_0_and_1_and_are_neither_are_covered(simulation: ModuleType) -> None:
+    """Of few that succeed little shows in the others: who takes their spread as it is covers as little as 16 %."""
+    methods = {"ours": simulation.ours, "t": simulation.clustered_student}
+    cells = list(simulation.coverage_cells(400, designs=simulation.SKEWED, methods=methods))
+    for design in simulation.SKEWED:
+        for num_tasks in simulation.NUM_TASKS:
+            covered = [
+                c.covered["ours"] for c in cells if (c.design, c.num_tasks) == (design.name, num_tasks)
+            ]
+            assert min(covered) > 0.83 and 0.91 < fmean(covered) < 0.985, (design.name, num_tasks)
+    assert min(cell.covered["t"] for cell in cells) < 0.3
+
+
+@pytest.mark.parametrize("num_tasks", [5, 10, 20, 50])
+def test_where_few_succeed_no_interval_of_this_floor_covers_much_less(
+    simulation: ModuleType, num_tasks: int
+) -> None:
+    """Counts of few tasks leave no coverage near 95 % to some true scores."""
+    truth, covered = simulation.exact_coverage(num_tasks, (0.0, 0.05))
+    bound = simulation.least_average(num_tasks, truth, covered.min())
+    assert 0.95 < bound <= covered.mean() < bound + 0.01
+    # One task, true scores under 5 %: 0 of 1 is held, or 1 is, too.
+    few = np.array([0.01, 0.02])
+    assert simulation.least_average(1, few, 0.9) == pytest.approx(0.985)
+    assert simulation.least_average(1, few, 0.985) == pytest.approx((0.99 + 1.0) / 2)
+
+
 def test_no_true_score_is_missed_by_far() -> None:
     """All counts of all-or-nothing tasks, exactly: Wilson's own interval covers some true scores 83 %."""
     for num_tasks, least in ((5, 0.90), (10, 0.915), (20, 0.925), (50, 0.93), (200, 0.93)):
