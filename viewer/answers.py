@@ -25,7 +25,7 @@ from polyturn.rollout.token_credit import (
 from polyturn.viewer.catalogue import Catalogue, ViewedRun, summary_of
 from polyturn.viewer.conversation import num_common, parts_at, shown_messages
 from polyturn.viewer.curves import metrics_of
-from polyturn.viewer.episode_sets import EpisodeSet, StepPart
+from polyturn.viewer.episode_sets import LEFT_OUT, EpisodeSet, StepPart
 from polyturn.viewer.episode_table import (
     Selection,
     episode_page,
@@ -51,6 +51,8 @@ from polyturn.viewer.token_columns import (
 )
 
 MAX_GROUP = 256
+NOT_STORED = " (groups, which are stored until the next checkpoint, and not shown after it)"
+"""Behind why a filter took groups."""
 """Episodes of a group that are shown side by side."""
 GROUP_CHARS = 20_000
 NO_CREDIT = "the run did not record what its trainer made of each token (logging.token_credit)"
@@ -181,7 +183,10 @@ class Answers:
         for name, value in row.items():
             for prefix in ("rollout/filtered/", "rollout/failed/"):
                 if name.startswith(prefix) and finite(value):
-                    reasons.setdefault(name.removeprefix("rollout/").replace("/", ": "), int(value))
+                    reason = name.removeprefix("rollout/").replace("/", ": ")
+                    if prefix == "rollout/filtered/" and LEFT_OUT not in reasons:
+                        reason += NOT_STORED
+                    reasons.setdefault(reason, int(value))
         rewards = select(parts, Parameters()).rewards()
         return {
             "summary": _step_summary(run, one, step),

@@ -43,6 +43,19 @@ class LoadedSuite:
 
     name: str
     entries: tuple[LoadedEntry, ...]
+    is_on_cpu: bool = False
+    """Whether its engines are to run on the CPU because nobody says where, and this machine has no GPU."""
+
+
+NEUTRAL_RECIPE = "evaluation"
+ON_CPU = ("engines.device=cpu", "trainer.device=cpu", "model.dtype=float32")
+GPU_FILES = ("nvidia[0-9]*", "dxg")
+"""What the driver makes in `/dev`, the last where Linux is a guest of Windows."""
+
+
+def has_gpu(devices: Path = Path("/dev")) -> bool:
+    """Whether this machine has a GPU that engines run on."""
+    return any(True for pattern in GPU_FILES for _ in devices.glob(pattern))
 
 
 def load_evaluation(recipe_or_suite: str | Path, overrides: Sequence[str] = ()) -> LoadedSuite:
@@ -56,10 +69,13 @@ def load_evaluation(recipe_or_suite: str | Path, overrides: Sequence[str] = ()) 
     loaded, left = read_suite(recipe_or_suite, overrides)
     if missing := missing_files(loaded):
         raise ConfigError("\n".join(missing))
-    beside = find_shipped("suite", recipe_or_suite).parent / loaded.recipe
-    base = load_config(beside if beside.is_file() else loaded.recipe, left)
+    is_on_cpu = loaded.recipe is None and not has_gpu()
+    recipe = loaded.recipe or NEUTRAL_RECIPE
+    beside = find_shipped("suite", recipe_or_suite).parent / recipe
+    base = load_config(beside if beside.is_file() else recipe, [*(ON_CPU if is_on_cpu else ()), *left])
     return LoadedSuite(
         name=loaded.name,
+        is_on_cpu=is_on_cpu and base.engines.device == "cpu",
         entries=tuple(
             LoadedEntry(
                 name=entry.called,

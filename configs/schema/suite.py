@@ -105,8 +105,9 @@ class SuiteConfig(Section):
     name: EntryName
     about: str = ""
     """One line for `polyturn eval list`."""
-    recipe: str
-    """The recipe whose engines, model settings and limits serve the suite."""
+    recipe: str | None = None
+    """The recipe whose engines, model settings and limits serve the suite; null: `evaluation`, for any chat model on a
+    GPU, or where this machine has none, on its CPU."""
     data: Path = Path("data")
     """The directory of the files that entries need, relative to the working directory."""
     defaults: dict[str, Any] = {}

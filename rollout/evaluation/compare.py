@@ -82,7 +82,8 @@ class PairedResult:
     p_adjusted: float
     """After Holm, over the entries; the same as `p_value` over all."""
     minimal_detectable_effect: float | None
-    """The true difference that a test like this finds with 80 % power; None as `low`."""
+    """The true difference that a test like this finds with 80 % power; None as `low`, and where scores from 0 to 1
+    allow none so large: of so few tasks no difference is found."""
     verdict: Verdict
 
 
@@ -275,8 +276,11 @@ def _result(
     effect: Effect, pairs: Sequence[_Pair], p_value: float, p_adjusted: float, *, is_covered: bool
 ) -> PairedResult:
     low, high = effect.interval or (None, None)
-    if low is not None and high is not None and all(pair.scale == 1 for pair in pairs):
+    detectable, is_bounded = effect.minimal_detectable, all(pair.scale == 1 for pair in pairs)
+    if low is not None and high is not None and is_bounded:
         low, high = max(low, -1.0), min(high, 1.0)
+    if detectable is not None and detectable > 1 and is_bounded:
+        detectable = None
     return PairedResult(
         num_tasks=sum(len(pair.tasks) for pair in pairs),
         a=fmean(_mean([task.a for task in pair.tasks]) for pair in pairs),
@@ -286,7 +290,7 @@ def _result(
         high=high,
         p_value=p_value,
         p_adjusted=p_adjusted,
-        minimal_detectable_effect=effect.minimal_detectable,
+        minimal_detectable_effect=detectable,
         verdict=_verdict(effect, p_adjusted) if is_covered else Verdict.NONE,
     )
 

@@ -19,7 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polyturn.configs.errors import ConfigError, Interrupted, RunFailure, as_config_error
-from polyturn.configs.loading.suites import LoadedEntry, LoadedSuite, is_suite, load_evaluation, suite_of
+from polyturn.configs.loading.suites import (
+    ON_CPU,
+    LoadedEntry,
+    LoadedSuite,
+    is_suite,
+    load_evaluation,
+    suite_of,
+)
 from polyturn.configs.models import BUILTIN, resolve_model_path
 from polyturn.configs.schema.run import RunConfig
 from polyturn.configs.schema.suite import Budget
@@ -93,6 +100,10 @@ def asked(
             options=policy_options or {},
             on_warning=on_warning,
         )
+        if suite.is_on_cpu and who.model_path is not None and who.url is None:
+            on_warning(
+                f"this machine has no GPU, so that the model is served by its CPU ({' '.join(ON_CPU)})"
+            )
         from polyturn.rollout.evaluation.conduct import plan_of
 
         with as_config_error():
@@ -398,11 +409,11 @@ def _who(
     with as_config_error("policy: "):
         name, inner, url = served_elsewhere(policy, options)
         is_served = serves_model(name, inner)
-        if not is_served:
-            named = make_policy(name, inner)
+        named = None if is_served else make_policy(name, inner)
+    if named is not None:
+        with as_config_error():
             for config in configs:
                 check_named_policy(config, named)
-    if not is_served:
         if model_path is not None:
             raise ConfigError(
                 f"policy: {policy!r} is not made of a model, so that model_path={model_path} is not played"

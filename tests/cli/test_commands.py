@@ -9,6 +9,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from typer._completion_shared import get_completion_script
 from typer.testing import CliRunner
 
 import polyturn
@@ -242,6 +243,29 @@ def test_the_shell_completes_what_users_name(
     monkeypatch.setenv("COMP_CWORD", str(len(words.split())))
     result = CliRunner().invoke(app, [], prog_name="polyturn")
     assert expected in result.output.splitlines(), result.output
+
+
+@pytest.mark.parametrize(
+    ("shell", "asked", "answered"),
+    [
+        ("zsh", {}, '_arguments \'*: :(("oracle"\n"openai\\\\:"))\''),
+        ("fish", {"_TYPER_COMPLETE_FISH_ACTION": "get-args"}, "oracle\nopenai:"),
+    ],
+)
+def test_zsh_and_fish_are_answered_as_their_scripts_ask(
+    monkeypatch: pytest.MonkeyPatch, shell: str, asked: dict[str, str], answered: str
+) -> None:
+    """What `--show-completion` prints asks by these variables; tried by hand in zsh 5.9 and fish 3.6."""
+    script = get_completion_script(prog_name="polyturn", complete_var="_POLYTURN_COMPLETE", shell=shell)
+    words = {
+        "_POLYTURN_COMPLETE": f"complete_{shell}",
+        "_TYPER_COMPLETE_ARGS": "polyturn eval run smoke --policy o",
+    }
+    assert all(name in script for name in (*words, *asked)) and f"=complete_{shell}" in script
+    for name, value in {**words, **asked}.items():
+        monkeypatch.setenv(name, value)
+    result = CliRunner().invoke(app, [], prog_name="polyturn")
+    assert result.output.strip() == answered
 
 
 def test_choices_of_an_option_are_completed_behind_it() -> None:

@@ -7,8 +7,15 @@ from pathlib import Path
 import pytest
 
 from polyturn.configs.errors import ConfigError
+from polyturn.configs.loading import suites
 from polyturn.configs.loading.loader import load_config, shipped_names
-from polyturn.configs.loading.suites import is_suite, load_evaluation, read_suite
+from polyturn.configs.loading.suites import (
+    NEUTRAL_RECIPE,
+    has_gpu,
+    is_suite,
+    load_evaluation,
+    read_suite,
+)
 from polyturn.configs.schema.suite import Budget
 
 SUITE = """\
@@ -31,7 +38,7 @@ def test_shipped_suites_load(name: str) -> None:
     assert is_suite(name)
     suite, _ = read_suite(name)
     assert suite.name == name and suite.about
-    load_config(suite.recipe)
+    load_config(suite.recipe or NEUTRAL_RECIPE)
 
 
 def test_a_suite_is_its_recipe_with_each_entry_in_turn(tmp_path: Path) -> None:
@@ -48,6 +55,25 @@ def test_a_suite_is_its_recipe_with_each_entry_in_turn(tmp_path: Path) -> None:
     recipe = load_config("quickstart", ["engines.num_engines=2"])
     assert first.engines == second.engines == recipe.engines
     assert first.model == recipe.model
+
+
+def test_a_suite_without_a_recipe_is_served_where_the_machine_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, devices = tmp_path / "suite.yaml", tmp_path / "dev"
+    path.write_text(SUITE.replace("recipe: quickstart\n", ""))
+    devices.mkdir()
+    assert not has_gpu(devices)
+    (devices / "nvidia0").touch()
+    assert has_gpu(devices)
+    for is_there, device, dtype in ((True, "cuda", "bfloat16"), (False, "cpu", "float32")):
+        monkeypatch.setattr(suites, "has_gpu", lambda is_there=is_there: is_there)
+        loaded = load_evaluation(path)
+        config = loaded.entries[0].config
+        assert (config.engines.device, config.trainer.device, config.model.dtype) == (device, device, dtype)
+        assert loaded.is_on_cpu is not is_there
+    loaded = load_evaluation(path, ["engines.device=cuda"])
+    assert loaded.entries[0].config.engines.device == "cuda" and not loaded.is_on_cpu
 
 
 def test_a_suite_may_use_a_recipe_beside_it(tmp_path: Path) -> None:

@@ -282,6 +282,19 @@ def test_what_failed_is_still_shown_when_its_journal_is_gone(made: FixtureRun, t
         assert not ask(answers, f"/api/step?run={RUN}&step=2")["summary"]["is_live"]
 
 
+def test_groups_that_a_filter_took_are_counted_and_it_is_said_why_they_are_not_shown(
+    made: FixtureRun, tmp_path: Path
+) -> None:
+    with copied(made, tmp_path) as (path, answers):
+        lines = (path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+        row = {**orjson.loads(lines[1]), "rollout/filtered/uniform": 3.0}
+        (path / "metrics.jsonl").write_bytes(b"".join([lines[0], orjson.dumps(row) + b"\n", *lines[2:]]))
+        shutil.rmtree(path / "journal")
+        dropped = ask(answers, f"/api/step?run={RUN}&step={row['step']}")["dropped"]
+        [(reason, number)] = [each for each in dropped.items() if each[0].startswith("filtered: ")]
+        assert number == 3 and reason.startswith("filtered: uniform (groups, which are stored until the next")
+
+
 @pytest.mark.parametrize("name", ["format_1_first", "format_1_last", "format_2", "format_3"])
 def test_runs_of_earlier_releases_are_shown(name: str) -> None:
     folder = Path(__file__).parents[1] / "rollout" / "older_formats" / name

@@ -163,6 +163,11 @@ def test_whatever_is_compared(a: Evaluation, b: Evaluation) -> None:
     ] or any(e.success_score != o.success_score for e in a.entries for o in b.entries)
 
 
+def test_of_a_single_task_no_difference_that_scores_allow_is_called_detectable() -> None:
+    compared = compare(evaluation_of(entry_of(binary(1))), evaluation_of(entry_of(binary(0))))
+    assert compared.overall.minimal_detectable_effect is None and compared.overall.low == -1.0
+
+
 def test_a_task_that_a_split_has_twice_counts_twice_in_a_comparison_as_in_a_report() -> None:
     """Tasks 0 and 2 are the same; B was not played on the first of them."""
 
