@@ -7,6 +7,7 @@ next sitting finds the trajectory, and writes the line.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -24,7 +25,7 @@ from polyturn.rollout.evaluation.directory import (
 from polyturn.rollout.evaluation.records import Failure, ScoredEpisode
 from polyturn.rollout.evaluation.scoring import Prices, failure_of, played_place, scored
 from polyturn.rollout.groups import parse_episode_id
-from polyturn.rollout.store import TrajectoryStore
+from polyturn.rollout.store import UNREADABLE, TrajectoryStore
 
 EPISODES_PER_FILE = 2_048
 """Attempts in one journal, which becomes one columnar file."""
@@ -52,6 +53,8 @@ class Recorder:
         self._entries = {name: _EntryFiles(entry_directory(directory, name)) for name in names}
         self.lines: dict[Place, ScoredEpisode] = newest_lines(directory)
         self._next_attempt: dict[Place, int] = {}
+        for line in self.lines.values():
+            self._count(line.entry, line.episode_id)
         for name, files in self._entries.items():
             for identity in files.episode_ids():
                 self._count(name, identity)
@@ -140,10 +143,11 @@ class _EntryFiles:
             yield from self._store.journaled(number)
 
     def episode_ids(self) -> Iterator[str]:
-        """Of all attempts."""
+        """Of all attempts, but those of files that are damaged."""
         for number in self._store.steps():
             if not self._store.journal_path(number).exists():
-                yield from pq.read_table(self._store.path(number), columns=["episode_id"])[0].to_pylist()
+                with contextlib.suppress(*UNREADABLE):
+                    yield from pq.read_table(self._store.path(number), columns=["episode_id"])[0].to_pylist()
         for episode in self.journaled():
             yield episode.episode_id
 
