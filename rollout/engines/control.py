@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import httpx
 
 from polyturn.rollout.engines.load import EngineLoad
 from polyturn.rollout.engines.process import EngineError
+from polyturn.tools.closing import Closing
 
 PauseMode = Literal["retract", "in_place", "abort"]
 MemoryTag = Literal["weights", "kv_cache", "cuda_graph"]
@@ -17,7 +17,7 @@ NO_UPDATE_IS_OPEN = "no weight-update session is open"
 """What SGLang 0.5.23 says to the end of one that was not begun."""
 
 
-class EngineControl:
+class EngineControl(Closing):
     """Synchronous client of one engine's control endpoints.
 
     Each call raises `EngineError` when it is refused.
@@ -191,14 +191,6 @@ class EngineControl:
     def close(self) -> None:
         """Close the connections."""
         self._client.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _get(self, path: str) -> dict[str, Any]:
         return self._request("GET", path, None)

@@ -18,9 +18,9 @@ import threading
 from collections.abc import AsyncIterator, Collection, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self, TextIO, TypeVar
+from typing import Any, Protocol, TextIO, TypeVar
 
+from polyturn.tools.closing import Closing
 from polyturn.tools.secrets import (
     Secrets,
     public_url,
@@ -311,7 +311,7 @@ def _background_loop(owner: int) -> BackgroundLoop:
     return BackgroundLoop()
 
 
-class McpTools:
+class McpTools(Closing):
     """The tools of one server, over one session at a time.
 
         with McpTools(StdioServer(command=["python", "server.py"])) as server:
@@ -387,14 +387,6 @@ class McpTools:
         session, self._session = self._session, None
         if session is not None:
             self._loop.run(session.close())
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     async def _connect(self) -> Session:
         session = Session(self._server, self._start_timeout_s)

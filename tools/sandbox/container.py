@@ -15,9 +15,9 @@ import uuid
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
+from polyturn.tools.closing import Closing
 from polyturn.tools.sandbox.container_command import (
     KILL_S,
     REPORT_AND_RUN,
@@ -61,7 +61,7 @@ class ContainerLimits:
     num_processes: int = 512
 
 
-class Containers:
+class Containers(Closing):
     """A connection to a daemon, and the containers that were started over it. Usable from several threads.
 
     Args:
@@ -128,14 +128,6 @@ class Containers:
                 sweep(self.client, self._owner, backend=self._id)
         finally:
             self.client.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _create(self, image: str, limits: ContainerLimits, options: dict[str, Any]) -> Any:
         from docker.errors import APIError

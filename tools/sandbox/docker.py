@@ -12,9 +12,9 @@ import weakref
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, Generic, TypeVar
 
+from polyturn.tools.closing import Closing
 from polyturn.tools.sandbox.docker_container import (
     WORK,
     AttachedLink,
@@ -135,7 +135,7 @@ _COMMAND = ["python3", "-s", "-S", "-P", f"{RUNNER_FOLDER}/runner/start.py"]
 START_S = 60.0
 
 
-class DockerBackend:
+class DockerBackend(Closing):
     """Hardened containers without network, with a warm pool; a container is one sandbox and is never used again.
 
     Args:
@@ -210,14 +210,6 @@ class DockerBackend:
             sweep(self._client, self._owner, backend=self._id)
         finally:
             self._client.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _start_runner(self, limits: Limits) -> ContainerRunner:
         # The host alone keeps the wall clock, so it makes no other kind of container.

@@ -10,9 +10,9 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
+from polyturn.tools.closing import Closing
 from polyturn.tools.sandbox.runner.framing import Decoder, FramingError, encode
 
 Status = Literal["ok", "timeout", "oom", "output_limit", "sandbox_died", "setup_error"]
@@ -97,7 +97,7 @@ FILE_TIMEOUT_S = 30.0
 SIGKILL_STATUS = -9
 
 
-class Sandbox:
+class Sandbox(Closing):
     """One isolated place to run Python, with a work folder of its own that lives until `reset` or `close`.
 
     One execution at a time: calls from several threads wait for each other.
@@ -209,14 +209,6 @@ class Sandbox:
         self._runner.close()
         with self._lock:
             self._runner.close()  # the one that a `reset` may have made meanwhile
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _open_runner(self) -> Runner:
         if self._closed:

@@ -14,13 +14,13 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import httpx
 import orjson
 
 from polyturn.tools.bounded_answers import BoundedTransport, UnreadableAnswer
+from polyturn.tools.closing import Closing
 from polyturn.tools.retries import CircuitBreaker, Retries, Tries, asked_wait_s, may_pass, transport_problem
 from polyturn.tools.search.retrieval import Hit, SearchFailed, SearchUnavailable
 from polyturn.tools.search.wire import NoHits, SearchR1Wire, Wire
@@ -142,7 +142,7 @@ class _Flight:
     waiters: list[tuple[asyncio.AbstractEventLoop | None, Any]] = field(default_factory=list)
 
 
-class SearchClient:
+class SearchClient(Closing):
     """Searches over HTTP. Safe in any number of threads and event loops at once.
 
     One thread of its own holds the connections: searches from everywhere meet there and go out in batches. It starts
@@ -217,14 +217,6 @@ class SearchClient:
         if self._recorder is not None:
             self._recorder.close()
         self._settle(list(self._flights), SearchUnavailable(f"{self.url}: the client is closed"))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _submit(self, key: Key, loop: asyncio.AbstractEventLoop | None, waiter: Any) -> Hits | None:
         """The hits where they are known, else None: `waiter` will be told."""

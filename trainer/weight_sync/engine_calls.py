@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.process import EngineError
+from polyturn.tools.closing import Closing
 from polyturn.trainer.weight_sync import WeightSyncError
 
 T = TypeVar("T")
@@ -17,7 +17,7 @@ Calls = Mapping[str, "Future[T]"]
 """Calls under way, by the engine's URL."""
 
 
-class EngineCalls:
+class EngineCalls(Closing):
     """The engines that weights are published to."""
 
     def __init__(self, urls: Sequence[str], *, timeout_s: float) -> None:
@@ -26,14 +26,6 @@ class EngineCalls:
         self._timeout_s = timeout_s
         self._controls = {url: EngineControl(url, timeout_s=timeout_s) for url in urls}
         self._threads = ThreadPoolExecutor(max_workers=max(1, len(urls)), thread_name_prefix="weight-sync")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __len__(self) -> int:
         return len(self.urls)

@@ -26,6 +26,7 @@ from polyturn.envs.rewards.math.verdict import (
     Verdict,
     gold_texts,
 )
+from polyturn.tools.closing import Closing
 
 _log = logging.getLogger(__name__)
 MAX_INLINE = 400
@@ -36,7 +37,7 @@ Mode = Literal["boxed", "text", "box_only"]
 nothing but a box counts."""
 
 
-class MathVerifier:
+class MathVerifier(Closing):
     """Says whether predictions are right. Safe in threads and in asyncio; uses no signals.
 
     Most pairs are decided in the calling thread in well below a millisecond; the others in a pool of processes, where
@@ -101,12 +102,6 @@ class MathVerifier:
         self.pool.close()
         if self._threads is not None:
             self._threads.shutdown(wait=False, cancel_futures=True)
-
-    def __enter__(self) -> MathVerifier:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _quickly(self, gold: str, answer: str) -> tuple[bool, Reason] | None:
         """The result where no worker is needed for it."""
