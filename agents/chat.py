@@ -44,9 +44,9 @@ from polyturn.agents.turns import (
     words_in,
 )
 from polyturn.envs.messages import AssistantMessage, Message
-from polyturn.envs.search.styles import Tags
+from polyturn.envs.search.styles import Tags, write_turn
 from polyturn.tools.thoughts import THOUGHT_MARKS
-from polyturn.tools.types import ToolSpec
+from polyturn.tools.types import ToolCall, ToolSpec
 
 MAX_SHAPES = 4096
 """Of conversations whose history was looked at are kept; the next one clears them."""
@@ -516,6 +516,25 @@ class ContinuationRenderer(ChatRenderer):
             found = message["role"] == "tool" and message.get("name")
             token_ids += self._result(message["content"]) if found else self._encode_text(message["content"])
         return token_ids + self._encode_text(self._tags.opening)
+
+    def written_turn(self, messages: Sequence[Message], tools: Sequence[ToolSpec] = ()) -> list[int]:
+        """The tokens of the last message, an assistant's, in tags, up to where sampling stops.
+
+        Raises:
+            ValueError: it does not end in an action's tag.
+        """
+        del tools
+        message = messages[-1]
+        calls = tuple(
+            ToolCall(id="", name=call["function"]["name"], arguments=call["function"]["arguments"])
+            for call in message.get("tool_calls", ())
+        )
+        text = write_turn(AssistantMessage(content=message["content"], tool_calls=calls), self._tags)
+        if not text.rstrip().endswith(self.stop_strings):
+            raise ValueError(
+                f"a turn in tags ends in one of {', '.join(self.stop_strings)}, and this one has none: {text[-80:]!r}"
+            )
+        return self._encode_text(text.rstrip())
 
     def _result(self, content: str) -> list[int]:
         opening, closing = self._tags.results

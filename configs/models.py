@@ -70,7 +70,9 @@ def resolve_model_path(path: str, *, key: str = "model.path", needs_weights: boo
         raise ConfigError(f"{key}: '{path}' is a file; it must be a Hugging Face model directory")
     near = did_you_mean(path, [BUILTIN + name for name in builtin_models()])
     advice = near or "; download the model there first, or name another directory"
-    if not near and HUB_NAME.fullmatch(path):
+    if not near and directory.parent == Path("models"):
+        advice = f"; `polyturn models get {directory.name}` brings it there, if `polyturn models list` has it"
+    elif not near and HUB_NAME.fullmatch(path):
         advice = (
             f"; if it is a model of the hub, `hf download {path} --local-dir models/{directory.name}` brings it here, "
             f"and {key}=models/{directory.name} names it"

@@ -6,12 +6,21 @@ The calculator reads arithmetic with the verifier's own bounded parser, and eval
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any, Literal, get_args
 
 from polyturn.envs.faults import EnvironmentFault
-from polyturn.envs.math.tasks import check_split, file_tasks, generated_tasks, gsm8k_sample, whole_file
+from polyturn.envs.math.tasks import (
+    Made,
+    check_split,
+    file_tasks,
+    generated_tasks,
+    gsm8k_sample,
+    make_word_tasks,
+    whole_file,
+)
 from polyturn.envs.messages import AssistantMessage, Message, Script, Task, TaskSource
 from polyturn.envs.rewards.math import MathVerifier, Verdict, gold_texts, shared_verifier, unpayable_reason
 from polyturn.envs.rewards.math.equality import Doubles, Evaluator
@@ -20,7 +29,7 @@ from polyturn.envs.rewards.math.tokens import lex, normalise
 from polyturn.envs.rewards.math.verdict import NotRational, TooLarge, Undefined, Unreadable
 from polyturn.envs.tool_env import ToolEnv
 from polyturn.tools.tool import tool
-from polyturn.tools.types import ToolError, ToolSpec
+from polyturn.tools.types import ToolCall, ToolError, ToolSpec
 
 MAX_CHARACTERS = 500
 MAX_DIGITS = 40
@@ -91,6 +100,9 @@ _ENDINGS: Mapping[AnswerFormat, str] = {
     "any": "End with a line that has #### and then your final answer.",
 }
 _CALCULATOR_TURNS = 8
+_CALCULATION = re.compile(r"<<([^<>=]+)=[^<>]*>>")
+"""As GSM8K's solutions mark one: `48/2=<<48/2=24>>24`."""
+_MARKS = re.compile(r"<<[^<>]*>>")
 
 
 class MathEnv(ToolEnv):
@@ -109,6 +121,7 @@ class MathEnv(ToolEnv):
         path: str | None = None,
         heldout_path: str | None = None,
         heldout_fraction: float = 0.1,
+        made: Made = "symbols",
         seed: int = 0,
         num_problems: int = 500,
         num_heldout: int = 200,
@@ -129,6 +142,7 @@ class MathEnv(ToolEnv):
                 box), or a folder with `train.jsonl` and `test.jsonl`. None: problems made from `seed`.
             heldout_path: A file all of which is held out; `path` is then a file all of which is trained on, or None.
             heldout_fraction: The share of a single file that is held out.
+            made: What is made without a file: problems in `symbols`, or in `words` as GSM8K's, with solutions.
             seed: Which problems are made.
             num_problems: How many are made for `train`.
             num_heldout: How many are made for `heldout`.
@@ -156,6 +170,8 @@ class MathEnv(ToolEnv):
             raise ValueError(
                 f"answer_format must be {' or '.join(get_args(AnswerFormat))}, not {answer_format!r}"
             )
+        if made not in get_args(Made):
+            raise ValueError(f"made must be {' or '.join(get_args(Made))}, not {made!r}")
         if min(num_problems, num_heldout) < 1:
             raise ValueError("num_problems and num_heldout must be at least 1")
         turns = max_attempts + (_CALCULATOR_TURNS if calculator else 1) if max_turns is None else max_turns
@@ -166,9 +182,10 @@ class MathEnv(ToolEnv):
             max_turns=turns,
             render_mode=render_mode,
         )
+        self._num_calculations = turns - max_attempts
         self.system_prompt = system_prompt or _system_prompt(answer_format, calculator)
         self._path, self._heldout_path, self._heldout_fraction = path, heldout_path, heldout_fraction
-        self._seed, self._sizes = seed, (num_problems, num_heldout)
+        self._made, self._seed, self._sizes = made, seed, (num_problems, num_heldout)
         self._mode: Literal["box_only", "text"] = "box_only" if answer_format == "boxed" else "text"
         self._max_attempts, self._attempt_decay = max_attempts, attempt_decay
         self._verifier = verifier
@@ -191,7 +208,8 @@ class MathEnv(ToolEnv):
 
     def _own_tasks(self, split: str) -> TaskSource:
         """The problems where no file is given."""
-        return generated_tasks(self._seed, *self._sizes, split, self.system_prompt)
+        make = make_word_tasks if self._made == "words" else generated_tasks
+        return make(self._seed, *self._sizes, split, self.system_prompt)
 
     def begin(self, task: Task) -> Sequence[Message]:
         self._num_attempts, self._verdict = 0, None
@@ -237,9 +255,17 @@ class MathEnv(ToolEnv):
     def oracle(  # type: ignore[override]
         self, messages: Sequence[Message], tools: Sequence[ToolSpec]
     ) -> AssistantMessage:
-        """Gives the task's answer."""
-        del messages, tools
-        return AssistantMessage(content=f"The answer is \\boxed{{{gold_texts(self.task.label)[0]}}}.")
+        """Gives the task's answer, behind its worked solution or that solution's calculations where it has one."""
+        solution, gold = self.task.metadata.get("solution", ""), gold_texts(self.task.label)[0]
+        expressions = _CALCULATION.findall(solution) if tools else []
+        num_made = sum(message["role"] == "tool" for message in messages)
+        if num_made < min(len(expressions), self._num_calculations):
+            arguments = {"expression": expressions[num_made].strip()}
+            call = ToolCall(id=f"call_{num_made}", name="calculator", arguments=arguments)
+            return AssistantMessage(tool_calls=(call,))
+        steps = "" if tools else _MARKS.sub("", solution.partition("####")[0])
+        ending = f"The answer is \\boxed{{{gold}}}." if self._mode == "box_only" else f"#### {gold}"
+        return AssistantMessage(content=steps + ending)
 
     def random_policy(self, seed: int) -> Script:
         """Gives whole numbers at random, now and then after a calculation."""

@@ -1,6 +1,7 @@
 """Where the problems come from: files of problems and answers, GSM8K, and problems made from a seed.
 
-Those have answers in LaTeX: numbers, fractions, radicals, sets, intervals, pairs.
+Those in symbols have answers in LaTeX: numbers, fractions, radicals, sets, intervals, pairs. Those in words are in
+`word_problems`. Where a problem comes with a worked solution, its task has it as the metadata `solution`.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from collections.abc import Callable
 from fractions import Fraction
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from polyturn.envs.border import read_rows
+from polyturn.envs.math.word_problems import make_word_problem
 from polyturn.envs.messages import ListTasks, Task, known_split
 from polyturn.envs.rewards.math.extract import gold_answer
 
@@ -24,6 +26,8 @@ MAX_PROBLEMS = 20_000
 
 Problem = tuple[str, str]
 """A problem and its answer."""
+Made = Literal["symbols", "words"]
+"""What problems that are made from a seed are written in."""
 
 
 def make_problem(rng: random.Random) -> Problem:
@@ -38,10 +42,7 @@ def make_problems(seed: int, num_train: int, num_heldout: int) -> dict[str, tupl
     Raises:
         ValueError: more than `MAX_PROBLEMS`.
     """
-    if num_train + num_heldout > MAX_PROBLEMS:
-        raise ValueError(
-            f"there are no {num_train + num_heldout} different problems; ask for up to {MAX_PROBLEMS}"
-        )
+    _check_sizes(num_train, num_heldout)
     rng = random.Random(f"math-{seed}")
     found: dict[str, str] = {}
     while len(found) < num_train + num_heldout:
@@ -49,6 +50,32 @@ def make_problems(seed: int, num_train: int, num_heldout: int) -> dict[str, tupl
         found.setdefault(problem, answer)
     problems = tuple(found.items())
     return {"train": problems[:num_train], "heldout": problems[num_train:]}
+
+
+@functools.lru_cache(maxsize=8)
+def make_word_tasks(seed: int, num_train: int, num_heldout: int, split: str, system_prompt: str) -> ListTasks:
+    """Different problems in words, with their solutions; none is in both splits. Raises as `make_problems`."""
+    _check_sizes(num_train, num_heldout)
+    rng = random.Random(f"words-{seed}")
+    found: dict[str, tuple[str, str]] = {}
+    while len(found) < num_train + num_heldout:
+        problem = make_word_problem(rng)
+        found.setdefault(problem.text, (problem.answer, problem.solution))
+    problems = list(found.items())
+    chosen = problems[:num_train] if split == "train" else problems[num_train:]
+    return ListTasks(
+        [
+            _task(f"{split}-{index}", text, answer, system_prompt, solution)
+            for index, (text, (answer, solution)) in enumerate(chosen)
+        ]
+    )
+
+
+def _check_sizes(num_train: int, num_heldout: int) -> None:
+    if num_train + num_heldout > MAX_PROBLEMS:
+        raise ValueError(
+            f"there are no {num_train + num_heldout} different problems; ask for up to {MAX_PROBLEMS}"
+        )
 
 
 def _arithmetic(rng: random.Random) -> Problem:
@@ -207,10 +234,12 @@ def _read(path: Path, system_prompt: str) -> list[Task]:
     for number, row in read_rows(path, "problem"):
         where = f"{path}:{number}"
         problem = _field(row, _PROBLEM_KEYS, where)
-        answer = gold_answer(_field(row, _ANSWER_KEYS, where)).strip()
+        told = _field(row, _ANSWER_KEYS, where)
+        answer = gold_answer(told).strip()
         if not answer:
             raise ValueError(f"{where}: the answer is empty")
-        tasks.append(_task(f"{path.stem}-{number}", problem, answer, system_prompt))
+        solution = told if "####" in told else None
+        tasks.append(_task(f"{path.stem}-{number}", problem, answer, system_prompt, solution))
     return tasks
 
 
@@ -224,11 +253,12 @@ def _field(row: dict[str, Any], keys: tuple[str, ...], where: str) -> str:
     raise ValueError(f"{where}: missing key {keys[0]!r}; the keys are {', '.join(row) or 'none'}")
 
 
-def _task(task_id: str, problem: str, answer: str, system_prompt: str) -> Task:
+def _task(task_id: str, problem: str, answer: str, system_prompt: str, solution: str | None = None) -> Task:
     return Task(
         task_id=task_id,
         messages=({"role": "system", "content": system_prompt}, {"role": "user", "content": problem}),
         label=answer,
+        metadata={} if solution is None else {"solution": solution},
     )
 
 

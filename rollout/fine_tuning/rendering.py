@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from polyturn.agents.chat import ChatRenderer, ContinuationRenderer
+from polyturn.agents.chat import ChatRenderer
 from polyturn.agents.dialects import Dialect
 from polyturn.agents.ledger import UNSAMPLED_VERSION, Ledger, Segment
 from polyturn.agents.policy import Generation
@@ -67,11 +67,6 @@ class RowRenderer:
         return _segment(segment.token_ids, segment.taught, turns)
 
     def _render(self, row: Row) -> tuple[Segment, ...]:
-        if isinstance(self._renderer, ContinuationRenderer):
-            raise ValueError(
-                "a dialect of tags (model.dialect) writes a conversation in one turn, which messages do not tell; take "
-                "rows with the tokens of this model, as `polyturn eval curate` writes them, or another dialect"
-            )
         messages, tools = row.messages, row.tools
         ledger, history, begin = Ledger(), self._renderer.history(tools), 0
         for place, message in enumerate(messages):

@@ -81,6 +81,10 @@ def test_missing_model_directory() -> None:
         "model.path: there is no directory 'Qwen/Qwen3-4B'; if it is a model of the hub, `hf download Qwen/Qwen3-4B "
         "--local-dir models/Qwen3-4B` brings it here, and model.path=models/Qwen3-4B names it"
     )
+    assert refused(in_this_process, "train", "recipe.yaml", "model.path=models/smollm2-135m") == (
+        "model.path: there is no directory 'models/smollm2-135m'; `polyturn models get smollm2-135m` brings it there, "
+        "if `polyturn models list` has it"
+    )
     message = refused(in_this_process, "train", "recipe.yaml", "model.path=builtin:tiny-sercher")
     assert message.startswith("model.path: there is no shipped model 'tiny-sercher'")
 

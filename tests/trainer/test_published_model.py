@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,16 @@ from polyturn.agents.ledger import Ledger
 from polyturn.agents.policy import SamplingParams
 from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.errors import ConfigError
+from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.engines import EnginesConfig
+from polyturn.envs.registry import make
 from polyturn.rollout.engines.launch import Engines, LocalLauncher
 from polyturn.rollout.engines.server import EngineSpec
-from polyturn.rollout.factory import open_client
+from polyturn.rollout.factory import dialect_of, open_client, renderer_of
+from polyturn.rollout.fine_tuning.rendering import RowRenderer
+from polyturn.rollout.fine_tuning.rows import row_of
 from polyturn.trainer.models.published import find_published, get_published
+from polyturn.trainer.run.preflight import preflight
 from tests.support.megatron.policies import make_policy
 from tests.support.samples import sample_of
 
@@ -31,6 +38,31 @@ def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     target = tmp_path_factory.mktemp("published") / "smollm2"
     get_published(find_published("smollm2-135m"), target)
     return target
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["smollm2_words", "smollm2_calculator", "smollm2_search_r1"])
+def test_what_the_solution_plays_is_taught_within_a_recipes_limits(name: str, smollm2: Path) -> None:
+    config = load_config(name, [f"model.path={smollm2}"])
+    preflight(config, dry_run=True)
+    dialect = dialect_of(config.model, smollm2)
+    renderer = renderer_of(config.model, smollm2, dialect)
+    taught = RowRenderer(renderer, dialect, tokenizer="", vocab_size=49152, stored=False)
+    limits = config.environment
+    env = make(limits.id, **limits.options)
+    tools = [tool.to_openai() for tool in env.tools]
+    for task in itertools.islice(env.tasks("train"), 48):
+        history, reward, done = list(env.reset(options={"task": task})[0]), 0.0, False
+        while not done:
+            action = env.oracle(history, env.tools)
+            observation, reward, done, *_ = env.step(action)
+            history += [action.to_message(), *observation]
+        assert reward == 1.0
+        [segment] = taught(row_of(json.dumps({"messages": history, "tools": tools}).encode(), where="rows"))
+        # Room for an answer that goes astray, and for the next turn behind it.
+        assert len(segment.token_ids) + limits.max_tokens_per_turn <= limits.max_tokens_per_episode
+        turns = [int(((segment.turns == turn) & segment.sampled).sum()) for turn in range(limits.max_turns)]
+        assert 0 < max(turns) <= limits.max_tokens_per_turn and sum(map(bool, turns)) <= limits.max_turns
 
 
 @pytest.mark.slow

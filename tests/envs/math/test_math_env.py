@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import pytest
 
@@ -44,6 +45,32 @@ def test_the_oracle_is_always_right_and_chance_is_not(env_id, split):
     assert len(tasks) >= 100
     assert all(play(env, env.oracle, task) == 1.0 for task in tasks)
     assert sum(play(env, env.random_policy(seed), task) for seed, task in enumerate(tasks[:100])) < 3
+
+
+@pytest.mark.parametrize("options", [{"made": "words", "answer_format": "any"}, {"made": "words"}])
+@pytest.mark.parametrize("calculator", [False, True])
+def test_the_oracle_works_a_solution_out_as_it_is_written(options, calculator):
+    env = make("polyturn/Math-v0", calculator=calculator, split="heldout", **options)
+    [task, *others] = env.tasks("heldout")
+    assert len({task.messages[-1]["content"] for task in [task, *others]}) == 200
+    assert not {t.messages[-1]["content"] for t in env.tasks("train")} & {
+        t.messages[-1]["content"] for t in others
+    }
+    assert all(play(env, env.oracle, other) == 1.0 for other in others)
+    history, actions, done = list(env.reset(options={"task": task})[0]), [], False
+    while not done:
+        actions.append(env.oracle(history, env.tools))
+        observation, _, done, *_ = env.step(actions[-1])
+        history += [actions[-1].to_message(), *observation]
+    expressions = [call.arguments["expression"] for action in actions for call in action.tool_calls]
+    written = re.findall(r"<<(.+?)=", task.metadata["solution"])
+    if calculator:
+        assert expressions == written and len(written) == 2
+    else:
+        assert (
+            all(expression in actions[0].content for expression in written) and "<<" not in actions[0].content
+        )
+        assert actions[0].content.endswith(task.label if "answer_format" in options else "}.")
 
 
 @pytest.mark.parametrize("env_id", IDS)

@@ -15,6 +15,8 @@ from polyturn.configs.errors import ConfigError
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.models import resolve_model_path
 from polyturn.envs.messages import Message
+from polyturn.envs.registry import make as make_env
+from polyturn.envs.search.styles import write_turn
 from polyturn.rollout.factory import dialect_of, renderer_of
 from polyturn.rollout.fine_tuning.rendering import RowRenderer
 from polyturn.rollout.fine_tuning.rows import Row, row_of, tokens_of
@@ -137,10 +139,30 @@ def test_a_template_that_writes_calls_as_the_dialect_does_not_read_them_is_refus
         ConfigError, match=r"rows.jsonl:1: messages: the chat template writes a turn with 1 calls"
     ):
         other(row())
-    tags = MODEL.model_copy(update={"dialect": "search_r1"})
-    dialect = dialect_of(tags, PATH)
-    tagged = RowRenderer(
-        renderer_of(tags, PATH, dialect), dialect, tokenizer="", vocab_size=5000, stored=True
-    )
-    with pytest.raises(ConfigError, match="a dialect of tags"):
-        tagged(row())
+
+
+def test_a_turn_in_tags_is_taught_up_to_where_sampling_stops() -> None:
+    model = MODEL.model_copy(update={"dialect": "search_r1"})
+    dialect = dialect_of(model, PATH)
+    renderer = renderer_of(model, PATH, dialect)
+    tagged = RowRenderer(renderer, dialect, tokenizer="", vocab_size=5000, stored=True)
+    env = make_env("polyturn/SearchR1-v0")
+    history = list(env.reset(seed=0)[0])
+    turns, done = [], False
+    while not done:
+        action = env.oracle(history, env.tools)
+        observation, reward, done, *_ = env.step(action)
+        turns.append(write_turn(action, env.style.tags))
+        history += [action.to_message(), *observation]
+    assert reward == 1.0 and len(turns) == 3
+    tools = [tool.to_openai() for tool in env.tools]
+    taught = row_of(json.dumps({"messages": history, "tools": tools}).encode(), where="rows.jsonl:1")
+    [segment] = tagged(taught)
+    assert taught_texts(renderer, taught, tagged) == turns
+    # The results stand in the tags that an engine's episode has them in.
+    text = renderer.decode(segment.token_ids)
+    assert text.count("<information>") == 2 + 1 and text.endswith("</answer>")
+    with pytest.raises(ConfigError, match=r"rows.jsonl:1: messages: a turn in tags ends in one of </search>"):
+        tagged(
+            row(messages=[{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "Here"}])
+        )
