@@ -239,9 +239,24 @@ def _answer_cuda_calls() -> None:
     cuda.nvtx.range_push = cuda.nvtx.range_pop = _answer(0)
 
 
+@contextlib.contextmanager
+def _left_out(package: str) -> Iterator[None]:
+    """An optional package is missing meanwhile, unless it has been imported already."""
+    if package in sys.modules:
+        yield
+        return
+    sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[package]
+
+
 def _adapt_imported_modules() -> None:
     """Functions that a rewrite of literals does not reach."""
-    import megatron.core.tensor_parallel.mappings as mappings
+    # Its engine for inference, which nothing here uses, would import wandb: a seventh of a rank's start.
+    with _left_out("wandb"):
+        import megatron.core.tensor_parallel.mappings as mappings
     import megatron.core.tensor_parallel.random as random
     import megatron.core.transformer.moe.moe_utils as moe_utils
     import megatron.core.transformer.moe.token_dispatcher as token_dispatcher

@@ -1,6 +1,7 @@
 """The pool itself: ranks run together, each job in processes of its own, and failures come back as they were."""
 
 import os
+import sys
 import time
 
 import pytest
@@ -27,6 +28,10 @@ def fail_on_one(context: RankContext, parallel: ParallelConfig) -> None:
         dist.barrier()
 
 
+def imports(context: RankContext, package: str) -> bool:
+    return package in sys.modules
+
+
 def die_on_one(context: RankContext) -> None:
     if context.rank == 1:
         os._exit(3)
@@ -41,6 +46,11 @@ def test_ranks_meet_and_leave_nothing_behind(rank_pool):
     pids = [pid for pid, _, _ in first + second]
     assert len(set(pids)) == 6 and os.getpid() not in pids
     assert {threads for _, _, threads in first + second} == {1}
+
+
+def test_what_megatron_would_import_for_its_inference_is_left_out(rank_pool):
+    assert rank_pool.run(1, imports, "megatron.core.inference_params") == [True]
+    assert rank_pool.run(1, imports, "wandb") == [False]
 
 
 def test_a_rank_that_raises_is_reported_with_its_traceback(rank_pool):
