@@ -486,9 +486,14 @@ def test_a_run_that_is_stopped_and_killed_trains_what_an_uninterrupted_one_does(
     assert sum(ours[key] == theirs[key] for key in theirs) >= 0.9 * len(theirs)
 
 
-def test_tensor_parallel_ranks_several_updates_a_kl_sync_through_disk_and_branches(tmp_path: Path) -> None:
-    process = train(
+def test_tags_tensor_parallel_ranks_several_updates_a_kl_sync_through_disk_and_branches(
+    tmp_path: Path,
+) -> None:
+    process = run(
+        "train",
+        "search_r1",
         *SMALL,
+        "checks={enabled: true, max_logprob_difference: 1e-4}",
         "rollout.branching={kind: entropy, num_trunks: 2}",
         "trainer.algorithm.advantage.kind=tree_grpo",
         "trainer.shared_prefix=tree",
@@ -520,6 +525,9 @@ def test_tensor_parallel_ranks_several_updates_a_kl_sync_through_disk_and_branch
     assert {one["version"] for one in results} <= {2, 4} and not (path / "evaluated").exists()
     state = orjson.loads((path / "checkpoints" / "step_000002" / "state.json").read_bytes())
     drawn = {episode.task_id for episodes in episodes_by_step(path).values() for episode in episodes}
+    # The model that the recipe names knows the tags: without any right episode there is nothing to learn from.
+    rewards = [episode.reward for episodes in episodes_by_step(path).values() for episode in episodes]
+    assert max(rewards) == 1.0 and min(rewards) == 0.0
     assert len(state["curriculum"]["rates"]) == len(drawn) >= 4
     assert summary["checks"]["unequal_tensors"] == 0 and summary["checks"]["initial_kl"] <= 1e-6
     rows = read_metrics(path / "metrics.jsonl")

@@ -15,6 +15,6 @@ def test_the_recipes_of_search_r1():
         samples = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
         assert samples == config.trainer.global_batch_size * config.trainer.updates_per_step
         assert config.trainer.algorithm.kl.coefficient == 1e-3
-        assert config.trainer.optimizer.learning_rate == 1e-6
+    assert full.trainer.optimizer.learning_rate == 1e-6
     assert (full.rollout.prompts_per_step, full.rollout.samples_per_prompt) == (512, 5)
     assert full.environment.max_tokens_per_turn == 500

@@ -13,7 +13,8 @@ import json
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
+from polyturn.configs.models import resolve_model_path
+from polyturn.envs.search.styles import SEARCH_R1
 from polyturn.trainer.base_model.initial import train_tokenizer, training_texts, write_initial_model
 from polyturn.trainer.base_model.streams import (
     EpisodeStream,
@@ -29,6 +32,7 @@ from polyturn.trainer.base_model.streams import (
     readings,
     repeated_sequences,
 )
+from polyturn.trainer.base_model.tagged import tagged_episodes, tagged_readings
 
 Report = Callable[[str], None]
 
@@ -39,11 +43,13 @@ class Stage(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
-    kind: Literal["repeated_sequences", "readings", "episodes"]
+    kind: Literal["repeated_sequences", "readings", "episodes", "tagged_episodes", "tagged_readings"]
     skill: float = Field(default=1.0, ge=0.0, le=1.0)
     """Of the demonstrator, for episodes."""
     observation_share: float = Field(default=0.0, ge=0.0, le=1.0)
     """How many of the tokens of observations are taught too, for episodes."""
+    top_k: PositiveInt | None = None
+    """Passages per search. None: as many as the environment shows."""
     num_updates: PositiveInt
     tokens_per_update: PositiveInt
     learning_rate: PositiveFloat
@@ -58,6 +64,12 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     vocab_size: PositiveInt
+    start_from: str | None = None
+    """`builtin:NAME`: whose tokenizer and weights the first stage begins with. None: a tokenizer that is trained, and
+    first weights."""
+    renamed_tokens: dict[str, str] = {}
+    """Other texts for some of the added tokens of the model that is started from: what was learned of a token stays,
+    under another name."""
     seed: int = 0
     stages: tuple[Stage, ...]
 
@@ -75,9 +87,9 @@ class Recipe(BaseModel):
         return self.model_copy(update={"stages": stages})
 
 
-def recipe_path() -> Path:
-    """The recipe of the shipped model."""
-    return Path(str(files("polyturn.configs"))) / "base_models" / "tiny_searcher.yaml"
+def recipe_path(name: str = "tiny_searcher") -> Path:
+    """The recipe of a shipped model."""
+    return Path(str(files("polyturn.configs"))) / "base_models" / f"{name}.yaml"
 
 
 def load_recipe(path: Path) -> Recipe:
@@ -92,10 +104,9 @@ def make_base_model(recipe: Recipe, output: Path, *, report: Report = print) -> 
 
     started = time.perf_counter()
     losses: dict[str, list[float]] = {}
-    tokenizer = train_tokenizer(training_texts(), vocab_size=recipe.vocab_size)
     with tempfile.TemporaryDirectory() as scratch:
         model = Path(scratch) / "initial"
-        write_initial_model(tokenizer, model, seed=recipe.seed)
+        tokenizer = _start(recipe, model)
         for number, stage in enumerate(recipe.stages):
             config = SupervisedConfig(
                 num_updates=stage.num_updates,
@@ -121,13 +132,56 @@ def make_base_model(recipe: Recipe, output: Path, *, report: Report = print) -> 
     return losses
 
 
+def _start(recipe: Recipe, directory: Path) -> Any:
+    """Write the model before the first stage; returns its tokenizer."""
+    if recipe.start_from is None:
+        tokenizer = train_tokenizer(training_texts(), vocab_size=recipe.vocab_size)
+        write_initial_model(tokenizer, directory, seed=recipe.seed)
+        return tokenizer
+    from transformers import AutoTokenizer
+
+    model = resolve_model_path(recipe.start_from, key="start_from")
+    shutil.copytree(
+        model, directory, copy_function=shutil.copyfile, ignore=shutil.ignore_patterns("recipe.json")
+    )
+    rename_tokens(directory / "tokenizer.json", recipe.renamed_tokens)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    if len(tokenizer) != recipe.vocab_size:
+        raise ValueError(
+            f"vocab_size: {recipe.start_from} has {len(tokenizer)} tokens, not {recipe.vocab_size}"
+        )
+    return tokenizer
+
+
+def rename_tokens(path: Path, names: Mapping[str, str]) -> None:
+    """Give added tokens of a tokenizer.json other texts, in place; their ids stay.
+
+    Raises:
+        ValueError: one of them is not there.
+    """
+    tokenizer = json.loads(path.read_text(encoding="utf-8"))
+    added = {token["content"]: token for token in tokenizer["added_tokens"]}
+    if missing := sorted(set(names) - set(added)):
+        raise ValueError(f"renamed_tokens: {path} has no added token {missing[0]!r}, only {', '.join(added)}")
+    for old, new in names.items():
+        added[old]["content"] = new
+    path.write_text(json.dumps(tokenizer, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def make_stream(stage: Stage, tokenizer: Any, *, seed: int) -> Iterator[Example]:
     """The endless examples of a stage."""
     if stage.kind == "repeated_sequences":
         return repeated_sequences(vocab_size=len(tokenizer), seed=seed)
+    is_tagged = stage.kind in ("tagged_readings", "tagged_episodes")
     stream = EpisodeStream(skill=stage.skill, observation_share=stage.observation_share)
-    make = readings if stage.kind == "readings" else played_episodes
-    return make(tokenizer, stream, seed=seed)
+    if is_tagged:
+        num_turns = SEARCH_R1.max_searches + SEARCH_R1.final_answer_turn
+        stream = replace(stream, top_k=SEARCH_R1.top_k, num_turns=num_turns)
+    if stage.top_k is not None:
+        stream = replace(stream, top_k=stage.top_k)
+    if stage.kind in ("readings", "tagged_readings"):
+        return (tagged_readings if is_tagged else readings)(tokenizer, stream, seed=seed)
+    return (tagged_episodes if is_tagged else played_episodes)(tokenizer, stream, seed=seed)
 
 
 def checksum(directory: Path) -> str:

@@ -8,6 +8,7 @@ all worlds are of the demonstration pool, whose people and employers no environm
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ from polyturn.agents.chat import ChatRenderer
 from polyturn.agents.dialects import HermesDialect
 from polyturn.envs.messages import Message, Task
 from polyturn.envs.two_hop.env import Demonstrator, task_of, write_call
-from polyturn.envs.two_hop.world import WorldSize, make_world
+from polyturn.envs.two_hop.world import World, WorldSize, make_world
 from polyturn.tools.search.bm25 import BM25Index
 from polyturn.tools.search.retrieval import search_tool
 from polyturn.tools.toolset import Toolset
@@ -59,15 +60,18 @@ class EpisodeStream:
     teaches a model to tell its phrases apart; without it, each phrase is found separately, and late."""
 
 
+def worlds(stream: EpisodeStream, seed: int) -> Iterator[tuple[World, int]]:
+    """Worlds without end, each with a number that is its own: it seeds what is played in it."""
+    size = WorldSize(num_people=stream.num_people, num_employers=stream.num_employers)
+    for world_seed in itertools.count(stream.first_world_seed + 100_000 * seed):
+        yield make_world(world_seed, size=size, pools=("demonstration",)), world_seed + 1
+
+
 def played_episodes(tokenizer: Any, stream: EpisodeStream, *, seed: int = 0) -> Iterator[Example]:
     """Episodes of a demonstrator in ever new worlds; the demonstrator's tokens are taught, and a share of the rest."""
     renderer = ChatRenderer(tokenizer)
     rng = np.random.default_rng(seed)
-    world_seed = stream.first_world_seed + 100_000 * seed
-    size = WorldSize(num_people=stream.num_people, num_employers=stream.num_employers)
-    while True:
-        world = make_world(world_seed, size=size, pools=("demonstration",))
-        world_seed += 1
+    for world, world_seed in worlds(stream, seed):
         toolset = Toolset([search_tool(BM25Index.build(world.passages), top_k=stream.top_k)])
         demonstrator = Demonstrator(skill=stream.skill, seed=world_seed, num_turns=stream.num_turns)
         questions = world.questions["demonstration"]
@@ -118,11 +122,7 @@ def readings(
     """
     renderer = ChatRenderer(tokenizer)
     rng = np.random.default_rng(seed)
-    world_seed = stream.first_world_seed + 100_000 * seed
-    size = WorldSize(num_people=stream.num_people, num_employers=stream.num_employers)
-    while True:
-        world = make_world(world_seed, size=size, pools=("demonstration",))
-        world_seed += 1
+    for world, _ in worlds(stream, seed):
         search = search_tool(BM25Index.build(world.passages), top_k=stream.top_k).function
         questions = world.questions["demonstration"]
         for _ in range(stream.episodes_per_world // 4):
