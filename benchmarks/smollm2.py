@@ -18,9 +18,9 @@ from typing import Any
 from polyturn.trainer.sinks.json_lines import read_metrics
 
 COMMAND = (sys.executable, "-m", "polyturn.cli.main")
-RECIPES = ("smollm2_words", "smollm2_calculator", "smollm2_search_r1")
+RECIPES = {"smollm2_words": (256, 16), "smollm2_calculator": (64, 8), "smollm2_search_r1": (64, 8)}
+"""Demonstrations of the warm start, and how many there are in an update."""
 WARM = (
-    "trainer.global_batch_size=8",
     "trainer.optimizer.learning_rate=2e-4",
     "trainer.optimizer.schedule.kind=cosine",
 )
@@ -41,14 +41,16 @@ def measure(recipe: str, seed: int, *, steps: int | None, short: bool, folder: P
     """The reward of each step, the held-out scores with their intervals, and the seconds of each part."""
     demonstrations, rows = folder / f"{recipe}-demonstrations", folder / f"{recipe}.jsonl"
     warm, trained = folder / f"{recipe}-{seed}-warm", folder / f"{recipe}-{seed}"
+    num_demonstrations, in_an_update = RECIPES[recipe]
     common = (f"model.path={folder / 'model'}", f"seed={seed}")
     if not rows.exists():
         played = ("--policy", "oracle", "--directory", str(demonstrations), "evaluation.split=train")
-        run("eval", "run", recipe, *played, common[0])
+        run("eval", "run", recipe, *played, common[0], f"evaluation.num_tasks={num_demonstrations}")
         run("eval", "curate", str(demonstrations), "--output", str(rows))
     started = time.perf_counter()
     few = ("trainer.num_steps=2",) if short else ()
-    run("sft", recipe, "--data", str(rows), *common, *WARM, f"run_dir={warm}", *few)
+    warm_up = (*WARM, f"trainer.global_batch_size={in_an_update}", *few)
+    run("sft", recipe, "--data", str(rows), *common, *warm_up, f"run_dir={warm}")
     warmed = time.perf_counter()
     limits = [*SHORT, "trainer.num_steps=2"] if short else []
     if steps is not None and not short:
