@@ -10,6 +10,7 @@ again:
     killed         SIGKILL of the server
     out of memory  SIGKILL of its scheduler, as the kernel does it
     hung           SIGSTOP of all its processes: it takes connections and answers nothing
+    hung in sync   the same in the middle of a sync, when an engine can be asked nothing else
     garbled        every answer has NaN logprobs (a proxy in front of it makes them so)
     failing        every answer is a 500
     slow           every answer takes `--slow-s` longer: it is not replaced, and gets fewer requests
@@ -56,6 +57,8 @@ from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.engines import EnginesConfig, ReplaceConfig, RouterConfig
+from polyturn.configs.sizing.nodes import Node
+from polyturn.configs.sizing.placement import plan_placement
 from polyturn.rollout.engines.checksums import EngineChecksums, EngineLayout
 from polyturn.rollout.engines.engine_log import EngineLog
 from polyturn.rollout.engines.fleet import Ailment, EngineFleet, Traffic
@@ -63,9 +66,11 @@ from polyturn.rollout.engines.keeper import EngineKeeper
 from polyturn.rollout.engines.launch import Engines, Launcher, LocalLauncher
 from polyturn.rollout.engines.membership import Membership
 from polyturn.rollout.engines.placement import free_port
+from polyturn.rollout.engines.ray_launcher import RayLauncher
+from polyturn.rollout.engines.reservation import Reservation
 from polyturn.rollout.engines.server import EngineSpec, Router, SGLangServer
 from polyturn.rollout.engines.watch import EngineWatch
-from polyturn.rollout.factory import open_client
+from polyturn.rollout.factory import fleet_retries, open_client
 from polyturn.tools.retries import Retries
 from polyturn.trainer.run.checks import RunChecks
 from polyturn.trainer.run.served_weights import ServedWeights
@@ -75,15 +80,15 @@ from polyturn.trainer.weight_sync.broadcast import BroadcastPublisher
 from polyturn.trainer.weight_sync.disk import DiskPublisher
 
 SHORT = ("killed", "hung", "garbled")
-FAULTS = ("killed", "out of memory", "hung", "garbled", "failing", "slow", "router", "node")
-HUNG_AFTER_S = 5.0
-"""In a run it is 60 s: an engine may compute for long without a word."""
+FAULTS = ("killed", "out of memory", "hung", "hung in sync", "garbled", "failing", "slow", "router", "node")
 NUM_LIVE = 8
 NUM_TURNS = 4
 TURN_TOKENS = 24
 VERSION_S = 3.0
 """Between two versions of the weights."""
 WITHIN_S = 300.0
+NODES = ("127.0.0.2", "127.0.0.3", "127.0.0.4")
+"""Of the pretended cluster, the head first. Never 127.0.0.1, which Ray takes for the machine's other address."""
 
 
 class Proxy:
@@ -195,7 +200,10 @@ class Play:
                     client=client, url=url, stop_token_ids=(), retries=alone, vocab_size=self._vocab_size
                 )
 
-            self.fleet = EngineFleet([connect(url) for url in self._urls], retries=Retries(deadline_s=120))
+            self.fleet = EngineFleet(
+                [connect(url) for url in self._urls],
+                retries=fleet_retries(120, is_behind_router=self._is_router),
+            )
             self._watch = EngineWatch(
                 self.fleet,
                 urls=self._engine_urls,
@@ -237,7 +245,7 @@ class Play:
         self._loop.call_soon_threadsafe(self._watch.set_engines, members)
 
     def ailments(self) -> Mapping[int, Ailment]:
-        return self.fleet.ailments
+        return self._watch.ailments
 
     def num_requests(self) -> Mapping[int, int]:
         return self.fleet.num_requests
@@ -253,11 +261,20 @@ class InProcess:
     def __init__(self, publisher: WeightPublisher, weights: Mapping[str, torch.Tensor]) -> None:
         self._publisher, self._weights = publisher, weights
         self._moved: list[tuple[str, torch.Tensor]] = []
+        self.meanwhile: Callable[[], None] = lambda: None
+        """What happens in the middle of the next sync."""
         self.set_engines = publisher.set_engines
 
     def prepare_weights(self, version: int) -> None:
         self._moved = [(name, tensor * (1 + 1e-4 * version)) for name, tensor in self._weights.items()]
-        self._publisher.prepare(iter(self._moved), version=version)
+        self._publisher.prepare(self._sent(), version=version)
+
+    def _sent(self) -> Iterator[tuple[str, torch.Tensor]]:
+        middle = len(self._moved) // 2
+        yield from self._moved[:middle]
+        meanwhile, self.meanwhile = self.meanwhile, lambda: None
+        meanwhile()
+        yield from self._moved[middle:]
 
     def activate_weights(self) -> SyncReport:
         return self._publisher.activate()
@@ -287,9 +304,11 @@ class Bench:
     keeper: EngineKeeper
     play: Play
     served: ServedWeights
+    trainer: InProcess
     directory: Path
     start_s: float
     slow_s: float
+    hung_after_s: float
     rows: list[Row] = field(default_factory=list)
     _next_version: float = 0.0
 
@@ -384,6 +403,7 @@ def bench(
     *,
     sync: str,
     slow_s: float,
+    hung_after_s: float,
     router: RouterConfig | None = None,
     make_launcher: Callable[[EngineSpec], Launcher] | None = None,
 ) -> Iterator[Bench]:
@@ -418,7 +438,7 @@ def bench(
         )
         keeper = EngineKeeper(
             engines,
-            ReplaceConfig(hung_after_s=HUNG_AFTER_S, faults_in_a_row=8, deaths_per_hour=None),
+            ReplaceConfig(hung_after_s=hung_after_s, faults_in_a_row=8, deaths_per_hour=None),
             players=play,
             directory=logs,
             log=EngineLog(logs, lambda sentence: print(f"  {sentence}", flush=True)),
@@ -426,12 +446,15 @@ def bench(
             drain_s=30.0,
         )
         stack.callback(keeper.close)
-        publisher = stack.enter_context(publishing(sync, model, logs, tied=hf["tie_word_embeddings"]))
+        publisher = stack.enter_context(
+            publishing(sync, model, logs, tied=hf["tie_word_embeddings"], hung_after_s=hung_after_s)
+        )
+        trainer = InProcess(publisher, load_file(model / "model.safetensors"))
         served = ServedWeights(
             config,
             keeper=keeper,
             turns=None,
-            trainer=cast(Any, InProcess(publisher, load_file(model / "model.safetensors"))),
+            trainer=cast(Any, trainer),
             worker=cast(Any, play),
             # Requests are under way all the time.
             heldout=cast(Any, SimpleNamespace(is_playing=True)),
@@ -446,9 +469,11 @@ def bench(
             keeper=keeper,
             play=play,
             served=served,
+            trainer=trainer,
             directory=logs,
             start_s=start_s,
             slow_s=slow_s,
+            hung_after_s=hung_after_s,
         )
         yield found
         for fault in dict.fromkeys(play.faults):
@@ -456,7 +481,9 @@ def bench(
 
 
 @contextmanager
-def publishing(sync: str, model: Path, directory: Path, *, tied: bool) -> Iterator[WeightPublisher]:
+def publishing(
+    sync: str, model: Path, directory: Path, *, tied: bool, hung_after_s: float
+) -> Iterator[WeightPublisher]:
     def new_checksums() -> EngineChecksums:
         return EngineChecksums(EngineLayout(tied_embeddings=tied))
 
@@ -471,7 +498,8 @@ def publishing(sync: str, model: Path, directory: Path, *, tied: bool) -> Iterat
             address="127.0.0.1",
             backend="gloo",
             bucket_bytes=1 << 29,
-            timeout_s=30,
+            timeout_s=300,
+            hung_after_s=hung_after_s,
             new_checksums=new_checksums,
         )
     yield publisher
@@ -499,8 +527,22 @@ def measure_servers(found: Bench, faults: Sequence[str]) -> None:
             case "out of memory":
                 found.measure(fault, replaced, lambda: signalled(signal.SIGKILL, "scheduler"))
             case "hung":
-                policy = f"replaced after {HUNG_AFTER_S:g} s without an answer"
+                policy = f"replaced after {found.hung_after_s:g} s without an answer"
                 found.measure(fault, policy, lambda: signalled(signal.SIGSTOP))
+            case "hung in sync":
+
+                def stop_in_sync() -> None:
+                    stopped = []
+
+                    def stop() -> None:
+                        signalled(signal.SIGSTOP)
+                        stopped.append(time.time())
+
+                    found.trainer.meanwhile = stop
+                    found.until(lambda: stopped)
+
+                policy = f"replaced after {found.hung_after_s:g} s in which a bucket does not arrive"
+                found.measure(fault, policy, stop_in_sync)
             case "garbled" | "failing" as mode:
                 policy = "asked of another at once; replaced after 8 in a row"
                 found.measure(mode, policy, lambda mode=mode: spoiled(mode))
@@ -520,13 +562,13 @@ def measure_router(found: Bench) -> None:
     found.measure("router", "started again at its address", kill, until="router")
 
 
-def measure_node(scratch: Path, *, sync: str) -> list[Row]:
+def measure_node(scratch: Path, *, sync: str, hung_after_s: float) -> list[Row]:
     """The node of an engine is removed from a cluster of three."""
     import ray
+    from ray._private import ray_constants
     from ray.cluster_utils import Cluster
 
-    from polyturn.rollout.engines.ray_launcher import RayLauncher
-
+    ray_constants.ENABLE_RAY_CLUSTER = True
     os.environ.update(
         RAY_health_check_period_ms="500",
         RAY_health_check_timeout_ms="1000",
@@ -534,28 +576,34 @@ def measure_node(scratch: Path, *, sync: str) -> list[Row]:
         RAY_health_check_initial_delay_ms="0",
     )
     shape = {"num_cpus": 4, "object_store_memory": 80 << 20}
+    head, *others = NODES
     cluster = Cluster(
         initialize_head=True,
-        head_node_args={**shape, "node_ip_address": "127.0.0.2", "include_dashboard": False},
+        head_node_args={**shape, "node_ip_address": head, "include_dashboard": False},
     )
-    nodes = {
-        address: cluster.add_node(**shape, node_ip_address=address) for address in ("127.0.0.3", "127.0.0.4")
-    }
+    added = {address: cluster.add_node(**shape, node_ip_address=address) for address in others}
     ray.init(address=cluster.address, log_to_driver=False)
+    config = load_config("quickstart", [f"cluster.address={cluster.address}", "engines.num_engines=2"])
+    # The engines sit on the nodes that can be removed.
+    places = [Node(address=address, num_cpus=4, num_gpus=0) for address in added]
+    reservation = Reservation(plan_placement(config, places, trains=False))
     try:
-        with bench(scratch, sync=sync, slow_s=0.0, make_launcher=RayLauncher) as found:
-            hosts = [httpx.URL(url).host for url in found.engines.engine_urls]
-            there = next((host for host in hosts if host in nodes), None)
-            if there is None:
-                print("  both engines were placed on the head, which cannot be removed")
-                return []
-            found.measure(
-                "node",
-                "replaced on another node",
-                lambda: cluster.remove_node(nodes[there], allow_graceful=False),
-            )
+        with bench(
+            scratch,
+            sync=sync,
+            slow_s=0.0,
+            hung_after_s=hung_after_s,
+            make_launcher=lambda spec: RayLauncher(spec, reservation),
+        ) as found:
+
+            def remove() -> None:
+                host = httpx.URL(found.engines.by_number[0].url).host
+                cluster.remove_node(added[host], allow_graceful=False)
+
+            found.measure("node", "replaced on another node", remove)
             return found.rows
     finally:
+        reservation.release()
         ray.shutdown()
         cluster.shutdown()
 
@@ -566,6 +614,12 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--faults", nargs="+", choices=FAULTS, default=FAULTS, help="which of them")
     parser.add_argument("--sync", choices=("broadcast", "disk"), default="broadcast", help="how weights go")
+    parser.add_argument(
+        "--hung-after-s",
+        type=float,
+        default=5.0,
+        help="without an answer, after which an engine is replaced; 60 s in a run, where it may compute for long",
+    )
     parser.add_argument("--slow-s", type=float, default=1.0, help="for which a slow answer is held back")
     parser.add_argument("--short", action="store_true", help=f"{', '.join(SHORT)} alone")
     return parser.parse_args()
@@ -585,17 +639,28 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         scratch = Path(directory)
         if of_servers:
-            with bench(scratch, sync=arguments.sync, slow_s=arguments.slow_s) as found:
+            with bench(
+                scratch,
+                sync=arguments.sync,
+                slow_s=arguments.slow_s,
+                hung_after_s=arguments.hung_after_s,
+            ) as found:
                 start_s = found.start_s
                 measure_servers(found, of_servers)
                 rows += found.rows
         if "router" in faults:
             config = RouterConfig(policy="cache_aware")
-            with bench(scratch, sync=arguments.sync, slow_s=0.0, router=config) as found:
+            with bench(
+                scratch,
+                sync=arguments.sync,
+                slow_s=0.0,
+                hung_after_s=arguments.hung_after_s,
+                router=config,
+            ) as found:
                 measure_router(found)
                 rows += found.rows
         if "node" in faults:
-            rows += measure_node(scratch, sync=arguments.sync)
+            rows += measure_node(scratch, sync=arguments.sync, hung_after_s=arguments.hung_after_s)
     figures = {
         "benchmark": "recovery",
         "sync": arguments.sync,

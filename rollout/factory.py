@@ -4,6 +4,7 @@ behind the engines.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -44,6 +45,8 @@ from polyturn.tools.retries import Retries
 
 MAX_GENERATION_BYTES = 256 * 1024 * 1024
 """Of an engine's answer: tokens, logprobs and routed experts of one turn."""
+ROUTER_WAIT_S = 2.0
+"""The longest that a fleet waits before it asks the router again."""
 HELDOUT_NAMES = frozenset(
     (
         "heldout",
@@ -371,7 +374,7 @@ async def open_engines(
             sticky=router.policy != "least_loaded",
             overload=Overload(ratio=router.overload_ratio, margin=router.overload_margin),
             live=live,
-            retries=Retries(deadline_s=deadline_s),
+            retries=fleet_retries(deadline_s, is_behind_router=bool(engine_urls) and not is_direct),
             chat_urls=[f"{each}/v1" for each in urls],
         )
         watch = EngineWatch(
@@ -384,6 +387,14 @@ async def open_engines(
         )
         async with watch.watching():
             yield watch
+
+
+def fleet_retries(deadline_s: float, *, is_behind_router: bool) -> Retries:
+    """How often a fleet asks again. A router that is gone is started again, as nobody sees who asks it, and that takes
+    longer than a few tries."""
+    if is_behind_router:
+        return Retries(max_retries=sys.maxsize, max_wait_s=ROUTER_WAIT_S, deadline_s=deadline_s)
+    return Retries(deadline_s=deadline_s)
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,9 +106,9 @@ class PlayerActor:
             self._told = order
             self._watch.set_engines(members)
 
-    async def ailments(self) -> dict[int, Ailment]:
+    async def ailments(self) -> Mapping[int, Ailment]:
         """By engine, what is the matter with those that failed the last requests of this process."""
-        return self._watch.fleet.ailments if self._player is not None else {}
+        return self._watch.ailments if self._player is not None else {}
 
     async def num_requests(self) -> dict[int, int]:
         """Of this process under way, by engine."""
@@ -238,7 +238,7 @@ class RemotePlayers:
         """By process and engine, what was answered since the last call; one that has died, or hangs, tells nothing."""
         return await self._told_by_all(lambda actor: actor.take_traffic.remote())
 
-    async def ailments(self) -> list[dict[int, Ailment]]:
+    async def ailments(self) -> list[Mapping[int, Ailment]]:
         """By process and engine, what is the matter with those that failed their last requests."""
         return await self._told_by_all(lambda actor: actor.ailments.remote())
 

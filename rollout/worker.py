@@ -273,7 +273,7 @@ class RolloutWorker:
         """By engine, what is the matter with those that failed their last requests; from any thread."""
 
         async def find() -> dict[int, Ailment]:
-            found = dict(self._watch.fleet.ailments)
+            found = dict(self._watch.ailments)
             others = await self._player.ailments() if isinstance(self._player, RemotePlayers) else ()
             for number, ailment in ((key, value) for other in others for key, value in other.items()):
                 if number not in found or found[number].num_faults < ailment.num_faults:

@@ -93,7 +93,9 @@ class ReplaceConfig(Section):
     first_wait_s: PositiveFloat = 1.0
     """Before the second of these starts; each further wait is twice as long."""
     hung_after_s: PositiveFloat = 60.0
-    """An engine that answers nothing for so long, while it has no new weights to take, is ended and replaced."""
+    """An engine that answers nothing for so long is ended and replaced. While it takes new weights by broadcast nothing
+    else can be asked: there it counts once an update has gone through, or ten times the longest answer of it if that is
+    more; before, and by other ways, weight_sync.timeout_s does."""
     faults_in_a_row: PositiveInt = 16
     """So is one that failed so many requests in a row, or answered them with what makes no sense."""
     deaths_per_hour: PositiveInt | None = 20

@@ -49,7 +49,7 @@ def turn_memory(
     sync, trainers = config.weight_sync, dict[str, int]()
     bucket = BYTES[config.model.dtype] * shape.vocab_size * shape.hidden_size
     if isinstance(sync, BroadcastSync):
-        bucket = max(bucket, sync.bucket_bytes)
+        bucket = max(bucket, sync.bucket_bytes_on(config.trainer.device))
     if sync.gathers_in_activate:
         # Elsewhere they have left by then.
         trainers = {"trainer's weights": rank.parts["weights"] + rank.parts.get("adapters", 0)}

@@ -49,14 +49,17 @@ SPLIT_BY_HALF = (".gate_up_proj.",)
 """Gate and up, which Hugging Face has in one tensor, too."""
 
 
-def tensor_checksum(tensor: Tensor, *, device: EngineDevice = "cpu") -> str:
-    """16 hex digits over the bytes of `tensor`, equal to those of an engine on `device` that holds the same bytes."""
+def tensor_checksum(*parts: Tensor, device: EngineDevice = "cpu") -> str:
+    """16 hex digits over the bytes of `parts`, one behind the other, equal to those of an engine on `device` that holds
+    them as one tensor."""
     if device == "cuda":
-        return f"{cuda_tensor_hash(tensor):016x}"
-    data = tensor.detach().cpu().contiguous()
-    # A tensor that has been an array by `numpy()` cannot give its memory up any more.
-    array = np.from_dlpack(data.reshape(-1).view(torch.uint8))
-    return hashlib.sha256(array.data).digest()[:8].hex()
+        return f"{cuda_tensor_hash(_concatenate(parts)):016x}"
+    found = hashlib.sha256()
+    for part in parts:
+        data = part.detach().cpu().contiguous()
+        # A tensor that has been an array by `numpy()` cannot give its memory up any more.
+        found.update(np.from_dlpack(data.reshape(-1).view(torch.uint8)).data)
+    return found.digest()[:8].hex()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -160,7 +163,7 @@ class EngineChecksums:
                 shards = [
                     self._layout.shard(part, parts[part], rank=rank, size=self._size) for part in wanted
                 ]
-                self._checksums[prefix + target] = tensor_checksum(_concatenate(shards), device=self._device)
+                self._checksums[prefix + target] = tensor_checksum(*shards, device=self._device)
 
     def finish(self) -> dict[str, str]:
         """Checksum by the engine's tensor name. Raises `ValueError` when a part of a fused tensor is missing."""

@@ -15,6 +15,8 @@ PauseMode = Literal["retract", "in_place", "abort"]
 MemoryTag = Literal["weights", "kv_cache", "cuda_graph"]
 NO_UPDATE_IS_OPEN = "no weight-update session is open"
 """What SGLang 0.5.23 says to the end of one that was not begun."""
+AN_UPDATE_IS_OPEN = "a weight-update session is already open"
+"""What it says to the beginning of one where another was not ended."""
 
 
 class EngineControl(Closing):
@@ -32,8 +34,14 @@ class EngineControl(Closing):
         """What this client had it give up. A server that is asked for what it has not given up ends."""
 
     def begin_weight_update(self) -> None:
-        """Open a weight update: only inside it are weights received."""
-        self._post("/begin_weight_update", {})
+        """Open a weight update: only inside it are weights received. One that was left open is closed first."""
+        try:
+            self._post("/begin_weight_update", {})
+        except EngineError as refused:
+            if AN_UPDATE_IS_OPEN not in str(refused):
+                raise
+            self.end_weight_update()
+            self._post("/begin_weight_update", {})
 
     def end_weight_update(self) -> None:
         """Close a weight update."""

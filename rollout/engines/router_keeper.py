@@ -7,6 +7,7 @@ from concurrent.futures import Executor, Future
 
 from polyturn.rollout.engines.engine_log import EngineLog
 from polyturn.rollout.engines.launch import Engines
+from polyturn.rollout.engines.server import ROUTER_START_TIMEOUT_S
 
 LOOK_S = 0.5
 
@@ -29,6 +30,8 @@ class RouterKeeper:
         self._helpers = helpers
         self._clock = clock
         self._looked = self._asked = self._answered = clock()
+        self._is_starting = False
+        """It was started again, and has not answered yet."""
         self._question: Future[bool] | None = None
 
     def look(self, worker_urls: Sequence[str]) -> None:
@@ -39,13 +42,16 @@ class RouterKeeper:
         self._looked = now
         if self._question is not None and self._question.done():
             if self._question.result():
-                self._answered = self._asked
+                self._answered, self._is_starting = self._asked, False
             self._question = None
         if self._question is None:
             self._asked, self._question = now, self._helpers.submit(self._engines.router_answers)
-        how = self._engines.keep_router(worker_urls, is_hung=now - self._answered > self._hung_after_s)
+        patience_s = self._hung_after_s
+        if self._is_starting:
+            patience_s = max(patience_s, ROUTER_START_TIMEOUT_S)
+        how = self._engines.keep_router(worker_urls, is_hung=now - self._answered > patience_s)
         if how is None:
             return
-        self._question, self._answered = None, now
+        self._question, self._answered, self._is_starting = None, now, True
         self._log.count("engine/router_restarts")
         self._log.note("router", f"{how}; it is started again at its address")

@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 
 from polyturn.agents.policy import TokenPolicy
 from polyturn.rollout.concurrency import Feedback, Limit, Rule, adapt
-from polyturn.rollout.engines.fleet import EngineFleet, Traffic, fleet_figures
+from polyturn.rollout.engines.fleet import Ailment, EngineFleet, Traffic, fleet_figures
 from polyturn.rollout.engines.load import POLL_S, LoadClient, LoadPoller, Loads
 from polyturn.rollout.engines.membership import Membership
 
@@ -39,6 +39,7 @@ class EngineWatch:
         self._limit = Limit(value=float(fleet.live.limit)) if fleet.live is not None else None
         self._seen = self._told = fleet.traffic
         self._connect = connect
+        self._is_direct = is_direct
         self._policies = dict(zip(enumerate(urls), fleet.policies, strict=False)) if is_direct else {}
         """By number and address, of engines that are asked directly."""
         self._poller = LoadPoller(
@@ -59,6 +60,12 @@ class EngineWatch:
             {number: policy for (number, _), policy in self._policies.items()}, leaving=members.leaving
         )
         self.fleet.chat_urls = tuple(f"{url}/v1" for url in members.serving.values())
+
+    @property
+    def ailments(self) -> Mapping[int, Ailment]:
+        """By engine, what is the matter with those that failed their last request. What a router in front of them fails
+        at is none of theirs, and which of them it asked is not known."""
+        return self.fleet.ailments if self._is_direct else {}
 
     def watching(self, *, every_s: float = POLL_S) -> AbstractAsyncContextManager[None]:
         """Take samples while the block runs."""

@@ -318,7 +318,8 @@ def test_choosing_another_kind_drops_the_keys_of_the_other(write: Any) -> None:
     recipe = write("extends: base.yaml\nweight_sync: {kind: disk}\n")
     assert load_config(recipe).weight_sync == DiskSync(kind="disk")
     again = load_config(recipe, ["weight_sync.kind=broadcast"]).weight_sync
-    assert again.kind == "broadcast" and again.bucket_bytes == 512 * 1024 * 1024
+    assert again.kind == "broadcast" and again.bucket_bytes is None
+    assert again.bucket_bytes_on("cuda") == 512 * 1024 * 1024 > again.bucket_bytes_on("cpu")
 
 
 def test_the_same_kind_keeps_the_lower_keys(write: Any) -> None:

@@ -7,6 +7,7 @@ import itertools
 import json
 import math
 from contextlib import AsyncExitStack, ExitStack
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -25,6 +26,8 @@ from polyturn.agents.policy import (
 )
 from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.rollout.engines.fleet import FIRST_ABSENCE_S, EngineFleet, Overload, Traffic, fleet_figures
+from polyturn.rollout.engines.watch import EngineWatch
+from polyturn.rollout.factory import fleet_retries
 from polyturn.tools.retries import Retries
 
 PLAIN = SamplingParams()
@@ -345,6 +348,29 @@ async def test_what_ails_an_engine_is_known_until_it_answers_well():
     assert await ask(fleet) == 0
     assert fleet.ailments == {}
     assert fleet.traffic[0].num_garbled == 3
+
+
+async def test_what_a_router_fails_at_is_no_engines_fault_and_is_asked_again_until_it_is_back():
+    router = Engine(0)
+    router.fault = gone()
+    retries = replace(fleet_retries(60.0, is_behind_router=True), first_wait_s=0.0)
+    fleet = EngineFleet([router], retries=retries)
+    async with httpx.AsyncClient() as client:
+        watch = EngineWatch(fleet, urls=["http://engine0"], client=client, is_direct=False)
+        asking = asyncio.create_task(ask(fleet))
+        while router.num_asked < 20:
+            await asyncio.sleep(0)
+        assert fleet.ailments and watch.ailments == {}
+        router.fault = None
+        assert await asking == 0
+        engine = EngineWatch(fleet, urls=["http://engine0"], client=client)
+        router.fault = gone()
+        fleet.set_engines({0: router})
+        asking = asyncio.create_task(ask(fleet))
+        while not fleet.ailments:
+            await asyncio.sleep(0)
+        assert engine.ailments == fleet.ailments
+        asking.cancel()
 
 
 @settings(deadline=None)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import orjson
 import pytest
@@ -25,7 +27,8 @@ from polyturn.rollout.engines.members import AILING_S
 from polyturn.rollout.engines.membership import Membership
 from polyturn.rollout.engines.process import EngineError
 from polyturn.rollout.engines.requests import AddEngine, Refused, RemoveEngine, ask
-from polyturn.rollout.engines.server import EngineSpec
+from polyturn.rollout.engines.router_keeper import RouterKeeper
+from polyturn.rollout.engines.server import ROUTER_START_TIMEOUT_S, EngineSpec
 
 HUNG_AFTER_S = 30.0
 
@@ -391,3 +394,54 @@ def test_its_thread_hands_on_what_goes_wrong_in_it(make: Callable[..., Run]) -> 
         run.keeper._keeping.exception(timeout=20)
         with pytest.raises(RuntimeError, match="the loop is closed"):
             run.keeper.check()
+
+
+class Rebooting:
+    """The engines of a router that has been killed: what was told to start it again, by whether that was for a hang."""
+
+    has_router = True
+
+    def __init__(self) -> None:
+        self.restarts: list[bool] = []
+        self.is_dead = True
+        self.is_up = False
+
+    def router_answers(self) -> bool:
+        return self.is_up
+
+    def keep_router(self, worker_urls: Sequence[str], *, is_hung: bool = False) -> str | None:
+        del worker_urls
+        if not self.is_dead and not is_hung:
+            return None
+        self.restarts.append(is_hung)
+        self.is_dead = False
+        return "sglang-router was killed"
+
+
+def test_a_router_that_starts_has_the_time_for_it_and_one_that_hangs_has_not(tmp_path: Path) -> None:
+    engines, now = Rebooting(), [0.0]
+    with ThreadPoolExecutor(max_workers=1) as helpers:
+        router = RouterKeeper(
+            cast("Engines", engines),
+            hung_after_s=HUNG_AFTER_S,
+            log=EngineLog(tmp_path, lambda _: None),
+            helpers=helpers,
+            clock=lambda: now[0],
+        )
+
+        def look(seconds: float) -> None:
+            for _ in range(int(seconds)):
+                now[0] += 1.0
+                router.look(["http://engine0"])
+                if router._question is not None:
+                    router._question.result()
+
+        look(HUNG_AFTER_S)
+        assert engines.restarts == [False]
+        look(ROUTER_START_TIMEOUT_S - HUNG_AFTER_S - 2)
+        assert engines.restarts == [False], "it is still being started"
+        engines.is_up = True
+        look(3)
+        engines.is_up = False
+        look(HUNG_AFTER_S + 2)
+        assert engines.restarts == [False, True]

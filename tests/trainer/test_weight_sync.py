@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import numpy as np
 import orjson
+import psutil
 import pytest
 import torch
 import transformers
@@ -40,6 +41,7 @@ from polyturn.trainer.weight_sync.delta_publisher import DeltaPublisher
 from polyturn.trainer.weight_sync.disk import DiskPublisher
 from polyturn.trainer.weight_sync.engine_calls import EngineCalls
 from polyturn.trainer.weight_sync.mirror import Mirror, files_beside_weights
+from polyturn.trainer.weight_sync.patience import Patience
 from polyturn.trainer.weight_sync.tensors import ByValue, TensorPublisher, share_of_engine
 from tests.support.engines import weight_version
 
@@ -56,7 +58,7 @@ def model(make_model: Callable[..., Path]) -> Path:
 
 
 @pytest.fixture(scope="module")
-def engine(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineControl]:
+def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[SGLangServer]:
     spec = EngineSpec(
         config=EnginesConfig(device="cpu"),
         model_path=model,
@@ -67,8 +69,13 @@ def engine(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[En
     )
     with SGLangServer(spec) as server:
         server.wait_ready()
-        with EngineControl(server.url) as control:
-            yield control
+        yield server
+
+
+@pytest.fixture(scope="module")
+def engine(server: SGLangServer) -> Iterator[EngineControl]:
+    with EngineControl(server.url) as control:
+        yield control
 
 
 @pytest.fixture
@@ -92,7 +99,11 @@ def new_checksums() -> EngineChecksums:
 
 
 def broadcaster(
-    engine: EngineControl, *, bucket_bytes: int = 1 << 26, flush_cache: bool = True
+    engine: EngineControl,
+    *,
+    bucket_bytes: int = 1 << 26,
+    flush_cache: bool = True,
+    hung_after_s: float = 60.0,
 ) -> BroadcastPublisher:
     made = BroadcastPublisher(
         tensor_parallel=1,
@@ -100,6 +111,7 @@ def broadcaster(
         backend="gloo",
         bucket_bytes=bucket_bytes,
         timeout_s=60,
+        hung_after_s=hung_after_s,
         new_checksums=new_checksums,
         flush_cache=flush_cache,
     )
@@ -289,6 +301,50 @@ def test_an_engine_that_refuses_is_an_error_and_not_a_hang(engine: EngineControl
         engine.destroy_weights_update_group("never-joined")
     with pytest.raises(EngineError, match="begin_weight_update"):
         engine.end_weight_update()
+
+
+@pytest.mark.stack
+def test_an_engine_that_hangs_in_the_middle_of_an_update_is_named_long_before_the_deadline(
+    server: SGLangServer, engine: EngineControl, other_weights: dict[str, torch.Tensor]
+) -> None:
+    publisher = broadcaster(engine, bucket_bytes=4096, hung_after_s=1.0)
+    publish(publisher, other_weights, version=70)
+    processes = psutil.Process(server.process.pid).children(recursive=True)
+    (scheduler,) = (process for process in processes if "scheduler" in process.name())
+
+    def stopping() -> Iterator[tuple[str, torch.Tensor]]:
+        names = list(other_weights)
+        yield from ((name, other_weights[name]) for name in names[:5])
+        scheduler.suspend()
+        yield from ((name, other_weights[name]) for name in names[5:])
+
+    publisher.prepare(stopping(), version=71)
+    try:
+        with pytest.raises(WeightSyncError, match=r"did not finish within \d") as failure:
+            publisher.activate()
+    finally:
+        scheduler.resume()
+    assert list(failure.value.failures) == [engine.url]
+    publisher.close()
+    publisher = broadcaster(engine)
+    report = publish(publisher, other_weights, version=71)
+    assert engine.weight_checksums() == dict(report.checksums)
+    publisher.close()
+
+
+def test_patience_is_that_of_the_first_update_and_then_of_what_answers_took() -> None:
+    patience = Patience(timeout_s=300.0, hung_after_s=20.0)
+    patience.note(1.0)
+    assert patience.seconds == 300.0
+    patience.end_update()
+    assert patience.seconds == 20.0
+    patience.note(5.0)
+    assert patience.seconds == 50.0
+    patience.note(40.0)
+    assert patience.seconds == 300.0
+    with pytest.raises(RuntimeError), patience.noting():
+        raise RuntimeError("refused")
+    assert Patience(timeout_s=5.0, hung_after_s=60.0).seconds == 5.0
 
 
 def test_buckets_keep_order_size_and_dtype() -> None:

@@ -49,8 +49,9 @@ def make_publisher(
                 tensor_parallel=config.engines.tensor_parallel,
                 address=address,
                 backend="gloo" if config.trainer.device == "cpu" else "nccl",
-                bucket_bytes=sync.bucket_bytes,
+                bucket_bytes=sync.bucket_bytes_on(config.trainer.device),
                 timeout_s=sync.timeout_s,
+                hung_after_s=config.engines.replace.hung_after_s,
                 new_checksums=new_checksums,
                 flush_cache=flush_cache,
             )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -23,7 +23,7 @@ from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.placement import free_port
 from polyturn.trainer.weight_sync import SyncReport, WeightSyncError
 from polyturn.trainer.weight_sync.buckets import FlatBucket, Flattener, make_buckets
-from polyturn.trainer.weight_sync.engine_calls import EngineCalls, failed, faults_of
+from polyturn.trainer.weight_sync.engine_calls import BEGIN, EngineCalls, failed, faults_of
 from polyturn.trainer.weight_sync.process_group import join_process_group
 from polyturn.trainer.weight_sync.tally import Tally
 
@@ -52,6 +52,7 @@ class BroadcastPublisher:
         backend: str,
         bucket_bytes: int,
         timeout_s: float,
+        hung_after_s: float,
         new_checksums: Callable[[], EngineChecksums] | None,
         flush_cache: bool = True,
     ) -> None:
@@ -63,6 +64,7 @@ class BroadcastPublisher:
             backend: "gloo" or "nccl".
             bucket_bytes: The most that is sent at once, unless one tensor is larger.
             timeout_s: Of each broadcast and each reply.
+            hung_after_s: The same once an update has gone through, or ten times what it took then; see `Patience`.
             new_checksums: Makes what computes the checksums of one update; None: nobody asks for them.
             flush_cache: Whether the engines drop the KV that the old weights made.
         """
@@ -71,6 +73,7 @@ class BroadcastPublisher:
         self._backend = backend
         self._bucket_bytes = bucket_bytes
         self._timeout_s = timeout_s
+        self._hung_after_s = hung_after_s
         self._new_checksums = new_checksums
         self._flush_cache = flush_cache
         self._flattener = Flattener()
@@ -82,7 +85,7 @@ class BroadcastPublisher:
     def set_engines(self, urls: Sequence[str]) -> None:
         """Leave the group with the engines of before, and join one with these; see `WeightPublisher.set_engines`."""
         self._leave(remaining=urls)
-        self._engines = EngineCalls(urls, timeout_s=self._timeout_s)
+        self._engines = EngineCalls(urls, timeout_s=self._timeout_s, hung_after_s=self._hung_after_s)
         # A name of its own each time: an engine remembers the names of groups whose trainer has died.
         self._name = f"polyturn-{uuid.uuid4().hex[:12]}"
         world_size = 1 + len(urls) * self._tensor_parallel
@@ -125,19 +128,25 @@ class BroadcastPublisher:
         (named_tensors, version), self._prepared = self._prepared, None
         started = time.perf_counter()
         tally = Tally(self._new_checksums)
-        # The reply to `begin` is read before anything is broadcast: an engine that refuses would never receive.
-        self._engines.begin_update(version)
+        begun = self._engines.start_update(version)
         under_way: _Sending | None = None
-        for bucket in make_buckets(named_tensors, bucket_bytes=self._bucket_bytes):
-            # While the engines take the bucket before.
-            flat = self._flattener.flatten(bucket)
-            for name, tensor in bucket:
-                tally.add(name, tensor)
-            if under_way is not None:
-                self._finish(under_way)
-            under_way = self._start(flat)
-        if under_way is not None:
+        summed: Future[None] | None = None
+        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="checksums") as beside:
+            for bucket in make_buckets(named_tensors, bucket_bytes=self._bucket_bytes):
+                # While the engines take the bucket before, and the one before is summed up.
+                flat = self._flattener.flatten(bucket)
+                if summed is not None:
+                    summed.result()
+                summed = beside.submit(tally.add_all, bucket)
+                if under_way is None:
+                    # Read before anything is broadcast: an engine that refuses would never receive.
+                    self._engines.answers(begun, doing=BEGIN)
+                else:
+                    self._finish(under_way)
+                under_way = self._start(flat)
+            assert under_way is not None and summed is not None, "a model has tensors"
             self._finish(under_way)
+            summed.result()
         self._engines.end_update(version)
         seconds = time.perf_counter() - started
         return tally.report(version=version, seconds=seconds, pause_seconds=seconds)
@@ -164,15 +173,17 @@ class BroadcastPublisher:
     def _finish(self, sending: _Sending) -> None:
         """Wait until every engine has loaded the bucket, but not for a broadcast that an engine has refused."""
         doing = "take a bucket of weights"
-        deadline = time.monotonic() + self._timeout_s
-        while not sending.work.is_completed():
-            if failures := faults_of(sending.replies):
-                raise failed(failures, doing=doing)
-            if time.monotonic() > deadline:
-                silent = [url for url, reply in sending.replies.items() if not reply.done()]
-                answer = f"the broadcast did not finish within {self._timeout_s:g} s"
-                raise failed(dict.fromkeys(silent, answer), doing=doing)
-            time.sleep(0.0005)
+        within_s = self._engines.patience.seconds
+        deadline = time.monotonic() + within_s
+        with self._engines.patience.noting():
+            while not sending.work.is_completed():
+                if failures := faults_of(sending.replies):
+                    raise failed(failures, doing=doing)
+                if time.monotonic() > deadline:
+                    silent = [url for url, reply in sending.replies.items() if not reply.done()]
+                    answer = f"the broadcast did not finish within {within_s:g} s"
+                    raise failed(dict.fromkeys(silent, answer), doing=doing)
+                time.sleep(0.0005)
         try:
             sending.work.wait()
         except RuntimeError as fault:

@@ -11,8 +11,11 @@ from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.process import EngineError
 from polyturn.tools.closing import Closing
 from polyturn.trainer.weight_sync import WeightSyncError
+from polyturn.trainer.weight_sync.patience import Patience
 
 T = TypeVar("T")
+BEGIN = "begin a weight update"
+"""What engines are to do first, in the sentence of those that do not."""
 Calls = Mapping[str, "Future[T]"]
 """Calls under way, by the engine's URL."""
 
@@ -20,10 +23,16 @@ Calls = Mapping[str, "Future[T]"]
 class EngineCalls(Closing):
     """The engines that weights are published to."""
 
-    def __init__(self, urls: Sequence[str], *, timeout_s: float) -> None:
-        """`timeout_s`: how long any of them may take to answer one call."""
+    def __init__(self, urls: Sequence[str], *, timeout_s: float, hung_after_s: float | None = None) -> None:
+        """
+        Args:
+            timeout_s: How long any of them may take to answer one call.
+            hung_after_s: After which one is taken to hang, once it is known how long answers take; None: `timeout_s`.
+        """
         self.urls = list(urls)
-        self._timeout_s = timeout_s
+        self.patience = Patience(
+            timeout_s=timeout_s, hung_after_s=timeout_s if hung_after_s is None else hung_after_s
+        )
         self._controls = {url: EngineControl(url, timeout_s=timeout_s) for url in urls}
         self._threads = ThreadPoolExecutor(max_workers=max(1, len(urls)), thread_name_prefix="weight-sync")
 
@@ -44,29 +53,36 @@ class EngineCalls(Closing):
 
     def answers(self, calls: Mapping[str, Future[T]], *, doing: str) -> dict[str, T]:
         """The answers to calls under way; see `ask`."""
-        deadline = time.monotonic() + self._timeout_s
+        within_s = self.patience.seconds
+        deadline = time.monotonic() + within_s
         answers: dict[str, T] = {}
         failures: dict[str, str] = {}
         for url, call in calls.items():
             try:
-                answers[url] = call.result(timeout=max(0.0, deadline - time.monotonic()))
+                with self.patience.noting():
+                    answers[url] = call.result(timeout=max(0.0, deadline - time.monotonic()))
             except EngineError as fault:
                 failures[url] = str(fault)
             except TimeoutError:
-                failures[url] = f"no answer within {self._timeout_s:g} s"
+                failures[url] = f"no answer within {within_s:g} s"
         if failures:
             raise failed(failures, doing=doing)
         return answers
 
     def begin_update(self, version: int) -> None:
         """Open an update on every engine, and let no token pass for one of a whole version until its end."""
-        self.ask(lambda engine: _begin(engine, version), doing="begin a weight update")
+        self.answers(self.start_update(version), doing=BEGIN)
+
+    def start_update(self, version: int) -> dict[str, Future[None]]:
+        """Begin to open it; nothing may be sent before all of these have answered."""
+        return self.start(lambda engine: _begin(engine, version))
 
     def end_update(self, version: int) -> None:
         """Close it, and have every engine say that it serves the version."""
         self.ask(lambda engine: engine.end_weight_update(), doing="end a weight update")
         self.ask(lambda engine: engine.stamp(version), doing="take a version")
         self.check_version(version)
+        self.patience.end_update()
 
     def check_version(self, version: int) -> None:
         """Raise `WeightSyncError` unless every engine says that it serves `version`."""
@@ -87,8 +103,6 @@ class EngineCalls(Closing):
 
 
 def _begin(engine: EngineControl, version: int) -> None:
-    # An update that failed on another engine may have been left open on this one.
-    engine.give_up_weight_update()
     engine.begin_weight_update()
     engine.stamp(f"{version} in part")
 

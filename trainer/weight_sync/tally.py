@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -18,6 +18,11 @@ class Tally:
         """None: nobody compares checksums, and none are taken."""
         self._checksums = None if new_checksums is None else new_checksums()
         self._num_tensors = self._num_bytes = 0
+
+    def add_all(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Count some that are sent."""
+        for name, tensor in named_tensors:
+            self.add(name, tensor)
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
         """Count a tensor that is sent, whole."""
