@@ -23,6 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from polyturn.configs.sizing.model_shape import num_experts
+
 EngineDevice = Literal["cpu", "cuda"]
 
 VOCABULARY_PADDING = 64
@@ -81,7 +83,7 @@ class EngineLayout:
             fused = {name: parts for name, parts in fused.items() if "q_a_proj" not in parts}
         return cls(
             tied_embeddings=bool(hf_config.get("tie_word_embeddings")),
-            num_experts=hf_config.get("num_experts") or hf_config.get("n_routed_experts") or 0,
+            num_experts=num_experts(hf_config),
             num_kv_heads=None if has_latents else hf_config.get("num_key_value_heads"),
             fused=fused,
         )

@@ -183,13 +183,13 @@ class EngineControl(Closing):
             self._post("/resume_memory_occupation", {"tags": wanted}, timeout_s=timeout_s)
             self.released -= set(wanted)
 
-    def weight_checksums(self) -> dict[str, str]:
+    def weight_checksums(self, *, timeout_s: float | None = None) -> dict[str, str]:
         """The checksum of every tensor that the engine serves from, by the engine's own name.
 
         Engine names are fused ones (`qkv_proj`, `gate_up_proj`); see `EngineChecksums` for the other side. With tensor
         parallelism the names of rank r > 0 carry the prefix `rank{r}.`.
         """
-        reply = self._post("/weights_checker", {"action": "checksum"})
+        reply = self._post("/weights_checker", {"action": "checksum"}, timeout_s=timeout_s)
         return {
             (name if rank == 0 else f"rank{rank}.{name}"): checksum
             for rank, info in enumerate(reply["ranks"])

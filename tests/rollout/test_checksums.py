@@ -110,3 +110,13 @@ def test_a_missing_part_of_a_fused_tensor_is_named():
         ValueError, match=r"gate_up_proj\.weight needs model\.layers\.0\.mlp\.up_proj\.weight"
     ):
         engine_checksums([("model.layers.0.mlp.gate_proj.weight", torch.ones(2, 2))], tied_embeddings=True)
+
+
+@pytest.mark.parametrize("name", ["num_experts", "num_local_experts", "n_routed_experts"])
+def test_the_experts_of_a_layer_are_counted_by_whatever_name_a_config_gives_them(name):
+    """transformers 5 writes Qwen3-MoE's as `num_local_experts`, and its publishers wrote `num_experts`."""
+    layout = EngineLayout.of_config({name: 2})
+    assert layout.hf_names("model.layers.0.mlp.experts.w2_weight") == (
+        "model.layers.0.mlp.experts.0.down_proj.weight",
+        "model.layers.0.mlp.experts.1.down_proj.weight",
+    )

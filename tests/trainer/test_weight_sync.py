@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import httpx
@@ -42,6 +42,7 @@ from polyturn.trainer.weight_sync.disk import DiskPublisher
 from polyturn.trainer.weight_sync.engine_calls import EngineCalls
 from polyturn.trainer.weight_sync.mirror import Mirror, files_beside_weights
 from polyturn.trainer.weight_sync.patience import Patience
+from polyturn.trainer.weight_sync.tally import Tally, TallyBeside
 from polyturn.trainer.weight_sync.tensors import ByValue, TensorPublisher, share_of_engine
 from tests.support.engines import weight_version
 
@@ -183,6 +184,8 @@ def test_published_weights_are_served_stamped_and_equal(
     assert (report.pause_seconds < report.seconds) == prepares
     assert weight_version(engine.url) == "17"
     assert engine.weight_checksums() == dict(report.checksums)
+    asked = {engine.url: report.checksums} if isinstance(publisher, BroadcastPublisher) else {}
+    assert report.served == asked
     assert after != before
     back = publish(publisher, original, version=18)
     assert back.checksums != report.checksums
@@ -330,6 +333,28 @@ def test_an_engine_that_hangs_in_the_middle_of_an_update_is_named_long_before_th
     report = publish(publisher, other_weights, version=71)
     assert engine.weight_checksums() == dict(report.checksums)
     publisher.close()
+
+
+def test_what_waits_to_be_summed_up_is_bounded_and_all_of_it_is_summed_up() -> None:
+    may_sum = Event()
+
+    class Slow(EngineChecksums):
+        def add(self, name: str, tensor: torch.Tensor) -> None:
+            assert may_sum.wait(30)
+            super().add(name, tensor)
+
+    tally = Tally(lambda: Slow(EngineLayout(tied_embeddings=False)))
+    with TallyBeside(tally, held_bytes=32) as beside, ThreadPoolExecutor(1) as thread:
+        for number in range(3):  # the first is under way, two wait: 32 bytes beside the newest
+            beside.add([(f"model.norm{number}.weight", torch.full((4,), float(number)))])
+        adding = thread.submit(beside.add, [("model.norm3.weight", torch.ones(4))])
+        with pytest.raises(TimeoutError):
+            adding.result(timeout=0.1)
+        may_sum.set()
+        adding.result(timeout=30)
+        beside.finish()
+    report = tally.report(version=1, seconds=1.0, pause_seconds=1.0)
+    assert (report.num_tensors, report.num_bytes, len(report.checksums)) == (4, 64, 4)
 
 
 def test_patience_is_that_of_the_first_update_and_then_of_what_answers_took() -> None:

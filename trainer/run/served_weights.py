@@ -27,10 +27,8 @@ from polyturn.trainer.run.stopwatch import Stopwatch
 from polyturn.trainer.run.turns import Turns
 from polyturn.trainer.weight_sync import SyncReport, WeightSyncError
 from polyturn.trainer.weight_sync.barrier import frozen
-from polyturn.trainer.weight_sync.engine_calls import EngineCalls
+from polyturn.trainer.weight_sync.engine_calls import LONGEST_SUM_S, EngineCalls
 
-LONGEST_SUM_S = 600.0
-"""How long an engine may take to sum up its weights."""
 MIN_CORRELATION = 0.9
 """Between what LoRA's adapters add and what of it the engines get, below which a run says so."""
 
@@ -377,8 +375,10 @@ class ServedWeights:
 
     def _compare(self, urls: list[str], report: SyncReport) -> None:
         """The checksums of all engines, at once, with the trainer's."""
-        with EngineCalls(urls, timeout_s=LONGEST_SUM_S) as engines:
-            found = engines.ask(lambda engine: engine.weight_checksums(), doing="sum its weights up")
+        found = report.served
+        if not found:
+            with EngineCalls(urls, timeout_s=LONGEST_SUM_S) as engines:
+                found = engines.sums(engines.start_sums())
         for url, checksums in found.items():
             self._checks.weights_equal(report.checksums, checksums, version=report.version, url=url)
 

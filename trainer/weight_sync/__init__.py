@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -41,6 +41,8 @@ class SyncReport:
     """Of these, how long engines could not generate: the second phase, and whatever is done before they go on."""
     checksums: Mapping[str, str]
     """Of what was sent, by the name and in the form in which an engine reports it (`EngineChecksums`)."""
+    served: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """The same of what each engine then had, by its URL, where the publisher has asked; else there are none."""
     directory: Path | None = None
     """A Hugging Face directory that has all of this version until the next one is published; None: there is none."""
     adapter_correlation: float | None = None

@@ -10,8 +10,8 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -25,8 +25,10 @@ from polyturn.trainer.weight_sync import SyncReport, WeightSyncError
 from polyturn.trainer.weight_sync.buckets import FlatBucket, Flattener, make_buckets
 from polyturn.trainer.weight_sync.engine_calls import BEGIN, EngineCalls, failed, faults_of
 from polyturn.trainer.weight_sync.process_group import join_process_group
-from polyturn.trainer.weight_sync.tally import Tally
+from polyturn.trainer.weight_sync.tally import Tally, TallyBeside
 
+HELD_BYTES = {"gloo": 1 << 30, "nccl": 0}
+"""Of tensors that wait to be summed up: on a CPU that takes longer than to send them, on a GPU no time to speak of."""
 LEAVE_S = 2.0
 """How long an engine that does not remain has to leave a group."""
 
@@ -130,26 +132,27 @@ class BroadcastPublisher:
         tally = Tally(self._new_checksums)
         begun = self._engines.start_update(version)
         under_way: _Sending | None = None
-        summed: Future[None] | None = None
-        with ThreadPoolExecutor(max_workers=1, thread_name_prefix="checksums") as beside:
+        with TallyBeside(tally, held_bytes=HELD_BYTES[self._backend]) as beside:
             for bucket in make_buckets(named_tensors, bucket_bytes=self._bucket_bytes):
-                # While the engines take the bucket before, and the one before is summed up.
+                # While the engines take the bucket before.
                 flat = self._flattener.flatten(bucket)
-                if summed is not None:
-                    summed.result()
-                summed = beside.submit(tally.add_all, bucket)
+                beside.add(bucket)
                 if under_way is None:
                     # Read before anything is broadcast: an engine that refuses would never receive.
                     self._engines.answers(begun, doing=BEGIN)
                 else:
                     self._finish(under_way)
                 under_way = self._start(flat)
-            assert under_way is not None and summed is not None, "a model has tensors"
+            assert under_way is not None, "a model has tensors"
             self._finish(under_way)
-            summed.result()
-        self._engines.end_update(version)
-        seconds = time.perf_counter() - started
-        return tally.report(version=version, seconds=seconds, pause_seconds=seconds)
+            self._engines.end_update(version)
+            seconds = time.perf_counter() - started
+            # Both sides at once.
+            sums = self._engines.start_sums() if self._new_checksums else {}
+            beside.finish()
+        served = self._engines.sums(sums)
+        report = tally.report(version=version, seconds=seconds, pause_seconds=time.perf_counter() - started)
+        return replace(report, served=served)
 
     def close(self) -> None:
         """Leave the group on both sides."""

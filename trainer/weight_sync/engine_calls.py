@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 from polyturn.rollout.engines.control import EngineControl
@@ -14,6 +15,8 @@ from polyturn.trainer.weight_sync import WeightSyncError
 from polyturn.trainer.weight_sync.patience import Patience
 
 T = TypeVar("T")
+LONGEST_SUM_S = 600.0
+"""How long an engine may take to sum up its weights."""
 BEGIN = "begin a weight update"
 """What engines are to do first, in the sentence of those that do not."""
 Calls = Mapping[str, "Future[T]"]
@@ -51,15 +54,26 @@ class EngineCalls(Closing):
         """
         return self.answers(self.start(call), doing=doing)
 
-    def answers(self, calls: Mapping[str, Future[T]], *, doing: str) -> dict[str, T]:
-        """The answers to calls under way; see `ask`."""
-        within_s = self.patience.seconds
+    def start_sums(self) -> dict[str, Future[dict[str, str]]]:
+        """Begin to have every engine sum up its weights."""
+        return self.start(lambda engine: engine.weight_checksums(timeout_s=LONGEST_SUM_S))
+
+    def sums(self, calls: Mapping[str, Future[dict[str, str]]]) -> dict[str, dict[str, str]]:
+        """The checksums of every engine; see `ask`."""
+        return self.answers(calls, doing="sum its weights up", within_s=LONGEST_SUM_S)
+
+    def answers(
+        self, calls: Mapping[str, Future[T]], *, doing: str, within_s: float | None = None
+    ) -> dict[str, T]:
+        """The answers to calls under way; see `ask`. `within_s`: if they take longer than others by their nature."""
+        is_ordinary = within_s is None
+        within_s = self.patience.seconds if within_s is None else within_s
         deadline = time.monotonic() + within_s
         answers: dict[str, T] = {}
         failures: dict[str, str] = {}
         for url, call in calls.items():
             try:
-                with self.patience.noting():
+                with self.patience.noting() if is_ordinary else nullcontext():
                     answers[url] = call.result(timeout=max(0.0, deadline - time.monotonic()))
             except EngineError as fault:
                 failures[url] = str(fault)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+from typing import Self
 
 import torch
 
 from polyturn.rollout.engines.checksums import EngineChecksums
 from polyturn.trainer.weight_sync import SyncReport
-from polyturn.trainer.weight_sync.buckets import size_of
+from polyturn.trainer.weight_sync.buckets import Bucket, size_of
 
 
 class Tally:
@@ -43,3 +47,41 @@ class Tally:
             pause_seconds=pause_seconds,
             checksums={} if self._checksums is None else self._checksums.finish(),
         )
+
+
+class TallyBeside:
+    """Takes a tally in a thread of its own, while the tensors go to the engines. A context manager."""
+
+    def __init__(self, tally: Tally, *, held_bytes: int) -> None:
+        """`held_bytes`: of tensors, beside the newest bucket's, that may wait to be counted."""
+        self._tally = tally
+        self._limit = held_bytes
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checksums")
+        self._waiting: deque[tuple[Future[None], int]] = deque()
+        self._held_bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def add(self, bucket: Bucket) -> None:
+        """Count a bucket; waits while too much is held of those before."""
+        num_bytes = sum(size_of(tensor) for _, tensor in bucket)
+        while self._waiting and (self._waiting[0][0].done() or self._held_bytes > self._limit):
+            self._take()
+        self._waiting.append((self._thread.submit(self._tally.add_all, bucket), num_bytes))
+        self._held_bytes += num_bytes
+
+    def finish(self) -> None:
+        """Wait until all are counted."""
+        while self._waiting:
+            self._take()
+
+    def _take(self) -> None:
+        counted, num_bytes = self._waiting.popleft()
+        counted.result()
+        self._held_bytes -= num_bytes
