@@ -7,9 +7,10 @@ answers before it takes the next one. `attainable` is these and nothing else bet
 `share_of_attainable` its seconds by those of a sync, `attainable_share_of_raw` what `share_of_raw` would be without
 anything of ours.
 
-`pause_share` the part of a sync in which the engine
-could not generate; `checksum_share` what of a sync by broadcast goes away without checksums; `delta_bytes_by_full` what
-of the weights' bytes travels where 2 % of the values changed. Medians of ratios, each of two neighbours."""
+`pause_share` is the time in which the engine could not generate by the seconds of a sync, more than 1 where checksums
+are taken behind it; `checksum_share` what of that pause goes away without checksums, by broadcast;
+`delta_bytes_by_full` what of the weights' bytes travels where 2 % of the values changed. Medians of ratios, each of two
+neighbours."""
 
 from __future__ import annotations
 
@@ -228,6 +229,7 @@ def measure(size: str, *, repeats: int, bucket_bytes: int, folder: Path) -> dict
             publisher.close()
     # The first of each is a warm-up.
     seconds = {name: [report.seconds for report in found[1:]] for name, found in reports.items()}
+    pauses = {name: [report.pause_seconds for report in found[1:]] for name, found in reports.items()}
     return {
         "num_bytes": num_bytes,
         "raw_seconds": statistics.median(raw[1:]),
@@ -242,7 +244,8 @@ def measure(size: str, *, repeats: int, bucket_bytes: int, folder: Path) -> dict
             report.num_bytes / num_bytes for report in reports["delta"][1:]
         ),
         "delta_by_disk": ratio(seconds["delta"], seconds["disk"]),
-        "checksum_share": 1 - ratio(seconds["without_checksums"], seconds["broadcast"]),
+        "checksum_share": 1 - ratio(pauses["without_checksums"], pauses["broadcast"]),
+        "broadcast_pause_seconds": statistics.median(pauses["broadcast"]),
         **{
             f"{name}_pause_share": statistics.median(
                 report.pause_seconds / report.seconds for report in found[1:]

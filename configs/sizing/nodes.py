@@ -39,7 +39,8 @@ class Node:
         )
 
     def __str__(self) -> str:
-        return f"{self.address} ({self.num_cpus} CPUs, {self.num_gpus} GPUs)"
+        cpus = "" if self.num_cpus == MANY_CPUS else f"{self.num_cpus} CPUs, "
+        return f"{self.address} ({cpus}{self.num_gpus} GPUs)"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

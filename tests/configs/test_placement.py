@@ -396,6 +396,9 @@ def test_a_plan_for_the_nodes_of_a_host_file(tmp_path: Path) -> None:
     placement = plan_placement(config, planned_nodes(config))
     assert {seat.node.address for seat in placement.policy} == {"worker-b"}
     assert placement.engines["engines"][0].told == "fd00::2"
+    config = on_gpus(f"cluster.hosts={hosts}", "trainer.parallel.data=64")
+    with pytest.raises(ConfigError, match=r"the cluster has worker-b \(4 GPUs\), 10\.0\.0\.9 \(2 GPUs\)"):
+        plan_placement(config, planned_nodes(config))
 
 
 def test_every_bad_line_of_a_host_file_is_told_with_its_number(tmp_path: Path) -> None:
