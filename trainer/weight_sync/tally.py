@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
-from typing import Self
 
 import torch
 
 from polyturn.rollout.engines.checksums import EngineChecksums
+from polyturn.tools.closing import Closing
 from polyturn.trainer.weight_sync import SyncReport
 from polyturn.trainer.weight_sync.buckets import Bucket, size_of
 
@@ -49,7 +48,7 @@ class Tally:
         )
 
 
-class TallyBeside:
+class TallyBeside(Closing):
     """Takes a tally in a thread of its own, while the tensors go to the engines. A context manager."""
 
     def __init__(self, tally: Tally, *, held_bytes: int) -> None:
@@ -60,12 +59,8 @@ class TallyBeside:
         self._waiting: deque[tuple[Future[None], int]] = deque()
         self._held_bytes = 0
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """Wait for what is being counted; what only waits is given up."""
         self._thread.shutdown(cancel_futures=True)
 
     def add(self, bucket: Bucket) -> None:
