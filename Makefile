@@ -18,7 +18,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Of a machine with a GPU, which has a PyTorch of its own.
 GPU_PYTHON ?= python3
 
-.PHONY: help setup demo test test-all test-slow lint docs bench gpu-check clean
+.PHONY: help setup demo test test-all test-slow lint docs bench gpu-check release-check clean
 help:
 	@echo "make demo   train the quickstart policy on this machine's CPU, end to end"
 	@echo "make test   run the tests"
@@ -27,6 +27,7 @@ help:
 	@echo "make docs   the documentation as a site, in build/site"
 	@echo "make bench  the short form of every benchmark"
 	@echo "make gpu-check   what a machine with one GPU can answer, in eight minutes (docs/gpu_check.md)"
+	@echo "make release-check   wheel and sdist of the last commit, installed away from here, run the demo"
 	@echo "make setup  only the virtual environment (the others call it)"
 
 setup: $(STAMP)
@@ -71,6 +72,9 @@ bench: $(TEST_STAMP)
 
 gpu-check:
 	PYTHONPATH=src:. $(GPU_PYTHON) -m benchmarks.gpu_check $(ARGS)
+
+release-check: $(STAMP)
+	$(BIN)/python tests/release_check.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -13,8 +13,6 @@ import shlex
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
@@ -28,46 +26,10 @@ from polyturn.cli.main import app
 from polyturn.configs.loading.loader import shipped_names
 from polyturn.configs.loading.suites import ENTRY_KEYS, SUITE_KEYS
 from polyturn.configs.schema.reference import options_markdown
+from tests.support.documentation import FENCE, PAGES, ROOT, Block, command_lines, of
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = sorted(
-    [
-        *(ROOT / "docs").rglob("*.md"),
-        *(ROOT / "examples").rglob("*.md"),
-        *(ROOT / "configs").rglob("*.md"),
-        *ROOT.glob("*.md"),
-    ]
-)
 COMMAND = typer.main.get_command(app)
-FENCE = re.compile(r"^( *)```(\w*)([^\n]*)\n(.*?)^\1```", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"(?<!!)\[[^\]\[]*\]\(([^)\s]+)\)")
-STARTS = ("polyturn ", "python -m polyturn", "python benchmarks/", "make ")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Block:
-    page: Path
-    language: str
-    text: str
-    line: int
-
-    @property
-    def place(self) -> str:
-        return f"{self.page.relative_to(ROOT)}:{self.line}"
-
-
-def blocks(page: Path) -> Iterator[Block]:
-    text = page.read_text(encoding="utf-8")
-    for found in FENCE.finditer(text):
-        body = inspect.cleandoc(found[4]) if found[1] else found[4]
-        yield Block(page=page, language=found[2], text=body, line=text.count("\n", 0, found.start(4)) + 1)
-
-
-BLOCKS = [block for page in PAGES for block in blocks(page)]
-
-
-def of(*languages: str) -> list[Block]:
-    return [block for block in BLOCKS if block.language in languages]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -106,19 +68,6 @@ def test_every_page_of_the_documentation_is_reached_from_its_first() -> None:
             if other.suffix == ".md" and other.is_relative_to(ROOT / "docs") and other not in seen:
                 waiting.append(other)
     assert sorted(set((ROOT / "docs").glob("*.md")) - seen) == []
-
-
-def command_lines() -> list[tuple[str, str]]:
-    """Of blocks without a language or of a shell: what stands in them of ours, a command a line."""
-    found = []
-    for block in of("", "bash", "sh", "shell", "console"):
-        for line in block.text.replace("\\\n", " ").splitlines():
-            line = line.strip().removeprefix("$ ")
-            while re.match(r"^[A-Z_]+=\S+ ", line):
-                line = line.partition(" ")[2]
-            if line.startswith(STARTS):
-                found.append((block.place, line))
-    return found
 
 
 def test_there_are_commands_in_the_documentation() -> None:

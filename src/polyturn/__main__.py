@@ -1,5 +1,5 @@
 """`python -m polyturn` is `polyturn`."""
 
-from polyturn.cli.main import main
+from polyturn.cli.entry import main
 
 main()
