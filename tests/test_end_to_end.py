@@ -1,4 +1,4 @@
-"""The whole loop on real parts, as a user runs it: train, stop, kill, resume, evaluate."""
+"""The whole loop on real parts, as a user runs it: train, stop, kill, resume."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from polyturn.agents.ledger import UNSAMPLED_VERSION
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.metrics.declared import undeclared
 from polyturn.configs.models import MODELS_DIRECTORY, resolve_model_path
-from polyturn.rollout.evaluation.directory import read_evaluation
 from polyturn.rollout.journal import read_journal
 from polyturn.rollout.store import TrajectoryStore
 from polyturn.trainer.sinks.json_lines import read_metrics
@@ -251,34 +250,6 @@ def test_the_final_policy_is_a_hugging_face_directory_with_new_weights(finished:
     before = load_file(resolve_model_path("builtin:tiny-searcher") / "model.safetensors")
     after = dict(model.named_parameters())
     assert any(not before[name].equal(after[name].detach()) for name in before)
-
-
-def test_evaluation_serves_the_final_policy_on_the_same_tasks(finished: Path, tmp_path: Path) -> None:
-    """Of a suite whose entries share one engine; the same tokens are counted as were sampled."""
-    process = run("eval", "run", "two-hop", "--model", str(finished), *SMALL, f"output_dir={tmp_path}")
-    assert process.returncode == 0, process.stdout + process.stderr
-    result = json.loads(process.stdout.strip().splitlines()[-1])
-    assert result["model"] == str(finished / "policy") and result["num_left"] == 0
-    assert [each["num_tasks"] for each in result["results"]] == [16, 16]
-    for each in result["results"]:
-        assert 0 <= each["low"] <= each["mean"] <= each["high"] <= 1
-    directory = Path(result["directory"])
-    assert directory.parent == tmp_path / "evaluations"
-    assert [path.name for path in directory.rglob("*engine*.log")] == ["engine_0.log"]
-    for entry in read_evaluation(directory).entries:
-        stored = {
-            episode.episode_id: episode
-            for episodes in episodes_by_step(directory / "entries" / entry.name).values()
-            for episode in episodes
-        }
-        for line in entry.episodes:
-            episode = stored[line.episode_id]
-            assert line.num_completion_tokens == episode.num_sampled_tokens > 0
-            assert line.num_prompt_tokens >= len(episode.segments[0]) - episode.num_sampled_tokens
-    before = (directory / "episodes.jsonl").read_bytes()
-    again = run("eval", "resume", str(directory))
-    assert again.returncode == 0, again.stdout + again.stderr
-    assert (directory / "episodes.jsonl").read_bytes() == before, "nothing was left to be played"
 
 
 def test_a_replay_without_engines_and_with_a_killed_rank_learns_the_same_weights(
