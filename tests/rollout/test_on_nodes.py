@@ -15,8 +15,10 @@ from polyturn.agents.sglang_policy import SGLangPolicy
 from polyturn.configs.errors import ConfigError, RunFailure
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.schema.run import RunConfig
+from polyturn.configs.schema.trainer import ParallelConfig
 from polyturn.configs.sizing.nodes import Node
 from polyturn.configs.sizing.placement import Seat, plan_placement
+from polyturn.rollout.engines.control import EngineControl
 from polyturn.rollout.engines.launch import Engines, ExternalLauncher
 from polyturn.rollout.engines.ray_launcher import RayEngine, RayLauncher
 from polyturn.rollout.engines.reservation import Reservation, SharedPath, free_nodes
@@ -26,6 +28,8 @@ from polyturn.trainer.ranks.rank import Rank
 from polyturn.trainer.ranks.trainer import Ranks
 from polyturn.trainer.run.cluster import alive_nodes, reserve, start_ray
 from tests.support.engines import weight_version
+from tests.support.megatron.publishing import publish
+from tests.support.megatron.ranks_pool import RankPool
 
 pytestmark = pytest.mark.stack
 
@@ -237,8 +241,8 @@ def test_an_engine_whose_node_has_gone_comes_on_one_that_lives(
         reservation.release()
 
 
-async def test_an_engine_on_two_nodes_gives_the_tokens_of_one(
-    cluster: str, engines: Engines, tiny_model: Path, tmp_path: Path
+async def test_an_engine_on_two_nodes_gives_the_tokens_of_one_and_takes_the_weights_of_two_ranks(
+    cluster: str, engines: Engines, tiny_model: Path, other_model: Path, tmp_path: Path
 ) -> None:
     import ray
 
@@ -270,11 +274,24 @@ async def test_an_engine_on_two_nodes_gives_the_tokens_of_one(
         with Engines(spec, RayLauncher(spec, reservation)) as running:
             [url] = running.engine_urls
             assert url.startswith(f"http://{FIRST}:")
-            assert await tokens(url) == await tokens(engines.engine_urls[0])
+            of_one = await tokens(engines.engine_urls[0])
+            assert await tokens(url) == of_one
             # Of others' engines nothing is started, and nothing is ended.
             with Engines(spec, ExternalLauncher(spec, [url + "/"])) as external:
                 assert external.engine_urls == [url]
             assert weight_version(url) == "0"
+            ranks = RankPool()
+            try:
+                for version, (path, layout) in enumerate(
+                    ((other_model, ParallelConfig(tensor=2)), (tiny_model, ParallelConfig(pipeline=2))), 1
+                ):
+                    report, _ = ranks.run(2, publish, path, layout, url, 2, version)
+                    with EngineControl(url) as control:
+                        assert control.weight_checksums() == dict(report.checksums)
+                        assert control.weight_version() == str(version)
+                    assert (await tokens(url) == of_one) == (path == tiny_model)
+            finally:
+                ranks.close()
             assert running.ended() == []
             # The second node answers nobody: that it has died is seen where its process is, and at no request.
             second = running._engines[0]._actors[1]
