@@ -36,6 +36,13 @@ def search(
     corpus: Annotated[
         Path | None, typer.Option(help="A JSONL file of passages in wiki-18's format; linked, not copied.")
     ] = None,
+    shard: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="In place of --index: an index's directory, or the URL of another search server; may be repeated. "
+            "All are searched as one, by score."
+        ),
+    ] = None,
     kind: Annotated[
         str, typer.Option(help=f"{', '.join(_KINDS)}; auto takes what the directory has.")
     ] = "auto",
@@ -63,16 +70,34 @@ def search(
 
     \b
     Example: polyturn serve search --corpus wiki-18.jsonl --index wiki-18-index
+    polyturn serve search --shard wiki-18-index-0 --shard http://10.0.0.2:8000
     """
     with reported(), _as_config_error():
+        if shard and (index or corpus or build_only):
+            raise ConfigError(
+                "command line: --shard takes what is built; build each with --index and --build-only"
+            )
         if build_only and index is None:
             raise ConfigError("command line: --build-only needs --index")
-        retriever = _engine(index, corpus, kind, model, factory, e5)
+        retriever = _shards(shard, kind) if shard else _engine(index, corpus, kind, model, factory, e5)
         if build_only:
             return
         further = None if pages is None else PageFile(pages)
         application = SearchApp(retriever, top_k=top_k, pages=further, num_threads=threads)
         run_server(application, host=host, port=port, on_start=lambda url: typer.echo(f"search at {url}"))
+
+
+def _shards(shards: list[str], kind: str) -> Retriever:
+    """All of them as one."""
+    from polyturn.tools.search.engine import ShardedRetriever, open_shard
+
+    _check_kind(kind)
+    return ShardedRetriever([open_shard(where, kind) for where in shards])  # type: ignore[arg-type]
+
+
+def _check_kind(kind: str) -> None:
+    if kind not in _KINDS:
+        raise ConfigError(f"command line: --kind is one of {', '.join(_KINDS)}, not '{kind}'")
 
 
 def _engine(
@@ -82,8 +107,7 @@ def _engine(
     from polyturn.tools.search.bm25 import BM25Index
     from polyturn.tools.search.engine import open_engine
 
-    if kind not in _KINDS:
-        raise ConfigError(f"command line: --kind is one of {', '.join(_KINDS)}, not '{kind}'")
+    _check_kind(kind)
     if index is None:
         if corpus is None:
             from polyturn.envs.two_hop.env import build_index
