@@ -28,7 +28,6 @@ SHORT = (
     "trainer.num_steps=2",
     "evaluation.before=false",
     "evaluation.after=false",
-    "checkpoint.every_steps=0",
 )
 MOST_PROMPTS = 4
 
