@@ -89,3 +89,43 @@ def test_names_of_recipes_are_one_each_whatever_their_folder() -> None:
     names = [path.stem for path in (CONFIGS_DIRECTORY / "recipes").rglob("*.yaml")]
     assert sorted(names) == shipped_names("recipe")
     assert load_config("qwen3_4b_async").name == load_config("qwen3_4b_async.yaml").name == "qwen3_4b_async"
+
+
+# Prompts, samples, updates, steps, learning rate; GPUs of the trainer, of all engines, of one; tokens of a turn, turns:
+# of the published runs that the READMEs name.
+PUBLISHED = {
+    "search_r1_3b_instruct": (512, 5, 2, 330, 1e-6, 8, 8, 2, 500, 3),
+    "search_r1_7b": (512, 5, 2, 1005, 1e-6, 8, 8, 1, 500, 5),
+    "retool": (512, 16, 8, 150, 1e-6, 16, 16, 4, 16384, 8),
+    "gsm8k": (1024, 5, 4, 140, 1e-6, 4, 4, 1, 1024, 1),
+    "asynchronous": (256, 5, 1, 560, 1e-6, 2, 2, 1, 1024, 1),
+    "customer_service": (32, 8, 1, 500, 1e-6, 8, 8, 1, 1024, 24),
+    "multi_agent": (32, 8, 1, 3000, 1e-6, 8, 8, 8, 8192, 11),
+    "distillation": (16, 4, 1, 300, 1e-6, 2, 2, 1, 16384, 1),
+    "lora": (64, 5, 1, 1740, 3e-6, 2, 2, 1, 1024, 1),
+    "glm_4_5_355b": (128, 8, 4, 3000, 1e-6, 64, 64, 32, 32768, 1),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_a_recipe_of_a_published_run(name: str) -> None:
+    config = load_config(name)
+    rollout, trainer, environment = config.rollout, config.trainer, config.environment
+    placement = plan_placement(config, planned_nodes(config))
+    engines = placement.engines["engines"]
+    gpus = [sum(len(seat.gpus) for seat in engine.seats) for engine in engines]
+    assert len(set(gpus)) == 1
+    assert (
+        rollout.prompts_per_step,
+        rollout.samples_per_prompt,
+        trainer.updates_per_step,
+        trainer.num_steps,
+        trainer.optimizer.learning_rate,
+        trainer.parallel.world_size,
+        sum(gpus),
+        gpus[0],
+        environment.max_tokens_per_turn,
+        environment.max_turns,
+    ) == PUBLISHED[name]
+    seats = {(seat.node, gpu) for engine in engines for seat in engine.seats for gpu in seat.gpus}
+    assert len(seats) == sum(gpus), "no two engines share a GPU"
