@@ -13,9 +13,9 @@ from polyturn.tools.search.bm25 import BM25Index
 from polyturn.tools.search.client import ClientOptions, SearchClient
 from polyturn.tools.search.corpus import Passage, write_passages
 from polyturn.tools.search.dense import DenseIndex
-from polyturn.tools.search.engine import ShardedRetriever
 from polyturn.tools.search.retrieval import SearchUnavailable
 from polyturn.tools.search.server import SearchApp, served
+from polyturn.tools.search.shards import ShardedRetriever
 
 PASSAGES = [
     Passage(

@@ -89,7 +89,7 @@ def search(
 
 def _shards(shards: list[str], kind: str) -> Retriever:
     """All of them as one."""
-    from polyturn.tools.search.engine import ShardedRetriever, open_shard
+    from polyturn.tools.search.shards import ShardedRetriever, open_shard
 
     _check_kind(kind)
     return ShardedRetriever([open_shard(where, kind) for where in shards])  # type: ignore[arg-type]
