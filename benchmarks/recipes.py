@@ -33,8 +33,13 @@ MOST_PROMPTS = 4
 
 
 def twins() -> list[str]:
-    """The recipes that train on a CPU; those for evaluations alone have GPUs."""
-    return [name for name in shipped_names("recipe") if load_config(name).engines.device == "cpu"]
+    """The recipes that train on a CPU, and whose model ships; those for evaluations alone have GPUs."""
+    configs = {name: load_config(name) for name in shipped_names("recipe")}
+    return [
+        name
+        for name, config in configs.items()
+        if config.engines.device == "cpu" and config.model.path.startswith("builtin:")
+    ]
 
 
 def smaller(config: RunConfig) -> list[str]:
