@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from polyturn.configs.loading.loader import load_config
 from polyturn.configs.models import resolve_model_path
@@ -32,6 +33,9 @@ from polyturn.rollout.engines.placement import free_port
 from polyturn.rollout.engines.server import EngineSpec, SGLangServer
 from polyturn.trainer.weight_sync import SyncReport
 from polyturn.trainer.weight_sync.broadcast import BroadcastPublisher
+
+if TYPE_CHECKING:
+    from polyturn.trainer.megatron.policy import MegatronPolicy
 
 LAYOUTS: Mapping[str, Mapping[str, int]] = {
     "TP2": {"tensor": 2},
@@ -83,10 +87,16 @@ def publish(
         update={"trainer": config.trainer.model_copy(update={"parallel": parallel, "device": "cpu"})}
     )
     place = Place(rank=rank, world_size=parallel.world_size, address="127.0.0.1", port=port)
-    policy = MegatronPolicy(config, place)
+    return send(MegatronPolicy(config, place), path, url, tensor_parallel=tensor_parallel, version=version)
+
+
+def send(
+    policy: MegatronPolicy, path: Path, url: str, *, tensor_parallel: int, version: int
+) -> SyncReport | None:
+    """Take part in a sync to an engine, and close the policy; what rank 0 reports."""
     tensors = policy.named_hf_tensors()
     try:
-        if rank:
+        if policy.rank:
             for _ in tensors:
                 pass
             return None
@@ -95,7 +105,7 @@ def publish(
             tensor_parallel=tensor_parallel,
             address="127.0.0.1",
             backend="gloo",
-            bucket_bytes=1 << 20,
+            bucket_bytes=1 << 16,
             timeout_s=120,
             hung_after_s=120,
             new_checksums=partial(

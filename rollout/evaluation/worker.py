@@ -16,6 +16,7 @@ from polyturn.agents.episode import Episode
 from polyturn.agents.policy import Policy
 from polyturn.configs.schema.engines import EnginesConfig
 from polyturn.configs.schema.run import RunConfig
+from polyturn.configs.schema.weight_sync import BroadcastSync
 from polyturn.rollout.evaluation.held_out import EvaluationResult, Tell, evaluate
 from polyturn.rollout.factory import build_player, evaluation_sampling, open_engines
 from polyturn.rollout.player import RolloutError
@@ -79,6 +80,15 @@ async def play_suite(
     return result
 
 
+def on_own_engines(config: RunConfig) -> RunConfig:
+    """The config of a run whose engines are those of `evaluation.engines`: they serve whole weights, whatever the run's
+    own are sent."""
+    assert config.evaluation.engines is not None, "evaluations have engines of their own"
+    servers = config.evaluation.engines.model_dump()
+    own = EnginesConfig(**servers, request_timeout_s=config.engines.request_timeout_s)
+    return config.model_copy(update={"engines": own, "weight_sync": BroadcastSync()})
+
+
 class EvaluationWorker:
     """Plays evaluations through engines that play nothing else, in a thread of its own; a context manager.
 
@@ -87,10 +97,7 @@ class EvaluationWorker:
 
     def __init__(self, config: RunConfig, *, model_path: Path, urls: Sequence[str]) -> None:
         """`urls` are those of the engines of `evaluation.engines`."""
-        assert config.evaluation.engines is not None, "evaluations have engines of their own"
-        servers = config.evaluation.engines.model_dump()
-        own = EnginesConfig(**servers, request_timeout_s=config.engines.request_timeout_s)
-        self._config = config.model_copy(update={"engines": own})
+        self._config = on_own_engines(config)
         self._model_path = model_path
         self._urls = list(urls)
         self._is_asked_to_stop = False

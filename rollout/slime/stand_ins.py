@@ -23,7 +23,10 @@ import numpy as np
 from polyturn.agents.agent_play import AgentEpisode
 from polyturn.agents.chat import load_tokenizer
 from polyturn.agents.sessions.requests import RequestRefused
+from polyturn.configs.slime.hooks import RULES
 from polyturn.envs.messages import AssistantMessage, EpisodeView, Task, as_score
+from polyturn.envs.plugins import load_object
+from polyturn.envs.rewards.math.extract import extract
 from polyturn.envs.rewards.rules import make_rule
 from polyturn.rollout.slime.samples import ENGINE_HOST, Sample
 
@@ -148,7 +151,7 @@ def get_model_url(args: Any, model_name: str, endpoint: str = "/generate") -> st
 def load_function(path: str) -> Any:
     """The function of a dotted path."""
     module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
+    return load_object(f"{module}:{name}")
 
 
 class SingletonMeta(type):
@@ -197,15 +200,7 @@ def compute_score(
 
 
 def _boxed(text: str) -> str | None:
-    start = text.rfind("\\boxed{")
-    if start < 0:
-        return None
-    depth = 0
-    for end in range(start + len("\\boxed"), len(text)):
-        depth += {"{": 1, "}": -1}.get(text[end], 0)
-        if not depth:
-            return text[start + len("\\boxed{") : end]
-    return None
+    return extract(text, box_only=True)
 
 
 async def async_rm(args: Any, sample: Any, **kwargs: Any) -> Any:
@@ -216,10 +211,9 @@ async def async_rm(args: Any, sample: Any, **kwargs: Any) -> Any:
     kind = (sample.metadata or {}).get("rm_type") or args.rm_type or ""
     if kind == "dapo":
         return compute_score(sample.response, sample.label)
-    rules = {"deepscaler": "math", "math": "math", "f1": "f1", "gpqa": "multiple_choice"}
-    if kind not in rules:
+    if kind not in RULES:
         raise NotImplementedError(f"there is no rule {kind!r} here")
-    return grade(rules[kind], sample.response, sample.label)
+    return grade(RULES[kind], sample.response, sample.label)
 
 
 async def batched_async_rm(args: Any, samples: Sequence[Any], **kwargs: Any) -> list[Any]:

@@ -13,11 +13,14 @@ from pydantic import ValidationError
 
 from polyturn.configs.errors import ConfigError
 from polyturn.configs.loading.loader import load_config
+from polyturn.configs.models import resolve_model_path
 from polyturn.configs.schema.run import RunConfig
 from polyturn.rollout.evaluation.held_out import EvaluationResult
+from polyturn.rollout.evaluation.worker import on_own_engines
 from polyturn.rollout.player import RolloutError
 from polyturn.rollout.suites import Suite, suites_of
 from polyturn.trainer.run.evaluations import Evaluations, check_evaluations
+from polyturn.trainer.run.served_checks import check_served_models
 
 RESULT = EvaluationResult(
     mean=0.5,
@@ -264,3 +267,23 @@ def test_what_is_due_while_engines_of_their_own_are_busy_is_skipped(tmp_path: Pa
     for step in range(1, 7):
         beside.skip(step)
     assert beside.figures == {"heldout/skipped": 3.0, "heldout/math/skipped": 2.0}
+
+
+def test_engines_of_their_own_are_asked_for_whole_weights_though_the_runs_get_adapters() -> None:
+    overrides = ["trainer.lora={}", "weight_sync={kind: adapter}", "evaluation.engines={num_engines: 2}"]
+    config = load_config("quickstart", overrides)
+    played = on_own_engines(config)
+    assert config.serves_adapters and not played.serves_adapters
+    assert played.engines.num_engines == 2
+    assert played.engines.request_timeout_s == config.engines.request_timeout_s
+
+
+def test_a_model_that_is_stored_quantised_cannot_be_evaluated_on_engines_of_their_own(tmp_path: Path) -> None:
+    stored = orjson.loads((resolve_model_path("builtin:tiny-searcher") / "config.json").read_bytes())
+    for path in resolve_model_path("builtin:tiny-searcher").iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_bytes(orjson.dumps({**stored, "quantization_config": {"bits": 8}}))
+    config = load_config("quickstart", [f"model.path={tmp_path}", "evaluation.engines={device: cuda}"])
+    with pytest.raises(ConfigError, match=r"evaluation\.engines: they are started from .* quantised"):
+        check_served_models(config)

@@ -9,7 +9,7 @@ from polyturn.configs.errors import ConfigError, as_config_error, did_you_mean
 from polyturn.configs.loading import upstream
 from polyturn.configs.models import read_json, resolve_model_path
 from polyturn.configs.schema.engines import ServedModel, TeacherConfig
-from polyturn.configs.schema.run import RunConfig
+from polyturn.configs.schema.run import EVALUATION_ENGINES, RunConfig
 from polyturn.configs.sizing.memory import check_engine_layout
 from polyturn.configs.sizing.model_shape import ModelShape
 from polyturn.rollout.engines.groups import judge_rewards, section_of
@@ -48,6 +48,13 @@ def check_served_models(config: RunConfig, *, trains: bool = True, is_sketch: bo
         assert model.path is not None
         directory = resolve_model_path(model.path, key=f"{section}.path", needs_weights=not is_sketch)
         check_precision(directory, model.engines.device, f"{section}.path")
+        if model.name == EVALUATION_ENGINES and read_json(directory / "config.json").get(
+            "quantization_config"
+        ):
+            raise ConfigError(
+                f"evaluation.engines: they are started from {directory}, which is quantised, and cannot take the "
+                "trainer's weights, which are not; leave it out, or take a copy that is not quantised"
+            )
         check_engine_layout(
             model.engines, ModelShape.read(directory), section=f"{section}.engines", sglang=model.sglang
         )

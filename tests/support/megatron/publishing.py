@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from functools import partial
 from pathlib import Path
 
+from benchmarks.weight_layouts import send
 from polyturn.configs.schema.trainer import ParallelConfig
-from polyturn.rollout.engines.checksums import EngineChecksums, EngineLayout
 from polyturn.trainer.weight_sync import SyncReport
-from polyturn.trainer.weight_sync.broadcast import BroadcastPublisher
 from tests.support.megatron.ranks_pool import RankContext
 
 
@@ -20,28 +17,4 @@ def publish(
     from tests.support.megatron.policies import make_policy
 
     policy = make_policy(path, parallel=layout, place=context.place)
-    tensors = policy.named_hf_tensors()
-    try:
-        if context.rank:
-            for _ in tensors:
-                pass
-            return None
-        hf_config = json.loads((path / "config.json").read_text())
-        publisher = BroadcastPublisher(
-            tensor_parallel=tensor_parallel,
-            address="127.0.0.1",
-            backend="gloo",
-            bucket_bytes=1 << 16,
-            timeout_s=60,
-            hung_after_s=60,
-            new_checksums=partial(
-                EngineChecksums, EngineLayout.of_config(hf_config), tensor_parallel=tensor_parallel
-            ),
-        )
-        publisher.set_engines([url])
-        publisher.prepare(tensors, version=version)
-        report = publisher.activate()
-        publisher.close()
-        return report
-    finally:
-        policy.close()
+    return send(policy, path, url, tensor_parallel=tensor_parallel, version=version)
